@@ -1,10 +1,7 @@
 """The contract between the runtime and a model client: request, response, and which recorded call is running.
 
-Messages do not depend on the provider. Their shape follows OpenAI's chat completions:
-`{"role": "system" | "user", "content": str}`,
-`{"role": "assistant", "content": str, "tool_calls": [{"id", "name", "arguments": {...}}]}` (one message per
-turn, with all its calls) and `{"role": "tool", "tool_call_id", "name", "content": str[, "is_error": True]}`.
-Each provider's client converts them to its own wire format.
+Messages do not depend on the provider; `openagents_worker.llm.messages` defines them. Each provider's client
+converts them to its own wire format.
 """
 
 from __future__ import annotations
@@ -12,13 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from openagents_worker.jsontext import LARGEST_COUNT
+from openagents_worker.llm.messages import Block, Message, reasoning_text
 
 __all__ = [
     "CallInfo",
+    "FinishReason",
     "FixedMessage",
     "LLMClient",
     "LLMResponse",
@@ -33,7 +33,18 @@ __all__ = [
     "quiet_http_clients",
 ]
 
-Message = Mapping[str, Any]
+
+class FinishReason(StrEnum):
+    """Why a model ended its reply, in the words of no provider."""
+
+    STOP = "stop"
+    TOOL_CALLS = "tool_calls"
+    LENGTH = "length"
+    """The reply was cut: `max_tokens` or the model's context is used up."""
+    CONTENT_FILTER = "content_filter"
+    REFUSAL = "refusal"
+    ERROR = "error"
+    OTHER = "other"
 
 
 class FixedMessage(dict[str, Any]):
@@ -104,7 +115,7 @@ class LLMUsage:
 @dataclass(frozen=True, slots=True)
 class LLMToolCall:
     """A tool call in a model's reply. If its arguments cannot be parsed, `arguments` is {} and `parse_error`
-    says why."""
+    says why. `provider_fields`: see `openagents_worker.llm.messages`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -112,11 +123,18 @@ class LLMToolCall:
     raw_arguments: str | None = None
     parse_error: str | None = None
     type: str = "tool_call"
+    provider_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
-    """One complete reply of a model."""
+    """One complete reply of a model.
+
+    `finish_reason` is one of `FinishReason`, or None if the client does not say why the reply ended;
+    `stop_reason` is the provider's own word for it. `output_text` is the text of the reply. `content` has
+    the reply as blocks if it is more than this text, for example reasoning with a signature. `request_id` is
+    the provider's id of the HTTP request.
+    """
 
     output_text: str = ""
     tool_calls: Sequence[LLMToolCall] = ()
@@ -126,10 +144,22 @@ class LLMResponse:
     model: str | None = None
     provider: str | None = None
     response_id: str | None = None
-    content: Sequence[Mapping[str, Any]] = ()
+    content: Sequence[Block] = ()
+    finish_reason: str | None = None
+    provider_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    request_id: str | None = None
+
+    @property
+    def reasoning_text(self) -> str:
+        """The reasoning that the model showed, as text; "" if it showed none."""
+        return reasoning_text(self.content, self.provider_fields)
 
     def to_wire(self) -> dict[str, Any]:
-        """The reply as plain JSON, as the journal stores it. Empty fields are left out."""
+        """The reply as plain JSON, as the journal stores it. Empty fields are left out.
+
+        The opaque fields of the calls stand in a list of their own, because earlier versions reject unknown
+        fields of a call.
+        """
         usage = self.usage
         wire: dict[str, Any] = {"output_text": self.output_text}
         if self.tool_calls:
@@ -149,6 +179,10 @@ class LLMResponse:
             "provider": self.provider,
             "response_id": self.response_id,
             "content": [dict(block) for block in self.content] or None,
+            "finish_reason": self.finish_reason,
+            "provider_fields": dict(self.provider_fields) or None,
+            "request_id": self.request_id,
+            "tool_call_fields": _call_fields_to_wire(self.tool_calls),
         }
         return wire | {key: value for key, value in optional.items() if value is not None}
 
@@ -157,7 +191,7 @@ class LLMResponse:
         usage = data.get("usage")
         return cls(
             output_text=data.get("output_text", ""),
-            tool_calls=tuple(LLMToolCall(**call) for call in data.get("tool_calls", ())),
+            tool_calls=_calls_from_wire(data),
             usage=None if usage is None else LLMUsage(**usage),
             stop_reason=data.get("stop_reason"),
             structured_output=data.get("structured_output"),
@@ -165,6 +199,9 @@ class LLMResponse:
             provider=data.get("provider"),
             response_id=data.get("response_id"),
             content=tuple(data.get("content", ())),
+            finish_reason=data.get("finish_reason"),
+            provider_fields=data.get("provider_fields", {}),
+            request_id=data.get("request_id"),
         )
 
 
@@ -173,6 +210,19 @@ def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
     if call.parse_error:
         wire |= {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
     return wire
+
+
+def _call_fields_to_wire(calls: Sequence[LLMToolCall]) -> list[dict[str, Any]] | None:
+    """The opaque fields of all calls, in their order; None if no call has any."""
+    fields = [dict(call.provider_fields) for call in calls]
+    return fields if any(fields) else None
+
+
+def _calls_from_wire(data: Mapping[str, Any]) -> tuple[LLMToolCall, ...]:
+    calls = [LLMToolCall(**call) for call in data.get("tool_calls", ())]
+    if not (fields := data.get("tool_call_fields")):
+        return tuple(calls)
+    return tuple(replace(call, provider_fields=own) for call, own in zip(calls, fields, strict=True))
 
 
 class _DropModelCallLogs(logging.Filter):

@@ -18,11 +18,22 @@ from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, ModelRequest, token_count
 from openagents_worker.llm.conversation import is_blank, repaired, tool_call
 from openagents_worker.llm.http import Endpoint, HttpModelClient
+from openagents_worker.llm.messages import (
+    BLOCK_TYPES,
+    Block,
+    content_blocks,
+    content_text,
+    data_url,
+    fields_of_format,
+)
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
 
 __all__ = ["OpenAICompatibleClient", "StreamedReply", "messages_to_wire", "reply_from_wire"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
+WIRE_FORMAT = "chat_completions"
+OTHER_PARTS = "The result follows in the next user message."
+"""The text of a tool message whose result has no text, only images or files."""
 
 _REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
 
@@ -93,26 +104,103 @@ class ChatCompletions:
 
 def messages_to_wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Convert neutral messages to OpenAI's format, repaired. OpenAI has no field for `is_error`: the text of
-    the message describes the error."""
-    return [_message_to_wire(message) for message in repaired(messages)]
+    the message describes the error. A tool message cannot have images, so they follow in a user message."""
+    wire: list[dict[str, Any]] = []
+    from_tools: list[dict[str, Any]] = []
+    for message in repaired(messages):
+        if message["role"] != "tool" and from_tools:
+            wire.append({"role": "user", "content": from_tools})
+            from_tools = []
+        wire.append(_message_to_wire(message))
+        if message["role"] == "tool":
+            from_tools += _parts_beside_text(message)
+    return [*wire, {"role": "user", "content": from_tools}] if from_tools else wire
 
 
 def _message_to_wire(message: Message) -> dict[str, Any]:
     role, content = message["role"], message.get("content")
     if role == "tool":
-        text = content if isinstance(content, str) else dumps(content)
+        text = _tool_text(content)
         return {"role": "tool", "tool_call_id": message.get("tool_call_id"), "content": text}
+    own = fields_of_format(message, WIRE_FORMAT)
+    content = _content_to_wire(content)
     if calls := message.get("tool_calls"):
         wire_calls = [_call_to_wire(call) for call in calls]
-        return {"role": role, "content": None if is_blank(content) else content, "tool_calls": wire_calls}
-    return {"role": role, "content": content}
+        return {
+            **own,
+            "role": role,
+            "content": None if is_blank(content) else content,
+            "tool_calls": wire_calls,
+        }
+    return {**own, "role": role, "content": content}
+
+
+def _content_to_wire(content: Any) -> Any:
+    """The content with its blocks as OpenAI's parts; a text unchanged. Reasoning is in opaque fields."""
+    if not isinstance(content, list | tuple):
+        return content
+    return [_part(block) for block in content_blocks(content) if block.get("type") != "reasoning"]
+
+
+def _part(block: Block) -> dict[str, Any]:
+    """OpenAI's part for a block. A block that is not neutral is sent unchanged."""
+    match block.get("type"):
+        case "text":
+            return {name: value for name, value in block.items() if name != "citations"}
+        case "refusal" if "text" in block:
+            return {"type": "refusal", "refusal": block["text"]}
+        case "image":
+            image = {"url": block.get("url") or data_url(block), "detail": block.get("detail")}
+            return {"type": "image_url", "image_url": _without_none(image)}
+        case "file" if "file" not in block:
+            data = block.get("url") or (data_url(block) if block.get("data") else None)
+            file = {"file_id": block.get("file_id"), "file_data": data, "filename": block.get("name")}
+            return {"type": "file", "file": _without_none(file)}
+        case _:
+            return dict(block)
+
+
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tool_text(content: Any) -> str:
+    """The text of a tool's result. Content that is not neutral blocks is sent as its JSON."""
+    if isinstance(content, str):
+        return content
+    if not _are_neutral(content):
+        return dumps(content)
+    return content_text(content) or OTHER_PARTS
+
+
+def _parts_beside_text(message: Message) -> list[dict[str, Any]]:
+    """The images and files of a tool's result, after a line that names their call."""
+    content = message.get("content")
+    if not _are_neutral(content):
+        return []
+    parts = [
+        _part(block)
+        for block in content_blocks(content)
+        if block["type"] not in ("text", "refusal", "reasoning")
+    ]
+    title = f"Result of the tool call {message.get('tool_call_id')}:"
+    return [{"type": "text", "text": title}, *parts] if parts else []
+
+
+def _are_neutral(content: Any) -> bool:
+    return (
+        isinstance(content, list | tuple)
+        and bool(content)
+        and all(isinstance(block, Mapping) and block.get("type") in BLOCK_TYPES for block in content)
+    )
 
 
 def _call_to_wire(call: Mapping[str, Any]) -> dict[str, Any]:
     if "function" in call:  # already in OpenAI's format: the pattern was written for this provider
         return dict(call)
     function = {"name": call["name"], "arguments": dumps(call.get("arguments") or {})}
-    return {"id": call.get("id"), "type": "function", "function": function}
+    own = fields_of_format(call, WIRE_FORMAT)
+    return {**own, "id": call.get("id"), "type": "function", "function": function}
 
 
 # --- replies ---------------------------------------------------------------------------------------------

@@ -28,7 +28,13 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import UniqueCallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.conversation import (
+    UniqueCallIds,
+    assistant_message,
+    tool_name,
+    usable_calls,
+    user_text,
+)
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
@@ -164,7 +170,7 @@ class Conversation:
         self._context.tool_results.extend(
             {"tool_id": each.call.name, "result": each.result} for each in succeeded
         )
-        self._messages += [_assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
+        self._messages += [assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
         return outcomes
 
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
@@ -274,13 +280,6 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
             if isinstance(end, BaseException) and not isinstance(end, Exception | asyncio.CancelledError):
                 raise end from None
         raise
-
-
-def _assistant_message(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
-    tool_calls = [
-        {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)} for call in calls
-    ]
-    return FixedMessage(role="assistant", content=response.output_text, tool_calls=tool_calls)
 
 
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
