@@ -86,7 +86,7 @@ def _url_problems(options: LLMOptions) -> Iterator[ConfigProblem]:
     base = (options.api_base or "").rstrip("/")
     responses = "openai_compatible uses the chat completions API, not the responses API"
     if options.openai_api_style == "responses":
-        yield ConfigProblem(("openai_api_style",), responses, 'set it to "chat_completions"')
+        yield ConfigProblem(("openai_api_style",), responses, 'use the provider "openai_responses"')
     if not base:
         yield ConfigProblem(("api_base",), "missing", _EXAMPLE)
     elif not _is_http_url(base):
