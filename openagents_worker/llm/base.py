@@ -18,6 +18,8 @@ from openagents_worker.llm.messages import Block, Message, reasoning_text
 
 __all__ = [
     "CallInfo",
+    "Delta",
+    "DeltaKind",
     "FinishReason",
     "FixedMessage",
     "LLMClient",
@@ -28,6 +30,7 @@ __all__ = [
     "ModelClient",
     "ModelRequest",
     "OnDelta",
+    "OnPiece",
     "token_count",
     "current_call",
     "quiet_http_clients",
@@ -51,8 +54,30 @@ class FixedMessage(dict[str, Any]):
     """A message that never changes after it was sent to a model, so its hash is computed only once."""
 
 
+class DeltaKind(StrEnum):
+    """What a piece of a streamed reply belongs to."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    ARGUMENTS = "arguments"
+    """The arguments of a tool call, as JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed reply. `tool_call` is the number of its tool call in the reply, from 0, and
+    `tool_name` the name of that call, as far as it is known."""
+
+    kind: DeltaKind
+    text: str
+    tool_call: int = 0
+    tool_name: str = ""
+
+
 OnDelta = Callable[[str], Awaitable[None]]
 """Receives each piece of text as it arrives. It is awaited, so a slow reader slows down the stream."""
+OnPiece = Callable[[Delta], Awaitable[None]]
+"""Receives each piece of reasoning and of tool arguments as it arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +92,10 @@ class CallInfo:
     the same on every attempt. Concurrent branches count separately."""
     failed_tries: int = 0
     """How often this call has already failed with a retryable error, on any worker."""
+    requests: int = 0
+    """How many requests earlier attempts of the run sent for this call."""
+    may_suspend: bool = False
+    """Whether the run is suspended if the call fails with a retryable error."""
     kind: str = ""
     """`model`, `tool` and so on. `kind` and `name` describe the call to a person."""
     name: str = ""
@@ -249,7 +278,8 @@ def quiet_http_clients() -> None:
 class ModelRequest:
     """One request to a model. A field that is None takes the agent's `llm` option or the provider's default.
 
-    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it.
+    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it. `on_piece` gets
+    the pieces of a streamed reply that are not text.
     """
 
     messages: Sequence[Message]
@@ -260,9 +290,15 @@ class ModelRequest:
     tool_choice: Mapping[str, Any] | str | None = None
     response_format: Mapping[str, Any] | None = None
     on_delta: OnDelta | None = field(default=None, repr=False, compare=False)
+    on_piece: OnPiece | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether somebody listens to the pieces of the reply."""
+        return self.on_delta is not None or self.on_piece is not None
 
     def content(self) -> dict[str, Any]:
-        """All fields except `on_delta`, under the parameter names of `LLMClient.generate`."""
+        """All fields except the listeners, under the parameter names of `LLMClient.generate`."""
         return {name: getattr(self, name) for name in _CONTENT}
 
     def arguments(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Messages are plain JSON, because journals and transcripts store them.
 | role | fields |
 |---|---|
 | `system`, `developer`, `user` | `content` |
-| `assistant` | `content`; `tool_calls`: `[{"id", "name", "arguments": {}}]`, all of the turn; `provider_fields` |
+| `assistant` | `content`; `tool_calls`: `[{"id", "name", "arguments": {}}]`; `provider_fields` |
 | `tool` | `tool_call_id`, `name`, `content`; `is_error` if the call failed |
 
 `content` is a text, or a list of blocks:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.errors import LLMResponseError
-from openagents_worker.http_replies import ReplyTooLarge
-from openagents_worker.jsontext import dumps, replaced, whole_text
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, ModelRequest, token_count
-from openagents_worker.llm.conversation import is_blank, repaired, tool_call
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import LLMResponse, Message, ModelRequest
+from openagents_worker.llm.conversation import is_blank, repaired
 from openagents_worker.llm.http import Endpoint, HttpModelClient
 from openagents_worker.llm.messages import (
     BLOCK_TYPES,
@@ -26,12 +23,13 @@ from openagents_worker.llm.messages import (
     data_url,
     fields_of_format,
 )
+from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wire
+from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
 
-__all__ = ["OpenAICompatibleClient", "StreamedReply", "messages_to_wire", "reply_from_wire"]
+__all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
-WIRE_FORMAT = "chat_completions"
 OTHER_PARTS = "The result follows in the next user message."
 """The text of a tool message whose result has no text, only images or files."""
 
@@ -67,7 +65,7 @@ class ChatCompletions:
 
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
         """The body of the request, for this model."""
-        tools, streaming = request.tools, request.on_delta is not None
+        tools, streaming = request.tools, request.is_streamed
         tool_fields = {"tools": tools, "tool_choice": request.tool_choice}
         body = {
             "model": model,
@@ -89,6 +87,10 @@ class ChatCompletions:
         if is_reasoning:
             return {"max_completion_tokens": max_tokens}  # reasoning models reject the two older parameters
         return {"temperature": temperature, "max_tokens": max_tokens}
+
+    def is_reply(self, body: Mapping[str, Any]) -> bool:
+        """Whether a body has choices. Without them, it is an error or something else."""
+        return bool(body.get("choices"))
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMResponseError` if it is not a chat completion."""
@@ -201,170 +203,3 @@ def _call_to_wire(call: Mapping[str, Any]) -> dict[str, Any]:
     function = {"name": call["name"], "arguments": dumps(call.get("arguments") or {})}
     own = fields_of_format(call, WIRE_FORMAT)
     return {**own, "id": call.get("id"), "type": "function", "function": function}
-
-
-# --- replies ---------------------------------------------------------------------------------------------
-
-
-def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
-    """Parse a reply that was not streamed. Raises `LLMResponseError` if it is not a chat completion."""
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        text = _text(message.get("content")) or _text(message.get("refusal"))
-        calls = [
-            _call_from_wire(call, f"{_id_or_name(body.get('id')) or 'call'}_{index}")
-            for index, call in enumerate(message.get("tool_calls") or ())
-        ]
-        reply = LLMResponse(
-            output_text=text,
-            tool_calls=tuple(calls),
-            usage=_usage(body.get("usage")),
-            stop_reason=_id_or_name(choice.get("finish_reason")),
-            model=_id_or_name(body.get("model")),
-            provider=provider,
-            response_id=_id_or_name(body.get("id")),
-        )
-    except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
-        raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
-    if reply.stop_reason == "content_filter" and not text and not calls:
-        raise LLMResponseError(f"{provider}: the provider's filter blocked the reply (content_filter)")
-    return reply
-
-
-def _call_from_wire(call: Any, default_id: str) -> LLMToolCall:
-    """A tool call; it gets `default_id` if it has no id. A value that is not a call has the name ""."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        return LLMToolCall("", {}, default_id, parse_error="the call has no function")
-    call_id = call.get("id")
-    usable = isinstance(call_id, str) and not is_blank(call_id)
-    return tool_call(
-        whole_text(call_id) if usable else default_id, function.get("name"), function.get("arguments")
-    )
-
-
-def _id_or_name(value: Any) -> str | None:
-    """An id or a name as text. Some servers send a number. None: the value is neither text nor a number."""
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return whole_text(value) if isinstance(value, str) else str(replaced(value)) if is_number else None
-
-
-def _text(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return whole_text(content)
-    return "".join(_text(part.get("text")) for part in content)  # a list of parts
-
-
-def _usage(usage: Mapping[str, Any] | None) -> LLMUsage | None:
-    if not usage:
-        return None
-    input_tokens = token_count(usage.get("prompt_tokens"))
-    output_tokens = token_count(usage.get("completion_tokens"))
-    cached = token_count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
-    total = token_count(usage.get("total_tokens")) or input_tokens + output_tokens
-    return LLMUsage(input_tokens, output_tokens, total, {"cached_tokens": cached} if cached else {})
-
-
-# Sizes that count beside the text, so that many tiny pieces or calls reach the limit too.
-CHARS_PER_PIECE = 16
-CHARS_PER_CALL = 200
-
-
-@dataclass(slots=True)
-class _StreamedCall:
-    """A tool call, as received so far."""
-
-    id: Any = None
-    name: Any = None
-    arguments: list[str] = field(default_factory=list)
-
-
-class StreamedReply:
-    """Assembles the chunks of a streamed reply into the body of a reply that is not streamed."""
-
-    def __init__(self, *, max_chars: int | None = None) -> None:
-        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
-        self._head: dict[str, Any] = {}
-        self._pieces: list[str] = []
-        self._calls: dict[Any, _StreamedCall] = {}
-        self._finish_reason: str | None = None
-        self._usage: Mapping[str, Any] | None = None
-        self._max_chars, self._chars = max_chars, 0
-
-    @property
-    def begun(self) -> bool:
-        """Whether any text or tool call has arrived."""
-        return bool(self._pieces or self._calls)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the finish reason has arrived. A stream that ends before it is incomplete."""
-        return self._finish_reason is not None
-
-    def add(self, chunk: Mapping[str, Any]) -> str:
-        """Add one chunk and return its text.
-
-        Raises `LLMResponseError` if it is not a valid chunk, and `ReplyTooLarge`.
-        """
-        try:
-            self._head |= {name: chunk[name] for name in ("id", "model") if chunk.get(name)}
-            self._usage = chunk.get("usage") or self._usage
-            choice = next(iter(chunk.get("choices") or ()), None)  # the last chunk has usage and no choice
-            return "" if choice is None else self._add_choice(choice)
-        except ReplyTooLarge:
-            raise
-        except Exception as error:
-            raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})"[:500]) from error
-
-    def _add_choice(self, choice: Mapping[str, Any]) -> str:
-        delta = choice.get("delta") or {}
-        for fragment in delta.get("tool_calls") or ():
-            self._add_fragment(fragment)
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        piece = _text(delta.get("content")) or _text(delta.get("refusal"))
-        if piece:
-            self._pieces.append(piece)
-            self._add_size(len(piece))
-        return piece
-
-    def _add_fragment(self, fragment: Mapping[str, Any]) -> None:
-        function = fragment.get("function") or {}
-        slot = self._slot(fragment)
-        call = self._calls.get(slot)
-        if call is None:
-            call = self._calls[slot] = _StreamedCall()
-            self._add_size(CHARS_PER_CALL)
-        call.id = call.id or fragment.get("id")
-        call.name = call.name or function.get("name")
-        arguments = function.get("arguments") or ""
-        text = arguments if isinstance(arguments, str) else dumps(replaced(arguments))
-        if text:
-            call.arguments.append(text)
-            self._add_size(len(text))
-
-    def _add_size(self, chars: int) -> None:
-        self._chars += chars + CHARS_PER_PIECE
-        if self._max_chars is not None and self._chars > self._max_chars:
-            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
-
-    def _slot(self, fragment: Mapping[str, Any]) -> Any:
-        """The call that a fragment belongs to. Some servers send no index; there, a new id starts a call."""
-        if fragment.get("index") is not None:
-            return fragment["index"]
-        last = next(reversed(self._calls), 0)
-        known = self._calls.get(last)
-        is_new = known is not None and fragment.get("id") and fragment["id"] != known.id
-        return f"call {len(self._calls)}" if is_new else last
-
-    def body(self) -> dict[str, Any]:
-        """The reply so far, in the shape of a reply that is not streamed."""
-        calls = [
-            {"id": call.id, "function": {"name": call.name, "arguments": "".join(call.arguments)}}
-            for call in self._calls.values()
-        ]
-        message = {"role": "assistant", "content": "".join(self._pieces), "tool_calls": calls}
-        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
-        return {**self._head, "choices": [choice], "usage": self._usage}

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from openagents_worker.agents import LLMOptions, LLMPricing
 from openagents_worker.errors import (
+    LLMAuthError,
     LLMConnectionError,
+    LLMContextTooLong,
     LLMError,
     LLMRateLimitError,
     LLMResponseError,
@@ -340,7 +342,13 @@ async def _failure(client: OpenAICompatibleClient, on_delta: OnDelta | None = No
         ({"error": "hang"}, LLMConnectionError, 3),
         ({"error": "response"}, LLMResponseError, 1),
         ({"error": "response", "status": 404}, LLMResponseError, 1),
-        ({"error": "response", "status": 409}, LLMResponseError, 1),
+        ({"error": "response", "status": 409}, LLMConnectionError, 3),
+        ({"error": "response", "status": 425}, LLMConnectionError, 3),
+        ({"error": "server_error", "status": 529}, LLMConnectionError, 3),
+        ({"error": "response", "status": 401}, LLMAuthError, 1),
+        ({"error": "response", "status": 403}, LLMAuthError, 1),
+        ({"error": "response", "status": 413}, LLMContextTooLong, 1),
+        ({"error": "response", "status": 422}, LLMResponseError, 1),
         ({"error": "bad_json"}, LLMResponseError, 1),
     ],
 )
@@ -401,7 +409,7 @@ async def test_a_stream_that_ends_before_its_first_text_is_retried() -> None:
         ({"message": "slow down", "code": 429}, LLMRateLimitError),
         ({"message": "overloaded", "type": "server_error"}, LLMConnectionError),
         ("engine died", LLMConnectionError),
-        ({"message": "too long", "code": "context_length_exceeded"}, LLMResponseError),
+        ({"message": "too long", "code": "context_length_exceeded"}, LLMContextTooLong),
         ({"message": "bad", "type": "invalid_request_error"}, LLMResponseError),
     ],
 )
