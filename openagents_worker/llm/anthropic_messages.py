@@ -56,7 +56,7 @@ class AnthropicExtras(ProviderOptions):
         default="2023-06-01",
         description="The version of the API. 2026-10-21 has no temperature, top_p and top_k.",
     )
-    betas: list[str] = Field(default_factory=list, description="Values of the header anthropic-beta.")
+    betas: list[str] = Field(default=[], description="Values of the header anthropic-beta.")
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="How much the model thinks and writes. null: the provider's default."
     )
@@ -169,7 +169,8 @@ def _thinks(thinking: Mapping[str, Any] | None) -> bool:
 class AnthropicMessages:
     """The codec of the Messages API; see `openagents_worker.llm.http.Codec`."""
 
-    end_of_stream = "[DONE]"  # sent by some gateways only; the API itself ends the body
+    end_of_stream = "[DONE]"
+    """Sent by some gateways only; the API itself ends the body."""
 
     def __init__(self, options: LLMOptions, extras: AnthropicExtras) -> None:
         self._options = options
@@ -210,7 +211,7 @@ class AnthropicMessages:
             "service_tier": extras.service_tier,
             "speed": extras.speed,
             "metadata": extras.metadata,
-            "stream": True if request.on_delta is not None else None,
+            "stream": True if request.is_streamed else None,
         }
         return {name: value for name, value in body.items() if value is not None}
 
@@ -260,6 +261,10 @@ class AnthropicMessages:
         return [*tools, tool], {"type": "any", **parallel}
 
     # --- replies -----------------------------------------------------------------------------------------
+
+    def is_reply(self, body: Mapping[str, Any]) -> bool:
+        """Whether a body has the shape of a message."""
+        return body.get("type") == "message" or isinstance(body.get("content"), list)
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMResponseError` if it is not a message."""

@@ -9,10 +9,12 @@ from openagents_worker.errors import LLMResponseError
 from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.anthropic_requests import CALLS_AT, WIRE_FORMAT
-from openagents_worker.llm.base import FinishReason, LLMResponse, LLMToolCall, LLMUsage, token_count
+from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
+from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.conversation import tool_call
 from openagents_worker.llm.messages import content_text
 from openagents_worker.llm.structured import OUTPUT_TOOL
+from openagents_worker.llm.usage import usage_from_wire
 
 __all__ = ["StreamedMessage", "message_from_wire"]
 
@@ -66,7 +68,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=content_text(blocks),
         tool_calls=tuple(calls),
-        usage=_usage(body.get("usage")),
+        usage=usage_from_wire(body.get("usage"), cache_is_apart=True),
         stop_reason=stop_reason,
         structured_output=structured if not calls else None,
         model=_word(body.get("model")),
@@ -141,25 +143,6 @@ def _is_worth_keeping(value: Any) -> bool:
     return value is not None and value != {"type": "direct"}  # called by the model itself: the default
 
 
-def _usage(usage: Any) -> LLMUsage | None:
-    """The token counts. The API counts tokens of the cache apart; here `input_tokens` includes them."""
-    if not isinstance(usage, Mapping) or not usage:
-        return None
-    read = token_count(usage.get("cache_read_input_tokens"))
-    written = token_count(usage.get("cache_creation_input_tokens"))
-    input_tokens = token_count(usage.get("input_tokens")) + read + written
-    output_tokens = token_count(usage.get("output_tokens"))
-    details = usage.get("output_tokens_details")
-    thinking = token_count(details.get("thinking_tokens")) if isinstance(details, Mapping) else 0
-    counts = {
-        "cached_tokens": read,
-        "cache_creation_input_tokens": written,
-        "reasoning_tokens": thinking,
-    }
-    metadata = {name: count for name, count in counts.items() if count}
-    return LLMUsage(input_tokens, output_tokens, input_tokens + output_tokens, metadata)
-
-
 class StreamedMessage:
     """Assembles the events of a streamed message into a complete message."""
 
@@ -167,27 +150,29 @@ class StreamedMessage:
         """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
         self._message: dict[str, Any] = {}
         self._blocks: dict[Any, dict[str, Any]] = {}
-        self._pieces: dict[Any, dict[str, list[str]]] = {}
+        self._pieces: dict[Any, dict[str, TextJoiner]] = {}
+        self._calls: dict[Any, int] = {}
         self._max_chars, self._chars = max_chars, 0
         self.begun = False
-        """Whether any text or tool call has arrived."""
+        """Whether any text, reasoning or tool call has arrived."""
         self.finished = False
         """Whether the stop reason has arrived. A stream that ends before it is incomplete."""
 
-    def add(self, event: Mapping[str, Any]) -> str:
-        """Add one event and return its text.
+    def add(self, event: Mapping[str, Any]) -> list[Delta]:
+        """Add one event and return its pieces.
 
         Raises `LLMResponseError` if it cannot be read, and `ReplyTooLarge`. Unknown events are ignored: the
         API adds new ones.
         """
         try:
-            return self._add(event)
+            piece = self._add(event)
+            return [] if piece is None or not piece.text else [piece]
         except ReplyTooLarge:
             raise
         except Exception as error:
             raise LLMResponseError(f"an event of the stream cannot be read ({error!r})"[:500]) from error
 
-    def _add(self, event: Mapping[str, Any]) -> str:
+    def _add(self, event: Mapping[str, Any]) -> Delta | None:
         match event.get("type"):
             case "message_start":
                 self._message = dict(event["message"])
@@ -202,43 +187,45 @@ class StreamedMessage:
                 self.finished = self.finished or bool(self._message.get("stop_reason"))
             case _:  # ping, content_block_stop, message_stop, and what is not known yet
                 pass
-        return ""
+        return None
 
-    def _begin_block(self, index: Any, block: Mapping[str, Any]) -> str:
+    def _begin_block(self, index: Any, block: Mapping[str, Any]) -> Delta | None:
         if index in self._blocks:
             raise ValueError(f"block {index!r} begins twice")
         self._blocks[index] = dict(block)
         self._pieces[index] = {}
         self._add_size(CHARS_PER_BLOCK + (len(dumps(replaced(dict(block)))) if len(block) > 2 else 0))
-        if block["type"] in ("thinking", "redacted_thinking"):
-            return ""
         self.begun = True
-        return _text(block.get("text")) if block["type"] == "text" else ""
+        if block["type"] == "tool_use":
+            self._calls[index] = len(self._calls)
+        begun = block.get("text") if block["type"] == "text" else None
+        return Delta(DeltaKind.TEXT, whole_text(begun)) if isinstance(begun, str) else None
 
-    def _add_delta(self, index: Any, delta: Mapping[str, Any]) -> str:
+    def _add_delta(self, index: Any, delta: Mapping[str, Any]) -> Delta | None:
         block = self._blocks[index]
         match delta.get("type"):
             case "text_delta":
-                return self._append(index, "text", delta["text"])
+                return Delta(DeltaKind.TEXT, self._append(index, "text", delta["text"]))
             case "thinking_delta":
-                self._append(index, "thinking", delta["thinking"])
+                return Delta(DeltaKind.REASONING, self._append(index, "thinking", delta["thinking"]))
             case "signature_delta":
                 self._append(index, "signature", delta["signature"])
             case "input_json_delta":
                 piece = self._append(index, "input", delta["partial_json"])
-                return piece if block.get("name") == OUTPUT_TOOL else ""
+                name = block.get("name")
+                if name == OUTPUT_TOOL:
+                    return Delta(DeltaKind.TEXT, piece)
+                return Delta(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
             case "citations_delta":
                 self._add_size(len(dumps(replaced(delta["citation"]))))
                 block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
             case _:
                 pass
-        return ""
+        return None
 
     def _append(self, index: Any, field: str, piece: str) -> str:
-        text = whole_text(piece)
-        self._add_size(len(text) + CHARS_PER_PIECE)
-        self._pieces[index].setdefault(field, []).append(text)
-        return text
+        self._add_size(len(piece) + CHARS_PER_PIECE)
+        return self._pieces[index].setdefault(field, TextJoiner()).add(piece)
 
     def _add_size(self, chars: int) -> None:
         self._chars += chars
@@ -253,7 +240,8 @@ class StreamedMessage:
         block = dict(self._blocks[index])
         for field, pieces in self._pieces[index].items():
             begun = block.get(field)
-            block[field] = (begun if isinstance(begun, str) else "") + "".join(pieces)
+            pieces.end()
+            block[field] = (begun if isinstance(begun, str) else "") + pieces.whole
         if not isinstance(block.get("input"), str):
             return block
         return block | {

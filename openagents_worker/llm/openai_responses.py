@@ -17,7 +17,8 @@ from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import whole_text
-from openagents_worker.llm.base import LLMResponse, ModelRequest
+from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
+from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.endpoints import endpoint_for, endpoint_problems
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.openai_responses_items import (
@@ -62,10 +63,10 @@ class ResponsesExtras(ProviderOptions):
         description="Milliseconds between two requests for the state of a response in the background.",
     )
     include: list[str] = Field(
-        default_factory=list, description="Further parts of the reply, by OpenAI's names for `include`."
+        default=[], description="Further parts of the reply, by OpenAI's names for `include`."
     )
     max_tool_calls: int | None = Field(
-        default=None, ge=1, description="Most calls of the provider's own tools. null: no limit."
+        default=None, ge=1, description="Largest number of calls of the provider's own tools. null: no limit."
     )
     metadata: dict[str, str] | None = Field(default=None, description="Metadata of the response. null: none.")
     parallel_tool_calls: bool | None = Field(
@@ -140,7 +141,8 @@ def _conflicts(extras: ResponsesExtras) -> list[ConfigProblem]:
 class OpenAIResponses:
     """The codec of the responses API; see `openagents_worker.llm.http.Codec`."""
 
-    end_of_stream = "[DONE]"  # sent by some servers only; the API itself ends the body
+    end_of_stream = "[DONE]"
+    """Sent by some servers only; the API itself ends the body."""
 
     def __init__(self, options: LLMOptions, extras: ResponsesExtras) -> None:
         self._options = options
@@ -177,7 +179,7 @@ class OpenAIResponses:
             "truncation": extras.truncation,
             "user": extras.user,
             "background": True if extras.background else None,
-            "stream": True if request.on_delta is not None else None,
+            "stream": True if request.is_streamed else None,
         }
         return _without_none(body)
 
@@ -198,6 +200,10 @@ class OpenAIResponses:
             form = dict(request.response_format)
         return _without_none({"format": form, "verbosity": self._extras.verbosity}) or None
 
+    def is_reply(self, body: Mapping[str, Any]) -> bool:
+        """Whether a body has the shape of a response."""
+        return body.get("object") == "response" or isinstance(body.get("output"), list)
+
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMError` if it is not a response, or one that has failed."""
         return response_from_wire(body, provider=provider)
@@ -211,6 +217,10 @@ def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _text(value: Any) -> str:
+    return whole_text(value) if isinstance(value, str) else ""
+
+
 class StreamedResponse:
     """Reads the events of a streamed response. Its last event has the whole response."""
 
@@ -218,29 +228,32 @@ class StreamedResponse:
         """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
         self._response: dict[str, Any] = {}
         self._items: list[Any] = []
+        self._calls: dict[Any, tuple[int, str]] = {}
+        self._joiners: dict[tuple[DeltaKind, Any], TextJoiner] = {}
         self._max_chars, self._chars = max_chars, 0
         self.begun = False
-        """Whether any text or tool call has arrived."""
+        """Whether any text, reasoning or tool call has arrived."""
         self.finished = False
         """Whether the last event has arrived. A stream that ends before it is incomplete."""
         self.response_id: str | None = None
         self.sequence_number = -1
         """The number of the last event: from there, a stream in the background can be continued."""
 
-    def add(self, event: Mapping[str, Any]) -> str:
-        """Add one event and return its text.
+    def add(self, event: Mapping[str, Any]) -> list[Delta]:
+        """Add one event and return its pieces.
 
         Raises `LLMResponseError` if it cannot be read, and `ReplyTooLarge`. Unknown events are ignored: the
         API adds new ones.
         """
         try:
-            return self._add(event)
+            piece = self._add(event)
+            return [] if piece is None or not piece.text else [piece]
         except ReplyTooLarge:
             raise
         except Exception as error:
             raise LLMResponseError(f"an event of the stream cannot be read ({error!r})"[:500]) from error
 
-    def _add(self, event: Mapping[str, Any]) -> str:
+    def _add(self, event: Mapping[str, Any]) -> Delta | None:
         number = event.get("sequence_number")
         if isinstance(number, int):
             self.sequence_number = number
@@ -249,17 +262,16 @@ class StreamedResponse:
                 self._response = dict(event["response"])
                 self.response_id = whole_text(str(self._response["id"]))
             case "response.output_text.delta" | "response.refusal.delta":
-                self.begun = True
-                text = whole_text(event["delta"])
-                self._add_size(len(text) + CHARS_PER_PIECE)
-                return text
-            case "response.function_call_arguments.delta":
-                self.begun = True
-                self._add_size(len(event["delta"]) + CHARS_PER_PIECE)
+                return self._piece(DeltaKind.TEXT, event)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                self._add_size(len(event["delta"]) + CHARS_PER_PIECE)
+                return self._piece(DeltaKind.REASONING, event)
+            case "response.function_call_arguments.delta":
+                return self._piece(DeltaKind.ARGUMENTS, event)
             case "response.output_item.added":
                 self._add_size(CHARS_PER_ITEM)
+                if event["item"]["type"] == "function_call":
+                    self.begun = True
+                    self._calls[event["output_index"]] = (len(self._calls), _text(event["item"].get("name")))
             case "response.output_item.done":
                 self._items.append(event["item"])
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
@@ -271,7 +283,15 @@ class StreamedResponse:
                 self.finished = True
             case _:
                 pass
-        return ""
+        return None
+
+    def _piece(self, kind: DeltaKind, event: Mapping[str, Any]) -> Delta:
+        self.begun = True
+        self._add_size(len(event["delta"]) + CHARS_PER_PIECE)
+        place = event.get("output_index")
+        text = self._joiners.setdefault((kind, place), TextJoiner()).add(event["delta"])
+        number, name = self._calls.get(place, (0, ""))
+        return Delta(kind, text, number, name)
 
     def _add_size(self, chars: int) -> None:
         self._chars += chars

@@ -10,15 +10,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
+from openagents_worker.errors import (
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMReplyFiltered,
+    LLMResponseError,
+)
 from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.base import (
     FinishReason,
     LLMResponse,
     LLMToolCall,
-    LLMUsage,
     Message,
-    token_count,
 )
 from openagents_worker.llm.conversation import EMPTY_INPUT, repaired, tool_call
 from openagents_worker.llm.messages import (
@@ -29,6 +33,7 @@ from openagents_worker.llm.messages import (
     fields_of_format,
     has_content,
 )
+from openagents_worker.llm.usage import usage_from_wire
 
 __all__ = ["WIRE_FORMAT", "items_to_wire", "response_from_wire", "tool_choice_to_wire", "tool_to_wire"]
 
@@ -232,6 +237,8 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
     error = body.get("error") or {}
     code, text = str(error.get("code") or "failed"), str(error.get("message") or "no message")
     message = f"{provider}: the response failed ({code}): {text}"[:500]
+    if "policy" in code:
+        return LLMReplyFiltered(message)
     if code in RATE_LIMITS:
         return LLMRateLimitError(message)
     return LLMConnectionError(message) if code in TEMPORARY else LLMResponseError(message)
@@ -260,7 +267,7 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=content_text(blocks),
         tool_calls=tuple(calls),
-        usage=_usage(body.get("usage")),
+        usage=usage_from_wire(body.get("usage")),
         stop_reason=_word(why) or _word(body.get("status")),
         model=_word(body.get("model")),
         provider=provider,
@@ -331,20 +338,3 @@ def _call_from_wire(item: Mapping[str, Any], default_id: str) -> LLMToolCall:
     call_id = _word(item.get("call_id")) or _word(item.get("id"))
     usable = call_id if call_id and call_id.strip() else default_id
     return tool_call(usable, item.get("name"), item.get("arguments"))
-
-
-def _usage(usage: Any) -> LLMUsage | None:
-    if not isinstance(usage, Mapping) or not usage:
-        return None
-    input_tokens = token_count(usage.get("input_tokens"))
-    output_tokens = token_count(usage.get("output_tokens"))
-    read = usage.get("input_tokens_details") or {}
-    counts = {
-        "cached_tokens": token_count(read.get("cached_tokens")),
-        "cache_creation_input_tokens": token_count(read.get("cache_write_tokens")),
-        "reasoning_tokens": token_count((usage.get("output_tokens_details") or {}).get("reasoning_tokens")),
-    }
-    total = token_count(usage.get("total_tokens")) or input_tokens + output_tokens
-    return LLMUsage(
-        input_tokens, output_tokens, total, {name: count for name, count in counts.items() if count}
-    )

@@ -15,7 +15,8 @@ from openagents_worker.llm.anthropic_messages import AnthropicExtras, AnthropicM
 from openagents_worker.llm.anthropic_replies import StreamedMessage
 from openagents_worker.llm.base import LLMResponse, ModelClient, ModelRequest
 from openagents_worker.llm.http import HttpModelClient, Timing
-from openagents_worker.llm.openai_chat import ChatCompletions, StreamedReply
+from openagents_worker.llm.openai_chat import ChatCompletions
+from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_responses import OpenAIResponses, ResponsesExtras, StreamedResponse
 from openagents_worker.llm.providers import make_client
 from openagents_worker.testing.model_server.anthropic_rules import checked_request
