@@ -58,8 +58,8 @@ from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
-from openagents_worker.store.records import SessionStore
 from openagents_worker.store.scripts import Claimed, Wake, WriteResult
+from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
