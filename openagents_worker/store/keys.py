@@ -52,7 +52,11 @@ KEYS = (
         _RUN,
     ),
     KeySpec(
-        "facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN
+        "facts",
+        "run:{}:facts",
+        "hash",
+        "what was decided outside the journal, by `kind:call id`",
+        _RUN,
     ),
     KeySpec(
         "events",

@@ -24,7 +24,7 @@ if kind == 'retry' then
   redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record sets it to 0
   redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for display
   local due = put_off()
-  if call ~= '' then count_up(k.facts(run_id), 'tries:' .. call) end
+  if call ~= '' then count_up(k.facts(run_id), FACT.tries .. call) end
   events[#events + 1] = 'run.retry_scheduled'
   events[#events + 1] = '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code)
     .. ',"attempt_index":' .. digits(run.retries + 1) .. '}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -161,10 +162,12 @@ def commit(
     batch_no: int,
     events: list[str],
     format: int = WRITTEN,
+    taken: Sequence[str] = (),
 ) -> WriteAnswer:
     """Write outcomes to the journal as records from `position` on (0: prepare), together with events.
 
-    `usage` is the total usage of the run so far (JSON).
+    `usage` is the total usage of the run so far (JSON). `taken` are the names of facts that the records
+    replace (`store.facts`).
     """
 
 

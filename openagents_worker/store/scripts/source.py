@@ -12,6 +12,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any
 
+from openagents_worker.store.facts import facts_in_lua
 from openagents_worker.store.keys import left_in_place_in_lua, lua_key_functions
 from openagents_worker.store.permission import MISSING_RIGHTS_MARK
 from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
@@ -144,7 +145,7 @@ def _types_and_body(name: str) -> tuple[str, str]:
     """The library that precedes every script (`lib/types.lua`), and the script with its other libraries."""
     done: set[str] = set()
     types = _with_libraries("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
-    return types, states_in_lua(_with_libraries(f"{name}.lua", done))
+    return types, facts_in_lua(states_in_lua(_with_libraries(f"{name}.lua", done)))
 
 
 @cache  # many scripts include the same library
