@@ -17,7 +17,8 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.calls import RecordedModel, RecordedTool
+from openagents_worker.runtime.calls.model import RecordedModel
+from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.memory_calls import MemoryCalls
