@@ -17,8 +17,10 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
+from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.model import RecordedModel
 from openagents_worker.runtime.calls.tool import RecordedTool
+from openagents_worker.runtime.calls.tool_call import BoundTool, ToolRun
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.memory_calls import MemoryCalls
@@ -219,19 +221,19 @@ class Preparation:
         """Put the recorded model client and tools into the context."""
         context, definition = self._context, self._parts.definition
         timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
+        run = ToolRun(context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
         context.llm_client = RecordedModel(
             self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
         )
         context.tools = {
             tool_id: RecordedTool(
-                tool_id,
-                tool,
-                context=context,
-                writer=self._writer,
-                budget=self._budget,
-                timeout_ms=timeouts_ms.get(tool_id),
-                default_timeout_ms=_tool_timeout_ms(definition),
-                checks=self._parts.checks,
+                BoundTool(
+                    tool_id,
+                    tool,
+                    timeout_ms=timeouts_ms.get(tool_id),
+                    default_timeout_ms=_tool_timeout_ms(definition),
+                ),
+                run,
             )
             for tool_id, tool in self._parts.tools().items()
         }
