@@ -29,6 +29,7 @@ from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
+from openagents_worker.tools.toolset import SingleTool
 
 
 @dataclass
@@ -102,8 +103,9 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
             kind="tool",
             number=number,
         )
+        tool = tool or Refund()
         return ToolCall(
-            tool=BoundTool("refund", tool or Refund(), timeout_ms=timeout_ms),
+            tool=BoundTool("refund", tool, SingleTool(tool), timeout_ms=timeout_ms),
             run=ToolRun(context, events, RunBudget(**limits), checks, guards.GUARDS),  # type: ignore[arg-type]
             info=info,
             context=CallContext(context, "k", "c1"),

@@ -139,4 +139,4 @@ class RecordedTool:
 
 async def _execute(call: ToolCall) -> Any:
     """Call the tool itself, after all guards."""
-    return await cancelling_itself_only(call.tool.plugin.invoke(call.params, call.context))
+    return await cancelling_itself_only(call.tool.toolset.call(call.tool_id, call.params, call.context))

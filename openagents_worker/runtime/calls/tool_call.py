@@ -14,6 +14,7 @@ from openagents_worker.runtime.context import CallContext, RunContext
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
+from openagents_worker.tools.toolset import Toolset
 
 __all__ = ["BoundTool", "Guard", "Proceed", "ToolCall", "ToolRun", "in_order"]
 
@@ -25,13 +26,18 @@ class BoundTool:
         self,
         tool_id: str,
         plugin: Any,
+        toolset: Toolset,
         *,
         timeout_ms: int | None = None,
         default_timeout_ms: int | None = None,
     ) -> None:
-        """`timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default."""
+        """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
+
+        `timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default.
+        """
         self.tool_id = tool_id
         self.plugin = plugin
+        self.toolset = toolset
         described = plugin.describe() if hasattr(plugin, "describe") else {}
         self.description: Mapping[str, Any] = {**described, "name": tool_id}
         self.schema: Mapping[str, Any] = described.get("parameters") or {"type": "object"}
