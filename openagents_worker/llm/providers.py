@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import httpx
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean
+from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_pool import proxy_problem
@@ -16,6 +16,7 @@ from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, reject_extras
 from openagents_worker.llm.scripted import ScriptedClient
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["EXTRAS", "PROVIDERS", "make_client"]
 

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 
 from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
-from openagents_worker.agents.problems import did_you_mean, problems_of
+from openagents_worker.agents.problems import problems_of
 from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
+from openagents_worker.suggest import did_you_mean
 from openagents_worker.tools.function import DecoratedFunction
 from openagents_worker.tools.toolset import is_toolset
 
