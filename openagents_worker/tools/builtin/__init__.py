@@ -15,14 +15,14 @@ _PLACES = {
     "date_diff": "clock:DateDiff",
     "date_parse": "clock:DateParse",
     "delete_file": "files:DeleteFile",
-    "grep_files": "files:GrepFiles",
+    "grep_files": "grep:GrepFiles",
     "http_request": "http:HttpRequest",
     "json_parse": "text:JsonParse",
     "list_files": "files:ListFiles",
     "min_max": "compute:MinMax",
     "percentage": "compute:Percentage",
     "read_file": "files:ReadFile",
-    "ripgrep": "files:GrepFiles",  # the original SDK's second name for this tool
+    "ripgrep": "grep:GrepFiles",  # the original SDK's second name for this tool
     "save_artifact": "artifacts:SaveArtifact",
     "text_transform": "text:TextTransform",
     "write_file": "files:WriteFile",
