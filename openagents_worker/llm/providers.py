@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import httpx
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean
+from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.anthropic_messages import AnthropicClient, AnthropicExtras
 from openagents_worker.llm.base import LLMClient
@@ -18,6 +18,7 @@ from openagents_worker.llm.openai_options import OpenAIExtras
 from openagents_worker.llm.openai_responses import OpenAIResponsesClient, ResponsesExtras
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, reject_extras
 from openagents_worker.llm.scripted import ScriptedClient
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["EXTRAS", "PROVIDERS", "make_client"]
 

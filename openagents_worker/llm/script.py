@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "ReplyScript",
@@ -123,7 +123,9 @@ def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedRep
             if fault.error in faults:
                 return fault
             raise _entry_error(
-                where, f"unknown error {fault.error!r}", _suggestion(fault.error, sorted(faults))
+                where,
+                f"unknown error {fault.error!r}",
+                did_you_mean(fault.error, sorted(faults), "known errors"),
             )
         if not _CONTENT.isdisjoint(data):
             return ScriptedReply.model_validate(dict(data))
@@ -148,11 +150,6 @@ def _entry_error(where: str, problem: str, hint: str | None = None) -> PluginCon
         'an entry is {"text": ...}, {"tool_calls": [{"name": ..., "arguments": {...}}]} or {"error": ...}'
     )
     return PluginConfigError(f"{where}: {problem}", hint=hint or shapes)
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    return f"did you mean {near!r}?" if near else f"known errors: {', '.join(known)}"
 
 
 def words(text: str) -> list[str]:

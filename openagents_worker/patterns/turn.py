@@ -39,7 +39,7 @@ from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["ToolCallOutcome", "Conversation", "last_error", "step_deadline", "step_limit"]
 
@@ -284,8 +284,7 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
 
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     name = name[:MAX_NAME_CHARS]
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
+    hint = did_you_mean(name, known, "the tools are")
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 

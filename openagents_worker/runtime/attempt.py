@@ -365,8 +365,6 @@ class Attempt:
         with translate_parse_errors(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        if start_record is None and self._durable:
-            recorder.set_start(start.to_record(recorder.rules.format))
         prepared = await Preparation(
             context=self._context,
             parts=parts,

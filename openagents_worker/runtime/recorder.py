@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -116,6 +116,8 @@ class Recorder:
         self.position = position
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
+        self.changed_tools: Sequence[str] = ()
+        """Tools that are described in another way than when the run began."""
         self.rules = rules
         self._uid = uid
         self._writer = writer
@@ -429,7 +431,7 @@ class Recorder:
 
     def set_start(self, start: Record) -> None:
         """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
-        self._start = start
+        self._start = start if self._durable else None
 
     def store_start(self) -> None:
         """Checkpoint 0 is complete: store it together with the next write."""
@@ -513,11 +515,13 @@ class Recorder:
             ReplayMismatch,
             "only recorded calls may use the time or random numbers; was the pattern changed?",
         )
-        if self._definition_changed:
+        if self._definition_changed or self.changed_tools:
             kind, hint = (
                 DefinitionChanged,
                 "submit the run again, or restore the previous definition of the agent",
             )
+        if self.changed_tools:
+            problem += f"; changed since the run began: {', '.join(self.changed_tools)}"
         error = kind(problem, hint=hint, run_id=self.run_id)
         self.verdict = self.verdict or error
         return error
