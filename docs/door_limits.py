@@ -174,7 +174,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "model reply",
         "body of an error reply",
-        "llm.http.MAX_ERROR_BYTES",
+        "llm.reading.MAX_ERROR_BYTES",
         "bytes",
         "",
         "cut",
@@ -287,7 +287,7 @@ def _value(where: str) -> int:
         case "max_reply_bytes":
             return reply
         case "stream":
-            return reply * _constant("llm.http.STREAM_OVERHEAD")
+            return reply * _constant("llm.reading.STREAM_OVERHEAD")
         case "http_max_bytes":
             tool = import_module("openagents_worker.tools.builtin.http").HttpRequest
             return int(tool.Config.model_fields["max_bytes"].default)

@@ -264,7 +264,8 @@ class AnthropicMessages:
 
     def is_reply(self, body: Mapping[str, Any]) -> bool:
         """Whether a body has the shape of a message."""
-        return body.get("type") == "message" or isinstance(body.get("content"), list)
+        is_message = body.get("type") == "message" or isinstance(body.get("content"), list)
+        return is_message and not body.get("error")
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMResponseError` if it is not a message."""

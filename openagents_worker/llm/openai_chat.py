@@ -89,8 +89,8 @@ class ChatCompletions:
         return {"temperature": temperature, "max_tokens": max_tokens}
 
     def is_reply(self, body: Mapping[str, Any]) -> bool:
-        """Whether a body has choices. Without them, it is an error or something else."""
-        return bool(body.get("choices"))
+        """Whether a body has choices and no error."""
+        return bool(body.get("choices")) and not body.get("error")
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMResponseError` if it is not a chat completion."""

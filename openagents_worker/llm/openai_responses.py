@@ -20,7 +20,7 @@ from openagents_worker.jsontext import whole_text
 from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
 from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.endpoints import endpoint_for, endpoint_problems
-from openagents_worker.llm.http import HttpModelClient
+from openagents_worker.llm.openai_background import BackgroundModelClient
 from openagents_worker.llm.openai_responses_items import (
     items_to_wire,
     response_from_wire,
@@ -110,7 +110,7 @@ class ResponsesExtras(ProviderOptions):
     )
 
 
-class OpenAIResponsesClient(HttpModelClient):
+class OpenAIResponsesClient(BackgroundModelClient):
     """A model behind `POST {api_base}/responses`: OpenAI itself, or a server with the same API."""
 
     def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
@@ -129,6 +129,7 @@ class OpenAIResponsesClient(HttpModelClient):
         )
         codec = OpenAIResponses(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+        self.poll_ms = found.background_poll_ms if found.background else None
 
 
 def _conflicts(extras: ResponsesExtras) -> list[ConfigProblem]:
@@ -201,8 +202,10 @@ class OpenAIResponses:
         return _without_none({"format": form, "verbosity": self._extras.verbosity}) or None
 
     def is_reply(self, body: Mapping[str, Any]) -> bool:
-        """Whether a body has the shape of a response."""
-        return body.get("object") == "response" or isinstance(body.get("output"), list)
+        """Whether a body has the shape of a response. One that has failed has an error in it."""
+        if body.get("object") == "response" and body.get("status"):
+            return True
+        return isinstance(body.get("output"), list) and not body.get("error")
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMError` if it is not a response, or one that has failed."""

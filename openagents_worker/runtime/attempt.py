@@ -324,6 +324,7 @@ class Attempt:
             latch=self.latch,
             retries=self._claimed.retries,
             tries=self._tries,
+            noted=self._noted,
             max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,
@@ -386,6 +387,12 @@ class Attempt:
     def _tries(self) -> dict[str, int]:
         """How often each call has failed and was retried later, by the name of its fact."""
         return Facts(self._claimed.facts).counts(FactKind.TRIES)
+
+    @property
+    def _noted(self) -> dict[str, dict[str, Any]]:
+        """What earlier attempts noted about calls that are not recorded yet, by call id."""
+        notes = {fact.id: fact.value() for fact in Facts(self._claimed.facts).of(FactKind.RESPONSE)}
+        return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
     @property
     def _max_tries(self) -> int:
