@@ -175,8 +175,9 @@ class StreamedReply:
     def _call_of(self, fragment: Mapping[str, Any], function: Mapping[str, Any]) -> _StreamedCall:
         """The call that a fragment belongs to; a new one if it begins a call."""
         index, id_ = fragment.get("index"), fragment.get("id")
-        if id_ and (same := next((call for call in self._calls if call.id == id_), None)) is not None:
-            return same
+        for call in self._calls:
+            if id_ and call.id == id_ and (index is None or call.index == index):
+                return call
         near = [call for call in self._calls if index is None or call.index == index]
         if not near or self._begins(near[-1], id_, function, has_index=index is not None):
             self._add_size(CHARS_PER_CALL)

@@ -51,6 +51,7 @@ def emit_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) ->
         "delay_ms": round(delay_ms),
         "attempt": attempt,
         "model": model,
+        **({"request_id": error.request_id} if error.request_id else {}),
     }
     log.warning("llm.retrying", run_id=call.run_id if call else None, **payload, error=error.message)
     if call is not None and call.emit is not None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.llm.base import FinishReason
 from openagents_worker.suggest import did_you_mean
 
 __all__ = [
@@ -58,6 +59,8 @@ class ScriptedReply(_ScriptModel):
     tool_calls: tuple[ScriptedCall, ...] = ()
     usage: ScriptedUsage | None = None
     latency_ms: int | None = Field(default=None, ge=0)
+    finish_reason: FinishReason | None = None
+    """None: `tool_calls` or `stop`."""
 
 
 class ScriptedFault(_ScriptModel):

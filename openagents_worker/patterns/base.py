@@ -84,6 +84,8 @@ class PatternPlugin(Plugin):
     turn_messages: Sequence[Mapping[str, Any]] = ()
     """The messages between question and answer, for the session's transcript: assistant messages with tool
     calls, and their results. The runtime reads it after `execute` has returned."""
+    finish_reason: str | None = None
+    """Why the model ended its answer, for `RunResult.finish_reason`."""
 
     class Config(Plugin.Config):
         """The agent's `runtime` limits are added to the config; the pattern's own config overrides them."""

@@ -234,6 +234,8 @@ class Recorder:
             idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
             ordinal=query.ordinal,
             failed_tries=self.rules.failed_tries(query, call_id),
+            requests=self.rules.requests_sent(query, call_id),
+            may_suspend=self._durable,
             kind=query.kind,
             name=query.name,
             number=number,
@@ -268,7 +270,8 @@ class Recorder:
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
         if self._should_retry(outcome, info):
-            tries_key = self.rules.tries_fact(query, info.call_id)
+            requests = getattr(outcome.error, "requests", 1)
+            tries_key = self.rules.tries_fact(query, info.call_id, requests)
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)

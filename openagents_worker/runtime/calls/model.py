@@ -13,11 +13,11 @@ from openagents_worker.errors import BudgetExhausted, LLMResponseError, OpenAgen
 from openagents_worker.jsontext import ENVELOPE_LEVELS, LARGEST_COUNT, MAX_NESTING, dumps
 from openagents_worker.llm.base import (
     CallInfo,
+    Delta,
     LLMClient,
     LLMResponse,
     ModelClient,
     ModelRequest,
-    OnDelta,
     token_count,
 )
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
@@ -55,6 +55,7 @@ class RecordedModel(ModelClient):
         self._clock = clock
         self._streams = _supports_streaming(type(inner))
         self._reported_unpriced = False
+        self._unpriced: set[str] = set()
         self.provider_name = getattr(inner, "provider_name", "unknown")
         self.model_id = getattr(inner, "model_id", "unknown")
 
@@ -66,8 +67,10 @@ class RecordedModel(ModelClient):
             return await self._call_model(name, request, info)
 
         digest, core = self._recorder.rules.prompt({**request.content(), "model": name})
-        reply = await self._recorder.call("model", name, digest, make, core=core)
-        return LLMResponse.from_wire(reply)
+        reply = LLMResponse.from_wire(await self._recorder.call("model", name, digest, make, core=core))
+        if reply.usage is None or reply.usage.metadata.get("cost_usd") is None:
+            self._unpriced.add(name)
+        return reply
 
     async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it."""
@@ -77,39 +80,51 @@ class RecordedModel(ModelClient):
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
-                reply = await self._send_request(
-                    replace(request, on_delta=self._delta_callback(request, info))
-                )
+                reply = await self._send_request(self._watched(request, info))
                 reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
         except OpenAgentsError as error:
             self._log_failure(error, name)
-            failed = {"model": name, "call": info.call_id, "error": str(error)}
+            failed = {"model": name, "call": info.call_id, "error": str(error)} | _request_id(error)
             details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
-            return Outcome(error=error, events=[("llm.failed", {**failed, "error_details": details})])
+            return Outcome(
+                error=error,
+                events=[("llm.failed", {**failed, "error_details": details})],
+                may_retry=not getattr(error, "is_final", False),
+            )
         took_ms = round((self._clock() - started) * 1000, 1)
         metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
+        metrics |= _speed(reply)
         payload = {
             "model": name,
             "call": info.call_id,
             "_metrics": metrics,
             "output_text": self._writer.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
+            **_about_the_end(reply, name),
         }
-        return Outcome(value=wire, usage=usage, events=[("llm.succeeded", payload)])
+        events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
+        if usage.cost_usd is None and name not in self._unpriced:
+            events.append(("llm.price_unknown", {"model": name, "call": info.call_id}))
+        return Outcome(value=wire, usage=usage, events=events)
 
-    def _delta_callback(self, request: ModelRequest, info: CallInfo) -> OnDelta | None:
-        """A callback that publishes the pieces of a reply to watchers; None if the client cannot stream."""
+    def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
+        """The request with listeners that publish the pieces of the reply; without, if nobody can stream."""
         if not self._streams:
-            return None
+            return replace(request, on_delta=None, on_piece=None)
 
         async def publish(text: str) -> None:
             self._writer.delta(info.call_id, text)
             if request.on_delta is not None:
                 await request.on_delta(text)
 
-        return publish
+        async def publish_piece(piece: Delta) -> None:
+            self._writer.delta_of(info.call_id, piece)
+            if request.on_piece is not None:
+                await request.on_piece(piece)
+
+        return replace(request, on_delta=publish, on_piece=publish_piece)
 
     async def _send_request(self, request: ModelRequest) -> LLMResponse:
         if isinstance(self._inner, ModelClient):
@@ -169,6 +184,27 @@ def _limit_arguments(reply: LLMResponse, max_bytes: int) -> LLMResponse:
         calls[largest] = replace(calls[largest], arguments={}, raw_arguments=None, parse_error=problem)
         sizes[largest] = 0
     return replace(reply, tool_calls=tuple(calls)) if 0 in sizes else reply
+
+
+def _request_id(source: Any) -> dict[str, Any]:
+    """The provider's id of a request, for the events of a call."""
+    request_id = getattr(source, "request_id", None)
+    return {"request_id": text_of(request_id)} if request_id else {}
+
+
+def _about_the_end(reply: LLMResponse, name: str) -> dict[str, Any]:
+    """Why the reply ended, and who gave it, for the event of a call."""
+    fields = _request_id(reply)
+    if reply.finish_reason:
+        fields["finish_reason"] = text_of(reply.finish_reason)
+    if reply.usage is not None and (fallback := reply.usage.metadata.get("fallback")):
+        fields["answered_by"] = text_of(fallback)
+    return fields
+
+
+def _speed(reply: LLMResponse) -> dict[str, Any]:
+    speed = None if reply.usage is None else _amount(reply.usage.metadata.get("tokens_per_s"))
+    return {} if speed is None else {"tokens_per_s": speed}
 
 
 def _usage_of(reply: LLMResponse) -> RunUsage:
