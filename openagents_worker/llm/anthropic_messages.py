@@ -127,6 +127,7 @@ class AnthropicClient(HttpModelClient):
         )
         codec = AnthropicMessages(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+        self.keeps_format = found.structured_output != "auto"
 
 
 def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProblem]:

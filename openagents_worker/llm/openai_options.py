@@ -13,6 +13,7 @@ from pydantic import Field
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.structured import StructuredOutput
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 
@@ -26,7 +27,13 @@ _EXAMPLE = "the URL before /chat/completions, for example https://api.openai.com
 
 
 class OpenAIExtras(ProviderOptions):
-    """The options that only this provider has. They are sent in the request body unchanged."""
+    """The options that only this provider has. They are sent in the request body unchanged, except for
+    `structured_output`."""
+
+    structured_output: StructuredOutput = Field(
+        default="auto",
+        description="How the schema of the output is sent: json_schema, json_object, tool, text, or auto.",
+    )
 
     seed: int | None = Field(default=None, description="Seed of the sampling. null: none.")
     top_p: float | None = Field(

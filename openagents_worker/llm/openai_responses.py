@@ -129,6 +129,7 @@ class OpenAIResponsesClient(BackgroundModelClient):
         )
         codec = OpenAIResponses(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+        self.keeps_format = found.structured_output != "auto"
         self.poll_ms = found.background_poll_ms if found.background else None
 
 

@@ -11,14 +11,20 @@ A neutral request has OpenAI's `response_format`: `{"type": "json_schema", "json
 | `text` | nothing: the instruction in the prompt is all |
 | `auto` | `json_schema` where the provider has it, otherwise `tool` or `text` |
 
-Whatever is sent, the output is validated, and the model corrects it.
+With `auto`, a provider that rejects the schema gets requests without it. Many servers with OpenAI's API
+cannot call tools while they follow a schema, so with `auto` only OpenAI itself gets both. Whatever is sent,
+the output is validated, and the model corrects it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
+
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import FinishReason, LLMResponse
 
 __all__ = [
     "OUTPUT_TOOL",
@@ -29,7 +35,9 @@ __all__ = [
     "is_rejected",
     "is_strict",
     "output_schema",
+    "output_tool",
     "response_format",
+    "without_output_tool",
 ]
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "tool", "text"]
@@ -94,6 +102,36 @@ def is_strict(schema: Any, depth: int = 0) -> bool:
     if "items" in schema:
         parts.append(schema["items"])
     return all(is_strict(part, depth + 1) for part in parts)
+
+
+def without_output_tool(reply: LLMResponse) -> LLMResponse:
+    """The reply with the arguments of the output tool as its text, if the model called this tool alone.
+
+    Beside other calls the answer is not final: the model gives it again when it has their results.
+    """
+    own = [call for call in reply.tool_calls if call.name == OUTPUT_TOOL]
+    if not own:
+        return reply
+    others = [call for call in reply.tool_calls if call.name != OUTPUT_TOOL]
+    if others:
+        return replace(reply, tool_calls=tuple(others))
+    call = own[0]
+    if call.parse_error is not None:  # the text is validated, and the model corrects it
+        text, value = call.raw_arguments or "", None
+    else:
+        text, value = dumps(dict(call.arguments)), dict(call.arguments)
+    reason = FinishReason.STOP if reply.finish_reason == FinishReason.TOOL_CALLS else reply.finish_reason
+    return replace(reply, output_text=text, structured_output=value, tool_calls=(), finish_reason=reason)
+
+
+def output_tool(schema: OutputSchema) -> dict[str, Any]:
+    """The tool whose arguments are the output, in OpenAI's format."""
+    function = {
+        "name": OUTPUT_TOOL,
+        "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
+        "parameters": {"type": "object", **schema.schema},
+    }
+    return {"type": "function", "function": function}
 
 
 def is_rejected(message: str) -> bool:

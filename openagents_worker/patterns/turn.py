@@ -165,7 +165,13 @@ class Conversation:
             temperature=getattr(options, "temperature", None),
             max_tokens=getattr(options, "max_tokens", None),
             tools=self._tool_schemas() or None,
+            **self._output_format(),
         )
+
+    def _output_format(self) -> dict[str, Any]:
+        """The argument for the schema of the run's output, if the run has one."""
+        form = getattr(self._context, "output_format", None)
+        return {} if form is None else {"response_format": form}
 
     def _tool_schemas(self) -> list[dict[str, Any]]:
         """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""

@@ -13,6 +13,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.llm.structured import response_format
 from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
@@ -137,6 +138,8 @@ class Preparation:
     async def prepare(self) -> Prepared:
         """Assemble the context, check the tools, inject the memory, in the order of the original SDK."""
         output_type = OutputType.of(self._context.run_request)
+        if output_type is not None:
+            self._context.output_format = response_format(output_type.name, output_type.schema)
         self._bind_model()
         await self._bind_tools()
         await self._assemble_context()
@@ -220,7 +223,11 @@ class Preparation:
     def _bind_model(self) -> None:
         """Put the recorded model client into the context."""
         self._context.llm_client = RecordedModel(
-            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
+            self._parts.model(),
+            recorder=self._recorder,
+            writer=self._writer,
+            budget=self._budget,
+            output_format=self._context.output_format,
         )
 
     async def _bind_tools(self) -> None:

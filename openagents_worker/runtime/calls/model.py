@@ -47,13 +47,17 @@ class RecordedModel(ModelClient):
         writer: RunWriter,
         budget: RunBudget,
         clock: Clock = time.monotonic,
+        output_format: Mapping[str, Any] | None = None,
     ) -> None:
+        """`output_format` is the `response_format` of the run's output. It follows from the request of the
+        run, so it does not change the identity of a call, and earlier versions did not send it."""
+        self._output_format = output_format
         self._inner = inner
         self._recorder = recorder
         self._writer = writer
         self._budget = budget
         self._clock = clock
-        self._streams = _supports_streaming(type(inner))
+        self._streams = _takes(type(inner), "on_delta")
         self._reported_unpriced = False
         self._unpriced: set[str] = set()
         self.provider_name = getattr(inner, "provider_name", "unknown")
@@ -66,7 +70,10 @@ class RecordedModel(ModelClient):
         async def make(info: CallInfo) -> Outcome:
             return await self._call_model(name, request, info)
 
-        digest, core = self._recorder.rules.prompt({**request.content(), "model": name})
+        content = {**request.content(), "model": name}
+        if content["response_format"] == self._output_format:
+            content["response_format"] = None
+        digest, core = self._recorder.rules.prompt(content)
         reply = LLMResponse.from_wire(await self._recorder.call("model", name, digest, make, core=core))
         if reply.usage is None or reply.usage.metadata.get("cost_usd") is None:
             self._unpriced.add(name)
@@ -129,6 +136,8 @@ class RecordedModel(ModelClient):
     async def _send_request(self, request: ModelRequest) -> LLMResponse:
         if isinstance(self._inner, ModelClient):
             return await self._inner.respond(request)
+        if not _takes(type(self._inner), "response_format"):  # written for the original SDK
+            request = replace(request, response_format=None)
         return await self._inner.generate(**request.arguments())
 
     def _log_failure(self, error: OpenAgentsError, name: str) -> None:
@@ -168,9 +177,9 @@ class RecordedModel(ModelClient):
 
 
 @lru_cache  # reading a signature takes longer than preparing a call
-def _supports_streaming(client: type[LLMClient]) -> bool:
-    """Whether `generate` of this client class has the parameter `on_delta`."""
-    return "on_delta" in inspect.signature(client.generate).parameters
+def _takes(client: type[LLMClient], parameter: str) -> bool:
+    """Whether `generate` of this client class has a parameter of this name."""
+    return parameter in inspect.signature(client.generate).parameters
 
 
 def _limit_arguments(reply: LLMResponse, max_bytes: int) -> LLMResponse:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import FinishReason
 from openagents_worker.llm.script import ScriptedCall, words
 from openagents_worker.testing.model_server.anthropic_rules import (
     Message,
@@ -40,6 +41,15 @@ ERRORS = {
     429: "rate_limit_error",
     504: "timeout_error",
     529: "overloaded_error",
+}
+STOP_REASONS = {
+    FinishReason.STOP: "end_turn",
+    FinishReason.TOOL_CALLS: "tool_use",
+    FinishReason.LENGTH: "max_tokens",
+    FinishReason.CONTENT_FILTER: "refusal",
+    FinishReason.REFUSAL: "refusal",
+    FinishReason.ERROR: "pause_turn",
+    FinishReason.OTHER: "pause_turn",
 }
 
 
@@ -240,6 +250,8 @@ def _stop(reply: Reply) -> dict[str, Any]:
 
 
 def _stop_reason(reply: Reply) -> str:
+    if (scripted := reply.entry.finish_reason) is not None:
+        return STOP_REASONS[scripted]
     if reply.entry.refusal:
         return "refusal"
     if reply.used_up(reply.request.body["max_tokens"]):

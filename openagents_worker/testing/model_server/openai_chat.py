@@ -114,6 +114,8 @@ def _calls(reply: Reply) -> list[dict[str, Any]]:
 
 
 def _finish_reason(reply: Reply) -> str:
+    if (scripted := reply.entry.finish_reason) is not None:
+        return str(scripted)
     body = reply.request.body
     if reply.used_up(body.get("max_completion_tokens") or body.get("max_tokens")):
         return "length"

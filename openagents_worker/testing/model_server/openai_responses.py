@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import FinishReason
 from openagents_worker.llm.script import ScriptedCall, words
 from openagents_worker.testing.model_server.connection import ReceivedRequest
 from openagents_worker.testing.model_server.openai_chat import openai_error
@@ -29,6 +30,10 @@ __all__ = ["OpenAIResponses"]
 ENCRYPTED = "reasoning.encrypted_content"
 """The value of `include` with which the reasoning can be sent back to a server that stores nothing."""
 OPENING_EVENTS = 2
+INCOMPLETE = {
+    FinishReason.LENGTH: "max_output_tokens",
+    FinishReason.CONTENT_FILTER: "content_filter",
+}
 
 
 class OpenAIResponses:
@@ -162,7 +167,7 @@ def response(reply: Reply, status: str, problem: str | None = None) -> dict[str,
         "status": status,
         "background": background,
         "error": {"code": "server_error", "message": problem} if problem is not None else None,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "incomplete_details": {"reason": _why_incomplete(reply)} if status == "incomplete" else None,
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
         "model": reply.request.model,
@@ -185,9 +190,15 @@ def response(reply: Reply, status: str, problem: str | None = None) -> dict[str,
 
 def _ending(reply: Reply) -> tuple[str, str]:
     """The status of the whole reply, and the name of the last event of its stream."""
-    if reply.used_up(reply.request.body.get("max_output_tokens")):
+    is_cut = reply.used_up(reply.request.body.get("max_output_tokens"))
+    if is_cut or reply.entry.finish_reason in INCOMPLETE:
         return "incomplete", "response.incomplete"
     return "completed", "response.completed"
+
+
+def _why_incomplete(reply: Reply) -> str:
+    scripted = reply.entry.finish_reason
+    return "max_output_tokens" if scripted is None else INCOMPLETE.get(scripted, "max_output_tokens")
 
 
 def _output(reply: Reply) -> list[dict[str, Any]]:

@@ -437,7 +437,8 @@ ANSWER = {"city": "Oslo", "people": 700_000}
 )
 def test_the_schema_of_the_output_is_on_the_wire(wire: Format, model: str, place: Any) -> None:
     """As each provider takes it; an older model of Anthropic gets a tool whose arguments are the output."""
-    request = {"messages": HI, "tools": TOOLS, "response_format": response_format("a city", CITY)}
+    tools = None if wire is CHAT else TOOLS  # many servers cannot call tools while they follow a schema
+    request = {"messages": HI, "tools": tools, "response_format": response_format("a city", CITY)}
 
     body = wire.codec().body(Request(**request), model)
     wire.check(body)
@@ -446,18 +447,41 @@ def test_the_schema_of_the_output_is_on_the_wire(wire: Format, model: str, place
     assert place(body)["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("wire", [CHAT, ANTHROPIC], ids=lambda wire: wire.provider)
 @STREAMED
-async def test_the_arguments_of_the_output_tool_are_the_answer(streamed: bool) -> None:
+async def test_the_arguments_of_the_output_tool_are_the_answer(wire: Format, streamed: bool) -> None:
     """The pattern sees an answer in JSON, and no tool call."""
     entry = {"tool_calls": [{"name": "final_answer_as_json", "arguments": ANSWER}]}
-    heard = _listener(streamed)
+    heard = _listener(streamed) if wire is ANTHROPIC else None
     async with ModelServer([entry]) as server:
-        client = client_of(ANTHROPIC, server.url, structured_output="tool")
+        client = client_of(wire, server.url, structured_output="tool")
         reply = await ask(client, response_format=response_format("city", CITY), on_delta=heard)
 
     assert json.loads(reply.output_text) == ANSWER
     assert (list(reply.tool_calls), reply.structured_output, reply.finish_reason) == ([], ANSWER, "stop")
     assert heard is None or json.loads(heard.text) == ANSWER
+
+
+@EVERY
+async def test_a_provider_that_rejects_the_schema_gets_requests_without_it(wire: Format) -> None:
+    """It is asked once with the schema. If the option says that it has it, the error is raised."""
+    asked: list[bool] = []
+
+    def reply(request: ModelRequest) -> dict[str, Any]:
+        asked.append("schema" in json.dumps(request.body))
+        rejected = {"error": "response", "message": "This response_format type is unavailable now"}
+        return rejected if asked[-1] else {"text": json.dumps(ANSWER)}
+
+    form = response_format("city", CITY)
+    async with ModelServer(reply) as server:
+        client = client_of(wire, server.url)
+        replies = [await client.generate(messages=HI, response_format=form) for _ in range(2)]
+        await client.aclose()
+        with pytest.raises(LLMResponseError, match="unavailable now"):
+            await ask(client_of(wire, server.url, structured_output="json_schema"), response_format=form)
+
+    assert [json.loads(each.output_text) for each in replies] == [ANSWER, ANSWER]
+    assert asked == [True, False, False, True]
 
 
 # --- options ---------------------------------------------------------------------------------------------
