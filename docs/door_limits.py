@@ -195,7 +195,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("tool result, state", "levels", "jsontext.MAX_NESTING", "levels", "", "`step.too_deep`"),
     ("error", "its message", "models.MAX_MESSAGE_CHARS", "characters", "", "cut"),
     ("error", "a reason of `cancel` or `resume`", "redaction.MAX_REASON_CHARS", "characters", "", "cut"),
-    ("file tools", "a path", "tools.builtin.files.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
+    ("file tools", "a path", "tools.builtin.file_tool.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
     ("file tools", "a glob", "tools.builtin.files.MAX_GLOB_CHARS", "characters", "", "`tool.validation`"),
     ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
     (

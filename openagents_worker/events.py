@@ -6,14 +6,14 @@ session and agent, so payloads do not repeat them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import guess
 
 __all__ = [
     "EVENT_SCHEMAS",
@@ -202,9 +202,7 @@ def check_event(name: str, payload: Mapping[str, Any]) -> list[str]:
     schema = EVENT_SCHEMAS.get(name)
     if schema is not None:
         return [f"{name}: {key!r} is missing" for key in schema.required if key not in payload]
-    return [f"{name}: not declared{_guess(name, EVENT_SCHEMAS)}"] if name.split(".")[0] in _FAMILIES else []
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
+    if name.split(".")[0] not in _FAMILIES:
+        return []
+    question = guess(name, EVENT_SCHEMAS)
+    return [f"{name}: not declared{question and f'; {question}'}"]

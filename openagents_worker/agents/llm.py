@@ -94,19 +94,23 @@ class LLMOptions(Part):
     model_config = ConfigDict(extra="allow")
 
     provider: str = Field(
-        default="mock", min_length=1, description="The client: openai_compatible, scripted or mock."
+        default="mock",
+        min_length=1,
+        description="The client: openai_compatible, openai_responses, anthropic, scripted or mock.",
     )
     model: str | None = Field(
         default=None, description="Name of the model at the provider. null: the provider's default."
     )
     api_base: str | None = Field(
         default=None,
-        description="The http(s) URL before /chat/completions. null: OPENAI_BASE_URL, or OpenAI's URL.",
+        description="The http(s) URL before /chat/completions, /responses or /messages. null: the variable "
+        "OPENAI_BASE_URL or ANTHROPIC_BASE_URL, or the provider's URL.",
     )
     api_key_env: str | None = Field(
         default=None,
         min_length=1,
-        description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY.",
+        description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY or "
+        "ANTHROPIC_API_KEY.",
     )
     temperature: float | None = Field(
         default=None,
@@ -160,7 +164,8 @@ class LLMOptions(Part):
         description="Whether the model takes the parameters of reasoning models. null: known from its name.",
     )
     openai_api_style: Literal["chat_completions", "responses"] | None = Field(
-        default=None, description="The API of OpenAI: chat_completions. responses is not supported yet."
+        default=None,
+        description="The API of OpenAI: chat_completions. For responses, use the provider openai_responses.",
     )
     script: list[dict[str, Any]] | None = Field(
         default=None, description="For the provider scripted: its replies and faults, in order."

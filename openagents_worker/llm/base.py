@@ -103,6 +103,15 @@ class CallInfo:
     """1 for the first call of its kind in this attempt, 2 for the second, and so on."""
     emit: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
     """Emits an event of the run: the event's name and its payload."""
+    noted: Mapping[str, Any] | None = None
+    """What an earlier attempt noted about this call before it was interrupted; see `note`."""
+    note: Callable[[Mapping[str, Any]], Awaitable[None]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Stores a note about this call (plain JSON) before its outcome is recorded. A later attempt that has to
+    make the call again gets the note. None: nothing can be stored, because the run is not durable."""
+    is_given_up: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
+    """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

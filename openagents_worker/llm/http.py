@@ -43,10 +43,14 @@ from openagents_worker.llm.failures import presentable, request_id_of
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.retry import LONGEST_INSIDE_MS, emit_retry, pause_ms
+from openagents_worker.llm.structured import is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing"]
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,25 @@ class HttpModelClient(ModelClient):
         self._http, self._owns_http = http, http is None
         self._opening = asyncio.Lock()
         self._timing = timing or Timing()
+        self.keeps_format = False
+        """Whether `response_format` is sent although the provider rejects it: it was configured."""
+        self._rejects_format: set[bool] = set()
+        """Whether the provider has rejected `response_format`, in requests with tools and in others."""
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
+        has_tools = bool(request.tools)
+        if request.response_format is None or has_tools in self._rejects_format:
+            return await self._respond(replace(request, response_format=None))
+        try:
+            return without_output_tool(await self._respond(request))
+        except LLMResponseError as error:
+            if self.keeps_format or not is_rejected(error.message):
+                raise
+            log.warning("llm.structured_output_rejected", provider=self.provider_name, error=error.message)
+        self._rejects_format.add(has_tools)
+        return await self._respond(replace(request, response_format=None))
+
+    async def _respond(self, request: ModelRequest) -> LLMResponse:
         model = request.model or self.model_id
         exchange = Exchange(self._codec.body(request, model), request.on_delta, request.on_piece)
         reply = await self._respond_before_deadline(exchange)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
@@ -26,6 +29,7 @@ from openagents_worker.llm.messages import (
 from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wire
 from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
+from openagents_worker.llm.structured import output_schema, output_tool
 
 __all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
 
@@ -52,6 +56,13 @@ class OpenAICompatibleClient(HttpModelClient):
         )
         codec = ChatCompletions(options, checked.extras)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+        self.keeps_format = checked.extras.get("structured_output", "auto") != "auto"
+
+
+def _is_openai(base: str | None) -> bool:
+    """Whether the server is OpenAI itself, or Azure's."""
+    host = httpx.URL(base or "").host
+    return host == "api.openai.com" or host.endswith((".openai.azure.com", ".azure-api.net"))
 
 
 class ChatCompletions:
@@ -61,10 +72,12 @@ class ChatCompletions:
 
     def __init__(self, options: LLMOptions, extras: Mapping[str, Any]) -> None:
         self._options = options
-        self._extras = extras
+        self._extras = {name: value for name, value in extras.items() if name != "structured_output"}
+        self._way_of_output = extras.get("structured_output", "auto")
 
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
         """The body of the request, for this model."""
+        request = self._with_output_format(request)
         tools, streaming = request.tools, request.is_streamed
         tool_fields = {"tools": tools, "tool_choice": request.tool_choice}
         body = {
@@ -78,6 +91,21 @@ class ChatCompletions:
         }
         return {name: value for name, value in body.items() if value is not None}
 
+    def _with_output_format(self, request: ModelRequest) -> ModelRequest:
+        """The request with the schema of the output as this server takes it."""
+        schema = output_schema(request.response_format)
+        way = self._way_of_output
+        if schema is None or way == "json_schema":
+            return request
+        if way == "tool":
+            tools = [*(request.tools or ()), output_tool(schema)]
+            return replace(request, response_format=None, tools=tools, tool_choice="required")
+        if way == "json_object":
+            return replace(request, response_format={"type": "json_object"})
+        if way == "auto" and (not request.tools or _is_openai(self._options.api_base)):
+            return request
+        return replace(request, response_format=None)
+
     def _sampling(self, model: str, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
         temperature = self._options.temperature if temperature is None else temperature
         max_tokens = self._options.max_tokens if max_tokens is None else max_tokens
@@ -89,8 +117,8 @@ class ChatCompletions:
         return {"temperature": temperature, "max_tokens": max_tokens}
 
     def is_reply(self, body: Mapping[str, Any]) -> bool:
-        """Whether a body has choices. Without them, it is an error or something else."""
-        return bool(body.get("choices"))
+        """Whether a body has choices and no error."""
+        return bool(body.get("choices")) and not body.get("error")
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
         """Parse a complete body. Raises `LLMResponseError` if it is not a chat completion."""

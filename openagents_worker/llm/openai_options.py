@@ -13,6 +13,7 @@ from pydantic import Field
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.structured import StructuredOutput
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 
@@ -26,7 +27,13 @@ _EXAMPLE = "the URL before /chat/completions, for example https://api.openai.com
 
 
 class OpenAIExtras(ProviderOptions):
-    """The options that only this provider has. They are sent in the request body unchanged."""
+    """The options that only this provider has. They are sent in the request body unchanged, except for
+    `structured_output`."""
+
+    structured_output: StructuredOutput = Field(
+        default="auto",
+        description="How the schema of the output is sent: json_schema, json_object, tool, text, or auto.",
+    )
 
     seed: int | None = Field(default=None, description="Seed of the sampling. null: none.")
     top_p: float | None = Field(
@@ -86,7 +93,7 @@ def _url_problems(options: LLMOptions) -> Iterator[ConfigProblem]:
     base = (options.api_base or "").rstrip("/")
     responses = "openai_compatible uses the chat completions API, not the responses API"
     if options.openai_api_style == "responses":
-        yield ConfigProblem(("openai_api_style",), responses, 'set it to "chat_completions"')
+        yield ConfigProblem(("openai_api_style",), responses, 'use the provider "openai_responses"')
     if not base:
         yield ConfigProblem(("api_base",), "missing", _EXAMPLE)
     elif not _is_http_url(base):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean, problems_of
+from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.agents.variables import as_field_type
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["ProviderOptions", "read_extras", "raise_for_problems", "reject_extras"]
 

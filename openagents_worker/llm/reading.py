@@ -7,7 +7,7 @@ shape of any provider, a login page, or empty.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from openagents_worker.errors import LLMError
 from openagents_worker.http_replies import ReplyTooLarge, ReplyUnreadable, beginning_of, pieces_of
 from openagents_worker.jsontext import loads
 from openagents_worker.llm.base import Delta, DeltaKind, OnDelta, OnPiece
-from openagents_worker.llm.codec import Codec
+from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.failures import error_in, failure, not_a_reply
 from openagents_worker.llm.sse import SSEDecoder
 
@@ -63,6 +63,8 @@ class Exchange:
     took_ms: float = 0.0
     """Milliseconds of the newest request, from its begin to the end of its reply."""
     measures: dict[str, Any] = field(default_factory=dict)
+    after_chunk: Callable[[StreamReader], Awaitable[None]] | None = None
+    """Awaited after each chunk of a streamed reply, before its pieces are delivered."""
 
     @property
     def is_streamed(self) -> bool:
@@ -123,7 +125,7 @@ class ReplyReading:
 
     def _check_whole(self, body: Any, response: httpx.Response) -> None:
         """Raises the error that a whole body is, if it is not a reply."""
-        if isinstance(body, dict) and not body.get("error") and self._codec.is_reply(body):
+        if isinstance(body, dict) and self._codec.is_reply(body):
             return
         if (error := error_in(body)) is not None:
             raise self._failure(error, response, None)
@@ -148,6 +150,8 @@ class ReplyReading:
             async with aclosing(self._chunks(head, stream, response)) as chunks:
                 async for chunk in chunks:
                     pieces = reply.add(chunk)
+                    if exchange.after_chunk is not None:
+                        await exchange.after_chunk(reply)
                     if reply.begun:
                         await exchange.deliver(pieces, elapsed_ms())
         except httpx.TransportError:

@@ -39,6 +39,7 @@ _CACHE_WRITTEN = (
 _REASONING = (
     ("completion_tokens_details", "reasoning_tokens"),
     ("output_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "thinking_tokens"),
     ("reasoning_tokens",),
 )
 _IMAGE = (("prompt_tokens_details", "image_tokens"), ("input_tokens_details", "image_tokens"))

@@ -44,7 +44,7 @@ from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "Conversation",
@@ -165,7 +165,13 @@ class Conversation:
             temperature=getattr(options, "temperature", None),
             max_tokens=getattr(options, "max_tokens", None),
             tools=self._tool_schemas() or None,
+            **self._output_format(),
         )
+
+    def _output_format(self) -> dict[str, Any]:
+        """The argument for the schema of the run's output, if the run has one."""
+        form = getattr(self._context, "output_format", None)
+        return {} if form is None else {"response_format": form}
 
     def _tool_schemas(self) -> list[dict[str, Any]]:
         """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
@@ -336,8 +342,7 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
 
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     name = name[:MAX_NAME_CHARS]
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
+    hint = did_you_mean(name, known, "the tools are")
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 

@@ -31,6 +31,7 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
@@ -311,13 +312,35 @@ class RunWriter:
         self._schedule(FLUSH_S)
 
     async def commit(
-        self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
+        self,
+        position: int,
+        record: str,
+        usage: RunUsage,
+        events: Sequence[tuple[str, Mapping[str, Any]]],
+        *,
+        taken: Sequence[str] = (),
     ) -> None:
-        """Store record number `position`, together with all queued events and records."""
+        """Store record number `position`, together with all queued events and records. `taken`: the names of
+        the facts that the record replaces."""
         async with self._write_lock:
             await self._store_full_batches()
             await self._commit(
-                position, [record], usage, self._take_batch(events), self._take_deferred(position)
+                position, [record], usage, self._take_batch(events), self._take_deferred(position), taken
+            )
+
+    async def write_fact(self, fact: Fact) -> None:
+        """Store a fact ahead of the record that will replace it, after all queued events."""
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            await self._write(
+                scripts.emit(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    batch_no=self._batch_no,
+                    events=batch,
+                    facts=[fact.name, fact.text],
+                )
             )
 
     def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
@@ -340,6 +363,7 @@ class RunWriter:
         usage: RunUsage,
         batch: list[str],
         deferred: Sequence[_DeferredRecord],
+        taken: Sequence[str] = (),
     ) -> None:
         """Write records and events with one script call. `deferred` records come first."""
         if deferred:
@@ -359,6 +383,7 @@ class RunWriter:
                 batch_no=self._batch_no,
                 events=batch,
                 format=self.format,
+                taken=taken,
             )
         )
         self._length = position + len(records)

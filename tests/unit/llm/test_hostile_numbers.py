@@ -19,7 +19,7 @@ from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.pricing import price
 from openagents_worker.models import RunUsage
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, retry_after_ms
-from openagents_worker.runtime.calls import _usage_of
+from openagents_worker.runtime.calls.model import _usage_of
 from tests.unit.test_jsontext import NASTY
 
 MOST = 2**53
