@@ -14,6 +14,9 @@ DEFAULT_TOTAL_TIMEOUT_MS = 600_000
 DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
 """Four times what a run may store, because of JSON's escapes. Parsed, it can use 25 times as much memory."""
 LARGEST_MAX_REPLY_BYTES = 256 * 1024 * 1024
+MAX_FALLBACKS = 8
+RESERVED_BODY = frozenset({"input", "messages", "stream"})
+"""Fields of a request that `extra_body` cannot replace."""
 
 
 class LLMPricing(Part):
@@ -159,6 +162,24 @@ class LLMOptions(Part):
     extra_headers: dict[str, str] = Field(
         default_factory=dict, description="Further HTTP headers of every request."
     )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of the JSON body of every request, for what has no option here.",
+    )
+    extra_query: dict[str, str] = Field(
+        default_factory=dict, description="Further query parameters of the URL of every request."
+    )
+    stream: bool = Field(
+        default=True,
+        description="Whether replies are streamed to those who watch them. false: never, for a server that "
+        "cannot stream.",
+    )
+    fallbacks: list[dict[str, Any]] = Field(
+        default_factory=list,
+        max_length=MAX_FALLBACKS,
+        description="Models that answer a call if this one cannot: objects with fields of this section. One "
+        "without a provider takes all other fields from here.",
+    )
     reasoning_model: bool | None = Field(
         default=None,
         description="Whether the model takes the parameters of reasoning models. null: known from its name.",
@@ -176,6 +197,16 @@ class LLMOptions(Part):
         le=LONGEST_MS,
         description="For the provider scripted: milliseconds before every reply.",
     )
+
+    @model_validator(mode="after")
+    def _body_is_free(self) -> LLMOptions:
+        if reserved := sorted(RESERVED_BODY & self.extra_body.keys()):
+            raise problem(
+                "reserved",
+                f"{reserved[0]} is written by the library; it cannot be set here",
+                key=("extra_body", reserved[0]),
+            )
+        return self
 
     @model_validator(mode="after")
     def _timeout_is_within_total(self) -> LLMOptions:

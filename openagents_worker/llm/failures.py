@@ -174,7 +174,7 @@ def failure(
     label = f" ({details.label})" if details.label else ""
     message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
     error = _error(message, status, details, headers, key_env)
-    error.request_id = request_id_of(headers)
+    error.request_id, error.status = request_id_of(headers), status
     return error
 
 

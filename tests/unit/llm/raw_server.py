@@ -30,11 +30,14 @@ async def raw_server(*chunks: bytes, head: str = STREAM, status: str = "200 OK")
 
 
 @asynccontextmanager
-async def answering(reply: Callable[[Any], Sent]) -> AsyncGenerator[str]:
-    """Answers each request with what the function returns for its body. Yields the URL."""
+async def answering(reply: Callable[[Any], Sent], paths: list[str] | None = None) -> AsyncGenerator[str]:
+    """Answers each request with what the function returns for its body. Yields the URL. `paths` collects the
+    paths of the requests, with their queries."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
+        if paths is not None:
+            paths.append(request.split(b" ")[1].decode())
         lines = request.lower().split(b"\r\n")
         length = next(int(line[16:]) for line in lines if line.startswith(b"content-length:"))
         sent = reply(json.loads(await reader.readexactly(length)))
