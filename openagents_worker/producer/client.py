@@ -44,15 +44,9 @@ from openagents_worker.store.listing import (
     list_sessions,
     prune_indexes,
 )
-from openagents_worker.store.records import (
-    SessionView,
-    aread_record,
-    aread_session,
-    read_record,
-    read_session,
-    run_not_found,
-)
+from openagents_worker.store.records import aread_record, read_record, run_not_found
 from openagents_worker.store.scripts import CancelAnswer, Cancelled, ScriptCall, Wake
+from openagents_worker.store.sessions import SessionView, aread_session, read_session
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 

@@ -57,9 +57,10 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
-from openagents_worker.store.records import SessionStore
 from openagents_worker.store.scripts import Claimed, Wake, WriteResult
+from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
@@ -70,7 +71,6 @@ log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
 PREPARE_PART = "prepare"  # the part of a run before its pattern, in runs that are replayed by place
-MAX_TRIES_DIGITS = 10  # a longer count was not written by this library and is ignored
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
@@ -131,6 +131,7 @@ class Attempt:
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
         self._turn_messages: Any = ()
+        self._finish_reason: str | None = None
         self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch, marks, lease.incarnation)
         self.is_abandoned = False
         """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
@@ -324,6 +325,7 @@ class Attempt:
             latch=self.latch,
             retries=self._claimed.retries,
             tries=self._tries,
+            noted=self._noted,
             max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,
@@ -365,8 +367,6 @@ class Attempt:
         with translate_parse_errors(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        if start_record is None and self._durable:
-            recorder.set_start(start.to_record(recorder.rules.format))
         prepared = await Preparation(
             context=self._context,
             parts=parts,
@@ -387,9 +387,13 @@ class Attempt:
     @property
     def _tries(self) -> dict[str, int]:
         """How often each call has failed and was retried later, by the name of its fact."""
-        facts = self._claimed.facts or {}
-        tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
-        return {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS}
+        return Facts(self._claimed.facts).counts(FactKind.TRIES)
+
+    @property
+    def _noted(self) -> dict[str, dict[str, Any]]:
+        """What earlier attempts noted about calls that are not recorded yet, by call id."""
+        notes = {fact.id: fact.value() for fact in Facts(self._claimed.facts).of(FactKind.RESPONSE)}
+        return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
     @property
     def _max_tries(self) -> int:
@@ -450,6 +454,8 @@ class Attempt:
                     offload=self._assembly.offload,
                 )
         self._turn_messages = getattr(prepared.pattern, "turn_messages", ())
+        reason = getattr(prepared.pattern, "finish_reason", None)
+        self._finish_reason = reason if isinstance(reason, str) else None
         await self._check_all_read()
         return output
 
@@ -568,6 +574,7 @@ class Attempt:
             output=output,
             error=error,
             turn_messages=self._turn_messages,
+            finish_reason=self._finish_reason,
             redact_keys=self._assembly.redact_keys,
         )
 
@@ -617,7 +624,10 @@ class Attempt:
             finish=lambda error: self._finish(self._ending(error=error)),
             send_wakes=self._send_wakes_of,
             back_off_ms=lambda error, call: back_off_ms(
-                self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._random_unit
+                self._tries.get(call, 0),
+                getattr(error, "retry_after_ms", None),
+                self._random_unit,
+                longest_ms=self._settings.retry_after_max_ms,
             ),
             why_cancelled=self._why_cancelled,
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),

@@ -145,11 +145,11 @@ local function live(R, F)
   return run
 end
 
--- wake_of(run): marks a wake-up as sent and returns its fields: {run, queue, wake_us, agent, session, attempt, step, canvas}. Callers add 'ended'
--- if the run is over
+-- wake_of(run): marks a wake-up as sent and returns it (`Wake`). Callers set `is_ended` if the run is over
 local function wake_of(run)
   redis.call('ZADD', k.sent(run.queue), digits(NOW_US), run.id)
-  return {run.id, run.queue, digits(NOW_US), run.agent, run.session, digits(run.attempt), digits(run.steps), run.canvas}
+  return {run_id = run.id, queue = run.queue, sent_us = NOW_US, agent_id = run.agent, session_id = run.session, attempt = run.attempt,
+    step = run.steps, canvas = run.canvas, is_ended = false}
 end
 
 -- leave(run): removes the run from the sets of its owner, and adds the time of this attempt to active_ms
