@@ -53,14 +53,22 @@ from openagents_worker.store.redis_errors import (
 from openagents_worker.store.redis_options import connection_options, lossy_text_options
 from openagents_worker.store.scripts import Script, ScriptCall, lacking
 
-__all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "is_temporary_refusal"]
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "OnDisk", "Plan", "Reader", "Store", "is_temporary_refusal"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
 """A sequence of Redis operations that both the sync and the async store can execute (`Store.execute`).
 
-The generator yields script calls (`ScriptCall`) and functions as for `Store.ask`, receives their answers, and
-returns its result."""
+The generator yields script calls (`ScriptCall`, or `OnDisk` of one) and functions as for `Store.ask`. It
+receives their answers and errors, and returns its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """A step of a plan: execute the script as `Store.run_on_disk` does."""
+
+    call: ScriptCall[Any]
+
 
 CONNECT_TIMEOUT_S = 1.5  # with two addresses of a host, a failure is reported in less than five seconds
 ANSWER_TIMEOUT_S = 2.0
@@ -360,15 +368,19 @@ class Store:
 
     def execute(self, plan: Plan[T], execute_other: Callable[[Any], object] | None = None) -> T:
         """Execute the steps of a plan. `execute_other` gets the steps that are neither scripts nor reads."""
-        answer: Any = None
         with closing(plan):
-            while True:
-                try:
-                    step = plan.send(answer)
-                except StopIteration as done:
-                    value: T = done.value
-                    return value
-                answer = _execute_step(self, step, execute_other)
+            try:
+                step = next(plan)
+                while True:
+                    try:
+                        answer = _execute_step(self, step, execute_other)
+                    except Exception as error:  # noqa: BLE001 - the plan handles it, or it leaves the plan
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(answer)
+            except StopIteration as done:
+                value: T = done.value
+                return value
 
     def close(self) -> None:
         self.redis.close()
@@ -565,15 +577,19 @@ class AsyncStore:
         self, plan: Plan[T], execute_other: Callable[[Any], Awaitable[object]] | None = None
     ) -> T:
         """As `Store.execute`."""
-        answer: Any = None
         with closing(plan):
-            while True:
-                try:
-                    step = plan.send(answer)
-                except StopIteration as done:
-                    value: T = done.value
-                    return value
-                answer = await _execute_step(self, step, execute_other)
+            try:
+                step = next(plan)
+                while True:
+                    try:
+                        answer = await _execute_step(self, step, execute_other)
+                    except Exception as error:  # noqa: BLE001 - the plan handles it, or it leaves the plan
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(answer)
+            except StopIteration as done:
+                value: T = done.value
+                return value
 
     def leave_closed_loops(self) -> None:
         """Close what is left of loops that are closed."""
@@ -588,6 +604,8 @@ def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[
     """The answer to one step of a plan; for an async store, an awaitable of it."""
     if isinstance(step, ScriptCall):
         return store.run(step)
+    if isinstance(step, OnDisk):
+        return store.run_on_disk(step.call)
     if callable(step):
         return store.ask(step)
     assert execute_other is not None, step

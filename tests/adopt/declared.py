@@ -77,6 +77,7 @@ EXTRA_OF = {
     "secret_text": BASE,
     "settings": BASE,
     "store": BASE,
+    "submission": BASE,
     "suggest": BASE,
     "telemetry": BASE,
     "time_limits": BASE,
