@@ -7,7 +7,7 @@ from importlib import import_module
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.loading import MAX_AGENTS
-from openagents_worker.producer.message_size import PAYLOADS_A_MESSAGE
+from openagents_worker.celery.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
 
 __all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]

@@ -76,7 +76,7 @@ def submit(
         queue=queue,
         delay_ms=delay_ms,
         expires_ms=expires_ms,
-        canvas=_canvas(settings, canvas, priority=priority, headers=headers),
+        canvas=_task_options(settings, canvas, priority=priority, headers=headers),
     )
     yield Sending(partial(_send_accepted, app, accepted, started_s))
     return accepted.run_id
@@ -195,7 +195,7 @@ def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
         send_wakes(app, [accepted.also])
 
 
-def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+def _task_options(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     """The task options of a submission as JSON. Raises as `task_options_json` does."""
     if canvas is not None and not isinstance(canvas, Mapping):
         raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")

@@ -44,10 +44,11 @@ BASE = ""
 
 EXTRA_OF = {
     # What a producer needs, and what the front door names.
-    "addresses": BASE,
     "agents": BASE,
     "arguments": BASE,
     "celery.app": BASE,
+    "celery.kombu_redis": BASE,
+    "celery.message_size": BASE,
     "celery.register": BASE,
     "cli": BASE,
     "concurrency": BASE,
