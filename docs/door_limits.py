@@ -143,7 +143,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "broker message",
         "compression: zlib, bzip2 and xz; memory for xz",
-        "producer.message_size.LZMA_MEMORY_BYTES",
+        "celery.message_size.LZMA_MEMORY_BYTES",
         "bytes",
         "",
         "failed run, `request.invalid`",

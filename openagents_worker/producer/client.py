@@ -73,7 +73,7 @@ class Client(Operations):
         `RunConflict`, `SessionBusy`, `RedisUnsafe` or `RedisUnreachable`. It raises `SubmitUnknown` if the
         run may be accepted, and with `OPENAGENTS_DURABILITY=strict` also if it may not be on disk yet.
         """
-        run_id = self._execute(plans.submit(self.connection.publishing, request, **options))
+        run_id = self._execute(plans.submit(self._publishing, request, **options))
         return self.handle(run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
@@ -85,7 +85,7 @@ class Client(Operations):
 
     def record(self, run_id: str) -> RunRecord:
         """The current record of the run. Raises `RunNotFound`."""
-        return self._execute(plans.record(self.store.keys, run_id))
+        return self._execute(plans.record(self._keys, run_id))
 
     def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run. Raises `RunNotFound`.
@@ -93,7 +93,7 @@ class Client(Operations):
         CANCELLED: it was cancelled at once. REQUESTED: its worker will cancel it. ALREADY: it had ended
         before.
         """
-        return self._execute(plans.cancel(self.connection.publishing, run_id, reason))
+        return self._execute(plans.cancel(self._publishing, run_id, reason))
 
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
@@ -106,11 +106,11 @@ class Client(Operations):
 
         Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
-        return self._execute(list_runs(self.store.keys, RunFilter.of(filters), limit=limit, cursor=cursor))
+        return self._execute(list_runs(self._keys, RunFilter.of(filters), limit=limit, cursor=cursor))
 
     def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions. The session with the newest run is the first. Raises as `runs` does."""
-        return self._execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return self._execute(list_sessions(self._keys, limit=limit, cursor=cursor))
 
     def session(self, session_id: str) -> SessionView:
         """The current state of the session. Raises `SessionNotFound`."""
@@ -122,9 +122,7 @@ class Client(Operations):
         Raises `SessionBusy` if one of its runs has not ended. With `force` the runs are cancelled first. It
         may wait up to about five seconds until Celery was notified of the end of a run.
         """
-        return self._execute(
-            deletion(self.store.keys, session_id, force=force, send=self.connection.publishing.send_wakes)
-        )
+        return self._execute(deletion(self._keys, session_id, force=force, send=self._publishing.send_wakes))
 
     def prune(self) -> int:
         """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
@@ -142,7 +140,7 @@ class Client(Operations):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self.connection.publishing.close_own_app()
+        self._publishing.close_own_app()
 
 
 class AsyncClient(AsyncOperations):
@@ -155,7 +153,7 @@ class AsyncClient(AsyncOperations):
 
     async def submit(self, request: Request, **options: Unpack[ClientOptions]) -> AsyncRunHandle[Any]:
         """Submit a run, as `Client.submit` does."""
-        run_id = await self._execute(plans.submit(self.connection.publishing, request, **options))
+        run_id = await self._execute(plans.submit(self._publishing, request, **options))
         return self.handle(run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
@@ -167,11 +165,11 @@ class AsyncClient(AsyncOperations):
 
     async def record(self, run_id: str) -> RunRecord:
         """The current record of the run. Raises `RunNotFound`."""
-        return await self._execute(plans.record(self.store.keys, run_id))
+        return await self._execute(plans.record(self._keys, run_id))
 
     async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run, as `Client.cancel` does. Raises `RunNotFound`."""
-        return await self._execute(plans.cancel(self.connection.publishing, run_id, reason))
+        return await self._execute(plans.cancel(self._publishing, run_id, reason))
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
@@ -181,12 +179,12 @@ class AsyncClient(AsyncOperations):
         self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
     ) -> Page[RunRecord]:
         """A page of the runs that match all filters, newest first, as `Client.runs`."""
-        plan = list_runs(self.store.keys, RunFilter.of(filters), limit=limit, cursor=cursor)
+        plan = list_runs(self._keys, RunFilter.of(filters), limit=limit, cursor=cursor)
         return await self._execute(plan)
 
     async def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions. The session with the newest run is the first. Raises as `runs` does."""
-        return await self._execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return await self._execute(list_sessions(self._keys, limit=limit, cursor=cursor))
 
     async def session(self, session_id: str) -> SessionView:
         """The current state of the session. Raises `SessionNotFound`."""
@@ -195,7 +193,7 @@ class AsyncClient(AsyncOperations):
     async def delete_session(self, session_id: str, *, force: bool = False) -> int:
         """Delete a session and all data of its runs from Redis, as `Client.delete_session` does."""
         return await self._execute(
-            deletion(self.store.keys, session_id, force=force, send=self.connection.publishing.send_wakes)
+            deletion(self._keys, session_id, force=force, send=self._publishing.send_wakes)
         )
 
     async def prune(self) -> int:
@@ -211,7 +209,7 @@ class AsyncClient(AsyncOperations):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-        self.connection.publishing.close_own_app()
+        self._publishing.close_own_app()
 
 
 def default_client() -> Client:

@@ -153,9 +153,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         Raises `WaitTimeout`, and `RunFailed` with the error code of the run for a run that did not complete.
         With `propagate=False` the `RunFailed` is returned.
         """
-        value = _result_or_error(self._wait_for_end(timeout, **celery_options))
-        if isinstance(value, RunFailed) and propagate:
-            raise value
+        value = _result_of_get(self._wait_for_end(timeout, **celery_options), propagate)
         if callback is not None:
             callback(self.id, value)
         return value
@@ -286,12 +284,8 @@ class AsyncRunHandle(Generic[OutputT]):
         return cast("RunResult[OutputT]", _parsed(await self._wait_for_end(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
-        """Wait until the run has ended, and return its result as a JSON dict. Raises as `RunHandle.get`
-        does."""
-        value = _result_or_error(await self._wait_for_end(timeout))
-        if isinstance(value, RunFailed) and propagate:
-            raise value
-        return value
+        """Wait until the run has ended, and return its result as `RunHandle.get` does."""
+        return _result_of_get(await self._wait_for_end(timeout), propagate)
 
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The stored events of the run after number `after`, then live events, until the run has ended.
@@ -365,6 +359,13 @@ def _result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
     if record.state is RunState.COMPLETED:
         return record.result.model_dump(mode="json")
     return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
+
+
+def _result_of_get(record: RunRecord, propagate: bool) -> Any:
+    value = _result_or_error(record)
+    if isinstance(value, RunFailed) and propagate:
+        raise value
+    return value
 
 
 def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from openagents_worker.producer import plans
 from openagents_worker.producer.connection import AsyncConnection, Connection
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore, Plan, Store
 from openagents_worker.store.dead_letters import PutAside, read_put_aside
@@ -22,6 +23,7 @@ from openagents_worker.store.fleet import (
     read_fleet,
     read_workers,
 )
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import Problem, RunFilters, list_problems
 
 __all__ = ["AsyncOperations", "Operations"]
@@ -37,12 +39,23 @@ class _HasConnection:
     @property
     def settings(self) -> Settings:
         """The settings for submissions of this client."""
-        return self.connection.publishing.settings
+        return self._publishing.settings
 
     @property
     def app(self) -> Celery:
         """The Celery app that sends the messages of this client."""
-        return self.connection.publishing.app
+        return self._publishing.app
+
+    @property
+    def _publishing(self) -> PublishingApp:
+        return self.connection.publishing
+
+    @property
+    def _keys(self) -> Keys:
+        return self.connection.store.keys
+
+    def _fleet_plan(self) -> Plan[Fleet]:
+        return read_fleet(self._keys, self.settings.queue)
 
 
 class Operations(_HasConnection):
@@ -72,7 +85,7 @@ class Operations(_HasConnection):
         A run that has not ended is not changed. Raises `RunNotFound`, `RunConflict` for a completed run, and
         `ConfigError` for a run that is not durable and was executed, or if two apps are registered.
         """
-        plan = plans.resume(self.connection.publishing, self.store.keys, run_id, by)
+        plan = plans.resume(self._publishing, self._keys, run_id, by)
         return RunHandle(self._execute(plan), client=self)
 
     def resume_all(
@@ -84,35 +97,32 @@ class Operations(_HasConnection):
         `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
         `ConfigError` if two apps are registered.
         """
-        plan = plans.ResumeAll(self.connection.publishing, self.store.keys, filters, by=by, dry_run=dry_run)
+        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
         while (run_id := self._execute(plan.next_run())) is not None:
             yield run_id
 
     def workers(self) -> list[WorkerInfo]:
         """The worker processes: their queues and agents, their number of runs, and their health."""
-        return list(self._execute(read_workers(self.store.keys)))
+        return list(self._execute(read_workers(self._keys)))
 
     def queues(self) -> list[QueueInfo]:
         """The queues of runs: waiting runs, waiting times and consumers. It scans all keys of Redis."""
-        return list(self._fleet().queues)
+        return list(self._execute(self._fleet_plan()).queues)
 
     def agents(self) -> list[AgentInfo]:
         """The agents that workers have announced, and the workers that serve each of them now."""
-        return list(self._fleet().agents)
+        return list(self._execute(self._fleet_plan()).agents)
 
     def problems(self) -> list[Problem]:
         """The unreadable records among the 1,000 runs that were accepted last."""
-        return list(self._execute(list_problems(self.store.keys)))
+        return list(self._execute(list_problems(self._keys)))
 
     def put_aside(self) -> list[PutAside]:
         """The invalid messages that were put aside (dead letters): newest first, at most 100.
 
         They are kept as long as runs.
         """
-        return list(self._execute(read_put_aside(self.store.keys)))
-
-    def _fleet(self) -> Fleet:
-        return self._execute(read_fleet(self.store.keys, self.settings.queue))
+        return list(self._execute(read_put_aside(self._keys)))
 
     def _execute(self, plan: Plan[T]) -> T:
         return self.connection.execute(plan)
@@ -140,39 +150,36 @@ class AsyncOperations(_HasConnection):
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """The same as `Client.resume`."""
-        plan = plans.resume(self.connection.publishing, self.store.keys, run_id, by)
+        plan = plans.resume(self._publishing, self._keys, run_id, by)
         return AsyncRunHandle(await self._execute(plan), client=self)
 
     async def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """The same as `Client.resume_all`."""
-        plan = plans.ResumeAll(self.connection.publishing, self.store.keys, filters, by=by, dry_run=dry_run)
+        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
         while (run_id := await self._execute(plan.next_run())) is not None:
             yield run_id
 
     async def workers(self) -> list[WorkerInfo]:
         """The same as `Client.workers`."""
-        return list(await self._execute(read_workers(self.store.keys)))
+        return list(await self._execute(read_workers(self._keys)))
 
     async def queues(self) -> list[QueueInfo]:
         """The same as `Client.queues`."""
-        return list((await self._fleet()).queues)
+        return list((await self._execute(self._fleet_plan())).queues)
 
     async def agents(self) -> list[AgentInfo]:
         """The same as `Client.agents`."""
-        return list((await self._fleet()).agents)
+        return list((await self._execute(self._fleet_plan())).agents)
 
     async def problems(self) -> list[Problem]:
         """The same as `Client.problems`."""
-        return list(await self._execute(list_problems(self.store.keys)))
+        return list(await self._execute(list_problems(self._keys)))
 
     async def put_aside(self) -> list[PutAside]:
         """The same as `Client.put_aside`."""
-        return list(await self._execute(read_put_aside(self.store.keys)))
-
-    async def _fleet(self) -> Fleet:
-        return await self._execute(read_fleet(self.store.keys, self.settings.queue))
+        return list(await self._execute(read_put_aside(self._keys)))
 
     async def _execute(self, plan: Plan[T]) -> T:
         return await self.connection.execute(plan)
