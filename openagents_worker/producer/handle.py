@@ -130,7 +130,8 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
 
     async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """`events` for asyncio. All watchers of one event loop share one pub/sub connection."""
-        async with aclosing(awatch(self.connection.for_asyncio.store, self.id, after)) as events:
+        store = self.connection.for_asyncio.store
+        async with aclosing(awatch(store, self.id, after)) as events:
             async for event in events:
                 yield event
 
