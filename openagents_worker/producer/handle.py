@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import Any, Generic, Protocol, cast
 
-from celery import exceptions, states
+from celery import states
 from celery.result import assert_will_not_block
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from openagents_worker.arguments import seconds_of
-from openagents_worker.errors import OutputValidationError, RunFailed, RunNotFound
+from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
 from openagents_worker.producer import plans
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
@@ -27,6 +27,15 @@ from openagents_worker.producer.connection import (
     connection_of,
     default_connection,
 )
+from openagents_worker.producer.run_results import (
+    CELERY_STATES,
+    WaitTimeout,
+    parsed_result,
+    result_of_get,
+    result_or_error,
+    traceback_of,
+    wait_timeout,
+)
 from openagents_worker.store.records import is_notify_pending
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.store.watch import awatch, watch
@@ -34,24 +43,6 @@ from openagents_worker.store.watch import awatch, watch
 PREDECESSOR_PAUSE_S = 0.1
 
 __all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
-
-CELERY_STATES: Mapping[RunState, str] = {
-    RunState.SCHEDULED: states.PENDING,
-    RunState.QUEUED: states.PENDING,
-    RunState.WAITING_SESSION: states.PENDING,
-    RunState.RUNNING: states.STARTED,
-    RunState.RETRYING: states.RETRY,
-    RunState.COMPLETED: states.SUCCESS,
-    RunState.FAILED: states.FAILURE,
-    RunState.CANCELLED: states.REVOKED,
-}
-
-
-class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]  # Celery ships no types
-    """The run did not end within the timeout; it continues.
-
-    The class inherits from the `TimeoutError` of Celery and of Python.
-    """
 
 
 class HasConnection(Protocol):
@@ -116,7 +107,8 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         class, but the class rejects it.
         """
         return cast(
-            "RunResult[OutputT]", _parsed(self._wait_for_end(timeout, **celery_options), self._output_type)
+            "RunResult[OutputT]",
+            parsed_result(self._wait_for_end(timeout, **celery_options), self._output_type),
         )
 
     def events(self, after: int = 0) -> Generator[RunEvent]:
@@ -154,7 +146,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         Raises `WaitTimeout`, and `RunFailed` with the error code of the run for a run that did not complete.
         With `propagate=False` the `RunFailed` is returned.
         """
-        value = _result_of_get(self._wait_for_end(timeout, **celery_options), propagate)
+        value = result_of_get(self._wait_for_end(timeout, **celery_options), propagate)
         if callback is not None:
             callback(self.id, value)
         return value
@@ -171,7 +163,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
     def result(self) -> Any:
         """The value that `get` returns or raises; None until the run has ended."""
         record = self._record_in_chain()
-        return _result_or_error(record) if record is not None and record.state.is_terminal else None
+        return result_or_error(record) if record is not None and record.state.is_terminal else None
 
     info = result
 
@@ -181,7 +173,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
 
         None until the run has ended, and for an error that was not raised by your code.
         """
-        return _traceback(self.record())
+        return traceback_of(self.record())
 
     def ready(self) -> bool:
         record = self._record_in_chain()
@@ -215,8 +207,8 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
             return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
         return {
             "status": CELERY_STATES[record.state],
-            "result": _result_or_error(record) if record.state.is_terminal else None,
-            "traceback": _traceback(record),
+            "result": result_or_error(record) if record.state.is_terminal else None,
+            "traceback": traceback_of(record),
             "children": [],
             "retries": record.retries,
             "worker": record.worker,
@@ -237,7 +229,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
                     for _ in events:
                         pass
             except TimeoutError:
-                raise _wait_timeout(self.id, timeout) from None
+                raise wait_timeout(self.id, timeout) from None
         return record
 
     def _record_if_ended(self) -> RunRecord | None:
@@ -259,7 +251,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
-                raise _wait_timeout(self.id, timeout)
+                raise wait_timeout(self.id, timeout)
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
@@ -282,11 +274,11 @@ class AsyncRunHandle(Generic[OutputT]):
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
         """Wait until the run has ended, as `RunHandle.wait` does. `timeout` is in seconds."""
-        return cast("RunResult[OutputT]", _parsed(await self._wait_for_end(timeout), self._output_type))
+        return cast("RunResult[OutputT]", parsed_result(await self._wait_for_end(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
         """Wait until the run has ended, and return its result as `RunHandle.get` does."""
-        return _result_of_get(await self._wait_for_end(timeout), propagate)
+        return result_of_get(await self._wait_for_end(timeout), propagate)
 
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The stored events of the run after number `after`, then live events, until the run has ended.
@@ -334,39 +326,7 @@ class AsyncRunHandle(Generic[OutputT]):
                             pass
                 return record
         except TimeoutError:
-            raise _wait_timeout(self.id, timeout) from None
-
-
-def _parsed(record: RunRecord, output_class: type[BaseModel] | None) -> RunResult[Any]:
-    """The result of a run that has ended, with its answer as an instance of `output_class`."""
-    assert record.result is not None, "a run that has ended has a result"
-    if output_class is None or not record.result.ok:
-        return record.result
-    try:
-        answer = output_class.model_validate(record.result.final_output)
-    except ValidationError as error:
-        raise OutputValidationError(
-            f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",
-            hint="use register_output: the worker then checks answers with the class and can retry",
-            output_type=output_class.__name__,
-            run_id=record.run_id,
-        ) from error
-    return record.result.model_copy(update={"final_output": answer})
-
-
-def _result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
-    """The value that `get` returns or raises for a run that has ended."""
-    assert record.result is not None, "a run that has ended has a result"
-    if record.state is RunState.COMPLETED:
-        return record.result.model_dump(mode="json")
-    return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
-
-
-def _result_of_get(record: RunRecord, propagate: bool) -> Any:
-    value = _result_or_error(record)
-    if isinstance(value, RunFailed) and propagate:
-        raise value
-    return value
+            raise wait_timeout(self.id, timeout) from None
 
 
 def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:
@@ -383,14 +343,5 @@ def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:
     )
 
 
-def _wait_timeout(run_id: str, timeout: float | None) -> WaitTimeout:
-    return WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues")
-
-
 def _connection_for(app: Any) -> Connection:
     return default_connection() if app is None else connection_of(app)
-
-
-def _traceback(record: RunRecord) -> str | None:
-    details = None if record.result is None else record.result.error_details
-    return None if details is None else details.traceback

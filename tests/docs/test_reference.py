@@ -71,7 +71,9 @@ def test_the_pages_of_runs_name_each_field_of_a_record() -> None:
     """What `record()` and `runs()` return. `duration_ms` is not the time between the start and the end."""
     pages = "".join((DOCS / name).read_text() for name in ("producer.md", "listing.md"))
 
-    assert [name for name in RunRecord.model_fields if f"`{name}`" not in pages and f".{name}" not in pages] == []
+    assert [
+        name for name in RunRecord.model_fields if f"`{name}`" not in pages and f".{name}" not in pages
+    ] == []
 
 
 def unexplained(model: type[BaseModel], page: str) -> list[str]:
