@@ -7,7 +7,7 @@ from importlib import import_module
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.loading import MAX_AGENTS
-from openagents_worker.producer.message_size import PAYLOADS_A_MESSAGE
+from openagents_worker.celery.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
 
 __all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]
@@ -143,7 +143,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "broker message",
         "compression: zlib, bzip2 and xz; memory for xz",
-        "producer.message_size.LZMA_MEMORY_BYTES",
+        "celery.message_size.LZMA_MEMORY_BYTES",
         "bytes",
         "",
         "failed run, `request.invalid`",

@@ -18,13 +18,6 @@ from kombu.exceptions import SerializationError
 from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 
-from openagents_worker.addresses import (
-    CeleryAddress,
-    RedisAddress,
-    Sentinels,
-    address_of,
-    is_redis_url,
-)
 from openagents_worker.errors import BrokerConfigError, RedisNoPermission
 from openagents_worker.producer.app_binding import (
     AppBinding,
@@ -33,13 +26,21 @@ from openagents_worker.producer.app_binding import (
     binding_of,
     find_binding,
 )
-from openagents_worker.producer.kombu_redis import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
-from openagents_worker.producer.kombu_redis import RESUME_RUN, RUN_AGENT, RUN_ENDED, TRANSPORTS
+from openagents_worker.producer.message_names import RESUME_RUN, RUN_AGENT, RUN_ENDED
 from openagents_worker.producer.queue_checks import queue_to_send_to
+from openagents_worker.producer.redis_transport import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
+from openagents_worker.producer.redis_transport import TRANSPORTS
 from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.producer.task_options import parse_task_options
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import (
+    CeleryAddress,
+    RedisAddress,
+    Sentinels,
+    address_of,
+    is_redis_url,
+)
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.permission import is_no_permission

@@ -44,10 +44,11 @@ BASE = ""
 
 EXTRA_OF = {
     # What a producer needs, and what the front door names.
-    "addresses": BASE,
     "agents": BASE,
     "arguments": BASE,
     "celery.app": BASE,
+    "celery.kombu_redis": BASE,
+    "celery.message_size": BASE,
     "celery.register": BASE,
     "cli": BASE,
     "concurrency": BASE,
@@ -77,6 +78,7 @@ EXTRA_OF = {
     "secret_text": BASE,
     "settings": BASE,
     "store": BASE,
+    "submission": BASE,
     "suggest": BASE,
     "telemetry": BASE,
     "time_limits": BASE,

@@ -1078,6 +1078,20 @@ def test_an_invalid_message_creates_a_failed_run(bench: Bench) -> None:
     assert bench.field("state") == "queued"
 
 
+def test_every_run_is_created_by_one_function(bench: Bench) -> None:
+    """No other Lua code writes the first fields of a record, so all records begin with the same ones."""
+    lua = resources.files("openagents_worker.store").joinpath("lua")
+    files = [file for folder in (lua, lua / "lib") for file in folder.iterdir() if file.name.endswith(".lua")]
+    births = [file.name for file in files if "'fence', '0:'" in file.read_text("utf-8")]
+    bench.do("submit", expires_ms=HOUR_MS, lists=["label=a"])
+    bench.do("reject", run_id="r2")
+    accepted, rejected = (set(bench.redis.hgetall(bench.store.keys("run", id_))) for id_ in ("r1", "r2"))
+
+    assert births == ["new_run.lua"]
+    assert accepted - rejected == {"parent", "tell", "expires", "lists"}
+    assert rejected - accepted == {"result", "ended"}
+
+
 # --- notification of Celery, expiry, resume --------------------------------------------------------------
 
 

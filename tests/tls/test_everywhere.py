@@ -14,11 +14,11 @@ import redis
 from click.testing import CliRunner
 from flower.utils.broker import Broker
 
+from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.cli.commands import commands
 from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.client import AsyncClient, Client, cell_of
-from openagents_worker.producer.kombu_redis import TRANSPORTS
 from openagents_worker.producer.publisher import (
     _publishing_connection,
     close_producers,
