@@ -9,7 +9,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import confirm_completion
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.worker.background import Leave, background_task
+from openagents_worker.worker.background import Health, Leave, background_task
 
 __all__ = ["CompletionAcks"]
 
@@ -30,6 +30,7 @@ class CompletionAcks:
         self._leave = leave
         self._unwritten: list[str] = []  # run id, life, run id, life …
         self._writer: asyncio.Task[None] | None = None
+        self.health = Health()
 
     def add(self, run_id: str, life: int) -> None:
         """Record that Celery was notified of the end of this life of the run. Call it on the loop."""
@@ -50,7 +51,9 @@ class CompletionAcks:
                 batch, self._unwritten = self._unwritten[:MAX_ARGUMENTS], self._unwritten[MAX_ARGUMENTS:]
                 try:
                     await self._store.run(confirm_completion(runs=batch))
+                    self.health.succeeded()
                 except RedisUnreachable as error:
+                    self.health.failed(error)
                     log.warning("runs.told_again_later", runs=len(batch) // 2, error=error.message)
         finally:
             self._writer = None

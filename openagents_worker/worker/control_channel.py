@@ -4,7 +4,6 @@ heartbeat."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 from openagents_worker.concurrency import end_task
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.worker.background import Leave, background_task
+from openagents_worker.worker.background import Health, Leave, background_task
 
 __all__ = ["ControlChannel"]
 
@@ -29,6 +28,7 @@ class ControlChannel:
         self._on_cancel = on_cancel
         self._leave = leave
         self._task: asyncio.Task[NoReturn] | None = None
+        self.health = Health()
 
     def follow(self, incarnation: str) -> None:
         """Listen for this incarnation from now on, and no longer for the previous one."""
@@ -48,6 +48,7 @@ class ControlChannel:
         async def handle_messages(client: Any) -> None:
             async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 await pubsub.subscribe(channel)
+                self.health.succeeded()
                 async for number, message in _numbered(pubsub.listen()):
                     self._on_cancel(message["data"])
                     if (
@@ -56,8 +57,10 @@ class ControlChannel:
                         await asyncio.sleep(0)
 
         while True:
-            with contextlib.suppress(RedisUnreachable):
+            try:
                 await self._store.use(handle_messages)
+            except RedisUnreachable as error:
+                self.health.failed(error)
             await asyncio.sleep(RETRY_S)
 
 
