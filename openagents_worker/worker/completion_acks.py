@@ -41,7 +41,7 @@ class CompletionAcks:
     async def aclose(self) -> None:
         """Return when all acks are written."""
         if self._writer is not None:
-            await self._writer
+            await asyncio.shield(self._writer)  # a cancelled caller must not cancel the writer
 
     async def _write(self) -> None:
         """Write the acks in batches; a batch is dropped if Redis is unreachable."""

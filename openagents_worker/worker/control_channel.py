@@ -28,6 +28,7 @@ class ControlChannel:
         self._on_cancel = on_cancel
         self._leave = leave
         self._task: asyncio.Task[NoReturn] | None = None
+        self._is_listening = asyncio.Event()
         self.health = Health()
 
     def follow(self, incarnation: str) -> None:
@@ -35,6 +36,10 @@ class ControlChannel:
         if self._task is not None:
             self._task.cancel()
         self._task = background_task(self._listen(incarnation), name="control-channel", leave=self._leave)
+
+    async def wait_until_listening(self) -> None:
+        """Return when the channel of the first incarnation was subscribed."""
+        await self._is_listening.wait()
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -49,6 +54,7 @@ class ControlChannel:
             async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 await pubsub.subscribe(channel)
                 self.health.succeeded()
+                self._is_listening.set()
                 async for number, message in _numbered(pubsub.listen()):
                     self._on_cancel(message["data"])
                     if (

@@ -140,3 +140,19 @@ async def test_completion_acks_that_fail_end_the_process(parts: Parts, cell: Cel
 
     await await_for(lambda: parts.has_left_for("completion-acks", "Error"), "the process would end")
     await store.close()
+
+
+async def test_a_caller_that_is_cancelled_does_not_stop_the_writer_of_acks(parts: Parts, cell: Cell) -> None:
+    """Many runs share the writer; one of them may be cancelled while it waits for its ack."""
+    store = AsyncStore(cell)
+    acks = CompletionAcks(store, leave=parts.left.append)
+    acks.add("r1", 1)
+    waiting = asyncio.create_task(acks.aclose(), name="waiting")
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    await acks.aclose()
+
+    assert acks.health.report().rounds == 1
+    await store.close()
