@@ -90,7 +90,13 @@ KEYS = (
         "permanent; reclaim empties it",
     ),
     KeySpec("worker_runs", "worker:{}:runs", "set", "runs the incarnation owns", _WORKER),
-    KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
+    KeySpec(
+        "worker_box",
+        "worker:{}:box",
+        "set",
+        "requests to the worker: the id of a run to cancel, or a space and JSON with `kind` and `run`",
+        _WORKER,
+    ),
     KeySpec(
         "worker_suspect",
         "worker:{}:suspect",

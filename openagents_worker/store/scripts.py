@@ -54,6 +54,7 @@ __all__ = [
     "claim",
     "commit",
     "confirm_completion",
+    "confirm_notices",
     "delete_session",
     "emit",
     "end_lease",
@@ -61,6 +62,7 @@ __all__ = [
     "lacking",
     "look",
     "mend_key",
+    "notify",
     "page",
     "prune",
     "put_aside",
@@ -458,13 +460,13 @@ class Registration:
 class Renewal:
     """The answer to a heartbeat. `lost`: the lease is over and cannot be renewed.
 
-    `owned` are the runs of this worker, `cancel_requested` those that must be cancelled. `others` is the
+    `owned` are the runs of this worker. `notices` are the texts in its box (`store.notice`). `others` is the
     number of leases of other workers.
     """
 
     lost: bool
     owned: frozenset[str] = frozenset()
-    cancel_requested: frozenset[str] = frozenset()
+    notices: frozenset[str] = frozenset()
     others: int = 0
 
 
@@ -654,6 +656,18 @@ def register(
     it.
     """
     return Registration(int(reply[0]), _pairs(reply[1]))
+
+
+@_script_function
+def notify(reply: Reply, *, incarnation: str, notice: str) -> Literal["OK", "GONE"]:
+    """Send a notice (`store.notice`) to a worker. GONE: this incarnation has no lease."""
+    return "OK" if reply == "OK" else "GONE"
+
+
+@_script_function
+def confirm_notices(reply: Reply, *, incarnation: str, notices: list[str]) -> int:
+    """Take handled notices out of the box of a worker. Returns how many were in it."""
+    return int(reply)
 
 
 @_script_function

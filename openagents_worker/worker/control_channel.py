@@ -1,5 +1,4 @@
-"""The control channel: the only place that receives cancel requests over pub/sub, before the next
-heartbeat."""
+"""The control channel: the only place that receives notices over pub/sub, before the next heartbeat."""
 
 from __future__ import annotations
 
@@ -15,17 +14,17 @@ from openagents_worker.worker.background import Health, Leave, background_task
 
 __all__ = ["ControlChannel"]
 
-RETRY_S = 1.0  # cancel requests that are missed meanwhile arrive with the next heartbeat
-BURST = 64  # cancellations that are handled before other tasks of the loop get a turn
+RETRY_S = 1.0  # notices that are missed meanwhile arrive with the next heartbeat
+BURST = 64  # notices that are handled before other tasks of the loop get a turn
 
 
 class ControlChannel:
     """Listens on the channel of the current incarnation. Call all methods on the loop."""
 
-    def __init__(self, cell: Cell, *, on_cancel: Callable[[str], None], leave: Leave = os._exit) -> None:
+    def __init__(self, cell: Cell, *, on_notice: Callable[[str], None], leave: Leave = os._exit) -> None:
         # No time-out for an answer: listening blocks until a message arrives.
         self._store = AsyncStore(cell, max_connections=2, answer_timeout_s=None)
-        self._on_cancel = on_cancel
+        self._on_notice = on_notice
         self._leave = leave
         self._task: asyncio.Task[NoReturn] | None = None
         self._is_listening = asyncio.Event()
@@ -56,7 +55,7 @@ class ControlChannel:
                 self.health.succeeded()
                 self._is_listening.set()
                 async for number, message in _numbered(pubsub.listen()):
-                    self._on_cancel(message["data"])
+                    self._on_notice(message["data"])
                     if (
                         number % BURST == 0
                     ):  # messages that have already arrived are read without yielding to the loop

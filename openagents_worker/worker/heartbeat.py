@@ -92,7 +92,8 @@ class HeartbeatCallbacks:
     """What the heartbeat calls: `on_lease` and `on_local_workers` in its thread, the others on the loop.
 
     `on_lease` receives each lease before a run is claimed under it, `on_registered` each new incarnation.
-    `on_given_up` is called after the lease of another
+    `on_notice` receives each notice in the worker's box, with every
+    heartbeat. `on_given_up` is called after the lease of another
     worker was ended, and `on_local_workers` with the workers of this host: incarnation -> process.
     `loop_lag_ms` is called once per beat, in the thread; it returns the longest time without an answer of the
     event loop since the previous beat.
@@ -102,6 +103,7 @@ class HeartbeatCallbacks:
     on_registered: Callable[[str], None] = lambda incarnation: None
     on_lease: Callable[[WorkerLease], None] = lambda lease: None
     on_local_workers: Callable[[Mapping[str, str]], None] = lambda workers: None
+    on_notice: Callable[[str], None] = lambda text: None
     on_given_up: Callable[[], None] = lambda: None
     loop_lag_ms: Callable[[], int] = lambda: 0
 
@@ -266,8 +268,8 @@ class Heartbeat:
     def _compare_runs(self, incarnation: str, answer: Renewal) -> None:
         """Compare the runs of Redis and of this process. Act on differences that two beats in a row show:
         a single beat may fall between the claim of a run and its reply."""
-        for run_id in answer.cancel_requested:
-            self._call_on_loop(self._run_host.latch, run_id, LatchReason.CANCELLED)
+        for text in answer.notices:
+            self._call_on_loop(self._callbacks.on_notice, text)
         # A claim may take long: only a run that was owned at the previous beat can be lost at this one.
         orphans, losses = self._mismatches.confirmed(
             orphans=answer.owned - self._run_host.known(), losses=self._run_host.owned_runs() - answer.owned

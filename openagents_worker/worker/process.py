@@ -22,6 +22,7 @@ from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
+from openagents_worker.store.notice import CANCEL
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.worker.accusing import accuse_run
@@ -38,6 +39,7 @@ from openagents_worker.worker.heartbeat import (
 )
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
 from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
@@ -115,9 +117,13 @@ class WorkerProcess:
             leave=self._leave,
             marks=self._marks,
         )
+        notices = NoticeHandlers(
+            self._notice_handlers(),
+            confirm=confirm_in_redis(self.store, lambda: self.heartbeat.lease.incarnation, leave=self._leave),
+        )
         self._control_channel = ControlChannel(
             cell,
-            on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED),
+            on_notice=notices.handle,
             leave=self._leave,
         )
         self._completion_acks = CompletionAcks(self.store, leave=self._leave)
@@ -154,6 +160,7 @@ class WorkerProcess:
             callbacks=HeartbeatCallbacks(
                 send_wakes=self.send_wakes,
                 on_registered=self._control_channel.follow,
+                on_notice=notices.handle,
                 on_lease=lambda lease: self._stall_monitor.lease_begins(lease),
                 on_local_workers=self._watch_local_workers,
                 on_given_up=self.rescue.check_leases_now,
@@ -190,6 +197,10 @@ class WorkerProcess:
             ),
             leave=self._leave,
         )
+
+    def _notice_handlers(self) -> Mapping[str, NoticeHandler]:
+        """What this process does with a notice, by the kind of the notice. A subclass adds kinds."""
+        return {CANCEL: lambda notice: self.runner.latch(notice.run_id, LatchReason.CANCELLED)}
 
     def _registration(self, own: ProcessIdentity | None) -> Registration:
         """What the process announces in Redis."""

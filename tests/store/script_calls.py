@@ -96,6 +96,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "canvas": "",
     },
     "confirm_completion": {"runs": ["r1", "1"]},
+    "notify": {"notice": ' {"kind":"steer","run":"r1"}'},
+    "confirm_notices": {"notices": [' {"kind":"steer","run":"r1"}']},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
@@ -92,7 +93,9 @@ def start_heartbeat(
                 run_host=run_host,
                 loop=loop_thread.loop,
                 callbacks=HeartbeatCallbacks(
-                    send_wakes=send, on_given_up=lambda: given_up.append("given up")
+                    send_wakes=send,
+                    on_notice=lambda run_id: run_host.latch(run_id, LatchReason.CANCELLED),
+                    on_given_up=lambda: given_up.append("given up"),
                 ),
             )
             watchdog = LoopWatchdog(

@@ -119,7 +119,7 @@ def test_a_watchdog_that_fails_ends_the_process(parts: Parts, loop_thread: LoopT
 
 async def test_a_control_channel_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
     """Otherwise every cancel request would wait for the next heartbeat."""
-    control_channel, store = ControlChannel(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
+    control_channel, store = ControlChannel(cell, on_notice=broken, leave=parts.left.append), AsyncStore(cell)
     control_channel.follow("w:1")
 
     async def failed() -> bool:
