@@ -212,6 +212,27 @@ KEYS = (
         "permanent; `claim` and `confirm_completion` empty it",
     ),
     KeySpec(
+        "recipients",
+        "recipients",
+        "zset",
+        "recipient of the ends of runs, besides Celery -> when a worker last served it, ms",
+        "a day after the last time",
+    ),
+    KeySpec(
+        "outbox",
+        "outbox:{}",
+        "zset",
+        "`{life}:{run}` of which this recipient must be notified -> when the next try is due, ms",
+        "RUN_TTL from the last end; outbox_done empties it",
+    ),
+    KeySpec(
+        "outbox_tries",
+        "outbox:{}:tries",
+        "hash",
+        "`{life}:{run}` -> number of tries to notify this recipient",
+        "RUN_TTL from the last try; outbox_done empties it",
+    ),
+    KeySpec(
         "index",
         "index:{}",
         "zset",
@@ -274,6 +295,7 @@ ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
+    | {"recipients", "outbox", "outbox_tries"}
 )
 LEFT_IN_PLACE = frozenset({"run", "facts", "journal", "transcript", "artifacts", "session_state"})
 """Kinds of keys that are never moved. If such a key has a wrong type, operations that need it fail with an

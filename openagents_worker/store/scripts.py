@@ -40,6 +40,7 @@ __all__ = [
     "Renewal",
     "ResumeAnswer",
     "Resumed",
+    "RunEnd",
     "Script",
     "ScriptCall",
     "SubmitAnswer",
@@ -63,6 +64,8 @@ __all__ = [
     "look",
     "mend_key",
     "notify",
+    "outbox_done",
+    "outbox_take",
     "page",
     "prune",
     "put_aside",
@@ -102,6 +105,8 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
+        self.signal = (f"openagents.redis {name}", {"db.system.name": "redis", "openagents.script": name})
+        """The name and the attributes of the span of a call."""
         types, self.body = _types_and_body(name)
         body = f"{types}\n{self.body}"
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
@@ -986,6 +991,35 @@ def confirm_completion(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
     False for a run that is in another life.
     """
     return tuple(answer == "OK" for answer in reply)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """The end of one life of a run, and how often a recipient was to be notified of it, with this time."""
+
+    run_id: str
+    life: int
+    tries: int = 1
+
+
+@_script_function
+def outbox_take(
+    reply: Reply, *, recipient: str, limit: int, retry_ms: int, max_retry_ms: int
+) -> tuple[tuple[RunEnd, ...], float | None]:
+    """Take up to `limit` ends that this recipient must be notified of, and register the recipient.
+
+    Each of them is due again after `retry_ms`, doubled with each try up to `max_retry_ms`, unless it is done
+    before. Returns also the seconds until the next one is due.
+    """
+    taken, next_ms = reply
+    ends = tuple(RunEnd(run_id, int(life), int(tries)) for run_id, life, tries in taken)
+    return ends, None if next_ms == "-1" else int(next_ms) / 1000
+
+
+@_script_function
+def outbox_done(reply: Reply, *, recipient: str, ends: list[str]) -> int:
+    """Remove ends from the outbox of a recipient: run id, life, run id, life …. Returns their number."""
+    return int(reply)
 
 
 @_script_function

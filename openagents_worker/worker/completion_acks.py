@@ -1,4 +1,7 @@
-"""Completion acks: the only place that records, in batches, that Celery was notified of the end of runs."""
+"""Completion acks: the only place that records, in batches, that Celery was notified of the end of runs.
+
+Celery is the one recipient that is not served by `worker.outbox`: only a task of Celery can notify it.
+"""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ from openagents_worker.worker.heartbeat import (
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
+from openagents_worker.worker.outbox import Outbox, Recipients
 from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
@@ -51,6 +52,7 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 SendWakes = Callable[[Sequence[Wake]], object]
+NO_RECIPIENTS = Recipients()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +80,13 @@ class WorkerProcess:
         identity: WorkerIdentity,
         *,
         send_wakes: SendWakes,
+        recipients: Recipients = NO_RECIPIENTS,
         loop_thread: LoopThread | None = None,
         leave: Leave = os._exit,
     ) -> None:
         """`loop_thread` is the loop to use; without it the process starts its own.
 
+        `recipients` are notified of the end of every run, besides Celery.
         `leave` ends the process with an exit code when a part of it has failed or a run cannot be stopped.
         """
         self.settings = settings
@@ -90,6 +94,7 @@ class WorkerProcess:
         self._limits = settings.time_limits
         self._assembly = assembly
         self._publish = send_wakes
+        self._recipients = recipients
         self._leave = leave
         self._owns_process = leave is os._exit
         """Whether the worker may end the process: not if the caller has given its own `leave`."""
@@ -127,6 +132,7 @@ class WorkerProcess:
             leave=self._leave,
         )
         self._completion_acks = CompletionAcks(self.store, leave=self._leave)
+        self._outbox = Outbox(self.store, self._recipients, leave=self._leave)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             self.store,
@@ -231,6 +237,13 @@ class WorkerProcess:
                 self._loop_thread,
                 health=control_channel.health,
                 on_stop=control_channel.aclose,
+            ),
+            LoopPart(
+                "outbox",
+                self._loop_thread,
+                health=self._outbox.health,
+                on_start=self._outbox.start,
+                on_stop=self._outbox.aclose,
             ),
             LoopPart(
                 "rescue",

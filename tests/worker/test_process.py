@@ -73,6 +73,7 @@ def test_every_background_part_reports_its_health(process: WorkerProcess) -> Non
     assert list(parts) == [
         "completion acks",
         "control channel",
+        "outbox",
         "rescue",
         "heartbeat",
         "local processes",
