@@ -53,6 +53,7 @@ from openagents_worker.store.records import (
     run_not_found,
 )
 from openagents_worker.store.scripts import CancelAnswer, Cancelled, ScriptCall, Wake
+from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
@@ -332,7 +333,7 @@ def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any
         raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
     set_options = {name: value for name, value in options.items() if value is not None}
     return task_options_json(
-        {**(canvas or {}), **set_options},
+        with_traceparent({**(canvas or {}), **set_options}),
         max_bytes=settings.max_payload_bytes,
         key_prefix=settings.key_prefix,
     )

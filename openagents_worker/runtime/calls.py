@@ -60,6 +60,7 @@ from openagents_worker.runtime.user_code import (
 )
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import annotate
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 
@@ -110,6 +111,7 @@ class RecordedModel(ModelClient):
         if (exhausted := self._over_budget()) is not None:
             return Outcome(error=exhausted)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
+        annotate("gen_ai.provider.name", text_of(self.provider_name))
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):

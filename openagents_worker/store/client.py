@@ -52,6 +52,7 @@ from openagents_worker.store.redis_errors import (
 )
 from openagents_worker.store.redis_options import connection_options, lossy_text_options
 from openagents_worker.store.scripts import Script, ScriptCall, lacking
+from openagents_worker.telemetry.signals import inner_span
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "is_temporary_refusal"]
 
@@ -279,7 +280,8 @@ class Store:
     def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` if it may have been executed."""
         argv = call.argv(self.cell.common)
-        return call.parse(self.use(lambda r: self._run_script(r, call, argv)))
+        with inner_span(*call.script.signal):
+            return call.parse(self.use(lambda r: self._run_script(r, call, argv)))
 
     def _run_script(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
         sha, source = self._script_permissions.source_to_run(call.script)
@@ -460,7 +462,7 @@ class AsyncStore:
 
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
-        with translate_errors(self.cell.url):
+        with inner_span(*call.script.signal), translate_errors(self.cell.url):
             return call.parse(await self._run_script(call.script, call.argv(self.cell.common)))
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:

@@ -96,6 +96,7 @@ EXTRA_OF = {
     "llm": "worker",
     "runtime": "worker",
     "testing": "worker",
+    "telemetry.opentelemetry": "otel",
     "tools": "worker",
     "worker": "worker",
 }
