@@ -109,6 +109,9 @@ OPTIONAL = {
 }
 """What a module imports where it is installed, and the extra that brings it."""
 
+DISTRIBUTIONS = {"opentelemetry": "opentelemetry-api"}
+"""The distributions of packages that have another name."""
+
 OF_THE_HOST = {"testing.fixtures": "pytest"}
 """A plugin for another program, which is installed when it loads the plugin."""
 
@@ -207,8 +210,9 @@ class ForeignImport:
 
     @property
     def distribution(self) -> str:
-        """All that we import have the name of their distribution, but for `_`."""
-        return canonicalize_name(self.name.partition(".")[0])
+        """Most that we import have the name of their distribution, but for `_`."""
+        name = canonicalize_name(self.name.partition(".")[0])
+        return DISTRIBUTIONS.get(name, name)
 
     @property
     def extra(self) -> str:
