@@ -32,6 +32,7 @@ from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
@@ -169,6 +170,7 @@ class Recorder:
             return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
         self._held_events.pop(query.branch, None)  # emitted before this record was stored
         if await self._wait_for_turn(query, record):
+            count_replayed(kind)
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
@@ -290,8 +292,9 @@ class Recorder:
             with (
                 self.rules.inside(query, info.call_id) as inner,
                 executing(info.kind, info.name, info.call_id),
+                call_span(info) as span,
             ):
-                outcome = await make(info)
+                outcome = end_call_span(span, info, await make(info))
                 return outcome, max(
                     0, getattr(inner, "model_calls", 0) - query.ordinal - _own_model_calls(query)
                 )

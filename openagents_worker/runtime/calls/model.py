@@ -26,6 +26,7 @@ from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import annotate
 
 __all__ = ["RecordedModel"]
 
@@ -84,6 +85,7 @@ class RecordedModel(ModelClient):
         if (exhausted := self._over_budget()) is not None:
             return Outcome(error=exhausted)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
+        annotate("gen_ai.provider.name", text_of(self.provider_name))
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
