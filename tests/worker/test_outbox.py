@@ -46,7 +46,7 @@ def end_run(hand: Hand, run_id: str) -> None:
 
 
 def take(hand: Hand, recipient: str, **changed: int) -> list[RunEnd]:
-    return list(hand.store.run(scripts.outbox_take(recipient=recipient, **{**TAKE, **changed}))[0])
+    return list(hand.store.run(scripts.outbox_take(recipient=recipient, **{**TAKE, **changed})).ends)
 
 
 def test_an_end_is_for_every_recipient_that_was_registered_before(hand: Hand) -> None:
