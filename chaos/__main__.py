@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs-per-second", type=float, default=6)
     parser.add_argument("--faults-per-minute", type=float, default=40)
     parser.add_argument("--appendfsync", choices=("everysec", "always"), default="everysec")
+    parser.add_argument("--sentinel", action="store_true", help="a master and a replica that fail over")
     parser.add_argument("--report", type=Path, default=HERE / "report.json")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
@@ -55,13 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], bool]:
     began_at = time.time()
-    faults_due = schedule(options.seed, options.minutes, per_minute=options.faults_per_minute)
+    faults_due = schedule(
+        options.seed, options.minutes, per_minute=options.faults_per_minute, sentinel=options.sentinel
+    )
     with Deployment(
         folder,
         workers=options.workers,
         lease_s=options.lease_s,
         appendfsync=options.appendfsync,
-        seed=options.seed,
+        sentinel=options.sentinel,
     ) as deployment:
         load = Load(deployment.client, options.seed, options.runs_per_second)
         load.warm_up(WARM_UP_RUNS)
@@ -75,10 +78,12 @@ def _run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], boo
                 injecting.submit(faults.inject, fault)
         load.stop()
         settled_s, stuck = _settle(load)
-        found, endings = audit(deployment.client, load.accepted, stuck, deployment.effects.executions)
+        found, endings = audit(
+            deployment.client, load.accepted, stuck, deployment.effects.executions, faults.failovers
+        )
         found.producer_problems = load.problems
         after = _check_growth(deployment, before, found)
-        found.keys_without_ttl = ttl_violations(deployment.redis.url)
+        found.keys_without_ttl = ttl_violations(deployment.redis.data_url)
         if not found.clean():
             deployment.save_logs(options.report.with_suffix(".log"))
         report = {
@@ -89,7 +94,7 @@ def _run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], boo
             "minutes": options.minutes,
             "workers": options.workers,
             "lease_s": options.lease_s,
-            "appendfsync": options.appendfsync,
+            "redis": "sentinel" if options.sentinel else f"appendfsync {options.appendfsync}",
             "faults": {
                 "total": faults.done.total(),
                 **dict(sorted(faults.done.items())),

@@ -21,6 +21,7 @@ from openagents_worker.models import RunRecord, RunState
 
 __all__ = ["Audit", "audit"]
 
+REPLICATION_S = 1.0
 SERIAL = re.compile(r"#(\d+)")
 
 
@@ -60,9 +61,17 @@ class _Run:
 
 
 def audit(
-    client: Client, accepted: Sequence[Accepted], stuck: Iterable[str], executions: Sequence[Execution]
+    client: Client,
+    accepted: Sequence[Accepted],
+    stuck: Iterable[str],
+    executions: Sequence[Execution],
+    failovers: Sequence[tuple[float, float]] = (),
 ) -> tuple[Audit, Counter[str]]:
-    """The violations, and how the runs ended: their number by state and error code."""
+    """The violations, and how the runs ended: their number by state and error code.
+
+    A run that was accepted during a failover, or up to `REPLICATION_S` before it, may be lost: the new master
+    has not received it. Such a run counts as the ending `lost in a failover`.
+    """
     found = Audit(stuck=[f"{run_id} has not ended" for run_id in stuck])
     by_serial = {each.serial: each for each in executions}
     by_key: dict[str, list[Execution]] = defaultdict(list)
@@ -71,7 +80,8 @@ def audit(
     endings: Counter[str] = Counter()
     runs: dict[str, _Run] = {}
     for each_accepted in accepted:
-        run = _read(client, each_accepted, found)
+        excused = any(begin - REPLICATION_S <= each_accepted.at <= end for begin, end in failovers)
+        run = _read(client, each_accepted, found, endings if excused else None)
         if run is None:
             continue
         runs[each_accepted.run_id] = run
@@ -84,10 +94,13 @@ def audit(
     return found, endings
 
 
-def _read(client: Client, accepted: Accepted, found: Audit) -> _Run | None:
+def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str] | None) -> _Run | None:
     try:
         record = client.record(accepted.run_id)
     except RunNotFound:
+        if excused is not None:
+            excused["lost in a failover"] += 1
+            return None
         found.lost.append(f"{accepted.run_id} was accepted and does not exist")
         return None
     if record.state not in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -18,18 +17,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-import redis
+from redis import Redis, RedisError
 
 from chaos.effects import Effects
 from chaos.network import Network
+from chaos.redis_servers import AppendFsync, RedisWithSentinel, SingleRedis, Starter
 from openagents_worker import Client
-from openagents_worker.local.child_process import ChildProcess, free_port
-from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 
@@ -42,10 +40,6 @@ START_TIMEOUT_S = 90.0
 SUPERVISE_EVERY_S = 0.05
 CLOCK_OFFSETS_S = (0, 0, -420, 300, 0, -90, 900)
 """The wall clock of the n-th worker is off by the n-th number, and so on in a circle."""
-FAILED_SNAPSHOT = "unwritable.rdb"
-"""The name of a directory in Redis's folder. A snapshot with this name always fails."""
-
-AppendFsync = Literal["everysec", "always"]
 
 
 class Worker:
@@ -71,16 +65,25 @@ class Deployment:
     """Redis, `workers` workers and the servers around them, during the `with` block."""
 
     def __init__(
-        self, folder: Path, *, workers: int, lease_s: float, appendfsync: AppendFsync, seed: int
+        self,
+        folder: Path,
+        *,
+        workers: int,
+        lease_s: float,
+        appendfsync: AppendFsync = "everysec",
+        sentinel: bool = False,
     ) -> None:
         self.folder = folder
         self.lease_s = lease_s
         self.exits: list[tuple[str, int]] = []
         """Name and exit code of each worker that has ended."""
         self._size = workers
-        self._appendfsync = appendfsync
-        self._chance = random.Random(seed)
-        self._port = free_port()
+        self._strict = appendfsync == "always"
+        self._starter = Starter()
+        self.single = None if sentinel else SingleRedis(folder / "redis", self._starter, appendfsync)
+        """The Redis of a deployment without Sentinel."""
+        self.watched = RedisWithSentinel(folder / "redis", self._starter) if sentinel else None
+        """The Redis of a deployment with Sentinel. There, workers have no links of their own."""
         self._names = itertools.count(1)
         self._workers: dict[str, Worker] = {}
         self._log_lines: deque[str] = deque(maxlen=20_000)
@@ -89,23 +92,16 @@ class Deployment:
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
-        # Linux ends a child process with the thread that started it, so one thread starts all of them.
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self._held = ExitStack()
         self._clock = _compiled_clock(folder)
 
     # --- start and end -----------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        (self.folder / "redis" / FAILED_SNAPSHOT).mkdir(parents=True)
         with ExitStack() as held:
-            held.callback(self._starter.shutdown)
-            self.redis = self._started_redis()
-            held.callback(lambda: self.redis.stop())
-            self.admin = held.enter_context(
-                redis.Redis(port=self._port, decode_responses=True, socket_timeout=30)
-            )
-            self.network = held.enter_context(Network(lambda: self._port))
+            held.callback(self._starter.close)
+            held.enter_context(self.redis)
+            self.network = held.enter_context(Network(0 if self.single is None else self.single.port))
             self.effects = held.enter_context(Effects(self._answer_effect))
             self.model = held.enter_context(ModelServer(self._reply).serve_in_thread())
             settings = load_settings(self._settings(self.redis.url))
@@ -147,7 +143,7 @@ class Deployment:
         store = self.client.store
         try:
             return int(self.admin.zcard(store.keys("workers")))
-        except redis.RedisError:
+        except RedisError:
             return 0
 
     def log_of(self, worker: str) -> list[str]:
@@ -166,7 +162,7 @@ class Deployment:
                     self.network.close(worker.name)
                     del self._workers[worker.name]
                 while len(self._workers) < self._size:
-                    self._starter.submit(self._launch).result()
+                    self._starter.run(self._launch)
 
     def _launch(self) -> None:
         number = next(self._names)
@@ -183,7 +179,7 @@ class Deployment:
         ]
         env = {
             **os.environ,
-            **self._settings(self.network.open(name)),
+            **self._settings(self.redis.url if self.single is None else self.network.open(name)),
             "OPENAGENTS_CONFIG": str(HERE / "agents.json"),
             "OPENAGENTS_LOG_LEVEL": "INFO",
             "CHAOS_EFFECTS_URL": self.effects.url,
@@ -201,7 +197,7 @@ class Deployment:
         return {
             "OPENAGENTS_REDIS_URL": redis_url,
             "OPENAGENTS_LEASE_MS": str(round(self.lease_s * 1000)),
-            "OPENAGENTS_DURABILITY": "strict" if self._appendfsync == "always" else "normal",
+            "OPENAGENTS_DURABILITY": "strict" if self._strict else "normal",
         }
 
     def _keep_line(self, name: str, line: str) -> None:
@@ -209,28 +205,16 @@ class Deployment:
 
     # --- Redis -------------------------------------------------------------------------------------------
 
-    def _started_redis(self, **extra: str) -> EmbeddedRedis:
-        options = {"dbfilename": FAILED_SNAPSHOT, **extra}
-        server = EmbeddedRedis(
-            self.folder / "redis", port=self._port, appendonly=self._appendfsync, extra=options
-        )
-        return self._starter.submit(server.start).result()
+    @property
+    def redis(self) -> SingleRedis | RedisWithSentinel:
+        either = self.single or self.watched
+        assert either is not None
+        return either
 
-    def restart_redis(self, *, kill: bool, **extra: str) -> None:
-        """End Redis, with SIGKILL or in order, and start it again with its data and these options more."""
-        if kill:
-            os.kill(self.redis.pid, signal.SIGKILL)
-        self.redis.stop()
-        self.redis = self._started_redis(**extra)
-
-    @contextmanager
-    def redis_option(self, name: str, value: str, *, otherwise: str) -> Any:
-        """An option of Redis has this value during the `with` block."""
-        self.admin.config_set(name, value)
-        try:
-            yield
-        finally:
-            self.admin.config_set(name, otherwise)
+    @property
+    def admin(self) -> Redis:
+        """A client of the Redis that has the data, without a link in between."""
+        return self.redis.admin
 
     def connections(self) -> int:
         return int(self.admin.info("clients")["connected_clients"])

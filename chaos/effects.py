@@ -77,13 +77,17 @@ class Effects:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                entry = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    return  # the client was killed while it sent the request
+                entry = json.loads(body)
                 serial = effects.record(entry["key"], entry["run"], entry["begun"])
-                body = json.dumps({"serial": serial, **effects._answer(entry)}).encode()
+                reply = json.dumps({"serial": serial, **effects._answer(entry)}).encode()
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(reply)
 
             def log_message(self, *_: Any) -> None:
                 pass

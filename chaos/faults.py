@@ -8,11 +8,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
-from pathlib import Path
 
 from chaos.deployment import Deployment, Worker
+from chaos.redis_servers import SingleRedis
 from chaos.schedule import Fault, FaultKind
 
 __all__ = ["Faults"]
@@ -32,6 +30,9 @@ class Faults:
         self.without_effect: Counter[str] = Counter()
         """Faults that met nothing, such as the loss of messages of an empty queue."""
         self.errors: list[str] = []
+        self.failovers: list[tuple[float, float]] = []
+        """When the master changed: begin and end by the monotonic clock. What was written shortly before may
+        be lost, because replication is asynchronous."""
         self._deployment = deployment
         self._chance = random.Random(seed)
         self._redis_lock = threading.Lock()
@@ -116,47 +117,51 @@ class Faults:
     # --- Redis -------------------------------------------------------------------------------------------
 
     def _disturb_redis(self, fault: Fault) -> bool:
-        deployment, admin, seconds = self._deployment, self._deployment.admin, self._seconds(fault)
+        admin, seconds = self._deployment.admin, self._seconds(fault)
         match fault.kind:
-            case FaultKind.KILL_REDIS:
-                deployment.restart_redis(kill=True)
-            case FaultKind.RESTART_REDIS:
-                deployment.restart_redis(kill=False)
-            case FaultKind.SLOW_LOADING:
-                commands = max(1, _size(deployment.folder / "redis") // BYTES_PER_COMMAND)
-                delay_us = max(1, round(LOADING_S * 1e6 / commands))
-                deployment.restart_redis(kill=True, **{"key-load-delay": str(delay_us)})
-            case FaultKind.STALL_REDIS:
-                _stop_for(deployment.redis.pid, seconds)
-            case FaultKind.FULL_REDIS:
-                with deployment.redis_option("maxmemory", "1mb", otherwise="0"):
-                    time.sleep(seconds)
-            case FaultKind.READ_ONLY_REDIS:
-                with self._replica_of_nobody():
-                    time.sleep(seconds)
-            case FaultKind.UNSAVED_REDIS:
-                with deployment.redis_option("save", "3600 1", otherwise=""):
-                    admin.bgsave()
-                    time.sleep(seconds)
             case FaultKind.FLUSH_SCRIPTS:
                 admin.script_flush()
             case FaultKind.KILL_CLIENTS:
-                admin.execute_command("CLIENT", "KILL", "TYPE", "normal")
-                admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                admin.client_kill_filter(_type="normal")
+                admin.client_kill_filter(_type="pubsub")
             case FaultKind.PAUSE_CLIENTS:
                 admin.client_pause(round(seconds * 1000))
                 time.sleep(seconds)
+            case FaultKind.FAIL_OVER if self._deployment.watched is not None:
+                began = time.monotonic()
+                self._deployment.watched.fail_over(kill=fault.longer_than_lease)
+                self.failovers.append((began, time.monotonic()))
+            case kind if self._deployment.single is not None:
+                self._disturb_single(self._deployment.single, kind, seconds)
             case other:
                 raise ValueError(f"{other} is not possible in this deployment")
         return True
 
-    @contextmanager
-    def _replica_of_nobody(self) -> Generator[None]:
-        self._deployment.admin.replicaof("127.0.0.1", "1")
-        try:
-            yield
-        finally:
-            self._deployment.admin.replicaof("NO", "ONE")
+    def _disturb_single(self, server: SingleRedis, kind: FaultKind, seconds: float) -> None:
+        match kind:
+            case FaultKind.KILL_REDIS:
+                server.restart(kill=True)
+            case FaultKind.RESTART_REDIS:
+                server.restart(kill=False)
+            case FaultKind.SLOW_LOADING:
+                commands = max(1, server.stored_bytes() // BYTES_PER_COMMAND)
+                delay_us = max(1, round(LOADING_S * 1e6 / commands))
+                server.restart(kill=True, **{"key-load-delay": str(delay_us)})
+            case FaultKind.STALL_REDIS:
+                os.kill(server.pid, signal.SIGSTOP)
+                time.sleep(seconds)
+                os.kill(server.pid, signal.SIGCONT)
+            case FaultKind.FULL_REDIS:
+                with server.full():
+                    time.sleep(seconds)
+            case FaultKind.READ_ONLY_REDIS:
+                with server.read_only():
+                    time.sleep(seconds)
+            case FaultKind.UNSAVED_REDIS:
+                with server.failed_snapshot():
+                    time.sleep(seconds)
+            case other:
+                raise ValueError(f"{other} is not a fault of a single Redis")
 
 
 WITH_LENGTH = {
@@ -191,14 +196,3 @@ redis.call('DEL', KEYS[1])
 for _, message in ipairs(left) do redis.call('RPUSH', KEYS[1], message) end
 return 1
 """
-
-
-def _stop_for(pid: int, seconds: float) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
-
-
-def _size(folder: Path) -> int:
-    """The bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from openagents_worker import Client
@@ -77,7 +78,7 @@ class Load:
         """The accepted runs that have not ended. Asks Redis, and repeats that until it answers."""
         ids = [run.run_id for run in list(self.accepted) if run.run_id not in self._ended]
         for at in range(0, len(ids), 500):
-            states = self._until_answered(lambda at=at: read_states(self.client.store, ids[at : at + 500]))
+            states = self._until_answered(partial(read_states, self.client.store, ids[at : at + 500]))
             self._ended |= {run_id for run_id, state in states.items() if state in OVER}
         return [run_id for run_id in ids if run_id not in self._ended]
 
@@ -117,7 +118,7 @@ class Load:
             run = self.accepted[-1 - int(chance.random() * min(len(self.accepted), 15))]
             run.cancelled = True
             try:
-                self._until_answered(lambda run=run: self.client.cancel(run.run_id))
+                self._until_answered(partial(self.client.cancel, run.run_id))
             except OpenAgentsError as error:
                 self.problems.append(f"cancel {run.run_id}: {error.code}: {error}")
 

@@ -18,7 +18,7 @@ CHUNK = 65_536
 class Link:
     """The connections of one worker to Redis. All methods run on the event loop of the network."""
 
-    def __init__(self, redis_port: Callable[[], int]) -> None:
+    def __init__(self, redis_port: int) -> None:
         self._redis_port = redis_port
         self._flows = asyncio.Event()
         self._flows.set()
@@ -55,7 +55,7 @@ class Link:
             _reset(writer)
             return
         try:
-            from_redis, to_redis = await asyncio.open_connection("127.0.0.1", self._redis_port())
+            from_redis, to_redis = await asyncio.open_connection("127.0.0.1", self._redis_port)
         except OSError:
             _reset(writer)
             return
@@ -95,7 +95,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 class Network:
     """One link per worker, on an event loop in a thread. A context manager."""
 
-    def __init__(self, redis_port: Callable[[], int]) -> None:
+    def __init__(self, redis_port: int) -> None:
         self._redis_port = redis_port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network")
