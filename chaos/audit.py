@@ -88,7 +88,7 @@ def audit(
         endings[_ending(run.record)] += 1
         _check_ending(run, found)
         _check_events(run, found)
-        _check_steps(run, by_serial, by_key, found)
+        _check_steps(run, by_serial, by_key, found, complete=not failovers)
     for session, members in session_order(list(accepted)).items():
         _check_session(session, [runs[m.run_id] for m in members if m.run_id in runs], by_serial, found)
     return found, endings
@@ -142,8 +142,14 @@ def _check_events(run: _Run, found: Audit) -> None:
 
 
 def _check_steps(
-    run: _Run, by_serial: Mapping[int, Execution], by_key: Mapping[str, Sequence[Execution]], found: Audit
+    run: _Run,
+    by_serial: Mapping[int, Execution],
+    by_key: Mapping[str, Sequence[Execution]],
+    found: Audit,
+    *,
+    complete: bool,
 ) -> None:
+    """`complete`: every call that was made must have a record. A failover may lose some records."""
     name = run.accepted.run_id
     recorded_keys: dict[str, Execution] = {}
     for serial in sorted(run.recorded):
@@ -159,7 +165,7 @@ def _check_steps(
             if again.begun > winner.arrived:
                 late_s = again.begun - winner.arrived
                 found.repeated_steps.append(f"{key} was recorded and was executed again {late_s:.3f} s later")
-    if run.record.state is RunState.COMPLETED:
+    if complete and run.record.state is RunState.COMPLETED:
         unrecorded = {each.key for each in by_serial.values() if each.run_id == name} - set(recorded_keys)
         if unrecorded:
             found.incomplete_results.append(

@@ -250,7 +250,7 @@ class Deployment:
         text = next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user")
         if "{" not in text:
             return {"text": f"heard {text} #{serial}"}
-        script = json.loads(text[text.index("{") :])
+        script, _ = json.JSONDecoder().raw_decode(text[text.rindex("{") :])
         if asked.n >= len(script["ms"]):
             return {"text": f"done #{serial}"}
         arguments = {

@@ -144,8 +144,8 @@ class Faults:
             case FaultKind.RESTART_REDIS:
                 server.restart(kill=False)
             case FaultKind.SLOW_LOADING:
-                commands = max(1, server.stored_bytes() // BYTES_PER_COMMAND)
-                delay_us = max(1, round(LOADING_S * 1e6 / commands))
+                commands = 1 + server.stored_bytes() // BYTES_PER_COMMAND
+                delay_us = round(LOADING_S * 1e6 / commands)
                 server.restart(kill=True, **{"key-load-delay": str(delay_us)})
             case FaultKind.STALL_REDIS:
                 os.kill(server.pid, signal.SIGSTOP)

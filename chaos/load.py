@@ -75,11 +75,11 @@ class Load:
             thread.join()
 
     def open_runs(self) -> list[str]:
-        """The accepted runs that have not ended. Asks Redis, and repeats that until it answers."""
+        """The accepted runs that exist and have not ended. Asks Redis, and repeats that until it answers."""
         ids = [run.run_id for run in list(self.accepted) if run.run_id not in self._ended]
         for at in range(0, len(ids), 500):
             states = self._until_answered(partial(read_states, self.client.store, ids[at : at + 500]))
-            self._ended |= {run_id for run_id, state in states.items() if state in OVER}
+            self._ended |= {run_id for run_id, state in states.items() if state is None or state in OVER}
         return [run_id for run_id in ids if run_id not in self._ended]
 
     # --- producers ---------------------------------------------------------------------------------------
