@@ -118,7 +118,7 @@ class Network:
         )
 
     def stall(self, worker: str) -> None:
-        """Carry nothing from now on. The connections stay open."""
+        """Transport nothing from now on. The connections stay open."""
         self._call(worker, Link.stall)
 
     def cut(self, worker: str) -> None:

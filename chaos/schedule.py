@@ -22,7 +22,7 @@ class FaultKind(StrEnum):
     PAUSE_WORKER = "pause_worker"
     """SIGSTOP, and SIGCONT later."""
     STALL_WORKER = "stall_worker"
-    """The connections of a worker to Redis stay open, but carry nothing for some time."""
+    """The connections of a worker to Redis stay open, but transport nothing for some time."""
     CUT_WORKER = "cut_worker"
     """The connections of a worker are reset, and new ones are refused for some time."""
     BLOCK_LOOP = "block_loop"
