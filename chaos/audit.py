@@ -58,6 +58,8 @@ class _Run:
     events: Sequence[RunEvent]
     recorded: set[int] = field(default_factory=set)
     """The serial numbers of its recorded executions."""
+    failed: set[str] = field(default_factory=set)
+    """The ids of its calls whose recorded outcome is an error."""
 
 
 def audit(
@@ -110,6 +112,8 @@ def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str
         match event.name, event.payload:
             case "tool.succeeded", {"result": {"serial": int(serial)}}:
                 run.recorded.add(serial)
+            case "tool.failed", {"call_id": str(call_id)}:
+                run.failed.add(call_id)
             case "tool.called", {"params": {"asked": int(serial)}} if serial:
                 run.recorded.add(serial)
     if record.result is not None:
@@ -166,7 +170,8 @@ def _check_steps(
                 late_s = again.begun - winner.arrived
                 found.repeated_steps.append(f"{key} was recorded and was executed again {late_s:.3f} s later")
     if complete and run.record.state is RunState.COMPLETED:
-        unrecorded = {each.key for each in by_serial.values() if each.run_id == name} - set(recorded_keys)
+        made = {each.key for each in by_serial.values() if each.run_id == name}
+        unrecorded = {key for key in made - set(recorded_keys) if key.split(":", 2)[2] not in run.failed}
         if unrecorded:
             found.incomplete_results.append(
                 f"{name} is completed, and these steps have no record: {unrecorded}"

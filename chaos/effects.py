@@ -34,6 +34,7 @@ class Execution:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted
 
     def handle_error(self, *_: Any) -> None:
         """Do not report a client that has closed its connection: its worker was killed."""

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from openagents_worker import tool
-from openagents_worker.errors import ToolRateLimitError
+from openagents_worker.errors import RetryableToolError, ToolRateLimitError
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
@@ -31,7 +31,10 @@ async def charge(n: str, ms: int, context: ToolContext, asked: int = 0, limits: 
     _client = _client or httpx.AsyncClient(timeout=60)
     key = context.idempotency_key
     entry = {"key": key, "run": context.run_id, "n": n, "begun": begun, "limits": limits}
-    answer = (await _client.post(os.environ["CHAOS_EFFECTS_URL"], json=entry)).json()
+    try:
+        answer = (await _client.post(os.environ["CHAOS_EFFECTS_URL"], json=entry)).json()
+    except httpx.TransportError as error:
+        raise RetryableToolError(f"the outside world did not answer: {error!r}", "charge") from error
     if block_s := answer.get("block_s"):
         time.sleep(block_s)  # noqa: ASYNC251 - the fault: the event loop is blocked
     await asyncio.sleep(ms / 1000)
