@@ -21,7 +21,7 @@ from openagents_worker.models import RunRecord, RunState
 
 __all__ = ["Audit", "audit"]
 
-REPLICATION_S = 1.0
+UNSAVED_S = 2.0
 SERIAL = re.compile(r"#(\d+)")
 
 
@@ -67,12 +67,12 @@ def audit(
     accepted: Sequence[Accepted],
     stuck: Iterable[str],
     executions: Sequence[Execution],
-    failovers: Sequence[tuple[float, float]] = (),
+    data_losses: Sequence[tuple[float, float]] = (),
 ) -> tuple[Audit, Counter[str]]:
     """The violations, and how the runs ended: their number by state and error code.
 
-    A run that was accepted during a failover, or up to `REPLICATION_S` before it, may be lost: the new master
-    has not received it. Such a run counts as the ending `lost in a failover`.
+    What was written during one of these data losses of Redis, or up to `UNSAVED_S` before it, may be missing:
+    the run then counts as the ending `lost with Redis's data`, and a call may have no record.
     """
     found = Audit(stuck=[f"{run_id} has not ended" for run_id in stuck])
     by_serial = {each.serial: each for each in executions}
@@ -82,7 +82,7 @@ def audit(
     endings: Counter[str] = Counter()
     runs: dict[str, _Run] = {}
     for each_accepted in accepted:
-        excused = any(begin - REPLICATION_S <= each_accepted.at <= end for begin, end in failovers)
+        excused = _may_be_missing(each_accepted.at, data_losses)
         run = _read(client, each_accepted, found, endings if excused else None)
         if run is None:
             continue
@@ -90,10 +90,14 @@ def audit(
         endings[_ending(run.record)] += 1
         _check_ending(run, found)
         _check_events(run, found)
-        _check_steps(run, by_serial, by_key, found, complete=not failovers)
+        _check_steps(run, by_serial, by_key, found, data_losses)
     for session, members in session_order(list(accepted)).items():
         _check_session(session, [runs[m.run_id] for m in members if m.run_id in runs], by_serial, found)
     return found, endings
+
+
+def _may_be_missing(written: float, data_losses: Sequence[tuple[float, float]]) -> bool:
+    return any(begin - UNSAVED_S <= written <= end for begin, end in data_losses)
 
 
 def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str] | None) -> _Run | None:
@@ -101,7 +105,7 @@ def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str
         record = client.record(accepted.run_id)
     except RunNotFound:
         if excused is not None:
-            excused["lost in a failover"] += 1
+            excused["lost with Redis's data"] += 1
             return None
         found.lost.append(f"{accepted.run_id} was accepted and does not exist")
         return None
@@ -150,10 +154,8 @@ def _check_steps(
     by_serial: Mapping[int, Execution],
     by_key: Mapping[str, Sequence[Execution]],
     found: Audit,
-    *,
-    complete: bool,
+    data_losses: Sequence[tuple[float, float]],
 ) -> None:
-    """`complete`: every call that was made must have a record. A failover may lose some records."""
     name = run.accepted.run_id
     recorded_keys: dict[str, Execution] = {}
     for serial in sorted(run.recorded):
@@ -169,8 +171,9 @@ def _check_steps(
             if again.begun > winner.arrived:
                 late_s = again.begun - winner.arrived
                 found.repeated_steps.append(f"{key} was recorded and was executed again {late_s:.3f} s later")
-    if complete and run.record.state is RunState.COMPLETED:
-        made = {each.key for each in by_serial.values() if each.run_id == name}
+    if run.record.state is RunState.COMPLETED:
+        mine = [each for each in by_serial.values() if each.run_id == name]
+        made = {each.key for each in mine if not _may_be_missing(each.arrived, data_losses)}
         unrecorded = {key for key in made - set(recorded_keys) if key.split(":", 2)[2] not in run.failed}
         if unrecorded:
             found.incomplete_results.append(

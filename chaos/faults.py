@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from chaos.deployment import Deployment, Worker
 from chaos.redis_servers import SingleRedis
@@ -30,9 +32,9 @@ class Faults:
         self.without_effect: Counter[str] = Counter()
         """Faults that met nothing, such as the loss of messages of an empty queue."""
         self.errors: list[str] = []
-        self.failovers: list[tuple[float, float]] = []
-        """When the master changed: begin and end by the monotonic clock. What was written shortly before may
-        be lost, because replication is asynchronous."""
+        self.data_losses: list[tuple[float, float]] = []
+        """When Redis may have lost what was written shortly before, by the monotonic clock: a failover
+        (replication is asynchronous), or the death of a Redis that does not write to its disk at once."""
         self._deployment = deployment
         self._chance = random.Random(seed)
         self._redis_lock = threading.Lock()
@@ -128,25 +130,37 @@ class Faults:
                 admin.client_pause(round(seconds * 1000))
                 time.sleep(seconds)
             case FaultKind.FAIL_OVER if self._deployment.watched is not None:
-                began = time.monotonic()
-                self._deployment.watched.fail_over(kill=fault.longer_than_lease)
-                self.failovers.append((began, time.monotonic()))
+                with self._data_loss():
+                    self._deployment.watched.fail_over(kill=fault.longer_than_lease)
             case kind if self._deployment.single is not None:
                 self._disturb_single(self._deployment.single, kind, seconds)
             case other:
                 raise ValueError(f"{other} is not possible in this deployment")
         return True
 
+    def _death_of(self, server: SingleRedis) -> AbstractContextManager[None]:
+        return nullcontext() if server.writes_at_once else self._data_loss()
+
+    @contextmanager
+    def _data_loss(self) -> Generator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.data_losses.append((began, time.monotonic()))
+
     def _disturb_single(self, server: SingleRedis, kind: FaultKind, seconds: float) -> None:
         match kind:
             case FaultKind.KILL_REDIS:
-                server.restart(kill=True)
+                with self._death_of(server):
+                    server.restart(kill=True)
             case FaultKind.RESTART_REDIS:
                 server.restart(kill=False)
             case FaultKind.SLOW_LOADING:
                 commands = 1 + server.stored_bytes() // BYTES_PER_COMMAND
                 delay_us = round(LOADING_S * 1e6 / commands)
-                server.restart(kill=True, **{"key-load-delay": str(delay_us)})
+                with self._death_of(server):
+                    server.restart(kill=True, **{"key-load-delay": str(delay_us)})
             case FaultKind.STALL_REDIS:
                 os.kill(server.pid, signal.SIGSTOP)
                 time.sleep(seconds)

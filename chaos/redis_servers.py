@@ -64,6 +64,11 @@ class SingleRedis:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether a write is on the disk before it is acknowledged."""
+        return self._appendfsync == "always"
+
     data_url = url
     """The URL of the server that has the data."""
 

@@ -93,7 +93,7 @@ class ChaosRun:
             self.load.accepted,
             self._stuck,
             self.deployment.effects.executions,
-            self.faults.failovers,
+            self.faults.data_losses,
         )
         found.producer_problems = list(self.load.problems)
         found.keys_without_ttl = ttl_violations(self.deployment.redis.data_url)
