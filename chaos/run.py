@@ -17,7 +17,7 @@ from chaos.faults import Faults
 from chaos.load import Load
 from chaos.redis_servers import AppendFsync
 from chaos.schedule import schedule
-from openagents_worker.store.keys import ttl_violations
+from openagents_worker.store.ttl import ttl_violations
 
 __all__ = ["ChaosRun", "Options", "chaos_run"]
 
