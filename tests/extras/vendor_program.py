@@ -85,7 +85,8 @@ with claude.messages.stream(model="m", max_tokens=99, messages=HI) as stream:
 
 def choice(completion):
     message = completion.choices[0].message
-    return [call.function.name for call in message.tool_calls], message.content, completion.usage.prompt_tokens
+    names = [call.function.name for call in message.tool_calls]
+    return names, message.content, completion.usage.prompt_tokens
 
 
 found["chat"] = choice(chat.chat.completions.create(model="m", messages=HI))
