@@ -648,6 +648,10 @@ class LLMError(OpenAgentsError):
     retry_after_ms: int | None = None
     requests: int = 1
     """How many requests the call sent in this attempt. It is not recorded with the error."""
+    status: int | None = None
+    """The HTTP status of the provider's reply. It is not recorded."""
+    is_partial: bool = False
+    """Whether pieces of the reply were delivered before the call failed. It is not recorded."""
     is_final: bool = False
     """Whether the call has no tries left, although the error is retryable. It is not recorded either."""
 

@@ -10,7 +10,7 @@ import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
-from openagents_worker.llm.http import Endpoint
+from openagents_worker.llm.reading import Endpoint
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 

@@ -96,6 +96,14 @@ _STATUS_BY_WORD = {
     "validation": 422,
 }
 
+# Texts of errors without any code.
+_STATUS_BY_TEXT = (
+    (_TOO_LONG, 400),
+    (re.compile(r"not authenticated|unauthori[sz]ed|(invalid|incorrect|missing) api[ _-]?key", re.I), 401),
+    (re.compile(r"model .{1,200}(not found|does not exist|not supported)", re.I), 404),
+    (re.compile(r"rate limit|too many requests", re.I), 429),
+)
+
 _STATUS = re.compile("[45][0-9][0-9]")
 _TITLE = re.compile(r"<(title|h1)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -166,7 +174,7 @@ def failure(
     label = f" ({details.label})" if details.label else ""
     message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
     error = _error(message, status, details, headers, key_env)
-    error.request_id = request_id_of(headers)
+    error.request_id, error.status = request_id_of(headers), status
     return error
 
 
@@ -318,6 +326,6 @@ def _implied_status(details: _Details) -> int:
     if _NO_QUOTA.search(words):
         return 402
     known = next((status for word, status in _STATUS_BY_WORD.items() if word in words), None)
-    if known is None and _TOO_LONG.search(details.message):
-        return 400
+    if known is None and not details.code:
+        known = next((status for text, status in _STATUS_BY_TEXT if text.search(details.message)), None)
     return known or 500

@@ -39,6 +39,7 @@ from openagents_worker.llm.base import (
 from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
+from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import presentable, request_id_of
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
@@ -85,7 +86,8 @@ class HttpModelClient(ModelClient):
         """`model` is the default for requests without a model. The caller closes an `http` that it passes."""
         self.provider_name = endpoint.provider
         self.model_id = model
-        self.url, self.stream_url = endpoint.url, endpoint.stream_url
+        self.url = with_query(endpoint.url, options.extra_query)
+        self.stream_url = with_query(endpoint.stream_url, options.extra_query)
         self._options = options
         self._endpoint = endpoint
         self._codec = codec
@@ -112,15 +114,20 @@ class HttpModelClient(ModelClient):
         return await self._respond(replace(request, response_format=None))
 
     async def _respond(self, request: ModelRequest) -> LLMResponse:
-        model = request.model or self.model_id
-        exchange = Exchange(self._codec.body(request, model), request.on_delta, request.on_piece)
+        model, on_delta = request.model or self.model_id, request.on_delta
+        if not self._options.stream:
+            request = replace(request, on_delta=None, on_piece=None)
+        body = self._codec.body(request, model) | self._options.extra_body
+        exchange = Exchange(body, request.on_delta, request.on_piece)
         reply = await self._respond_before_deadline(exchange)
+        if not self._options.stream and on_delta is not None and reply.output_text:
+            await on_delta(reply.output_text)
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
             raise LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
         usage = reply.usage or _estimated_usage(request.messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
-        usage = price(model, usage, self._options.pricing)
+        usage = price(model, usage, self._options.pricing, served=reply.model)
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
 
     def count_tokens(self, text: str) -> int:
@@ -145,10 +152,13 @@ class HttpModelClient(ModelClient):
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            raise LLMConnectionError(
+            late = LLMConnectionError(
                 f"{self.provider_name}: no complete reply within {limit_ms} ms",
                 hint="llm.total_timeout_ms limits the whole call; llm.timeout_ms limits the wait for data",
-            ) from error
+            )
+            exchange.requests += 1
+            self._pause_inside_ms(late, exchange, 0.0)  # sets how many requests were sent, and are left
+            raise late from error
 
     async def _respond_with_retries(self, exchange: Exchange) -> LLMResponse:
         started = self._timing.clock()
@@ -174,7 +184,7 @@ class HttpModelClient(ModelClient):
         wait otherwise, and whether the call has tries left.
         """
         retry, call = self._options.retry, current_call.get()
-        error.requests = exchange.requests
+        error.requests, error.is_partial = exchange.requests, exchange.delivered
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
         tries = exchange.requests + (call.requests if call is not None else 0)
         pause = pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._timing.random)

@@ -72,22 +72,28 @@ class ChatCompletions:
 
     def __init__(self, options: LLMOptions, extras: Mapping[str, Any]) -> None:
         self._options = options
-        self._extras = {name: value for name, value in extras.items() if name != "structured_output"}
+        ours = ("structured_output", "stream_options")
+        self._extras = {name: value for name, value in extras.items() if name not in ours}
+        self._stream_options = extras.get("stream_options", True)
         self._way_of_output = extras.get("structured_output", "auto")
 
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
         """The body of the request, for this model."""
         request = self._with_output_format(request)
         tools, streaming = request.tools, request.is_streamed
-        tool_fields = {"tools": tools, "tool_choice": request.tool_choice}
+        extras = self._extras
+        tool_choice = request.tool_choice or extras.get("tool_choice")
+        tool_fields = {"tools": tools, "tool_choice": tool_choice}
+        no_tools = {"tool_choice": None, "parallel_tool_calls": None}
+        stream_options = {"include_usage": True} if self._stream_options else None
         body = {
             "model": model,
             "messages": messages_to_wire(request.messages),
             "response_format": request.response_format,
             **self._sampling(model, request.temperature, request.max_tokens),
-            **self._extras,
-            **(tool_fields if tools else {"parallel_tool_calls": None}),
-            **({"stream": True, "stream_options": {"include_usage": True}} if streaming else {}),
+            **extras,
+            **(tool_fields if tools else no_tools),
+            **({"stream": True, "stream_options": stream_options} if streaming else {}),
         }
         return {name: value for name, value in body.items() if value is not None}
 

@@ -107,7 +107,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
-        usage=usage_from_wire(body.get("usage")),
+        usage=usage_from_wire(body.get("usage"), service_tier=body.get("service_tier")),
         stop_reason=word,
         model=_id_or_name(body.get("model")),
         provider=provider,

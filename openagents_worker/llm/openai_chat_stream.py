@@ -89,7 +89,7 @@ class StreamedReply:
         Raises `LLMResponseError` if it is not a valid chunk, and `ReplyTooLarge`.
         """
         try:
-            self._head |= {name: chunk[name] for name in ("id", "model") if chunk.get(name)}
+            self._head |= {name: chunk[name] for name in ("id", "model", "service_tier") if chunk.get(name)}
             if (usage := chunk.get("usage")) and (self._usage is None or usage_from_wire(usage) is not None):
                 self._usage = usage
             deltas: list[Delta] = []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.anthropic_messages import AnthropicClient, AnthropicExtras
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_pool import proxy_problem
+from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
@@ -37,11 +40,37 @@ def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
     Raises `PluginLoadError` for an unknown provider. Raises `PluginConfigError` that lists every invalid
     option, a missing key and an unusable proxy.
     """
+    client = _make_one(options, env)
+    if not options.fallbacks:
+        return client
+    clients, problems = [client], []
+    for position, fields in enumerate(fallback_options(options)):
+        try:
+            clients.append(_make_one(_checked_fallback(fields), env))
+        except PluginConfigError as error:
+            problems += [problem.under("fallbacks", position) for problem in error.problems]
+    raise_for_problems(problems)
+    return FallbackClient(clients, max_attempts=options.retry.max_attempts)
+
+
+def _make_one(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     make = PROVIDERS.get(options.provider)
     if make is None:
         hint = did_you_mean(options.provider, sorted(PROVIDERS), "known providers")
         raise PluginLoadError(f"unknown model provider {options.provider!r}", hint=hint)
     return make(options, env)
+
+
+def _checked_fallback(fields: Mapping[str, Any]) -> LLMOptions:
+    """The options of a fallback. Raises `PluginConfigError` that lists every problem."""
+    if "fallbacks" in fields:
+        raise_for_problems([ConfigProblem(("fallbacks",), "a fallback has no fallbacks of its own")])
+    try:
+        return LLMOptions.model_validate(fields)
+    except ValidationError as error:
+        problems = problems_of(error)
+        raise_for_problems(problems)
+        raise
 
 
 def _mock(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:

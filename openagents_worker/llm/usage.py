@@ -47,11 +47,13 @@ _AUDIO = (("prompt_tokens_details", "audio_tokens"), ("input_tokens_details", "a
 _LONG_CACHE = (("cache_creation", "ephemeral_1h_input_tokens"),)
 
 
-def usage_from_wire(usage: Any, *, cache_is_apart: bool | None = None) -> LLMUsage | None:
+def usage_from_wire(
+    usage: Any, *, cache_is_apart: bool | None = None, service_tier: Any = None
+) -> LLMUsage | None:
     """The counts of a reply. None: the provider did not count, or sent only zeros.
 
     `cache_is_apart`: whether the input count leaves out the tokens of the cache, as Anthropic's does. None:
-    found out from the total.
+    found out from the total. `service_tier`: the tier that served the request, which decides its price.
     """
     if not isinstance(usage, Mapping):
         return None
@@ -77,6 +79,7 @@ def usage_from_wire(usage: Any, *, cache_is_apart: bool | None = None) -> LLMUsa
         "image_tokens": _count(usage, _IMAGE),
         "audio_tokens": _count(usage, _AUDIO),
         "stated_cost_usd": _cost_in(usage),
+        "service_tier": service_tier if isinstance(service_tier, str) else None,
     }
     return LLMUsage(
         input_tokens,

@@ -64,7 +64,12 @@ class Heard:
 def _client(
     url: str, *, jitter: float = 1.0, pauses: Pauses | None = None, **options: Any
 ) -> OpenAICompatibleClient:
-    options = {"provider": "openai_compatible", "model": "gpt-4o-mini", "api_base": url} | options
+    options = {
+        "provider": "openai_compatible",
+        "model": "gpt-4o-mini",
+        "api_base": url,
+        "retry": {"max_attempts": 3, "max_backoff_ms": 5_000},
+    } | options
     return OpenAICompatibleClient(
         LLMOptions(**options), api_key=KEY, timing=Timing(sleep=pauses or Pauses(), random=lambda: jitter)
     )
