@@ -241,7 +241,7 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
             noted=self._noted.get(call_id),
-            note=partial(self._note, call_id) if self._durable else None,
+            note=partial(self._store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
         )
         with self._track_in_progress(may_repeat):
@@ -250,7 +250,7 @@ class Recorder:
         assert record is not None
         return self._answer_with(record, error)
 
-    async def _note(self, call_id: str, value: Mapping[str, Any]) -> None:
+    async def _store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
         """Store a note about a call, before its outcome. Its record replaces the note."""
         self._noted[call_id] = value
         self.store_start()
