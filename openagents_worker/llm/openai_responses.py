@@ -277,6 +277,7 @@ class StreamedResponse:
                     self.begun = True
                     self._calls[event["output_index"]] = (len(self._calls), _text(event["item"].get("name")))
             case "response.output_item.done":
+                self._add_size(CHARS_PER_ITEM)
                 self._items.append(event["item"])
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
                 self._response = dict(event["response"])

@@ -324,6 +324,66 @@ def test_whatever_the_events_there_is_a_reply_or_a_coded_error(
         wire.codec().reply(reader.body(), provider="p")
 
 
+ENDLESS = {
+    "anthropic": [
+        [
+            {"type": "content_block_start", "index": n, "content_block": {"type": "text", "text": ""}}
+            for n in range(99)
+        ],
+        [
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            *[{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": ""}}] * 99,
+        ],
+        [
+            {
+                "type": "content_block_start",
+                "index": 0,
+                "content_block": {"type": "thinking", "thinking": ""},
+            },
+            *[
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "signature_delta", "signature": "x" * 50},
+                }
+            ]
+            * 99,
+        ],
+        [
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            *[
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "citations_delta", "citation": {"a": 1}},
+                }
+            ]
+            * 199,
+        ],
+    ],
+    "openai_responses": [
+        [{"type": "response.output_text.delta", "output_index": 0, "delta": ""}] * 99,
+        [{"type": "response.function_call_arguments.delta", "output_index": 0, "delta": "x"}] * 99,
+        [{"type": "response.reasoning_text.delta", "output_index": 0, "delta": "x"}] * 99,
+        [{"type": "response.output_item.added", "output_index": 0, "item": {"type": "message"}}] * 99,
+        [{"type": "response.output_item.done", "output_index": 0, "item": {"type": "message"}}] * 999,
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("wire", "events"),
+    [(wire, events) for wire in NEWER for events in ENDLESS[wire.provider]],
+    ids=lambda value: getattr(value, "provider", ""),
+)
+def test_an_endless_stream_is_read_to_its_limit(wire: Format, events: list[dict[str, Any]]) -> None:
+    """Also one of empty pieces, of signatures, of citations or of items: each has a size of its own."""
+    reader = wire.codec().stream(max_chars=1_000)
+
+    with pytest.raises(ReplyTooLarge):
+        _ = [reader.add(event) for event in events]
+
+
 ANTHROPIC_BLOCKS = st.lists(
     st.one_of(
         st.builds(lambda text: {"type": "text", "text": text}, st.sampled_from(["a", "ünï 💡"])),
