@@ -101,8 +101,10 @@ class HttpModelClient(ModelClient):
         """Whether the provider has rejected `response_format`, in requests with tools and in others."""
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
+        if request.response_format is None:  # the usual case
+            return await self._respond(request)
         has_tools = bool(request.tools)
-        if request.response_format is None or has_tools in self._rejects_format:
+        if has_tools in self._rejects_format:
             return await self._respond(replace(request, response_format=None))
         try:
             return without_output_tool(await self._respond(request))
