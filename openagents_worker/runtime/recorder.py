@@ -346,7 +346,11 @@ class Recorder:
     def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
         """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
         error = outcome.error
-        if error is None or not error.retryable or not outcome.may_retry or not self._durable:
+        if error is None or not error.retryable or not self._durable:
+            return False
+        if not outcome.may_retry:
+            if getattr(error, "is_final", False):  # the requests of a model call are used up
+                self._emit_exhausted(error, info.failed_tries)
             return False
         # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
         in_flight = max(1, sum(not call.blocked for call in self._in_progress))
