@@ -38,6 +38,7 @@ __all__ = ["RunTools"]
 
 log = get_logger(__name__)
 
+MAX_LISTED_TOOLS = 1_000  # their schemas are read on the event loop; a model accepts a few hundred
 DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
 
 
@@ -171,6 +172,8 @@ def _descriptions(toolset_id: str, tools: Any) -> list[dict[str, Any]]:
     """What is recorded of the tools of a toolset. Raises `PluginConfigError` if one cannot be used."""
     if not isinstance(tools, list | tuple):
         raise _not_valid(toolset_id, f"list() returned a {type(tools).__name__}, not a list")
+    if len(tools) > MAX_LISTED_TOOLS:
+        raise _not_valid(toolset_id, f"it has {len(tools):,} tools, {MAX_LISTED_TOOLS:,} are allowed")
     return [_description(toolset_id, tool) for tool in tools]
 
 

@@ -183,6 +183,7 @@ async def test_every_toolset_is_closed(redis_url: str, caplog: pytest.LogCapture
         ([Priced("p" * 65)], "ppp"),
         ([Priced("price", "who", schema={"type": "nothing"})], "'price'"),
         (["price"], "str"),
+        ([Priced("price")] * 1001, "1,001 tools"),
         (None, "NoneType"),
     ],
 )
