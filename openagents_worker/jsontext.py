@@ -226,6 +226,9 @@ def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
     return value if _is_as_read(value, levels, left) else _replaced(value, levels, (), [MAX_VALUES])
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def has_at_most(value: Any, count: int) -> bool:
     """Whether at most `count` values are inside a value, counted as in its JSON text, also if it has circles.
 
@@ -240,7 +243,8 @@ def has_at_most(value: Any, count: int) -> bool:
             if count < 0:
                 return False
             items = each.values() if isinstance(each, dict) else each
-            unvisited.extend(item for item in items if isinstance(item, dict | list | tuple))
+            if not _PLAIN.issuperset(map(type, items)):  # a long list of plain values is looked at fast
+                unvisited.extend(items)
     return True
 
 
