@@ -372,6 +372,7 @@ def _submit_script(
         parent_run_id=request.parent_run_id or "",
         expires_ms=expires_ms,
         tell=True,
+        input_text=request.input_text,
     )
 
 

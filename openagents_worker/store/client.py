@@ -19,6 +19,7 @@ from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.store.batching import PipelineBatcher
 from openagents_worker.store.cell import Cell
+from openagents_worker.store.codec import Codec
 from openagents_worker.store.connections import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, make_pool
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
@@ -130,7 +131,7 @@ class Store:
         `execute_other` gets the steps that are not operations of the store.
         """
         with closing(plan):
-            steps = PlanSteps(plan)
+            steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
                     steps.answer = _execute_step(self, step, execute_other)
@@ -146,6 +147,9 @@ class Reader(Protocol):
 
     @property
     def keys(self) -> Keys: ...
+
+    @property
+    def codec(self) -> Codec: ...
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
 
@@ -223,6 +227,10 @@ class AsyncStore:
     def keys(self) -> Keys:
         return self.cell.keys
 
+    @property
+    def codec(self) -> Codec:
+        return self.cell.codec
+
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
         with translate_errors(self.cell.url):
@@ -282,7 +290,7 @@ class AsyncStore:
     ) -> T:
         """As `Store.execute`."""
         with closing(plan):
-            steps = PlanSteps(plan)
+            steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
                     steps.answer = await _execute_step(self, step, execute_other)

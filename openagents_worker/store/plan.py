@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Commands", "OnDisk", "Plan", "PlanSteps", "pipelined"]
+from openagents_worker.store.codec import PLAIN, Codec
+
+__all__ = ["CODEC", "Commands", "OnDisk", "Plan", "PlanSteps", "pipelined"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
 """The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`."""
+CODEC = object()
+"""A step of a plan whose answer is the codec of the cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,10 @@ class PlanSteps(Generic[T]):
 
     result: T
 
-    def __init__(self, plan: Plan[T]) -> None:
+    def __init__(self, plan: Plan[T], codec: Codec = PLAIN) -> None:
         self.answer: Any = None
         self._plan = plan
+        self._codec = codec
         self._error: Exception | None = None
 
     def __iter__(self) -> PlanSteps[T]:
@@ -77,7 +82,10 @@ class PlanSteps(Generic[T]):
     def __next__(self) -> Any:
         error, self._error = self._error, None
         try:
-            return self._plan.send(self.answer) if error is None else self._plan.throw(error)
+            step = self._plan.send(self.answer) if error is None else self._plan.throw(error)
+            while step is CODEC:
+                step = self._plan.send(self._codec)
+            return step
         except StopIteration as done:
             self.result = done.value
             raise

@@ -21,6 +21,7 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Store
+from openagents_worker.store.codec import Codec
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
@@ -77,8 +78,8 @@ RECORD_FIELDS = (
 )
 
 
-def parse_record(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
-    """The record from the values of `RECORD_FIELDS`. None if the run does not exist.
+def parse_record(run_id: str, values: Sequence[str | None], codec: Codec) -> RunRecord | None:
+    """The record from the stored values of `RECORD_FIELDS`. None if the run does not exist.
 
     Raises `OtherFormat` if another version wrote it and this version cannot read it, else `RecordUnreadable`.
     """
@@ -86,7 +87,7 @@ def parse_record(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
     if not field["state"]:
         return None
     with translate_parse_errors(stored_format(field["format"]), run_id=run_id):
-        return _build_record(run_id, field)
+        return _build_record(run_id, codec.decode_fields(field, "request", "result", "last_error_details"))
 
 
 def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
@@ -179,13 +180,13 @@ def run_not_found(run_id: str) -> RunNotFound:
 def read_record(store: Store, run_id: str) -> RunRecord:
     """Read the current record of a run. Raises `RunNotFound`."""
     values = store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
-    return _require_record(run_id, parse_record(run_id, values))
+    return _require_record(run_id, parse_record(run_id, values, store.cell.codec))
 
 
 async def aread_record(store: AsyncStore, run_id: str) -> RunRecord:
     """As `read_record`, for asyncio."""
     values = await store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
-    return _require_record(run_id, parse_record(run_id, values))
+    return _require_record(run_id, parse_record(run_id, values, store.cell.codec))
 
 
 def is_notify_pending(store: Store, run_id: str) -> bool:

@@ -29,6 +29,7 @@ from openagents_worker.errors import RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
+from openagents_worker.store.codec import Codec
 from openagents_worker.store.event_cursor import (
     HEAD_FIELDS,
     Entry,
@@ -41,6 +42,7 @@ from openagents_worker.store.event_cursor import (
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.plan import CODEC
 from openagents_worker.store.pubsub import Inbox, subscribed_inbox
 from openagents_worker.store.records import run_not_found
 from openagents_worker.store.redis_errors import default_if_wrong_type
@@ -63,13 +65,16 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
+    codec: Codec = yield CODEC
     events: list[RunEvent] = []
     start, size = "-", first_page_size()
     while page := (
         yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
     ):
         size.learn(len(page), bytes_of(page))
-        events += [event for event in (event_or_none(head, entry) for entry in page) if event is not None]
+        events += [
+            event for event in (event_or_none(head, entry, codec) for entry in page) if event is not None
+        ]
         start = f"({page[-1][0]}"
     return events
 
@@ -115,7 +120,7 @@ def watch(
     has as many watchers as the cell allows.
     """
     with _count_watcher(store.cell, is_wait):
-        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
+        cursor, reconnect_limit = EventCursor(after, store.cell.codec), _ReconnectLimit()
         text_of_caller("run_id", run_id)
         channel = _channel(store, run_id, _read_head(store, run_id))
         while not cursor.is_over:
@@ -201,7 +206,7 @@ async def awatch(
     loses nothing: it continues from the stream.
     """
     with _count_watcher(store.cell, is_wait):
-        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
+        cursor, reconnect_limit = EventCursor(after, store.cell.codec), _ReconnectLimit()
         text_of_caller("run_id", run_id)
         channel = _channel(store, run_id, await _aread_head(store, run_id))
         while not cursor.is_over:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.store.codec import PLAIN, Codec
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
     CancelAnswer,
@@ -37,8 +38,8 @@ HOUR_MS = 3_600_000
 class Bench:
     """A cell with the worker w1, and functions to inspect it."""
 
-    def __init__(self, url: str, prefix: str = "oa") -> None:
-        self.lab = Lab(url, prefix=prefix)
+    def __init__(self, url: str, prefix: str = "oa", codec: Codec = PLAIN) -> None:
+        self.lab = Lab(url, prefix=prefix, codec=codec)
         self.store = self.lab.store
         self.redis = self.lab.redis
 

@@ -1,4 +1,4 @@
--- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent.
+-- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent. `input_text` is a digest.
 -- Returns `Submitted`. Events run.queued, run.scheduled, run.waiting_session.
 --#include session
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
@@ -26,7 +26,7 @@ end
 redis.call('HSET', k.run(run_id), 'format', format, 'state', STATE.scheduled, 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
   'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,
   'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'tell', tell,
-  'durable', durable,
+  'durable', durable, 'input_digest', input_text,
   'created', digits(NOW_MS))
 if expires_ms > 0 then redis.call('HSET', k.run(run_id), 'expires', digits(NOW_MS + expires_ms)) end
 local run = load(run_id)
