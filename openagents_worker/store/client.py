@@ -19,7 +19,7 @@ from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.store.batching import PipelineBatcher
 from openagents_worker.store.cell import Cell
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.connections import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, make_pool
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
@@ -149,12 +149,12 @@ class Reader(Protocol):
     def keys(self) -> Keys: ...
 
     @property
-    def codec(self) -> Codec: ...
+    def codec(self) -> PayloadCodec: ...
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
 
 
-class _LoopConnections:
+class _ConnectionsOfLoop:
     """The client and the connections of an async store on one event loop."""
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
@@ -196,7 +196,7 @@ class AsyncStore:
         self._max_connections = max_connections
         self._answer_timeout_s = answer_timeout_s
         self._unused_pool: Any = self._make_pool()  # an invalid URL raises here
-        self._on_loops: PerLoop[_LoopConnections] = PerLoop(self._connect)
+        self._on_loops: PerLoop[_ConnectionsOfLoop] = PerLoop(self._connect)
         self._scripts = ScriptRuns(cell)
         self._sleep = sleep
 
@@ -210,9 +210,9 @@ class AsyncStore:
             pool_timeout_s=POOL_TIMEOUT_S,
         )
 
-    def _connect(self) -> _LoopConnections:
+    def _connect(self) -> _ConnectionsOfLoop:
         unused, self._unused_pool = self._unused_pool, None
-        return _LoopConnections(unused or self._make_pool(), self._answer_timeout_s)
+        return _ConnectionsOfLoop(unused or self._make_pool(), self._answer_timeout_s)
 
     @property
     def redis(self) -> redis_async.Redis:
@@ -228,7 +228,7 @@ class AsyncStore:
         return self.cell.keys
 
     @property
-    def codec(self) -> Codec:
+    def codec(self) -> PayloadCodec:
         return self.cell.codec
 
     async def run(self, call: ScriptCall[T]) -> T:

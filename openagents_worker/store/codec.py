@@ -18,7 +18,7 @@ from typing import Protocol
 
 from openagents_worker.jsontext import dumps, loads
 
-__all__ = ["PLAIN", "Codec", "TextCodec", "digest_of"]
+__all__ = ["PLAIN", "PayloadCodec", "TextCodec", "digest_of"]
 
 MARK = '"\\u006fa:'  # the beginning of the JSON string "oa:NAME:TEXT"
 _PARSED_MARK = "oa:"
@@ -37,14 +37,14 @@ class TextCodec(Protocol):
     def decode(self, text: str) -> str: ...
 
 
-class Codec:
+class PayloadCodec:
     """Encodes with one `TextCodec` and reads several: those of workers that write in another way.
 
     >>> class Reversing:
     ...     name = "reversed"
     ...     def encode(self, text: str) -> str: return text[::-1]
     ...     def decode(self, text: str) -> str: return text[::-1]
-    >>> codec = Codec(Reversing())
+    >>> codec = PayloadCodec(Reversing())
     >>> codec.encode('{"a":1}')
     '"\\\\u006fa:reversed:}1:\\\\"a\\\\"{"'
     >>> codec.decode(codec.encode('{"a":1}')), codec.decode('{"a":1}')
@@ -119,7 +119,7 @@ class Codec:
         return self._by_name[name].decode(text)
 
 
-PLAIN = Codec()
+PLAIN = PayloadCodec()
 """The codec that changes nothing."""
 
 

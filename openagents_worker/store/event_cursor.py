@@ -11,7 +11,7 @@ from openagents_worker.errors import RecordUnreadable
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_COUNT, loads
 from openagents_worker.models import RunState
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.paging import PageSize
 
@@ -67,7 +67,7 @@ def _last_number(seq: str | None) -> int:
     return count
 
 
-def stored_event(head: RunHead, entry: Entry, codec: Codec = PLAIN) -> RunEvent:
+def stored_event(head: RunHead, entry: Entry, codec: PayloadCodec = PLAIN) -> RunEvent:
     """Parse a stored event. The fields that all events of the run share come from `head`.
 
     Raises `RecordUnreadable`.
@@ -76,7 +76,7 @@ def stored_event(head: RunHead, entry: Entry, codec: Codec = PLAIN) -> RunEvent:
         return _stored_event(head, *entry, codec)
 
 
-def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str], codec: Codec) -> RunEvent:
+def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str], codec: PayloadCodec) -> RunEvent:
     return RunEvent(
         name=fields["name"],
         seq=int(id_.partition("-")[0]),
@@ -92,7 +92,7 @@ def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str], codec: Cod
     )
 
 
-def event_or_none(head: RunHead, entry: Entry, codec: Codec) -> RunEvent | None:
+def event_or_none(head: RunHead, entry: Entry, codec: PayloadCodec) -> RunEvent | None:
     """The event, or None if the library did not write this entry. It must not hide the other events."""
     try:
         return stored_event(head, entry, codec)
@@ -117,7 +117,7 @@ class EventCursor:
     life in which the watcher joined, or when this event can no longer arrive.
     """
 
-    def __init__(self, after: int | None = 0, codec: Codec = PLAIN) -> None:
+    def __init__(self, after: int | None = 0, codec: PayloadCodec = PLAIN) -> None:
         self.is_behind = True
         self._codec = codec
         self.is_over = False

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openagents_worker.jsontext import LARGEST_COUNT, dumps, loads
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 
 __all__ = ["event_items"]
 
@@ -20,7 +20,7 @@ ENDS_A_REPLY = frozenset({"llm.succeeded", "llm.failed"})
 _MARK = "\x1f"
 
 
-def event_items(events: Sequence[str], codec: Codec) -> list[str]:
+def event_items(events: Sequence[str], codec: PayloadCodec) -> list[str]:
     """The argument of a script for these events: name, payload (JSON), name, payload …
 
     >>> from openagents_worker.store.codec import PLAIN
@@ -33,7 +33,7 @@ def event_items(events: Sequence[str], codec: Codec) -> list[str]:
     return items
 
 
-def _item(name: str, payload: str, codec: Codec) -> Iterator[str]:
+def _item(name: str, payload: str, codec: PayloadCodec) -> Iterator[str]:
     if name == DELTA and (piece := _piece(payload)) is not None:
         text = piece.pop("text")
         place = (DELTA, str(piece["offset"]), str(len(text)), piece["call"], dumps(piece))

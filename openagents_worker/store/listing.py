@@ -20,7 +20,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.models import RunRecord, RunState
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.dead_letters import wrong_fixed_keys
 from openagents_worker.store.index_pages import (
     MAX_LIMIT,
@@ -175,7 +175,7 @@ def list_runs(
     sizes = [count for (count,) in counted]
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
-    codec: Codec = yield CODEC
+    codec: PayloadCodec = yield CODEC
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
         answers = yield from for_each_id(
@@ -231,7 +231,7 @@ def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
 
 
 def _matching_record(
-    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter, codec: Codec
+    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter, codec: PayloadCodec
 ) -> RunRecord | UnreadableEntry | None:
     """The record if it matches. None if it does not, or if it has expired and is not pruned yet."""
     if is_wrong_type(values):

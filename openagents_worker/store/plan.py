@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 
 __all__ = ["CODEC", "Commands", "OnDisk", "Plan", "PlanSteps", "pipelined"]
 
@@ -70,7 +70,7 @@ class PlanSteps(Generic[T]):
 
     result: T
 
-    def __init__(self, plan: Plan[T], codec: Codec = PLAIN) -> None:
+    def __init__(self, plan: Plan[T], codec: PayloadCodec = PLAIN) -> None:
         self.answer: Any = None
         self._plan = plan
         self._codec = codec

@@ -21,7 +21,7 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Store
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
@@ -78,7 +78,7 @@ RECORD_FIELDS = (
 )
 
 
-def parse_record(run_id: str, values: Sequence[str | None], codec: Codec) -> RunRecord | None:
+def parse_record(run_id: str, values: Sequence[str | None], codec: PayloadCodec) -> RunRecord | None:
     """The record from the stored values of `RECORD_FIELDS`. None if the run does not exist.
 
     Raises `OtherFormat` if another version wrote it and this version cannot read it, else `RecordUnreadable`.

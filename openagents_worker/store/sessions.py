@@ -10,7 +10,7 @@ from openagents_worker.errors import SessionNotFound
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunArtifact
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import IDS_PER_PAGE, PageSize, read_ids
@@ -82,7 +82,7 @@ def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
         waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
     transcript = yield from _items(keys("transcript", session_id), message_count)
     artifacts = yield from _items(keys("artifacts", session_id), artifact_count)
-    codec: Codec = yield CODEC
+    codec: PayloadCodec = yield CODEC
     with translate_parse_errors(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
             session_id,

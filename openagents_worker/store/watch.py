@@ -29,7 +29,7 @@ from openagents_worker.errors import RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.event_cursor import (
     HEAD_FIELDS,
     Entry,
@@ -65,7 +65,7 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
-    codec: Codec = yield CODEC
+    codec: PayloadCodec = yield CODEC
     events: list[RunEvent] = []
     start, size = "-", first_page_size()
     while page := (

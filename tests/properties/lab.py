@@ -9,7 +9,7 @@ from hashlib import sha1
 from typing import Any, TypeVar
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.scripts import Script, ScriptCall
 from openagents_worker.store.states import states_as_text
 
@@ -111,7 +111,7 @@ class Lab:
         altered: tuple[tuple[str, str], ...] = (),
         *,
         prefix: str = "oa",
-        codec: Codec = PLAIN,
+        codec: PayloadCodec = PLAIN,
     ) -> None:
         self.store = Store(Cell(url, prefix, codec=codec))
         self.keys = self.store.keys

@@ -21,7 +21,7 @@ from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
 from tests.stored import shown
@@ -137,7 +137,7 @@ async def process(
     *agents: dict[str, Any],
     settings: Settings | None = None,
     name: str = "w",
-    codec: Codec = PLAIN,
+    codec: PayloadCodec = PLAIN,
     **file: Any,
 ) -> AsyncIterator[Process]:
     """A registered process with these agents. `file` holds further fields of its agents file."""

@@ -9,7 +9,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.submit import asubmit, submit
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Store
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.listing import RunFilter, list_runs
 from openagents_worker.store.sessions import SessionStore, aread_session
 from openagents_worker.store.watch import awatch, history
@@ -66,7 +66,7 @@ async def test_no_payload_is_readable_in_redis_and_every_reader_gets_it(redis_ur
 async def test_a_run_of_another_codec_fails_alone(redis_url: str) -> None:
     """Its texts are unreadable here. The worker executes the next run."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url})
-    async with process(redis_url, agent(), codec=Codec()) as p:
+    async with process(redis_url, agent(), codec=PayloadCodec()) as p:
         encoding = Store(replace(p.store.cell, codec=REVERSED))
         await asubmit(
             p.store, {**REQUEST, "input_text": "hi", "run_id": "r2", "session_id": "s2"}, settings=settings

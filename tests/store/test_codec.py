@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.jsontext import dumps
 from openagents_worker.store.checkpoints import checkpoints
-from openagents_worker.store.codec import MARK, PLAIN, Codec, digest_of
+from openagents_worker.store.codec import MARK, PLAIN, PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
 from openagents_worker.store.records import parse_request
 from openagents_worker.store.watch import watch
@@ -37,7 +37,7 @@ class Reversing:
         return text.partition(" ")[2][::-1]
 
 
-REVERSED = Codec(Reversing())
+REVERSED = PayloadCodec(Reversing())
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def test_plain_texts_are_read_by_every_codec() -> None:
 def test_several_codecs_are_read_and_one_is_written() -> None:
     """So the encoding of a cell can be changed while its workers run."""
     old, new = Reversing("old"), Reversing("new")
-    both = Codec(new, also_reads=[old])
-    assert both.decode(Codec(old).encode("x")) == "x"
+    both = PayloadCodec(new, also_reads=[old])
+    assert both.decode(PayloadCodec(old).encode("x")) == "x"
     assert both.encode("x") == f'{MARK}new:0 x"'
-    assert Codec(also_reads=[new]).encode("x") == "x"
+    assert PayloadCodec(also_reads=[new]).encode("x") == "x"
 
 
 def test_a_text_of_an_unknown_codec_is_an_unreadable_record() -> None:
     """The process does not fail; the run does, with a code that says why."""
-    stored = Codec(Reversing("other")).encode('{"agent_id":"a"}')
+    stored = PayloadCodec(Reversing("other")).encode('{"agent_id":"a"}')
     assert REVERSED.decode(stored) == stored
     with pytest.raises(RecordUnreadable):
         parse_request("r1", REVERSED.decode(stored))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
     CancelAnswer,
@@ -38,7 +38,7 @@ HOUR_MS = 3_600_000
 class Bench:
     """A cell with the worker w1, and functions to inspect it."""
 
-    def __init__(self, url: str, prefix: str = "oa", codec: Codec = PLAIN) -> None:
+    def __init__(self, url: str, prefix: str = "oa", codec: PayloadCodec = PLAIN) -> None:
         self.lab = Lab(url, prefix=prefix, codec=codec)
         self.store = self.lab.store
         self.redis = self.lab.redis

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Generic, ParamSpec, TypeVar, cast, get_type_hints
 
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
-from openagents_worker.store.codec import PLAIN, Codec
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.scripts.payloads import Encoder, encoder_of, plain_type
 from openagents_worker.store.scripts.replies import Decoder, Reply, decoder_of
 from openagents_worker.store.scripts.source import Script
@@ -34,10 +34,10 @@ class ScriptCall(Generic[T_co]):
     encoders: tuple[Encoder | None, ...]
     _encoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def parse(self, reply: Reply, codec: Codec = PLAIN) -> T_co:
+    def parse(self, reply: Reply, codec: PayloadCodec = PLAIN) -> T_co:
         return cast(T_co, self.decode(reply, codec))
 
-    def argv(self, common: tuple[int, int, int], codec: Codec = PLAIN) -> list[str | int]:
+    def argv(self, common: tuple[int, int, int], codec: PayloadCodec = PLAIN) -> list[str | int]:
         flat: list[str | int] = list(common)
         for value in self._encode(codec):
             if isinstance(value, str):
@@ -52,7 +52,7 @@ class ScriptCall(Generic[T_co]):
                 flat.extend(value)
         return flat
 
-    def _encode(self, codec: Codec) -> list[Any]:
+    def _encode(self, codec: PayloadCodec) -> list[Any]:
         """The arguments with encoded payloads. A call that is repeated must send exactly the same texts."""
         if not self._encoded:
             self._encoded.extend(

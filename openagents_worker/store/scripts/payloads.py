@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, get_args, get_origin
 
-from openagents_worker.store.codec import Codec, digest_of
+from openagents_worker.store.codec import PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
 
 __all__ = ["Digested", "Events", "Payload", "PayloadPairs", "encoder_of", "is_payload", "plain_type"]
@@ -31,7 +31,7 @@ Events = Annotated[list[str], _Treatment.EVENTS]
 Digested = Annotated[str, _Treatment.DIGESTED]
 """A text that scripts only compare with another one."""
 
-Encoder = Callable[[Any, Codec], Any]
+Encoder = Callable[[Any, PayloadCodec], Any]
 
 
 def plain_type(hint: Any) -> Any:
@@ -62,19 +62,19 @@ def encoder_of(hint: Any) -> Encoder | None:
     return _encode_all if items and is_payload(items[0]) else None
 
 
-def _encode(text: str, codec: Codec) -> str:
+def _encode(text: str, codec: PayloadCodec) -> str:
     return codec.encode(text)
 
 
-def _encode_all(texts: Sequence[str], codec: Codec) -> Sequence[str]:
+def _encode_all(texts: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
     return texts if codec.is_plain else [codec.encode(text) for text in texts]
 
 
-def _encode_every_second(items: Sequence[str], codec: Codec) -> Sequence[str]:
+def _encode_every_second(items: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
     if codec.is_plain:
         return items
     return [codec.encode(item) if at % 2 else item for at, item in enumerate(items)]
 
 
-def _digest(text: str, _: Codec) -> str:
+def _digest(text: str, _: PayloadCodec) -> str:
     return digest_of(text)

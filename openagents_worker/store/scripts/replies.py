@@ -15,14 +15,14 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from openagents_worker.store.codec import Codec
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.scripts.payloads import is_payload
 
 __all__ = ["decoder_of", "reply_in_lua"]
 
 Reply = Any
 """An answer of Redis: nested lists of str, int and None."""
-Decoder = Callable[[Reply, Codec], Any]
+Decoder = Callable[[Reply, PayloadCodec], Any]
 
 # --- Lua -------------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ def _fields_decoder(row: Any) -> Decoder:
         (name, decoder_of(hint)) for name, hint in get_type_hints(row, include_extras=True).items()
     )
 
-    def decode(values: Sequence[Any], codec: Codec) -> Any:
+    def decode(values: Sequence[Any], codec: PayloadCodec) -> Any:
         return row(
             **{
                 name: decode_value(value, codec)
@@ -132,30 +132,30 @@ def _collection_decoder(collection: Callable[[Any], Any], item: Any) -> Decoder:
     return lambda values, codec: collection(decode_item(value, codec) for value in values)
 
 
-def _decode_pairs(flat: Any, _: Codec) -> dict[str, str]:
+def _decode_pairs(flat: Any, _: PayloadCodec) -> dict[str, str]:
     """A hash that Lua returned as a list: name, value, name, value …"""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _decode_payload_pairs(flat: Any, codec: Codec) -> dict[str, str]:
+def _decode_payload_pairs(flat: Any, codec: PayloadCodec) -> dict[str, str]:
     """The same for values that are payloads."""
     values = flat[1::2] if codec.is_plain else map(codec.decode, flat[1::2])
     return dict(zip(flat[::2], values, strict=True))
 
 
-def _decode_payload(text: str, codec: Codec) -> str:
+def _decode_payload(text: str, codec: PayloadCodec) -> str:
     return codec.decode(text)
 
 
-def _is_one(value: Any, _: Codec) -> bool:
+def _is_one(value: Any, _: PayloadCodec) -> bool:
     return bool(value == 1)
 
 
-def _unchanged(value: Any, _: Codec) -> Any:
+def _unchanged(value: Any, _: PayloadCodec) -> Any:
     return value
 
 
-def _nothing(_: Any, __: Codec) -> None:
+def _nothing(_: Any, __: PayloadCodec) -> None:
     return None
 
 
