@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.connections import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, make_pool
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.plan import Commands, OnDisk, Plan, PlanSteps, pipelined
+from openagents_worker.store.plan import Commands, Emit, OnDisk, Plan, PlanSteps, pipelined
 from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
@@ -40,6 +40,7 @@ __all__ = [
     "AnswerLost",
     "AsyncStore",
     "Cell",
+    "OnDisk",
     "Plan",
     "Reader",
     "Store",
@@ -136,6 +137,19 @@ class Store:
                 with steps:
                     steps.answer = _execute_step(self, step, execute_other)
             return steps.result
+
+    def stream(
+        self, plan: Plan[None], execute_other: Callable[[Any], object] | None = None
+    ) -> Generator[Any]:
+        """Execute the steps of a plan, as `execute` does, and yield the items of its `Emit` steps."""
+        with closing(plan):
+            steps = PlanSteps(plan, self.cell.codec)
+            for step in steps:
+                if isinstance(step, Emit):
+                    yield from step.items
+                    continue
+                with steps:
+                    steps.answer = _execute_step(self, step, execute_other)
 
     def close(self) -> None:
         self.redis.close()
@@ -295,6 +309,20 @@ class AsyncStore:
                 with steps:
                     steps.answer = await _execute_step(self, step, execute_other)
             return steps.result
+
+    async def stream(
+        self, plan: Plan[None], execute_other: Callable[[Any], Awaitable[object]] | None = None
+    ) -> AsyncGenerator[Any]:
+        """As `Store.stream`."""
+        with closing(plan):
+            steps = PlanSteps(plan, self.cell.codec)
+            for step in steps:
+                if isinstance(step, Emit):
+                    for item in step.items:
+                        yield item
+                    continue
+                with steps:
+                    steps.answer = await _execute_step(self, step, execute_other)
 
     def leave_closed_loops(self) -> None:
         """Close what is left of loops that are closed."""

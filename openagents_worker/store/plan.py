@@ -6,14 +6,14 @@ It does no I/O, so it is written once: `Store.execute` and `AsyncStore.execute` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 
-__all__ = ["CODEC", "Commands", "OnDisk", "Plan", "PlanSteps", "pipelined"]
+__all__ = ["CODEC", "Commands", "Emit", "OnDisk", "Plan", "PlanSteps", "pipelined"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
@@ -37,6 +37,13 @@ class Commands:
     """
 
     commands: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A step of a plan for `Store.stream`: these items are for the caller. They are consumed one by one."""
+
+    items: Iterable[Any]
 
 
 def pipelined(commands: Commands) -> Callable[[Any], Any]:

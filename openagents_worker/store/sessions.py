@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,9 @@ def read_session(store: Store, session_id: str) -> SessionView:
     return store.execute(session_plan(store.keys, session_id))
 
 
-async def aread_session(store: AsyncStore, session_id: str) -> SessionView:
+def aread_session(store: AsyncStore, session_id: str) -> Awaitable[SessionView]:
     """As `read_session`, for asyncio."""
-    return await store.execute(session_plan(store.keys, session_id))
+    return store.execute(session_plan(store.keys, session_id))
 
 
 def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
