@@ -28,7 +28,6 @@ from bench._worker import megabytes, print_machine
 from bench.steps import FixedLease
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
-from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings, load_settings
@@ -36,6 +35,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import ClaimAnswer, Claimed
 from openagents_worker.store.watch import awatch
+from openagents_worker.submission.submit import asubmit
 
 WORKER = "bench:1"
 RATE = 200  # events a second while delays are measured

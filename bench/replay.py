@@ -31,7 +31,6 @@ from bench.steps import FixedLease
 from openagents_worker.agents import load_agents
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
-from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Runner
@@ -39,6 +38,7 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
+from openagents_worker.submission.submit import asubmit
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 from tests.faults.proxy import Proxy, value_of
 from tests.proxy import Line

@@ -28,11 +28,11 @@ from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.local.stack import Stack
-from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import told
+from openagents_worker.submission.submit import asubmit
 
 LENGTHS = (10, 100, 1_000, 10_000)
 SESSIONS = (1, 1_000, 100_000)

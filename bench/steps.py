@@ -28,7 +28,6 @@ from bench._worker import megabytes
 from openagents_worker.agents import AppConfig
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
-from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings, load_settings
@@ -36,6 +35,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Wake
+from openagents_worker.submission.submit import asubmit
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 
 EARLY, LATE = 10, 1_000

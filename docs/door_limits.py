@@ -7,7 +7,7 @@ from importlib import import_module
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.loading import MAX_AGENTS
-from openagents_worker.producer.message_size import PAYLOADS_A_MESSAGE
+from openagents_worker.celery.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
 
 __all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]
@@ -143,7 +143,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "broker message",
         "compression: zlib, bzip2 and xz; memory for xz",
-        "producer.message_size.LZMA_MEMORY_BYTES",
+        "celery.message_size.LZMA_MEMORY_BYTES",
         "bytes",
         "",
         "failed run, `request.invalid`",
@@ -174,7 +174,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "model reply",
         "body of an error reply",
-        "llm.http.MAX_ERROR_BYTES",
+        "llm.reading.MAX_ERROR_BYTES",
         "bytes",
         "",
         "cut",
@@ -195,7 +195,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("tool result, state", "levels", "jsontext.MAX_NESTING", "levels", "", "`step.too_deep`"),
     ("error", "its message", "models.MAX_MESSAGE_CHARS", "characters", "", "cut"),
     ("error", "a reason of `cancel` or `resume`", "redaction.MAX_REASON_CHARS", "characters", "", "cut"),
-    ("file tools", "a path", "tools.builtin.files.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
+    ("file tools", "a path", "tools.builtin.file_tool.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
     ("file tools", "a glob", "tools.builtin.files.MAX_GLOB_CHARS", "characters", "", "`tool.validation`"),
     ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
     (
@@ -287,7 +287,7 @@ def _value(where: str) -> int:
         case "max_reply_bytes":
             return reply
         case "stream":
-            return reply * _constant("llm.http.STREAM_OVERHEAD")
+            return reply * _constant("llm.reading.STREAM_OVERHEAD")
         case "http_max_bytes":
             tool = import_module("openagents_worker.tools.builtin.http").HttpRequest
             return int(tool.Config.model_fields["max_bytes"].default)

@@ -1,4 +1,4 @@
-"""Printable text. The only place that decides which characters can be written to a terminal.
+"""Printable text. The only place that decides which characters can be written to a terminal or to a header.
 
 Texts of models, users and the web may contain control characters. A terminal executes them: they write to the
 clipboard (OSC 52), hide text, move the cursor, or change the order of the text. Such a character is shown as
@@ -8,8 +8,9 @@ Python's escape sequence.
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
-__all__ = ["escaped_line", "json_escaped", "one_line", "printable", "unicode_escaped"]
+__all__ = ["escaped_line", "header_text", "json_escaped", "one_line", "printable", "unicode_escaped"]
 
 _HIDDEN = (
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the order of characters (bidi)
@@ -80,3 +81,11 @@ def unicode_escaped(character: str) -> str:
         return f"\\u{code:04x}"
     code -= 0x10000
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+_PRINTABLE_IN_HEADERS = "!#$&'()*+,/:;=?@[]~|"
+
+
+def header_text(text: str) -> str:
+    """The text as the value of an HTTP header: everything but printable ASCII is percent-encoded."""
+    return quote(text, safe=_PRINTABLE_IN_HEADERS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing, suppress
 
-from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.producer.client import cell_of
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import RedisAddress, address_of, is_redis_url
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store

@@ -9,9 +9,9 @@ from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 from kombu.entity import Queue
 
+from openagents_worker.celery.kombu_redis import use_in_workers_of
 from openagents_worker.celery.register import install
 from openagents_worker.producer.app_binding import AppKind
-from openagents_worker.producer.kombu_redis import use_in_workers_of
 from openagents_worker.producer.publisher import make_app, wake_queue
 from openagents_worker.settings import Settings
 

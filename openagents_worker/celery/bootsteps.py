@@ -16,7 +16,6 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.addresses import redis_url_of_connection
 from openagents_worker.agents import notices, read_agents_file
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.celery.access import check_access
@@ -44,6 +43,7 @@ from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.publisher import wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
+from openagents_worker.redis_url import redis_url_of_connection
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry.logs import get_logger, is_json_log

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from openagents_worker.celery.kombu_redis import Taken
 from openagents_worker.errors import OpenAgentsError
-from openagents_worker.producer.kombu_redis import RUN_ENDED, Taken
+from openagents_worker.producer.message_names import RUN_ENDED
 from openagents_worker.store.client import Store
 from openagents_worker.store.scripts import replaced
 from openagents_worker.telemetry.logs import get_logger

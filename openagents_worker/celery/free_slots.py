@@ -10,9 +10,9 @@ from celery import bootsteps
 from celery.worker import state
 
 from openagents_worker.celery.completion_messages import CompletionMessages
+from openagents_worker.celery.kombu_redis import Channel
 from openagents_worker.celery.pool.task_pool import TaskPool, do_nothing
 from openagents_worker.producer.client import client_of
-from openagents_worker.producer.kombu_redis import Channel
 
 __all__ = ["FreeSlots", "sift_completion_messages"]
 

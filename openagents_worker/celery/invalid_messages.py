@@ -13,13 +13,13 @@ from typing import Any
 
 from celery import bootsteps
 
+from openagents_worker.celery.kombu_redis import Transport
 from openagents_worker.celery.message import EXAMPLE
 from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.errors import InvalidInputError, RedisUnreachable, RequestInvalid, text_of
 from openagents_worker.jsontext import is_whole
 from openagents_worker.producer.broken_items import BrokenItems, Keep
 from openagents_worker.producer.client import client_of
-from openagents_worker.producer.kombu_redis import Transport
 from openagents_worker.producer.publisher import RUN_AGENT, wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_message

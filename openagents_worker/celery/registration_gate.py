@@ -8,9 +8,9 @@ from typing import Any
 from celery import bootsteps
 
 from openagents_worker.celery.free_slots import FreeSlots
+from openagents_worker.celery.kombu_redis import Channel
+from openagents_worker.celery.message_size import largest_message_bytes
 from openagents_worker.celery.process_holder import ProcessHolder
-from openagents_worker.producer.kombu_redis import Channel
-from openagents_worker.producer.message_size import largest_message_bytes
 from openagents_worker.producer.publisher import wake_queue
 
 __all__ = ["limit_message_size", "registration_gate_step"]

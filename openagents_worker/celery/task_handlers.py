@@ -28,13 +28,13 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, StopReason
-from openagents_worker.producer.submit import asubmit
 from openagents_worker.producer.task_options import task_options_of_message
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
 from openagents_worker.store.dead_letters import item_as_text
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import put_aside, reject
+from openagents_worker.submission.submit import asubmit
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["completion_notified", "prune", "recover_runs", "resume_run", "run_agent"]

@@ -18,10 +18,10 @@ from openagents_worker.producer.app_binding import ProvidesProcess, find_binding
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.handle import WaitTimeout
 from openagents_worker.producer.publisher import RESUME_RUN, RUN_AGENT
-from openagents_worker.producer.submit import submit
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.producer.task_options import parse_task_options, stamps_of, task_options_json
 from openagents_worker.store.scripts import Wake
+from openagents_worker.submission.submit import submit
 
 if TYPE_CHECKING:
     from openagents_worker.celery.process_provider import ProcessProvider

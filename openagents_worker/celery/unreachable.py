@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from openagents_worker.addresses import RedisAddress, Sentinels, address_of, is_redis_url
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import RedisAddress, Sentinels, address_of, is_redis_url
 from openagents_worker.settings import PREFIX, Settings
 from openagents_worker.store.client import CONNECT_TIMEOUT_S, Cell, Store
 from openagents_worker.store.redis_errors import TlsFailed, TlsMismatchSuspected

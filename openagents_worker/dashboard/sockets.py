@@ -11,7 +11,7 @@ from typing import Any
 
 from flower.utils import broker
 
-from openagents_worker.addresses import as_redis
+from openagents_worker.redis_url import as_redis
 from openagents_worker.store.client import AsyncStore, Cell
 
 __all__ = ["read_sockets_as_celery_does"]

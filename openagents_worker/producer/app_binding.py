@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from celery import Celery, Task
 from celery._state import _get_active_apps
@@ -21,9 +21,6 @@ from celery.local import Proxy
 from openagents_worker.errors import ConfigError
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from openagents_worker.producer.client import Client
 
 __all__ = [
     "AppBinding",
@@ -76,8 +73,8 @@ class AppBinding:
     settings: Settings
     processes: ProvidesProcess | None = None
     """Set if the app has the tasks of this library."""
-    client: Client | None = None
-    """The client of the app; `producer.client.client_of` makes it at its first call."""
+    connection: object | None = None
+    """The connection of the app; `producer.connection.connection_of` makes it at its first call."""
     producers: dict[int, Any] = field(default_factory=dict)
     """Kombu's pools of publishing connections, by the id of the process that opened them."""
 

@@ -14,7 +14,18 @@ from celery.result import AsyncResult, ResultSet
 
 from openagents_worker.errors import RunNotFound
 
-__all__ = ["may_be_submitted", "raise_failure_before"]
+__all__ = ["RunResultInChain", "may_be_submitted", "raise_failure_before"]
+
+
+class RunResultInChain(AsyncResult):  # type: ignore[misc]  # Celery ships no types
+    """Base class of the handle of a run: its outcome is in the record of the run."""
+
+    def may_call_next(self) -> bool:
+        """Whether the next task of the chain may still be called. It is also true for a run that failed.
+
+        Raises `RunNotFound`.
+        """
+        raise NotImplementedError
 
 
 def may_be_submitted(parent: Any) -> bool:
@@ -22,11 +33,9 @@ def may_be_submitted(parent: Any) -> bool:
 
     It is also true if a failure prevents the submission: `raise_failure_before` raises that failure.
     """
-    from openagents_worker.producer.handle import RunHandle  # handles import this module
-
-    if isinstance(parent, RunHandle):
+    if isinstance(parent, RunResultInChain):
         try:
-            return parent._may_call_next()
+            return parent.may_call_next()
         except RunNotFound:
             return False
     if isinstance(parent, ResultSet) or not _is_stored(parent):
@@ -51,6 +60,4 @@ def raise_failure_before(node: AsyncResult) -> None:
 
 def _is_stored(result: Any) -> bool:
     """Whether the outcome is stored: in the record of a run, or in a result backend."""
-    from openagents_worker.producer.handle import RunHandle
-
-    return isinstance(result, RunHandle) or not isinstance(result.backend, DisabledBackend)
+    return isinstance(result, RunResultInChain) or not isinstance(result.backend, DisabledBackend)

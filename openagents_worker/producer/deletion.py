@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from openagents_worker.arguments import text_of_caller
 from openagents_worker.errors import SessionBusy
+from openagents_worker.producer.plans import Sending
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import read_ids
 from openagents_worker.store.records import states_plan
-from openagents_worker.store.scripts import DeleteAnswer, Deleted
+from openagents_worker.store.scripts import DeleteAnswer, Deleted, Wake
 
 __all__ = ["deletion"]
 
@@ -21,16 +24,22 @@ PAUSE_S = 0.05
 
 
 def deletion(
-    keys: Keys, session_id: str, *, force: bool, clock: Callable[[], float] = time.monotonic
+    keys: Keys,
+    session_id: str,
+    *,
+    force: bool,
+    send: Callable[[Sequence[Wake]], object],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Plan[int]:
     """The plan that deletes a session and its runs. It returns the number of runs. Raises `SessionBusy`.
 
-    The plan yields scripts and reads, and also seconds to wait (a float) and wake-ups to send.
+    `send` sends the wake-ups of runs of other sessions; the plan yields it as a step (`Sending`).
 
     Runs that have not ended are cancelled with `force`. Without `force` they raise `SessionBusy` before
     anything is deleted. The plan waits up to five seconds until Celery was notified of the end of each run.
     After that, with `force` it deletes the session, without `force` it raises `SessionBusy`.
     """
+    text_of_caller("session_id", session_id)
     deadline = clock() + PATIENCE_S
     if not force and (live := (yield from _live_runs(keys, session_id))):
         raise _session_busy(session_id, live[-1])
@@ -51,7 +60,8 @@ def deletion(
             case DeleteAnswer.BUSY if force and not too_late:
                 for run_id in (yield from _live_runs(keys, session_id)):
                     cancelled = yield scripts.cancel(run_id=run_id, reason="session deleted", force=True)
-                    yield cancelled.wakes
+                    if cancelled.wakes:
+                        yield Sending(partial(send, cancelled.wakes))
             case _:
                 raise _session_busy(session_id, answer.run_id)
 

@@ -7,50 +7,59 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import Any, Generic, Protocol, cast
 
-from celery import exceptions, states
-from celery.result import AsyncResult, assert_will_not_block
-from pydantic import BaseModel, ValidationError
+from celery import states
+from celery.result import assert_will_not_block
+from pydantic import BaseModel
 
 from openagents_worker.arguments import seconds_of
-from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed, RunNotFound
+from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
-from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
-from openagents_worker.store.records import aread_states, is_notify_pending, read_states
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.producer import plans
+from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
+from openagents_worker.producer.connection import (
+    AsyncConnection,
+    Connection,
+    connection_of,
+    default_connection,
+)
+from openagents_worker.producer.run_results import (
+    CELERY_STATES,
+    WaitTimeout,
+    parsed_result,
+    result_of_get,
+    result_or_error,
+    traceback_of,
+    wait_timeout,
+)
+from openagents_worker.store.records import is_notify_pending
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.store.watch import awatch, watch
-
-if TYPE_CHECKING:
-    from openagents_worker.producer.client import AsyncClient, Client
 
 PREDECESSOR_PAUSE_S = 0.1
 
 __all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
 
-CELERY_STATES: Mapping[RunState, str] = {
-    RunState.SCHEDULED: states.PENDING,
-    RunState.QUEUED: states.PENDING,
-    RunState.WAITING_SESSION: states.PENDING,
-    RunState.RUNNING: states.STARTED,
-    RunState.RETRYING: states.RETRY,
-    RunState.COMPLETED: states.SUCCESS,
-    RunState.FAILED: states.FAILURE,
-    RunState.CANCELLED: states.REVOKED,
-}
+
+class HasConnection(Protocol):
+    """What a handle needs from a client."""
+
+    @property
+    def connection(self) -> Connection: ...
 
 
-class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]  # Celery ships no types
-    """The run did not end within the timeout; it continues.
+class HasAsyncConnection(Protocol):
+    """What an async handle needs from a client."""
 
-    The class inherits from the `TimeoutError` of Celery and of Python.
-    """
+    @property
+    def connection(self) -> AsyncConnection: ...
 
 
-class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery ships no types
+class RunHandle(RunResultInChain, Generic[OutputT]):
     """A producer's view of one run. It is a Celery `AsyncResult`.
 
     Methods that read the run raise `RunNotFound` for an unknown or expired id, and `RedisUnreachable` if
@@ -69,12 +78,12 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         app: Any = None,
         parent: Any = None,
         *,
-        client: Client | None = None,
+        client: HasConnection | None = None,
         output_type: type[BaseModel] | None = None,
     ) -> None:
         self._output_type = output_type
-        self._client = client or _client_for(app)
-        super().__init__(id, self._client.no_backend, task_name, self._client.app, parent)
+        self.connection = _connection_for(app) if client is None else client.connection
+        super().__init__(id, self.connection.no_backend, task_name, self.connection.publishing.app, parent)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In another process it uses the Redis of that environment. In a chain it keeps its parents.
@@ -86,7 +95,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     def record(self) -> RunRecord:
         """The current record of the run."""
-        return self._client.record(self.id)
+        return self.connection.execute(plans.record(self.connection.store.keys, self.id))
 
     def wait(self, timeout: float | None = None, **celery_options: Any) -> RunResult[OutputT]:
         """Wait until the run has ended, and return its result, also for a failed run. `timeout` is in
@@ -98,7 +107,8 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         class, but the class rejects it.
         """
         return cast(
-            "RunResult[OutputT]", _parsed(self._wait_for_end(timeout, **celery_options), self._output_type)
+            "RunResult[OutputT]",
+            parsed_result(self._wait_for_end(timeout, **celery_options), self._output_type),
         )
 
     def events(self, after: int = 0) -> Generator[RunEvent]:
@@ -108,18 +118,18 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         watchers.
         """
         _check_may_block("events()")
-        return watch(self._client.store, self.id, after)
+        return watch(self.connection.store, self.id, after)
 
     async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """`events` for asyncio. All watchers of one event loop share one pub/sub connection."""
-        client = await self._client.on_this_loop()
-        async with aclosing(awatch(client.store, self.id, after)) as events:
+        store = self.connection.for_asyncio.store
+        async with aclosing(awatch(store, self.id, after)) as events:
             async for event in events:
                 yield event
 
     def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
-        return self._client.cancel(self.id, reason)
+        return self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -136,9 +146,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         Raises `WaitTimeout`, and `RunFailed` with the error code of the run for a run that did not complete.
         With `propagate=False` the `RunFailed` is returned.
         """
-        value = _result_or_error(self._wait_for_end(timeout, **celery_options))
-        if isinstance(value, RunFailed) and propagate:
-            raise value
+        value = result_of_get(self._wait_for_end(timeout, **celery_options), propagate)
         if callback is not None:
             callback(self.id, value)
         return value
@@ -155,7 +163,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     def result(self) -> Any:
         """The value that `get` returns or raises; None until the run has ended."""
         record = self._record_in_chain()
-        return _result_or_error(record) if record is not None and record.state.is_terminal else None
+        return result_or_error(record) if record is not None and record.state.is_terminal else None
 
     info = result
 
@@ -165,7 +173,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
         None until the run has ended, and for an error that was not raised by your code.
         """
-        return _traceback(self.record())
+        return traceback_of(self.record())
 
     def ready(self) -> bool:
         record = self._record_in_chain()
@@ -179,15 +187,11 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         record = self._record_in_chain()
         return record is not None and record.state is RunState.FAILED
 
-    def _may_call_next(self) -> bool:
-        """Whether the next task of the chain may still be called. It is also true for a run that failed.
-
-        Raises `RunNotFound`.
-        """
+    def may_call_next(self) -> bool:
         record = self._record_in_chain()
         if record is None or record.state is not RunState.COMPLETED:
             return True
-        return is_notify_pending(self._client.store, self.id)
+        return is_notify_pending(self.connection.store, self.id)
 
     def revoke(self, *_: Any, **__: Any) -> None:
         """Cancel the run. Celery's options are ignored."""
@@ -203,8 +207,8 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
         return {
             "status": CELERY_STATES[record.state],
-            "result": _result_or_error(record) if record.state.is_terminal else None,
-            "traceback": _traceback(record),
+            "result": result_or_error(record) if record.state.is_terminal else None,
+            "traceback": traceback_of(record),
             "children": [],
             "retries": record.retries,
             "worker": record.worker,
@@ -220,27 +224,16 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         self._wait_for_predecessor(timeout, deadline)
         while (record := self._record_if_ended()) is None:
             try:
-                watched = watch(self._client.store, self.id, None, deadline=deadline, is_wait=True)
+                watched = watch(self.connection.store, self.id, None, deadline=deadline, is_wait=True)
                 with closing(watched) as events:
                     for _ in events:
                         pass
             except TimeoutError:
-                raise _wait_timeout(self.id, timeout) from None
+                raise wait_timeout(self.id, timeout) from None
         return record
 
     def _record_if_ended(self) -> RunRecord | None:
-        """The record of a run that has ended, else None.
-
-        A run whose record is unreadable will fail, so the caller waits for its end.
-        """
-        try:
-            record = self.record()
-        except RecordUnreadable:
-            state = read_states(self._client.store, [self.id])[self.id]
-            if state is None or not state.is_terminal:
-                return None
-            record = self.record()  # the run may have ended between the two reads
-        return record if record.state.is_terminal else None
+        return self.connection.execute(plans.ended_record(self.connection.store.keys, self.id))
 
     def _record_in_chain(self) -> RunRecord | None:
         """The record; None if the run is part of a chain and may still be submitted."""
@@ -258,36 +251,34 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
-                raise _wait_timeout(self.id, timeout)
+                raise wait_timeout(self.id, timeout)
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
 class AsyncRunHandle(Generic[OutputT]):
     """A producer's view of one run for asyncio, with the methods of `RunHandle`."""
 
-    def __init__(self, id: str, *, client: AsyncClient, output_type: type[BaseModel] | None = None) -> None:
+    def __init__(
+        self, id: str, *, client: HasAsyncConnection, output_type: type[BaseModel] | None = None
+    ) -> None:
         self.id = id
         self._output_type = output_type
-        self._client = client
+        self.connection = client.connection
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.id}>"
 
     async def record(self) -> RunRecord:
         """The current record of the run."""
-        return await self._client.record(self.id)
+        return await self.connection.execute(plans.record(self.connection.store.keys, self.id))
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
         """Wait until the run has ended, as `RunHandle.wait` does. `timeout` is in seconds."""
-        return cast("RunResult[OutputT]", _parsed(await self._wait_for_end(timeout), self._output_type))
+        return cast("RunResult[OutputT]", parsed_result(await self._wait_for_end(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
-        """Wait until the run has ended, and return its result as a JSON dict. Raises as `RunHandle.get`
-        does."""
-        value = _result_or_error(await self._wait_for_end(timeout))
-        if isinstance(value, RunFailed) and propagate:
-            raise value
-        return value
+        """Wait until the run has ended, and return its result as `RunHandle.get` does."""
+        return result_of_get(await self._wait_for_end(timeout), propagate)
 
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The stored events of the run after number `after`, then live events, until the run has ended.
@@ -295,7 +286,7 @@ class AsyncRunHandle(Generic[OutputT]):
         The first event raises `TooManyWatchers` if this process already has `OPENAGENTS_MAX_WATCHERS`
         watchers.
         """
-        return awatch(self._client.store, self.id, after)
+        return awatch(self.connection.store, self.id, after)
 
     def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The same as `events`, so that both kinds of handle have this name."""
@@ -303,7 +294,7 @@ class AsyncRunHandle(Generic[OutputT]):
 
     async def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
-        return await self._client.cancel(self.id, reason)
+        return await self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
 
     async def revoke(self) -> None:
         """Cancel the run."""
@@ -323,51 +314,19 @@ class AsyncRunHandle(Generic[OutputT]):
         return (await self.record()).state is RunState.FAILED
 
     async def _record_if_ended(self) -> RunRecord | None:
-        try:
-            record = await self.record()
-        except RecordUnreadable:
-            state = (await aread_states(self._client.store, [self.id]))[self.id]
-            if state is None or not state.is_terminal:
-                return None
-            record = await self.record()
-        return record if record.state.is_terminal else None
+        return await self.connection.execute(plans.ended_record(self.connection.store.keys, self.id))
 
     async def _wait_for_end(self, timeout: float | None) -> RunRecord:
         try:
             async with asyncio.timeout(seconds_of("timeout", timeout)):
                 while (record := await self._record_if_ended()) is None:
-                    watched = awatch(self._client.store, self.id, None, is_wait=True)
+                    watched = awatch(self.connection.store, self.id, None, is_wait=True)
                     async with aclosing(watched) as events:
                         async for _ in events:
                             pass
                 return record
         except TimeoutError:
-            raise _wait_timeout(self.id, timeout) from None
-
-
-def _parsed(record: RunRecord, output_class: type[BaseModel] | None) -> RunResult[Any]:
-    """The result of a run that has ended, with its answer as an instance of `output_class`."""
-    assert record.result is not None, "a run that has ended has a result"
-    if output_class is None or not record.result.ok:
-        return record.result
-    try:
-        answer = output_class.model_validate(record.result.final_output)
-    except ValidationError as error:
-        raise OutputValidationError(
-            f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",
-            hint="use register_output: the worker then checks answers with the class and can retry",
-            output_type=output_class.__name__,
-            run_id=record.run_id,
-        ) from error
-    return record.result.model_copy(update={"final_output": answer})
-
-
-def _result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
-    """The value that `get` returns or raises for a run that has ended."""
-    assert record.result is not None, "a run that has ended has a result"
-    if record.state is RunState.COMPLETED:
-        return record.result.model_dump(mode="json")
-    return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
+            raise wait_timeout(self.id, timeout) from None
 
 
 def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:
@@ -384,16 +343,5 @@ def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:
     )
 
 
-def _wait_timeout(run_id: str, timeout: float | None) -> WaitTimeout:
-    return WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues")
-
-
-def _client_for(app: Any) -> Client:
-    from openagents_worker.producer.client import client_of, default_client  # that module imports this one
-
-    return default_client() if app is None else client_of(app)
-
-
-def _traceback(record: RunRecord) -> str | None:
-    details = None if record.result is None else record.result.error_details
-    return None if details is None else details.traceback
+def _connection_for(app: Any) -> Connection:
+    return default_connection() if app is None else connection_of(app)

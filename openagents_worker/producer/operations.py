@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self, TypeVar
 
+from celery import Celery
 from typing_extensions import Unpack
 
-from openagents_worker.arguments import optional_text
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable
-from openagents_worker.models import RunRecord, RunState
-from openagents_worker.producer.publisher import send_first, send_wakes
-from openagents_worker.producer.publishing_app import HasPublishingApp
-from openagents_worker.producer.submit import Accepted, aresume, resume
+from openagents_worker.producer import plans
+from openagents_worker.producer.connection import AsyncConnection, Connection
+from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.settings import Settings
+from openagents_worker.store.client import AsyncStore, Plan, Store
 from openagents_worker.store.dead_letters import PutAside, read_put_aside
 from openagents_worker.store.fleet import (
     AgentInfo,
@@ -24,39 +23,60 @@ from openagents_worker.store.fleet import (
     read_fleet,
     read_workers,
 )
-from openagents_worker.store.listing import (
-    MAX_LIMIT,
-    Problem,
-    RunFilter,
-    RunFilters,
-    list_problems,
-    list_runs,
-)
-from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.listing import Problem, RunFilters, list_problems
 
-if TYPE_CHECKING:
-    from celery import Celery
+__all__ = ["AsyncOperations", "Operations"]
 
-    from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
-    from openagents_worker.store.client import AsyncStore, Store
-
-__all__ = ["AsyncOperations", "Operations", "send_accepted"]
-
-SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission at most five
-
-log = get_logger(__name__)
+T = TypeVar("T")
 
 
-class Operations(HasPublishingApp):
+class _HasConnection:
+    """Base class of both clients: the Celery app that sends their messages, and its settings."""
+
+    connection: Connection | AsyncConnection
+
+    @property
+    def settings(self) -> Settings:
+        """The settings for submissions of this client."""
+        return self._publishing.settings
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app that sends the messages of this client."""
+        return self._publishing.app
+
+    @property
+    def _publishing(self) -> PublishingApp:
+        return self.connection.publishing
+
+    @property
+    def _keys(self) -> Keys:
+        return self.connection.store.keys
+
+    def _fleet_plan(self) -> Plan[Fleet]:
+        return read_fleet(self._keys, self.settings.queue)
+
+
+class Operations(_HasConnection):
     """The methods of `Client` for operators."""
 
-    store: Store
+    connection: Connection
 
-    def record(self, run_id: str) -> RunRecord:
-        raise NotImplementedError
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
 
-    def handle(self, run_id: str) -> RunHandle[Any]:
-        raise NotImplementedError
+    @classmethod
+    def over(cls, connection: Connection) -> Self:
+        """A client that shares the connection with others."""
+        client = cls.__new__(cls)
+        Operations.__init__(client, connection)
+        return client
+
+    @property
+    def store(self) -> Store:
+        """The Redis of this client."""
+        return self.connection.store
 
     def resume(self, run_id: str, *, by: str | None = None) -> RunHandle[Any]:
         """Continue a failed or cancelled run from its last checkpoint, in a new life.
@@ -65,11 +85,8 @@ class Operations(HasPublishingApp):
         A run that has not ended is not changed. Raises `RunNotFound`, `RunConflict` for a completed run, and
         `ConfigError` for a run that is not durable and was executed, or if two apps are registered.
         """
-        started_s, by = time.monotonic(), optional_text("by", by)
-        app, settings = self._publishing.to_submit()
-        accepted = resume(self.store, self.record(run_id), settings=settings, by=by or "")
-        send_accepted(app, accepted, started_s)
-        return self.handle(run_id)
+        plan = plans.resume(self._publishing, self._keys, run_id, by)
+        return RunHandle(self._execute(plan), client=self)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
@@ -80,156 +97,89 @@ class Operations(HasPublishingApp):
         `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
         `ConfigError` if two apps are registered.
         """
-        by = optional_text("by", by)
-        _ = self._publishing.to_submit()
-        for record in self._ended_runs_matching(filters):
-            if dry_run:
-                yield record.run_id
-                continue
-            try:
-                self.resume(record.run_id, by=by)
-            except RedisUnreachable:
-                raise
-            except OpenAgentsError as error:
-                _log_not_resumed(record.run_id, error)
-                continue
-            yield record.run_id
-
-    def _ended_runs_matching(self, filters: RunFilters) -> Iterator[RunRecord]:
-        run_filter, cursor = _ended_runs(filters), None
-        while True:
-            page = self.store.execute(list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor))
-            yield from (record for record in page if _may_be_resumed(record))
-            if (cursor := page.next_cursor) is None:
-                return
+        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
+        while (run_id := self._execute(plan.next_run())) is not None:
+            yield run_id
 
     def workers(self) -> list[WorkerInfo]:
         """The worker processes: their queues and agents, their number of runs, and their health."""
-        return list(self.store.execute(read_workers(self.store.keys)))
+        return list(self._execute(read_workers(self._keys)))
 
     def queues(self) -> list[QueueInfo]:
         """The queues of runs: waiting runs, waiting times and consumers. It scans all keys of Redis."""
-        return list(self._fleet().queues)
+        return list(self._execute(self._fleet_plan()).queues)
 
     def agents(self) -> list[AgentInfo]:
         """The agents that workers have announced, and the workers that serve each of them now."""
-        return list(self._fleet().agents)
+        return list(self._execute(self._fleet_plan()).agents)
 
     def problems(self) -> list[Problem]:
         """The unreadable records among the 1,000 runs that were accepted last."""
-        return list(self.store.execute(list_problems(self.store.keys)))
+        return list(self._execute(list_problems(self._keys)))
 
     def put_aside(self) -> list[PutAside]:
         """The invalid messages that were put aside (dead letters): newest first, at most 100.
 
         They are kept as long as runs.
         """
-        return list(self.store.execute(read_put_aside(self.store.keys)))
+        return list(self._execute(read_put_aside(self._keys)))
 
-    def _fleet(self) -> Fleet:
-        return self.store.execute(read_fleet(self.store.keys, self.settings.queue))
+    def _execute(self, plan: Plan[T]) -> T:
+        return self.connection.execute(plan)
 
 
-class AsyncOperations(HasPublishingApp):
+class AsyncOperations(_HasConnection):
     """The methods of `AsyncClient` for operators."""
 
-    store: AsyncStore
+    connection: AsyncConnection
 
-    async def record(self, run_id: str) -> RunRecord:
-        raise NotImplementedError
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
 
-    def handle(self, run_id: str) -> AsyncRunHandle[Any]:
-        raise NotImplementedError
+    @classmethod
+    def over(cls, connection: AsyncConnection) -> Self:
+        """A client that shares the connection with others."""
+        client = cls.__new__(cls)
+        AsyncOperations.__init__(client, connection)
+        return client
+
+    @property
+    def store(self) -> AsyncStore:
+        """The Redis of this client."""
+        return self.connection.store
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """The same as `Client.resume`."""
-        started_s, by = time.monotonic(), optional_text("by", by)
-        app, settings = self._publishing.to_submit()
-        accepted = await aresume(self.store, await self.record(run_id), settings=settings, by=by or "")
-        await asyncio.to_thread(send_accepted, app, accepted, started_s)
-        return self.handle(run_id)
+        plan = plans.resume(self._publishing, self._keys, run_id, by)
+        return AsyncRunHandle(await self._execute(plan), client=self)
 
     async def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """The same as `Client.resume_all`."""
-        by = optional_text("by", by)
-        _ = self._publishing.to_submit()
-        async for record in self._ended_runs_matching(filters):
-            if dry_run:
-                yield record.run_id
-                continue
-            try:
-                await self.resume(record.run_id, by=by)
-            except RedisUnreachable:
-                raise
-            except OpenAgentsError as error:
-                _log_not_resumed(record.run_id, error)
-                continue
-            yield record.run_id
-
-    async def _ended_runs_matching(self, filters: RunFilters) -> AsyncIterator[RunRecord]:
-        run_filter, cursor = _ended_runs(filters), None
-        while True:
-            plan = list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor)
-            page = await self.store.execute(plan)
-            for record in page:
-                if _may_be_resumed(record):
-                    yield record
-            if (cursor := page.next_cursor) is None:
-                return
+        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
+        while (run_id := await self._execute(plan.next_run())) is not None:
+            yield run_id
 
     async def workers(self) -> list[WorkerInfo]:
         """The same as `Client.workers`."""
-        return list(await self.store.execute(read_workers(self.store.keys)))
+        return list(await self._execute(read_workers(self._keys)))
 
     async def queues(self) -> list[QueueInfo]:
         """The same as `Client.queues`."""
-        return list((await self._fleet()).queues)
+        return list((await self._execute(self._fleet_plan())).queues)
 
     async def agents(self) -> list[AgentInfo]:
         """The same as `Client.agents`."""
-        return list((await self._fleet()).agents)
+        return list((await self._execute(self._fleet_plan())).agents)
 
     async def problems(self) -> list[Problem]:
         """The same as `Client.problems`."""
-        return list(await self.store.execute(list_problems(self.store.keys)))
+        return list(await self._execute(list_problems(self._keys)))
 
     async def put_aside(self) -> list[PutAside]:
         """The same as `Client.put_aside`."""
-        return list(await self.store.execute(read_put_aside(self.store.keys)))
+        return list(await self._execute(read_put_aside(self._keys)))
 
-    async def _fleet(self) -> Fleet:
-        return await self.store.execute(read_fleet(self.store.keys, self.settings.queue))
-
-
-def send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
-    """Send the messages for an accepted run.
-
-    If more than 1.5 seconds have passed since `started_s` (of `time.monotonic()`), they are left to the
-    rescue loop of a worker, so that the caller does not wait longer.
-    """
-    if time.monotonic() - started_s > SEND_WITHIN_S:
-        log.warning(
-            "run.message_left",
-            run_id=accepted.run_id,
-            hint="the run is accepted; a worker will send its message",
-        )
-        return
-    if accepted.first:
-        send_first(app, accepted.first)
-    if accepted.also:
-        send_wakes(app, [accepted.also])
-
-
-def _ended_runs(filters: RunFilters) -> RunFilter:
-    state = filters.get("state") or RunState.FAILED
-    return RunFilter.of({**filters, "state": state})
-
-
-def _may_be_resumed(record: RunRecord) -> bool:
-    return record.state in (RunState.FAILED, RunState.CANCELLED)
-
-
-def _log_not_resumed(run_id: str, error: OpenAgentsError) -> None:
-    log.warning("run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint)
+    async def _execute(self, plan: Plan[T]) -> T:
+        return await self.connection.execute(plan)

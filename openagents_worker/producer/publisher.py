@@ -18,13 +18,6 @@ from kombu.exceptions import SerializationError
 from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 
-from openagents_worker.addresses import (
-    CeleryAddress,
-    RedisAddress,
-    Sentinels,
-    address_of,
-    is_redis_url,
-)
 from openagents_worker.errors import BrokerConfigError, RedisNoPermission
 from openagents_worker.producer.app_binding import (
     AppBinding,
@@ -33,18 +26,27 @@ from openagents_worker.producer.app_binding import (
     binding_of,
     find_binding,
 )
-from openagents_worker.producer.kombu_redis import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
-from openagents_worker.producer.kombu_redis import RESUME_RUN, RUN_AGENT, RUN_ENDED, TRANSPORTS
+from openagents_worker.producer.message_names import RESUME_RUN, RUN_AGENT, RUN_ENDED
 from openagents_worker.producer.queue_checks import queue_to_send_to
+from openagents_worker.producer.redis_transport import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
+from openagents_worker.producer.redis_transport import TRANSPORTS
 from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.producer.task_options import parse_task_options
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import (
+    CeleryAddress,
+    RedisAddress,
+    Sentinels,
+    address_of,
+    is_redis_url,
+)
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.permission import is_no_permission
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import span
 
 __all__ = [
     "RESUME_RUN",
@@ -222,7 +224,10 @@ def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Sen
     sent = 0
     try:
         if runs:
-            with _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer:
+            with (
+                span("openagents.publish", {"messaging.batch.message_count": len(runs)}),
+                _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer,
+            ):
                 for run in runs:
                     _send_one(app, producer, run, message_of)
                     sent += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from celery import Celery
 
@@ -15,10 +14,7 @@ from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
 
-if TYPE_CHECKING:
-    from openagents_worker.producer.client import Client
-
-__all__ = ["HasPublishingApp", "PublishingApp"]
+__all__ = ["PublishingApp"]
 
 LEFT_TO_RESCUE = "the rescue loop of a worker will send them"
 
@@ -36,14 +32,14 @@ class PublishingApp:
         redis_url: str | None,
         settings: Settings | None,
         app: Celery | None,
-        client: Client | None = None,
+        owner: object | None = None,
     ) -> None:
-        """`client` becomes the client of an app that is made here. Raises `ConfigError`."""
+        """`owner` becomes the connection of an app that is made here. Raises `ConfigError`."""
         self.given_settings = _settings(redis_url, settings)
         self.given_settings.check_files()
         self._given = None if app is None else real_app(app)
         self._follows = app is None and redis_url is None and settings is None
-        self._client = client
+        self._owner = owner
         if app is None and not self._follows:
             _ = self.own_app  # raise the error of a wrong broker when the client is made
 
@@ -69,7 +65,7 @@ class PublishingApp:
         # There is no lock, because another thread could hold it during a fork. The first app is kept.
         if (app := self._own_app_if_made) is None:
             made = make_app(self.given_settings)
-            binding_of(made).client = self._client
+            binding_of(made).connection = self._owner
             app = self.__dict__.setdefault("own_app_made", made)
         return app
 
@@ -103,22 +99,6 @@ class PublishingApp:
             return self.to_submit()
         except ConfigError:  # a submission raises it; reading needs no broker
             return self.own_app, self.given_settings
-
-
-class HasPublishingApp:
-    """Base class of both clients: the Celery app that sends their messages, and its settings."""
-
-    _publishing: PublishingApp
-
-    @property
-    def settings(self) -> Settings:
-        """The settings for submissions of this client."""
-        return self._publishing.settings
-
-    @property
-    def app(self) -> Celery:
-        """The Celery app that sends the messages of this client."""
-        return self._publishing.app
 
 
 def _with_queue_of(app: Celery, settings: Settings) -> Settings:

@@ -1,6 +1,4 @@
-"""Queue checks. The only place that applies the rules of `queue_names` to submissions, linked tasks and
-stored runs.
-"""
+"""Queue checks. The only place that applies the rules of `queue_names` to linked tasks and to stored runs."""
 
 from __future__ import annotations
 
@@ -10,28 +8,15 @@ from typing import Any
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.settings import Settings
+from openagents_worker.submission.queue_choice import HINT
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["check_linked_queues", "checked_queue", "queue_to_send_to"]
+__all__ = ["check_linked_queues", "queue_to_send_to"]
 
 log = get_logger(__name__)
 
-HINT = "choose another name, as in 'reports'; OPENAGENTS_QUEUE sets the default"
 _QUEUE_OPTIONS = ("queue", "routing_key", "reply_to")
 _LINKED = ("chain", "chord", "link", "link_error")
-
-
-def checked_queue(name: Any, prefix: str, *, run_id: str | None = None) -> str:
-    """The queue of a submission, '' if it has none. Raises `RequestInvalid`."""
-    if name is None or name == "":
-        return ""
-    if not isinstance(name, str):
-        raise RequestInvalid(
-            f"queue: it must be the name of a queue, not a {type(name).__name__}", hint=HINT, run_id=run_id
-        )
-    if problem := problem_with_queue(name, prefix):
-        raise RequestInvalid(f"queue: {problem}", hint=HINT, run_id=run_id)
-    return name
 
 
 def check_linked_queues(canvas: Mapping[str, Any], prefix: str) -> None:

@@ -46,7 +46,7 @@ def sse(
     the first frame: to answer with 404, a server calls `handle.record()` before.
     """
     after = _parsed_last_event_id(last_event_id)
-    check_watcher_limit(handle._client.settings.max_watchers)
+    check_watcher_limit(handle.connection.publishing.settings.max_watchers)
     return _frames(handle, after, heartbeat_s)
 
 

@@ -17,7 +17,8 @@ from celery.utils.time import maybe_make_aware
 from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optional_text, reject_unstorable
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
-from openagents_worker.producer.client import client_of, front_door_app
+from openagents_worker.producer.client import AsyncClient, client_of
+from openagents_worker.producer.connection import connection_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.results import no_results_for_a_chord
@@ -66,7 +67,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
 
     async def adelay(self, request: Request, **options: Any) -> AsyncRunHandle[Any]:
         """The same as `delay`, for asyncio, with the options of `apply_async`."""
-        client = await client_of(self.app).on_this_loop()
+        client = AsyncClient.over(connection_of(self.app).for_asyncio)
         if self.app.conf.task_always_eager:
             result = await asyncio.to_thread(self.apply, (request,), **options)
             return client.handle(result.id, output_type=output_class_of(request))

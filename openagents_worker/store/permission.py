@@ -9,9 +9,9 @@ from typing import Any
 
 from redis import exceptions
 
-from openagents_worker.addresses import address_of
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.redaction import safe_text
+from openagents_worker.redis_url import address_of
 from openagents_worker.store.rights import Right, acl_words
 
 __all__ = [

@@ -12,9 +12,9 @@ import redis
 import redis.asyncio as redis_async
 from redis import exceptions
 
-from openagents_worker.addresses import RedisAddress, Sentinels, address_of
 from openagents_worker.errors import ConfigError, ConfigValidationError
 from openagents_worker.redis_tls import Tls
+from openagents_worker.redis_url import RedisAddress, Sentinels, address_of
 from openagents_worker.store.sentinel import (
     SENTINEL_TIMEOUT_S,
     AsyncMasterFinder,

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from openagents_worker.addresses import Sentinels
+from openagents_worker.redis_url import Sentinels
 
 __all__ = [
     "SENTINEL_TIMEOUT_S",

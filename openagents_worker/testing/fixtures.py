@@ -11,6 +11,7 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.app_binding import without_registered_apps
 from openagents_worker.producer.client import default_client
+from openagents_worker.producer.connection import default_connection
 from openagents_worker.settings import PREFIX, load_settings
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.testing.model_server import ModelServer, ReplyFunction
@@ -54,10 +55,10 @@ def agents_redis(_agents_redis_server: EmbeddedRedis, monkeypatch: pytest.Monkey
     store.close()
     monkeypatch.setenv(f"{PREFIX}REDIS_URL", url)
     monkeypatch.delenv(f"{PREFIX}BROKER_URL", raising=False)
-    default_client.cache_clear()
+    default_connection.cache_clear()
     with without_registered_apps(), default_client():
         yield url
-    default_client.cache_clear()
+    default_connection.cache_clear()
 
 
 @pytest.fixture

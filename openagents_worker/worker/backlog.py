@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from openagents_worker.addresses import as_redis
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.jsontext import loads
 from openagents_worker.queue_names import WAKE_SUFFIX
+from openagents_worker.redis_url import as_redis
 from openagents_worker.store.client import AsyncStore, Cell
 
 __all__ = ["EMPTY", "Backlog", "oldest_of", "priorities_are_kombus"]

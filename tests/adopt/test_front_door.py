@@ -21,6 +21,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.client import client_of, default_client
+from openagents_worker.producer.connection import default_connection
 from openagents_worker.producer.task import AgentTask
 from tests.installation import agent
 
@@ -32,10 +33,10 @@ def environment(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "agents.json").write_text(json.dumps({"agents": [{**agent("clerk"), "llm": llm}]}))
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
     monkeypatch.setenv("OPENAGENTS_CONFIG", str(tmp_path / "agents.json"))
-    default_client.cache_clear()
+    default_connection.cache_clear()
     yield redis_url
     default_client().close()
-    default_client.cache_clear()
+    default_connection.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,9 @@ from celery import Celery
 
 from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.producer import client as client_module
+from openagents_worker.producer import handle as handle_module
 from openagents_worker.producer.client import Client, client_of
+from openagents_worker.producer.connection import Connection
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.ttl import ttl_violations
@@ -172,17 +173,17 @@ def ask(url: str, *, post: bool = False) -> Any:
         return text
 
 
-_default_clients: list[Callable[[], Client]] = []
-"""Clients of closed shops, kept because their connections would be closed at their garbage collection."""
+_default_connections: list[Callable[[], Connection]] = []
+"""Connections of closed shops, kept because they would be closed at their garbage collection."""
 
 
 @contextmanager
-def _own_default_client() -> Generator[None]:
-    """Replace the default client: a process has one for handles without an app, and an earlier test may have
-    created it with another Redis."""
-    new_client = cache(Client)
-    _default_clients.append(new_client)
-    with patch.object(client_module, "default_client", new_client):
+def _own_default_connection() -> Generator[None]:
+    """Replace the default connection: a process has one for handles without an app, and an earlier test may
+    have created it with another Redis."""
+    new_connection = cache(Connection)
+    _default_connections.append(new_connection)
+    with patch.object(handle_module, "default_connection", new_connection):
         yield
 
 
@@ -207,7 +208,7 @@ def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: st
         }
         with (
             _environment(ours),
-            _own_default_client(),
+            _own_default_connection(),
             make_product(url, results=results) as app,
             client_of(app) as client,
         ):

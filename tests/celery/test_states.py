@@ -13,8 +13,8 @@ from celery.result import AsyncResult
 
 from openagents_worker.errors import RunFailed
 from openagents_worker.producer.handle import RunHandle
-from openagents_worker.producer.submit import submit
 from openagents_worker.producer.task_options import task_options_json
+from openagents_worker.submission.submit import submit
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
 from tests.producer.hand import Hand
 from tests.waiting import wait_for

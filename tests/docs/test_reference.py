@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from openagents_worker import agents
 from openagents_worker.cli.exits import Exit
-from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
+from openagents_worker.models import RunBudget, RunRecord, RunRequest, RunResult, RunUsage
 from openagents_worker.settings import PREFIX, Settings
 from tests.docs.blocks import ROOT
 
@@ -65,6 +65,15 @@ def test_the_page_of_the_agents_file_explains_each_field(model: type[BaseModel])
 def test_the_page_of_the_producer_explains_each_field(model: type[BaseModel]) -> None:
     """What a request may have, and what a result has."""
     assert unexplained(model, (DOCS / "producer.md").read_text()) == []
+
+
+def test_the_pages_of_runs_name_each_field_of_a_record() -> None:
+    """What `record()` and `runs()` return. `duration_ms` is not the time between the start and the end."""
+    pages = "".join((DOCS / name).read_text() for name in ("producer.md", "listing.md"))
+
+    assert [
+        name for name in RunRecord.model_fields if f"`{name}`" not in pages and f".{name}" not in pages
+    ] == []
 
 
 def unexplained(model: type[BaseModel], page: str) -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from bench.structure import RETIRED_CLASSES, RETIRED_FUNCTIONS, RETIRED_MODULES, retired_names
 
 ALLOWED = {
-    "addresses.py: addresses",
     "agents/schema.py: notices",
-    "producer/client.py: _canvas",
     "runtime/place.py: _place",
     "runtime/place.py: place",
     "store/keys.py: notices",

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from kombu import Connection, Consumer, Queue
 
-from openagents_worker.producer import kombu_redis as broker
+from openagents_worker.celery import kombu_redis as broker
+from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.producer.broken_items import BrokenItems
-from openagents_worker.producer.kombu_redis import TRANSPORTS
 from tests.waiting import PATIENCE_S
 
 QUEUE = "agents"

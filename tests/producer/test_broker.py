@@ -10,8 +10,10 @@ import pytest
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
 
-from openagents_worker.producer import kombu_redis as broker
-from openagents_worker.producer.kombu_redis import RUN_AGENT, TRANSPORTS
+from openagents_worker.celery import kombu_redis as broker
+from openagents_worker.celery.kombu_redis import TRANSPORTS
+from openagents_worker.producer import redis_transport
+from openagents_worker.producer.message_names import RUN_AGENT
 from tests.producer.proxy import Proxy
 from tests.waiting import PATIENCE_S, wait_for
 
@@ -185,7 +187,7 @@ def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Conne
 
 def test_a_command_to_a_silent_broker_ends_by_itself(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would keep a worker from taking messages for ever; the next command has another connection."""
-    monkeypatch.setattr(broker, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(redis_transport, "ANSWER_TIMEOUT_S", 0.2)
     with Proxy(redis_url) as proxy, Connection(proxy.url, transport=TRANSPORTS["redis"]) as line:
         publish(line, WAKE_UP)
         proxy.silence()

@@ -141,7 +141,7 @@ def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Ha
         if len(pauses) == 3:
             told(client, "r1")
 
-    plan = deletion.deletion(client.store.keys, "s1", force=False, clock=lambda: 0.0)
+    plan = deletion.deletion(client.store.keys, "s1", force=False, send=pauses.append, clock=lambda: 0.0)
     assert client.store.execute(plan, told_after_three_pauses) == 1
 
     assert pauses == [deletion.PAUSE_S] * 3

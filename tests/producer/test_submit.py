@@ -19,16 +19,15 @@ from openagents_worker.errors import (
     SubmitUnknown,
 )
 from openagents_worker.models import RunRequest, RunState
-from openagents_worker.producer import client as client_module
-from openagents_worker.producer import operations
+from openagents_worker.producer import connection, plans
 from openagents_worker.producer import publisher as transport
-from openagents_worker.producer import submit as submit_module
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.publisher import send_wakes
 from openagents_worker.settings import load_settings
 from openagents_worker.store import client as store_client
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
+from openagents_worker.submission import submit as submit_module
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy, closed_port, silent_port
 
@@ -284,13 +283,13 @@ def test_the_time_limits_of_a_submission_leave_it_five_seconds_in_all() -> None:
     """Whatever is away or silent: to connect (to both addresses of a name), to ask again, to send."""
     publishing_s = 2 * max(transport.CONNECT_TIMEOUT_S, transport.ANSWER_TIMEOUT_S)  # with one retry
     assert 2 * store_client.CONNECT_TIMEOUT_S < 5
-    assert submit_module.REPEAT_FOR_S + submit_module.REPEAT_PAUSE_S + client_module.ANSWER_TIMEOUT_S < 5
-    assert operations.SEND_WITHIN_S + publishing_s < 5
+    assert submit_module.REPEAT_FOR_S + submit_module.REPEAT_PAUSE_S + connection.ANSWER_TIMEOUT_S < 5
+    assert plans.SEND_WITHIN_S + publishing_s < 5
 
     with Client("redis://127.0.0.1:1/0") as client:
         connecting = client.store.redis.connection_pool.connection_kwargs
     assert connecting["socket_connect_timeout"] == store_client.CONNECT_TIMEOUT_S
-    assert connecting["socket_timeout"] == client_module.ANSWER_TIMEOUT_S
+    assert connecting["socket_timeout"] == connection.ANSWER_TIMEOUT_S
 
 
 def test_a_closed_port_is_a_coded_error() -> None:

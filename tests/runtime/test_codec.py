@@ -6,13 +6,13 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 
 from openagents_worker.models import RunState
-from openagents_worker.producer.submit import asubmit, submit
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.listing import RunFilter, list_runs
 from openagents_worker.store.sessions import SessionStore, aread_session
 from openagents_worker.store.watch import awatch, history
+from openagents_worker.submission.submit import asubmit, submit
 from tests.properties.lab import Lab
 from tests.runtime import plugins
 from tests.runtime.harness import agent, calls, crash, due, process, scripted

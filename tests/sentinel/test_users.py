@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openagents_worker import Client
-from openagents_worker.addresses import Sentinels
+from openagents_worker.redis_url import Sentinels
 from openagents_worker.store.roles import RoleName
 from tests.access.users import ACL, PASSWORD, Guarded, guarded
 from tests.installation import agent, installed

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import redis
 
-from openagents_worker.addresses import Sentinels
 from openagents_worker.local.child_process import end_with_parent
 from openagents_worker.local.redis_server import find_server
+from openagents_worker.redis_url import Sentinels
 from tests.deployment.commands import free_port
 from tests.waiting import wait_for
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from redis import exceptions
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store import batching, scripts
-from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
+from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Plan, Store
 from tests.clocks import LoopClock
 from tests.producer.proxy import Proxy
 from tests.waiting import PATIENCE_S, await_for
@@ -284,3 +285,37 @@ async def test_bytes_that_are_not_utf8_do_not_prevent_reading_other_fields(redis
     store.redis.delete("oa:run:x")
     store.close()
     await beside.close()
+
+
+def _plan_that_repeats_a_failed_step() -> Plan[list[str]]:
+    """It catches the first error, and leaves the second one to the caller."""
+    try:
+        yield lambda r: r.incr("text")
+    except RedisRefused:
+        pause_s = 0.5
+    found = [(yield pause_s), (yield lambda r: r.get("text"))]
+    try:
+        yield lambda r: r.incr("text")
+    finally:
+        found.append("left")
+    return found
+
+
+async def test_a_plan_gets_the_error_of_its_step(redis_url: str) -> None:
+    """Both stores give it to the plan, which may go on. An error that it does not catch is raised."""
+    cell, waits = Cell(redis_url), list[float]()
+    with closing(Store(cell)) as store:
+        store.redis.set("text", "not a number")
+        with pytest.raises(RedisRefused, match="integer"):
+            store.execute(_plan_that_repeats_a_failed_step(), waits.append)
+    async_store = AsyncStore(cell)
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    with pytest.raises(RedisRefused, match="integer"):
+        await async_store.execute(_plan_that_repeats_a_failed_step(), wait)
+
+    assert waits == [0.5, 0.5]
+    await async_store.redis.delete("text")
+    await async_store.close()

@@ -214,7 +214,7 @@ def test_a_heartbeat_returns_owned_runs_and_cancel_requests(bench: Bench) -> Non
 
     renewal = bench.do("renew", lease_ms=HOUR_MS)
 
-    assert (renewal.lost, renewal.owned, renewal.cancel_requested) == (False, {"r1", "r2"}, {"r2"})
+    assert (renewal.lost, renewal.owned, renewal.notices) == (False, {"r1", "r2"}, {"r2"})
     deadline = bench.score("workers", "w1")
     assert deadline is not None
     assert deadline > bench.now_ms() + HOUR_MS / 2
@@ -850,7 +850,7 @@ def test_a_cancel_request_is_sent_to_the_owner_of_a_run(bench: Bench) -> None:
         assert [bench.do("cancel").answer for _ in range(2)] == ["REQUESTED", "REQUESTED"]
 
         assert ear.get_message(timeout=PATIENCE_S)["data"] == "r1"
-    assert bench.do("renew").cancel_requested == {"r1"}
+    assert bench.do("renew").notices == {"r1"}
     assert bench.events().count("run.cancel_requested") == 1
 
 
@@ -1077,6 +1077,20 @@ def test_an_invalid_message_creates_a_failed_run(bench: Bench) -> None:
     assert (result["error_details"]["message"], result["error_details"]["hint"]) == ('"quoted"\n', "look")
     assert bench.events("r2") == ["run.queued", "run.failed", "session.run.completed"]
     assert bench.field("state") == "queued"
+
+
+def test_every_run_is_created_by_one_function(bench: Bench) -> None:
+    """No other Lua code writes the first fields of a record, so all records begin with the same ones."""
+    lua = resources.files("openagents_worker.store").joinpath("lua")
+    files = [file for folder in (lua, lua / "lib") for file in folder.iterdir() if file.name.endswith(".lua")]
+    births = [file.name for file in files if "'fence', '0:'" in file.read_text("utf-8")]
+    bench.do("submit", expires_ms=HOUR_MS, lists=["label=a"])
+    bench.do("reject", run_id="r2")
+    accepted, rejected = (set(bench.redis.hgetall(bench.store.keys("run", id_))) for id_ in ("r1", "r2"))
+
+    assert births == ["new_run.lua"]
+    assert accepted - rejected == {"parent", "tell", "expires", "lists", "input_digest"}
+    assert rejected - accepted == {"result", "ended"}
 
 
 # --- notification of Celery, expiry, resume --------------------------------------------------------------

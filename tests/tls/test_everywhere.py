@@ -14,11 +14,11 @@ import redis
 from click.testing import CliRunner
 from flower.utils.broker import Broker
 
+from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.cli.commands import commands
 from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.client import AsyncClient, Client, cell_of
-from openagents_worker.producer.kombu_redis import TRANSPORTS
 from openagents_worker.producer.publisher import (
     _publishing_connection,
     close_producers,
@@ -74,7 +74,7 @@ async def watcher(settings: Settings, inside: Inside) -> None:
 async def cancel_listener(settings: Settings, inside: Inside) -> None:
     """A worker gets the cancellation of a run at once."""
     heard: list[str] = []
-    notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
+    notices = ControlChannel(cell_of(settings), on_notice=heard.append)
     notices.follow("w1")
     try:
         await await_for(lambda: inside.publish("oa:notices:w1", "r1"), "somebody listens")

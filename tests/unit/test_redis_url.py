@@ -12,11 +12,10 @@ from kombu import Connection
 from kombu.utils.url import parse_url
 from pydantic import ValidationError
 
-from openagents_worker.addresses import as_redis, redis_url_of_connection
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.redaction import safe_url
 from openagents_worker.redis_tls import CertReqs, Tls
-from openagents_worker.redis_url import RedisAddress
+from openagents_worker.redis_url import RedisAddress, as_redis, redis_url_of_connection
 from openagents_worker.settings import Settings, load_settings
 
 FULL = RedisAddress(

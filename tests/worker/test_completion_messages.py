@@ -14,9 +14,9 @@ from kombu import Connection, Queue
 
 from openagents_worker.celery import completion_messages
 from openagents_worker.celery.completion_messages import MAX_WAITING, CompletionMessages
+from openagents_worker.celery.kombu_redis import TRANSPORTS, Taken
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.kombu_redis import TRANSPORTS, Taken
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from tests.installation import PATIENCE_S, agent, installed

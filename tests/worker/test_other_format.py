@@ -15,8 +15,8 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.publisher import RUN_AGENT
-from openagents_worker.producer.submit import submit
 from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
+from openagents_worker.submission.submit import submit
 from tests import diary
 from tests.fundamentals.shop import DELIVERY_ALLOWED
 from tests.installation import ROOT, Model, agent, call, story

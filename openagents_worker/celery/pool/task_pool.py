@@ -26,7 +26,7 @@ from celery.worker import state
 from openagents_worker.celery.pool.blocking import keep_off_loop
 from openagents_worker.celery.pool.pool_task import PoolRequest, PoolTask
 from openagents_worker.producer.app_binding import AppKind, find_binding
-from openagents_worker.producer.kombu_redis import RUN_ENDED
+from openagents_worker.producer.message_names import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.loop_thread import LoopThread
 

@@ -1,6 +1,7 @@
 -- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent. `input_text` is a digest.
 -- Returns `Submitted`. Events run.queued, run.scheduled, run.waiting_session.
 --#include session
+--#include new_run
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
 if known_digest then
   if known_digest ~= digest then return reply{answer = 'CONFLICT'} end
@@ -23,15 +24,10 @@ if queue == '' then
   queue = type(own) == 'string' and own or default_queue -- cjson decodes null to a value that is not nil
 end
 
-redis.call('HSET', k.run(run_id), 'format', format, 'state', STATE.scheduled, 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
-  'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,
-  'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'tell', tell,
-  'durable', durable, 'input_digest', input_text,
-  'created', digits(NOW_MS))
-if expires_ms > 0 then redis.call('HSET', k.run(run_id), 'expires', digits(NOW_MS + expires_ms)) end
-local run = load(run_id)
-if #lists > 0 then redis.call('HSET', k.run(run_id), 'lists', cjson.encode(lists)) end
-for _, name in ipairs(lists_of(run, lists)) do list_in(name, run_id) end
+local run = new_run(run_id, {format = format, state = STATE.scheduled, queue = queue, agent = agent_id, session = session_id,
+  parent = parent_run_id, digest = digest, uid = uid, request = request, canvas = canvas, tell = tell, durable = durable, input_digest = input_text,
+  expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists)},
+  lists_of({agent = agent_id, session = session_id}, lists))
 if delay_ms > 0 then
   local due = NOW_MS + (expires_ms > 0 and math.min(delay_ms, expires_ms) or delay_ms)
   redis.call('HSET', k.run(run_id), 'due', digits(due))

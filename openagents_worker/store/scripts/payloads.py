@@ -24,9 +24,9 @@ class _Treatment(StrEnum):
 
 Payload = Annotated[str, _Treatment.ENCODED]
 """A payload text: JSON, or the text of a reply."""
-PayloadPairs = Annotated[list[str], _Treatment.EVERY_SECOND]
+PayloadPairs = Annotated[Sequence[str], _Treatment.EVERY_SECOND]
 """Name, payload, name, payload …"""
-Events = Annotated[list[str], _Treatment.EVENTS]
+Events = Annotated[Sequence[str], _Treatment.EVENTS]
 """Name, payload, name, payload … of events (`store.event_items`)."""
 Digested = Annotated[str, _Treatment.DIGESTED]
 """A text that scripts only compare with another one."""

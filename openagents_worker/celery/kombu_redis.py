@@ -1,20 +1,17 @@
-"""The Redis transport of kombu with six changes. The only place that patches how workers read the broker.
+"""kombu's Redis transport for workers. The only place that patches how workers read messages, in four ways.
 
 1. Items that cannot be decoded, and keys with a wrong type, are put aside (`broken_items`). In kombu they end
-the worker, again at every start. 2. The wait for an answer has a timeout of some seconds, and then the
-transport connects again. kombu waits forever, on the event loop that also receives messages. 3. If Redis
-temporarily rejects commands (READONLY, NOREPLICAS), the transport connects again. In kombu the worker ends.
-4. A channel has one Redis client. kombu makes one for every sent and acknowledged message, which takes a
-fifth of the CPU time of a busy worker. 5. A worker takes as many messages at a time as it has free slots.
-kombu takes one per turn of its event loop; this change saves a third of the CPU time of a busy worker. 6.
-Wake-ups of runs are not stored in kombu's hash of unacknowledged messages. If such a message is lost, the run
-is still in Redis and is woken again.
+the worker, again at every start. 2. A worker takes as many messages at a time as it has free slots. kombu
+takes one per turn of its event loop; this change saves a third of the CPU time of a busy worker. 3. Wake-ups
+of runs are not stored in kombu's hash of unacknowledged messages. If such a message is lost, the run is still
+in Redis and is woken again. 4. The size of messages is limited. `producer.redis_transport` has further
+changes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from queue import Empty
 from typing import Any
@@ -24,29 +21,19 @@ from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
-from openagents_worker.loops import at_fork
-from openagents_worker.producer.broken_items import (
-    BrokenItems,
-    problem_with_message,
-    put_keys_aside,
-    reason,
-)
-from openagents_worker.producer.message_size import BoundedMessage
-from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
-from openagents_worker.store.redis_errors import is_temporary_refusal, is_wrong_type
+from openagents_worker.celery.message_size import BoundedMessage
+from openagents_worker.producer.broken_items import BrokenItems, problem_with_message, reason
+from openagents_worker.producer.message_names import RESUME_RUN, RUN_AGENT
+from openagents_worker.producer.redis_transport import PublishingChannel, PublishingTransport
+from openagents_worker.store.redis_errors import is_wrong_type
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["RESUME_RUN", "RUN_AGENT", "RUN_ENDED", "TRANSPORTS", "Taken", "Transport", "use_in_workers_of"]
+__all__ = ["TRANSPORTS", "Channel", "Taken", "Transport", "use_in_workers_of"]
 
-RUN_AGENT = "tasks.run_agent"
-RESUME_RUN = "tasks.resume_run"
 WAKE_UPS = (RUN_AGENT, RESUME_RUN)
-RUN_ENDED = "run_ended"
-"""The header of a message that only notifies Celery of a run's end."""
 
 log = get_logger(__name__)
 
-ANSWER_TIMEOUT_S = 5.0  # kombu waits forever by default, on the event loop that also receives messages
 HEALTH_CHECK_S = 1.0  # the period of checks of a connection that waits for a message
 AT_ONCE_S = 0.02  # a message that arrives within this time was already there, and others may be there, too
 MAX_TAKEN = 8  # if more runs started together, they would delay each other before their first model call
@@ -132,7 +119,7 @@ class QoS(redis.QoS):
             work()
 
 
-class Channel(redis.Channel):
+class Channel(PublishingChannel):
     """A channel of a worker that takes several messages at a time and puts broken items aside."""
 
     QoS = QoS
@@ -147,26 +134,14 @@ class Channel(redis.Channel):
     """The size limit of a message of a queue, in bytes; None: no limit."""
     _take: Any = None
     _item: Any = None
-    _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """The Redis client of the channel. It uses the connection pool of the channel."""
+        client = super()._create_client(asynchronous)
         if asynchronous:
-            client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
             client.parse_response = self._remembering_item(client.parse_response)
-            return client
-        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
-            self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
-        return self._kept_client
+        return client
 
-    def _connparams(self, asynchronous: bool = False) -> Any:
-        params = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
-        params["connection_class"] = _reconnecting(params["connection_class"], self._without_too_large)
-        if params.get("socket_timeout") is None:
-            params["socket_timeout"] = ANSWER_TIMEOUT_S
-        return params
-
-    def _without_too_large(self, answer: Any) -> Any:
+    def _filtered_answer(self, answer: Any) -> Any:
         """The answer of Redis. If it is an item of BRPOP that is too large: None, as if there were no
         item."""
         if type(answer) is list and len(answer) == 2 and isinstance(answer[1], bytes):
@@ -323,42 +298,6 @@ class Channel(redis.Channel):
             return
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[no-untyped-call]
 
-    def _size(self, queue: str) -> int:
-        return int(self._repairing_queues([queue], super()._size, queue))
-
-    def _put(self, queue: str, message: Any, **options: Any) -> None:
-        self._repairing_queues([queue], super()._put, queue, message, **options)
-
-    def _queue_bind(self, exchange: str, *args: Any) -> None:
-        try:
-            super()._queue_bind(exchange, *args)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            if not is_wrong_type(error):
-                raise
-            self.put_keys_aside(((self.keyprefix_queue % exchange, "set"),))
-            super()._queue_bind(exchange, *args)  # type: ignore[no-untyped-call]
-
-    def _repairing_queues(
-        self, queues: list[str], work: Callable[..., Any], *args: Any, **options: Any
-    ) -> Any:
-        """Do the work. If a queue is a key of a wrong type, put the key aside and do the work again."""
-        try:
-            return work(*args, **options)
-        except Exception as error:
-            if not is_wrong_type(error):
-                raise
-            self._put_queues_aside(queues)
-            return work(*args, **options)
-
-    def _put_queues_aside(self, queues: Iterable[str]) -> None:
-        queues = [queue for queue in queues if not self.connection.broken.is_ours(queue)]
-        keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]  # type: ignore[no-untyped-call]
-        self.put_keys_aside((key, "list") for key in keys)
-
-    def put_keys_aside(self, types: Iterable[tuple[str, str]]) -> None:
-        with self.conn_or_acquire() as client:
-            put_keys_aside(client, types, self.connection.broken)
-
 
 def _is_broker_error(transport: Any, error: BaseException) -> bool:
     """Whether an error concerns the broker, not one item. kombu counts KeyError as a lost connection."""
@@ -366,55 +305,12 @@ def _is_broker_error(transport: Any, error: BaseException) -> bool:
     return isinstance(error, errors) and not isinstance(error, LookupError)
 
 
-def _reconnecting(connection_class: Any, filter_answer: Callable[[Any], Any]) -> Any:
-    """A subclass that raises `ConnectionError` if Redis temporarily rejects commands.
-
-    Celery then connects again, to the current master; any other error would end the worker. `filter_answer`
-    gets each answer of Redis and returns the answer for kombu.
-    """
-
-    class Reconnecting(connection_class):  # type: ignore[misc]  # a base known only at run time
-        lacks_permission = False
-
-        def connect(self, *args: Any, **options: Any) -> None:
-            super().connect(*args, **options)
-            at_fork(self)
-
-        def start_afresh(self) -> None:
-            """Close the inherited socket in a forked process. kombu would use the poller of its parent."""
-            self._parser.on_disconnect()
-            sock = vars(self).get("_sock")
-            self._sock = None
-            if sock is not None:
-                sock.close()
-
-        def read_response(self, *args: Any, **options: Any) -> Any:
-            try:
-                return filter_answer(super().read_response(*args, **options))
-            except Exception as error:
-                if is_no_permission(error):
-                    self.lacks_permission = True
-                    raise
-                # A missing permission aborts the transaction, too. A new connection does not help: redis-py
-                # raises the original error.
-                is_refused = self.lacks_permission and is_aborted_transaction(error)
-                self.lacks_permission = False
-                if is_refused or not is_temporary_refusal(error):
-                    raise
-                self.disconnect()
-                raise ConnectionError(f"Redis rejects commands for now: {error}") from error
-
-    return Reconnecting
-
-
-class Transport(redis.Transport):
+class Transport(PublishingTransport):
     """kombu's Redis transport with the changes of this module."""
 
     Channel = Channel
     taken: list[Taken] | None = None
     """Messages that were taken and not delivered yet. None: each message is delivered at once."""
-    broken = BrokenItems()
-    """Handles broken items. A worker replaces it with one that stores them."""
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Check for overdue answers every second. kombu checks only once per timeout."""

@@ -1,29 +1,13 @@
-"""Addresses. The only place that finds the Redis of a URL, and the URL and options of that Redis for Celery.
-
-`redis_url` parses the URL of one server. This module adds URLs of sentinels.
-"""
+"""Sentinels. The only place that parses the URL of a Redis behind sentinels and writes it for Celery."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from openagents_worker.redis_tls import Tls
-from openagents_worker.redis_url import CeleryAddress, RedisAddress, Scheme
-
-__all__ = [
-    "CeleryAddress",
-    "RedisAddress",
-    "Sentinels",
-    "address_of",
-    "as_redis",
-    "is_by_sentinels",
-    "is_redis_url",
-    "redis_url_of_connection",
-]
+__all__ = ["Sentinels"]
 
 SENTINEL_PORT = 26379
 SENTINEL_FORM = "sentinel://[user:password@]host:26379,host:26379/0?master=name"
@@ -110,81 +94,6 @@ class Sentinels:
             return ""
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
         return f"{quote(self.username or '', safe='')}{password}@"
-
-
-def is_by_sentinels(url: str) -> bool:
-    return url.startswith("sentinel://")
-
-
-def is_redis_url(url: str) -> bool:
-    """Whether the scheme is one of a Redis; the rest of the URL may be wrong."""
-    return url.partition("://")[0].strip().lower() in (*Scheme, "sentinel")
-
-
-def address_of(url: str) -> RedisAddress | Sentinels:
-    """The Redis of a URL. Raises `ValueError` with the reason and the right form."""
-    return Sentinels.of(url) if is_by_sentinels(url) else RedisAddress.of(url)
-
-
-def as_redis(broker_url: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """The URL of the Redis that is the broker; None for another kind of broker.
-
-    `options` are the options of Celery's transport.
-    """
-    if is_by_sentinels(broker_url):
-        return _sentinel_url_of_celery(broker_url, options or {})
-    return RedisAddress.of(broker_url).url if is_redis_url(broker_url) else None
-
-
-def redis_url_of_connection(connection: Any, options: Mapping[str, Any]) -> str | None:
-    """The URL of the Redis of a kombu connection, with its TLS options. None if a URL cannot express them.
-
-    `options` are the options of Celery's transport.
-    """
-    hostname, alternatives = str(connection.hostname or ""), list(connection.alt or ())
-    if is_by_sentinels(alternatives[0] if alternatives else connection.as_uri()):
-        return _sentinel_url_of_celery(
-            ";".join(alternatives) or connection.as_uri(include_password=True), options
-        )
-    if (
-        len(alternatives) > 1
-        or getattr(connection, "credential_provider", None)
-        or callable(connection.password)
-    ):
-        return None
-    if hostname.startswith("socket://"):
-        try:
-            return as_redis(f"redis+{hostname}")
-        except ValueError:  # an option that only kombu supports
-            return None
-    if not is_redis_url(connection.as_uri()):
-        return None
-    tls = Tls.of_celery(connection.ssl) if isinstance(connection.ssl, Mapping) else None
-    database = str(connection.virtual_host or "").strip("/") or "0"
-    if (connection.ssl and tls is None) or not database.isdecimal():
-        return None
-    return RedisAddress(
-        host=hostname or "localhost",
-        port=int(connection.port or 6379),
-        db=int(database),
-        username=connection.userid or None,
-        password=connection.password or None,
-        tls=tls,
-    ).url
-
-
-def _sentinel_url_of_celery(url: str, options: Mapping[str, Any]) -> str | None:
-    """The sentinels of Celery's broker as one URL of our form; None if they cannot be parsed."""
-    try:
-        sentinels = Sentinels.of(url, options.get("master_name"))
-    except ValueError:
-        return None
-    login = options.get("sentinel_kwargs") or {}
-    return replace(
-        sentinels,
-        sentinel_username=sentinels.sentinel_username or login.get("username"),
-        sentinel_password=sentinels.sentinel_password or login.get("password"),
-    ).url
 
 
 def _parsed_sentinel_url(url: str) -> tuple[list[tuple[str, int]], dict[str, str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from kombu.utils.url import parse_url
 
-from openagents_worker.addresses import Sentinels, as_redis
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import Sentinels, as_redis
 from openagents_worker.settings import load_settings
 
 FULL = Sentinels(

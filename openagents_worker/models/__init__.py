@@ -1,0 +1,37 @@
+"""Models: requests, results and records, as they are sent and stored in JSON."""
+
+from __future__ import annotations
+
+from openagents_worker.models.budget import RunBudget
+from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
+from openagents_worker.models.fields import MAX_ID_CHARS, Id
+from openagents_worker.models.parsing import DEFAULT_MAX_PAYLOAD_BYTES, parse_request
+from openagents_worker.models.record import RunRecord
+from openagents_worker.models.request import MAX_LABELS, RunRequest, output_class_of, schema_of
+from openagents_worker.models.result import OutputT, RunArtifact, RunResult, run_failed
+from openagents_worker.models.states import RunState, StopReason
+from openagents_worker.models.usage import RunUsage
+from openagents_worker.printable import header_text
+
+__all__ = [
+    "DEFAULT_MAX_PAYLOAD_BYTES",
+    "MAX_ID_CHARS",
+    "MAX_LABELS",
+    "MAX_MESSAGE_CHARS",
+    "ErrorDetails",
+    "Id",
+    "OutputT",
+    "RunArtifact",
+    "RunBudget",
+    "RunRecord",
+    "RunRequest",
+    "RunResult",
+    "RunState",
+    "RunUsage",
+    "StopReason",
+    "header_text",
+    "output_class_of",
+    "parse_request",
+    "run_failed",
+    "schema_of",
+]

@@ -1,0 +1,43 @@
+"""Budgets. The only place that defines the limits of a run."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from openagents_worker.models.base import RequestModel
+
+__all__ = ["RunBudget"]
+
+
+class RunBudget(RequestModel):
+    """Limits of one run. None: the default of the agent or the deployment. Durations are in milliseconds."""
+
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Number of steps (model turns). null: the pattern's max_steps."
+    )
+    max_duration_ms: int | None = Field(
+        default=None, ge=1, description="Milliseconds of work; waiting is not counted. null: no limit."
+    )
+    max_tool_calls: int | None = Field(
+        default=None, ge=0, description="Number of tool calls. null: no limit."
+    )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, description="USD that the model's calls may cost. null: no limit."
+    )
+    max_resume_attempts: int | None = Field(
+        default=None, ge=0, description="Number of retries of one failed call. null: 3."
+    )
+    max_validation_retries: int | None = Field(
+        default=None,
+        ge=0,
+        description="Number of further answers if one does not match the output_type. null: 3.",
+    )
+
+    def within(self, limits: RunBudget | None) -> RunBudget:
+        """A budget with the smaller one of each two limits; None is no limit."""
+        if limits is None:
+            return self
+        both = [(name, getattr(self, name), getattr(limits, name)) for name in RunBudget.model_fields]
+        return RunBudget(
+            **{name: min((n for n in (a, b) if n is not None), default=None) for name, a, b in both}
+        )

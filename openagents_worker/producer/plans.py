@@ -1,0 +1,203 @@
+"""Plans of client operations. The only place that defines what a client does: both clients execute these.
+
+Besides scripts and reads, the steps of a plan are seconds to wait (a float) and messages to send (`Sending`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict
+
+from celery import Celery
+
+from openagents_worker.arguments import optional_text, text_of_caller
+from openagents_worker.errors import OpenAgentsError, RecordUnreadable, RedisUnreachable, RequestInvalid
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.publisher import send_first, send_wakes
+from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.producer.task_options import task_options_json
+from openagents_worker.redaction import shown_reason
+from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import Plan
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
+from openagents_worker.store.records import record_plan, run_not_found, states_plan
+from openagents_worker.store.scripts import CancelAnswer
+from openagents_worker.submission.submit import Accepted, Request, resumption, submission
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import with_traceparent
+
+__all__ = ["ClientOptions", "ResumeAll", "Sending", "cancel", "ended_record", "record", "resume", "submit"]
+
+SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission at most five
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A step that sends messages. It blocks, so the async client executes it in a thread."""
+
+    send: Callable[[], object]
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options of `Client.submit`."""
+
+    queue: str | None
+    delay_ms: int
+    expires_ms: int
+    priority: int | None
+    headers: Mapping[str, Any] | None
+    canvas: Mapping[str, Any] | None
+
+
+def submit(
+    publishing: PublishingApp,
+    request: Request,
+    *,
+    queue: str | None = None,
+    delay_ms: int = 0,
+    expires_ms: int = 0,
+    priority: int | None = None,
+    headers: Mapping[str, Any] | None = None,
+    canvas: Mapping[str, Any] | None = None,
+) -> Plan[str]:
+    """Submit a run and send its message. Returns the id of the run."""
+    started_s = time.monotonic()
+    app, settings = publishing.to_submit()
+    accepted = yield from submission(
+        request,
+        settings,
+        queue=queue,
+        delay_ms=delay_ms,
+        expires_ms=expires_ms,
+        canvas=_task_options(settings, canvas, priority=priority, headers=headers),
+    )
+    yield Sending(partial(_send_accepted, app, accepted, started_s))
+    return accepted.run_id
+
+
+def resume(publishing: PublishingApp, keys: Keys, run_id: str, by: str | None) -> Plan[str]:
+    """Start another life of a run and send its message. Returns the id of the run."""
+    started_s, by = time.monotonic(), optional_text("by", by)
+    app, settings = publishing.to_submit()
+    run = yield from record(keys, run_id)
+    accepted = yield from resumption(run, settings, by=by or "")
+    yield Sending(partial(_send_accepted, app, accepted, started_s))
+    return accepted.run_id
+
+
+def cancel(publishing: PublishingApp, run_id: str, reason: str | None) -> Plan[CancelAnswer]:
+    """Cancel a run, and wake the run that gets its session. Raises `RunNotFound`."""
+    cancelled = yield scripts.cancel(
+        run_id=text_of_caller("run_id", run_id),
+        reason=shown_reason(optional_text("reason", reason)),
+        force=False,
+    )
+    if cancelled.answer is CancelAnswer.UNKNOWN:
+        raise run_not_found(run_id)
+    if cancelled.wakes:
+        yield Sending(partial(publishing.send_wakes, cancelled.wakes))
+    answer: CancelAnswer = cancelled.answer
+    return answer
+
+
+def record(keys: Keys, run_id: str) -> Plan[RunRecord]:
+    """Read the current record of a run. Raises `RunNotFound`."""
+    return (yield from record_plan(keys, text_of_caller("run_id", run_id)))
+
+
+def ended_record(keys: Keys, run_id: str) -> Plan[RunRecord | None]:
+    """Read the record of a run that has ended; None if it has not ended. Raises `RunNotFound`.
+
+    A run whose record is unreadable will fail, so the caller waits for its end.
+    """
+    try:
+        found = yield from record(keys, run_id)
+    except RecordUnreadable:
+        state = (yield from states_plan(keys, [run_id]))[run_id]
+        if state is None or not state.is_terminal:
+            return None
+        found = yield from record(keys, run_id)  # the run may have ended between the two reads
+    return found if found.state.is_terminal else None
+
+
+class ResumeAll:
+    """Resumes the runs that match the filters, one by one, newest first. The default of `state` is failed.
+
+    With `dry_run` nothing is resumed. Creating it raises `RequestInvalid`, and `ConfigError` if two apps are
+    registered.
+    """
+
+    def __init__(
+        self, publishing: PublishingApp, keys: Keys, filters: RunFilters, *, by: str | None, dry_run: bool
+    ) -> None:
+        self._publishing, self._keys, self._dry_run = publishing, keys, dry_run
+        self._by = optional_text("by", by)
+        _ = publishing.to_submit()
+        self._filter = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
+        self._found: deque[RunRecord] = deque()
+        self._cursor: str | None = None
+        self._is_last_page = False
+
+    def next_run(self) -> Plan[str | None]:
+        """The id of the next resumed run; None after the last one. Others are skipped."""
+        while True:
+            while self._found:
+                run_id = self._found.popleft().run_id
+                if self._dry_run or (yield from self._is_resumed(run_id)):
+                    return run_id
+            if self._is_last_page:
+                return None
+            page = yield from list_runs(self._keys, self._filter, limit=MAX_LIMIT, cursor=self._cursor)
+            self._found.extend(run for run in page if run.state in (RunState.FAILED, RunState.CANCELLED))
+            self._cursor, self._is_last_page = page.next_cursor, page.next_cursor is None
+
+    def _is_resumed(self, run_id: str) -> Plan[bool]:
+        try:
+            yield from resume(self._publishing, self._keys, run_id, self._by)
+        except RedisUnreachable:
+            raise
+        except OpenAgentsError as error:
+            log.warning(
+                "run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint
+            )
+            return False
+        return True
+
+
+def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
+    """Send the messages for an accepted run.
+
+    If more than 1.5 seconds have passed since `started_s` (of `time.monotonic()`), they are left to the
+    rescue loop of a worker, so that the caller does not wait longer.
+    """
+    if time.monotonic() - started_s > SEND_WITHIN_S:
+        log.warning(
+            "run.message_left",
+            run_id=accepted.run_id,
+            hint="the run is accepted; a worker will send its message",
+        )
+        return
+    if accepted.first:
+        send_first(app, accepted.first)
+    if accepted.also:
+        send_wakes(app, [accepted.also])
+
+
+def _task_options(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+    """The task options of a submission as JSON. Raises as `task_options_json` does."""
+    if canvas is not None and not isinstance(canvas, Mapping):
+        raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
+    set_options = {name: value for name, value in options.items() if value is not None}
+    return task_options_json(
+        with_traceparent({**(canvas or {}), **set_options}),
+        max_bytes=settings.max_payload_bytes,
+        key_prefix=settings.key_prefix,
+    )

@@ -1,0 +1,84 @@
+"""Results of runs. The only place that turns the record of a run into what Celery shows of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery import exceptions, states
+from pydantic import BaseModel, ValidationError
+
+from openagents_worker.errors import OutputValidationError, RunFailed
+from openagents_worker.models import RunRecord, RunResult, RunState, run_failed
+
+__all__ = [
+    "CELERY_STATES",
+    "WaitTimeout",
+    "parsed_result",
+    "result_of_get",
+    "result_or_error",
+    "traceback_of",
+    "wait_timeout",
+]
+
+CELERY_STATES: Mapping[RunState, str] = {
+    RunState.SCHEDULED: states.PENDING,
+    RunState.QUEUED: states.PENDING,
+    RunState.WAITING_SESSION: states.PENDING,
+    RunState.RUNNING: states.STARTED,
+    RunState.RETRYING: states.RETRY,
+    RunState.COMPLETED: states.SUCCESS,
+    RunState.FAILED: states.FAILURE,
+    RunState.CANCELLED: states.REVOKED,
+}
+
+
+class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]  # Celery ships no types
+    """The run did not end within the timeout; it continues.
+
+    The class inherits from the `TimeoutError` of Celery and of Python.
+    """
+
+
+def parsed_result(record: RunRecord, output_class: type[BaseModel] | None) -> RunResult[Any]:
+    """The result of a run that has ended, with its answer as an instance of `output_class`."""
+    assert record.result is not None, "a run that has ended has a result"
+    if output_class is None or not record.result.ok:
+        return record.result
+    try:
+        answer = output_class.model_validate(record.result.final_output)
+    except ValidationError as error:
+        raise OutputValidationError(
+            f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",
+            hint="use register_output: the worker then checks answers with the class and can retry",
+            output_type=output_class.__name__,
+            run_id=record.run_id,
+        ) from error
+    return record.result.model_copy(update={"final_output": answer})
+
+
+def result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
+    """The value that `get` returns or raises for a run that has ended."""
+    assert record.result is not None, "a run that has ended has a result"
+    if record.state is RunState.COMPLETED:
+        return record.result.model_dump(mode="json")
+    return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
+
+
+def result_of_get(record: RunRecord, propagate: bool) -> Any:
+    """The value that `get` returns for a run that has ended. Raises `RunFailed` with `propagate`."""
+    value = result_or_error(record)
+    if isinstance(value, RunFailed) and propagate:
+        raise value
+    return value
+
+
+def wait_timeout(run_id: str, timeout: float | None) -> WaitTimeout:
+    """The error of a wait for this run; `timeout` is in seconds."""
+    return WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues")
+
+
+def traceback_of(record: RunRecord) -> str | None:
+    """The traceback of the user's code that ended the run; None without one."""
+    details = None if record.result is None else record.result.error_details
+    return None if details is None else details.traceback

@@ -1,0 +1,67 @@
+"""Accepted runs. The only place that says what a caller learns of an accepted run, and what must be sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.models import RunRequest, RunState
+from openagents_worker.store.scripts import Resumed, Submitted, Wake
+
+__all__ = ["Accepted", "accepted_as", "error_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted run. The caller sends `first`, its first message, and `also`, a wake-up of another run.
+
+    `state` is a `RunState`, or a state of a newer version.
+    """
+
+    run_id: str
+    agent_id: str
+    session_id: str
+    state: str
+    queue: str
+    is_new: bool
+    first: Wake | None = None
+    also: Wake | None = None
+
+
+def accepted_as(request: RunRequest, answer: Submitted | Resumed, canvas: str, *, is_new: bool) -> Accepted:
+    """The accepted run of a request, from the answer of its script. `canvas` has its task options."""
+    first = None
+    if answer.sent_us is not None and answer.state == RunState.QUEUED:
+        first = Wake(
+            run_id=request.run_id,
+            queue=answer.queue,
+            sent_us=answer.sent_us,
+            agent_id=request.agent_id,
+            session_id=request.session_id,
+            attempt=0,
+            step=0,
+            canvas=canvas,
+        )
+    return Accepted(
+        run_id=request.run_id,
+        agent_id=request.agent_id,
+        session_id=request.session_id,
+        state=answer.state,
+        queue=answer.queue,
+        is_new=is_new,
+        first=first,
+        also=answer.also,
+    )
+
+
+def error_of(
+    request: RunRequest, kind: type[OpenAgentsError], message: str, hint: str | None
+) -> OpenAgentsError:
+    """An error with the ids of the request."""
+    return kind(
+        message,
+        hint=hint,
+        run_id=request.run_id,
+        agent_id=request.agent_id,
+        session_id=request.session_id,
+    )
