@@ -29,8 +29,11 @@ test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ui]'
 	$(BIN)/pytest -q -m ui $(ARGS)
 
-chaos: $(INSTALLED) ## the long fault tests and property hunts (about an hour)
-	$(BIN)/pytest -q -s -m slow $(ARGS)
+# With SEED or MINUTES: one repeatable run of a whole deployment under faults (docs/chaos.md).
+CHAOS := $(if $(SEED)$(MINUTES),python -m chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10),pytest -q -s -m slow)
+
+chaos: $(INSTALLED) ## the long fault tests (an hour), or one repeatable chaos run: make chaos SEED=7 MINUTES=10
+	$(BIN)/$(CHAOS) $(ARGS)
 
 check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .

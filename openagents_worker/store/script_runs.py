@@ -33,6 +33,8 @@ __all__ = ["ScriptRuns"]
 
 T = TypeVar("T")
 
+_DEMOTED = "WAITAOF cannot be used with replica"  # the only error of a replica without a code of its own
+
 
 class ScriptRuns:
     """How one process runs scripts in a cell."""
@@ -111,9 +113,14 @@ def persistence(cell: Cell) -> Plan[PersistenceInfo]:
 
 def _require_on_disk(reply: Any, waitaof_answer: Any, cell: Cell) -> Any:
     """The reply of the script. Raises `AnswerLost` if Redis has not confirmed that its writes are on disk."""
-    for answer in (reply, waitaof_answer):
-        if isinstance(answer, Exception):
-            raise answer
+    if isinstance(reply, Exception):
+        raise reply
+    if isinstance(waitaof_answer, Exception):
+        if _DEMOTED in str(waitaof_answer):
+            raise AnswerLost(
+                f"Redis at {safe_url(cell.url)} has executed the script and was then demoted to a replica"
+            ) from waitaof_answer
+        raise waitaof_answer
     if not int(waitaof_answer[0]):
         raise AnswerLost(
             f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAITAOF_TIMEOUT_MS} ms"

@@ -14,6 +14,8 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import Settings, load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AnswerLost
 from openagents_worker.store.durability import PersistenceInfo
 from tests.producer.hand import Hand
 
@@ -143,3 +145,14 @@ def test_a_redis_that_evicts_is_unsafe_once_its_memory_has_a_limit(policy: str) 
     unlimited.check_memory()
     full.check_memory()
     assert (unlimited.may_evict, full.may_evict) == (True, False)
+
+
+def test_a_master_that_is_demoted_before_the_write_is_on_disk(tmp_path: Path) -> None:
+    """Nobody knows whether the new master has the run, so the caller must submit it again."""
+    with EmbeddedRedis(tmp_path / "data") as server, Client(settings=strict(server)) as client:
+        client.submit(request("r1"))
+        client.store.redis.replicaof("127.0.0.1", "1")
+        read = scripts.page(run_id="r1", position=0, page_bytes=1)  # a script that a replica executes
+
+        with pytest.raises(AnswerLost, match="demoted to a replica"):
+            client.store.run_on_disk(read)

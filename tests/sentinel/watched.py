@@ -84,8 +84,9 @@ def watching(port: int, folder: Path) -> Generator[Sentinels]:
 class Watched:
     """A master and a replica with one password, three sentinels with another."""
 
-    def __init__(self, folder: Path, *, sentinels: int = 3) -> None:
+    def __init__(self, folder: Path, *, sentinels: int = 3, down_after_ms: int = DOWN_AFTER_MS) -> None:
         self._folder = folder
+        self._down_after_ms = down_after_ms
         self._count = sentinels
         self._held = ExitStack()
 
@@ -101,7 +102,7 @@ class Watched:
             watching = [
                 f"sentinel monitor {MASTER} 127.0.0.1 {first.port} {self._count // 2 + 1}",
                 f"sentinel auth-pass {MASTER} {PASSWORD}",
-                f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}",
+                f"sentinel down-after-milliseconds {MASTER} {self._down_after_ms}",
                 f"sentinel failover-timeout {MASTER} 1000",
                 f"sentinel sentinel-pass {SENTINEL_PASSWORD}",
             ]
