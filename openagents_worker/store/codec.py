@@ -22,7 +22,6 @@ __all__ = ["PLAIN", "PayloadCodec", "TextCodec", "digest_of"]
 
 MARK = '"\\u006fa:'  # the beginning of the JSON string "oa:NAME:TEXT"
 _PARSED_MARK = "oa:"
-_MARK_IN_JSON = "u006fa:"  # also where the mark stands in a string inside of JSON
 _next_json = json.JSONDecoder().raw_decode
 
 
@@ -92,15 +91,11 @@ class PayloadCodec:
 
     def decode_event(self, envelope: str) -> str:
         """The JSON of a published event. A script has put the encoded payload into it."""
-        if not self._by_name or _MARK_IN_JSON not in envelope:
+        if not self._by_name or MARK not in envelope:
             return envelope
         try:
             event = loads(envelope)
-            payload = event["payload"]
-            if isinstance(payload, str):
-                event["payload"] = loads(self._decoded(payload))
-            else:  # `llm.delta`: the script makes the payload, and only its text is encoded
-                payload["text"] = self.decode_pieces(payload["text"])
+            event["payload"] = loads(self._decoded(event["payload"]))
             return dumps(event)
         except (ValueError, LookupError, TypeError, AttributeError):
             return envelope

@@ -62,8 +62,11 @@ end
 -- named(item): the name of an event, the call whose reply it ends, and the piece of a reply that it is
 local function named(item)
   if string.byte(item) ~= 31 then return item end
-  local offset, chars, piece_of, fields = string.match(item, '^\31llm%.delta\31(%d+)\31(%d+)\31(.*)\31({[^\31]*)}$')
-  if offset then return 'llm.delta', nil, {call = piece_of, offset = tonumber(offset), chars = tonumber(chars), fields = fields} end
+  local _, to, offset, chars, length = string.find(item, '^\31llm%.delta\31(%d+)\31(%d+)\31(%d+)\31')
+  if to then
+    return 'llm.delta', nil, {offset = tonumber(offset), chars = tonumber(chars), call = string.sub(item, to + 1, to + length),
+      text = string.sub(item, to + length + 1)}
+  end
   local name, call = string.match(item, '^\31([^\31]+)\31(.*)$')
   return name or item, call
 end
@@ -76,16 +79,16 @@ end
 local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
 local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
 
--- keep_piece(run, piece, new): adds the text of a piece to the reply so far, for watchers that join; offset 0 starts a new reply
-local function keep_piece(run, piece, new)
+-- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply
+local function keep_piece(run, piece)
   local key = k.reply(run.id)
   local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
   if piece.offset == 0 then
     attempt, call, chars, text = digits(run.attempt), piece.call, '0', ''
   end
   if attempt ~= digits(run.attempt) or call ~= piece.call then return end
-  if tonumber(chars) == piece.offset and #text + #new <= KEPT_BYTES then
-    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + piece.chars), 'text', text .. new,
+  if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
+    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + piece.chars), 'text', text .. piece.text,
       'at', iso(NOW_MS))
   end
   redis.call('PEXPIRE', key, KEPT_MS)
@@ -124,10 +127,7 @@ local function append(run, events, final)
     local name, ended_call, piece = named(events[i])
     local payload = events[i + 1]
     if name == 'llm.delta' then
-      if piece then
-        keep_piece(run, piece, payload)
-        payload = piece.fields .. ',"text":' .. q(payload) .. '}'
-      end
+      if piece then keep_piece(run, piece) end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
       if ended_call then forget_reply(run, ended_call) end
