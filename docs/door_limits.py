@@ -66,10 +66,10 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     ),
     "reply": ("the fields of the one reply that streams", (("store/watch.py", "HGETALL"),)),
     "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"),)),
-    "session": ("its fields, which are fixed", (("store/records.py", "HGETALL"),)),
+    "session": ("its fields, which are fixed", (("store/sessions.py", "HGETALL"),)),
     "session_state": (
         "what the session's runs keep in it; a run leaves `LARGEST_ENDING_BYTES` at most",
-        (("store/lua/claim.lua", "HGETALL"), ("store/records.py", "HGETALL")),
+        (("store/lua/claim.lua", "HGETALL"), ("store/sessions.py", "HGETALL")),
     ),
     "watched": (WORKERS, (("store/lua/look.lua", "HKEYS"),)),
     "worker_box": (RUNS_OF_A_WORKER, (("store/lua/renew.lua", "SMEMBERS"),)),

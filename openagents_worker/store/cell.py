@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import Keys
 
 __all__ = ["Cell"]
@@ -23,6 +24,8 @@ class Cell:
     session_ttl_ms: int = 30 * 24 * 3_600_000
     max_watchers: int = 1_000
     """The number of watchers that may be open in one process at the same time."""
+    codec: PayloadCodec = field(default=PLAIN, repr=False)  # it may have a key
+    """Encodes and decodes payload text. All processes of a cell need one that reads the same texts."""
 
     @property
     def keys(self) -> Keys:

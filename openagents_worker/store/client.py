@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -19,10 +19,11 @@ from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.store.batching import PipelineBatcher
 from openagents_worker.store.cell import Cell
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.connections import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, make_pool
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.plan import Commands, OnDisk, Plan, PlanSteps, pipelined
+from openagents_worker.store.plan import Commands, Emit, OnDisk, Plan, PlanSteps, pipelined
 from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
@@ -40,6 +41,7 @@ __all__ = [
     "AnswerLost",
     "AsyncStore",
     "Cell",
+    "OnDisk",
     "Plan",
     "Reader",
     "Store",
@@ -131,11 +133,24 @@ class Store:
         `execute_other` gets the steps that are not operations of the store.
         """
         with closing(plan):
-            steps = PlanSteps(plan)
+            steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
                     steps.answer = _execute_step(self, step, execute_other)
             return steps.result
+
+    def stream(
+        self, plan: Plan[None], execute_other: Callable[[Any], object] | None = None
+    ) -> Generator[Any]:
+        """Execute the steps of a plan, as `execute` does, and yield the items of its `Emit` steps."""
+        with closing(plan):
+            steps = PlanSteps(plan, self.cell.codec)
+            for step in steps:
+                if isinstance(step, Emit):
+                    yield from step.items
+                    continue
+                with steps:
+                    steps.answer = _execute_step(self, step, execute_other)
 
     def close(self) -> None:
         self.redis.close()
@@ -148,10 +163,13 @@ class Reader(Protocol):
     @property
     def keys(self) -> Keys: ...
 
+    @property
+    def codec(self) -> PayloadCodec: ...
+
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
 
 
-class _LoopConnections:
+class _ConnectionsOfLoop:
     """The client and the connections of an async store on one event loop."""
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
@@ -193,7 +211,7 @@ class AsyncStore:
         self._max_connections = max_connections
         self._answer_timeout_s = answer_timeout_s
         self._unused_pool: Any = self._make_pool()  # an invalid URL raises here
-        self._on_loops: PerLoop[_LoopConnections] = PerLoop(self._connect)
+        self._on_loops: PerLoop[_ConnectionsOfLoop] = PerLoop(self._connect)
         self._scripts = ScriptRuns(cell)
         self._sleep = sleep
 
@@ -207,9 +225,9 @@ class AsyncStore:
             pool_timeout_s=POOL_TIMEOUT_S,
         )
 
-    def _connect(self) -> _LoopConnections:
+    def _connect(self) -> _ConnectionsOfLoop:
         unused, self._unused_pool = self._unused_pool, None
-        return _LoopConnections(unused or self._make_pool(), self._answer_timeout_s)
+        return _ConnectionsOfLoop(unused or self._make_pool(), self._answer_timeout_s)
 
     @property
     def redis(self) -> redis_async.Redis:
@@ -223,6 +241,10 @@ class AsyncStore:
     @property
     def keys(self) -> Keys:
         return self.cell.keys
+
+    @property
+    def codec(self) -> PayloadCodec:
+        return self.cell.codec
 
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
@@ -283,11 +305,25 @@ class AsyncStore:
     ) -> T:
         """As `Store.execute`."""
         with closing(plan):
-            steps = PlanSteps(plan)
+            steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
                     steps.answer = await _execute_step(self, step, execute_other)
             return steps.result
+
+    async def stream(
+        self, plan: Plan[None], execute_other: Callable[[Any], Awaitable[object]] | None = None
+    ) -> AsyncGenerator[Any]:
+        """As `Store.stream`."""
+        with closing(plan):
+            steps = PlanSteps(plan, self.cell.codec)
+            for step in steps:
+                if isinstance(step, Emit):
+                    for item in step.items:
+                        yield item
+                    continue
+                with steps:
+                    steps.answer = await _execute_step(self, step, execute_other)
 
     def leave_closed_loops(self) -> None:
         """Close what is left of loops that are closed."""

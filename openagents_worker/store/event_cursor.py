@@ -11,6 +11,7 @@ from openagents_worker.errors import RecordUnreadable
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_COUNT, loads
 from openagents_worker.models import RunState
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.paging import PageSize
 
@@ -66,16 +67,16 @@ def _last_number(seq: str | None) -> int:
     return count
 
 
-def stored_event(head: RunHead, entry: Entry) -> RunEvent:
+def stored_event(head: RunHead, entry: Entry, codec: PayloadCodec = PLAIN) -> RunEvent:
     """Parse a stored event. The fields that all events of the run share come from `head`.
 
     Raises `RecordUnreadable`.
     """
     with translate_parse_errors(WRITTEN, run_id=head.run_id):
-        return _stored_event(head, *entry)
+        return _stored_event(head, *entry, codec)
 
 
-def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str]) -> RunEvent:
+def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str], codec: PayloadCodec) -> RunEvent:
     return RunEvent(
         name=fields["name"],
         seq=int(id_.partition("-")[0]),
@@ -86,15 +87,15 @@ def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str]) -> RunEven
         attempt=int(fields["attempt"]),
         worker=fields["worker"] or None,
         timestamp=EPOCH + timedelta(milliseconds=int(fields["at"])),
-        payload=loads(fields["payload"]),
+        payload=loads(codec.decode(fields["payload"])),
         final=fields["final"] == "1",
     )
 
 
-def event_or_none(head: RunHead, entry: Entry) -> RunEvent | None:
+def event_or_none(head: RunHead, entry: Entry, codec: PayloadCodec) -> RunEvent | None:
     """The event, or None if the library did not write this entry. It must not hide the other events."""
     try:
-        return stored_event(head, entry)
+        return stored_event(head, entry, codec)
     except RecordUnreadable:
         return None
 
@@ -116,8 +117,9 @@ class EventCursor:
     life in which the watcher joined, or when this event can no longer arrive.
     """
 
-    def __init__(self, after: int | None = 0) -> None:
+    def __init__(self, after: int | None = 0, codec: PayloadCodec = PLAIN) -> None:
         self.is_behind = True
+        self._codec = codec
         self.is_over = False
         self.page_size = first_page_size()
         self._wants_stored = after is not None
@@ -151,7 +153,7 @@ class EventCursor:
         for id_, fields in page:
             if self.is_over or int(id_.partition("-")[0]) < self.wanted:
                 continue
-            event = event_or_none(head, (id_, fields))
+            event = event_or_none(head, (id_, fields), self._codec)
             if event is None:
                 self._skip_unreadable(int(id_.partition("-")[0]))
                 continue
@@ -169,7 +171,7 @@ class EventCursor:
     def live(self, text: str) -> Sequence[RunEvent]:
         """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
         try:
-            event = RunEvent.from_json(text)
+            event = RunEvent.from_json(self._codec.decode_event(text))
         except (ValueError, RecursionError):
             return ()  # a message that another program published on our channel
         if event.seq is None:
@@ -200,7 +202,12 @@ class EventCursor:
             life=head.life,
             attempt=attempt,
             timestamp=datetime.fromisoformat(reply["at"]),
-            payload={"call": reply["call"], "attempt": attempt, "offset": 0, "text": reply["text"]},
+            payload={
+                "call": reply["call"],
+                "attempt": attempt,
+                "offset": 0,
+                "text": self._codec.decode_pieces(reply["text"]),
+            },
         )
         self._replayed_until = event.timestamp
         return event

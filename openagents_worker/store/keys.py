@@ -48,7 +48,7 @@ KEYS = (
         "run",
         "run:{}",
         "hash",
-        "the record of a run: format, state, fence, owner, counters, request, result",
+        "the record of a run: format, state, fence, owner, counters, request, input_digest, result",
         _RUN,
     ),
     KeySpec(

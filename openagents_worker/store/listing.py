@@ -20,7 +20,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.models import RunRecord, RunState
-from openagents_worker.store.client import Plan
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.dead_letters import wrong_fixed_keys
 from openagents_worker.store.index_pages import (
     MAX_LIMIT,
@@ -31,6 +31,7 @@ from openagents_worker.store.index_pages import (
     read_index_page,
 )
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type, wrong_type_error
 from openagents_worker.store.scripts import Pruned, prune
@@ -174,6 +175,8 @@ def list_runs(
     sizes = [count for (count,) in counted]
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
+    codec: PayloadCodec = yield CODEC
+
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
         answers = yield from for_each_id(
             ids,
@@ -181,7 +184,7 @@ def list_runs(
             *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
         )
         return [
-            _matching_record(keys, id_, values, filters) if None not in scores else None
+            _matching_record(keys, id_, values, filters, codec) if None not in scores else None
             for id_, (values, *scores) in zip(ids, answers, strict=True)
         ]
 
@@ -228,13 +231,13 @@ def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
 
 
 def _matching_record(
-    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter
+    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter, codec: PayloadCodec
 ) -> RunRecord | UnreadableEntry | None:
     """The record if it matches. None if it does not, or if it has expired and is not pruned yet."""
     if is_wrong_type(values):
         return UnreadableEntry(keys("run", run_id), RedisWrongType.code)
     try:
-        record = parse_record(run_id, default_if_wrong_type(values, ()))
+        record = parse_record(run_id, default_if_wrong_type(values, ()), codec)
         return record if record is not None and filters.passes(record) else None
     except RedisUnreachable:
         raise

@@ -6,16 +6,20 @@ It does no I/O, so it is written once: `Store.execute` and `AsyncStore.execute` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Commands", "OnDisk", "Plan", "PlanSteps", "pipelined"]
+from openagents_worker.store.codec import PLAIN, PayloadCodec
+
+__all__ = ["CODEC", "Commands", "Emit", "OnDisk", "Plan", "PlanSteps", "pipelined"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
 """The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`."""
+CODEC = object()
+"""A step of a plan whose answer is the codec of the cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,13 @@ class Commands:
     """
 
     commands: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A step of a plan for `Store.stream`: these items are for the caller. They are consumed one by one."""
+
+    items: Iterable[Any]
 
 
 def pipelined(commands: Commands) -> Callable[[Any], Any]:
@@ -66,9 +77,10 @@ class PlanSteps(Generic[T]):
 
     result: T
 
-    def __init__(self, plan: Plan[T]) -> None:
+    def __init__(self, plan: Plan[T], codec: PayloadCodec = PLAIN) -> None:
         self.answer: Any = None
         self._plan = plan
+        self._codec = codec
         self._error: Exception | None = None
 
     def __iter__(self) -> PlanSteps[T]:
@@ -77,7 +89,10 @@ class PlanSteps(Generic[T]):
     def __next__(self) -> Any:
         error, self._error = self._error, None
         try:
-            return self._plan.send(self.answer) if error is None else self._plan.throw(error)
+            step = self._plan.send(self.answer) if error is None else self._plan.throw(error)
+            while step is CODEC:
+                step = self._plan.send(self._codec)
+            return step
         except StopIteration as done:
             self.result = done.value
             raise

@@ -5,7 +5,7 @@ The functions that build a query and parse its answer are shared by the sync and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Store
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
@@ -30,6 +31,7 @@ from openagents_worker.store.formats import (
     translate_parse_errors,
 )
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.plan import CODEC
 from openagents_worker.store.redis_errors import default_if_wrong_type
 from openagents_worker.store.states import STATES
 
@@ -39,6 +41,7 @@ __all__ = [
     "aread_states",
     "check_task_options",
     "read_record",
+    "record_plan",
     "read_states",
     "parse_record",
     "parse_request",
@@ -77,8 +80,8 @@ RECORD_FIELDS = (
 )
 
 
-def parse_record(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
-    """The record from the values of `RECORD_FIELDS`. None if the run does not exist.
+def parse_record(run_id: str, values: Sequence[str | None], codec: PayloadCodec) -> RunRecord | None:
+    """The record from the stored values of `RECORD_FIELDS`. None if the run does not exist.
 
     Raises `OtherFormat` if another version wrote it and this version cannot read it, else `RecordUnreadable`.
     """
@@ -86,7 +89,7 @@ def parse_record(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
     if not field["state"]:
         return None
     with translate_parse_errors(stored_format(field["format"]), run_id=run_id):
-        return _build_record(run_id, field)
+        return _build_record(run_id, codec.decode_fields(field, "request", "result", "last_error_details"))
 
 
 def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
@@ -176,27 +179,29 @@ def run_not_found(run_id: str) -> RunNotFound:
     )
 
 
+def record_plan(keys: Keys, run_id: str) -> Plan[RunRecord]:
+    """A plan that returns the current record of a run. Raises `RunNotFound`."""
+    codec: PayloadCodec = yield CODEC
+    values = yield lambda r: r.hmget(keys("run", run_id), RECORD_FIELDS)
+    record = parse_record(run_id, values, codec)
+    if record is None:
+        raise run_not_found(run_id)
+    return record
+
+
 def read_record(store: Store, run_id: str) -> RunRecord:
     """Read the current record of a run. Raises `RunNotFound`."""
-    values = store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
-    return _require_record(run_id, parse_record(run_id, values))
+    return store.execute(record_plan(store.keys, run_id))
 
 
-async def aread_record(store: AsyncStore, run_id: str) -> RunRecord:
+def aread_record(store: AsyncStore, run_id: str) -> Awaitable[RunRecord]:
     """As `read_record`, for asyncio."""
-    values = await store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
-    return _require_record(run_id, parse_record(run_id, values))
+    return store.execute(record_plan(store.keys, run_id))
 
 
 def is_notify_pending(store: Store, run_id: str) -> bool:
     """Whether Celery still has to be notified of the end of the run. Linked tasks run only after this."""
     return bool(store.ask(lambda r: r.hexists(store.keys("run", run_id), "untold")))
-
-
-def _require_record(run_id: str, record: RunRecord | None) -> RunRecord:
-    if record is None:
-        raise run_not_found(run_id)
-    return record
 
 
 def states_plan(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | None]]:
@@ -225,9 +230,9 @@ def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | No
     return store.execute(states_plan(store.keys, run_ids))
 
 
-async def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> dict[str, RunState | None]:
+def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> Awaitable[dict[str, RunState | None]]:
     """As `read_states`, for asyncio."""
-    return await store.execute(states_plan(store.keys, run_ids))
+    return store.execute(states_plan(store.keys, run_ids))
 
 
 def _read_states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:

@@ -47,7 +47,7 @@ class ScriptRuns:
     def run(self, call: ScriptCall[T]) -> Plan[T]:
         """Run a script once. The steps are commands. Redis may not know the script yet, or not any more."""
         sha, source = self._permissions.source_to_run(call.script)
-        arguments = (1, self._cell.prefix, *call.argv(self._cell.common))
+        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
         try:
             try:
                 reply = yield ("EVALSHA", sha, *arguments)
@@ -63,7 +63,7 @@ class ScriptRuns:
             self._permissions.handle_error(call.script, error)
             raise
         self._permissions.mark_permitted(call.script)
-        return call.parse(reply)
+        return call.parse(reply, self._cell.codec)
 
     def run_on_disk(self, call: ScriptCall[T]) -> Plan[T]:
         """Run a script once and wait until its writes are on disk (`Store.run_on_disk`)."""
@@ -72,7 +72,7 @@ class ScriptRuns:
         if not self._persistence_info.can_wait_for_disk:
             result: T = yield call  # with `appendfsync always`, Redis answers after the write to disk
             return result
-        arguments = (1, self._cell.prefix, *call.argv(self._cell.common))
+        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
         reply = waitaof_answer = None
         sha, source = self._permissions.source_to_run(call.script)
         for verb in (("EVALSHA", sha), ("EVAL", source)):
@@ -85,7 +85,7 @@ class ScriptRuns:
         else:
             self._permissions.mark_permitted(call.script)
         with translate_errors(self._cell.url):
-            return call.parse(_require_on_disk(reply, waitaof_answer, self._cell))
+            return call.parse(_require_on_disk(reply, waitaof_answer, self._cell), self._cell.codec)
 
     def _checked_persistence(self) -> Plan[PersistenceInfo]:
         """Read the persistence settings. Raises if this Redis or this user cannot write to disk on demand."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ from openagents_worker.errors import SessionNotFound
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunArtifact
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import IDS_PER_PAGE, PageSize, read_ids
+from openagents_worker.store.plan import CODEC
 
 __all__ = ["SessionStore", "SessionView", "aread_session", "read_session", "session_plan"]
 
@@ -45,9 +47,9 @@ def read_session(store: Store, session_id: str) -> SessionView:
     return store.execute(session_plan(store.keys, session_id))
 
 
-async def aread_session(store: AsyncStore, session_id: str) -> SessionView:
+def aread_session(store: AsyncStore, session_id: str) -> Awaitable[SessionView]:
     """As `read_session`, for asyncio."""
-    return await store.execute(session_plan(store.keys, session_id))
+    return store.execute(session_plan(store.keys, session_id))
 
 
 def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
@@ -80,14 +82,15 @@ def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
         waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
     transcript = yield from _items(keys("transcript", session_id), message_count)
     artifacts = yield from _items(keys("artifacts", session_id), artifact_count)
+    codec: PayloadCodec = yield CODEC
     with translate_parse_errors(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
             session_id,
             record.get("holder"),
             tuple(dict.fromkeys(waiting)),
-            tuple(map(loads, transcript)),
-            tuple(map(RunArtifact.model_validate_json, artifacts)),
-            {name: loads(value) for name, value in state.items()},
+            tuple(map(loads, map(codec.decode, transcript))),
+            tuple(map(RunArtifact.model_validate_json, map(codec.decode, artifacts))),
+            {name: loads(codec.decode(value)) for name, value in state.items()},
             sum(size or 0 for size in sizes),
         )
 
@@ -142,7 +145,7 @@ class SessionStore:
         """The state of the session: top-level key -> value as JSON text."""
         key = self._store.keys("session_state", session_id)
         texts: dict[str, str] = await self._store.ask(lambda r: r.hgetall(key))
-        return texts
+        return self._store.codec.decode_fields(texts, *texts)
 
     async def _length(self, kind: str, session_id: str) -> int:
         key = self._store.keys(kind, session_id)
@@ -167,4 +170,5 @@ class SessionStore:
             at = to
 
     async def _page(self, key: str, at: int, to: int) -> list[str]:
-        return list(await self._store.ask(lambda r: r.lrange(key, at, to - 1)))
+        texts: list[str] = await self._store.ask(lambda r: r.lrange(key, at, to - 1))
+        return list(map(self._store.codec.decode, texts))

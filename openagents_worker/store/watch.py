@@ -15,12 +15,20 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    aclosing,
+    closing,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,11 +37,11 @@ from openagents_worker.errors import RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.event_cursor import (
     HEAD_FIELDS,
     Entry,
     EventCursor,
-    RunHead,
     bytes_of,
     event_or_none,
     first_page_size,
@@ -41,6 +49,7 @@ from openagents_worker.store.event_cursor import (
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.plan import CODEC, Emit
 from openagents_worker.store.pubsub import Inbox, subscribed_inbox
 from openagents_worker.store.records import run_not_found
 from openagents_worker.store.redis_errors import default_if_wrong_type
@@ -63,13 +72,16 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
+    codec: PayloadCodec = yield CODEC
     events: list[RunEvent] = []
     start, size = "-", first_page_size()
     while page := (
         yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
     ):
         size.learn(len(page), bytes_of(page))
-        events += [event for event in (event_or_none(head, entry) for entry in page) if event is not None]
+        events += [
+            event for event in (event_or_none(head, entry, codec) for entry in page) if event is not None
+        ]
         start = f"({page[-1][0]}"
     return events
 
@@ -90,9 +102,104 @@ class _ReconnectLimit:
         return now >= self._until or (deadline is not None and now >= deadline)
 
 
+@dataclass(frozen=True, slots=True)
+class _Subscribe:
+    """A step of `_events_plan`: listen to the channel of the run from now on."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class _NextMessage:
+    """A step of `_events_plan`. The answer is the next message, None if there is none for so long."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """A step of `_events_plan`: the connection was lost. Wait before the next one."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadHead:
+    """A step of `_events_plan`. The answers are the values of `HEAD_FIELDS`."""
+
+    run_id: str
+
+
+def _events_plan(
+    keys: Keys, run_id: str, after: int | None, silence_s: float, deadline: float | None
+) -> Plan[None]:
+    """A plan that emits the events of a run, as `watch` describes."""
+    cursor, reconnect_limit = EventCursor(after, (yield CODEC)), _ReconnectLimit()
+    text_of_caller("run_id", run_id)
+    head = parse_head(run_id, (yield _ReadHead(run_id)))
+    if head is None:
+        raise run_not_found(run_id)
+    while not cursor.is_over:
+        cursor.is_behind = True
+        try:
+            yield _Subscribe(keys.channel(head.agent_id, head.session_id, run_id))
+            while not cursor.is_over:
+                if cursor.is_behind:
+                    yield from _stored_events(keys, run_id, cursor, reconnect_limit)
+                else:
+                    yield from _live_events(cursor, silence_s, deadline)
+        except RedisNoPermission:
+            raise  # it would be refused again
+        except RedisUnreachable:
+            if reconnect_limit.has_expired(deadline):
+                raise
+            yield _Pause(RETRY_PAUSE_S)
+
+
+def _stored_events(
+    keys: Keys, run_id: str, cursor: EventCursor, reconnect_limit: _ReconnectLimit
+) -> Plan[None]:
+    """Read the next page of the stream."""
+    cursor.set_head(parse_head(run_id, (yield _ReadHead(run_id))))
+    if cursor.is_over:
+        return
+    answers = yield lambda r: _read_page(r, keys, run_id, cursor)
+    reconnect_limit.restart()
+    page: Sequence[Entry] = default_if_wrong_type(answers[0], [])
+    reply: Mapping[str, str] = default_if_wrong_type(answers[1], {})
+    yield Emit(cursor.replay(page, reply))
+
+
+def _live_events(cursor: EventCursor, silence_s: float, deadline: float | None) -> Plan[None]:
+    """Wait for the next message."""
+    text = yield _NextMessage(_remaining_s(time.monotonic() + silence_s, deadline))
+    if text is None:
+        cursor.is_behind = True  # no message for too long, or messages were dropped: read the stream
+    else:
+        yield Emit(cursor.live(text))
+
+
+def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any:
+    """Read the next page of the stream and the text of the streaming reply, in one transaction."""
+    pipeline = client.pipeline(transaction=True)
+    pipeline.xrange(keys("events", run_id), f"{cursor.wanted}-0", "+", cursor.page_size.count)
+    pipeline.hgetall(keys("reply", run_id))
+    return pipeline.execute(raise_on_error=False)
+
+
+def _remaining_s(silent_until: float, deadline: float | None) -> float:
+    now = time.monotonic()
+    if deadline is not None and now >= deadline:
+        raise TimeoutError
+    return max(0.0, min(silent_until, deadline or silent_until) - now)
+
+
 def _count_watcher(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
     """Count one watcher. A wait for the end of a run is not counted: its blocked caller is the limit."""
     return nullcontext() if is_wait else counted_watcher(cell.max_watchers)
+
+
+# --- sync callers ----------------------------------------------------------------------------------------
 
 
 def watch(
@@ -114,48 +221,36 @@ def watch(
     Raises `RunNotFound`, `RedisUnreachable` if Redis stays unreachable, and `TooManyWatchers` if the process
     has as many watchers as the cell allows.
     """
-    with _count_watcher(store.cell, is_wait):
-        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
-        text_of_caller("run_id", run_id)
-        channel = _channel(store, run_id, _read_head(store, run_id))
-        while not cursor.is_over:
-            cursor.is_behind = True
-            try:
-                with _listening(store.cell, channel) as next_message:
-                    while not cursor.is_over:
-                        yield from _next_events(
-                            store, run_id, cursor, reconnect_limit, next_message, silence_s, deadline
-                        )
-            except RedisNoPermission:
-                raise  # it would be refused again
-            except RedisUnreachable:
-                if reconnect_limit.has_expired(deadline):
-                    raise
-                time.sleep(RETRY_PAUSE_S)
+    plan = _events_plan(store.keys, run_id, after, silence_s, deadline)
+    with _count_watcher(store.cell, is_wait), closing(_Subscription(store)) as subscription:
+        yield from store.stream(plan, subscription.execute)
 
 
-def _next_events(
-    store: Store,
-    run_id: str,
-    cursor: EventCursor,
-    reconnect_limit: _ReconnectLimit,
-    next_message: Callable[[float], str | None],
-    silence_s: float,
-    deadline: float | None,
-) -> Iterable[RunEvent]:
-    """The next events: from the stream if the cursor is behind, else from the next message."""
-    if cursor.is_behind:
-        cursor.set_head(_read_head(store, run_id))
-        if cursor.is_over:
-            return ()
-        page, reply = _entries_and_reply(store.ask(lambda r: _read_page(r, store.keys, run_id, cursor)))
-        reconnect_limit.restart()
-        return cursor.replay(page, reply)
-    text = next_message(_remaining_s(time.monotonic() + silence_s, deadline))
-    if text is not None:
-        return cursor.live(text)
-    cursor.is_behind = True  # no message for too long: read the stream
-    return ()
+class _Subscription:
+    """Executes the steps of `_events_plan` for a thread. It has a connection of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open = ExitStack()
+        self._next_message: Callable[[float], str | None] | None = None
+
+    def execute(self, step: Any) -> Any:
+        match step:
+            case _ReadHead(run_id):
+                return self._store.ask(lambda r: r.hmget(self._store.keys("run", run_id), HEAD_FIELDS))
+            case _Subscribe(channel):
+                cell = self._store.cell
+                self._next_message = self._open.enter_context(_listening(cell, channel))
+            case _NextMessage(timeout_s):
+                assert self._next_message is not None, "subscribe first"
+                return self._next_message(timeout_s)
+            case _Pause(seconds):
+                self.close()
+                time.sleep(seconds)
+        return None
+
+    def close(self) -> None:
+        self._open.close()
 
 
 @contextmanager
@@ -187,6 +282,13 @@ def _subscribed(pubsub: Any, channel: str) -> Any:
         return pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)
 
 
+def _subscription_error(cell: Cell) -> RedisUnreachable:
+    return RedisUnreachable(f"Redis at {safe_url(cell.url)} does not answer a subscription")
+
+
+# --- asyncio ---------------------------------------------------------------------------------------------
+
+
 async def awatch(
     store: AsyncStore,
     run_id: str,
@@ -200,54 +302,42 @@ async def awatch(
     All watchers of an event loop share one pub/sub connection. A slow watcher does not delay the others and
     loses nothing: it continues from the stream.
     """
+    plan = _events_plan(store.keys, run_id, after, silence_s, None)
     with _count_watcher(store.cell, is_wait):
-        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
-        text_of_caller("run_id", run_id)
-        channel = _channel(store, run_id, await _aread_head(store, run_id))
-        while not cursor.is_over:
-            cursor.is_behind = True
-            try:
-                async with subscribed_inbox(store.cell, channel) as inbox:
-                    while not cursor.is_over:
-                        for event in await _anext_events(
-                            store, run_id, cursor, reconnect_limit, inbox, silence_s
-                        ):
-                            yield event
-            except RedisNoPermission:
-                raise  # it would be refused again
-            except RedisUnreachable:
-                if reconnect_limit.has_expired(None):
-                    raise
-                await asyncio.sleep(RETRY_PAUSE_S)
+        async with (
+            aclosing(_SharedSubscription(store)) as subscription,
+            aclosing(store.stream(plan, subscription.execute)) as events,
+        ):
+            async for event in events:
+                yield event
 
 
-async def _anext_events(
-    store: AsyncStore,
-    run_id: str,
-    cursor: EventCursor,
-    reconnect_limit: _ReconnectLimit,
-    inbox: Inbox,
-    silence_s: float,
-) -> Iterable[RunEvent]:
-    """As `_next_events`, for asyncio."""
-    if cursor.is_behind:
-        cursor.set_head(await _aread_head(store, run_id))
-        if cursor.is_over:
-            return ()
-        page, reply = _entries_and_reply(await store.ask(lambda r: _read_page(r, store.keys, run_id, cursor)))
-        reconnect_limit.restart()
-        return cursor.replay(page, reply)
-    text = await inbox.next(silence_s)
-    if text is not None:
-        return cursor.live(text)
-    cursor.is_behind = True  # no message for too long, or messages were dropped: read the stream
-    return ()
+class _SharedSubscription:
+    """Executes the steps of `_events_plan` on an event loop, whose watchers share one connection."""
 
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
+        self._open = AsyncExitStack()
+        self._inbox: Inbox | None = None
 
-async def _aread_head(store: AsyncStore, run_id: str) -> RunHead | None:
-    return parse_head(
-        run_id, await _limited_read(store, lambda r: r.hmget(store.keys("run", run_id), HEAD_FIELDS))
-    )
+    async def execute(self, step: Any) -> Any:
+        match step:
+            case _ReadHead(run_id):
+                key = self._store.keys("run", run_id)
+                return await _limited_read(self._store, lambda r: r.hmget(key, HEAD_FIELDS))
+            case _Subscribe(channel):
+                cell = self._store.cell
+                self._inbox = await self._open.enter_async_context(subscribed_inbox(cell, channel))
+            case _NextMessage(timeout_s):
+                assert self._inbox is not None, "subscribe first"
+                return await self._inbox.next(timeout_s)
+            case _Pause(seconds):
+                await self.aclose()
+                await asyncio.sleep(seconds)
+        return None
+
+    async def aclose(self) -> None:
+        await self._open.aclose()
 
 
 # By redis-py client, of which each event loop has one.
@@ -258,37 +348,3 @@ async def _limited_read(store: AsyncStore, question: Callable[[Any], Awaitable[T
     """Read for a watcher. The number of parallel reads is limited: the store needs connections for others."""
     async with _read_limits.setdefault(store.redis, asyncio.Semaphore(MAX_PARALLEL_READS)):
         return await store.ask(question)
-
-
-def _read_head(store: Store, run_id: str) -> RunHead | None:
-    return parse_head(run_id, store.ask(lambda r: r.hmget(store.keys("run", run_id), HEAD_FIELDS)))
-
-
-def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any:
-    """Read the next page of the stream and the text of the streaming reply, in one transaction."""
-    pipeline = client.pipeline(transaction=True)
-    pipeline.xrange(keys("events", run_id), f"{cursor.wanted}-0", "+", cursor.page_size.count)
-    pipeline.hgetall(keys("reply", run_id))
-    return pipeline.execute(raise_on_error=False)
-
-
-def _entries_and_reply(answers: Sequence[Any]) -> tuple[Sequence[Entry], Mapping[str, str]]:
-    """Parse the answers of `_read_page`. A key of a wrong type counts as empty."""
-    return default_if_wrong_type(answers[0], []), default_if_wrong_type(answers[1], {})
-
-
-def _channel(store: Store | AsyncStore, run_id: str, head: RunHead | None) -> str:
-    if head is None:
-        raise run_not_found(run_id)
-    return store.keys.channel(head.agent_id, head.session_id, run_id)
-
-
-def _remaining_s(silent_until: float, deadline: float | None) -> float:
-    now = time.monotonic()
-    if deadline is not None and now >= deadline:
-        raise TimeoutError
-    return max(0.0, min(silent_until, deadline or silent_until) - now)
-
-
-def _subscription_error(cell: Cell) -> RedisUnreachable:
-    return RedisUnreachable(f"Redis at {safe_url(cell.url)} does not answer a subscription")

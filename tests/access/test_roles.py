@@ -22,17 +22,17 @@ SENTINEL = "asked of whom a sentinel calls the master"
 LEAVES = "a listener leaves while others stay"
 OLDER = "kombu before 5.7"
 HIDDEN = "Redis does not show it to MONITOR"
-FIRST = "an asyncio producer is the first who runs a script"
+FLUSHED = "the scripts are flushed between loading one and running it"
 EXCHANGE = "the queue has an exchange that is not direct"
 ACKNOWLEDGES = "a message is acknowledged late, or put back at the head"
 
 NEEDED_ELSEWHERE: dict[RoleName, dict[str, str]] = {
     RoleName.WORKER: {
         "role": SENTINEL, "unsubscribe": LEAVES, "punsubscribe": LEAVES, "zrevrangebyscore": OLDER,
-        "config": HIDDEN, "command": HIDDEN, "unwatch": ACKNOWLEDGES,
+        "config": HIDDEN, "command": HIDDEN, "unwatch": ACKNOWLEDGES, "eval": FLUSHED,
     },
-    RoleName.PRODUCER: {"role": SENTINEL, "unsubscribe": LEAVES, "script": FIRST, "smembers": EXCHANGE},
-    RoleName.OPERATOR: {"role": SENTINEL, "unsubscribe": LEAVES, "script": FIRST, "smembers": EXCHANGE},
+    RoleName.PRODUCER: {"role": SENTINEL, "unsubscribe": LEAVES, "eval": FLUSHED, "smembers": EXCHANGE},
+    RoleName.OPERATOR: {"role": SENTINEL, "unsubscribe": LEAVES, "eval": FLUSHED, "smembers": EXCHANGE},
     RoleName.WATCHER: {
         "role": SENTINEL, "unsubscribe": LEAVES, "zrank": "a run that waits for its session is shown"
     },

@@ -23,7 +23,7 @@ KINDS = {
     ("store/lua/claim.lua", "keys.state"): ["session_state"],
     ("store/lua/claim.lua", "keys.facts"): ["facts"],
     ("store/lua/lib/deaths.lua", "key"): ["workers", "lost_leases"],
-    ("store/records.py", "key"): ["session_state"],
+    ("store/sessions.py", "key"): ["session_state"],
 }
 """The kinds of key that a variable stands for where one is read whole."""
 

@@ -14,6 +14,7 @@ import pytest
 
 import openagents_worker
 from openagents_worker.store import scripts
+from openagents_worker.store.codec import PLAIN
 from openagents_worker.store.scripts.replies import decoder_of, reply_in_lua
 
 PACKAGE = Path(openagents_worker.__file__).parent
@@ -102,13 +103,13 @@ class Tree(NamedTuple):
 def test_a_reply_is_decoded_by_the_types_of_its_fields() -> None:
     """Redis answers with lists, text and numbers; a boolean is 1 or 0, and a hash is a list of pairs."""
     answer = ["red", [["a", 1], ["b", 0]], ["c", None], ["x", "x"], ["n", "1"], "3"]
-    assert decoder_of(Tree)(answer) == Tree(
+    assert decoder_of(Tree)(answer, PLAIN) == Tree(
         Colour.RED, (Leaf("a", True), Leaf("b")), Leaf("c"), frozenset("x"), {"n": "1"}, 3
     )
 
 
 def test_a_field_that_lua_leaves_out_has_its_default() -> None:
-    assert decoder_of(Tree)(["red", None, None, None, None, None]) == Tree(Colour.RED)
+    assert decoder_of(Tree)(["red", None, None, None, None, None], PLAIN) == Tree(Colour.RED)
 
 
 def test_lua_names_its_fields_and_the_order_is_that_of_the_class() -> None:

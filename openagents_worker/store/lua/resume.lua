@@ -1,16 +1,23 @@
 -- Continues a failed or cancelled run in a new life, from its last checkpoint, at the end of the queue of its session. A run that ended before its
 -- first checkpoint starts again. NO_CHECKPOINT if that might repeat an effect (it is not durable and was executed, or its records are deleted), or
 -- if it has no request.
--- The task options (`canvas`) of this call replace earlier ones. Returns `Resumed`. Event run.resumed, then run.queued or run.waiting_session.
+-- `input_text` is a digest, '' if the caller does not name its input. The task options (`canvas`) of this call replace earlier ones. Returns `Resumed`. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
+-- input_digest(): the digest of the input of the run. The previous version stores none; then its request is plain JSON
+local function input_digest()
+  local known = field_of(run_id, 'input_digest')
+  if known and known ~= '' then return known end
+  local request = decoded(field_of(run_id, 'request') or '')
+  return request and type(request.input_text) == 'string' and redis.sha1hex(request.input_text) or ''
+end
+
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 if run.agent ~= agent_id then return reply{answer = 'OTHER_AGENT', detail = run.agent} end
 if run.session ~= session_id then return reply{answer = 'OTHER_SESSION', detail = run.session} end
 needs(k.journal(run_id), 'list')
 needs(k.facts(run_id), 'hash')
-local request = input_text ~= '' and decoded(field_of(run_id, 'request') or '')
-if input_text ~= '' and not (request and request.input_text == input_text) then return reply{answer = 'OTHER_INPUT'} end
+if input_text ~= '' and input_text ~= input_digest() then return reply{answer = 'OTHER_INPUT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
 if checkpoint_id ~= '' and checkpoint_id ~= latest then return reply{answer = 'OTHER_CHECKPOINT', detail = latest} end
 if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end

@@ -1,4 +1,4 @@
--- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent.
+-- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent. `input_text` is a digest.
 -- Returns `Submitted`. Events run.queued, run.scheduled, run.waiting_session.
 --#include session
 --#include new_run
@@ -25,7 +25,7 @@ if queue == '' then
 end
 
 local run = new_run(run_id, {format = format, state = STATE.scheduled, queue = queue, agent = agent_id, session = session_id,
-  parent = parent_run_id, digest = digest, uid = uid, request = request, canvas = canvas, tell = tell, durable = durable,
+  parent = parent_run_id, digest = digest, uid = uid, request = request, canvas = canvas, tell = tell, durable = durable, input_digest = input_text,
   expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists)},
   lists_of({agent = agent_id, session = session_id}, lists))
 if delay_ms > 0 then

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.scripts.calls import script_function
+from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPairs
 from openagents_worker.store.scripts.wakes import Wake
 
 __all__ = [
@@ -73,9 +74,9 @@ class Claimed:
     answer: ClaimAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
-    unnotified_result: str = ""
+    unnotified_result: Payload = ""
     fence: str = ""
-    request: str = ""
+    request: Payload = ""
     attempt: int = 0
     life: int = 1
     retries: int = 0
@@ -87,12 +88,12 @@ class Claimed:
     last_error: str = ""
     active_ms: int = 0
     durable: bool = True
-    facts: dict[str, str] | None = None
+    facts: dict[str, Payload] | None = None
     journal_length: int = 0
-    journal: tuple[str, ...] = ()
+    journal: tuple[Payload, ...] = ()
     messages: int = 0
     artifacts: int = 0
-    session_state: dict[str, str] | None = None
+    session_state: dict[str, Payload] | None = None
 
 
 @script_function
@@ -116,7 +117,7 @@ def claim(
 
 
 @script_function
-def page(*, run_id: str, position: int, page_bytes: int) -> tuple[str, ...]:
+def page(*, run_id: str, position: int, page_bytes: int) -> tuple[Payload, ...]:
     """Read journal records (JSON) from `position` on: as many as fit into `page_bytes`, at least one."""
 
 
@@ -147,9 +148,7 @@ class WriteResult:
 
 
 @script_function
-def emit(
-    *, run_id: str, fence: str, batch_no: int, events: list[str], facts: Sequence[str] = ()
-) -> WriteAnswer:
+def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: PayloadPairs = ()) -> WriteAnswer:
     """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
@@ -162,10 +161,10 @@ def commit(
     run_id: str,
     fence: str,
     position: int,
-    records: list[str],
+    records: list[Payload],
     usage: str,
     batch_no: int,
-    events: list[str],
+    events: Events,
     format: int = WRITTEN,
     taken: Sequence[str] = (),
 ) -> WriteAnswer:
@@ -194,9 +193,9 @@ def suspend(
     call: str,
     error_code: str,
     batch_no: int,
-    events: list[str],
+    events: Events,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
-    error_details: str = "",
+    error_details: Payload = "",
 ) -> WriteResult:
     """Suspend a run, so that another attempt continues it (`SuspendKind`).
 
@@ -212,17 +211,17 @@ def finish(
     run_id: str,
     fence: str,
     end_state: str,
-    result: str,
+    result: Payload,
     event: str,
-    payload: str,
-    completed: str,
-    transcript: list[str],
-    artifacts: list[str],
-    state: list[str],
+    payload: Payload,
+    completed: Payload,
+    transcript: list[Payload],
+    artifacts: list[Payload],
+    state: PayloadPairs,
     state_removed: list[str],
     usage: str,
     batch_no: int,
-    events: list[str],
+    events: Events,
     format: int = WRITTEN,
 ) -> WriteResult:
     """End a run and write its results into its session.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Generic, ParamSpec, TypeVar, cast, get_type_hints
 
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
-from openagents_worker.store.scripts.replies import Reply, decoder_of
+from openagents_worker.store.codec import PLAIN, PayloadCodec
+from openagents_worker.store.scripts.payloads import Encoder, encoder_of, plain_type
+from openagents_worker.store.scripts.replies import Decoder, Reply, decoder_of
 from openagents_worker.store.scripts.source import Script
 
 __all__ = ["ScriptCall", "script_function"]
@@ -21,15 +23,24 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Generic[T_co]):
-    """A script with its arguments, for `Store.run` and `AsyncStore.run`. `parse` parses the reply."""
+    """A script with its arguments, for `Store.run` and `AsyncStore.run`. `parse` parses the reply.
+
+    Payloads are encoded here and decoded here, so that callers and scripts never see the codec.
+    """
 
     script: Script
     args: tuple[Any, ...]
-    parse: Callable[[Reply], T_co]
+    decode: Decoder
+    encoders: tuple[tuple[int, Encoder], ...]
+    """Positions of arguments, and what prepares them."""
+    _encoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def argv(self, common: tuple[int, int, int]) -> list[str | int]:
+    def parse(self, reply: Reply, codec: PayloadCodec = PLAIN) -> T_co:
+        return cast(T_co, self.decode(reply, codec))
+
+    def argv(self, common: tuple[int, int, int], codec: PayloadCodec = PLAIN) -> list[str | int]:
         flat: list[str | int] = list(common)
-        for value in self.args:
+        for value in self._encode(codec):
             if isinstance(value, str):
                 flat.append(value)
             elif isinstance(value, int):
@@ -42,6 +53,15 @@ class ScriptCall(Generic[T_co]):
                 flat.extend(value)
         return flat
 
+    def _encode(self, codec: PayloadCodec) -> list[Any]:
+        """The arguments with encoded payloads. A call that is repeated must send exactly the same texts."""
+        encoded = self._encoded
+        if not encoded:
+            encoded += self.args
+            for at, encode in self.encoders:
+                encoded[at] = encode(encoded[at], codec)
+        return encoded
+
 
 def script_function(declared: Callable[P, T]) -> Callable[P, ScriptCall[T]]:
     """Decorator: a function that builds the `ScriptCall` of the script with the same name.
@@ -51,16 +71,20 @@ def script_function(declared: Callable[P, T]) -> Callable[P, ScriptCall[T]]:
     """
 
     @cache  # the script is built at the first call: most processes use only some scripts
-    def script() -> tuple[Script, dict[str, Any], Callable[[Reply], T]]:
-        hints = get_type_hints(declared)
+    def script() -> tuple[Script, dict[str, Any], Decoder, tuple[tuple[int, Encoder], ...]]:
+        hints = get_type_hints(declared, include_extras=True)
         reply = hints.pop("return")
         defaults = {name: p.default for name, p in inspect.signature(declared).parameters.items()}
-        return Script(declared.__name__, hints, reply), defaults, decoder_of(reply)
+        parameters = {name: plain_type(hint) for name, hint in hints.items()}
+        encoders = tuple(
+            (at, encode) for at, hint in enumerate(hints.values()) if (encode := encoder_of(hint)) is not None
+        )
+        return Script(declared.__name__, parameters, reply), defaults, decoder_of(reply), encoders
 
     def build_call(*_: P.args, **arguments: P.kwargs) -> ScriptCall[T]:
-        script_of_function, defaults, parse = script()
+        script_of_function, defaults, decode, encoders = script()
         values = tuple(arguments.get(name, default) for name, default in defaults.items())
-        return ScriptCall(script_of_function, values, parse)
+        return ScriptCall(script_of_function, values, decode, encoders)
 
     build_call.__name__, build_call.__doc__ = declared.__name__, declared.__doc__
     return build_call

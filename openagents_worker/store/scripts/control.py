@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from openagents_worker.store.scripts.calls import script_function
+from openagents_worker.store.scripts.payloads import Digested
 from openagents_worker.store.scripts.wakes import Wake
 
 __all__ = [
@@ -83,7 +84,7 @@ def resume(
     run_id: str,
     agent_id: str,
     session_id: str,
-    input_text: str,
+    input_text: Digested,
     checkpoint_id: str,
     canvas: str = "",
     by: str = "",

@@ -15,11 +15,14 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from openagents_worker.store.codec import PayloadCodec
+from openagents_worker.store.scripts.payloads import is_payload
+
 __all__ = ["decoder_of", "reply_in_lua"]
 
 Reply = Any
 """An answer of Redis: nested lists of str, int and None."""
-Decoder = Callable[[Reply], Any]
+Decoder = Callable[[Reply, PayloadCodec], Any]
 
 # --- Lua -------------------------------------------------------------------------------------------------
 
@@ -84,16 +87,18 @@ def decoder_of(hint: Any) -> Decoder:
     """The function that decodes a reply of this type. Raises `TypeError` if no reply can have it."""
     if (present := _without_none(hint)) is not hint:
         decode = decoder_of(present)
-        return lambda value: None if value is None else decode(value)
+        return lambda value, codec: None if value is None else decode(value, codec)
     if _has_fields(hint):
         return _fields_decoder(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (tuple, frozenset):
         return _collection_decoder(origin, arguments[0])
     if origin is dict:
-        return _decode_pairs
+        return _decode_payload_pairs if is_payload(arguments[1]) else _decode_pairs
     if hint is int or (isinstance(hint, type) and issubclass(hint, StrEnum)):
-        return hint  # its constructor
+        return lambda value, _: hint(value)
+    if is_payload(hint):
+        return _decode_payload
     if hint is bool:
         return _is_one
     if hint is str or origin is Literal:
@@ -104,12 +109,14 @@ def decoder_of(hint: Any) -> Decoder:
 
 
 def _fields_decoder(row: Any) -> Decoder:
-    decoders = tuple((name, decoder_of(hint)) for name, hint in get_type_hints(row).items())
+    decoders = tuple(
+        (name, decoder_of(hint)) for name, hint in get_type_hints(row, include_extras=True).items()
+    )
 
-    def decode(values: Sequence[Any]) -> Any:
+    def decode(values: Sequence[Any], codec: PayloadCodec) -> Any:
         return row(
             **{
-                name: decode_value(value)
+                name: decode_value(value, codec)
                 for (name, decode_value), value in zip(decoders, values, strict=True)
                 if value is not None
             }
@@ -121,24 +128,34 @@ def _fields_decoder(row: Any) -> Decoder:
 def _collection_decoder(collection: Callable[[Any], Any], item: Any) -> Decoder:
     decode_item = decoder_of(item)
     if decode_item is _unchanged:
-        return collection
-    return lambda values: collection(map(decode_item, values))
+        return lambda values, _: collection(values)
+    return lambda values, codec: collection(decode_item(value, codec) for value in values)
 
 
-def _decode_pairs(flat: Any) -> dict[str, str]:
+def _decode_pairs(flat: Any, _: PayloadCodec) -> dict[str, str]:
     """A hash that Lua returned as a list: name, value, name, value …"""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _is_one(value: Any) -> bool:
+def _decode_payload_pairs(flat: Any, codec: PayloadCodec) -> dict[str, str]:
+    """The same for values that are payloads."""
+    values = flat[1::2] if codec.is_plain else map(codec.decode, flat[1::2])
+    return dict(zip(flat[::2], values, strict=True))
+
+
+def _decode_payload(text: str, codec: PayloadCodec) -> str:
+    return codec.decode(text)
+
+
+def _is_one(value: Any, _: PayloadCodec) -> bool:
     return bool(value == 1)
 
 
-def _unchanged(value: Any) -> Any:
+def _unchanged(value: Any, _: PayloadCodec) -> Any:
     return value
 
 
-def _nothing(_: Any) -> None:
+def _nothing(_: Any, __: PayloadCodec) -> None:
     return None
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts.calls import script_function
+from openagents_worker.store.scripts.payloads import Digested, Payload
 from openagents_worker.store.scripts.wakes import Wake
 
 __all__ = ["SubmitAnswer", "Submitted", "reject", "submit"]
@@ -53,7 +54,7 @@ def submit(
     default_queue: str,
     digest: str,
     uid: str,
-    request: str,
+    request: Payload,
     canvas: str,
     durable: bool,
     delay_ms: int,
@@ -62,6 +63,7 @@ def submit(
     lists: Sequence[str] = (),
     expires_ms: int = 0,
     tell: bool = False,
+    input_text: Digested = "",
     format: int = WRITTEN,
 ) -> Submitted:
     """Accept a run.
@@ -69,6 +71,7 @@ def submit(
     `queue` '' means the queue of the agent, or `default_queue`. Submissions with an equal `digest` are the
     same request. `lists` are the additional indexes of the run (`listing.extra_indexes`). `expires_ms`: the
     run is cancelled if it has not started by then (0: never). `tell`: Celery must be notified of its end.
+    `input_text` is that of the request: `resume` compares it.
     """
 
 
