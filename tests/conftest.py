@@ -58,7 +58,7 @@ def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     yield redis_server.url
-    from openagents_worker.store.keys import ttl_violations
+    from openagents_worker.store.ttl import ttl_violations
 
     assert ttl_violations(redis_server.url) == []
 

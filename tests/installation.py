@@ -23,7 +23,7 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
-from openagents_worker.store.keys import ttl_violations
+from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
 from tests import diary
 from tests.waiting import PATIENCE_S, await_for

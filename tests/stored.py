@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from openagents_worker.models import RunState
-from openagents_worker.store.watch import Entry, RunHead, stored_event
+from openagents_worker.store.event_cursor import Entry, RunHead, stored_event
 
 
 def shown(

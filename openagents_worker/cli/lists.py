@@ -9,7 +9,7 @@ from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import age_text, clock_time
 from openagents_worker.models import RunRecord
 from openagents_worker.store.listing import SessionSummary
-from openagents_worker.store.records import SessionView
+from openagents_worker.store.sessions import SessionView
 
 __all__ = ["missing_run_line", "run_table", "session_lines", "session_table"]
 

@@ -42,8 +42,8 @@ from openagents_worker.store.listing import (
     list_sessions,
     prune_indexes,
 )
-from openagents_worker.store.records import SessionView, aread_session, read_session
 from openagents_worker.store.scripts import CancelAnswer
+from openagents_worker.store.sessions import SessionView, aread_session, read_session
 from openagents_worker.submission.submit import Request
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]

@@ -12,7 +12,8 @@ from openagents_worker.producer.plans import Sending
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.records import read_ids, states_plan
+from openagents_worker.store.paging import read_ids
+from openagents_worker.store.records import states_plan
 from openagents_worker.store.scripts import DeleteAnswer, Deleted, Wake
 
 __all__ = ["deletion"]

@@ -26,7 +26,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
-from openagents_worker.store.records import RECORD_FIELDS, parse_record, run_not_found, states_plan
+from openagents_worker.store.records import record_plan, run_not_found, states_plan
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.submission.submit import Accepted, Request, resumption, submission
 from openagents_worker.telemetry.logs import get_logger
@@ -109,12 +109,7 @@ def cancel(publishing: PublishingApp, run_id: str, reason: str | None) -> Plan[C
 
 def record(keys: Keys, run_id: str) -> Plan[RunRecord]:
     """Read the current record of a run. Raises `RunNotFound`."""
-    text_of_caller("run_id", run_id)
-    values = yield lambda r: r.hmget(keys("run", run_id), RECORD_FIELDS)
-    found = parse_record(run_id, values)
-    if found is None:
-        raise run_not_found(run_id)
-    return found
+    return record_plan(keys, text_of_caller("run_id", run_id))
 
 
 def ended_record(keys: Keys, run_id: str) -> Plan[RunRecord | None]:

@@ -57,9 +57,10 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
-from openagents_worker.store.records import SessionStore
 from openagents_worker.store.scripts import Claimed, Wake, WriteResult
+from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
@@ -70,7 +71,6 @@ log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
 PREPARE_PART = "prepare"  # the part of a run before its pattern, in runs that are replayed by place
-MAX_TRIES_DIGITS = 10  # a longer count was not written by this library and is ignored
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
@@ -387,9 +387,7 @@ class Attempt:
     @property
     def _tries(self) -> dict[str, int]:
         """How often each call has failed and was retried later, by the name of its fact."""
-        facts = self._claimed.facts or {}
-        tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
-        return {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS}
+        return Facts(self._claimed.facts).counts(FactKind.TRIES)
 
     @property
     def _max_tries(self) -> int:

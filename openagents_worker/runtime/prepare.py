@@ -34,7 +34,7 @@ from openagents_worker.runtime.user_code import (
 )
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
-from openagents_worker.store.records import SessionStore
+from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 

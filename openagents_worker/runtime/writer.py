@@ -30,6 +30,7 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
@@ -274,6 +275,10 @@ class RunWriter:
     @property
     def keys(self) -> Keys:
         return self._store.keys
+
+    @property
+    def codec(self) -> PayloadCodec:
+        return self._store.codec
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ from openagents_worker.jsontext import loads
 from openagents_worker.models import ErrorDetails, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
-from openagents_worker.store.records import aread_record, read_record
-from openagents_worker.store.scripts import PAGE_BYTES, ScriptCall, page
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.plan import Emit, Plan
+from openagents_worker.store.records import record_plan
+from openagents_worker.store.scripts import PAGE_BYTES, page
 
 __all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
 
@@ -59,23 +61,17 @@ class Checkpoint:
 
 def checkpoints(store: Store, run_id: str) -> Iterator[Checkpoint]:
     """Yield the checkpoints of a run in the order of their commits, read in pages. Raises `RunNotFound`."""
-    read_record(store, run_id)
-    position = 0
-    while texts := store.run(_page(run_id, position)):
-        for text in texts:
-            yield Checkpoint.of(run_id, position, text)
-            position += 1
+    return store.stream(_checkpoints(store.keys, run_id))
 
 
-async def acheckpoints(store: AsyncStore, run_id: str) -> AsyncIterator[Checkpoint]:
+def acheckpoints(store: AsyncStore, run_id: str) -> AsyncGenerator[Checkpoint]:
     """As `checkpoints`, for asyncio."""
-    await aread_record(store, run_id)
+    return store.stream(_checkpoints(store.keys, run_id))
+
+
+def _checkpoints(keys: Keys, run_id: str) -> Plan[None]:
+    yield from record_plan(keys, run_id)
     position = 0
-    while texts := await store.run(_page(run_id, position)):
-        for text in texts:
-            yield Checkpoint.of(run_id, position, text)
-            position += 1
-
-
-def _page(run_id: str, position: int) -> ScriptCall[tuple[str, ...]]:
-    return page(run_id=run_id, position=position, page_bytes=PAGE_BYTES)
+    while texts := (yield page(run_id=run_id, position=position, page_bytes=PAGE_BYTES)):
+        yield Emit(Checkpoint.of(run_id, position + at, text) for at, text in enumerate(texts))
+        position += len(texts)

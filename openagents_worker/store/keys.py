@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, unquote
-
-import redis
 
 __all__ = [
     "ANY_TYPE",
@@ -25,7 +22,6 @@ __all__ = [
     "left_in_place_in_lua",
     "lua_key_functions",
     "spec_of",
-    "ttl_violations",
 ]
 
 
@@ -52,11 +48,15 @@ KEYS = (
         "run",
         "run:{}",
         "hash",
-        "the record of a run: format, state, fence, owner, counters, request, result",
+        "the record of a run: format, state, fence, owner, counters, request, input_digest, result",
         _RUN,
     ),
     KeySpec(
-        "facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN
+        "facts",
+        "run:{}:facts",
+        "hash",
+        "what was decided outside the journal, by `kind:call id`",
+        _RUN,
     ),
     KeySpec(
         "events",
@@ -260,20 +260,10 @@ KEYS = (
     ),
 )
 
-PERMANENT = frozenset(
-    {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
-    | {"indexes"}
-)
-ALWAYS_EXPIRING = frozenset(
-    {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
-    | {"aside", "aside_said", "aside_key", "served"}
-    | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
-)
 LEFT_IN_PLACE = frozenset({"run", "facts", "journal", "transcript", "artifacts", "session_state"})
 """Kinds of keys that are never moved. If such a key has a wrong type, operations that need it fail with an
 error that names the key. Any other key of a wrong type is renamed to `aside_key`, and the operation continues
 as if the key did not exist: it cannot contain data of this library."""
-_LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"
 
@@ -365,41 +355,3 @@ def spec_of(key: str, prefix: str) -> tuple[KeySpec, str] | None:
         if found := pattern.match(key, len(prefix) + 1):
             return spec, found.group(1) if pattern.groups else ""
     return None
-
-
-def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
-    """Descriptions of keys whose TTL is wrong: keys of live runs that expire, other keys that never expire.
-
-    For tests and for `doctor`: it scans the whole database.
-    """
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        ttl_of = {key: client.pttl(key) for key in client.scan_iter(f"{prefix}:*", count=1000)}
-        found: list[str] = []
-        for key, ttl_ms in sorted(ttl_of.items()):
-            known = spec_of(key, prefix)
-            if known is None:
-                found.append(f"{key}: not a key of this library")
-                continue
-            spec, owner = known
-            live = _is_live(client, Keys(prefix), spec, owner)
-            if live and ttl_ms >= 0:
-                found.append(f"{key}: would expire in {ttl_ms} ms, but its owner is live")
-            if not live and ttl_ms == -1:
-                found.append(f"{key}: never expires, but nothing live needs it ({spec.life})")
-    return found
-
-
-def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
-    """Whether the key must not have a TTL at present. `owner` is the encoded id in the key."""
-    if spec.name in PERMANENT:
-        return True
-    if spec.name in ALWAYS_EXPIRING:
-        return False
-    id_ = unquote(owner)
-    if spec.name.startswith("worker_"):
-        return client.zscore(keys("workers"), id_) is not None
-    if spec.name in _LIVE_WITH_RUN:
-        key = keys("run", id_)
-        state = client.hget(key, "state") if client.type(key) == "hash" else None
-        return state not in (None, "completed", "failed", "cancelled")
-    return bool(client.hexists(keys("session", id_), "holder") or client.zcard(keys("session_queue", id_)))

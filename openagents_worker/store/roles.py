@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from openagents_worker.store.keys import KEYS
 from openagents_worker.store.rights import Right, patterns
-from openagents_worker.store.scripts import rights_of_script
+from openagents_worker.store.scripts.source import rights_of_script
 
 __all__ = ["ROLES", "BrokerRight", "Role", "RoleName", "acl_line"]
 

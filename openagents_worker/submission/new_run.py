@@ -71,6 +71,7 @@ class NewRun:
             parent_run_id=request.parent_run_id or "",
             expires_ms=self.expires_ms,
             tell=True,
+            input_text=request.input_text,
         )
 
     def accepted(self, answer: Submitted) -> Accepted:

@@ -100,8 +100,8 @@ class ConnectionChecks:
         found: LookResult | None = self._ask(self._find_silent_workers)
         if found is None:
             return
-        if found.next_s is not None:
-            self._next_s = min(self._next_s, self._clock() + found.next_s)
+        if found.next_ms is not None:
+            self._next_s = min(self._next_s, self._clock() + found.next_ms / 1000)
         self._joined = found.joined
         if found.neighbours is not None:
             self._on_local_workers(found.neighbours)

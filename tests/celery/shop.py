@@ -34,7 +34,7 @@ from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.connection import Connection
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask
-from openagents_worker.store.keys import ttl_violations
+from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.celery.product import make_product
 from tests.installation import ROOT, agent

@@ -15,7 +15,7 @@ FIGURES = {
     ("pools.md", r"after ([\d,]+) new objects"): "worker.process.GC_THRESHOLD",
     ("pools.md", r"new objects instead of (\d+)"): "worker.process.PYTHONS_GC_THRESHOLD",
     ("plugins.md", r"within (\d+) s"): "runtime.deps.LIMIT_S",
-    ("listing.md", r"examines at most ([\d,]+) runs"): "store.listing.MAX_SCANNED",
+    ("listing.md", r"examines at most ([\d,]+) runs"): "store.index_pages.MAX_SCANNED",
     ("listing.md", r"searches the ([\d,]+) most"): "store.listing.SCANNED_FOR_PROBLEMS",
     ("logging.md", r"again after (\d+) s"): "worker.stall_monitor.START_AGAIN_S",
     ("streaming.md", r"unreachable for more than (\d+) seconds"): "store.watch.RECONNECT_S",

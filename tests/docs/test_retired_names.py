@@ -9,7 +9,7 @@ ALLOWED = {
     "runtime/place.py: _place",
     "runtime/place.py: place",
     "store/keys.py: notices",
-    "store/watch.py: wanted",
+    "store/event_cursor.py: wanted",
 }
 """Files and names that are not replaced yet. This set only shrinks: an entry that is not needed fails."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from openagents_worker.store.keys import PERMANENT
+from openagents_worker.store.ttl import PERMANENT
 from tests.hostile.matrix import ELEMENT, KEY, TYPE
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World

@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from openagents_worker.store.keys import ALWAYS_EXPIRING, ANY_TYPE, PERMANENT, Keys, KeySpec, spec_of
+from openagents_worker.store.keys import ANY_TYPE, Keys, KeySpec, spec_of
+from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT
 from tests.properties.lab import Entry, View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
 from tests.stored import shown as shown_events

@@ -9,6 +9,7 @@ from hashlib import sha1
 from typing import Any, TypeVar
 
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.scripts import Script, ScriptCall
 from openagents_worker.store.states import states_as_text
 
@@ -104,8 +105,15 @@ class Lab:
     scripts, which switches a guard off.
     """
 
-    def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = (), *, prefix: str = "oa") -> None:
-        self.store = Store(Cell(url, prefix))
+    def __init__(
+        self,
+        url: str,
+        altered: tuple[tuple[str, str], ...] = (),
+        *,
+        prefix: str = "oa",
+        codec: PayloadCodec = PLAIN,
+    ) -> None:
+        self.store = Store(Cell(url, prefix, codec=codec))
         self.keys = self.store.keys
         self.redis: Any = self.store.redis
         self._raw: Any = Store(Cell(url)).redis

@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 )
 
 from openagents_worker.store import scripts
-from openagents_worker.store.keys import ttl_violations
 from openagents_worker.store.scripts import ScriptCall, Wake, WriteAnswer
+from openagents_worker.store.ttl import ttl_violations
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
 from tests.properties.truth import (

@@ -57,15 +57,15 @@ GUARDS = (
     ),
     Guard(
         "claim checks the lease of the worker",
-        ("if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end", ""),
+        ("if not deadline or deadline <= NOW_MS then return reply{answer = 'NOT_ALIVE'} end", ""),
     ),
     Guard(
         "the end of a lease is final",
-        ("if not deadline or deadline <= NOW_MS then return {'LOST'} end", ""),
+        ("if not deadline or deadline <= NOW_MS then return reply{lost = true} end", ""),
     ),
     Guard(
         "only reclaim takes a run from its owner",
-        ("  return {'BUSY'}\nend", "end"),
+        ("  return reply{answer = 'BUSY'}\nend", "end"),
     ),
     Guard(
         "the same nonce gets the same answer",
@@ -73,7 +73,10 @@ GUARDS = (
     ),
     Guard(
         "claim ends a run with a cancel request",
-        ("if run.cancel == '1' then return {'CANCELLED'", "if false then return {'CANCELLED'"),
+        (
+            "if run.cancel == '1' then return reply{answer = 'CANCELLED'",
+            "if false then return reply{answer = 'CANCELLED'",
+        ),
         story="a_run_is_cancelled_while_its_worker_hands_it_back",
     ),
     Guard(
@@ -83,11 +86,14 @@ GUARDS = (
     ),
     Guard(
         "a retry does not start before it is due",
-        ("if run.due > NOW_MS then return {'NOT_DUE'", "if false then return {'NOT_DUE'"),
+        (
+            "if run.due > NOW_MS then return reply{answer = 'NOT_DUE'",
+            "if false then return reply{answer = 'NOT_DUE'",
+        ),
     ),
     Guard(
         "only the holder of a session is executed",
-        ("if held_by ~= run_id then return {'WAITING', wakes} end", ""),
+        ("if held_by ~= run_id then return reply{answer = 'WAITING', wakes = wakes} end", ""),
         story="a_message_is_older_than_the_memory_of_redis",
     ),
     Guard(
@@ -188,7 +194,7 @@ GUARDS = (
     Guard(
         "a run is named only by its owner",
         (
-            "run.owner ~= incarnation or run.state ~= STATE.running then return 'FENCED' end\nlocal",
+            "run.owner ~= incarnation or run.state ~= STATE.running then return 0 end\nlocal",
             "false then end\nlocal",
         ),
         story="the_watchdog_of_a_worker_that_has_lost_its_run_names_it",
@@ -236,7 +242,7 @@ GUARDS = (
     ),
     Guard(
         "Celery is notified by a worker that reads the format",
-        ("if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end", ""),
+        ("if at[1] and not is_read(run.format) then return reply{answer = 'OTHER_FORMAT'} end", ""),
         story="an_old_worker_cannot_notify_celery_of_an_end_of_the_new_format",
     ),
     Guard(
@@ -279,12 +285,12 @@ GUARDS = (
     ),
     Guard(
         "a run with a cancel request is not suspended",
-        ("if run.cancel == '1' then return {'CANCEL'} end", ""),
+        ("if run.cancel == '1' then return reply{answer = 'CANCEL'} end", ""),
         story="a_run_with_a_cancel_request_is_suspended",
     ),
     Guard(
         "a finish that is repeated is answered",
-        ("if run and run.fence == fence and TERMINAL[run.state] then return {'OK', {}} end", ""),
+        ("if run and run.fence == fence and TERMINAL[run.state] then return reply{answer = 'OK'} end", ""),
     ),
     Guard(
         "an owner whose run is ended by another process loses the fence",
@@ -297,7 +303,10 @@ GUARDS = (
     ),
     Guard(
         "an expired run is not started",
-        ("if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end", ""),
+        (
+            "if expired(run) then return reply",
+            "if false then return reply",
+        ),
         story="a_run_is_claimed_after_its_time",
     ),
     Guard(
@@ -327,17 +336,20 @@ GUARDS = (
     ),
     Guard(
         "a completed run is not resumed",
-        ("if run.state == STATE.completed then return {'COMPLETED'} end", ""),
+        ("if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",
     ),
     Guard(
         "a run with unrecorded effects is not started again",
-        ("if begins and not may_begin then return {'NO_CHECKPOINT'} end", ""),
+        ("if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end", ""),
         story="a_run_that_left_no_record_is_resumed",
     ),
     Guard(
         "a live run is not resumed",
-        ("if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end", ""),
+        (
+            "if not TERMINAL[run.state] then return reply{answer = 'LIVE'",
+            "if false then return reply{answer = 'LIVE'",
+        ),
         story="a_run_is_resumed",
     ),
     Guard(
@@ -416,7 +428,7 @@ GUARDS = (
     ),
     Guard(
         "a false alarm counts once",
-        ("if not by or by == FALSE_ALARM then return {'NONE'} end", "if not by then return {'NONE'} end"),
+        ("if not by or by == FALSE_ALARM then return false end", "if not by then return false end"),
         story="the_lease_of_a_live_worker_is_ended",
     ),
     Guard(
@@ -490,7 +502,7 @@ GUARDS = (
     ),
     Guard(
         "the same id is one run",
-        ("if known_digest ~= digest then return {'CONFLICT'} end", ""),
+        ("if known_digest ~= digest then return reply{answer = 'CONFLICT'} end", ""),
     ),
     Guard(
         "a busy session can be refused",
@@ -539,7 +551,7 @@ GUARDS = (
     ),
     Guard(
         "a run that has ended is not cancelled again",
-        ("if TERMINAL[run.state] then return {'ALREADY', run.state} end", ""),
+        ("if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end", ""),
     ),
     Guard(
         "a run that has ended is not claimed",

@@ -16,7 +16,8 @@ from openagents_worker.models import RunState, parse_request
 from openagents_worker.store.checkpoints import checkpoints
 from openagents_worker.store.client import Store
 from openagents_worker.store.listing import RunFilter, list_runs
-from openagents_worker.store.records import read_record, read_session
+from openagents_worker.store.records import read_record
+from openagents_worker.store.sessions import read_session
 from openagents_worker.store.watch import watch
 from tests.runtime.harness import agent, process
 from tests.runtime.plugins import Charge, _Pattern

@@ -21,6 +21,7 @@ from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
 from tests.stored import shown
@@ -132,13 +133,18 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    redis_url: str, *agents: dict[str, Any], settings: Settings | None = None, name: str = "w", **file: Any
+    redis_url: str,
+    *agents: dict[str, Any],
+    settings: Settings | None = None,
+    name: str = "w",
+    codec: PayloadCodec = PLAIN,
+    **file: Any,
 ) -> AsyncIterator[Process]:
     """A registered process with these agents. `file` holds further fields of its agents file."""
     settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
     config = load_agents(json.dumps({**file, "agents": list(agents or [agent()])}), env={})
     assembly = Assembly(config, env={})
-    store = AsyncStore(Cell(redis_url))
+    store = AsyncStore(Cell(redis_url, codec=codec))
     lease = FixedLease(f"{name}:{uuid.uuid4().hex[:8]}")
     wakes: list[Wake] = []
 

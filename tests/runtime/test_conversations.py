@@ -25,8 +25,8 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.records import aread_session
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
+from openagents_worker.store.sessions import aread_session
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.runtime import talking
 from tests.runtime.harness import Process, calls, crash, process

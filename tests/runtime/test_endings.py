@@ -12,8 +12,8 @@ from openagents_worker.models import RunRecord, RunState, StopReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.records import aread_session
 from openagents_worker.store.scripts import ReleaseKind
+from openagents_worker.store.sessions import aread_session
 from tests.runtime import plugins, unstorable
 from tests.runtime.harness import Process, agent, due, process
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool

@@ -17,7 +17,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.handle import RunHandle
-from openagents_worker.store.keys import ttl_violations
+from openagents_worker.store.ttl import ttl_violations
 from tests import diary
 from tests.installation import ROOT, call
 from tests.sentinel.tools import let_go

@@ -196,13 +196,13 @@ def test_a_lease_is_ended_only_after_the_silence_and_after_a_missed_renewal(
     connections.begin()
     bench.lab.let_pass(WITHIN_MS - SILENCE_MS // 2)  # a second before it should have renewed
     connections.close()
-    assert connections.look().next_s is None  # two seconds of silence: not earlier than usual
+    assert connections.look().next_ms is None  # two seconds of silence: not earlier than usual
 
     bench.lab.let_pass(SILENCE_MS - 500)
     looked = connections.look()
     assert looked.given_up == ()
-    assert looked.next_s is not None
-    assert 0 < looked.next_s <= 0.5
+    assert looked.next_ms is not None
+    assert 0 < looked.next_ms <= 500
 
     connections.connect()
     connections.renew()

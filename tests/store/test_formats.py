@@ -14,7 +14,8 @@ from openagents_worker.errors import OtherFormat, RecordUnreadable
 from openagents_worker.runtime.journal import Record
 from openagents_worker.store import formats
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.records import aread_record, read_record, read_session
+from openagents_worker.store.records import aread_record, read_record
+from openagents_worker.store.sessions import read_session
 from openagents_worker.store.watch import awatch, watch
 from tests.store.test_scripts import Bench, woken
 

@@ -9,18 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.keys import (
-    ALWAYS_EXPIRING,
-    ANY_TYPE,
-    KEYS,
-    PERMANENT,
-    Keys,
-    KeySpec,
-    encode_id,
-    lua_key_functions,
-    spec_of,
-    ttl_violations,
-)
+from openagents_worker.store.keys import ANY_TYPE, KEYS, Keys, KeySpec, encode_id, lua_key_functions, spec_of
+from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT, ttl_violations
 
 PREFIX = "cell:{c1}"
 keys = Keys(PREFIX)

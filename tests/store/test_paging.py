@@ -10,9 +10,9 @@ import pytest
 
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.paging import PAGE_BYTES, PageSize
-from openagents_worker.store.records import IDS_PER_PAGE, SessionStore, read_session
+from openagents_worker.store.paging import IDS_PER_PAGE, PAGE_BYTES, PageSize
 from openagents_worker.store.scripts import DeleteAnswer
+from openagents_worker.store.sessions import SessionStore, read_session
 from openagents_worker.store.watch import history, watch
 from tests.producer.hand import Hand
 from tests.store.script_calls import call

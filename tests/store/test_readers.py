@@ -14,7 +14,8 @@ from openagents_worker.store.dead_letters import parse_entries, read_put_aside
 from openagents_worker.store.fleet import read_fleet, read_workers
 from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
-from openagents_worker.store.records import read_record, read_session, read_states
+from openagents_worker.store.records import read_record, read_states
+from openagents_worker.store.sessions import read_session
 from tests.store.script_calls import call
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS

@@ -9,16 +9,8 @@ import pytest
 from openagents_worker.errors import LLMResponseError, RunNotFound, SessionNotFound
 from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.records import (
-    MAX_PAGE_ITEMS,
-    SessionStore,
-    aread_record,
-    aread_session,
-    aread_states,
-    read_record,
-    read_session,
-    read_states,
-)
+from openagents_worker.store.records import aread_record, aread_states, read_record, read_states
+from openagents_worker.store.sessions import MAX_PAGE_ITEMS, SessionStore, aread_session, read_session
 from tests.producer.hand import Hand
 
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
     CancelAnswer,
@@ -37,8 +38,8 @@ HOUR_MS = 3_600_000
 class Bench:
     """A cell with the worker w1, and functions to inspect it."""
 
-    def __init__(self, url: str, prefix: str = "oa") -> None:
-        self.lab = Lab(url, prefix=prefix)
+    def __init__(self, url: str, prefix: str = "oa", codec: PayloadCodec = PLAIN) -> None:
+        self.lab = Lab(url, prefix=prefix, codec=codec)
         self.store = self.lab.store
         self.redis = self.lab.redis
 
@@ -1088,7 +1089,7 @@ def test_every_run_is_created_by_one_function(bench: Bench) -> None:
     accepted, rejected = (set(bench.redis.hgetall(bench.store.keys("run", id_))) for id_ in ("r1", "r2"))
 
     assert births == ["new_run.lua"]
-    assert accepted - rejected == {"parent", "tell", "expires", "lists"}
+    assert accepted - rejected == {"parent", "tell", "input_digest", "expires", "lists"}
     assert rejected - accepted == {"result", "ended"}
 
 

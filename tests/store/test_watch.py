@@ -17,7 +17,8 @@ from openagents_worker.errors import RedisUnreachable, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.watch import EventCursor, RunHead, awatch, watch
+from openagents_worker.store.event_cursor import EventCursor, RunHead
+from openagents_worker.store.watch import awatch, watch
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy, closed_port
 from tests.waiting import await_for, wait_for

@@ -1,13 +1,12 @@
 -- A worker whose lease was ended early reports that it is alive. The recoveries of its runs decrease again. A repeated report has no effect.
 -- The suspicion of its runs is removed later, when the process registers again.
 -- The third false alarm within an hour switches the check that was wrong off for an hour.
--- Returns FALSE_ALARM, runs, `process` | `connection`, whether the check is off now | NONE. Event worker.false_alarm for each run that has not
--- ended.
+-- Returns `FalseAlarm`, or nil if the lease was not ended early. Event worker.false_alarm for each run that has not ended.
 --#include run
 --#include early
 local HOUR_MS, TOO_MANY = 3600000, 3
 local by = redis.call('HGET', k.gone(incarnation), '')
-if not by or by == FALSE_ALARM then return {'NONE'} end
+if not by or by == FALSE_ALARM then return false end
 redis.call('PERSIST', k.workers()) -- no effect, but Redis allows it when its memory is full, and then allows the other writes
 local taken = redis.call('HGETALL', k.gone(incarnation))
 redis.call('HSET', k.gone(incarnation), '', FALSE_ALARM) -- reclaim does not count recoveries of this worker from now on
@@ -26,4 +25,4 @@ redis.call('ZREMRANGEBYSCORE', alarms, '-inf', digits(NOW_MS - HOUR_MS))
 redis.call('PEXPIRE', alarms, HOUR_MS)
 local off = redis.call('ZCARD', alarms) >= TOO_MANY
 if off then redis.call('SET', k.looks_off(by), '1', 'PX', HOUR_MS) end
-return {'FALSE_ALARM', runs, by, off and 1 or 0}
+return reply{runs = runs, seen_by = by, off = off}

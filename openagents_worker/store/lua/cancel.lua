@@ -1,9 +1,9 @@
 -- Cancels a run. If a worker executes it, the worker is notified. Otherwise, or with `force`, the run ends immediately.
--- Returns REQUESTED | CANCELLED, wakes | ALREADY, state | UNKNOWN. Event run.cancel_requested or the terminal events.
+-- Returns `Cancelled`. Event run.cancel_requested or the terminal events.
 --#include end_run
 local run = load(run_id)
-if not run then return {'UNKNOWN'} end
-if TERMINAL[run.state] then return {'ALREADY', run.state} end
+if not run then return reply{answer = 'UNKNOWN'} end
+if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
 if run.owner ~= '' and force == 0 then
   if run.cancel ~= '1' then
     redis.call('HSET', k.run(run_id), 'cancel', '1', 'cancel_reason', reason)
@@ -11,6 +11,6 @@ if run.owner ~= '' and force == 0 then
     append(run, {'run.cancel_requested', '{"reason":' .. q(reason) .. '}'})
   end
   redis.call('PUBLISH', k.notices(run.owner), run_id)
-  return {'REQUESTED'}
+  return reply{answer = 'REQUESTED'}
 end
-return {'CANCELLED', cancelled(run, reason)}
+return reply{answer = 'CANCELLED', wakes = cancelled(run, reason)}

@@ -1,8 +1,6 @@
 -- A worker claims a run. This decides atomically whether the run must be executed: a message is only a wake-up.
 -- Only a run in the state `queued` is executed. In all other states the answer is PARKED, or the run waits.
--- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING, wakes | BUSY | NOT_DUE, ms
---   | NOT_ALIVE | UNKNOWN | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT | PARKED, state. If Celery was not notified
---   of the end yet: DONE, state, life, result[, wakes]. Event run.attempt_started.
+-- Returns `Claimed`. If Celery was not notified of the end of the run yet, the answer DONE has the result. Event run.attempt_started.
 -- The worker reads the formats `oldest` to `newest`. Its message has `message_format`. A run in another format is left to other workers: it is
 --   due again after some time. There is one event run.left_to_others for each pair of formats, however often the run is claimed. After
 --   left_max_ms, the run fails with agent.unavailable.
@@ -28,11 +26,12 @@ local function claimed(run, found)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
   local state_bytes = 0
   for _, text in ipairs(found.state) do state_bytes = state_bytes + #text end
-  local session = {found.messages, found.artifacts, state_bytes <= page_bytes and found.state or false} -- the worker reads a larger state separately
-  local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
-    'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
-  fields[2], fields[3], fields[4], fields[10] = digits(run.attempt), digits(run.life), digits(run.retries), digits(run.recoveries)
-  return {'CLAIMED', run.fence, fields, found.facts, found.journal, page, session}
+  local request, last_error = unpack(redis.call('HMGET', k.run(run_id), 'request', 'last_error'))
+  return reply{answer = 'CLAIMED', fence = run.fence, request = request, attempt = run.attempt, life = run.life, retries = run.retries,
+    recoveries = run.recoveries, uid = run.uid, usage = run.usage, queue = run.queue, canvas = run.canvas, last_error = last_error,
+    active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = found.facts, journal_length = found.journal,
+    journal = page, messages = found.messages, artifacts = found.artifacts,
+    session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
 end
 
 local function later(run, delay_ms)
@@ -46,61 +45,62 @@ end
 local function is_read(format) return format >= oldest and format <= newest end
 
 local run = load(run_id)
-if not run then return {'UNKNOWN'} end
+if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then
   local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
-  if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- a worker that can read the result notifies Celery
-  return {'DONE', run.state, run.life, at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or ''} -- null: the result is lost
+  if at[1] and not is_read(run.format) then return reply{answer = 'OTHER_FORMAT'} end -- a worker that can read the result notifies Celery
+  local result = at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or '' -- null: the result is lost
+  return reply{answer = 'DONE', state = run.state, life = run.life, unnotified_result = result}
 end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
-if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
+if not deadline or deadline <= NOW_MS then return reply{answer = 'NOT_ALIVE'} end
 if run.owner ~= '' then
   if run.owner == incarnation and string.match(run.fence, ':(.*)$') == nonce then
     local needed, wrong = needed_by(run)
     return needed and claimed(run, needed) or aside().fail(wrong)
   end
-  return {'BUSY'}
+  return reply{answer = 'BUSY'}
 end
-if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
-if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end
+if run.cancel == '1' then return reply{answer = 'CANCELLED', wakes = cancelled(run, run.cancel_reason, true), life = run.life} end
+if expired(run) then return reply{answer = 'CANCELLED', wakes = cancelled(run, 'expired', true), life = run.life} end
 local wakes = {}
 if HAS_DUE[run.state] then
-  if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
+  if run.due > NOW_MS then return reply{answer = 'NOT_DUE'} end
   redis.call('ZREM', k.due(), run_id)
   local wake = run.state == STATE.scheduled and place(run)
-  if wake and wake[1] ~= run_id then wakes[1] = wake end
+  if wake and wake.run_id ~= run_id then wakes[1] = wake end
   run.state = STATE.queued
 end
 local held_by = holder(run.session)
 if not held_by then -- the record of the holder is deleted: this claim repairs the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
     local wake = promote(run.session) -- the head of the queue is next, even if this is another run
-    held_by = wake[1]
+    held_by = wake.run_id
     if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   else
     redis.call('HSET', k.session(run.session), 'holder', run_id)
     held_by = run_id
   end
 end
-if held_by ~= run_id then return {'WAITING', wakes} end
+if held_by ~= run_id then return reply{answer = 'WAITING', wakes = wakes} end
 local format = math.max(run.format, session_format(run.session), message_format)
 if not (is_read(run.format) and is_read(format)) then
-  if run.state ~= STATE.queued then return {'OTHER_FORMAT'} end -- it is woken later
+  if run.state ~= STATE.queued then return reply{answer = 'OTHER_FORMAT'} end -- it is woken later
   local delay_ms = left_again_in(run, left_max_ms)
   if not delay_ms then
     local ending = foreign_ending(run, STATE.failed, 'failed', 'agent.unavailable',
       'no worker that can read format ' .. digits(format) .. ' of the run was available in time', 'start a worker of the version that wrote the run')
     ending.in_hand = true
-    return {'DONE', STATE.failed, run.life, ending.result, end_run(run, ending)}
+    return reply{answer = 'DONE', state = STATE.failed, life = run.life, unnotified_result = ending.result, wakes = end_run(run, ending)}
   end
   if redis.call('HSETNX', k.run(run_id), 'left:' .. format .. ':' .. newest, incarnation) == 1 then
     append(run, {'run.left_to_others', '{"format":' .. digits(format) .. ',"newest_read":' .. digits(newest)
       .. ',"left_by":' .. q(incarnation) .. ',"delay_ms":' .. digits(delay_ms) .. '}'})
   end
   later(run, delay_ms)
-  return {'OTHER_FORMAT'}
+  return reply{answer = 'OTHER_FORMAT'}
 end
-if run.state ~= STATE.queued then return {'PARKED', run.state} end
+if run.state ~= STATE.queued then return reply{answer = 'PARKED', state = run.state} end
 local needed, wrong, kind = needed_by(run)
 if not needed then
   local A = aside()
@@ -109,14 +109,15 @@ if not needed then
   local ending = foreign_ending(run, STATE.failed, 'failed', 'redis.wrong_type', 'the key ' .. wrong .. ' is a ' .. found
     .. ' and must be a ' .. kind, 'another program may have written it; openagents-worker status lists such keys')
   ending.in_hand = true
-  return {'DONE', STATE.failed, run.life, run.tell == '1' and ending.result or '', end_run(run, ending)}
+  return reply{answer = 'DONE', state = STATE.failed, life = run.life, unnotified_result = run.tell == '1' and ending.result or '',
+    wakes = end_run(run, ending)}
 end
 local group = suspicion_of(run).group
 if group ~= '' then
   local other = group_in(incarnation)
   if other ~= '' and other ~= group then
     later(run, 1000)
-    return {'SUSPECT_BUSY'}
+    return reply{answer = 'SUSPECT_BUSY'}
   end
   redis.call('SADD', k.suspects(incarnation), run_id)
   redis.call('PEXPIRE', k.suspects(incarnation), SUSPECTS_KEPT_MS)

@@ -1,9 +1,11 @@
--- Writes outcomes of recorded calls to the journal: this is the checkpoint. `position` is the number of records before them. Repeating the
--- call with the same records returns OK. Returns OK | CANCEL (stored; the run must stop) | FENCED | MISPLACED (the journal has another record
+-- Writes outcomes of recorded calls to the journal: this is the checkpoint. `position` is the number of records before them. `taken` are the
+-- facts that the records replace. Repeating the call with the same records returns OK. Returns OK | CANCEL (stored; the run must stop) | FENCED | MISPLACED (the journal has another record
 -- at this position: two programs use the same fence)
 --#include run
+--#include records
 local run = live(run_id, fence)
 if not run then return 'FENCED' end
+if #taken > 0 then needs(k.facts(run_id), 'hash') end
 local key = k.journal(run_id)
 local length = redis.call('LLEN', key)
 local answer = run.cancel == '1' and 'CANCEL' or 'OK'
@@ -15,6 +17,7 @@ if length > position then
 end
 if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, unpack(records))
+for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
 redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
 if run.suspicion ~= '' or run.stuck >= 2 then -- the process has survived this run, so the run is not a suspect any more

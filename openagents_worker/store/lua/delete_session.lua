@@ -1,5 +1,5 @@
 -- Deletes the runs of a session, oldest first, up to `limit` in a call, and the session with the last of them. A live run is never deleted.
--- Returns BUSY, run | UNTOLD, run (Celery was not notified of its end yet; `even_if_not_notified` does not wait for this) | MORE, runs | DELETED, runs
+-- Returns `Deleted`. UNTOLD: Celery was not notified of the end of a run yet; `even_if_not_notified` does not wait for this
 --#include session
 
 -- texts(list): the strings of a decoded list
@@ -10,31 +10,31 @@ local function texts(list)
 end
 
 local held = holder(session_id)
-if held then return {'BUSY', held} end
+if held then return reply{answer = 'BUSY', run_id = held} end
 local queue = redis.call('ZRANGE', k.session_queue(session_id), 0, limit - 1)
 for _, waiting in ipairs(queue) do
-  if is_known(waiting) then return {'BUSY', waiting} end
+  if is_known(waiting) then return reply{answer = 'BUSY', run_id = waiting} end
 end
 for _, gone in ipairs(queue) do redis.call('ZREM', k.session_queue(session_id), gone) end -- these runs do not exist
-if #queue == limit then return {'MORE', '0'} end -- there may be more
+if #queue == limit then return reply{answer = 'MORE'} end -- there may be more
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
 local found, untold_run = {}, nil
 for _, id in ipairs(ids) do
   local fields = redis.pcall('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold')
   local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key of a wrong type is deleted, too
-  if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed run: it is not in the queue of the session yet
+  if state and not TERMINAL[state] then return reply{answer = 'BUSY', run_id = id} end -- a delayed run: it is not in the queue of the session yet
   if untold and even_if_not_notified == 0 then untold_run = untold_run or id end
   found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = texts(decoded(more or ''))}
 end
-if untold_run then return {'UNTOLD', untold_run} end -- BUSY takes precedence, whatever the order of the runs
+if untold_run then return reply{answer = 'UNTOLD', run_id = untold_run} end -- BUSY takes precedence, whatever the order of the runs
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)
   redis.call('UNLINK', k.run(run.id), k.facts(run.id), k.events(run.id), k.journal(run.id), k.reply(run.id))
 end
-if #ids == limit then return {'MORE', digits(#ids)} end
+if #ids == limit then return reply{answer = 'MORE', runs = #ids} end
 redis.call('ZREM', k.index(SESSIONS), session_id)
 redis.call('ZREM', k.indexes(), 'session=' .. session_id)
 redis.call('UNLINK', unpack(session_keys(session_id)))
-return {'DELETED', digits(#ids)}
+return reply{answer = 'DELETED', runs = #ids}

@@ -1,10 +1,10 @@
 -- The owner ends a run: writes result, transcript, artifacts, session state, terminal and final event, and passes the session to the next run.
--- All of it or nothing is written. Returns OK, wakes | FENCED. Repeating the call with the same fence returns OK.
+-- All of it or nothing is written. Returns `WriteResult`. Repeating the call with the same fence returns OK.
 --#include end_run
 local run = load(run_id)
-if run and run.fence == fence and TERMINAL[run.state] then return {'OK', {}} end
+if run and run.fence == fence and TERMINAL[run.state] then return reply{answer = 'OK'} end
 run = live(run_id, fence)
-if not run then return {'FENCED'} end
+if not run then return reply{answer = 'FENCED'} end
 local S = run.session
 if #transcript > 0 then needs(k.transcript(S), 'list') end
 if #artifacts > 0 then needs(k.artifacts(S), 'list') end
@@ -18,4 +18,5 @@ for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
 count_up(k.session(S), 'version')
 if format > session_format(S) then redis.call('HSET', k.session(S), 'format', format) end
-return {'OK', end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed, keep_fence = true, in_hand = true})}
+return reply{answer = 'OK', wakes = end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed,
+  keep_fence = true, in_hand = true})}

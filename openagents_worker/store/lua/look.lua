@@ -2,7 +2,7 @@
 -- A lease is ended if the channel of the worker has had no subscriber for `silence_ms`, and if the worker has not renewed by the time by
 -- which a live worker would have. This applies only to workers whose connection this server has seen, and that have no run that is not durable.
 -- The leases of the other workers end at their deadline.
--- Returns the incarnations whose leases were ended, ms until the next check is useful ('' if not earlier than usual), news of this host
+-- Returns `LookResult`
 --#include early
 --#include neighbours
 redis.call('PERSIST', k.workers()) -- no effect, but Redis allows it when its memory is full, and then allows the other writes
@@ -32,11 +32,17 @@ local function forget_strangers()
   end
 end
 
+-- looked(given_up[, next_ms]): the reply, with the news of this host
+local function looked(given_up, next_ms)
+  local now_joined, neighbours = news(host, joined)
+  return reply{given_up = given_up, next_ms = next_ms, joined = now_joined, neighbours = neighbours}
+end
+
 local given_up, soonest = {}, nil
 if server ~= '' and not is_off('connection') and redis.call('SET', k.looked(), '1', 'NX', 'PX', LOOK_MS) then
   for _, incarnation in ipairs(redis.call('ZRANGEBYSCORE', k.workers(), '(' .. digits(NOW_MS), '+inf')) do
     local heard_by = listeners(incarnation)
-    if not heard_by then return {{}, '', news(host, joined)} end
+    if not heard_by then return looked({}) end
     if heard_by > 0 then
       redis.call('ZREM', k.silent(), incarnation)
     else
@@ -51,7 +57,7 @@ if server ~= '' and not is_off('connection') and redis.call('SET', k.looked(), '
   end
   forget_strangers()
 end
-if not soonest or soonest >= NOW_MS + LOOK_MS then return {given_up, '', news(host, joined)} end
+if not soonest or soonest >= NOW_MS + LOOK_MS then return looked(given_up) end
 local wait_ms = math.max(soonest - NOW_MS, SOONEST_MS)
 redis.call('PEXPIRE', k.looked(), digits(wait_ms))
-return {given_up, digits(wait_ms), news(host, joined)}
+return looked(given_up, wait_ms)

@@ -1,7 +1,7 @@
 -- Removes runs and sessions whose records have expired from the indexes that are due. Examines about `limit` entries in a call, of one
 -- index after the other. Each index counts as some additional entries.
 -- `name` '' starts with the index that is due first. `kept` is the number of old entries of this index that were examined before and still exist.
--- Returns looked (0: no index is due), name and kept for the call that continues with the same index ('' if it is done), removed
+-- Returns `Pruned`: `looked` (false: no index is due), `name` and `kept` for the call that continues with the same index ('' if it is done)
 --#include index
 local LOOK_AGAIN_MS = 3600000 -- the longest time between two checks of an index with entries that are older than the TTL but still exist
 local LIST_COSTS = 4 -- the cost of an index, in entries: to find it, to read it, to set when it is due next
@@ -23,7 +23,7 @@ local left, removed = limit, 0
 while left > 0 do
   if name == '' then
     name, kept = redis.call('ZRANGEBYSCORE', k.indexes(), '-inf', digits(NOW_MS), 'LIMIT', 0, 1)[1], 0
-    if not name then return {0, '', 0, removed} end
+    if not name then return reply{looked = false, name = '', kept = 0, removed = removed} end
   end
   local old = redis.call('ZRANGEBYSCORE', k.index(name), '-inf', digits(NOW_MS - ttl_ms_of(name)), 'LIMIT', kept, left)
   local gone = 0
@@ -31,8 +31,8 @@ while left > 0 do
     if is_gone(name, id) then gone = gone + redis.call('ZREM', k.index(name), id) end
   end
   removed, kept = removed + gone, kept + #old - gone
-  if #old == left then return {1, name, kept, removed} end
+  if #old == left then return reply{looked = true, name = name, kept = kept, removed = removed} end
   due_again(name, kept)
   name, left = '', left - #old - LIST_COSTS
 end
-return {1, '', 0, removed}
+return reply{looked = true, name = '', kept = 0, removed = removed}

@@ -1,11 +1,11 @@
--- Takes the runs of one worker whose lease is over, at most `limit` in a call. Returns wakes, incarnation ('' if no lease is over), left
+-- Takes the runs of one worker whose lease is over, at most `limit` in a call. Returns `Reclaimed`
 -- suspects.lua decides which of the runs may have killed the worker. If several leases end within `heartbeat_ms`, Redis was unreachable, and no
 -- run is suspected. Event run.recovered; for a run that ends: its terminal events.
 --#include end_run
 --#include deaths
 --#include early
 local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'WITHSCORES', 'LIMIT', 0, 1)
-if not dead[1] then return {{}, '', 0} end
+if not dead[1] then return reply{wakes = {}, incarnation = '', left = 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
 local ended = end_of(incarnation, over_since)
 local wakes = {}
@@ -49,4 +49,4 @@ if left == 0 then
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end
-return {wakes, incarnation, left}
+return reply{wakes = wakes, incarnation = incarnation, left = left}

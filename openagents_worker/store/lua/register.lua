@@ -1,6 +1,6 @@
 -- A worker process starts: stores its lease, its host, and the agents that it can execute. `info` is a JSON object of the worker. The start time
 -- is appended to its text, because decoding and encoding JSON in Lua loses empty lists. `previous` is an earlier incarnation of the same process
--- that has lost its lease although the process is alive. Returns the deadline of the lease in ms, the other workers of this host
+-- that has lost its lease although the process is alive. Returns `Registration`
 --#include deaths
 --#include early
 --#include neighbours
@@ -17,4 +17,4 @@ if info ~= '' then
 end
 forget_connection(incarnation) -- the first renewal stores it
 join(host, incarnation, process)
-return {digits(NOW_MS + lease_ms), neighbours(host)}
+return reply{neighbours = neighbours(host)}

@@ -1,8 +1,8 @@
--- A heartbeat. LOST if the lease is over: this is final, an incarnation never gets another lease.
--- Returns OK, owned runs, owned runs with a cancel request, number of other leases | LOST
+-- A heartbeat. `lost` if the lease is over: this is final, an incarnation never gets another lease.
+-- Returns `Renewal`
 --#include early
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
-if not deadline or deadline <= NOW_MS then return {'LOST'} end
+if not deadline or deadline <= NOW_MS then return reply{lost = true} end
 -- No effect, but Redis allows it when its memory is full, and then allows the other writes: no lease is lost because the memory is full
 redis.call('PERSIST', k.workers())
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
@@ -14,5 +14,5 @@ if server ~= '' and (listeners(incarnation) or 0) > 0 then
 else
   forget_connection(incarnation)
 end
-return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation)),
-  redis.call('ZCARD', k.workers()) - 1}
+return reply{owned = redis.call('SMEMBERS', k.worker_runs(incarnation)), cancel_requested = redis.call('SMEMBERS', k.worker_box(incarnation)),
+  others = redis.call('ZCARD', k.workers()) - 1}

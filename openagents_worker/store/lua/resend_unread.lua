@@ -1,6 +1,6 @@
 -- As resend, for a queue whose messages cannot be inspected. A wake-up counts as lost after `grace_ms`. The grace doubles with every resend, up to
 -- `max_grace_ms`. After each send, a run is examined when `grace_ms` is over, and then when its own grace is over.
--- Returns wakes, number of examined entries
+-- Returns `Woken`
 --#include resend
 local OF_ONE_MOMENT = 1000 -- a script sends at most a hundred messages, all with the same time
 local sent, waits, seen_key = k.sent(queue), k.resend(queue), k.resend_seen(queue)
@@ -37,10 +37,10 @@ for _, id in ipairs(ids) do
       redis.call('ZADD', waits, digits(at), id)
     else
       local wake = sent_again(queue, id, grace_ms)
-      if wake then redis.call('HSET', k.run(id), 'resent', wake[3] .. ':' .. digits(times + 1)) end
+      if wake then redis.call('HSET', k.run(id), 'resent', digits(wake.sent_us) .. ':' .. digits(times + 1)) end
       wakes[#wakes + 1] = wake
     end
   end
 end
 redis.call('PEXPIRE', waits, digits(2 * max_grace_ms))
-return {wakes, math.max(looked, #ids)}
+return reply{wakes = wakes, examined = math.max(looked, #ids)}

@@ -1,24 +1,30 @@
 -- Continues a failed or cancelled run in a new life, from its last checkpoint, at the end of the queue of its session. A run that ended before its
 -- first checkpoint starts again. NO_CHECKPOINT if that might repeat an effect (it is not durable and was executed, or its records are deleted), or
 -- if it has no request.
--- The task options (`canvas`) of this call replace earlier ones. Returns OK, state, queue, canvas, sent_us, wake of another run | LIVE (it has not ended) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
---   | OTHER_SESSION, session | OTHER_INPUT | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
+-- `input_text` is a digest, '' if the caller does not name its input. The task options (`canvas`) of this call replace earlier ones. Returns `Resumed`. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
+-- input_digest(): the digest of the input of the run. The previous version stores none; then its request is plain JSON
+local function input_digest()
+  local known = field_of(run_id, 'input_digest')
+  if known and known ~= '' then return known end
+  local request = decoded(field_of(run_id, 'request') or '')
+  return request and type(request.input_text) == 'string' and redis.sha1hex(request.input_text) or ''
+end
+
 local run = load(run_id)
-if not run then return {'UNKNOWN'} end
-if run.agent ~= agent_id then return {'OTHER_AGENT', run.agent} end
-if run.session ~= session_id then return {'OTHER_SESSION', run.session} end
+if not run then return reply{answer = 'UNKNOWN'} end
+if run.agent ~= agent_id then return reply{answer = 'OTHER_AGENT', detail = run.agent} end
+if run.session ~= session_id then return reply{answer = 'OTHER_SESSION', detail = run.session} end
 needs(k.journal(run_id), 'list')
 needs(k.facts(run_id), 'hash')
-local request = input_text ~= '' and decoded(field_of(run_id, 'request') or '')
-if input_text ~= '' and not (request and request.input_text == input_text) then return {'OTHER_INPUT'} end
+if input_text ~= '' and input_text ~= input_digest() then return reply{answer = 'OTHER_INPUT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
-if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end
-if run.state == STATE.completed then return {'COMPLETED'} end
-if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
+if checkpoint_id ~= '' and checkpoint_id ~= latest then return reply{answer = 'OTHER_CHECKPOINT', detail = latest} end
+if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end
+if not TERMINAL[run.state] then return reply{answer = 'LIVE', state = run.state, queue = run.queue} end
 local begins = redis.call('EXISTS', k.journal(run_id)) == 0
 local may_begin = run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run_id, 'request') or '') ~= ''
-if begins and not may_begin then return {'NO_CHECKPOINT'} end
+if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end
 
 run.life, run.expires = run.life + 1, 0
 redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
@@ -30,12 +36,13 @@ if canvas ~= '' then
   run.canvas = canvas
 end
 for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
-  if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- the retries of a new life are counted from 0
+  if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run_id), fact) end -- such as the count of retries
 end
 for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
 append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(latest)) .. ',"life":' .. digits(run.life)
   .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
-if wake and wake[1] == run_id then return {'OK', state, run.queue, run.canvas, wake[3]} end
-return {'OK', state, run.queue, run.canvas, '', wake}
+local is_own = wake and wake.run_id == run_id -- else the session was repaired: the head of its queue must be woken
+return reply{answer = 'OK', state = state, queue = run.queue, canvas = run.canvas, sent_us = is_own and wake.sent_us or nil,
+  also = not is_own and wake or nil}

@@ -1,21 +1,22 @@
--- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent.
--- Returns NEW | SAME, state, queue, wake_us | CONFLICT | BUSY | UNKNOWN_AGENT, known ids. Events run.queued, run.scheduled, run.waiting_session.
+-- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent. `input_text` is a digest.
+-- Returns `Submitted`. Events run.queued, run.scheduled, run.waiting_session.
 --#include session
 --#include new_run
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
 if known_digest then
-  if known_digest ~= digest then return {'CONFLICT'} end
+  if known_digest ~= digest then return reply{answer = 'CONFLICT'} end
   local at = redis.call('HMGET', k.run(run_id), 'state', 'queue')
-  return {'SAME', at[1] or '', at[2] or '', redis.call('ZSCORE', k.sent(at[2] or ''), run_id) or ''}
+  local sent_us = redis.call('ZSCORE', k.sent(at[2] or ''), run_id)
+  return reply{answer = 'SAME', state = at[1], queue = at[2], sent_us = sent_us and tonumber(sent_us) or nil}
 end
 local announcement = redis.call('HGET', k.agents(), agent_id)
 if not announcement and redis.call('EXISTS', k.agents()) == 1 then
-  local answer = {'UNKNOWN_AGENT'} -- not with `unpack`, which is limited to a few thousand values
-  for _, id in ipairs(redis.call('HKEYS', k.agents())) do answer[#answer + 1] = id end
-  return answer
+  local known_agents = redis.call('HKEYS', k.agents())
+  table.sort(known_agents)
+  return reply{answer = 'UNKNOWN_AGENT', known_agents = known_agents}
 end
 if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_queue(session_id)) > 0) then
-  return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
+  return reply{answer = 'BUSY', holder = redis.call('HGET', k.session(session_id), 'holder')}
 end
 if queue == '' then
   local announced = announcement and decoded(announcement)
@@ -25,16 +26,16 @@ end
 
 local run = new_run(run_id, {format = format, state = STATE.scheduled, queue = queue, agent = agent_id, session = session_id,
   parent = parent_run_id, digest = digest, uid = uid, request = request, canvas = canvas, tell = tell, durable = durable,
-  expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists)},
+  input_digest = input_text, expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists)},
   lists_of({agent = agent_id, session = session_id}, lists))
 if delay_ms > 0 then
   local due = NOW_MS + (expires_ms > 0 and math.min(delay_ms, expires_ms) or delay_ms)
   redis.call('HSET', k.run(run_id), 'due', digits(due))
   redis.call('ZADD', k.due(), digits(due), run_id)
   append(run, {'run.scheduled', '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. '}'})
-  return {'NEW', STATE.scheduled, queue, ''}
+  return reply{answer = 'NEW', state = STATE.scheduled, queue = queue}
 end
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
-if wake and wake[1] == run_id then return {'NEW', state, queue, wake[3]} end
-return {'NEW', state, queue, '', wake} -- the session was repaired: the head of its queue must be woken
+local is_own = wake and wake.run_id == run_id -- else the session was repaired: the head of its queue must be woken
+return reply{answer = 'NEW', state = state, queue = queue, sent_us = is_own and wake.sent_us or nil, also = not is_own and wake or nil}

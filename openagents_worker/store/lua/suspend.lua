@@ -1,13 +1,13 @@
 -- The owner suspends a run. kind: `retry`: due after delay_ms. `handover`: another worker continues it immediately. `left_to_others`: for a worker
 -- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s).
--- Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it was left to others for left_max_ms; nothing is written).
+-- Returns `WriteResult`. OVERDUE: it was left to others for left_max_ms; nothing is written.
 -- Events: those in `events`, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
 --#include run
 --#include records
 --#include left
 local run = live(run_id, fence)
-if not run then return {'FENCED'} end
-if run.cancel == '1' then return {'CANCEL'} end
+if not run then return reply{answer = 'FENCED'} end
+if run.cancel == '1' then return reply{answer = 'CANCEL'} end
 if call ~= '' then needs(k.facts(run_id), 'hash') end
 local at = {'fence', next_fence(run), 'owner', '', 'emit_no', batch_no}
 local wakes = {}
@@ -24,13 +24,13 @@ if kind == 'retry' then
   redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record sets it to 0
   redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for display
   local due = put_off()
-  if call ~= '' then count_up(k.facts(run_id), 'tries:' .. call) end
+  if call ~= '' then count_up(k.facts(run_id), FACT.tries .. call) end
   events[#events + 1] = 'run.retry_scheduled'
   events[#events + 1] = '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code)
     .. ',"attempt_index":' .. digits(run.retries + 1) .. '}'
 elseif kind == 'left_to_others' then
   local again_in_ms, is_first = left_again_in(run, left_max_ms, delay_ms > 0 and delay_ms or nil)
-  if not again_in_ms then return {'OVERDUE'} end
+  if not again_in_ms then return reply{answer = 'OVERDUE'} end
   delay_ms = again_in_ms
   put_off()
   if is_first then
@@ -47,4 +47,4 @@ end
 leave(run)
 append(run, events)
 if kind == 'handover' then wakes[1] = wake_of(run) end
-return {'OK', wakes, digits(delay_ms)}
+return reply{answer = 'OK', wakes = wakes, delay_ms = delay_ms}

@@ -1,5 +1,5 @@
 -- Wakes runs that are due: retries become queued, delayed runs enter their sessions, and a run that was not started before it expired ends.
--- At most `limit` runs in a call. Returns wakes, number of examined entries
+-- At most `limit` runs in a call. Returns `Woken`
 --#include end_run
 local wakes = {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)
@@ -20,4 +20,4 @@ for _, id in ipairs(ids) do
   end
   for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
 end
-return {wakes, #ids}
+return reply{wakes = wakes, examined = #ids}

@@ -16,7 +16,7 @@ local function end_run(run, ending)
   if run.tell == '1' then
     redis.call('HSET', key, 'untold', '1', 'tellings', 0)
     local wake = wake_of(run)
-    wake[9] = 'ended'
+    wake.is_ended = true
     if not ending.in_hand then wakes[1] = wake end
   end
   local S = run.session

@@ -26,11 +26,11 @@ local function neighbours(host)
   return found
 end
 
--- news(host, joined): the count of registrations, and neighbours(host) if the count has changed since `joined`
+-- news(host, joined): the count of registrations, and neighbours(host) if the count has changed since `joined`, else nil
 local function news(host, joined)
-  if host == '' then return {'', {}} end
+  if host == '' then return '', nil end
   local now_joined = redis.call('HGET', k.host(host), '') or ''
-  if now_joined ~= joined then return {now_joined, neighbours(host)} end
+  if now_joined ~= joined then return now_joined, neighbours(host) end
   redis.call('PEXPIRE', k.host(host), HOST_MS)
-  return {joined, {}}
+  return joined, nil
 end

@@ -57,26 +57,35 @@ local function envelope(name, seq, middle, payload, final)
   return '{"name":' .. q(name) .. ',"seq":' .. seq .. middle .. payload .. (final and ',"final":true}' or '}')
 end
 
--- forget_reply(run, payload): the event of a complete reply replaces the text that was kept for watchers that join
-local function forget_reply(run, payload)
-  local call = redis.call('HGET', k.reply(run.id), 'call')
-  if call and string.find(payload, '"call":' .. q(call), 1, true) then redis.call('DEL', k.reply(run.id)) end
+-- Payloads may be encoded. What is needed of one is in the name of the event, after character 31 (`store/event_items.py`).
+
+-- named(item): the name of an event, the call whose reply it ends, and the piece of a reply that it is
+local function named(item)
+  if string.byte(item) ~= 31 then return item end
+  local offset, chars, piece_of, fields = string.match(item, '^\31llm%.delta\31(%d+)\31(%d+)\31(.*)\31({[^\31]*)}$')
+  if offset then return 'llm.delta', nil, {call = piece_of, offset = tonumber(offset), chars = tonumber(chars), fields = fields} end
+  local name, call = string.match(item, '^\31([^\31]+)\31(.*)$')
+  return name or item, call
+end
+
+-- forget_reply(run, call): the event of a complete reply replaces the text that was kept for watchers that join
+local function forget_reply(run, call)
+  if redis.call('HGET', k.reply(run.id), 'call') == call then redis.call('DEL', k.reply(run.id)) end
 end
 
 local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
 local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
 
--- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply
-local function keep_piece(run, piece)
+-- keep_piece(run, piece, new): adds the text of a piece to the reply so far, for watchers that join; offset 0 starts a new reply
+local function keep_piece(run, piece, new)
   local key = k.reply(run.id)
   local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
   if piece.offset == 0 then
     attempt, call, chars, text = digits(run.attempt), piece.call, '0', ''
   end
   if attempt ~= digits(run.attempt) or call ~= piece.call then return end
-  if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
-    local _, more = string.gsub(piece.text, '[^\128-\191]', '') -- counts the bytes that begin a UTF-8 character
-    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + more), 'text', text .. piece.text,
+  if tonumber(chars) == piece.offset and #text + #new <= KEPT_BYTES then
+    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + piece.chars), 'text', text .. new,
       'at', iso(NOW_MS))
   end
   redis.call('PEXPIRE', key, KEPT_MS)
@@ -106,18 +115,22 @@ end
 local function append(run, events, final)
   if #events == 0 then return end
   local count = 0
-  for i = 1, #events, 2 do if events[i] ~= 'llm.delta' then count = count + 1 end end
+  for i = 1, #events, 2 do if named(events[i]) ~= 'llm.delta' then count = count + 1 end end
   local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
   local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
   local middle, number = envelope_middle(run), 0
   for i = 1, #events, 2 do
-    local name, payload = events[i], events[i + 1]
+    local name, ended_call, piece = named(events[i])
+    local payload = events[i + 1]
     if name == 'llm.delta' then
-      keep_piece(run, cjson.decode(payload))
+      if piece then
+        keep_piece(run, piece, payload)
+        payload = piece.fields .. ',"text":' .. q(payload) .. '}'
+      end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
-      if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
+      if ended_call then forget_reply(run, ended_call) end
       seq, number = seq + 1, number + 1
       local is_final = final and i == #events - 1
       local stored = redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life,
@@ -145,11 +158,11 @@ local function live(R, F)
   return run
 end
 
--- wake_of(run): marks a wake-up as sent and returns its fields: {run, queue, wake_us, agent, session, attempt, step, canvas}. Callers add 'ended'
--- if the run is over
+-- wake_of(run): marks a wake-up as sent and returns it (`Wake`). Callers set `is_ended` if the run is over
 local function wake_of(run)
   redis.call('ZADD', k.sent(run.queue), digits(NOW_US), run.id)
-  return {run.id, run.queue, digits(NOW_US), run.agent, run.session, digits(run.attempt), digits(run.steps), run.canvas}
+  return {run_id = run.id, queue = run.queue, sent_us = NOW_US, agent_id = run.agent, session_id = run.session, attempt = run.attempt,
+    step = run.steps, canvas = run.canvas, is_ended = false}
 end
 
 -- leave(run): removes the run from the sets of its owner, and adds the time of this attempt to active_ms

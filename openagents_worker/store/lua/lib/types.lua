@@ -53,7 +53,7 @@ local function aside()
   return A
 end
 
-local redis = {pcall = redis.pcall, error_reply = redis.error_reply, acl_check_cmd = redis.acl_check_cmd}
+local redis = {pcall = redis.pcall, error_reply = redis.error_reply, acl_check_cmd = redis.acl_check_cmd, sha1hex = redis.sha1hex}
 function redis.call(...)
   local answer = tried(...)
   if type(answer) ~= 'table' or not answer.err then return answer end

@@ -1,0 +1,147 @@
+"""Facts: the only place that defines how decisions about a run outside of its journal are stored.
+
+A fact is written before anybody is woken: by a producer (a decision, a signal), by another run (a result), or
+by a worker that gives the run up (a count). The attempt that uses a fact stores what it used as a record of
+the journal, and takes the fact with the same commit (`scripts.commit`, argument `taken`). So a fact is either
+still there, or in the record that replaced it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from openagents_worker.jsontext import dumps, loads
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
+
+__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_in_lua"]
+
+MAX_COUNT_DIGITS = 10  # a longer count was not written by this library and is ignored
+
+
+class FactKind(StrEnum):
+    """What a fact is about. The name of its field is `kind:id`, where the id is a call id if there is one."""
+
+    TRIES = "tries"
+    INTENT = "intent"
+    APPROVAL = "approval"
+    CHILD = "child"
+    SIGNAL = "signal"
+    STEER = "steer"
+    EXTEND = "extend"
+
+
+@dataclass(frozen=True, slots=True)
+class FactSpec:
+    """How facts of a kind are stored. The value is JSON."""
+
+    content: str
+    is_count: bool = False
+    """The value is a whole number, which scripts increase. A value that is not a number counts as 0."""
+    ends_with_life: bool = False
+    """A resumed run starts without it."""
+
+
+FACTS: Mapping[FactKind, FactSpec] = {
+    FactKind.TRIES: FactSpec(
+        "call -> how often the run was suspended to retry it", is_count=True, ends_with_life=True
+    ),
+    FactKind.INTENT: FactSpec("call with effects -> fence, digest and values of the attempt that began it"),
+    FactKind.APPROVAL: FactSpec("call -> the decision, who made it and when, the digest of what was shown"),
+    FactKind.CHILD: FactSpec("call -> the result of the child run"),
+    FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
+    FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),
+    FactKind.EXTEND: FactSpec("number -> an extension of the budget, in this order"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One fact, as it is stored.
+
+    >>> Fact.of(FactKind.SIGNAL, "payment:1", {"paid": True})
+    Fact(kind=<FactKind.SIGNAL: 'signal'>, id='payment:1', text='{"paid":true}')
+    """
+
+    kind: FactKind
+    id: str
+    text: str
+    """The value as JSON."""
+
+    @classmethod
+    def of(cls, kind: FactKind, id_: str, value: Any) -> Fact:
+        return cls(kind, id_, dumps(value))
+
+    @property
+    def name(self) -> str:
+        """The name of its field in the key `facts`."""
+        return f"{self.kind}:{self.id}"
+
+    def value(self, *, run_id: str | None = None) -> Any:
+        """The value. Raises `RecordUnreadable` if it is not JSON."""
+        with translate_parse_errors(WRITTEN, run_id=run_id):
+            return loads(self.text)
+
+
+class Facts:
+    """The facts of a run, as of its claim.
+
+    A kind that only a newer version knows is left out: a run that needs it has a newer format.
+    """
+
+    def __init__(self, fields: Mapping[str, str] | None) -> None:
+        self._facts = {name: fact for name, text in (fields or {}).items() if (fact := _parse(name, text))}
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def get(self, kind: FactKind, id_: str) -> Fact | None:
+        """The fact with this id, None if nothing was decided or if it was taken."""
+        return self._facts.get(f"{kind}:{id_}")
+
+    def of(self, kind: FactKind, prefix: str = "") -> Iterator[Fact]:
+        """The facts of a kind whose id begins with `prefix`. Numbers at the end of ids are in order."""
+        found = (fact for fact in self._facts.values() if fact.kind is kind and fact.id.startswith(prefix))
+        return iter(sorted(found, key=lambda fact: _order(fact.id)))
+
+    def counts(self, kind: FactKind) -> dict[str, int]:
+        """id -> number, for a kind whose values are counts."""
+        assert FACTS[kind].is_count, kind
+        return {
+            fact.id: int(fact.text)
+            for fact in self.of(kind)
+            if fact.text.isdecimal() and len(fact.text) < MAX_COUNT_DIGITS
+        }
+
+
+_KINDS = frozenset(map(str, FactKind))
+
+
+def _parse(name: str, text: str) -> Fact | None:
+    kind, found, id_ = name.partition(":")
+    return Fact(FactKind(kind), id_, text) if found and kind in _KINDS else None
+
+
+def _order(id_: str) -> tuple[str, int]:
+    """Sorts `name:2` before `name:10`."""
+    name, _, number = id_.rpartition(":")
+    is_number = number.isascii() and number.isdecimal() and len(number) < MAX_COUNT_DIGITS
+    return (name, int(number)) if is_number else (id_, 0)
+
+
+def facts_in_lua(script: str) -> str:
+    """Replace `FACT.tries` by the prefix of its names, and define the set `ENDS_WITH_LIFE` if it is used.
+
+    Raises `ValueError` for a kind that does not exist.
+
+    >>> facts_in_lua("return FACT.tries .. call")
+    "return 'tries:' .. call"
+    """
+    text = re.sub(r"\bFACT\.(\w+)", lambda found: f"'{FactKind(found[1]).value}:'", script)
+    if "ENDS_WITH_LIFE" not in script:
+        return text
+    ending = ", ".join(f"{kind.value} = true" for kind, spec in FACTS.items() if spec.ends_with_life)
+    return f"local ENDS_WITH_LIFE = {{{ending}}}\n{text}"

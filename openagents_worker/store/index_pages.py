@@ -1,0 +1,159 @@
+"""Index pages: the only place that reads an index page by page, with a cursor."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from openagents_worker.arguments import number_of, text_of_caller
+from openagents_worker.errors import RequestInvalid
+from openagents_worker.store.plan import Plan
+
+__all__ = ["LATEST_MS", "MAX_LIMIT", "Page", "Problem", "UnreadableEntry", "for_each_id", "read_index_page"]
+
+T = TypeVar("T")
+
+MAX_LIMIT = 1000  # items of a page
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999, the largest `datetime`
+CHUNK = 100  # entries per round trip: their records may be large
+MAX_SCANNED = 10_000  # entries per page; a page with fewer matches ends there and has a cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A stored item that this version cannot read: its key, the error code, and when it was accepted."""
+
+    key: str
+    code: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A page of a list, newest first. `next_cursor` is the cursor of the next page, None on the last page.
+
+    A page may have fewer items than requested, or none, although it is not the last page: at most 10,000 runs
+    are examined for a page, and a filter may match only a few of them.
+
+    `problems` are entries that were examined but cannot be read. They do not hide the other entries.
+    """
+
+    items: tuple[T, ...]
+    next_cursor: str | None
+    problems: tuple[Problem, ...] = ()
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableEntry:
+    key: str
+    code: str
+
+
+def read_index_page(
+    key: str,
+    read: Callable[[Sequence[str]], Plan[list[T | UnreadableEntry | None]]],
+    since_ms: int | None,
+    until_ms: int | None,
+    limit: int,
+    cursor: str | None,
+    max_scanned: int | None = None,
+) -> Plan[Page[T]]:
+    """Read an index from the cursor on, in chunks, until there are `limit` items.
+
+    `read` loads the items for a list of ids: an item, None to skip it, or an unreadable entry.
+    """
+    _check_limit(limit)
+    min_score = "-inf" if since_ms is None else str(since_ms)
+    max_score = "+inf" if until_ms is None else f"({until_ms}"
+    after = None if cursor is None else _parse_cursor(cursor)
+    found: list[T] = []
+    problems: list[Problem] = []
+    for _ in range((max_scanned or MAX_SCANNED) // CHUNK):
+        entries, more = yield from _next_entries(key, min_score, max_score, after)
+        items = (yield from read([id_ for id_, _ in entries])) if entries else []
+        for (id_, score), item in zip(entries, items, strict=True):
+            after = (score, id_)
+            if isinstance(item, UnreadableEntry):
+                since = datetime.fromtimestamp(min(max(score, 0), LATEST_MS) / 1000, UTC)
+                problems.append(Problem(item.key, item.code, since))
+            elif item is not None:
+                found.append(item)
+            if len(found) == limit:
+                return Page(tuple(found), _cursor(after), tuple(problems))
+        if not more:
+            return Page(tuple(found), None, tuple(problems))
+    return Page(tuple(found), _cursor(after) if after else None, tuple(problems))
+
+
+def _next_entries(
+    key: str, min_score: str, max_score: str, after: tuple[int, str] | None
+) -> Plan[tuple[list[tuple[str, int]], bool]]:
+    """The next entries after `after` (score, then id, both descending), and whether there are more."""
+    if after is not None:
+        max_score = str(after[0])
+    entries: list[tuple[str, int]] = []
+    offset, full = 0, True
+    while full and not entries:
+        found = yield _index_range(key, max_score, min_score, offset)
+        full, offset = len(found) == CHUNK, offset + len(found)
+        entries = [(id_, int(score)) for id_, score in found if math.isfinite(score)]
+        if after is not None:
+            entries = [
+                (id_, score)
+                for id_, score in entries
+                if (score, id_.encode()) < (after[0], after[1].encode())
+            ]
+    return entries, full
+
+
+def _index_range(key: str, max_score: str, min_score: str, offset: int) -> Callable[[Any], Any]:
+    return lambda r: r.zrevrangebyscore(key, max_score, min_score, start=offset, num=CHUNK, withscores=True)
+
+
+def _check_limit(limit: int) -> None:
+    number_of("limit", limit, least=1, most=MAX_LIMIT)
+
+
+_SCORE = re.compile("[0-9]{1,16}")
+SHOWN_CHARS = 60
+
+
+def _cursor(entry: tuple[int, str]) -> str:
+    return f"{entry[0]}-{entry[1]}"
+
+
+def _parse_cursor(cursor: str) -> tuple[int, str]:
+    score, found, id_ = text_of_caller("cursor", cursor).partition("-")
+    if not (found and id_ and _SCORE.fullmatch(score)):
+        raise RequestInvalid(
+            f"{cursor[:SHOWN_CHARS]!r} is not a valid cursor",
+            hint="use the next_cursor of the previous page without changes",
+        )
+    return int(score), id_
+
+
+def for_each_id(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:
+    """Send these commands for each id, all in one round trip. Returns a row of answers for each id.
+
+    An answer may be an exception.
+    """
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for id_ in ids:
+            for command in commands:
+                command(pipeline, id_)
+        return pipeline.execute(raise_on_error=False)
+
+    answers = yield question
+    return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]

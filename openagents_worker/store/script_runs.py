@@ -1,0 +1,152 @@
+"""Script runs: the only place that defines which commands run a script, and in which order.
+
+The functions are plans. Their steps are single commands (tuples), and for a run with a write to disk the
+steps of `plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from redis import exceptions
+
+from openagents_worker.redaction import safe_url
+from openagents_worker.store.cell import Cell
+from openagents_worker.store.durability import (
+    WAITAOF,
+    WAITAOF_TIMEOUT_MS,
+    PersistenceInfo,
+    queue_persistence_commands,
+)
+from openagents_worker.store.permission import (
+    DEFAULT_USER,
+    add_rights_to_refusal,
+    is_no_permission,
+    missing_rights_error,
+    user_of,
+)
+from openagents_worker.store.plan import Commands, Plan
+from openagents_worker.store.redis_errors import AnswerLost, is_temporary_refusal, translate_errors
+from openagents_worker.store.scripts import Script, ScriptCall, lacking
+
+__all__ = ["ScriptRuns"]
+
+T = TypeVar("T")
+
+
+class ScriptRuns:
+    """How one process runs scripts in a cell."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._permissions = _ScriptPermissions(cell)
+        self._persistence_info: PersistenceInfo | None = None
+
+    def run(self, call: ScriptCall[T]) -> Plan[T]:
+        """Run a script once. The steps are commands. Redis may not know the script yet, or not any more."""
+        sha, source = self._permissions.source_to_run(call.script)
+        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
+        try:
+            try:
+                reply = yield ("EVALSHA", sha, *arguments)
+            except exceptions.NoScriptError:
+                yield ("SCRIPT", "LOAD", source)
+                try:
+                    reply = yield ("EVALSHA", sha, *arguments)
+                except (
+                    exceptions.NoScriptError
+                ):  # another Redis has become the master, or scripts are flushed
+                    reply = yield ("EVAL", source, *arguments)
+        except exceptions.ResponseError as error:
+            self._permissions.handle_error(call.script, error)
+            raise
+        self._permissions.mark_permitted(call.script)
+        return call.parse(reply, self._cell.codec)
+
+    def run_on_disk(self, call: ScriptCall[T]) -> Plan[T]:
+        """Run a script once and wait until its writes are on disk (`Store.run_on_disk`)."""
+        if self._persistence_info is None:
+            self._persistence_info = yield from self._checked_persistence()
+        if not self._persistence_info.can_wait_for_disk:
+            result: T = yield call  # with `appendfsync always`, Redis answers after the write to disk
+            return result
+        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
+        reply = waitaof_answer = None
+        sha, source = self._permissions.source_to_run(call.script)
+        for verb in (("EVALSHA", sha), ("EVAL", source)):
+            # On one connection: WAITAOF waits for the writes of its own connection.
+            reply, waitaof_answer = yield Commands([(*verb, *arguments), WAITAOF])
+            if not isinstance(reply, exceptions.NoScriptError):
+                break
+        if isinstance(reply, exceptions.ResponseError):
+            self._permissions.handle_error(call.script, reply)
+        else:
+            self._permissions.mark_permitted(call.script)
+        with translate_errors(self._cell.url):
+            return call.parse(_require_on_disk(reply, waitaof_answer, self._cell), self._cell.codec)
+
+    def _checked_persistence(self) -> Plan[PersistenceInfo]:
+        """Read the persistence settings. Raises if this Redis or this user cannot write to disk on demand."""
+        found = yield from persistence(self._cell)
+        found.check_disk()
+        if found.can_wait_for_disk and (yield lacking(commands=[WAITAOF[0]], keys=[""])):
+            url = self._cell.url
+            raise missing_rights_error([f"+{WAITAOF[0].lower()}"], safe_url(url), user_of(url))
+        return found
+
+
+def persistence(cell: Cell) -> Plan[PersistenceInfo]:
+    """Read the persistence settings of this Redis."""
+
+    def question(client: Any) -> Any:
+        return queue_persistence_commands(client.pipeline(transaction=False)).execute(raise_on_error=False)
+
+    answers = yield question
+    with translate_errors(cell.url):
+        for answer in answers:
+            if isinstance(answer, Exception) and is_temporary_refusal(answer):
+                raise answer
+    return PersistenceInfo.of(answers)
+
+
+def _require_on_disk(reply: Any, waitaof_answer: Any, cell: Cell) -> Any:
+    """The reply of the script. Raises `AnswerLost` if Redis has not confirmed that its writes are on disk."""
+    for answer in (reply, waitaof_answer):
+        if isinstance(answer, Exception):
+            raise answer
+    if not int(waitaof_answer[0]):
+        raise AnswerLost(
+            f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAITAOF_TIMEOUT_MS} ms"
+        )
+    return reply
+
+
+class _ScriptPermissions:
+    """Which scripts this process is known to be allowed to run.
+
+    The first run of a script checks all rights of the Redis user that the script needs. An ACL user may lose
+    a right later, so its scripts check their rights in every run, in a short form. After a refusal, each
+    script is checked completely again, so that the error names every missing right.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self._prefix = cell.prefix
+        self._has_acl = user_of(cell.url) != DEFAULT_USER
+        self._permitted: set[str] = set()
+
+    def source_to_run(self, script: Script) -> tuple[str, str]:
+        """SHA-1 and source of the script, with the check of rights that this run needs."""
+        if script.sha not in self._permitted:
+            return script.checking()
+        return script.guarded if self._has_acl else (script.sha, script.source)
+
+    def mark_permitted(self, script: Script) -> None:
+        """The script was executed, so the user had all rights."""
+        if script.sha not in self._permitted:
+            self._permitted.add(script.sha)
+
+    def handle_error(self, script: Script, error: Exception) -> None:
+        """If the error is a refusal, check all scripts again and add the missing rights to the error."""
+        if is_no_permission(error):
+            self._permitted.clear()
+            add_rights_to_refusal(error, script.rights, self._prefix)

@@ -1,0 +1,251 @@
+"""Scripts of an attempt: a worker claims a run, writes its records and events, and gives it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
+from openagents_worker.store.scripts.calls import script_function
+from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPairs
+from openagents_worker.store.scripts.wakes import Wake
+
+__all__ = [
+    "ClaimAnswer",
+    "Claimed",
+    "LEFT_TO_OTHERS_MAX_MS",
+    "MAX_RECOVERIES",
+    "PAGE_BYTES",
+    "ReleaseKind",
+    "SuspendKind",
+    "WriteAnswer",
+    "WriteResult",
+    "claim",
+    "commit",
+    "emit",
+    "finish",
+    "page",
+    "release",
+    "suspend",
+]
+
+PAGE_BYTES = 240 * 1024
+"""The size of a page of journal records in one answer. A larger answer would delay the commands of others."""
+MAX_RECOVERIES = 5
+LEFT_TO_OTHERS_MAX_MS = 24 * 3_600_000
+"""The defaults of the settings with these names, for callers without settings."""
+
+
+class ClaimAnswer(StrEnum):
+    """The answer to a claim. Only CLAIMED means that the worker executes the run.
+
+    DONE: the run has ended. WAITING: another run holds its session. BUSY: another attempt owns it. NOT_DUE:
+    it waits for a time. NOT_ALIVE: the lease of the worker is over. UNKNOWN: no such run. CANCELLED: the
+    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group.
+    OTHER_FORMAT: this worker cannot read its format. PARKED: it is in a state in which it must not be
+    executed.
+    """
+
+    CLAIMED = "CLAIMED"
+    DONE = "DONE"
+    WAITING = "WAITING"
+    BUSY = "BUSY"
+    NOT_DUE = "NOT_DUE"
+    NOT_ALIVE = "NOT_ALIVE"
+    UNKNOWN = "UNKNOWN"
+    CANCELLED = "CANCELLED"
+    SUSPECT_BUSY = "SUSPECT_BUSY"
+    OTHER_FORMAT = "OTHER_FORMAT"
+    PARKED = "PARKED"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer of `claim`. The fields from `fence` on are only set for CLAIMED; `life` also for DONE.
+
+    `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
+    else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
+    `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
+    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    answer.
+    """
+
+    answer: ClaimAnswer
+    wakes: tuple[Wake, ...] = ()
+    state: str = ""
+    unnotified_result: Payload = ""
+    fence: str = ""
+    request: Payload = ""
+    attempt: int = 0
+    life: int = 1
+    retries: int = 0
+    recoveries: int = 0
+    uid: str = ""
+    usage: str = ""
+    queue: str = ""
+    canvas: str = ""
+    last_error: str = ""
+    active_ms: int = 0
+    durable: bool = True
+    facts: dict[str, Payload] | None = None
+    journal_length: int = 0
+    journal: tuple[Payload, ...] = ()
+    messages: int = 0
+    artifacts: int = 0
+    session_state: dict[str, Payload] | None = None
+
+
+@script_function
+def claim(
+    *,
+    run_id: str,
+    incarnation: str,
+    nonce: str,
+    page_bytes: int,
+    oldest: int = OLDEST_READ,
+    newest: int = NEWEST_READ,
+    message_format: int = WRITTEN,
+    left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
+) -> Claimed:
+    """Claim a run. A repeated claim with the same nonce gets the same answer, in case a reply was lost.
+
+    `page_bytes` limits the journal records in the answer. `oldest` to `newest` are the formats that the
+    worker reads, `message_format` is that of its message. A run in another format is left to other workers,
+    and fails after `left_max_ms`.
+    """
+
+
+@script_function
+def page(*, run_id: str, position: int, page_bytes: int) -> tuple[Payload, ...]:
+    """Read journal records (JSON) from `position` on: as many as fit into `page_bytes`, at least one."""
+
+
+class WriteAnswer(StrEnum):
+    """The answer to a write of the owner of a run. FENCED: the caller is not the owner; nothing was written.
+
+    SAME: this batch was stored before. CANCEL: a cancel was requested, stop the run (a commit was stored).
+    MISPLACED: the journal has another record at this position. OVERDUE: the run was left to other workers for
+    too long, so this worker must end it.
+    """
+
+    OK = "OK"
+    SAME = "SAME"
+    CANCEL = "CANCEL"
+    FENCED = "FENCED"
+    MISPLACED = "MISPLACED"
+    OVERDUE = "OVERDUE"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """The answer of a write that ends the ownership of a run, and the wake-ups that must be sent."""
+
+    answer: WriteAnswer
+    wakes: tuple[Wake, ...] = ()
+    delay_ms: int = 0
+    """The time after which a suspended run is due again."""
+
+
+@script_function
+def emit(*, run_id: str, fence: str, batch_no: int, events: Events) -> WriteAnswer:
+    """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once."""
+
+
+@script_function
+def commit(
+    *,
+    run_id: str,
+    fence: str,
+    position: int,
+    records: list[Payload],
+    usage: str,
+    batch_no: int,
+    events: Events,
+    format: int = WRITTEN,
+    taken: Sequence[str] = (),
+) -> WriteAnswer:
+    """Write outcomes to the journal as records from `position` on (0: prepare), together with events.
+
+    `usage` is the total usage of the run so far (JSON). `taken` are the names of facts that the records
+    replace (`store.facts`).
+    """
+
+
+class SuspendKind(StrEnum):
+    """Why the owner suspends a run: see `suspend`."""
+
+    RETRY = "retry"
+    HANDOVER = "handover"
+    LEFT_TO_OTHERS = "left_to_others"
+
+
+@script_function
+def suspend(
+    *,
+    run_id: str,
+    fence: str,
+    kind: str,
+    delay_ms: int,
+    call: str,
+    error_code: str,
+    batch_no: int,
+    events: Events,
+    left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
+    error_details: Payload = "",
+) -> WriteResult:
+    """Suspend a run, so that another attempt continues it (`SuspendKind`).
+
+    `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
+    continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
+    `error_details` is the error as JSON, for display.
+    """
+
+
+@script_function
+def finish(
+    *,
+    run_id: str,
+    fence: str,
+    end_state: str,
+    result: Payload,
+    event: str,
+    payload: Payload,
+    completed: Payload,
+    transcript: list[Payload],
+    artifacts: list[Payload],
+    state: PayloadPairs,
+    state_removed: list[str],
+    usage: str,
+    batch_no: int,
+    events: Events,
+    format: int = WRITTEN,
+) -> WriteResult:
+    """End a run and write its results into its session.
+
+    `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
+    `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete.
+    """
+
+
+class ReleaseKind(StrEnum):
+    """Why the owner gives a run back: the worker stops (HANDOVER), or no task executes the run (LOST)."""
+
+    HANDOVER = "handover"
+    LOST = "lost"
+
+
+@script_function
+def release(
+    *,
+    run_id: str,
+    incarnation: str,
+    fence: str,
+    kind: str = ReleaseKind.LOST,
+    max_recoveries: int = MAX_RECOVERIES,
+) -> WriteResult:
+    """Give a claimed run back (`ReleaseKind`).
+
+    `lost` counts as a recovery unless the attempt committed a record; after `max_recoveries` of them in a
+    row, the run is poisoned.
+    """

@@ -1,0 +1,127 @@
+"""Scripts with which people and producers control accepted runs and sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from openagents_worker.store.scripts.calls import script_function
+from openagents_worker.store.scripts.payloads import Digested
+from openagents_worker.store.scripts.wakes import Wake
+
+__all__ = [
+    "CancelAnswer",
+    "Cancelled",
+    "DeleteAnswer",
+    "Deleted",
+    "ResumeAnswer",
+    "Resumed",
+    "cancel",
+    "delete_session",
+    "resume",
+]
+
+
+class CancelAnswer(StrEnum):
+    """REQUESTED: the worker of the run will cancel it. ALREADY: the run has ended before."""
+
+    REQUESTED = "REQUESTED"
+    CANCELLED = "CANCELLED"
+    ALREADY = "ALREADY"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The answer of `cancel`. `state` is set for ALREADY."""
+
+    answer: CancelAnswer
+    wakes: tuple[Wake, ...] = ()
+    state: str = ""
+
+
+@script_function
+def cancel(*, run_id: str, reason: str, force: bool) -> Cancelled:
+    """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker."""
+
+
+class ResumeAnswer(StrEnum):
+    """LIVE: the run has not ended. OTHER_…: the arguments do not match the run.
+
+    NO_CHECKPOINT: the run has no record to continue from, and starting again might repeat an effect.
+    """
+
+    OK = "OK"
+    LIVE = "LIVE"
+    COMPLETED = "COMPLETED"
+    UNKNOWN = "UNKNOWN"
+    OTHER_AGENT = "OTHER_AGENT"
+    OTHER_SESSION = "OTHER_SESSION"
+    OTHER_INPUT = "OTHER_INPUT"
+    OTHER_CHECKPOINT = "OTHER_CHECKPOINT"
+    NO_CHECKPOINT = "NO_CHECKPOINT"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The answer of `resume`. `detail` is the real value of the run if the answer is OTHER_….
+
+    `sent_us` is set if a message must be sent now. `also` is another run that must be woken.
+    """
+
+    answer: ResumeAnswer
+    state: str = ""
+    queue: str = ""
+    sent_us: int | None = None
+    also: Wake | None = None
+    detail: str = ""
+    canvas: str = ""
+
+
+@script_function
+def resume(
+    *,
+    run_id: str,
+    agent_id: str,
+    session_id: str,
+    input_text: Digested,
+    checkpoint_id: str,
+    canvas: str = "",
+    by: str = "",
+) -> Resumed:
+    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means the latest one.
+
+    `canvas` are new task options (JSON), '' keeps the old ones. `by` is who resumes the run, for the event.
+    """
+
+
+class DeleteAnswer(StrEnum):
+    """BUSY: a run of the session is live. NOT_NOTIFIED: Celery was not notified yet of the end of a run.
+
+    MORE: runs were deleted, but the session still has runs: call it again.
+    """
+
+    BUSY = "BUSY"
+    NOT_NOTIFIED = "UNTOLD"
+    MORE = "MORE"
+    DELETED = "DELETED"
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """The answer of `delete_session`. `run_id` is the run for which nothing was deleted (BUSY, NOT_NOTIFIED).
+
+    `runs` is the number of deleted runs.
+    """
+
+    answer: DeleteAnswer
+    run_id: str = ""
+    runs: int = 0
+
+
+@script_function
+def delete_session(*, session_id: str, limit: int, even_if_not_notified: bool) -> Deleted:
+    """Delete up to `limit` ended runs of a session, and the session itself with the last of them.
+
+    `even_if_not_notified`: do not wait until Celery was notified of the end of the runs.
+    """

@@ -1,0 +1,174 @@
+"""Sessions: the only place that reads stored sessions and turns them into values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.errors import SessionNotFound
+from openagents_worker.jsontext import loads
+from openagents_worker.models import RunArtifact
+from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
+from openagents_worker.store.codec import PayloadCodec
+from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.paging import IDS_PER_PAGE, PageSize, read_ids
+from openagents_worker.store.plan import CODEC
+
+__all__ = ["SessionStore", "SessionView", "aread_session", "read_session", "session_plan"]
+
+SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_state")
+# Messages or artifacts per command: reading a long transcript must not delay the commands of others.
+MAX_PAGE_ITEMS = 200
+FIRST_PAGE_ITEMS = 20  # the size of the items is not known yet: each may have a megabyte
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session at one moment: its runs, and everything that completed runs have written.
+
+    `holder` is the id of the run that occupies the session, or None. `waiting` has the ids of the waiting
+    runs, the next one first. `transcript` has the messages, oldest first. `bytes` is the memory that the
+    session takes in Redis (`MEMORY USAGE`, an estimate).
+    """
+
+    session_id: str
+    holder: str | None
+    waiting: tuple[str, ...]
+    transcript: tuple[Mapping[str, Any], ...]
+    artifacts: tuple[RunArtifact, ...]
+    state: Mapping[str, Any]
+    bytes: int
+
+
+def read_session(store: Store, session_id: str) -> SessionView:
+    """Read a whole session as of one moment, in pages. Raises `SessionNotFound`."""
+    return store.execute(session_plan(store.keys, session_id))
+
+
+def aread_session(store: AsyncStore, session_id: str) -> Awaitable[SessionView]:
+    """As `read_session`, for asyncio."""
+    return store.execute(session_plan(store.keys, session_id))
+
+
+def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
+    """Reads short values and the lengths of the lists in one transaction, then the lists up to these lengths.
+
+    This gives the state of one moment, because the lists only grow at their end. The exception is a queue of
+    more than 1,000 runs: runs behind the first page may move up in the meantime.
+    """
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.hgetall(keys("session", session_id))
+        pipeline.hgetall(keys("session_state", session_id))
+        pipeline.zrange(keys("session_queue", session_id), 0, IDS_PER_PAGE - 1)
+        pipeline.llen(keys("transcript", session_id))
+        pipeline.llen(keys("artifacts", session_id))
+        for name in SESSION_KEYS:
+            pipeline.memory_usage(keys(name, session_id))
+        return pipeline.execute()
+
+    replies = yield question
+    if not any(replies):
+        raise SessionNotFound(
+            f"the session {session_id!r} does not exist",
+            hint="its first run creates a session; it expires OPENAGENTS_SESSION_TTL_S after its last run",
+            session_id=session_id,
+        )
+    record, state, waiting, message_count, artifact_count, *sizes = replies
+    if len(waiting) == IDS_PER_PAGE:
+        waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
+    transcript = yield from _items(keys("transcript", session_id), message_count)
+    artifacts = yield from _items(keys("artifacts", session_id), artifact_count)
+    codec: PayloadCodec = yield CODEC
+    with translate_parse_errors(stored_format(record.get("format")), session_id=session_id):
+        return SessionView(
+            session_id,
+            record.get("holder"),
+            tuple(dict.fromkeys(waiting)),
+            tuple(map(loads, map(codec.decode, transcript))),
+            tuple(map(RunArtifact.model_validate_json, map(codec.decode, artifacts))),
+            {name: loads(codec.decode(value)) for name, value in state.items()},
+            sum(size or 0 for size in sizes),
+        )
+
+
+def _items(key: str, count: int) -> Plan[list[str]]:
+    """The first `count` items of a list, read in pages. Fewer if the list is deleted in the meantime."""
+    items: list[str] = []
+    size = PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS)
+    while len(items) < count:
+        at, to = len(items), min(len(items) + size.count, count)
+        page = yield lambda r, at=at, to=to: r.lrange(key, at, to - 1)
+        if not page:
+            break
+        size.learn(len(page), sum(map(len, page)))
+        items += page
+    return items
+
+
+class SessionStore:
+    """Reads parts of a session for the runtime. The lists only grow at their end, when a run finishes.
+
+    `upto` is an earlier length of the list (recorded in step 0): with it, a replay reads the same items
+    again. `last` limits the result to the newest items. Results are ordered oldest first.
+    """
+
+    def __init__(self, store: Reader) -> None:
+        self._store = store
+
+    async def load_messages(
+        self, session_id: str, *, last: int | None = None, upto: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Messages of the transcript."""
+        texts = [text async for text in self._items("transcript", session_id, last, upto)]
+        with translate_parse_errors(WRITTEN, session_id=session_id):
+            return list(map(loads, texts))
+
+    async def list_artifacts(
+        self, session_id: str, *, last: int | None = None, upto: int | None = None
+    ) -> list[RunArtifact]:
+        """Artifacts of the session."""
+        texts = [text async for text in self._items("artifacts", session_id, last, upto)]
+        with translate_parse_errors(WRITTEN, session_id=session_id):
+            return list(map(RunArtifact.model_validate_json, texts))
+
+    async def count_messages(self, session_id: str) -> int:
+        return await self._length("transcript", session_id)
+
+    async def count_artifacts(self, session_id: str) -> int:
+        return await self._length("artifacts", session_id)
+
+    async def load_state_texts(self, session_id: str) -> dict[str, str]:
+        """The state of the session: top-level key -> value as JSON text."""
+        key = self._store.keys("session_state", session_id)
+        texts: dict[str, str] = await self._store.ask(lambda r: r.hgetall(key))
+        return self._store.codec.decode_fields(texts, *texts)
+
+    async def _length(self, kind: str, session_id: str) -> int:
+        key = self._store.keys(kind, session_id)
+        return int(await self._store.ask(lambda r: r.llen(key)))
+
+    async def _items(
+        self, kind: str, session_id: str, last: int | None, upto: int | None
+    ) -> AsyncIterator[str]:
+        """Yield the items, read in pages, without items that are appended in the meantime."""
+        end = await self._length(kind, session_id) if upto is None else upto
+        at = 0 if last is None else max(0, end - last)
+        key, size = (
+            self._store.keys(kind, session_id),
+            PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS),
+        )
+        while at < end:
+            to = min(at + size.count, end)
+            page = await self._page(key, at, to)
+            size.learn(len(page), sum(map(len, page)))
+            for item in page:
+                yield item
+            at = to
+
+    async def _page(self, key: str, at: int, to: int) -> list[str]:
+        texts: list[str] = await self._store.ask(lambda r: r.lrange(key, at, to - 1))
+        return list(map(self._store.codec.decode, texts))

@@ -1,0 +1,95 @@
+"""Facts: what is decided about a run outside of its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from openagents_worker.errors import RecordUnreadable
+from openagents_worker.store.facts import FACTS, Fact, FactKind, Facts, facts_in_lua
+from tests.store.script_calls import call
+from tests.store.test_scripts import Bench
+
+
+@pytest.fixture
+def bench(redis_url: str) -> Generator[Bench]:
+    with Bench(redis_url) as bench:
+        yield bench
+
+
+def store(bench: Bench, *facts: Fact) -> None:
+    for fact in facts:
+        bench.redis.hset(bench.store.keys("facts", "r1"), fact.name, fact.text)
+
+
+def claimed_facts(bench: Bench) -> Facts:
+    return Facts(bench.do("claim", run_id="r1", incarnation="w1", nonce="n").facts)
+
+
+def test_each_kind_says_what_its_facts_hold() -> None:
+    assert set(FACTS) == set(FactKind)
+
+
+def test_facts_are_found_by_kind_and_id_and_numbered_ones_are_in_order() -> None:
+    facts = [Fact.of(FactKind.SIGNAL, f"paid:{n}", n) for n in (10, 2, 1)]
+    found = Facts({fact.name: fact.text for fact in [*facts, Fact.of(FactKind.SIGNAL, "sent:1", 0)]})
+    assert [fact.value() for fact in found.of(FactKind.SIGNAL, "paid:")] == [1, 2, 10]
+    assert found.get(FactKind.SIGNAL, "paid:2") == facts[1]
+    assert found.get(FactKind.APPROVAL, "paid:2") is None
+
+
+def test_a_kind_of_a_newer_version_and_a_broken_count_are_ignored() -> None:
+    """A run whose execution needs a newer kind has a newer format, so this worker does not claim it."""
+    found = Facts({"omen:x": "1", "tries:a": "2", "tries:b": "two", "tries:c": "9" * 30, "tries": "1"})
+    assert found.counts(FactKind.TRIES) == {"a": 2}
+    assert len(found) == 3
+
+
+def test_a_fact_that_is_not_json_is_an_unreadable_record() -> None:
+    with pytest.raises(RecordUnreadable):
+        Fact(FactKind.APPROVAL, "pay:1", "{").value(run_id="r1")
+
+
+def test_lua_uses_the_names_of_this_table() -> None:
+    assert facts_in_lua("if ENDS_WITH_LIFE[x] then return FACT.intent end") == (
+        "local ENDS_WITH_LIFE = {tries = true}\nif ENDS_WITH_LIFE[x] then return 'intent:' end"
+    )
+    with pytest.raises(ValueError, match="omen"):
+        facts_in_lua("FACT.omen")
+
+
+def test_a_record_takes_the_facts_that_it_replaces_in_the_same_commit(bench: Bench) -> None:
+    """Also when the commit is repeated because its reply was lost. Other facts stay."""
+    fence = bench.claimed()
+    taken, kept = Fact.of(FactKind.SIGNAL, "paid:1", 7), Fact.of(FactKind.SIGNAL, "paid:2", 8)
+    store(bench, taken, kept)
+    commit = call("commit", fence=fence, records=['{"call":"receive:1"}'], taken=[taken.name])
+
+    assert [bench.lab.run(commit) for _ in range(2)] == ["OK", "OK"]
+
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {kept.name: kept.text}
+
+
+def test_a_commit_that_is_refused_takes_no_fact(bench: Bench) -> None:
+    bench.claimed()
+    fact = Fact.of(FactKind.APPROVAL, "pay:1", {"action": "allow"})
+    store(bench, fact)
+    assert bench.do("commit", fence="0:", taken=[fact.name]) == "FENCED"
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {fact.name: fact.text}
+
+
+def test_a_new_life_keeps_decisions_and_counts_retries_from_0(bench: Bench) -> None:
+    fence = bench.claimed()
+    bench.do("commit", fence=fence)
+    bench.do("suspend", fence=fence, call="pay:1")
+    decision = Fact.of(FactKind.APPROVAL, "pay:1", {"action": "allow"})
+    store(bench, decision)
+    assert bench.redis.hget(bench.store.keys("facts", "r1"), "tries:pay:1") == "1"
+    bench.do("cancel")
+
+    bench.do("resume")
+
+    found = claimed_facts(bench)
+    assert found.get(FactKind.APPROVAL, "pay:1") == decision
+    assert found.counts(FactKind.TRIES) == {}
