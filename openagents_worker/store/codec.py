@@ -55,11 +55,8 @@ class PayloadCodec:
         self._writes = writes
         readable = [*also_reads, *([writes] if writes is not None else [])]
         self._by_name = {each.name: each for each in readable}
-
-    @property
-    def is_plain(self) -> bool:
+        self.is_plain = not readable
         """Whether this codec stores texts as they are and reads no other form."""
-        return not self._by_name
 
     def encode(self, text: str) -> str:
         """The form in which the text is stored. An empty text stays empty: it means that there is none."""

@@ -7,7 +7,8 @@ with. `append` in `lua/lib/run.lua` is the reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from openagents_worker.jsontext import LARGEST_COUNT, dumps, loads
@@ -18,31 +19,36 @@ __all__ = ["event_items"]
 DELTA = "llm.delta"
 ENDS_A_REPLY = frozenset({"llm.succeeded", "llm.failed"})
 _MARK = "\x1f"
+_WITH_A_PLACE = {DELTA, *ENDS_A_REPLY}
+# Quotes inside of a JSON string are escaped, so this is a field.
+_CALL = re.compile(r'"call":"([^"\\]*)"')
 
 
-def event_items(events: Sequence[str], codec: PayloadCodec) -> list[str]:
+def event_items(events: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
     """The argument of a script for these events: name, payload (JSON), name, payload …
 
     >>> from openagents_worker.store.codec import PLAIN
     >>> event_items(["tool.called", "{}", "llm.failed", '{"call":"m:1"}'], PLAIN)
     ['tool.called', '{}', '\\x1fllm.failed\\x1fm:1', '{"call":"m:1"}']
     """
-    items: list[str] = []
-    for name, payload in zip(events[::2], events[1::2], strict=True):
-        items += _item(name, payload, codec)
+    items = list(events)
+    for at in range(0, len(items), 2):
+        name = items[at]
+        if name in _WITH_A_PLACE or name.startswith(_MARK):
+            items[at], items[at + 1] = _marked(name, items[at + 1])
+    if not codec.is_plain:
+        items[1::2] = map(codec.encode, items[1::2])
     return items
 
 
-def _item(name: str, payload: str, codec: PayloadCodec) -> Iterator[str]:
+def _marked(name: str, payload: str) -> tuple[str, str]:
+    """Name and payload for the script. That of a piece of a reply is its text."""
     if name == DELTA and (piece := _piece(payload)) is not None:
         text = piece.pop("text")
         place = (DELTA, str(piece["offset"]), str(len(text)), piece["call"], dumps(piece))
-        yield _MARK + _MARK.join(place)
-        yield codec.encode(text)
-        return
+        return _MARK + _MARK.join(place), text
     call = _call_of(payload) if name in ENDS_A_REPLY else None
-    yield name.lstrip(_MARK) if call is None else f"{_MARK}{name}{_MARK}{call}"
-    yield codec.encode(payload)
+    return name.lstrip(_MARK) if call is None else f"{_MARK}{name}{_MARK}{call}", payload
 
 
 def _piece(payload: str) -> dict[str, Any] | None:
@@ -55,6 +61,10 @@ def _piece(payload: str) -> dict[str, Any] | None:
 
 
 def _call_of(payload: str) -> str | None:
+    """The field `call`. The payload is parsed only if there may be another such field inside of it."""
+    found = _CALL.findall(payload)
+    if len(found) == 1:
+        return str(found[0])
     call = _fields(payload).get("call")
     return call if isinstance(call, str) else None
 

@@ -17,8 +17,8 @@ if length > position then
 end
 if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, unpack(records))
-for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
+for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end
 redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
 if run.suspicion ~= '' or run.stuck >= 2 then -- the process has survived this run, so the run is not a suspect any more
   redis.call('HDEL', k.run(run_id), 'suspicion')

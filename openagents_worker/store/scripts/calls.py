@@ -31,7 +31,8 @@ class ScriptCall(Generic[T_co]):
     script: Script
     args: tuple[Any, ...]
     decode: Decoder
-    encoders: tuple[Encoder | None, ...]
+    encoders: tuple[tuple[int, Encoder], ...]
+    """Positions of arguments, and what prepares them."""
     _encoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def parse(self, reply: Reply, codec: PayloadCodec = PLAIN) -> T_co:
@@ -54,12 +55,12 @@ class ScriptCall(Generic[T_co]):
 
     def _encode(self, codec: PayloadCodec) -> list[Any]:
         """The arguments with encoded payloads. A call that is repeated must send exactly the same texts."""
-        if not self._encoded:
-            self._encoded.extend(
-                value if encode is None else encode(value, codec)
-                for value, encode in zip(self.args, self.encoders, strict=True)
-            )
-        return self._encoded
+        encoded = self._encoded
+        if not encoded:
+            encoded += self.args
+            for at, encode in self.encoders:
+                encoded[at] = encode(encoded[at], codec)
+        return encoded
 
 
 def script_function(declared: Callable[P, T]) -> Callable[P, ScriptCall[T]]:
@@ -70,12 +71,14 @@ def script_function(declared: Callable[P, T]) -> Callable[P, ScriptCall[T]]:
     """
 
     @cache  # the script is built at the first call: most processes use only some scripts
-    def script() -> tuple[Script, dict[str, Any], Decoder, tuple[Encoder | None, ...]]:
+    def script() -> tuple[Script, dict[str, Any], Decoder, tuple[tuple[int, Encoder], ...]]:
         hints = get_type_hints(declared, include_extras=True)
         reply = hints.pop("return")
         defaults = {name: p.default for name, p in inspect.signature(declared).parameters.items()}
         parameters = {name: plain_type(hint) for name, hint in hints.items()}
-        encoders = tuple(map(encoder_of, hints.values()))
+        encoders = tuple(
+            (at, encode) for at, hint in enumerate(hints.values()) if (encode := encoder_of(hint)) is not None
+        )
         return Script(declared.__name__, parameters, reply), defaults, decoder_of(reply), encoders
 
     def build_call(*_: P.args, **arguments: P.kwargs) -> ScriptCall[T]:
