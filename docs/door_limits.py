@@ -174,7 +174,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "model reply",
         "body of an error reply",
-        "llm.http.MAX_ERROR_BYTES",
+        "llm.reading.MAX_ERROR_BYTES",
         "bytes",
         "",
         "cut",
@@ -195,7 +195,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("tool result, state", "levels", "jsontext.MAX_NESTING", "levels", "", "`step.too_deep`"),
     ("error", "its message", "models.MAX_MESSAGE_CHARS", "characters", "", "cut"),
     ("error", "a reason of `cancel` or `resume`", "redaction.MAX_REASON_CHARS", "characters", "", "cut"),
-    ("file tools", "a path", "tools.builtin.files.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
+    ("file tools", "a path", "tools.builtin.file_tool.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
     ("file tools", "a glob", "tools.builtin.files.MAX_GLOB_CHARS", "characters", "", "`tool.validation`"),
     ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
     (
@@ -287,7 +287,7 @@ def _value(where: str) -> int:
         case "max_reply_bytes":
             return reply
         case "stream":
-            return reply * _constant("llm.http.STREAM_OVERHEAD")
+            return reply * _constant("llm.reading.STREAM_OVERHEAD")
         case "http_max_bytes":
             tool = import_module("openagents_worker.tools.builtin.http").HttpRequest
             return int(tool.Config.model_fields["max_bytes"].default)

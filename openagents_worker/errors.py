@@ -639,10 +639,21 @@ class ToolCancelledError(PermanentToolError):
 
 
 class LLMError(OpenAgentsError):
-    """Base class of errors of a model."""
+    """Base class of errors of a model. `request_id` is the provider's id of the failed request."""
 
     code = "llm.error"
     http_status = 502
+    extra_fields: ClassVar[tuple[str, ...]] = ("request_id",)
+    request_id: str | None = None
+    retry_after_ms: int | None = None
+    requests: int = 1
+    """How many requests the call sent in this attempt. It is not recorded with the error."""
+    status: int | None = None
+    """The HTTP status of the provider's reply. It is not recorded."""
+    is_partial: bool = False
+    """Whether pieces of the reply were delivered before the call failed. It is not recorded."""
+    is_final: bool = False
+    """Whether the call has no tries left, although the error is retryable. It is not recorded either."""
 
 
 class LLMConnectionError(LLMError):
@@ -659,7 +670,7 @@ class LLMRateLimitError(LLMError):
     code = "llm.rate_limit"
     http_status = 503
     retryable = True
-    extra_fields = ("retry_after_ms",)
+    extra_fields = ("request_id", "retry_after_ms")
 
     def __init__(self, message: str = "", *, retry_after_ms: int | None = None, **fields: Any) -> None:
         super().__init__(message, **fields)
@@ -677,6 +688,49 @@ class LLMReplyTooLarge(LLMResponseError):
     """The reply of the model, or one event of its stream, is larger than `llm.max_reply_bytes`."""
 
     code = "llm.too_large"
+    http_status = 502
+
+
+class LLMAuthError(LLMResponseError):
+    """The model's provider rejects the key, or the key may not use the model."""
+
+    code = "llm.auth"
+    http_status = 502
+
+
+class LLMContextTooLong(LLMResponseError):
+    """The request exceeds the model's context, and there is no history left that could be shortened."""
+
+    code = "llm.context_length"
+    http_status = 422
+
+
+class LLMReplyFiltered(LLMResponseError):
+    """The provider's content filter blocked the request or the reply."""
+
+    code = "llm.filtered"
+    http_status = 422
+
+
+class LLMReplyRefused(LLMResponseError):
+    """The model refuses to answer. The message has its words."""
+
+    code = "llm.refused"
+    http_status = 422
+
+
+class LLMReplyTruncated(LLMResponseError):
+    """The answer was cut: `llm.max_tokens` or the model's context is used up, perhaps by reasoning. A pattern
+    with `accept_truncated` accepts the text that there is."""
+
+    code = "llm.truncated"
+    http_status = 422
+
+
+class LLMReplyEmpty(LLMResponseError):
+    """The model ended its reply without text and without tool calls."""
+
+    code = "llm.empty"
     http_status = 502
 
 

@@ -6,14 +6,14 @@ session and agent, so payloads do not repeat them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import guess
 
 __all__ = [
     "EVENT_SCHEMAS",
@@ -91,11 +91,17 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "step messages"),
         _event("llm.called", "a model call begins", "model", "call"),
         _event("llm.delta", "a piece of a streamed reply", "call offset text",
-               "attempt"),
-        _event("llm.succeeded", "a model call has succeeded", "model", "call _metrics"),
-        _event("llm.failed", "a model call has failed", "model", "call _metrics error error_details"),
+               "attempt reasoning reasoning_offset arguments"),
+        _event("llm.succeeded", "a model call has succeeded", "model",
+               "call _metrics finish_reason request_id answered_by"),
+        _event("llm.failed", "a model call has failed", "model",
+               "call _metrics error error_details request_id"),
         _event("llm.retrying", "a request to the model failed and is repeated after `delay_ms`",
-               "code delay_ms attempt", "error model call"),
+               "code delay_ms attempt", "error model call request_id"),
+        _event("llm.fallback", "the model has no tries left; the call continues with the next one in "
+               "`llm.fallbacks`", "code model fallback", "error call"),
+        _event("llm.price_unknown", "the price of a model is not known, so the run has no cost; "
+               "sent once for each model", "model", "call"),
         _event("usage.updated", "the usage of the run so far", "usage"),
         _event("tool.called", "a tool call begins", "tool_id params", "call_id"),
         _event("tool.succeeded", "a tool call has succeeded", "tool_id result", "executor_metadata call_id"),
@@ -196,9 +202,7 @@ def check_event(name: str, payload: Mapping[str, Any]) -> list[str]:
     schema = EVENT_SCHEMAS.get(name)
     if schema is not None:
         return [f"{name}: {key!r} is missing" for key in schema.required if key not in payload]
-    return [f"{name}: not declared{_guess(name, EVENT_SCHEMAS)}"] if name.split(".")[0] in _FAMILIES else []
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
+    if name.split(".")[0] not in _FAMILIES:
+        return []
+    question = guess(name, EVENT_SCHEMAS)
+    return [f"{name}: not declared{question and f'; {question}'}"]

@@ -31,6 +31,7 @@ from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.redaction import safe_message, safe_url
 from openagents_worker.redis_url import RedisAddress, address_of, is_redis_url
+from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
 from openagents_worker.secret_forms import remember_secrets_of_url
 from openagents_worker.secret_text import mask_values
 from openagents_worker.suggest import nearest
@@ -255,6 +256,13 @@ class Settings(BaseSettings):
         le=YEAR_S,
         description="How long a run waits for a worker that knows its agent and can read its format. After "
         "that, it fails.",
+    )
+    retry_after_max_ms: int = Field(
+        default=3_600_000,
+        ge=0,
+        le=MAX_RETRY_AFTER_MS,
+        description="How long a run waits at most because a provider or a tool asks for it (`Retry-After`), "
+        "in milliseconds.",
     )
     stop_grace_s: float = Field(
         default=30,

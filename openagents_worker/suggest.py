@@ -19,6 +19,7 @@ __all__ = [
     "MAX_NAME_CHARS",
     "agent_hint",
     "did_you_mean",
+    "guess",
     "nearest",
 ]
 
@@ -49,19 +50,26 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return near[0] if near else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error text: `; did you mean 'x'?` for a similar known name, else the list of known names.
+def guess(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The question whether a similar known name was meant; empty if there is none.
 
-    >>> did_you_mean("pth", ["path", "mode"])
-    "; did you mean 'path'?"
+    >>> guess("pth", ["path", "mode"])
+    "did you mean 'path'?"
     """
-    names = sorted(known)
-    near = nearest(name, names)
-    if near is not None:
-        return f"; did you mean {near!r}?"
-    listed = ", ".join(names)
+    near = nearest(name, known, cutoff=cutoff)
+    return "" if near is None else f"did you mean {near!r}?"
+
+
+def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
+    """A hint for an unknown name: the question of `guess`, otherwise all known names after the word `what`.
+
+    >>> did_you_mean("size", ["path", "mode"], "known keys")
+    'known keys: path, mode'
+    """
+    names = list(known)
+    listed = ", ".join(names) or "none"
     shown = listed if len(listed) <= MAX_LISTED_CHARS else f"{listed[:MAX_LISTED_CHARS]}…"
-    return f"; known: {shown}" if names else "; none are known"
+    return guess(name, names) or f"{what}: {shown}"
 
 
 def agent_hint(agent_id: str, known: Iterable[str]) -> str:
@@ -69,12 +77,11 @@ def agent_hint(agent_id: str, known: Iterable[str]) -> str:
 
     It does not list the agents, because a user who may submit runs need not know all of them.
     """
-    near = nearest(agent_id, known, cutoff=NEAR_AGENT)
-    guess = f"did you mean {near!r}? " if near is not None else ""
-    return (
-        f"{guess}an agent becomes known when a worker that can execute it starts; `openagents-worker status` "
+    advice = (
+        "an agent becomes known when a worker that can execute it starts; `openagents-worker status` "
         "lists the known agents, `openagents-worker validate` shows why an agent cannot be executed"
     )
+    return f"{guess(agent_id, known, cutoff=NEAR_AGENT)} {advice}".lstrip()
 
 
 def _common_ends(name: str, other: str) -> int:

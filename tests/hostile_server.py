@@ -229,7 +229,7 @@ FAULTY: dict[str, Answer] = {
             _head(STREAM, "connection: close")
             + b'data: {"choices": [{"delta": {"tool_calls": [{"index": {"a": 1}}]}}]}\n\n'
         ),
-        UNUSABLE,
+        EITHER,
     ),
     "a stream of 100,000 tool calls": Answer(
         _repeating(_head(STREAM, "connection: close"), b"", _tool_calls(5_000), 20),

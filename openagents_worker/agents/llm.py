@@ -14,10 +14,14 @@ DEFAULT_TOTAL_TIMEOUT_MS = 600_000
 DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
 """Four times what a run may store, because of JSON's escapes. Parsed, it can use 25 times as much memory."""
 LARGEST_MAX_REPLY_BYTES = 256 * 1024 * 1024
+MAX_FALLBACKS = 8
+RESERVED_BODY = frozenset({"input", "messages", "stream"})
+"""Fields of a request that `extra_body` cannot replace."""
 
 
 class LLMPricing(Part):
-    """Prices in USD per million tokens. None: the price in the built-in table, if there is one."""
+    """Prices in USD per million tokens. None: the price in the built-in table, if there is one. A cost that
+    the provider states in its reply goes before both."""
 
     input: float | None = Field(
         default=None,
@@ -39,22 +43,39 @@ class LLMPricing(Part):
         ge=0,
         description="USD per million input tokens that the provider wrote to its cache. null: see input.",
     )
+    cached_write_long: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens written to its cache for an hour. null: see input.",
+    )
+    reasoning: float | None = Field(
+        default=None, ge=0, description="USD per million tokens of reasoning. null: as other output."
+    )
+    image: float | None = Field(
+        default=None, ge=0, description="USD per million input tokens of images. null: as other input."
+    )
+    audio: float | None = Field(
+        default=None, ge=0, description="USD per million input tokens of audio. null: as other input."
+    )
 
 
 class LLMRetryOptions(Part):
-    """How a client retries one HTTP request before the error reaches the run."""
+    """How a model call is retried. Pauses of at most 2 s are waited for inside the call. For longer ones, the
+    run is suspended and uses no worker slot."""
 
     max_attempts: int = Field(
-        default=3, ge=1, description="Number of tries of one request, including the first one."
+        default=6,
+        ge=1,
+        description="Largest number of requests of one model call, in all attempts of the run together.",
     )
     initial_backoff_ms: int = Field(
         default=500, ge=0, le=LONGEST_MS, description="Longest time before the second try, in milliseconds."
     )
     max_backoff_ms: int = Field(
-        default=5_000,
+        default=30_000,
         ge=0,
         le=LONGEST_MS,
-        description="Longest time before any further try, in milliseconds.",
+        description="Longest time before any further try, in milliseconds. A provider may ask for more.",
     )
     backoff_multiplier: float = Field(
         default=2.0, ge=1, description="Factor by which this time grows with every try."
@@ -76,19 +97,23 @@ class LLMOptions(Part):
     model_config = ConfigDict(extra="allow")
 
     provider: str = Field(
-        default="mock", min_length=1, description="The client: openai_compatible, scripted or mock."
+        default="mock",
+        min_length=1,
+        description="The client: openai_compatible, openai_responses, anthropic, scripted or mock.",
     )
     model: str | None = Field(
         default=None, description="Name of the model at the provider. null: the provider's default."
     )
     api_base: str | None = Field(
         default=None,
-        description="The http(s) URL before /chat/completions. null: OPENAI_BASE_URL, or OpenAI's URL.",
+        description="The http(s) URL before /chat/completions, /responses or /messages. null: the variable "
+        "OPENAI_BASE_URL or ANTHROPIC_BASE_URL, or the provider's URL.",
     )
     api_key_env: str | None = Field(
         default=None,
         min_length=1,
-        description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY.",
+        description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY or "
+        "ANTHROPIC_API_KEY.",
     )
     temperature: float | None = Field(
         default=None,
@@ -132,17 +157,36 @@ class LLMOptions(Part):
         default=None, description="Prices in USD per million tokens. null: the built-in table."
     )
     retry: LLMRetryOptions = Field(
-        default_factory=LLMRetryOptions, description="How a failed request is repeated within one call."
+        default_factory=LLMRetryOptions, description="How a failed request is repeated."
     )
     extra_headers: dict[str, str] = Field(
         default_factory=dict, description="Further HTTP headers of every request."
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of the JSON body of every request, for what has no option here.",
+    )
+    extra_query: dict[str, str] = Field(
+        default_factory=dict, description="Further query parameters of the URL of every request."
+    )
+    stream: bool = Field(
+        default=True,
+        description="Whether replies are streamed to those who watch them. false: never, for a server that "
+        "cannot stream.",
+    )
+    fallbacks: list[dict[str, Any]] = Field(
+        default_factory=list,
+        max_length=MAX_FALLBACKS,
+        description="Models that answer a call if this one cannot: objects with fields of this section. One "
+        "without a provider takes all other fields from here.",
     )
     reasoning_model: bool | None = Field(
         default=None,
         description="Whether the model takes the parameters of reasoning models. null: known from its name.",
     )
     openai_api_style: Literal["chat_completions", "responses"] | None = Field(
-        default=None, description="The API of OpenAI: chat_completions. responses is not supported yet."
+        default=None,
+        description="The API of OpenAI: chat_completions. For responses, use the provider openai_responses.",
     )
     script: list[dict[str, Any]] | None = Field(
         default=None, description="For the provider scripted: its replies and faults, in order."
@@ -153,6 +197,16 @@ class LLMOptions(Part):
         le=LONGEST_MS,
         description="For the provider scripted: milliseconds before every reply.",
     )
+
+    @model_validator(mode="after")
+    def _body_is_free(self) -> LLMOptions:
+        if reserved := sorted(RESERVED_BODY & self.extra_body.keys()):
+            raise problem(
+                "reserved",
+                f"{reserved[0]} is written by the library; it cannot be set here",
+                key=("extra_body", reserved[0]),
+            )
+        return self
 
     @model_validator(mode="after")
     def _timeout_is_within_total(self) -> LLMOptions:

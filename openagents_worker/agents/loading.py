@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean, file_order, problems_of, rejected
+from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
 from openagents_worker.agents.schema import (
     AgentDefinition,
     AppConfig,
@@ -30,6 +30,7 @@ from openagents_worker.errors import ConfigLoadError
 from openagents_worker.jsontext import dumps
 from openagents_worker.redaction import redact
 from openagents_worker.secret_text import mask_prose
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["AgentsFile", "load_agents", "read_agents_file"]
 

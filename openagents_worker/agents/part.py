@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from openagents_worker.agents.positions import Path
-from openagents_worker.agents.problems import did_you_mean
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["LONGEST_MS", "Part", "not_supported", "problem"]
 

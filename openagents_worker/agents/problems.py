@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,12 +11,11 @@ from pydantic import BaseModel, ValidationError
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, PluginConfigError
 from openagents_worker.secret_text import mask_prose
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "ConfigProblem",
     "checked_config",
-    "did_you_mean",
     "file_order",
     "problems_of",
     "problems_of_plugin",
@@ -77,15 +76,6 @@ def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidation
         file=source,
         problems=[problem.to_dict() for problem in problems],
     )
-
-
-def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
-    """A hint for an unknown name: "did you mean …?" if a known name is similar, otherwise all known names."""
-    names = list(known)
-    near = nearest(name, names)
-    if near is not None:
-        return f"did you mean {near!r}?"
-    return f"{what}: {', '.join(names)}" if names else f"{what}: none"
 
 
 FoundText = Callable[[Path], tuple[Path, str]]

@@ -48,7 +48,7 @@ __all__ = [
     "notices",
 ]
 
-_TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
+TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
 _IMPL = re.compile(r"\w+(\.\w+)+")
 
 
@@ -62,7 +62,7 @@ def _impl(path: str) -> str:
 
 
 def _tool_id(id_: str) -> str:
-    if not _TOOL_ID.match(id_):
+    if not TOOL_ID.match(id_):
         raise problem(
             "tool_id", "a tool's id is the function name the model sees: 1 to 64 of a-z A-Z 0-9 _ -"
         )
@@ -128,7 +128,10 @@ class ToolExecutorRef(PluginRef):
 
 
 class ToolRef(PluginRef):
-    """A tool of an agent. `id` is the function name that the model sees."""
+    """A tool of an agent, or a toolset. `id` is the function name that the model sees.
+
+    The tools of a toolset have names of their own.
+    """
 
     id: Annotated[str, AfterValidator(_tool_id)] = Field(
         description="The function name that the model sees: 1 to 64 of a-z A-Z 0-9 _ -."

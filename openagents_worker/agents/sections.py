@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from openagents_worker.agents.part import Part, not_supported, problem
-from openagents_worker.agents.problems import did_you_mean
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "DiagnosticsRef",

@@ -21,7 +21,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import aread_states
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.worker.background import Leave, background_task
+from openagents_worker.worker.background import Health, Leave, background_task
 
 __all__ = ["FlowerRepair"]
 
@@ -37,6 +37,7 @@ class FlowerRepair:
         self._store = store
         self._leave = leave
         self._checks: set[asyncio.Task[None]] = set()
+        self.health = Health()
 
     def check_later(self, app: Celery, hostname: str, run_id: str) -> None:
         """Schedule the check of a run for which Celery is about to send `task-retried`. Call it on the loop.
@@ -62,9 +63,12 @@ class FlowerRepair:
             if state is not None and state in END_EVENTS:
                 name, fields = END_EVENTS[state]
                 await asyncio.to_thread(_send_event, app, hostname, name, {"uuid": run_id, **fields})
+            self.health.succeeded()
         except RedisUnreachable as error:
+            self.health.failed(error)
             log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=error.message)
         except Exception as error:  # noqa: BLE001 - each broker library has its own errors
+            self.health.failed(error)
             log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=type(error).__name__)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from celery import Task
@@ -14,9 +13,10 @@ from openagents_worker.agents import AppConfig
 from openagents_worker.celery.flower_repair import FlowerRepair
 from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
 from openagents_worker.settings import Settings
-from openagents_worker.worker.background import Leave
+from openagents_worker.worker.background import BackgroundPart, Leave
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.process import SendWakes, WorkerProcess
+from openagents_worker.worker.process import SendWakes, WorkerIdentity, WorkerProcess
+from openagents_worker.worker.service import LoopPart
 
 __all__ = ["CeleryProcess", "ProcessHolder"]
 
@@ -24,17 +24,19 @@ __all__ = ["CeleryProcess", "ProcessHolder"]
 class CeleryProcess(WorkerProcess):
     """A worker process whose runs Celery and Flower show."""
 
-    async def _build(self, node: str, queues: Sequence[str], max_runs: int | None) -> None:
-        await super()._build(node, queues, max_runs)
+    def _background_parts(self) -> list[BackgroundPart]:
         self._flower_repair = FlowerRepair(self.store, leave=self._leave)
+        part = LoopPart(
+            "flower repair",
+            self._loop_thread,
+            health=self._flower_repair.health,
+            on_stop=self._flower_repair.aclose,
+        )
+        return [part, *super()._background_parts()]
 
     def check_flower_later(self, task: Task, run_id: str) -> None:
         """Correct the run's state in Flower later, because Celery is about to send `task-retried`."""
         self._loop_thread.call_soon(self._flower_repair.check_later, task.app, task.request.hostname, run_id)
-
-    async def _close(self, *, reclaim: bool) -> None:
-        await self._flower_repair.aclose()
-        await super()._close(reclaim=reclaim)
 
 
 class ProcessHolder:
@@ -79,9 +81,7 @@ class ProcessHolder:
                 self._process = CeleryProcess(
                     self.settings,
                     self._assembly,
-                    node=self.node,
-                    queues=self.queues,
-                    max_runs=self.max_runs,
+                    WorkerIdentity(node=self.node, queues=self.queues, max_runs=self.max_runs),
                     send_wakes=self._send_wakes,
                     loop_thread=self.loop_thread,
                     leave=self._leave,

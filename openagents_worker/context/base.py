@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from openagents_worker.agents.problems import checked_config
+from openagents_worker.agents.plugin import Plugin
 
 __all__ = ["ContextAssemblerPlugin", "ContextAssemblyResult", "SessionReader"]
 
@@ -31,15 +31,8 @@ class ContextAssemblyResult(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class ContextAssemblerPlugin:
+class ContextAssemblerPlugin(Plugin):
     """Base class of context assemblers. It is optional: a class with `assemble` and `finalize` works too."""
-
-    class Config(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: dict[str, Any] | None = None) -> None:
-        self.config = dict(config or {})
-        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def assemble(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader

@@ -69,7 +69,8 @@ def _describe(problem: ValidationError, part: str) -> list[str]:
         unknown = list(islice((name for name in instance if name not in known), MAX_FOUND))
         guessed = unknown[:MAX_PROBLEMS]  # the others are only counted
         guesses = [
-            f"{prefix}unknown {part} {_short(repr(name))}{did_you_mean(name, known)}" for name in guessed
+            f"{prefix}unknown {part} {_short(repr(name))}; {did_you_mean(name, sorted(known))}"
+            for name in guessed
         ]
         return guesses + [f"{prefix}unknown {part} {name!r}" for name in unknown[MAX_PROBLEMS:]]
     if problem.validator == "required":

@@ -1,10 +1,7 @@
 """The contract between the runtime and a model client: request, response, and which recorded call is running.
 
-Messages do not depend on the provider. Their shape follows OpenAI's chat completions:
-`{"role": "system" | "user", "content": str}`,
-`{"role": "assistant", "content": str, "tool_calls": [{"id", "name", "arguments": {...}}]}` (one message per
-turn, with all its calls) and `{"role": "tool", "tool_call_id", "name", "content": str[, "is_error": True]}`.
-Each provider's client converts them to its own wire format.
+Messages do not depend on the provider; `openagents_worker.llm.messages` defines them. Each provider's client
+converts them to its own wire format.
 """
 
 from __future__ import annotations
@@ -12,13 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from openagents_worker.jsontext import LARGEST_COUNT
+from openagents_worker.llm.messages import Block, Message, reasoning_text
 
 __all__ = [
     "CallInfo",
+    "Delta",
+    "DeltaKind",
+    "FinishReason",
     "FixedMessage",
     "LLMClient",
     "LLMResponse",
@@ -28,20 +30,54 @@ __all__ = [
     "ModelClient",
     "ModelRequest",
     "OnDelta",
+    "OnPiece",
     "token_count",
     "current_call",
     "quiet_http_clients",
 ]
 
-Message = Mapping[str, Any]
+
+class FinishReason(StrEnum):
+    """Why a model ended its reply, in the words of no provider."""
+
+    STOP = "stop"
+    TOOL_CALLS = "tool_calls"
+    LENGTH = "length"
+    """The reply was cut: `max_tokens` or the model's context is used up."""
+    CONTENT_FILTER = "content_filter"
+    REFUSAL = "refusal"
+    ERROR = "error"
+    OTHER = "other"
 
 
 class FixedMessage(dict[str, Any]):
     """A message that never changes after it was sent to a model, so its hash is computed only once."""
 
 
+class DeltaKind(StrEnum):
+    """What a piece of a streamed reply belongs to."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    ARGUMENTS = "arguments"
+    """The arguments of a tool call, as JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed reply. `tool_call` is the number of its tool call in the reply, from 0, and
+    `tool_name` the name of that call, as far as it is known."""
+
+    kind: DeltaKind
+    text: str
+    tool_call: int = 0
+    tool_name: str = ""
+
+
 OnDelta = Callable[[str], Awaitable[None]]
 """Receives each piece of text as it arrives. It is awaited, so a slow reader slows down the stream."""
+OnPiece = Callable[[Delta], Awaitable[None]]
+"""Receives each piece of reasoning and of tool arguments as it arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +92,10 @@ class CallInfo:
     the same on every attempt. Concurrent branches count separately."""
     failed_tries: int = 0
     """How often this call has already failed with a retryable error, on any worker."""
+    requests: int = 0
+    """How many requests earlier attempts of the run sent for this call."""
+    may_suspend: bool = False
+    """Whether the run is suspended if the call fails with a retryable error."""
     kind: str = ""
     """`model`, `tool` and so on. `kind` and `name` describe the call to a person."""
     name: str = ""
@@ -63,6 +103,15 @@ class CallInfo:
     """1 for the first call of its kind in this attempt, 2 for the second, and so on."""
     emit: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
     """Emits an event of the run: the event's name and its payload."""
+    noted: Mapping[str, Any] | None = None
+    """What an earlier attempt noted about this call before it was interrupted; see `note`."""
+    note: Callable[[Mapping[str, Any]], Awaitable[None]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Stores a note about this call (plain JSON) before its outcome is recorded. A later attempt that has to
+    make the call again gets the note. None: nothing can be stored, because the run is not durable."""
+    is_given_up: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
+    """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
@@ -104,7 +153,7 @@ class LLMUsage:
 @dataclass(frozen=True, slots=True)
 class LLMToolCall:
     """A tool call in a model's reply. If its arguments cannot be parsed, `arguments` is {} and `parse_error`
-    says why."""
+    says why. `provider_fields`: see `openagents_worker.llm.messages`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -112,11 +161,18 @@ class LLMToolCall:
     raw_arguments: str | None = None
     parse_error: str | None = None
     type: str = "tool_call"
+    provider_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
-    """One complete reply of a model."""
+    """One complete reply of a model.
+
+    `finish_reason` is one of `FinishReason`, or None if the client does not say why the reply ended;
+    `stop_reason` is the provider's own word for it. `output_text` is the text of the reply. `content` has
+    the reply as blocks if it is more than this text, for example reasoning with a signature. `request_id` is
+    the provider's id of the HTTP request.
+    """
 
     output_text: str = ""
     tool_calls: Sequence[LLMToolCall] = ()
@@ -126,10 +182,22 @@ class LLMResponse:
     model: str | None = None
     provider: str | None = None
     response_id: str | None = None
-    content: Sequence[Mapping[str, Any]] = ()
+    content: Sequence[Block] = ()
+    finish_reason: str | None = None
+    provider_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    request_id: str | None = None
+
+    @property
+    def reasoning_text(self) -> str:
+        """The reasoning that the model showed, as text; "" if it showed none."""
+        return reasoning_text(self.content, self.provider_fields)
 
     def to_wire(self) -> dict[str, Any]:
-        """The reply as plain JSON, as the journal stores it. Empty fields are left out."""
+        """The reply as plain JSON, as the journal stores it. Empty fields are left out.
+
+        The opaque fields of the calls stand in a list of their own, because earlier versions reject unknown
+        fields of a call.
+        """
         usage = self.usage
         wire: dict[str, Any] = {"output_text": self.output_text}
         if self.tool_calls:
@@ -149,6 +217,10 @@ class LLMResponse:
             "provider": self.provider,
             "response_id": self.response_id,
             "content": [dict(block) for block in self.content] or None,
+            "finish_reason": self.finish_reason,
+            "provider_fields": dict(self.provider_fields) or None,
+            "request_id": self.request_id,
+            "tool_call_fields": _call_fields_to_wire(self.tool_calls),
         }
         return wire | {key: value for key, value in optional.items() if value is not None}
 
@@ -157,7 +229,7 @@ class LLMResponse:
         usage = data.get("usage")
         return cls(
             output_text=data.get("output_text", ""),
-            tool_calls=tuple(LLMToolCall(**call) for call in data.get("tool_calls", ())),
+            tool_calls=_calls_from_wire(data),
             usage=None if usage is None else LLMUsage(**usage),
             stop_reason=data.get("stop_reason"),
             structured_output=data.get("structured_output"),
@@ -165,6 +237,9 @@ class LLMResponse:
             provider=data.get("provider"),
             response_id=data.get("response_id"),
             content=tuple(data.get("content", ())),
+            finish_reason=data.get("finish_reason"),
+            provider_fields=data.get("provider_fields", {}),
+            request_id=data.get("request_id"),
         )
 
 
@@ -173,6 +248,19 @@ def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
     if call.parse_error:
         wire |= {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
     return wire
+
+
+def _call_fields_to_wire(calls: Sequence[LLMToolCall]) -> list[dict[str, Any]] | None:
+    """The opaque fields of all calls, in their order; None if no call has any."""
+    fields = [dict(call.provider_fields) for call in calls]
+    return fields if any(fields) else None
+
+
+def _calls_from_wire(data: Mapping[str, Any]) -> tuple[LLMToolCall, ...]:
+    calls = [LLMToolCall(**call) for call in data.get("tool_calls", ())]
+    if not (fields := data.get("tool_call_fields")):
+        return tuple(calls)
+    return tuple(replace(call, provider_fields=own) for call, own in zip(calls, fields, strict=True))
 
 
 class _DropModelCallLogs(logging.Filter):
@@ -199,7 +287,8 @@ def quiet_http_clients() -> None:
 class ModelRequest:
     """One request to a model. A field that is None takes the agent's `llm` option or the provider's default.
 
-    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it.
+    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it. `on_piece` gets
+    the pieces of a streamed reply that are not text.
     """
 
     messages: Sequence[Message]
@@ -210,9 +299,15 @@ class ModelRequest:
     tool_choice: Mapping[str, Any] | str | None = None
     response_format: Mapping[str, Any] | None = None
     on_delta: OnDelta | None = field(default=None, repr=False, compare=False)
+    on_piece: OnPiece | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether somebody listens to the pieces of the reply."""
+        return self.on_delta is not None or self.on_piece is not None
 
     def content(self) -> dict[str, Any]:
-        """All fields except `on_delta`, under the parameter names of `LLMClient.generate`."""
+        """All fields except the listeners, under the parameter names of `LLMClient.generate`."""
         return {name: getattr(self, name) for name in _CONTENT}
 
     def arguments(self) -> dict[str, Any]:

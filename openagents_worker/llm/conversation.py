@@ -3,8 +3,8 @@
 A model may invent tool names, leave out call ids, and write arguments that are not JSON. A provider rejects a
 whole request if one of its messages breaks a rule. So messages are repaired before they are sent:
 
-- Every message has text or tool calls. A user message without text gets `EMPTY_INPUT`. Other messages without
-  text are left out.
+- Every message has content or tool calls. A user message without content gets `EMPTY_INPUT`. Other messages
+  without content are left out, and so are blank text blocks.
 - A tool name is 1 to 64 of a-z A-Z 0-9 _ -. Arguments are a JSON object. Each call id occurs once.
 - The results of a message's calls follow it, one for each call. A result without a call is left out.
 
@@ -21,11 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
-from openagents_worker.llm.base import LLMToolCall, Message
+from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall, Message
+from openagents_worker.llm.messages import content_blocks, has_content, without_empty
 
 __all__ = [
     "EMPTY_INPUT",
     "UniqueCallIds",
+    "assistant_message",
     "is_blank",
     "repaired",
     "tool_call",
@@ -44,8 +46,8 @@ _ILLEGAL = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
 def is_blank(content: Any) -> bool:
-    """Whether a message's content is empty: no text, only white space, or an empty list of parts."""
-    return not content.strip() if isinstance(content, str) else not content
+    """Whether a message's content is empty: nothing but white space, or a list of blocks without content."""
+    return not has_content(content)
 
 
 def user_text(text: str) -> str:
@@ -97,6 +99,38 @@ def usable_calls(calls: Sequence[LLMToolCall], ids: UniqueCallIds, step: int) ->
 # --- messages --------------------------------------------------------------------------------------------
 
 
+def assistant_message(reply: LLMResponse, calls: Sequence[LLMToolCall] = ()) -> FixedMessage:
+    """The message of a reply with its usable calls, as the next request and the transcript contain it.
+
+    It has blocks only if the text does not say everything: earlier versions send text only.
+    """
+    content = [dict(block) for block in reply.content] if _needs_blocks(reply) else reply.output_text
+    message = FixedMessage(role="assistant", content=content)
+    if calls:
+        message["tool_calls"] = [_message_call(call) for call in calls]
+    if reply.provider_fields:
+        message["provider_fields"] = dict(reply.provider_fields)
+    return message
+
+
+def _message_call(call: LLMToolCall) -> dict[str, Any]:
+    plain = {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)}
+    return plain | ({"provider_fields": dict(call.provider_fields)} if call.provider_fields else {})
+
+
+def _needs_blocks(reply: LLMResponse) -> bool:
+    """Whether a reply has a block that its provider wants back, or that is not text."""
+    return any(map(_is_more_than_text, content_blocks(reply.content)))
+
+
+def _is_more_than_text(block: Mapping[str, Any]) -> bool:
+    if block.get("type") == "text":
+        return bool(block.get("citations"))
+    if block.get("type") == "reasoning":  # without opaque fields, it is only for people
+        return any(block.get(name) for name in ("signature", "encrypted", "id"))
+    return True
+
+
 def repaired(messages: Sequence[Message]) -> list[Message]:
     """The messages in a form that every chat API accepts. Valid messages are returned as the same objects.
 
@@ -114,7 +148,7 @@ def _repaired(messages: Sequence[Message]) -> Iterator[Message]:
         elif role == "tool":
             continue  # already yielded with its call, or a result without a call
         elif not is_blank(content):
-            yield message if "tool_calls" not in message else _without_calls(message)
+            yield _without_blank_blocks(message if "tool_calls" not in message else _without_calls(message))
         elif role == "user":
             yield {**message, "content": EMPTY_INPUT}
 
@@ -126,6 +160,12 @@ def _calls_of(message: Message) -> list[Mapping[str, Any]]:
 
 def _without_calls(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "tool_calls"}
+
+
+def _without_blank_blocks(message: Message) -> Message:
+    content = message.get("content")
+    kept = without_empty(content)
+    return message if kept is content else {**message, "content": kept}
 
 
 def _results_after(messages: Sequence[Message], at: int) -> dict[str, deque[Message]]:
@@ -153,6 +193,7 @@ def _calls_with_results(
         waiting = results.get(repr(call.get("id")))
         sent.append(_repaired_call(call, call_id))
         answers.append(_result(waiting.popleft() if waiting else None, call_id, sent[-1]))
+    message = _without_blank_blocks(message)
     yield message if sent == list(message["tool_calls"]) else {**message, "tool_calls": sent}
     yield from answers
 

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, Message, ModelClient, ModelRequest
+from openagents_worker.llm.base import (
+    FinishReason,
+    LLMResponse,
+    LLMToolCall,
+    Message,
+    ModelClient,
+    ModelRequest,
+)
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import words
 
@@ -36,6 +43,7 @@ class MockClient(ModelClient):
             tool_calls=calls,
             usage=price(name, estimate_usage(request.messages, reply_text), self._pricing),
             stop_reason="tool_calls" if calls else "stop",
+            finish_reason=FinishReason.TOOL_CALLS if calls else FinishReason.STOP,
             model=name,
             provider=self.provider_name,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 from pydantic import Field
@@ -13,6 +13,7 @@ from pydantic import Field
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.structured import StructuredOutput
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 
@@ -20,13 +21,22 @@ __all__ = ["OpenAIExtras", "OpenAIRequestOptions"]
 
 SHORTEST_SECRET = 8  # characters; a shorter word in a header is not a key
 
+AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".azure-api.net")
+"""Hosts of Azure, which takes a key in the header `api-key`."""
+
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _EXAMPLE = "the URL before /chat/completions, for example https://api.openai.com/v1"
 
 
 class OpenAIExtras(ProviderOptions):
-    """The options that only this provider has. They are sent in the request body unchanged."""
+    """The options that only this provider has. They are sent in the request body unchanged, except for
+    `structured_output` and `stream_options`."""
+
+    structured_output: StructuredOutput = Field(
+        default="auto",
+        description="How the schema of the output is sent: json_schema, json_object, tool, text, or auto.",
+    )
 
     seed: int | None = Field(default=None, description="Seed of the sampling. null: none.")
     top_p: float | None = Field(
@@ -38,6 +48,65 @@ class OpenAIExtras(ProviderOptions):
     parallel_tool_calls: bool | None = Field(
         default=None,
         description="Whether a reply may ask for several tools. null: the provider's default.",
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None,
+        description="Whether the model must call a tool, and which one. null: the provider's default.",
+    )
+    stop: str | list[str] | None = Field(
+        default=None, description="Texts at which the reply ends. null: none."
+    )
+    presence_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Penalty for tokens that occurred already, from -2 to 2. null: the provider's default.",
+    )
+    frequency_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Penalty for tokens by how often they occurred, from -2 to 2. null: the provider's "
+        "default.",
+    )
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="Bias of single tokens, by their number: -100 to 100. null: none."
+    )
+    reasoning_effort: str | None = Field(
+        default=None,
+        description="How much the model thinks: low, medium, high … null: the provider's default.",
+    )
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        default=None, description="How long the answers are. null: the provider's default."
+    )
+    service_tier: str | None = Field(
+        default=None, description="Which capacity is used. null: the provider's default."
+    )
+    prompt_cache_key: str | None = Field(
+        default=None, description="Requests with the same key share a prompt cache. null: none."
+    )
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
+        default=None, description="How long the prompt cache is kept. null: the provider's default."
+    )
+    user: str | None = Field(default=None, description="An id of the end user. null: none.")
+    safety_identifier: str | None = Field(default=None, description="A hash of the end user. null: none.")
+    metadata: dict[str, str] | None = Field(default=None, description="Metadata of the request. null: none.")
+    store: bool | None = Field(
+        default=None, description="Whether the provider stores the reply. null: the provider's default."
+    )
+    modalities: list[str] | None = Field(
+        default=None, description="Kinds of output, for example text. null: the provider's default."
+    )
+    prediction: dict[str, Any] | None = Field(
+        default=None, description="The expected reply, which makes it faster. null: none."
+    )
+    web_search_options: dict[str, Any] | None = Field(
+        default=None, description="Options of the provider's own web search. null: none."
+    )
+    stream_options: bool = Field(
+        default=True,
+        description="Whether a streamed request asks for token counts. false: for a server that rejects "
+        "stream_options; the counts are then estimated.",
     )
 
 
@@ -62,6 +131,8 @@ class OpenAIRequestOptions:
         url, stream_url = _endpoints(options)
         headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
         headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
+        if api_key and httpx.URL(url).host.endswith(AZURE_HOSTS):
+            headers["api-key"] = api_key
         headers |= {name.lower(): value for name, value in options.extra_headers.items()}
         remember_secret(api_key)
         remember_secrets_of_url(options.api_base or "")
@@ -75,18 +146,24 @@ class OpenAIRequestOptions:
 
 
 def _endpoints(options: LLMOptions) -> tuple[str, str]:
-    """The URLs for complete and for streamed replies."""
-    base = (options.api_base or "").rstrip("/")
+    """The URLs for complete and for streamed replies. A query in `api_base`, as Azure's, is kept."""
+    base, mark, query = (options.api_base or "").partition("?")
+    base = base.rstrip("/")
     plain = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-    streamed = options.stream_endpoint or plain
-    return plain, streamed if "://" in streamed else f"{base}/{streamed.lstrip('/')}"
+    streamed = options.stream_endpoint
+    if streamed is None:
+        return plain + mark + query, plain + mark + query
+    return (
+        plain + mark + query,
+        streamed if "://" in streamed else f"{base}/{streamed.lstrip('/')}{mark}{query}",
+    )
 
 
 def _url_problems(options: LLMOptions) -> Iterator[ConfigProblem]:
-    base = (options.api_base or "").rstrip("/")
+    base = (options.api_base or "").partition("?")[0].rstrip("/")
     responses = "openai_compatible uses the chat completions API, not the responses API"
     if options.openai_api_style == "responses":
-        yield ConfigProblem(("openai_api_style",), responses, 'set it to "chat_completions"')
+        yield ConfigProblem(("openai_api_style",), responses, 'use the provider "openai_responses"')
     if not base:
         yield ConfigProblem(("api_base",), "missing", _EXAMPLE)
     elif not _is_http_url(base):

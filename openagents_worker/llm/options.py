@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean, problems_of
+from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.agents.variables import as_field_type
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["ProviderOptions", "read_extras", "raise_for_problems", "reject_extras"]
 
@@ -30,7 +31,7 @@ def read_extras(
     }
     names = [*LLMOptions.model_fields, *known.model_fields]
     problems = [
-        ConfigProblem((name,), f"{options.provider} has no such option", did_you_mean(name, names, "options"))
+        ConfigProblem((name,), f"{options.provider} has no such option", _hint(name, names, options))
         for name in extra_values
         if name not in known.model_fields
     ]
@@ -41,6 +42,14 @@ def read_extras(
     except ValidationError as error:
         return known(), [*problems, *problems_of(error)]
     return extras, problems
+
+
+def _hint(name: str, names: Sequence[str], options: LLMOptions) -> str:
+    """The similar option, and where other fields of a request belong."""
+    hint = did_you_mean(name, names, "options")
+    if options.provider in ("mock", "scripted"):
+        return hint
+    return f"{hint}; llm.extra_body takes further fields of the request"
 
 
 def reject_extras(options: LLMOptions) -> None:

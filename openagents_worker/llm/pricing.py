@@ -1,37 +1,78 @@
-"""Prices: the only place that computes what a call costs, and estimates tokens that were not counted."""
+"""Prices: the only place that computes what a call costs, and estimates tokens that were not counted.
+
+A cost that the provider states counts. Otherwise the rates of the agent's `pricing`, then those of the table
+`prices.json`, which `docs/prices.py` writes. Without all rates that a call needs, its cost is unknown: None.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
 
 from openagents_worker.agents import LLMPricing
-from openagents_worker.jsontext import dumps
+from openagents_worker.jsontext import LARGEST_COUNT, dumps
 from openagents_worker.llm.base import LLMUsage, Message, token_count
 
-__all__ = ["PRICES", "estimate_tokens", "estimate_usage", "price"]
+__all__ = ["estimate_tokens", "estimate_usage", "price", "price_table"]
 
-# USD per million tokens, standard tier, from https://platform.openai.com/docs/pricing, read in May 2025.
-PRICES = {
-    "gpt-4o": LLMPricing(input=2.50, output=10.00, cached_read=1.25),
-    "gpt-4o-2024-05-13": LLMPricing(input=5.00, output=15.00),  # first snapshot: higher price, no cache
-    "gpt-4o-mini": LLMPricing(input=0.15, output=0.60, cached_read=0.075),
-    "o1": LLMPricing(input=15.00, output=60.00, cached_read=7.50),
+PARTS = (
+    "input",
+    "cached_read",
+    "cached_write",
+    "cached_write_long",
+    "image",
+    "audio",
+    "output",
+    "reasoning",
+)
+SERVICE_TIERS = frozenset({"flex", "priority"})
+"""Service tiers with prices of their own. Other tiers cost what the standard tier costs."""
+_OTHERWISE = {
+    "cached_read": "input",
+    "cached_write": "input",
+    "cached_write_long": "cached_write",
+    "image": "input",
+    "audio": "input",
+    "reasoning": "output",
 }
+"""The rate of the table that counts if a model has no rate for a part."""
+_SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
 
-_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
+Rates = Mapping[str, float | None]
 
 
-def price(model: str, usage: LLMUsage, overrides: LLMPricing | None = None) -> LLMUsage:
+@cache
+def price_table() -> dict[str, dict[str, Any]]:
+    """The table: rates in USD per million tokens by the name of the model. It is read at the first call."""
+    text = files("openagents_worker.llm").joinpath("prices.json").read_text()
+    models: dict[str, dict[str, Any]] = json.loads(text)["models"]
+    return models
+
+
+def price(
+    model: str, usage: LLMUsage, overrides: LLMPricing | None = None, *, served: str | None = None
+) -> LLMUsage:
     """The usage with `cost_usd` and `cost_breakdown` (USD by part) added to its metadata.
 
-    A rate in `overrides` takes precedence over the table. `cost_usd` is None if a required rate is unknown.
-    `input_tokens` includes the tokens that were read from and written to the provider's cache.
+    `served` is the model that the reply names; it counts if the table does not know `model`. `cost_usd` is
+    None if a required rate is unknown. `input_tokens` includes the tokens that were read from and written to
+    the provider's cache, and those of images; `output_tokens` includes the reasoning.
     """
-    tokens = _tokens_by_part(usage)
-    rates = _rates(model, overrides)
+    stated = usage.metadata.get("stated_cost_usd")
+    if isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= LARGEST_COUNT:
+        cost: float | None = round(float(stated), 12)
+        return replace(
+            usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": {"stated": cost}}
+        )
+    tier = usage.metadata.get("service_tier")
+    tier = tier if isinstance(tier, str) and tier in SERVICE_TIERS else None
+    rates = _rates(model, served, overrides, tier, usage.input_tokens)
+    tokens = _tokens_by_part(usage, rates)
     breakdown = {
         part: round(number * rate / 1_000_000, 12)
         for part, number in tokens.items()
@@ -42,26 +83,74 @@ def price(model: str, usage: LLMUsage, overrides: LLMPricing | None = None) -> L
     return replace(usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown})
 
 
-def _tokens_by_part(usage: LLMUsage) -> dict[str, int]:
-    read = token_count(usage.metadata.get("cached_tokens"))
-    written = token_count(usage.metadata.get("cache_creation_input_tokens"))
-    return {
-        "input": max(0, usage.input_tokens - read - written),
-        "cached_read": read,
-        "cached_write": written,
-        "output": usage.output_tokens,
+def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
+    """The tokens of a call by part. A part with the rate of the whole it belongs to is not counted apart."""
+    counted = {
+        "cached_read": _count(usage, "cached_tokens"),
+        "cached_write": _count(usage, "cache_creation_input_tokens"),
+        "cached_write_long": _count(usage, "cache_creation_1h_input_tokens"),
+        "image": _count(usage, "image_tokens"),
+        "audio": _count(usage, "audio_tokens"),
+        "reasoning": _count(usage, "reasoning_tokens"),
     }
+    for part, whole in (("image", "input"), ("audio", "input"), ("reasoning", "output")):
+        if rates[part] == rates[whole]:
+            counted[part] = 0
+    long = min(counted["cached_write_long"], counted["cached_write"])
+    counted |= {"cached_write": counted["cached_write"] - long, "cached_write_long": long}
+    counted["reasoning"] = min(counted["reasoning"], usage.output_tokens)
+    apart = sum(number for part, number in counted.items() if part != "reasoning")
+    counted["input"] = max(0, usage.input_tokens - apart)
+    counted["output"] = usage.output_tokens - counted["reasoning"]
+    return {part: counted[part] for part in PARTS}
+
+
+def _count(usage: LLMUsage, name: str) -> int:
+    return token_count(usage.metadata.get(name))
+
+
+def _rates(
+    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, input_tokens: int
+) -> Rates:
+    """USD per million tokens by part; None: unknown."""
+    entry = _entry(model) or (_entry(served) if served else None) or {}
+    above = (int(limit) for limit in entry.get("above", ()))
+    limit = max((limit for limit in above if input_tokens > limit), default=0)
+    return _rates_of(model, served, overrides, tier, limit)
 
 
 @lru_cache  # an agent's model and prices are the same at every call
-def _rates(model: str, overrides: LLMPricing | None) -> dict[str, float | None]:
-    """USD per million tokens by part; None: unknown."""
-    table_rates = PRICES.get(model) or PRICES.get(_SNAPSHOT.sub("", model)) or LLMPricing()
-    own_rates = overrides or LLMPricing()
-    return {
-        part: own if (own := getattr(own_rates, part)) is not None else getattr(table_rates, part)
-        for part in ("input", "cached_read", "cached_write", "output")
-    }
+def _rates_of(
+    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, above: int
+) -> Rates:
+    entry = _entry(model) or (_entry(served) if served else None) or {}
+    table = dict(_layers(entry, tier, above))
+    own = overrides or LLMPricing()
+    rates: dict[str, float | None] = {}
+    for part in PARTS:
+        rate = getattr(own, part, None)
+        rates[part] = table.get(part) if rate is None else rate
+    for part, whole in _OTHERWISE.items():
+        # An agent's own rate for the input says nothing about its cache.
+        is_in_table = entry and getattr(own, whole, None) is None
+        if rates[part] is None and (is_in_table or part in ("image", "audio", "reasoning")):
+            rates[part] = rates[whole]
+    return rates
+
+
+def _layers(entry: Mapping[str, Any], tier: str | None, above: int) -> Iterator[tuple[str, Any]]:
+    """The rates of an entry, later ones before earlier ones: for long requests, for a service tier."""
+    groups = [entry, entry.get(tier, {})] if tier else [entry]
+    for group in groups:
+        yield from group.items()
+        yield from group.get("above", {}).get(str(above), {}).items()
+
+
+def _entry(model: str) -> dict[str, Any] | None:
+    """The entry of a model in the table; a dated snapshot has that of its model, unless it is listed."""
+    name = model.lower().removeprefix("models/")
+    table = price_table()
+    return table.get(name) or table.get(_SNAPSHOT.sub("", name))
 
 
 def estimate_tokens(text: str) -> int:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.agents.problems import ConfigProblem, did_you_mean
+from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.errors import PluginConfigError, PluginLoadError
+from openagents_worker.llm.anthropic_messages import AnthropicClient, AnthropicExtras
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_pool import proxy_problem
+from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
+from openagents_worker.llm.openai_responses import OpenAIResponsesClient, ResponsesExtras
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, reject_extras
 from openagents_worker.llm.scripted import ScriptedClient
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["EXTRAS", "PROVIDERS", "make_client"]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
+ANTHROPIC_BASE_URL = "https://api.anthropic.com/v1"
+ANTHROPIC_KEY = "ANTHROPIC_API_KEY"
+
+MakeHttpClient = Callable[..., LLMClient]
+"""Creates a client from the options and `api_key`."""
 
 
 def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
@@ -29,11 +40,37 @@ def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
     Raises `PluginLoadError` for an unknown provider. Raises `PluginConfigError` that lists every invalid
     option, a missing key and an unusable proxy.
     """
+    client = _make_one(options, env)
+    if not options.fallbacks:
+        return client
+    clients, problems = [client], []
+    for position, fields in enumerate(fallback_options(options)):
+        try:
+            clients.append(_make_one(_checked_fallback(fields), env))
+        except PluginConfigError as error:
+            problems += [problem.under("fallbacks", position) for problem in error.problems]
+    raise_for_problems(problems)
+    return FallbackClient(clients, max_attempts=options.retry.max_attempts)
+
+
+def _make_one(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     make = PROVIDERS.get(options.provider)
     if make is None:
         hint = did_you_mean(options.provider, sorted(PROVIDERS), "known providers")
         raise PluginLoadError(f"unknown model provider {options.provider!r}", hint=hint)
     return make(options, env)
+
+
+def _checked_fallback(fields: Mapping[str, Any]) -> LLMOptions:
+    """The options of a fallback. Raises `PluginConfigError` that lists every problem."""
+    if "fallbacks" in fields:
+        raise_for_problems([ConfigProblem(("fallbacks",), "a fallback has no fallbacks of its own")])
+    try:
+        return LLMOptions.model_validate(fields)
+    except ValidationError as error:
+        problems = problems_of(error)
+        raise_for_problems(problems)
+        raise
 
 
 def _mock(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
@@ -47,12 +84,33 @@ def _scripted(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
 
 
 def _openai_compatible(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    base = options.api_base or env.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
-    options = options.model_copy(update={"api_base": base})
-    key = env.get(options.api_key_env or OPENAI_KEY)
-    environment_problems = [*_key_problems(options, key), *_proxy_problems(base)]
+    base = env.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+    return _over_http(OpenAICompatibleClient, options, env, base=base, key=OPENAI_KEY, owner=OPENAI_BASE_URL)
+
+
+def _openai_responses(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
+    base = env.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+    return _over_http(OpenAIResponsesClient, options, env, base=base, key=OPENAI_KEY, owner=OPENAI_BASE_URL)
+
+
+def _anthropic(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
+    base = env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_BASE_URL
+    return _over_http(AnthropicClient, options, env, base=base, key=ANTHROPIC_KEY, owner=ANTHROPIC_BASE_URL)
+
+
+def _over_http(
+    make: MakeHttpClient, options: LLMOptions, env: Mapping[str, str], *, base: str, key: str, owner: str
+) -> LLMClient:
+    """A client with `base` as its URL, unless the agent has its own. `key`: the variable with the key, unless
+    the agent names one. `owner`: the URL of the provider that requires a key."""
+    options = options.model_copy(update={"api_base": options.api_base or base})
+    value = env.get(options.api_key_env or key)
+    environment_problems = [
+        *_key_problems(options, value, key, owner),
+        *_proxy_problems(options.api_base or ""),
+    ]
     try:
-        client = OpenAICompatibleClient(options, api_key=key)
+        client = make(options, api_key=value)
     except PluginConfigError as error:
         raise_for_problems([*environment_problems, *error.problems])
         raise
@@ -60,20 +118,20 @@ def _openai_compatible(options: LLMOptions, env: Mapping[str, str]) -> LLMClient
     return client
 
 
-def _key_problems(options: LLMOptions, key: str | None) -> Iterator[ConfigProblem]:
-    """A missing key. It is required if `api_key_env` is set, and for OpenAI unless an Authorization header is
-    configured. Other servers may need no key."""
-    name = options.api_key_env or OPENAI_KEY
-    has_own_header = any(header.lower() == "authorization" for header in options.extra_headers)
-    is_required = options.api_key_env or (_is_openai(options.api_base or "") and not has_own_header)
+def _key_problems(options: LLMOptions, key: str | None, default: str, owner: str) -> Iterator[ConfigProblem]:
+    """A missing key. It is required if `api_key_env` is set, and for the provider itself unless a header with
+    a key is configured. Other servers may need no key."""
+    name = options.api_key_env or default
+    has_own_header = any(header.lower() in ("authorization", "x-api-key") for header in options.extra_headers)
+    is_required = options.api_key_env or (_is_at(options.api_base or "", owner) and not has_own_header)
     if is_required and not key:
         hint = f"set {name} in the worker's environment and restart the worker"
         yield ConfigProblem(("api_key_env",), f"the environment variable {name} is not set", hint)
 
 
-def _is_openai(base: str) -> bool:
+def _is_at(base: str, owner: str) -> bool:
     try:
-        return httpx.URL(base).host == httpx.URL(OPENAI_BASE_URL).host
+        return httpx.URL(base).host == httpx.URL(owner).host
     except httpx.InvalidURL:
         return False
 
@@ -81,20 +139,24 @@ def _is_openai(base: str) -> bool:
 def _proxy_problems(base: str) -> Iterator[ConfigProblem]:
     try:
         found = proxy_problem(base)
-    except httpx.InvalidURL:  # `openai_options` reports the invalid URL
+    except httpx.InvalidURL:  # the client reports the invalid URL
         return
     if found is not None:
         yield ConfigProblem(("api_base",), f"it cannot be reached: {found[0]}", found[1])
 
 
 PROVIDERS: dict[str, Callable[[LLMOptions, Mapping[str, str]], LLMClient]] = {
+    "anthropic": _anthropic,
     "mock": _mock,
     "openai_compatible": _openai_compatible,
+    "openai_responses": _openai_responses,
     "scripted": _scripted,
 }
 EXTRAS: dict[str, type[ProviderOptions]] = {
+    "anthropic": AnthropicExtras,
     "mock": ProviderOptions,
     "openai_compatible": OpenAIExtras,
+    "openai_responses": ResponsesExtras,
     "scripted": ProviderOptions,
 }
 """The options under `llm` that only one provider has, by provider."""

@@ -1,6 +1,8 @@
-"""Retries inside one model call: the only place that decides whether a failed request is sent again at once.
+"""Retries of a model call: the only place that decides whether a failed request is sent again, and when.
 
-An error that is not retried here reaches the run. The run is then suspended and uses no worker slot.
+A call sends at most `llm.retry.max_attempts` requests, in all attempts of its run together. A pause of at
+most `LONGEST_INSIDE_MS` is waited for inside the call. For a longer one, the run is suspended: it uses no
+worker slot.
 """
 
 from __future__ import annotations
@@ -13,26 +15,27 @@ from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["pause_ms", "emit_retry"]
+__all__ = ["LONGEST_INSIDE_MS", "emit_retry", "pause_ms"]
 
 log = get_logger(__name__)
+
+LONGEST_INSIDE_MS = 2_000
+"""The longest pause inside a call. To suspend and resume a run costs about as much as a shorter one."""
 
 
 def pause_ms(
     options: LLMRetryOptions, error: LLMError, *, tries: int, spent_ms: float, random: Callable[[], float]
 ) -> float | None:
-    """Milliseconds to wait before the next try. None: do not retry here, raise the error to the run.
+    """Milliseconds to wait before the next try, after `tries` requests. None: there is no next try.
 
     Exponential back-off with full jitter: a random share of `initial * multiplier^(tries-1)`, up to
     `max_backoff_ms`. The provider's Retry-After is the minimum of the result; it is not jittered. The result
-    is None if that minimum is more than twice `max_backoff_ms`, or if the pause would end after
+    is None if the error is not retryable, after `max_attempts` requests, or if the pause would end after
     `total_budget_ms`.
     """
     if not error.retryable or tries >= options.max_attempts:
         return None
     floor = error.retry_after_ms or 0 if isinstance(error, LLMRateLimitError) else 0
-    if floor > 2 * options.max_backoff_ms:
-        return None
     growth = options.backoff_multiplier ** min(tries - 1, 64)
     pause = max(random() * min(options.max_backoff_ms, options.initial_backoff_ms * growth), floor)
     if options.total_budget_ms is not None and spent_ms + pause > options.total_budget_ms:
@@ -48,6 +51,7 @@ def emit_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) ->
         "delay_ms": round(delay_ms),
         "attempt": attempt,
         "model": model,
+        **({"request_id": error.request_id} if error.request_id else {}),
     }
     log.warning("llm.retrying", run_id=call.run_id if call else None, **payload, error=error.message)
     if call is not None and call.emit is not None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.suggest import nearest
+from openagents_worker.llm.base import FinishReason
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "ReplyScript",
@@ -21,6 +22,10 @@ __all__ = [
     "read_entry",
     "words",
 ]
+
+
+_CONTENT = frozenset({"text", "tool_calls", "refusal"})
+"""The fields of a reply; an entry has at least one of them, or `error`."""
 
 
 class _ScriptModel(BaseModel):
@@ -46,12 +51,16 @@ class ScriptedCall(_ScriptModel):
 
 
 class ScriptedReply(_ScriptModel):
-    """One reply: text, tool calls or both."""
+    """One reply: text, tool calls or both, or a refusal. `reasoning` precedes it."""
 
     text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
     tool_calls: tuple[ScriptedCall, ...] = ()
     usage: ScriptedUsage | None = None
     latency_ms: int | None = Field(default=None, ge=0)
+    finish_reason: FinishReason | None = None
+    """None: `tool_calls` or `stop`."""
 
 
 class ScriptedFault(_ScriptModel):
@@ -117,9 +126,11 @@ def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedRep
             if fault.error in faults:
                 return fault
             raise _entry_error(
-                where, f"unknown error {fault.error!r}", _suggestion(fault.error, sorted(faults))
+                where,
+                f"unknown error {fault.error!r}",
+                did_you_mean(fault.error, sorted(faults), "known errors"),
             )
-        if "text" in data or "tool_calls" in data:
+        if not _CONTENT.isdisjoint(data):
             return ScriptedReply.model_validate(dict(data))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
@@ -142,11 +153,6 @@ def _entry_error(where: str, problem: str, hint: str | None = None) -> PluginCon
         'an entry is {"text": ...}, {"tool_calls": [{"name": ..., "arguments": {...}}]} or {"error": ...}'
     )
     return PluginConfigError(f"{where}: {problem}", hint=hint or shapes)
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    return f"did you mean {near!r}?" if near else f"known errors: {', '.join(known)}"
 
 
 def words(text: str) -> list[str]:

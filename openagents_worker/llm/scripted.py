@@ -9,7 +9,15 @@ from typing import Any
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, ModelClient, ModelRequest, current_call
+from openagents_worker.llm.base import (
+    FinishReason,
+    LLMResponse,
+    LLMUsage,
+    Message,
+    ModelClient,
+    ModelRequest,
+    current_call,
+)
 from openagents_worker.llm.conversation import tool_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, ScriptedUsage, words
@@ -82,11 +90,13 @@ class ScriptedClient(ModelClient):
             )
             for index, call in enumerate(entry.tool_calls)
         )
+        finish_reason = entry.finish_reason or (FinishReason.TOOL_CALLS if calls else FinishReason.STOP)
         return LLMResponse(
             output_text=entry.text,
             tool_calls=calls,
             usage=price(model, usage_of(entry, messages), self._options.pricing),
-            stop_reason="tool_calls" if calls else "stop",
+            stop_reason=str(finish_reason),
+            finish_reason=finish_reason,
             model=model,
             provider=self.provider_name,
             response_id=f"scripted-{ordinal}",

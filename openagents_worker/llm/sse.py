@@ -18,9 +18,9 @@ _EMPTY_LINES = re.compile("\n{3,}")  # equal to one empty line; a gigabyte of th
 class SSEDecoder:
     r"""Decodes a byte stream, in chunks of any size, into the data of whole events.
 
-    Comments and `event:`, `id:` and `retry:` lines are dropped. An event that the end of the stream cuts off
-    is never returned, as the HTML standard (server-sent events) requires. Each byte is read once, even if its
-    line is very long.
+    Comments and `id:` and `retry:` lines are dropped. `event` is the name of the event whose data was
+    returned last, "" if it has none. An event that the end of the stream cuts off is never returned, as the
+    HTML standard (server-sent events) requires. Each byte is read once, even if its line is very long.
 
     >>> list(SSEDecoder().feed(b": hello\r\ndata: one\ndata: two\n\n"))
     ['one\ntwo']
@@ -31,6 +31,8 @@ class SSEDecoder:
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._rest = io.StringIO()
         self._after_cr = False
+        self.event = ""
+        self._name = ""
         self._data: list[str] = []
         self._max = max_event_chars
         self._data_chars = 0
@@ -43,7 +45,10 @@ class SSEDecoder:
                 self._data.append(value.removeprefix(" "))
                 self._data_chars += len(line) + 1
                 self._check()
+            elif name == "event":
+                self._name = value.strip()
             elif not line and self._data:
+                self.event, self._name = self._name, ""
                 yield "\n".join(self._data)
                 self._data.clear()
                 self._data_chars = 0

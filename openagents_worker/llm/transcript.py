@@ -39,7 +39,7 @@ MAX_TOOL_MESSAGES_BYTES = 256 * 1024
 """Largest size of one turn's tool messages as JSON: every later run of the session pays for their tokens."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name")
+MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name", "provider_fields")
 """The fields of an entry that a model gets besides its role."""
 
 
@@ -48,8 +48,9 @@ def turn_entries(
 ) -> list[dict[str, Any]]:
     """The entries that a completed run adds to the transcript; none if its answer is blank.
 
-    Tool messages are left out if they are incomplete, not JSON or too large. Raises TypeError or ValueError
-    if the output is not JSON.
+    Tool messages are left out if they are incomplete, not JSON or too large; if they are too large only with
+    their `provider_fields`, only these are left out. Raises TypeError or ValueError if the
+    output is not JSON.
     """
     answer = "" if output is None else output if isinstance(output, str) else dumps(output)
     if is_blank(answer):
@@ -116,6 +117,8 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
     """The messages, if they are tool calls with all their results and can be stored; otherwise none."""
     try:
         plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
+        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
+            plain = [_without_provider_fields(message) for message in plain]  # only their own turn needs them
         if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_tool_message, plain)):
             return []
         return plain if repaired(plain) == plain else []
@@ -125,3 +128,12 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
 
 def _is_tool_message(message: Message) -> bool:
     return message.get("role") == "tool" or bool(message.get("tool_calls"))
+
+
+def _without_provider_fields(message: Message) -> dict[str, Any]:
+    kept = {key: value for key, value in message.items() if key != "provider_fields"}
+    if calls := kept.get("tool_calls"):
+        kept["tool_calls"] = [
+            {key: value for key, value in call.items() if key != "provider_fields"} for call in calls
+        ]
+    return kept

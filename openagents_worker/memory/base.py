@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
-from openagents_worker.agents.problems import checked_config
+from openagents_worker.agents.plugin import Plugin
 
 __all__ = ["MemoryContext", "MemoryPlugin"]
 
@@ -23,7 +21,7 @@ class MemoryContext(Protocol):
     tool_results: list[dict[str, Any]]
 
 
-class MemoryPlugin:
+class MemoryPlugin(Plugin):
     """Base class of memories. It is optional: a class with `inject` and `writeback` works too.
 
     `inject` fills `context.memory_view`, which is sent to the model. `writeback` is called after the pattern;
@@ -38,13 +36,6 @@ class MemoryPlugin:
     """Keys of the memory view that hold turns of the session. The model already gets these as messages."""
     shown_turns: int | None = None
     """The number of newest turns that are sent to the model. None: all turns of the context assembler."""
-
-    class Config(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: dict[str, Any] | None = None) -> None:
-        self.config = dict(config or {})
-        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def inject(self, context: MemoryContext) -> None: ...
 

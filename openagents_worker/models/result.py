@@ -54,6 +54,12 @@ class RunResult(StoredModel, Generic[OutputT]):
             raise run_failed(self)
         return cast(OutputT, self.final_output)
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model ended its answer: `stop`, `length` and so on. None: it is not known."""
+        reason = self.metadata.get("finish_reason")
+        return reason if isinstance(reason, str) else None
+
 
 def run_failed(
     result: RunResult[Any], *, agent_id: str | None = None, session_id: str | None = None

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from openagents_worker.agents.problems import checked_config
+from openagents_worker.agents.plugin import Plugin
 from openagents_worker.llm.base import LLMClient
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
@@ -70,7 +70,7 @@ class RunContext(Protocol):
     ) -> None: ...
 
 
-class PatternPlugin:
+class PatternPlugin(Plugin):
     """Base class of patterns. It is optional: a class with `setup` and `execute` works too.
 
     The runtime creates one instance per attempt, sets `context` and awaits `execute()`. Its return value is
@@ -84,11 +84,11 @@ class PatternPlugin:
     turn_messages: Sequence[Mapping[str, Any]] = ()
     """The messages between question and answer, for the session's transcript: assistant messages with tool
     calls, and their results. The runtime reads it after `execute` has returned."""
+    finish_reason: str | None = None
+    """Why the model ended its answer, for `RunResult.finish_reason`."""
 
-    class Config(BaseModel):
+    class Config(Plugin.Config):
         """The agent's `runtime` limits are added to the config; the pattern's own config overrides them."""
-
-        model_config = ConfigDict(extra="forbid")
 
         max_steps: int = Field(
             16, ge=1, description="Number of steps (model turns) after which a run ends as max_steps."
@@ -98,10 +98,6 @@ class PatternPlugin:
             ge=1,
             description="Milliseconds that one step may take; then it is tried again. null: no limit.",
         )
-
-    def __init__(self, config: dict[str, Any] | None = None) -> None:
-        self.config = dict(config or {})
-        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def execute(self) -> Any:
         """Execute the run and return its output."""

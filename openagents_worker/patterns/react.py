@@ -5,8 +5,15 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from openagents_worker.errors import MaxStepsExceeded
+from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.patterns.turn import Conversation, last_error, step_deadline, step_limit
+from openagents_worker.patterns.turn import (
+    Conversation,
+    checked_answer,
+    last_error,
+    step_deadline,
+    step_limit,
+)
 
 __all__ = ["ReActPattern"]
 
@@ -25,6 +32,11 @@ class ReActPattern(PatternPlugin):
         )
         max_tool_errors_in_a_row: int = Field(
             5, ge=1, description="Number of steps in a row whose tools all fail, after which the run fails."
+        )
+        accept_truncated: bool = Field(
+            False,
+            description="Whether an answer that the token limit or a content filter cut is accepted. "
+            "false: the run fails as llm.truncated or llm.filtered.",
         )
         native_tool_calls: bool = Field(
             True, description="Must be true: tools are called with the provider's own tool calls."
@@ -63,13 +75,22 @@ class ReActPattern(PatternPlugin):
                 await self.emit("pattern.step_started", step=step)
                 response = await conversation.ask(step=step)
                 if not response.tool_calls:
-                    conversation.add_answer(response.output_text)
+                    answer = self._answer_in(response)
+                    self.finish_reason = response.finish_reason
+                    conversation.add_answer(answer)
                     self.turn_messages = conversation.calls_and_results
                     await self.emit("pattern.step_finished", step=step, action="final")
-                    return response.output_text
+                    return answer
                 outcomes = await conversation.run_calls(response, step=step)
                 await self.emit("pattern.step_finished", step=step, action="tool_calls")
             failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
             if failed_turns == self.cfg.max_tool_errors_in_a_row:
                 raise last_error(outcomes)
         raise MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+
+    def _answer_in(self, response: LLMResponse) -> str:
+        """The answer. If the run has an `output_type`, the check of the output reports an empty one."""
+        output_type = getattr(self.context.run_request, "output_type", None)
+        return checked_answer(
+            response, accept_truncated=self.cfg.accept_truncated, accept_empty=output_type is not None
+        )

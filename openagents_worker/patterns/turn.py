@@ -19,6 +19,10 @@ from typing import Any
 
 from openagents_worker.errors import (
     ExecutionError,
+    LLMReplyEmpty,
+    LLMReplyFiltered,
+    LLMReplyRefused,
+    LLMReplyTruncated,
     LLMResponseError,
     OpenAgentsError,
     StepTimeoutError,
@@ -27,17 +31,32 @@ from openagents_worker.errors import (
     ToolValidationError,
 )
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import UniqueCallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.base import FinishReason, FixedMessage, LLMResponse, LLMToolCall
+from openagents_worker.llm.conversation import (
+    UniqueCallIds,
+    assistant_message,
+    is_blank,
+    tool_name,
+    usable_calls,
+    user_text,
+)
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import did_you_mean
 
-__all__ = ["ToolCallOutcome", "Conversation", "last_error", "step_deadline", "step_limit"]
+__all__ = [
+    "Conversation",
+    "ToolCallOutcome",
+    "checked_answer",
+    "last_error",
+    "step_deadline",
+    "step_limit",
+]
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
+MAX_REFUSAL_CHARS = 500  # of the model's words, in the error of the run
 
 Messages = list[dict[str, Any]]
 
@@ -68,6 +87,7 @@ class Conversation:
         self._messages = self._first_messages(system_prompt)
         self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
+        self._is_cut = False
 
     @property
     def calls_and_results(self) -> Messages:
@@ -145,7 +165,13 @@ class Conversation:
             temperature=getattr(options, "temperature", None),
             max_tokens=getattr(options, "max_tokens", None),
             tools=self._tool_schemas() or None,
+            **self._output_format(),
         )
+
+    def _output_format(self) -> dict[str, Any]:
+        """The argument for the schema of the run's output, if the run has one."""
+        form = getattr(self._context, "output_format", None)
+        return {} if form is None else {"response_format": form}
 
     def _tool_schemas(self) -> list[dict[str, Any]]:
         """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
@@ -159,12 +185,13 @@ class Conversation:
     async def run_calls(self, response: LLMResponse, *, step: int) -> list[ToolCallOutcome]:
         """Run the tool calls of a reply, and append them and their results to the messages."""
         calls = usable_calls(response.tool_calls, self._ids, step)
+        self._is_cut = response.finish_reason == FinishReason.LENGTH
         outcomes = await self._run_in_order(calls)
         succeeded = [outcome for outcome in outcomes if outcome.error is None]
         self._context.tool_results.extend(
             {"tool_id": each.call.name, "result": each.result} for each in succeeded
         )
-        self._messages += [_assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
+        self._messages += [assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
         return outcomes
 
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
@@ -203,6 +230,8 @@ class Conversation:
         if call.parse_error:
             problem = f"the call cannot be read: {call.parse_error}"
             hint = "call it again with a JSON object as its arguments"
+            if self._is_cut:
+                hint = "your reply was cut at its token limit; call it again with shorter arguments"
             raise await self._emit_failed(call, ToolValidationError(problem, call.name, hint=hint))
         return await tool.invoke(dict(call.arguments), self._context)
 
@@ -218,6 +247,41 @@ class Conversation:
             error_details=ErrorDetails.from_exception(error).model_dump(exclude_none=True),
         )
         return error
+
+
+def checked_answer(reply: LLMResponse, *, accept_truncated: bool = False, accept_empty: bool = False) -> str:
+    """The text of a reply without tool calls, if it is a whole answer.
+
+    Raises `LLMReplyTruncated`, `LLMReplyFiltered`, `LLMReplyRefused` or `LLMReplyEmpty`. With
+    `accept_truncated`, a text that was cut by the token limit or by a filter is an answer. With
+    `accept_empty`, no text is one. A reply without a finish reason, of a client that does not know it, is
+    always one.
+    """
+    text, reason = reply.output_text, reply.finish_reason
+    accepted = accept_truncated and not is_blank(text)
+    match reason:
+        case None:
+            return text
+        case FinishReason.LENGTH if not accepted:
+            raise _truncated(reply)
+        case FinishReason.CONTENT_FILTER if not accepted:
+            raise LLMReplyFiltered("the provider's content filter cut the answer")
+        case FinishReason.REFUSAL:
+            raise LLMReplyRefused(f"the model refuses to answer: {text[:MAX_REFUSAL_CHARS]}".rstrip(": "))
+    if is_blank(text) and not accept_empty:
+        raise LLMReplyEmpty(
+            f"the model ended its reply without an answer (finish reason: {reply.stop_reason or reason})"
+        )
+    return text
+
+
+def _truncated(reply: LLMResponse) -> LLMReplyTruncated:
+    tokens = f" after {reply.usage.output_tokens:,} tokens" if reply.usage is not None else ""
+    what = "the answer was cut" if not is_blank(reply.output_text) else "the model used up its tokens"
+    return LLMReplyTruncated(
+        f"{what}{tokens} (finish reason: {reply.stop_reason or reply.finish_reason})",
+        hint="raise llm.max_tokens, or set accept_truncated in the pattern's config",
+    )
 
 
 def step_limit(context: RunContext, configured: int) -> int:
@@ -276,17 +340,9 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
         raise
 
 
-def _assistant_message(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
-    tool_calls = [
-        {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)} for call in calls
-    ]
-    return FixedMessage(role="assistant", content=response.output_text, tool_calls=tool_calls)
-
-
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     name = name[:MAX_NAME_CHARS]
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
+    hint = did_you_mean(name, known, "the tools are")
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 

@@ -30,6 +30,7 @@ from openagents_worker.store.records import record_plan, run_not_found, states_p
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.submission.submit import Accepted, Request, resumption, submission
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = ["ClientOptions", "ResumeAll", "Sending", "cancel", "ended_record", "record", "resume", "submit"]
 
@@ -196,7 +197,7 @@ def _task_options(settings: Settings, canvas: Mapping[str, Any] | None, **option
         raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
     set_options = {name: value for name, value in options.items() if value is not None}
     return task_options_json(
-        {**(canvas or {}), **set_options},
+        with_traceparent({**(canvas or {}), **set_options}),
         max_bytes=settings.max_payload_bytes,
         key_prefix=settings.key_prefix,
     )

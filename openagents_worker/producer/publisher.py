@@ -46,6 +46,7 @@ from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.permission import is_no_permission
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import span
 
 __all__ = [
     "RESUME_RUN",
@@ -223,7 +224,10 @@ def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Sen
     sent = 0
     try:
         if runs:
-            with _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer:
+            with (
+                span("openagents.publish", {"messaging.batch.message_count": len(runs)}),
+                _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer,
+            ):
                 for run in runs:
                     _send_one(app, producer, run, message_of)
                     sent += 1

@@ -30,6 +30,7 @@ from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.offload import Offload
+from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is_toolset
 
 __all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
@@ -49,11 +50,12 @@ class AgentParts:
         self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
         ref = definition.context_assembler or ContextAssemblerRef(type="default")
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
-        self._tools = {
-            ref.id: self._part(f"tool {ref.id}", "tool", ref, BUILTIN_TOOLS)
+        self.toolsets: dict[str, Toolset] = {
+            ref.id: _toolset(self._part(f"tool {ref.id}", "tool", ref, BUILTIN_TOOLS))
             for ref in definition.tools
             if ref.enabled
         }
+        """By the ids of the agents file. A single tool is a toolset of one."""
 
     def new_pattern(self) -> Any:
         """A new pattern. The limits of the agent are defaults for the config of the pattern."""
@@ -64,8 +66,9 @@ class AgentParts:
     def checks(self) -> SchemaChecks:
         return self._assembly.checks
 
-    def tools(self) -> dict[str, Any]:
-        return self._tools
+    def single_tools(self) -> dict[str, Any]:
+        """The tools that the agents file names one by one, without those of toolsets."""
+        return {id_: each.tool for id_, each in self.toolsets.items() if isinstance(each, SingleTool)}
 
     def model(self) -> LLMClient:
         return self._assembly.model(self.definition)
@@ -84,7 +87,7 @@ class AgentParts:
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
-        return plugin
+        return OpenedAtUse(plugin) if kind == "tool" and is_toolset(plugin) else plugin
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         plugin = self._make_with_offload(kind, ref, known)
@@ -93,11 +96,20 @@ class AgentParts:
         return plugin
 
     async def aclose(self) -> None:
-        """Close the plugins that were created for this attempt."""
+        """Close all plugins that were created for this attempt. Raises their errors at the end."""
+        errors: list[Exception] = []
         for plugin in self._own:
-            close = getattr(plugin, "close", None)
-            if close is not None:
-                await close()
+            if hasattr(plugin, "close"):
+                try:
+                    await plugin.close()
+                except Exception as error:  # noqa: BLE001 - the others must be closed as well
+                    errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("several plugins", errors)
+
+
+def _toolset(plugin: Any) -> Toolset:
+    return plugin if isinstance(plugin, OpenedAtUse) else SingleTool(plugin)
 
 
 @dataclass(frozen=True, slots=True)

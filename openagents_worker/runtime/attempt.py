@@ -131,6 +131,7 @@ class Attempt:
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
         self._turn_messages: Any = ()
+        self._finish_reason: str | None = None
         self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch, marks, lease.incarnation)
         self.is_abandoned = False
         """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
@@ -324,6 +325,7 @@ class Attempt:
             latch=self.latch,
             retries=self._claimed.retries,
             tries=self._tries,
+            noted=self._noted,
             max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,
@@ -365,8 +367,6 @@ class Attempt:
         with translate_parse_errors(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        if start_record is None and self._durable:
-            recorder.set_start(start.to_record(recorder.rules.format))
         prepared = await Preparation(
             context=self._context,
             parts=parts,
@@ -388,6 +388,12 @@ class Attempt:
     def _tries(self) -> dict[str, int]:
         """How often each call has failed and was retried later, by the name of its fact."""
         return Facts(self._claimed.facts).counts(FactKind.TRIES)
+
+    @property
+    def _noted(self) -> dict[str, dict[str, Any]]:
+        """What earlier attempts noted about calls that are not recorded yet, by call id."""
+        notes = {fact.id: fact.value() for fact in Facts(self._claimed.facts).of(FactKind.RESPONSE)}
+        return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
     @property
     def _max_tries(self) -> int:
@@ -448,6 +454,8 @@ class Attempt:
                     offload=self._assembly.offload,
                 )
         self._turn_messages = getattr(prepared.pattern, "turn_messages", ())
+        reason = getattr(prepared.pattern, "finish_reason", None)
+        self._finish_reason = reason if isinstance(reason, str) else None
         await self._check_all_read()
         return output
 
@@ -566,6 +574,7 @@ class Attempt:
             output=output,
             error=error,
             turn_messages=self._turn_messages,
+            finish_reason=self._finish_reason,
             redact_keys=self._assembly.redact_keys,
         )
 
@@ -615,7 +624,10 @@ class Attempt:
             finish=lambda error: self._finish(self._ending(error=error)),
             send_wakes=self._send_wakes_of,
             back_off_ms=lambda error, call: back_off_ms(
-                self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._random_unit
+                self._tries.get(call, 0),
+                getattr(error, "retry_after_ms", None),
+                self._random_unit,
+                longest_ms=self._settings.retry_after_max_ms,
             ),
             why_cancelled=self._why_cancelled,
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),

@@ -53,6 +53,8 @@ class RunContext:
     agent_router: Any = None
     tool_executor: Any = None
     deps: Any = None
+    output_format: Mapping[str, Any] | None = None
+    """The `response_format` of model calls whose reply is the run's output; None if it has no output type."""
 
     @property
     def agent_id(self) -> str:

@@ -74,6 +74,7 @@ class Ending:
     output: Any = None
     error: OpenAgentsError | None = None
     turn_messages: Any = ()
+    finish_reason: str | None = None
     """The messages of the pattern between question and answer, for the transcript."""
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
@@ -110,7 +111,9 @@ class Ending:
             usage=self.usage,
             artifacts=self.artifacts,
             error_details=self.details,
-            metadata=ids | ({"not_stored": self.not_stored} if self.not_stored else {}),
+            metadata=ids
+            | ({"not_stored": self.not_stored} if self.not_stored else {})
+            | ({"finish_reason": self.finish_reason} if self.finish_reason else {}),
         )
 
     def stored(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> StoredEnding:

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 
 from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
-from openagents_worker.agents.problems import did_you_mean, problems_of
+from openagents_worker.agents.problems import problems_of
 from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
+from openagents_worker.suggest import did_you_mean
 from openagents_worker.tools.function import DecoratedFunction
+from openagents_worker.tools.toolset import is_toolset
 
 __all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
 
@@ -118,6 +120,8 @@ def _is_in_standard_library(function: Any) -> bool:
 
 
 def _check_methods(kind: str, name: str, plugin: Any) -> None:
+    if kind == "tool" and is_toolset(plugin):
+        return
     missing = [method for method in _REQUIRED[kind] if not callable(getattr(plugin, method, None))]
     if missing:
         raise PluginLoadError(
@@ -126,7 +130,8 @@ def _check_methods(kind: str, name: str, plugin: Any) -> None:
 
 
 def _needs(kind: str) -> str:
-    return f"a {kind} has {' and '.join(_REQUIRED[kind])}"
+    toolset = "; a toolset has open, list, call and close" if kind == "tool" else ""
+    return f"a {kind} has {' and '.join(_REQUIRED[kind])}{toolset}"
 
 
 def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:

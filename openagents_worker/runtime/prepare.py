@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from openagents_worker.agents import AgentDefinition
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.llm.structured import response_format
 from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.calls import RecordedModel, RecordedTool
+from openagents_worker.runtime.calls import guards
+from openagents_worker.runtime.calls.model import RecordedModel
+from openagents_worker.runtime.calls.tool import RecordedTool
+from openagents_worker.runtime.calls.tool_call import ToolRun
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.runtime.toolsets import RunTools
 from openagents_worker.runtime.user_code import (
     class_path,
     coded,
@@ -42,8 +46,6 @@ __all__ = ["Prepared", "Preparation", "RunStart"]
 
 log = get_logger(__name__)
 
-DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
-
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
@@ -55,13 +57,14 @@ class RunStart:
     memory_view: dict[str, Any] | None = None
     """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
 
-    def to_record(self, format_: int) -> Record:
+    def to_record(self, format_: int, tools: Mapping[str, str]) -> Record:
+        """`tools` are the digests of the single tools. Earlier versions ignore them."""
         value: dict[str, Any] = {
             "transcript_length": self.transcript_length,
             "artifact_count": self.artifact_count,
             "definition_hash": self.definition_hash,
         }
-        return Record(PREPARE, "prepare", "", {"ok": value}, self.definition_hash, v=format_)
+        return Record(PREPARE, "prepare", "", {"ok": value, "tools": tools}, self.definition_hash, v=format_)
 
     @classmethod
     def of(cls, record: Record) -> RunStart:
@@ -135,7 +138,10 @@ class Preparation:
     async def prepare(self) -> Prepared:
         """Assemble the context, check the tools, inject the memory, in the order of the original SDK."""
         output_type = OutputType.of(self._context.run_request)
-        self._bind_model_and_tools()
+        if output_type is not None:
+            self._context.output_format = response_format(output_type.name, output_type.schema)
+        self._bind_model()
+        await self._bind_tools()
         await self._assemble_context()
         await self._preflight()
         self._emit_once("context.created")
@@ -214,30 +220,31 @@ class Preparation:
 
     # --- model and tools ---------------------------------------------------------------------------------
 
-    def _bind_model_and_tools(self) -> None:
-        """Put the recorded model client and tools into the context."""
-        context, definition = self._context, self._parts.definition
-        timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
-        context.llm_client = RecordedModel(
-            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
+    def _bind_model(self) -> None:
+        """Put the recorded model client into the context."""
+        self._context.llm_client = RecordedModel(
+            self._parts.model(),
+            recorder=self._recorder,
+            writer=self._writer,
+            budget=self._budget,
+            output_format=self._context.output_format,
         )
-        context.tools = {
-            tool_id: RecordedTool(
-                tool_id,
-                tool,
-                context=context,
-                writer=self._writer,
-                budget=self._budget,
-                timeout_ms=timeouts_ms.get(tool_id),
-                default_timeout_ms=_tool_timeout_ms(definition),
-                checks=self._parts.checks,
-            )
-            for tool_id, tool in self._parts.tools().items()
-        }
+
+    async def _bind_tools(self) -> None:
+        """Put the recorded tools into the context: those that the run began with."""
+        tools = RunTools(self._parts, self._context, self._recorder)
+        if self._start_record is None:
+            self._recorder.set_start(self._start.to_record(self._recorder.rules.format, tools.digests()))
+        else:
+            self._recorder.changed_tools = tools.changed_since(self._start_record)
+        run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
+        self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
 
     async def _preflight(self) -> None:
         """Call the `preflight` of the tools. Recorded if a custom tool overrides it."""
-        checked = {id_: tool for id_, tool in self._parts.tools().items() if hasattr(tool, "preflight")}
+        checked = {
+            id_: tool for id_, tool in self._parts.single_tools().items() if hasattr(tool, "preflight")
+        }
         if self._was_prepared_by_place:
             return
         if any(type(tool).preflight is not ToolPlugin.preflight for tool in checked.values()):
@@ -320,11 +327,6 @@ async def _give_context_to_pattern(pattern: Any, context: RunContext) -> None:
             artifacts=context.artifacts,
         )
     pattern.context = context
-
-
-def _tool_timeout_ms(definition: AgentDefinition) -> int | None:
-    executor = definition.tool_executor
-    return DEFAULT_TOOL_TIMEOUT_MS if executor is not None and executor.type == "safe" else None
 
 
 def _elapsed_ms(started: float) -> int:

@@ -12,8 +12,9 @@ from openagents_worker.llm.base import FixedMessage
 __all__ = ["PromptDigests"]
 
 OPTIONS = ("model", "temperature", "max_tokens", "tool_choice", "response_format")
-IGNORED_FIELDS = frozenset({"cache_control", "metadata"})
-"""Fields of a message that do not change the reply."""
+IGNORED_FIELDS = frozenset({"cache_control", "metadata", "provider_fields"})
+"""Fields of a message that do not identify its prompt. `provider_fields` follow from recorded replies, and
+earlier versions, which may replay the run, do not send them."""
 INSTRUCTIONS = frozenset({"system", "developer"})
 """Roles of instructions by the deployment. All other messages are the conversation."""
 DIGEST_BYTES = 12
@@ -90,10 +91,14 @@ class _HashedConversation:
         """The message with tool call ids replaced by their order, because some providers generate new ids."""
         plain = {key: value for key, value in message.items() if key not in IGNORED_FIELDS}
         if calls := plain.get("tool_calls"):
-            plain["tool_calls"] = [{**call, "id": self._ordinal_of(call.get("id"))} for call in calls]
+            plain["tool_calls"] = [self._canonical_call(call) for call in calls]
         if "tool_call_id" in plain:
             plain["tool_call_id"] = self._ordinal_of(plain["tool_call_id"])
         return plain
+
+    def _canonical_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {key: value for key, value in call.items() if key != "provider_fields"}
+        return {**plain, "id": self._ordinal_of(call.get("id"))}
 
     def _ordinal_of(self, call_id: Any) -> str:
         return self._call_ids.setdefault(call_id, f"#{len(self._call_ids)}")

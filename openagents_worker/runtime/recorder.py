@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from openagents_worker.errors import (
@@ -31,16 +32,21 @@ from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
 log = get_logger(__name__)
+
+GIVEN_UP = (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
+"""Why a call is cancelled that no later attempt makes again. None: its pattern has cancelled it."""
 
 Event = tuple[str, Mapping[str, Any]]
 
@@ -105,6 +111,7 @@ class Recorder:
         transcript_length: int,
         on_record: Callable[[Record], None],
         checks: Mapping[str, dict[str, Any]],
+        noted: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`position` is the journal position of the next record.
 
@@ -116,6 +123,8 @@ class Recorder:
         self.position = position
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
+        self.changed_tools: Sequence[str] = ()
+        """Tools that are described in another way than when the run began."""
         self.rules = rules
         self._uid = uid
         self._writer = writer
@@ -130,6 +139,7 @@ class Recorder:
         self._transcript_length = transcript_length
         self._on_record = on_record
         self._checks = dict(checks)
+        self._noted = dict(noted or {})
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
@@ -160,6 +170,7 @@ class Recorder:
             return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
         self._held_events.pop(query.branch, None)  # emitted before this record was stored
         if await self._wait_for_turn(query, record):
+            count_replayed(kind)
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
@@ -225,16 +236,31 @@ class Recorder:
             idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
             ordinal=query.ordinal,
             failed_tries=self.rules.failed_tries(query, call_id),
+            requests=self.rules.requests_sent(query, call_id),
+            may_suspend=self._durable,
             kind=query.kind,
             name=query.name,
             number=number,
             emit=self._writer.emit,
+            noted=self._noted.get(call_id),
+            note=partial(self._note, call_id) if self._durable else None,
+            is_given_up=self._is_given_up,
         )
         with self._track_in_progress(may_repeat):
             record, error = await self._make_and_record(query, info, make)
         await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
         return self._answer_with(record, error)
+
+    async def _note(self, call_id: str, value: Mapping[str, Any]) -> None:
+        """Store a note about a call, before its outcome. Its record replaces the note."""
+        self._noted[call_id] = value
+        self.store_start()
+        await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))
+
+    def _is_given_up(self) -> bool:
+        """Whether a call that is being cancelled now will not be made again by a later attempt."""
+        return self._latch.reason in GIVEN_UP
 
     async def _make_and_record(
         self, query: CallQuery, info: CallInfo, make: MakeCall
@@ -246,7 +272,8 @@ class Recorder:
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
         if self._should_retry(outcome, info):
-            tries_key = self.rules.tries_fact(query, info.call_id)
+            requests = getattr(outcome.error, "requests", 1)
+            tries_key = self.rules.tries_fact(query, info.call_id, requests)
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)
@@ -265,8 +292,9 @@ class Recorder:
             with (
                 self.rules.inside(query, info.call_id) as inner,
                 executing(info.kind, info.name, info.call_id),
+                call_span(info) as span,
             ):
-                outcome = await make(info)
+                outcome = end_call_span(span, info, await make(info))
                 return outcome, max(
                     0, getattr(inner, "model_calls", 0) - query.ordinal - _own_model_calls(query)
                 )
@@ -429,7 +457,7 @@ class Recorder:
 
     def set_start(self, start: Record) -> None:
         """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
-        self._start = start
+        self._start = start if self._durable else None
 
     def store_start(self) -> None:
         """Checkpoint 0 is complete: store it together with the next write."""
@@ -473,7 +501,14 @@ class Recorder:
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
-        await self._writer.commit(position, text or record.to_json(), usage, [*events, saved])
+        noted = self._noted.pop(record.call, None)
+        await self._writer.commit(
+            position,
+            text or record.to_json(),
+            usage,
+            [*events, saved],
+            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
+        )
 
     # --- checks of the run's output ----------------------------------------------------------------------
 
@@ -513,11 +548,13 @@ class Recorder:
             ReplayMismatch,
             "only recorded calls may use the time or random numbers; was the pattern changed?",
         )
-        if self._definition_changed:
+        if self._definition_changed or self.changed_tools:
             kind, hint = (
                 DefinitionChanged,
                 "submit the run again, or restore the previous definition of the agent",
             )
+        if self.changed_tools:
+            problem += f"; changed since the run began: {', '.join(self.changed_tools)}"
         error = kind(problem, hint=hint, run_id=self.run_id)
         self.verdict = self.verdict or error
         return error

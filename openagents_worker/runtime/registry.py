@@ -33,7 +33,7 @@ class NamedRegistry(Generic[T]):
         if name in self._by_name:
             return self._by_name[name]
         raise PluginLoadError(
-            f"no {self._kind} are registered as {name!r}{did_you_mean(name, self._by_name)}",
+            f"no {self._kind} are registered as {name!r}; {did_you_mean(name, sorted(self._by_name))}",
             hint=f"{self._verb}({name!r}, …) in a module that OPENAGENTS_IMPORTS names",
         )
 

@@ -35,6 +35,7 @@ __all__ = ["ReplayByContent"]
 QUIET_S = 5.0  # after so long without progress, a call no longer waits for other nodes
 SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
+MAX_REQUESTS_DIGITS = 10  # of a stored count; a longer one was not written by this library
 CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
 OWN_KINDS = frozenset({"now"})
@@ -145,7 +146,7 @@ class ReplayByContent(Rules):
     def _load_tries(self, ended: Collection[str]) -> None:
         """Index the retry counts of calls that have no final record."""
         for fact in self._tries:
-            call, kind, node = _parse_tries(fact)
+            call, kind, node, _ = _parse_tries(fact)
             if kind and call not in ended:
                 self._tries_facts[f"{kind}\n{node}\n{name_of(call)}"].append(fact)
                 self._tries_facts[call].append(fact)
@@ -432,17 +433,26 @@ class ReplayByContent(Rules):
         self._in_flight -= 1
         self._note_progress()
 
-    def tries_fact(self, query: _ContentQuery, call_id: str) -> str:
-        return f"{call_id}\n{query.kind}\n{query.branch}"
+    def tries_fact(self, query: _ContentQuery, call_id: str, requests: int = 1) -> str:
+        name = f"{call_id}\n{query.kind}\n{query.branch}"
+        return name if requests == 1 else f"{name}\n{requests}"
 
     def failed_tries(self, query: _ContentQuery, call_id: str) -> int:
         """How often this call was retried later. A model call with a new prompt inherits the count."""
+        return sum(self._tries[fact] for fact in self._facts_of(query, call_id))
+
+    def requests_sent(self, query: _ContentQuery, call_id: str) -> int:
+        facts = self._facts_of(query, call_id)
+        return sum(self._tries[fact] * _parse_tries(fact)[3] for fact in facts)
+
+    def _facts_of(self, query: _ContentQuery, call_id: str) -> Sequence[str]:
+        """The retry counts of a call; for a model call with a new prompt, those of its predecessor."""
         if not self._tries_facts:
-            return 0
+            return ()
         facts = self._tries_facts.get(call_id)
         if facts is None and query.kind in MODEL_KINDS:
             facts = self._tries_facts.get(f"{query.kind}\n{query.branch}\n{query.name}")
-        return sum(self._tries[fact] for fact in facts or ())
+        return facts or ()
 
     def identity(self, query: _ContentQuery) -> dict[str, Any]:
         return {
@@ -630,11 +640,17 @@ def _belongs_to(node: str, part: str) -> bool:
     return part == REMEMBER or not (node == REMEMBER or node.startswith(f"{REMEMBER}/"))
 
 
-def _parse_tries(fact: str) -> tuple[str, str, str]:
-    """Split the name of a retry count into call id, kind and node."""
+def _parse_tries(fact: str) -> tuple[str, str, str, int]:
+    """Split the name of a retry count into call id, kind, node, and the requests of each of these tries."""
     call, _, rest = fact.partition("\n")
-    kind, _, node = rest.partition("\n")
-    return call, kind, node
+    kind, _, rest = rest.partition("\n")
+    node, _, requests = rest.partition("\n")
+    return (
+        call,
+        kind,
+        node,
+        int(requests) if requests.isdecimal() and len(requests) < MAX_REQUESTS_DIGITS else 1,
+    )
 
 
 def _described(call: Record | _OpenCall) -> str:

@@ -100,11 +100,14 @@ class ReplayByPlace(Rules):
     def identity(self, query: _PlaceQuery) -> dict[str, Any]:
         return {"digest": query.content}
 
-    def tries_fact(self, query: _PlaceQuery, call_id: str) -> str:
+    def tries_fact(self, query: _PlaceQuery, call_id: str, requests: int = 1) -> str:
         return call_id
 
     def failed_tries(self, query: _PlaceQuery, call_id: str) -> int:
         return self._tries.get(call_id, 0)
+
+    def requests_sent(self, query: _PlaceQuery, call_id: str) -> int:
+        return self.failed_tries(query, call_id)
 
     async def unused_records(self, part: str) -> list[str]:
         return [

@@ -13,8 +13,15 @@ FIRST_MS = 500
 CAP_MS = 60_000
 
 
-def back_off_ms(failed_before: int, retry_after_ms: object, random_unit: Callable[[], float]) -> int:
-    """Milliseconds to wait: exponential back-off with equal jitter, and at least `retry_after_ms`.
+def back_off_ms(
+    failed_before: int,
+    retry_after_ms: object,
+    random_unit: Callable[[], float],
+    *,
+    longest_ms: int = MAX_RETRY_AFTER_MS,
+) -> int:
+    """Milliseconds to wait: exponential back-off with equal jitter, and at least `retry_after_ms`, of which
+    at most `longest_ms` count.
 
     `random_unit` returns a number from 0 to 1. Equal jitter (half fixed, half random) spreads simultaneous
     retries without a delay near zero:
@@ -22,7 +29,7 @@ def back_off_ms(failed_before: int, retry_after_ms: object, random_unit: Callabl
     """
     ceiling = min(CAP_MS, FIRST_MS * 2 ** min(failed_before, 16))
     wait = ceiling / 2 + random_unit() * ceiling / 2
-    return max(int(wait), _requested_ms(retry_after_ms))
+    return max(int(wait), min(_requested_ms(retry_after_ms), longest_ms))
 
 
 def _requested_ms(retry_after_ms: object) -> int:

@@ -87,12 +87,16 @@ class Rules(ABC):
         """The fields of a record by which `find` finds it in later attempts."""
 
     @abstractmethod
-    def tries_fact(self, query: Any, call_id: str) -> str:
-        """The name under which the run record counts the retries of this call."""
+    def tries_fact(self, query: Any, call_id: str, requests: int = 1) -> str:
+        """The name under which the run record counts the retries of this call that sent so many requests."""
 
     @abstractmethod
     def failed_tries(self, query: Any, call_id: str) -> int:
         """How often this call has failed and was retried later."""
+
+    @abstractmethod
+    def requests_sent(self, query: Any, call_id: str) -> int:
+        """How many requests the earlier attempts of this call sent to the model."""
 
     @abstractmethod
     async def unused_records(self, part: str) -> list[str]:

@@ -28,6 +28,7 @@ from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptRe
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Executing, Marks, marked
+from openagents_worker.runtime.spans import attempt_span, end_attempt_span
 from openagents_worker.runtime.stops import Stops
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -168,7 +169,8 @@ class Runner:
     ) -> AttemptResult:
         """Execute the attempt. If it cannot write an outcome, release the run."""
         try:
-            attempt_result = await attempt.execute()
+            with attempt_span(attempt.request, claimed) as span:
+                attempt_result = end_attempt_span(span, await attempt.execute())
         except asyncio.CancelledError:  # the event loop is being closed
             raise
         except BaseException:  # a bug in this library: release the run, which counts as a recovery

@@ -22,6 +22,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.jsontext import dumps, whole_text
+from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES, RunUsage
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
@@ -31,6 +32,7 @@ from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.codec import PayloadCodec
+from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
@@ -46,7 +48,7 @@ _Errors = tuple[type[Exception], ...]
 UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
-DELTA_S = 0.03  # streamed text is collected for about one display frame
+DELTA_S = 0.05  # streamed text is collected: at most 20 events a second
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
 MAX_EVENT_NAME_CHARS = 256  # the same limit as for ids
@@ -188,7 +190,11 @@ class RunWriter:
 
     def delta(self, call: str, text: str) -> None:
         """Publish a piece of a streamed reply to current watchers. It is not stored."""
-        self._deltas.setdefault(call, _ReplyStream()).add(text)
+        self.delta_of(call, Delta(DeltaKind.TEXT, text))
+
+    def delta_of(self, call: str, piece: Delta) -> None:
+        """Publish a piece of the text, of the reasoning or of the tool arguments of a reply."""
+        self._deltas.setdefault(call, _ReplyStream()).add(piece)
         self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
@@ -311,13 +317,35 @@ class RunWriter:
         self._schedule(FLUSH_S)
 
     async def commit(
-        self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
+        self,
+        position: int,
+        record: str,
+        usage: RunUsage,
+        events: Sequence[tuple[str, Mapping[str, Any]]],
+        *,
+        taken: Sequence[str] = (),
     ) -> None:
-        """Store record number `position`, together with all queued events and records."""
+        """Store record number `position`, together with all queued events and records. `taken`: the names of
+        the facts that the record replaces."""
         async with self._write_lock:
             await self._store_full_batches()
             await self._commit(
-                position, [record], usage, self._take_batch(events), self._take_deferred(position)
+                position, [record], usage, self._take_batch(events), self._take_deferred(position), taken
+            )
+
+    async def write_fact(self, fact: Fact) -> None:
+        """Store a fact ahead of the record that will replace it, after all queued events."""
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            await self._write(
+                scripts.emit(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    batch_no=self._batch_no,
+                    events=batch,
+                    facts=[fact.name, fact.text],
+                )
             )
 
     def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
@@ -340,6 +368,7 @@ class RunWriter:
         usage: RunUsage,
         batch: list[str],
         deferred: Sequence[_DeferredRecord],
+        taken: Sequence[str] = (),
     ) -> None:
         """Write records and events with one script call. `deferred` records come first."""
         if deferred:
@@ -359,6 +388,7 @@ class RunWriter:
                 batch_no=self._batch_no,
                 events=batch,
                 format=self.format,
+                taken=taken,
             )
         )
         self._length = position + len(records)
@@ -489,29 +519,69 @@ def _masked_name(name: object) -> str:
     return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))
 
 
-class _ReplyStream:
-    """The unsent text of a streamed reply, and how many characters were sent."""
+class _Unsent:
+    """One text of a streamed reply: its unsent pieces, and how many characters were sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, tool_name: str = "") -> None:
+        self.tool_name = tool_name
         self._parts: list[str] = []
         self.sent = 0
 
-    @property
-    def has_unsent(self) -> bool:
+    def __bool__(self) -> bool:
         return bool(self._parts)
 
     def add(self, text: str) -> None:
         if text:
             self._parts.append(text)
 
+    def take(self, max_chars: int) -> tuple[int, str]:
+        """The next unsent characters with their offset. They count as sent from now on."""
+        unsent, offset = "".join(self._parts), self.sent
+        text, rest = unsent[:max_chars], unsent[max_chars:]
+        self._parts = [rest] if rest else []
+        self.sent += len(text)
+        return offset, whole_text(text)
+
+
+class _ReplyStream:
+    """The unsent pieces of a streamed reply: its text, its reasoning, and the arguments of its tool calls."""
+
+    def __init__(self) -> None:
+        self._text, self._reasoning = _Unsent(), _Unsent()
+        self._arguments: dict[int, _Unsent] = {}
+
+    @property
+    def has_unsent(self) -> bool:
+        return any((self._text, self._reasoning, *self._arguments.values()))
+
+    def add(self, piece: Delta) -> None:
+        match piece.kind:
+            case DeltaKind.TEXT:
+                self._text.add(piece.text)
+            case DeltaKind.REASONING:
+                self._reasoning.add(piece.text)
+            case DeltaKind.ARGUMENTS:
+                arguments = self._arguments.setdefault(piece.tool_call, _Unsent())
+                arguments.tool_name = arguments.tool_name or piece.tool_name
+                arguments.add(piece.text)
+            case _:
+                assert_never(piece.kind)
+
     def take(self, call: str, attempt: int) -> list[str]:
-        """The payloads of `llm.delta` events for the unsent text, which counts as sent from now on."""
-        unsent = "".join(self._parts)
-        self._parts.clear()
+        """The payloads of `llm.delta` events for the unsent pieces, which count as sent from now on."""
         payloads = []
-        for at in range(0, len(unsent), DELTA_CHARS):
-            text = unsent[at : at + DELTA_CHARS]
-            payload = {"call": call, "attempt": attempt, "offset": self.sent, "text": whole_text(text)}
+        while self.has_unsent:
+            offset, text = self._text.take(DELTA_CHARS)
+            payload: dict[str, Any] = {"call": call, "attempt": attempt, "offset": offset, "text": text}
+            if self._reasoning:
+                offset, reasoning = self._reasoning.take(DELTA_CHARS)
+                payload |= {"reasoning": reasoning, "reasoning_offset": offset}
+            if arguments := [self._taken(number) for number, unsent in self._arguments.items() if unsent]:
+                payload["arguments"] = arguments
             payloads.append(dumps(payload))
-            self.sent += len(text)
         return payloads
+
+    def _taken(self, number: int) -> dict[str, Any]:
+        unsent = self._arguments[number]
+        offset, text = unsent.take(DELTA_CHARS // 4)
+        return {"tool_call": number, "tool_name": unsent.tool_name, "offset": offset, "text": text}

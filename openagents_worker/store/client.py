@@ -34,6 +34,7 @@ from openagents_worker.store.redis_errors import (
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
 from openagents_worker.store.scripts import ScriptCall
+from openagents_worker.telemetry.signals import inner_span
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
@@ -88,7 +89,7 @@ class Store:
 
     def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` if it may have been executed."""
-        with translate_errors(self.cell.url):
+        with inner_span(*call.script.signal), translate_errors(self.cell.url):
             steps = PlanSteps(self._scripts.run(call))
             for command in steps:
                 with steps:
@@ -247,7 +248,7 @@ class AsyncStore:
 
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
-        with translate_errors(self.cell.url):
+        with inner_span(*call.script.signal), translate_errors(self.cell.url):
             steps, batcher = PlanSteps(self._scripts.run(call)), self._batcher
             for command in steps:
                 with steps:

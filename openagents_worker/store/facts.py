@@ -32,6 +32,7 @@ class FactKind(StrEnum):
     SIGNAL = "signal"
     STEER = "steer"
     EXTEND = "extend"
+    RESPONSE = "response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.CHILD: FactSpec("call -> the result of the child run"),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),
+    FactKind.RESPONSE: FactSpec(
+        "model call -> its response that goes on in the background at the provider", ends_with_life=True
+    ),
     FactKind.EXTEND: FactSpec("number -> an extension of the budget, in this order"),
 }
 

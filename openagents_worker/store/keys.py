@@ -90,7 +90,13 @@ KEYS = (
         "permanent; reclaim empties it",
     ),
     KeySpec("worker_runs", "worker:{}:runs", "set", "runs the incarnation owns", _WORKER),
-    KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
+    KeySpec(
+        "worker_box",
+        "worker:{}:box",
+        "set",
+        "requests to the worker: the id of a run to cancel, or a space and JSON with `kind` and `run`",
+        _WORKER,
+    ),
     KeySpec(
         "worker_suspect",
         "worker:{}:suspect",
@@ -204,6 +210,27 @@ KEYS = (
         "zset",
         "queued run, or one whose end Celery has not been notified of -> µs of its last message",
         "permanent; `claim` and `confirm_completion` empty it",
+    ),
+    KeySpec(
+        "recipients",
+        "recipients",
+        "zset",
+        "recipient of the ends of runs, besides Celery -> when a worker last served it, ms",
+        "a day after the last time",
+    ),
+    KeySpec(
+        "outbox",
+        "outbox:{}",
+        "zset",
+        "`{life}:{run}` of which this recipient must be notified -> when the next try is due, ms",
+        "RUN_TTL from the last end; outbox_done empties it",
+    ),
+    KeySpec(
+        "outbox_tries",
+        "outbox:{}:tries",
+        "hash",
+        "`{life}:{run}` -> number of tries to notify this recipient",
+        "RUN_TTL from the last try; outbox_done empties it",
     ),
     KeySpec(
         "index",

@@ -19,6 +19,7 @@ ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
+    | {"recipients", "outbox", "outbox_tries"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 

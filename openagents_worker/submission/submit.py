@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 from openagents_worker.errors import RedisUnreachable, SubmitUnknown
 from openagents_worker.models import RunRecord, RunRequest, parse_request
 from openagents_worker.settings import Settings
-from openagents_worker.store.client import AnswerLost, AsyncStore, OnDisk, Plan, Store
+from openagents_worker.store.client import AnswerLost, AsyncStore, Store
+from openagents_worker.store.plan import OnDisk, Plan
 from openagents_worker.store.scripts import ScriptCall
 from openagents_worker.submission.accepted import Accepted, error_of
 from openagents_worker.submission.new_run import NewRun, SubmitOptions

@@ -2,6 +2,7 @@
 
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.function import tool
+from openagents_worker.tools.toolset import Toolset
 from openagents_worker.tools.typed import TypedTool
 
-__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin", "TypedTool", "tool"]
+__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin", "Toolset", "TypedTool", "tool"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from openagents_worker.agents.problems import checked_config
+from openagents_worker.agents.plugin import Plugin
 
 __all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin"]
 
@@ -51,7 +51,7 @@ class ToolContext(Protocol):
     async def emit(self, event_name: str, **payload: Any) -> None: ...
 
 
-class ToolPlugin:
+class ToolPlugin(Plugin):
     """Base class of tools. It is optional: a class with the same methods works too (the original SDK's duck
     type).
 
@@ -63,13 +63,6 @@ class ToolPlugin:
     description: str = ""
     durable_idempotent: bool = True
     """Whether the call may run again if its outcome was lost. Set it to False for visible side effects."""
-
-    class Config(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: dict[str, Any] | None = None) -> None:
-        self.config = dict(config or {})
-        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     @property
     def tool_name(self) -> str:
@@ -110,6 +103,3 @@ class ToolPlugin:
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
         return self.execution_spec().approval_mode == "always"
-
-
-ToolFactory = Callable[..., Any]

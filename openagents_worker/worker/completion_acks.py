@@ -1,4 +1,7 @@
-"""Completion acks: the only place that records, in batches, that Celery was notified of the end of runs."""
+"""Completion acks: the only place that records, in batches, that Celery was notified of the end of runs.
+
+Celery is the one recipient that is not served by `worker.outbox`: only a task of Celery can notify it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import confirm_completion
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.worker.background import Leave, background_task
+from openagents_worker.worker.background import Health, Leave, background_task
 
 __all__ = ["CompletionAcks"]
 
@@ -30,6 +33,7 @@ class CompletionAcks:
         self._leave = leave
         self._unwritten: list[str] = []  # run id, life, run id, life …
         self._writer: asyncio.Task[None] | None = None
+        self.health = Health()
 
     def add(self, run_id: str, life: int) -> None:
         """Record that Celery was notified of the end of this life of the run. Call it on the loop."""
@@ -40,7 +44,7 @@ class CompletionAcks:
     async def aclose(self) -> None:
         """Return when all acks are written."""
         if self._writer is not None:
-            await self._writer
+            await asyncio.shield(self._writer)  # a cancelled caller must not cancel the writer
 
     async def _write(self) -> None:
         """Write the acks in batches; a batch is dropped if Redis is unreachable."""
@@ -50,7 +54,9 @@ class CompletionAcks:
                 batch, self._unwritten = self._unwritten[:MAX_ARGUMENTS], self._unwritten[MAX_ARGUMENTS:]
                 try:
                     await self._store.run(confirm_completion(runs=batch))
+                    self.health.succeeded()
                 except RedisUnreachable as error:
+                    self.health.failed(error)
                     log.warning("runs.told_again_later", runs=len(batch) // 2, error=error.message)
         finally:
             self._writer = None

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
@@ -32,12 +32,12 @@ from openagents_worker.store.scripts import (
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.background import Leave, background_thread
+from openagents_worker.worker.background import Health, ProcessControls, background_thread
 from openagents_worker.worker.connection_checks import CHECK_EVERY_S, RENEWAL_GRACE_MS, ConnectionChecks
-from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.lease import WorkerLease
 from openagents_worker.worker.local_processes import ProcessIdentity
 
-__all__ = ["Heartbeat", "RunHost"]
+__all__ = ["Heartbeat", "HeartbeatCallbacks", "HeartbeatLimits", "Registration", "RunHost"]
 
 log = get_logger(__name__)
 
@@ -60,72 +60,103 @@ class RunHost(Protocol):
     async def latch_all(self, reason: LatchReason) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a process announces about itself when it registers.
+
+    `announcements` are the agents that it serves, as `Assembly.announcements` returns them. `card` describes
+    the process for listings of workers. `process` is None if its death cannot be detected on its host.
+    """
+
+    node: str
+    announcements: Sequence[str] = ()
+    process: ProcessIdentity | None = None
+    card: WorkerCard | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatLimits:
+    """`check_every_s` is the time between two checks of other workers' connections; 0 switches them off."""
+
+    times: TimeLimits
+    check_every_s: float = CHECK_EVERY_S
+    max_recoveries: int = MAX_RECOVERIES
+
+
+async def _send_nothing(wakes: Sequence[Wake]) -> None:
+    """Send no wake-ups: the rescue loop sends them later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatCallbacks:
+    """What the heartbeat calls: `on_lease` and `on_local_workers` in its thread, the others on the loop.
+
+    `on_lease` receives each lease before a run is claimed under it, `on_registered` each new incarnation.
+    `on_notice` receives each notice in the worker's box, with every
+    heartbeat. `on_given_up` is called after the lease of another
+    worker was ended, and `on_local_workers` with the workers of this host: incarnation -> process.
+    `loop_lag_ms` is called once per beat, in the thread; it returns the longest time without an answer of the
+    event loop since the previous beat.
+    """
+
+    send_wakes: Callable[[Sequence[Wake]], Awaitable[None]] = _send_nothing
+    on_registered: Callable[[str], None] = lambda incarnation: None
+    on_lease: Callable[[WorkerLease], None] = lambda lease: None
+    on_local_workers: Callable[[Mapping[str, str]], None] = lambda workers: None
+    on_notice: Callable[[str], None] = lambda text: None
+    on_given_up: Callable[[], None] = lambda: None
+    loop_lag_ms: Callable[[], int] = lambda: 0
+
+
 class Heartbeat:
-    """Holds the lease of one process from `start()` to `retire()`."""
+    """Holds the lease of one process from `start()` to `stop()`."""
+
+    name = "heartbeat"
 
     def __init__(
         self,
-        *,
         cell: Cell,
-        node: str,
-        limits: TimeLimits,
-        announcements: Sequence[str],
+        registration: Registration,
+        *,
+        limits: HeartbeatLimits,
         run_host: RunHost,
         loop: asyncio.AbstractEventLoop,
-        send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
-        on_registered: Callable[[str], None],
-        check_every_s: float = CHECK_EVERY_S,
-        process: ProcessIdentity | None = None,
-        on_local_workers: Callable[[Mapping[str, str]], None] = lambda workers: None,
-        on_given_up: Callable[[], None] = lambda: None,
-        max_recoveries: int = MAX_RECOVERIES,
-        card: WorkerCard | None = None,
-        loop_lag_ms: Callable[[], int] = lambda: 0,
-        on_lease: Callable[[WorkerLease], None] = lambda lease: None,
-        leave: Leave = os._exit,
-        clock: Callable[[], float] = boot_clock,
+        callbacks: HeartbeatCallbacks = HeartbeatCallbacks(),
+        process: ProcessControls = ProcessControls(),  # noqa: B008 - it is frozen
     ) -> None:
-        """`card` describes the process for listings of workers. `loop_lag_ms` is called once per beat and
-        returns the longest time without an answer of the event loop since the previous beat. `on_lease`
-        receives each lease before a run is claimed under it. `on_registered` receives each new incarnation on
-        the loop. `on_given_up` is called on the loop after the lease of another worker was ended.
-        """
-        self._node = node
-        self._limits = limits
-        self._lease_ms = round(limits.lease_s * 1000)
-        self._announcements = list(announcements)
+        self._registration = registration
+        self._limits = limits.times
+        self._max_recoveries = limits.max_recoveries
+        self._lease_ms = round(limits.times.lease_s * 1000)
         self._run_host = run_host
         self._loop = loop
-        self._send_wakes = send_wakes
-        self._on_registered = on_registered
-        self._host = process.host if process is not None else ""
-        self._process = process.process if process is not None else ""
-        self._on_local_workers = on_local_workers
-        self._max_recoveries = max_recoveries
-        self._card = card
-        self._loop_lag_ms = loop_lag_ms
-        self._on_lease = on_lease
-        self._clock = clock
+        self._callbacks = callbacks
+        own = registration.process
+        self._host = own.host if own is not None else ""
+        self._clock = process.clock
         self._store = SubscribedStore(
             cell,
-            answer_timeout_s=limits.renewal_answer_s,
-            connect_timeout_s=limits.renewal_connect_s,
+            answer_timeout_s=limits.times.renewal_answer_s,
+            connect_timeout_s=limits.times.renewal_connect_s,
         )
         self._connection_checks = ConnectionChecks(
             self._store,
             host=self._host,
             ask=self._ask,
-            clock=clock,
-            check_every_s=check_every_s,
-            on_given_up=lambda: self._call_on_loop(on_given_up),
-            on_local_workers=on_local_workers,
+            clock=process.clock,
+            check_every_s=limits.check_every_s,
+            on_given_up=lambda: self._call_on_loop(callbacks.on_given_up),
+            on_local_workers=callbacks.on_local_workers,
         )
-        self._lease = WorkerLease.none_yet(limits)
+        self._lease = WorkerLease.none_yet(limits.times)
         self._registered = threading.Event()
         self._stopping = threading.Event()
-        self._thread = background_thread(self._main, name="openagents-heartbeat", leave=leave)
+        self._thread = background_thread(self._main, name="openagents-heartbeat", leave=process.leave)
         self._logged_at_s = -LOG_AGAIN_S
         self._mismatches = _Mismatches()
+        self.health = Health()
+        self.has_left_runs = False
+        """Whether runs were left at the end of the last lease, which a rescue loop must reclaim."""
 
     @property
     def lease(self) -> WorkerLease:
@@ -139,9 +170,8 @@ class Heartbeat:
         """Wait at most `timeout_s` for the first registration; returns whether it was made."""
         return self._registered.wait(timeout_s)
 
-    def retire(self) -> Literal["GONE", "OVER"]:
-        """Stop the heartbeat and end the lease. Returns OVER if runs are left for a rescue loop to
-        reclaim."""
+    def stop(self) -> None:
+        """Stop the heartbeat and end the lease."""
         self._stopping.set()
         self._store.wake()
         if self._thread.ident is not None:
@@ -155,7 +185,7 @@ class Heartbeat:
             log.warning("worker.not_retired", incarnation=lease.incarnation, error=error.message)
         finally:
             self._store.close()
-        return "GONE" if answer == "GONE" else "OVER"
+        self.has_left_runs = answer != "GONE"
 
     # --- in the thread ---
 
@@ -168,30 +198,33 @@ class Heartbeat:
         """Register a new incarnation after the runs of the old one have stopped. False if that has failed."""
         if not self._lease.runs_stopped.wait(self._limits.renewal_pause_s):
             return False
-        incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
+        registration = self._registration
+        incarnation, sent_s = f"{registration.node}:{secrets.token_hex(6)}", self._clock()
         self._store.subscribe(self._store.keys.alive(incarnation))
         script_call = register(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
-            agents=self._announcements,
+            agents=list(registration.announcements),
             # Its lease is lost, but this process lives: none of its runs is a suspect.
             previous=self._lease.incarnation,
             host=self._host,
-            process=self._process,
-            info=self._card.to_json() if self._card is not None else "",
+            process=registration.process.process if registration.process is not None else "",
+            info=registration.card.to_json() if registration.card is not None else "",
         )
         answer = self._ask(lambda: self._store.run(script_call))
         if answer is None:
             self._stopping.wait(self._limits.renewal_pause_s)
             return False
         lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
-        self._on_lease(lease)
+        self._callbacks.on_lease(lease)
         self._lease = lease
         self._mismatches = _Mismatches()
         self._connection_checks.other_workers = None
         self._registered.set()
-        self._call_on_loop(self._on_registered, incarnation)
-        self._on_local_workers(answer.neighbours)  # includes workers that died before this process started
+        self._call_on_loop(self._callbacks.on_registered, incarnation)
+        self._callbacks.on_local_workers(
+            answer.neighbours
+        )  # includes workers that died before this process started
         log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
         return True
 
@@ -206,10 +239,12 @@ class Heartbeat:
                 continue
             if answer.lost:
                 lease.give_up()
+                self.health.failed(f"the lease of {lease.incarnation} was lost")
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
                 self._connection_checks.report_false_alarm(lease.incarnation)
                 return
             lease.renewed(sent_s)
+            self.health.succeeded()
             self._connection_checks.other_workers = answer.others
             self._compare_runs(lease.incarnation, answer)
 
@@ -226,15 +261,15 @@ class Heartbeat:
             lease_ms=self._lease_ms,
             server=self._store.server,
             renewed_within_ms=round(self._limits.beat_s * 1000) + RENEWAL_GRACE_MS,
-            loop_lag_ms=self._loop_lag_ms(),
+            loop_lag_ms=self._callbacks.loop_lag_ms(),
         )
         return self._store.run(script_call)
 
     def _compare_runs(self, incarnation: str, answer: Renewal) -> None:
         """Compare the runs of Redis and of this process. Act on differences that two beats in a row show:
         a single beat may fall between the claim of a run and its reply."""
-        for run_id in answer.cancel_requested:
-            self._call_on_loop(self._run_host.latch, run_id, LatchReason.CANCELLED)
+        for text in answer.notices:
+            self._call_on_loop(self._callbacks.on_notice, text)
         # A claim may take long: only a run that was owned at the previous beat can be lost at this one.
         orphans, losses = self._mismatches.confirmed(
             orphans=answer.owned - self._run_host.known(), losses=self._run_host.owned_runs() - answer.owned
@@ -264,17 +299,21 @@ class Heartbeat:
             logging.WARNING, "run.released", run_id=run_id, incarnation=incarnation, answer=released.answer
         )
         if released.wakes and not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(_as_coroutine(self._send_wakes(released.wakes)), self._loop)
+            asyncio.run_coroutine_threadsafe(
+                _as_coroutine(self._callbacks.send_wakes(released.wakes)), self._loop
+            )
 
     def _ask(self, query: Callable[[], Any]) -> Any:
         """The reply, or None if Redis does not answer or the query fails. The heartbeat continues."""
         try:
             return query()
         except RedisUnreachable as error:
+            self.health.failed(error)
             if self._clock() - self._logged_at_s >= LOG_AGAIN_S:
                 self._logged_at_s = self._clock()
                 log.warning("redis.away", error=error.message, hint=error.hint)
-        except Exception:  # a bug here must not cost the worker its lease and all its runs
+        except Exception as error:  # a bug here must not cost the worker its lease and all its runs
+            self.health.failed(error)
             log.exception("heartbeat.failed")
         return None
 

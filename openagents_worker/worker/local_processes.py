@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
-from openagents_worker.worker.background import Leave, background_thread
+from openagents_worker.worker.background import Health, Leave, background_thread
 
 __all__ = ["LocalProcessWatch", "ProcessIdentity", "ProcessState", "process_state", "this_process"]
 
@@ -110,6 +110,8 @@ class LocalProcessWatch:
     `on_dead` is called in that thread with the processes that have died, by incarnation.
     """
 
+    name = "local processes"
+
     def __init__(
         self,
         own: ProcessIdentity,
@@ -131,6 +133,7 @@ class LocalProcessWatch:
         self._changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._thread = background_thread(self._main, name="openagents-local-processes", leave=leave)
+        self.health = Health()
 
     def start(self) -> None:
         self._thread.start()
@@ -177,6 +180,7 @@ class LocalProcessWatch:
                 with self._lock:
                     self._watched = {name: p for name, p in self._watched.items() if name not in dead}
                 self._on_dead(dead)
+            self.health.succeeded()
 
     def _update_pidfds(self, watched: Mapping[str, str]) -> set[str]:
         """Open pidfds for new processes and close those of others; returns the incarnations already dead."""

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from openagents_worker.concurrency import end_task
@@ -21,27 +22,49 @@ from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
+from openagents_worker.store.notice import CANCEL
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.worker.accusing import accuse_run
-from openagents_worker.worker.background import Leave, background_task
+from openagents_worker.worker.background import BackgroundPart, Leave, ProcessControls, background_task
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.completion_acks import CompletionAcks
 from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.drain import drain, stop_runs
-from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.heartbeat import (
+    Heartbeat,
+    HeartbeatCallbacks,
+    HeartbeatLimits,
+    Registration,
+)
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.rescue import Rescue
+from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
+from openagents_worker.worker.outbox import Outbox, Recipients
+from openagents_worker.worker.rescue import Rescue, RescueLimits
+from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
-from openagents_worker.worker.watchdog import LoopWatchdog
+from openagents_worker.worker.watchdog import LoopWatchdog, WatchdogCallbacks, WatchdogLimits, WatchedLoop
 
-__all__ = ["SendWakes", "WorkerProcess"]
+__all__ = ["SendWakes", "WorkerIdentity", "WorkerProcess"]
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 SendWakes = Callable[[Sequence[Wake]], object]
+NO_RECIPIENTS = Recipients()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerIdentity:
+    """The name of a worker, the queues that it consumes, and its limit of concurrent runs for listings.
+
+    `max_runs` is None if the limit is unknown.
+    """
+
+    node: str
+    queues: Sequence[str]
+    max_runs: int | None = None
 
 
 class WorkerProcess:
@@ -54,23 +77,24 @@ class WorkerProcess:
         self,
         settings: Settings,
         assembly: Assembly,
+        identity: WorkerIdentity,
         *,
-        node: str,
-        queues: Sequence[str],
         send_wakes: SendWakes,
-        max_runs: int | None = None,
+        recipients: Recipients = NO_RECIPIENTS,
         loop_thread: LoopThread | None = None,
         leave: Leave = os._exit,
     ) -> None:
-        """`max_runs` is the pool's limit of concurrent runs, for listings; None if it is unknown.
-        `loop_thread` is the loop to use; without it the process starts its own.
+        """`loop_thread` is the loop to use; without it the process starts its own.
 
+        `recipients` are notified of the end of every run, besides Celery.
         `leave` ends the process with an exit code when a part of it has failed or a run cannot be stopped.
         """
         self.settings = settings
+        self.identity = identity
         self._limits = settings.time_limits
         self._assembly = assembly
         self._publish = send_wakes
+        self._recipients = recipients
         self._leave = leave
         self._owns_process = leave is os._exit
         """Whether the worker may end the process: not if the caller has given its own `leave`."""
@@ -80,11 +104,12 @@ class WorkerProcess:
         self._owns_loop = loop_thread is None
         if self._owns_loop:
             self._loop_thread.start()
-        self._loop_thread.run(self._build(node, queues, max_runs))
+        self._loop_thread.run(self._build())
+        self._service = Service(self._background_parts())
 
-    async def _build(self, node: str, queues: Sequence[str], max_runs: int | None) -> None:
+    async def _build(self) -> None:
         """Create the parts, on the loop."""
-        settings, limits, loop = self.settings, self._limits, asyncio.get_running_loop()
+        settings, limits = self.settings, self._limits
         cell = cell_of(settings)
         self.store = AsyncStore(cell, answer_timeout_s=limits.run_answer_s)
         self._marks = Marks(is_shared=self._owns_process)
@@ -97,13 +122,32 @@ class WorkerProcess:
             leave=self._leave,
             marks=self._marks,
         )
+        notices = NoticeHandlers(
+            self._notice_handlers(),
+            confirm=confirm_in_redis(self.store, lambda: self.heartbeat.lease.incarnation, leave=self._leave),
+        )
         self._control_channel = ControlChannel(
             cell,
-            on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED),
+            on_notice=notices.handle,
             leave=self._leave,
         )
+        self._completion_acks = CompletionAcks(self.store, leave=self._leave)
+        self._outbox = Outbox(self.store, self._recipients, leave=self._leave)
+        self._backlog = Backlog(settings.broker_url)
+        self.rescue = Rescue(
+            self.store,
+            backlog=self._backlog,
+            send_wakes=self.send_wakes,
+            queues=self.identity.queues,
+            limits=RescueLimits(
+                lease_ms=settings.lease_ms,
+                heartbeat_ms=settings.heartbeat_ms,
+                max_recoveries=settings.max_recoveries,
+            ),
+        )
+        self._rescue_task: asyncio.Task[Any] | None = None
+        own = this_process() if settings.watch_processes and settings.alive_look_ms else None
         check_every_s = settings.alive_look_ms / 1000
-        own = this_process() if settings.watch_processes and check_every_s else None
         self._local_processes = (
             LocalProcessWatch(
                 own, on_dead=self._report_dead, check_every_s=check_every_s / 2, leave=self._leave
@@ -112,51 +156,23 @@ class WorkerProcess:
             else None
         )
         self.heartbeat = Heartbeat(
-            cell=cell,
-            node=node,
-            limits=limits,
-            announcements=self._assembly.announcements(),
-            run_host=self.runner,
-            loop=loop,
-            send_wakes=self.send_wakes,
-            on_registered=self._control_channel.follow,
-            check_every_s=check_every_s * 2,
-            process=own,
-            on_local_workers=self._watch_local_workers,
-            on_given_up=lambda: self.rescue.check_leases_now(),
-            max_recoveries=settings.max_recoveries,
-            card=WorkerCard(
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                version=own_version(),
-                queues=tuple(queues),
-                agents=dict(self._assembly.hashes),
-                max_runs=max_runs,
+            cell,
+            self._registration(own),
+            limits=HeartbeatLimits(
+                times=limits, check_every_s=check_every_s * 2, max_recoveries=settings.max_recoveries
             ),
-            loop_lag_ms=lambda: self._watchdog.take_lag_ms(),
-            on_lease=lambda lease: self._stall_monitor.lease_begins(lease),
-            leave=self._leave,
-        )
-        self._watchdog = LoopWatchdog(
-            loop=loop,
-            loop_thread_id=lambda: self._loop_thread.thread_id,
-            lease=lambda: self.heartbeat.lease,
             run_host=self.runner,
-            tick_s=limits.watch_tick_s,
-            dead_after_s=limits.loop_dead_s,
-            accuse=lambda run_id: accuse_run(
-                cell,
-                within_s=limits.accuse_s,
-                run_id=run_id,
-                incarnation=self.heartbeat.lease.incarnation,
+            loop=self._loop_thread.loop,
+            callbacks=HeartbeatCallbacks(
+                send_wakes=self.send_wakes,
+                on_registered=self._control_channel.follow,
+                on_notice=notices.handle,
+                on_lease=lambda lease: self._stall_monitor.lease_begins(lease),
+                on_local_workers=self._watch_local_workers,
+                on_given_up=self.rescue.check_leases_now,
+                loop_lag_ms=lambda: self._watchdog.take_lag_ms(),
             ),
-            executing=self._marks.executing_on_loop,
-            busy_tool_threads=lambda: self._assembly.offload.stats()["threads"]["busy"],
-            leave=self._leave,
-            loop_waited_s=self._loop_thread.waited_s,
-            is_busy=lambda: self._loop_thread.is_busy(),
-            work_began=self._loop_thread.work_began,
-            on_work_began=lambda: self._stall_monitor.work_begins(),
+            process=ProcessControls(leave=self._leave),
         )
         self._stall_monitor = StallMonitor(
             self._marks,
@@ -169,28 +185,85 @@ class WorkerProcess:
             is_busy=lambda: self._loop_thread.is_busy(),
             leave=self._leave,
         )
-        self._completion_acks = CompletionAcks(self.store, leave=self._leave)
-        self._backlog = Backlog(settings.broker_url)
-        self.rescue = Rescue(
-            store=self.store,
-            backlog=self._backlog,
-            send_wakes=self.send_wakes,
-            queues=queues,
-            lease_ms=settings.lease_ms,
-            heartbeat_ms=settings.heartbeat_ms,
-            max_recoveries=settings.max_recoveries,
+        self._watchdog = LoopWatchdog(
+            WatchedLoop.of(self._loop_thread),
+            lease=lambda: self.heartbeat.lease,
+            run_host=self.runner,
+            limits=WatchdogLimits(tick_s=limits.watch_tick_s, dead_after_s=limits.loop_dead_s),
+            callbacks=WatchdogCallbacks(
+                busy_tool_threads=lambda: self._assembly.offload.stats()["threads"]["busy"],
+                accuse=lambda run_id: accuse_run(
+                    cell,
+                    within_s=limits.accuse_s,
+                    run_id=run_id,
+                    incarnation=self.heartbeat.lease.incarnation,
+                ),
+                executing=self._marks.executing_on_loop,
+                on_work_began=self._stall_monitor.work_begins,
+            ),
+            leave=self._leave,
         )
+
+    def _notice_handlers(self) -> Mapping[str, NoticeHandler]:
+        """What this process does with a notice, by the kind of the notice. A subclass adds kinds."""
+        return {CANCEL: lambda notice: self.runner.latch(notice.run_id, LatchReason.CANCELLED)}
+
+    def _registration(self, own: ProcessIdentity | None) -> Registration:
+        """What the process announces in Redis."""
+        return Registration(
+            node=self.identity.node,
+            announcements=self._assembly.announcements(),
+            process=own,
+            card=WorkerCard(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                version=own_version(),
+                queues=tuple(self.identity.queues),
+                agents=dict(self._assembly.hashes),
+                max_runs=self.identity.max_runs,
+            ),
+        )
+
+    def _background_parts(self) -> list[BackgroundPart]:
+        """All background parts in the order of their start; they stop in the reverse order.
+
+        A subclass adds its own parts at the beginning.
+        """
+        acks, control_channel = self._completion_acks, self._control_channel
+        parts: list[BackgroundPart | None] = [
+            LoopPart("completion acks", self._loop_thread, health=acks.health, on_stop=acks.aclose),
+            LoopPart(
+                "control channel",
+                self._loop_thread,
+                health=control_channel.health,
+                on_stop=control_channel.aclose,
+            ),
+            LoopPart(
+                "outbox",
+                self._loop_thread,
+                health=self._outbox.health,
+                on_start=self._outbox.start,
+                on_stop=self._outbox.aclose,
+            ),
+            LoopPart(
+                "rescue",
+                self._loop_thread,
+                health=self.rescue.health,
+                on_start=self._start_rescue,
+                on_stop=self._stop_rescue,
+            ),
+            self.heartbeat,
+            self._local_processes,
+            self._watchdog,
+            self._stall_monitor if self._owns_process else None,  # it would kill a process of its caller
+        ]
+        return [part for part in parts if part is not None]
 
     def start(self) -> None:
         """Start the background parts; returns before Redis has answered."""
-        _tune_garbage_collector()
         if self._owns_process:
-            self._stall_monitor.start()
-        if self._local_processes is not None:
-            self._local_processes.start()
-        self.heartbeat.start()
-        self._watchdog.start()
-        self._loop_thread.run(self._start_rescue())
+            _tune_garbage_collector()
+        self._service.start()
 
     def _watch_local_workers(self, workers: Mapping[str, str]) -> None:
         if self._local_processes is not None:
@@ -201,6 +274,17 @@ class WorkerProcess:
 
     async def _start_rescue(self) -> None:
         self._rescue_task = background_task(self.rescue.run(), name="rescue", leave=self._leave)
+
+    async def _stop_rescue(self) -> None:
+        """End the rescue loop. Our own runs are reclaimed now if the end of our lease has left some."""
+        if self._rescue_task is not None:
+            await end_task(self._rescue_task)
+        if self.heartbeat.has_left_runs:
+            try:
+                # Other workers would reclaim them only after the planned expiry of our lease.
+                await self.rescue.reclaim_all()
+            except RedisUnreachable as error:
+                log.warning("worker.runs_left", error=error.message)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop of the process, from a task body, and wait for its result."""
@@ -215,12 +299,13 @@ class WorkerProcess:
         return self._loop_thread.run(self.runner.execute(run_id, format_), interrupted=stop)
 
     def stats(self) -> dict[str, Any]:
-        """Figures for operators: the incarnation, the runs, blocks of the loop, and threads of tools."""
+        """Figures for operators, including the health of each background part."""
         return {
             "incarnation": self.heartbeat.lease.incarnation,
             "runs": len(self.runner.known()),
             "loop": self._watchdog.stats(),
             "tools": self._assembly.offload.stats(),
+            "parts": self._service.health(),
         }
 
     def completion_notified(self, run_id: str, life: int, *, wait: bool) -> None:
@@ -273,29 +358,16 @@ class WorkerProcess:
             stop_runs(self.runner, self._limits)
         ):
             self._exit_with_runs_left()
-        self._stall_monitor.stop()
-        self._watchdog.stop()
-        if self._local_processes is not None:
-            self._local_processes.stop()
-        runs_left = self.heartbeat.retire() == "OVER"
-        self._loop_thread.run(self._close(reclaim=runs_left))
+        self._service.stop()
+        self._loop_thread.run(self._close_connections())
         self._publisher.shutdown()
         if self._owns_loop:
             self._loop_thread.stop()
         log.info("worker.stopped", incarnation=self.heartbeat.lease.incarnation)
         line_groups.flush()
 
-    async def _close(self, *, reclaim: bool) -> None:
-        """Close the parts, on the loop."""
-        await end_task(self._rescue_task)
-        if reclaim:
-            try:
-                # Our own runs: other workers would reclaim them only after the planned expiry of our lease.
-                await self.rescue.reclaim_all()
-            except RedisUnreachable as error:
-                log.warning("worker.runs_left", error=error.message)
-        await self._completion_acks.aclose()
-        await self._control_channel.aclose()
+    async def _close_connections(self) -> None:
+        """Close what the parts have used, on the loop."""
         await self._backlog.aclose()
         await self._assembly.aclose()
         await self.store.close()

@@ -30,9 +30,10 @@ from openagents_worker.store.scripts import (
     wake,
 )
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.worker.background import Health
 from openagents_worker.worker.local_processes import ProcessIdentity
 
-__all__ = ["GRACE_S", "OldestMessage", "Rescue"]
+__all__ = ["GRACE_S", "OldestMessage", "Rescue", "RescueClock", "RescueLimits"]
 
 log = get_logger(__name__)
 
@@ -62,44 +63,58 @@ class _Queue:
     check_at_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescueLimits:
+    """The lease and the heartbeat of the workers, and when a run is given up or its message is lost."""
+
+    lease_ms: int
+    heartbeat_ms: int
+    max_recoveries: int
+    grace_s: float = GRACE_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescueClock:
+    """The time and the chance of a rescue loop. Without `sleep` it waits until `check_leases_now`."""
+
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    sleep: Callable[[float], Awaitable[None]] | None = None
+
+
 class Rescue:
     """Recovers the runs of one cell, as an asyncio task: `await Rescue(...).run()`."""
 
     def __init__(
         self,
-        *,
         store: AsyncStore,
+        *,
         backlog: OldestMessage,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         queues: Sequence[str],
-        lease_ms: int,
-        heartbeat_ms: int,
-        max_recoveries: int,
-        grace_s: float = GRACE_S,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-        sleep: Callable[[float], Awaitable[None]] | None = None,
+        limits: RescueLimits,
+        clock: RescueClock = RescueClock(),
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._send_wakes = send_wakes
         self._queues = [_Queue(name) for name in sorted(set(queues))]
-        self._lease_ms = lease_ms
-        self._heartbeat_ms = heartbeat_ms
-        self._max_recoveries = max_recoveries
-        self._grace_s = grace_s
-        self._clock = clock
-        self._chance = chance
-        self._sleep = sleep or self._sleep_until_interrupted
+        self._limits = limits
+        self._lease_ms = limits.lease_ms
+        self._grace_s = limits.grace_s
+        self._clock = clock.clock
+        self._chance = clock.chance
+        self._sleep = clock.sleep or self._sleep_until_interrupted
         self._interrupt = asyncio.Event()
         self._dead: dict[str, ProcessIdentity] = {}
         self._redis_ahead_ms = 0.0  # the clock of Redis minus the local clock
         self._check_leases_at_s = 0.0
         self._log_dead_letters_at_s = 0.0
         self._failed = False
-        self._prune_at_s = clock() + PRUNE_PERIOD_S * chance()
+        self._prune_at_s = self._clock() + PRUNE_PERIOD_S * self._chance()
         self._redis_run_id = ""
         self._redis_changed_s = float("-inf")
+        self.health = Health()
 
     async def run(self) -> NoReturn:
         """Run passes until cancelled. No error of Redis ends it."""
@@ -109,11 +124,15 @@ class Rescue:
             try:
                 pause_s = min(pause_s, await self._one_pass())
                 is_redis_away = False
+                if not self._failed:
+                    self.health.succeeded()
             except RedisUnreachable as error:
+                self.health.failed(error)
                 if not is_redis_away:
                     log.warning("rescue.redis_away", error=error.message)
                 is_redis_away, self._check_leases_at_s = True, 0.0
-            except Exception:  # one invalid reply must not end the rescue loop
+            except Exception as error:  # one invalid reply must not end the rescue loop
+                self.health.failed(error)
                 log.exception("rescue.failed")
             await self._sleep(max(pause_s, SHORTEST_PAUSE_S))
 
@@ -138,9 +157,9 @@ class Rescue:
         blameless = self._clock() - self._redis_changed_s < 2 * self._lease_ms / 1000
         script_call = reclaim(
             limit=LIMIT,
-            max_recoveries=self._max_recoveries,
+            max_recoveries=self._limits.max_recoveries,
             blameless=blameless,
-            heartbeat_ms=self._heartbeat_ms,
+            heartbeat_ms=self._limits.heartbeat_ms,
         )
         recovered = 0
         while (answer := await self._store.run(script_call)).incarnation:
@@ -194,10 +213,12 @@ class Rescue:
             if moved:
                 return await work()
         except RedisRefused as error:
+            self.health.failed(error)
             log.error("rescue.refused", part=name, error=error.message, hint=error.hint)
         except RedisUnreachable:
             raise
-        except Exception:  # one invalid reply must not end the rescue loop
+        except Exception as error:  # one invalid reply must not end the rescue loop
+            self.health.failed(error)
             log.exception("rescue.failed", part=name)
         self._failed = True  # so that the next pass does not begin at once
         return None

@@ -25,7 +25,7 @@ from openagents_worker.store.client import Cell
 from openagents_worker.telemetry.logs import get_logger, is_json_log
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker import stall_monitor_process as monitor_process
-from openagents_worker.worker.background import Leave, background_thread
+from openagents_worker.worker.background import Health, Leave, background_thread
 from openagents_worker.worker.lease import WorkerLease
 
 __all__ = ["StallMonitor"]
@@ -44,6 +44,8 @@ _reserved_signals: set[int] = set()
 
 class StallMonitor:
     """Writes beats into the shared memory of `marks`, and keeps the monitor process running."""
+
+    name = "stall monitor"
 
     def __init__(
         self,
@@ -73,11 +75,13 @@ class StallMonitor:
         self._stopping = False
         self._woken = threading.Event()
         self._thread = background_thread(self._main, name="openagents-stall-monitor", leave=leave)
+        self.health = Health()
 
     def start(self) -> None:
         """Start the monitor process: runs are monitored from here on."""
         problem = _unsupported_reason(self._marks)
         if problem is not None:
+            self.health.failed(problem)
             log.info("guard.unavailable", problem=problem)
             return
         self._marks.set_loop_thread(*self._loop_thread_ids())
@@ -123,6 +127,8 @@ class StallMonitor:
             if was_idle and not self._is_idle:
                 self._wake_process()
             self._ensure_process()
+            if self._process is not None:
+                self.health.succeeded()
 
     def _beat(self) -> None:
         with self._beating:
@@ -142,6 +148,7 @@ class StallMonitor:
             return
         now_s = time.monotonic()
         if self._process is not None:
+            self.health.failed(f"the monitor process has ended with {self._process.returncode}")
             log.warning("guard.ended", pid=self._process.pid, exit_code=self._process.returncode)
             self._end_process()
             self._start_again_at_s = now_s + START_AGAIN_S
@@ -171,6 +178,7 @@ class StallMonitor:
             self._process.stdin.flush()
             os.set_blocking(self._process.stdin.fileno(), False)
         except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+            self.health.failed(error)
             log.warning("guard.not_started", error=f"{type(error).__name__}: {error}")
             self._end_process()
         finally:

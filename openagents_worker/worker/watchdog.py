@@ -15,20 +15,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.marks import Executing
 from openagents_worker.telemetry.logs import get_logger, line_groups
-from openagents_worker.worker.background import background_thread
+from openagents_worker.worker.background import Health, Leave, background_thread
 from openagents_worker.worker.heartbeat import RunHost
 from openagents_worker.worker.lease import WorkerLease
-from openagents_worker.worker.loop_thread import context_of
+from openagents_worker.worker.loop_thread import LoopThread, context_of
 
-__all__ = ["EX_LOOP_DEAD", "LoopWatchdog", "WatchedRuns"]
+__all__ = [
+    "EX_LOOP_DEAD",
+    "LoopWatchdog",
+    "WatchdogCallbacks",
+    "WatchdogClocks",
+    "WatchdogLimits",
+    "WatchedLoop",
+    "WatchedRuns",
+]
 
 log = get_logger(__name__)
 
@@ -69,54 +77,84 @@ class _LoopBlock:
         return fields
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedLoop:
+    """The loop of the process as the watchdog sees it; see `LoopThread` for the fields."""
+
+    loop: asyncio.AbstractEventLoop
+    thread_id: Callable[[], int | None]
+    waited_s: Callable[[], float] = lambda: 0.0
+    is_busy: Callable[[], bool] = lambda: True
+    work_began: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def of(cls, loop_thread: LoopThread) -> Self:
+        return cls(
+            loop=loop_thread.loop,
+            thread_id=lambda: loop_thread.thread_id,
+            waited_s=loop_thread.waited_s,
+            is_busy=lambda: loop_thread.is_busy(),  # a pool replaces this function later
+            work_began=loop_thread.work_began,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogLimits:
+    """The time between two checks, and after how long without an answer the loop is dead."""
+
+    tick_s: float = TICK_S
+    dead_after_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogCallbacks:
+    """What the watchdog calls in its thread.
+
+    `busy_tool_threads` counts the threads that execute tools, which cannot be cancelled. `accuse` stores in
+    Redis which run has blocked the loop for good. `executing` returns the plugin code that the loop executes
+    now. `on_work_began` is called when a task starts on an idle loop.
+    """
+
+    busy_tool_threads: Callable[[], int] = lambda: 0
+    accuse: Callable[[str], object] = lambda run_id: None
+    executing: Callable[[], Executing | None] = lambda: None
+    on_work_began: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogClocks:
+    """The clocks of the watchdog. `pause` waits for an event, at most for some seconds."""
+
+    clock: Callable[[], float] = time.monotonic
+    cpu_clock: Callable[[], float] = time.process_time
+    pause: Callable[[threading.Event, float], bool] = threading.Event.wait
+
+
 class LoopWatchdog:
     """Stops all runs when the lease is over, logs what blocks the loop, ends a process whose loop is dead."""
 
+    name = "watchdog"
+
     def __init__(
         self,
+        watched: WatchedLoop,
         *,
-        loop: asyncio.AbstractEventLoop,
-        loop_thread_id: Callable[[], int | None],
         lease: Callable[[], WorkerLease],
         run_host: WatchedRuns,
-        leave: Callable[[int], object] = os._exit,
-        tick_s: float = TICK_S,
-        dead_after_s: float = math.inf,
-        busy_tool_threads: Callable[[], int] = lambda: 0,
-        accuse: Callable[[str], object] = lambda run_id: None,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.process_time,
-        pause: Callable[[threading.Event, float], bool] = threading.Event.wait,
-        loop_waited_s: Callable[[], float] = lambda: 0.0,
-        is_busy: Callable[[], bool] = lambda: True,
-        work_began: threading.Event | None = None,
-        on_work_began: Callable[[], object] = lambda: None,
-        executing: Callable[[], Executing | None] = lambda: None,
+        limits: WatchdogLimits = WatchdogLimits(),
+        callbacks: WatchdogCallbacks = WatchdogCallbacks(),
+        clocks: WatchdogClocks = WatchdogClocks(),
+        leave: Leave = os._exit,
     ) -> None:
-        """`busy_tool_threads` counts the threads that execute tools, which cannot be cancelled.
-
-        `accuse` stores in Redis which run has blocked the loop for good. `executing` returns the plugin code
-        that the loop executes now. `is_busy` tells whether a task runs on the loop; `work_began` is set when
-        one starts on an idle loop, and `on_work_began` is called then. `loop_waited_s` returns for how long
-        the loop's thread was runnable but had no core. `leave` ends the process with an exit code.
-        """
-        self._loop = loop
-        self._loop_thread_id = loop_thread_id
+        self._watched = watched
+        self._loop = watched.loop
         self._lease = lease
         self._run_host = run_host
+        self._limits = limits
+        self._callbacks = callbacks
+        self._clocks = clocks
+        self._clock = clocks.clock
         self._leave = leave
-        self._tick_s = tick_s
-        self._dead_after_s = dead_after_s
-        self._busy_tool_threads = busy_tool_threads
-        self._accuse = accuse
-        self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._pause = pause
-        self._loop_waited_s = loop_waited_s
-        self._is_busy = is_busy
-        self._work_began = work_began or threading.Event()
-        self._on_work_began = on_work_began
-        self._executing = executing
         self._silent_s = 0.0
         self._block: _LoopBlock | None = None
         self._logged_at_s: dict[str, float] = {}
@@ -128,13 +166,14 @@ class LoopWatchdog:
         self._stopping = threading.Event()
         self._thread = background_thread(self._main, name="openagents-watchdog", leave=leave)
         self._not_running = 0
+        self.health = Health()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._work_began.set()
+        self._watched.work_began.set()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -149,9 +188,9 @@ class LoopWatchdog:
         return round(lag_s * 1000)
 
     def _main(self) -> None:
-        last_s, last_cpu_s, last_waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
+        last_s, last_cpu_s, last_waited_s = self._clock(), self._clocks.cpu_clock(), self._watched.waited_s()
         while (tick_s := self._wait_for_tick()) is not None:
-            now_s, cpu_s, waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
+            now_s, cpu_s, waited_s = self._clock(), self._clocks.cpu_clock(), self._watched.waited_s()
             # Do not count time in which the loop's thread was runnable but had no core.
             passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
             # Do not count time in which the whole process was stopped (SIGSTOP), which delays this tick too.
@@ -159,16 +198,17 @@ class LoopWatchdog:
             self._check_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
             last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
             self._check_lease(self._lease())
+            self.health.succeeded()
 
     def _wait_for_tick(self) -> float | None:
         """Wait for one tick. Returns its planned length in seconds, or None when the watchdog must end."""
-        if self._is_busy():
-            return None if self._pause(self._stopping, self._tick_s) else self._tick_s
-        self._work_began.clear()
-        if not self._is_busy():
-            self._pause(self._work_began, IDLE_TICK_S)
-        if self._is_busy():
-            self._on_work_began()
+        if self._watched.is_busy():
+            return None if self._clocks.pause(self._stopping, self._limits.tick_s) else self._limits.tick_s
+        self._watched.work_began.clear()
+        if not self._watched.is_busy():
+            self._clocks.pause(self._watched.work_began, IDLE_TICK_S)
+        if self._watched.is_busy():
+            self._callbacks.on_work_began()
         return None if self._stopping.is_set() else IDLE_TICK_S
 
     # --- the lease ---------------------------------------------------------------------------------------
@@ -198,8 +238,8 @@ class LoopWatchdog:
 
     def _tool_threads_end_by(self, end_s: float) -> bool:
         """Whether all tools that run in threads have returned before `end_s`."""
-        while self._busy_tool_threads():
-            if self._clock() >= end_s or self._stopping.wait(self._tick_s):
+        while self._callbacks.busy_tool_threads():
+            if self._clock() >= end_s or self._stopping.wait(self._limits.tick_s):
                 return False
         return True
 
@@ -213,7 +253,7 @@ class LoopWatchdog:
             within_s=lease.confirm_within_s(),
             runs=len(left),
             run_ids=left[:NAMED_RUNS],
-            threads=self._busy_tool_threads(),
+            threads=self._callbacks.busy_tool_threads(),
             exit_code=EX_LOOP_DEAD,
         )
         line_groups.flush()
@@ -233,10 +273,10 @@ class LoopWatchdog:
         else:
             self._silent_s += passed_s
         self._lag_s = max(self._lag_s, self._silent_s)
-        if self._silent_s >= self._dead_after_s:
+        if self._silent_s >= self._limits.dead_after_s:
             self._end_process_with_dead_loop()
         # The block may have begun one tick before the callback was scheduled.
-        elif self._silent_s >= BLOCKED_S - self._tick_s:
+        elif self._silent_s >= BLOCKED_S - self._limits.tick_s:
             self._note_block()
         if self._answered.is_set():
             self._answered.clear()
@@ -255,7 +295,7 @@ class LoopWatchdog:
         )
         try:
             if block.run_id is not None:
-                self._accuse(block.run_id)
+                self._callbacks.accuse(block.run_id)
         except Exception:  # the process ends even if the run cannot be recorded
             log.exception("run.not_accused", run_id=block.run_id)
         line_groups.flush()
@@ -291,10 +331,10 @@ class LoopWatchdog:
 
     def _inspect_loop(self) -> _LoopBlock:
         """The recorded call, the run and the stack of the loop's thread."""
-        frame = sys._current_frames().get(self._loop_thread_id() or 0)
+        frame = sys._current_frames().get(self._watched.thread_id() or 0)
         task = asyncio.current_task(self._loop)
         call = context_of(task).get(current_call)
-        executing = self._executing()
+        executing = self._callbacks.executing()
         if call is not None:
             run_id: str | None = call.run_id
         else:

@@ -98,6 +98,7 @@ EXTRA_OF = {
     "llm": "worker",
     "runtime": "worker",
     "testing": "worker",
+    "telemetry.opentelemetry": "otel",
     "tools": "worker",
     "worker": "worker",
 }
@@ -109,6 +110,9 @@ OPTIONAL = {
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""
+
+DISTRIBUTIONS = {"opentelemetry": "opentelemetry-api"}
+"""The distributions of packages that have another name."""
 
 OF_THE_HOST = {"testing.fixtures": "pytest"}
 """A plugin for another program, which is installed when it loads the plugin."""
@@ -208,8 +212,9 @@ class ForeignImport:
 
     @property
     def distribution(self) -> str:
-        """All that we import have the name of their distribution, but for `_`."""
-        return canonicalize_name(self.name.partition(".")[0])
+        """Most that we import have the name of their distribution, but for `_`."""
+        name = canonicalize_name(self.name.partition(".")[0])
+        return DISTRIBUTIONS.get(name, name)
 
     @property
     def extra(self) -> str:

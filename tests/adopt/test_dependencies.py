@@ -33,6 +33,7 @@ BY_OTHERS = {
     "packaging": "kombu's transport for Redis imports it, and only kombu's extra `redis` declares it",
     "hiredis": "redis-py parses with it where it is installed",
     "sniffio": "httpcore asks it in every request where it is installed",
+    "opentelemetry-sdk": "collects and exports what the API gets; the application configures it",
     "flower": "a program, which Celery's command line finds by its entry point",
 }
 """Packages that are declared, but imported by no module, with the reason."""
@@ -71,7 +72,7 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
     assert undeclared == []
 
 
-@pytest.mark.parametrize("extra", [BASE, "worker", "embedded", "flower", "uvloop"])
+@pytest.mark.parametrize("extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel"])
 def test_everything_that_is_declared_is_used(extra: str) -> None:
     """Every dependency is one more that a product must be able to install."""
     ours = set(map(str, declared(extra))) - (set(map(str, declared(BASE))) if extra else set())
@@ -85,10 +86,12 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
     """Those for developers of this library aside."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-    assert set(extras) - {"dev", "ui"} == {"worker", "embedded", "flower", "uvloop"}
+    assert set(extras) - {"dev", "ui"} == {"worker", "embedded", "flower", "uvloop", "otel"}
 
 
-@pytest.mark.parametrize("extras", [(), ("worker",), ("flower",)], ids=["base", "worker", "flower"])
+@pytest.mark.parametrize(
+    "extras", [(), ("worker",), ("flower",), ("otel",)], ids=["base", "worker", "flower", "otel"]
+)
 def test_every_module_can_be_imported_with_what_its_extra_brings(
     extras: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -209,7 +209,7 @@ def test_a_tool_fails(newcomer: Newcomer, held: ExitStack) -> None:
     [line] = [line for line in ran.stderr.splitlines() if "tool.failed" in line]
     for field in ("tool_id=price", "KeyError: 'ink'", "code=tool.error"):
         assert line.count(field) == 1
-    wait_for(lambda: "WARNING runtime.calls tool.failed" in worker.said, "the worker's log names it")
+    wait_for(lambda: "WARNING runtime.calls.tool tool.failed" in worker.said, "the worker's log names it")
     assert 'return {"pen": 2}[article]' in worker.said
 
 

@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +116,61 @@ def test_a_starting_worker_reclaims_runs_of_dead_workers_of_its_host(on_this_hos
     for run_id in owners:
         world.wait(run_id)
     assert len(ages_ms(world, owners)) == len(owners)
+
+
+# --- a model that goes on in the background ----------------------------------------------------------------
+
+
+@contextmanager
+def paused_response(world: World, run_id: str) -> Generator[None]:
+    """A run whose model writes its reply in the background, and is paused in it during the `with` block."""
+    world.restarts = True
+    world.wait_ready()
+    keys = world.client.store.keys
+    world.model_writes.clear()
+    try:
+        world.submit(run_id, agent="background")
+        stored = partial(world.client.store.ask, lambda redis: redis.hkeys(keys("facts", run_id)))
+        wait_for(lambda: [name for name in stored() if name.startswith("response:")], "the id is stored")
+        yield
+    finally:
+        world.model_writes.set()
+
+
+def model_log(world: World, event: str, since: int) -> list[dict[str, Any]]:
+    return [entry for entry in world.model.log[since:] if entry["event"] == event]
+
+
+@here
+def test_a_reply_in_the_background_is_paid_for_once_although_its_worker_is_killed(
+    on_this_host: World,
+) -> None:
+    """The next worker asks for the response that the first one has begun. The fact goes with the record."""
+    world, run_id = on_this_host, "background-killed"
+    since = len(world.model.log)
+    with paused_response(world, run_id):
+        world.kill(world.owner(run_id))
+        wait_for(lambda: model_log(world, "retrieved", since), "another worker asks for the response")
+
+    result = world.wait(run_id)
+
+    assert result.final_output == "done after 0"
+    assert len(model_log(world, "received", since)) == 1
+    assert world.client.store.ask(lambda r: r.exists(world.client.store.keys("facts", run_id))) == 0
+    world.assert_complete_events(run_id)
+
+
+@here
+def test_a_cancelled_run_cancels_its_reply_at_the_provider(on_this_host: World) -> None:
+    """Otherwise it would be generated, and paid for, to its end."""
+    world, run_id = on_this_host, "background-cancelled"
+    since = len(world.model.log)
+    with paused_response(world, run_id):
+        world.client.handle(run_id).cancel()
+        wait_for(lambda: model_log(world, "cancelled", since), "the provider is told")
+
+    world.assert_complete_events(run_id, "run.cancelled")
+    assert len(model_log(world, "received", since)) == 1
 
 
 def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsewhere: World) -> None:

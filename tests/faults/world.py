@@ -87,6 +87,9 @@ class World:
         self.model_answers = threading.Event()
         """Cleared while a test delays all replies of the model."""
         self.model_answers.set()
+        self.model_writes = threading.Event()
+        """Cleared while a test pauses the replies that have begun."""
+        self.model_writes.set()
         self.kills: list[float] = []
         """The times at which the world has killed a worker, in seconds since 1970; marks in tools are not
         included."""
@@ -112,7 +115,8 @@ class World:
         self.marks.mkdir()
         with ExitStack() as held:
             self.redis = held.enter_context(EmbeddedRedis())
-            self.model = held.enter_context(ModelServer(self._reply).serve_in_thread())
+            server = ModelServer(self._reply, before_piece=self._before_piece)
+            self.model = held.enter_context(server.serve_in_thread())
             settings = load_settings({**self._own_env, "OPENAGENTS_REDIS_URL": self.redis.url})
             self.client = held.enter_context(Client(settings=settings))
             held.callback(self.end)
@@ -316,6 +320,10 @@ class World:
         return list(self.client.handle(run_id).events())
 
     # --- the model ---------------------------------------------------------------------------------------
+
+    async def _before_piece(self, asked: ModelRequest, number: int) -> None:
+        if not self.model_writes.is_set():
+            await await_for(self.model_writes.is_set, "the model may write")
 
     async def _reply(self, asked: ModelRequest) -> Mapping[str, Any]:
         key = asked.headers["idempotency-key"]

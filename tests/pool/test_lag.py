@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.watchdog import BLOCKED_S, TICK_S, LoopWatchdog
+from openagents_worker.worker.watchdog import BLOCKED_S, TICK_S, LoopWatchdog, WatchdogClocks, WatchedLoop
 from tests.waiting import PATIENCE_S, wait_for
 from tests.worker.run_host import RecordingRunHost
 
@@ -47,22 +47,31 @@ def run_host() -> EventRecordingRunHost:
 
 @pytest.fixture
 def watchdog(loop_thread: LoopThread, run_host: EventRecordingRunHost) -> Generator[LoopWatchdog]:
-    watchdog = new_watchdog(loop_thread, run_host, loop_waited_s=loop_thread.waited_s)
+    watchdog = new_watchdog(loop_thread, run_host, waited_s=loop_thread.waited_s)
     watchdog.start()
     yield watchdog
     watchdog.stop()
 
 
-def new_watchdog(loop_thread: LoopThread, run_host: EventRecordingRunHost, **how: Any) -> LoopWatchdog:
+def new_watchdog(
+    loop_thread: LoopThread,
+    run_host: EventRecordingRunHost,
+    *,
+    waited_s: Callable[[], float] | None = None,
+    clocks: WatchdogClocks | None = None,
+) -> LoopWatchdog:
     lease = WorkerLease(
         "w:1", limits=TimeLimits.of(lease_ms=60_000, heartbeat_ms=15_000), sent_s=boot_clock()
     )
     return LoopWatchdog(
-        loop=loop_thread.loop,
-        loop_thread_id=lambda: loop_thread.thread_id,
+        WatchedLoop(
+            loop=loop_thread.loop,
+            thread_id=lambda: loop_thread.thread_id,
+            waited_s=waited_s or (lambda: 0.0),
+        ),
         lease=lambda: lease,
         run_host=run_host,
-        **how,
+        clocks=clocks or WatchdogClocks(),
     )
 
 
@@ -124,7 +133,11 @@ def test_a_loop_that_only_waits_is_not_blocked(
         now_s, checks = now_s + seconds, checks + 1
         return event.wait() if checks > 20 else False
 
-    watchdog = new_watchdog(loop_thread, run_host, clock=lambda: now_s, cpu_clock=lambda: now_s, pause=pause)
+    watchdog = new_watchdog(
+        loop_thread,
+        run_host,
+        clocks=WatchdogClocks(clock=lambda: now_s, cpu_clock=lambda: now_s, pause=pause),
+    )
     watchdog.start()
     wait_for(lambda: checks > 20, "twenty checks were made")
     watchdog.stop()

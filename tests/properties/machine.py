@@ -489,7 +489,7 @@ class Protocol(RuleBasedStateMachine):
             self.register(worker, previous=worker.incarnation)
             return
         assert renewal.owned == self.truth.owned(worker.incarnation)
-        assert renewal.cancel_requested == self.truth.cancel_requested(worker.incarnation)
+        assert renewal.notices == self.truth.cancel_requested(worker.incarnation)
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
             stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)

@@ -179,7 +179,7 @@ async def test_a_question_that_is_too_long_fails_and_the_session_continues(redis
             for run_id, text in [("r1", "One."), ("r2", "x" * 6_000), ("r3", "Three.")]
         ]
 
-    assert [code_of(record) for record in records] == [None, "llm.response", None]
+    assert [code_of(record) for record in records] == [None, "llm.context_length", None]
     assert [message["content"] for message in messages_of(script, "r3")[0]][1:] == [
         "One.",
         ANSWER["text"],
@@ -335,11 +335,11 @@ class Talk:
         await self._ends(None, odd, odd, ANSWER)
 
     async def refused(self) -> None:
-        await self._ends("llm.response", {"error": "response", "message": "content_filter"})
+        await self._ends("llm.filtered", {"error": "response", "message": "content_filter"})
 
     async def refused_after_a_tool(self) -> None:
         filtered = {"error": "response", "message": "context_length_exceeded"}
-        await self._ends("llm.response", calls(("add", {})), filtered)
+        await self._ends("llm.context_length", calls(("add", {})), filtered)
 
     async def rate_limited(self) -> None:
         await self._ends("llm.rate_limit", {"error": "rate_limit"}, budget=RunBudget(max_resume_attempts=0))
@@ -348,10 +348,10 @@ class Talk:
         await self._ends("llm.connection", {"error": "server_error"}, budget=RunBudget(max_resume_attempts=0))
 
     async def empty_answer(self) -> None:
-        await self._ends(None, {"text": ""})
+        await self._ends("llm.empty", {"text": ""})
 
     async def blank_answer_after_a_tool(self) -> None:
-        await self._ends(None, calls(("add", {})), {"text": " \n"})
+        await self._ends("llm.empty", calls(("add", {})), {"text": " \n"})
 
     async def empty_question(self) -> None:
         await self._ends(None, ANSWER, input_text="")

@@ -155,7 +155,7 @@ async def test_a_thousand_cancellations_are_read_in_small_bursts(redis_url: str)
         if run_id and turns is not None:
             turns.count()
 
-    store, notices = AsyncStore(cell), ControlChannel(cell, on_cancel=hear)
+    store, notices = AsyncStore(cell), ControlChannel(cell, on_notice=hear)
     channel = store.keys.notices("w:1")
     try:
         notices.follow("w:1")

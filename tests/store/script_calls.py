@@ -96,6 +96,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "canvas": "",
     },
     "confirm_completion": {"runs": ["r1", "1"]},
+    "outbox_take": {"recipient": "billing", "limit": 10, "retry_ms": 1_000, "max_retry_ms": 60_000},
+    "outbox_done": {"recipient": "billing", "ends": ["r1", "1"]},
+    "notify": {"incarnation": "w1", "notice": ' {"kind":"steer","run":"r1"}'},
+    "confirm_notices": {"incarnation": "w1", "notices": [' {"kind":"steer","run":"r1"}']},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 

@@ -214,7 +214,7 @@ def test_a_heartbeat_returns_owned_runs_and_cancel_requests(bench: Bench) -> Non
 
     renewal = bench.do("renew", lease_ms=HOUR_MS)
 
-    assert (renewal.lost, renewal.owned, renewal.cancel_requested) == (False, {"r1", "r2"}, {"r2"})
+    assert (renewal.lost, renewal.owned, renewal.notices) == (False, {"r1", "r2"}, {"r2"})
     deadline = bench.score("workers", "w1")
     assert deadline is not None
     assert deadline > bench.now_ms() + HOUR_MS / 2
@@ -850,7 +850,7 @@ def test_a_cancel_request_is_sent_to_the_owner_of_a_run(bench: Bench) -> None:
         assert [bench.do("cancel").answer for _ in range(2)] == ["REQUESTED", "REQUESTED"]
 
         assert ear.get_message(timeout=PATIENCE_S)["data"] == "r1"
-    assert bench.do("renew").cancel_requested == {"r1"}
+    assert bench.do("renew").notices == {"r1"}
     assert bench.events().count("run.cancel_requested") == 1
 
 

@@ -35,6 +35,7 @@ IDS = {
     "worker_runs": "w1", "worker_box": "w1", "worker_suspect": "w1", "suspects": "w1", "lease_end": "w1",
     "lease_end_runs": "w1", "gone": "w1", "host": "h1", "false_alarms": "process", "looks_off": "connection",
     "sent": "q", "resend": "q", "resend_seen": "q", "index": "all", "aside_key": "x",
+    "outbox": "billing", "outbox_tries": "billing",
 }  # fmt: skip
 KINDS = [spec for spec in KEYS if spec.type != ANY_TYPE]
 CASES = [(spec, kind) for spec in KINDS for kind in WRITERS if kind != spec.type]
@@ -69,6 +70,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
             return None
 
     ask("register", host="h1", process="1 1", agents=["a", '{"queue":null}'], info="{}")
+    ask("outbox_take")
     for run_id, session in (("r1", "s1"), (n, f"s-{n}")):
         ask("submit", run_id=run_id, session_id=session, tell=True)
     for run_id, session in ((f"{n}-late", f"s-{n}-late"), ("r1-late", "s1")):
@@ -123,6 +125,10 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     ask("put_aside")
     ask("aside_news")
     ask("mend_key")
+    ask("outbox_take")
+    ask("outbox_done")
+    ask("notify")
+    ask("confirm_notices")
     ask("retire", host="h1")
     ask("delete_session", session_id="s1", even_if_not_notified=True)
     return refused

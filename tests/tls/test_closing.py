@@ -74,7 +74,7 @@ async def test_closing_that_takes_too_long_leaves_no_socket(settings: Settings, 
 
 async def test_a_listener_that_ends_leaves_no_socket(settings: Settings, servers: Servers) -> None:
     heard: list[str] = []
-    notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
+    notices = ControlChannel(cell_of(settings), on_notice=heard.append)
     notices.follow("w1")
     with servers.inside(servers.free, 0) as inside:
         await await_for(lambda: inside.publish("oa:notices:w1", "r1"), "somebody listens")

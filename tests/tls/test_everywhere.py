@@ -74,7 +74,7 @@ async def watcher(settings: Settings, inside: Inside) -> None:
 async def cancel_listener(settings: Settings, inside: Inside) -> None:
     """A worker gets the cancellation of a run at once."""
     heard: list[str] = []
-    notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
+    notices = ControlChannel(cell_of(settings), on_notice=heard.append)
     notices.follow("w1")
     try:
         await await_for(lambda: inside.publish("oa:notices:w1", "r1"), "somebody listens")

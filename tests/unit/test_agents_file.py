@@ -62,7 +62,7 @@ def test_shipped_agents_work_in_a_folder_of_their_own(path: str) -> None:
 def test_defaults_are_the_originals_but_for_the_time_limits() -> None:
     """A file that says little means what it meant there; slow models have more time."""
     a = load().agent("a")
-    assert (a.runtime.max_steps, a.llm.retry.max_attempts, a.llm.retry.backoff_multiplier) == (16, 3, 2.0)
+    assert (a.runtime.max_steps, a.llm.retry.max_attempts, a.llm.retry.backoff_multiplier) == (16, 6, 2.0)
     assert (a.llm.connect_timeout_ms, a.llm.timeout_ms, a.llm.whole_call_ms) == (5_000, 120_000, 600_000)
     assert a.runtime.step_timeout_ms is None
     assert a.memory.on_error == "continue"

@@ -29,6 +29,7 @@ class Format:
     """The header that tells an answer from every other."""
     stop: Mapping[str, str]
     last_event: str
+    max_tokens: str = "max_tokens"
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def post(self, server: ModelServer, body: Mapping[str, Any], **headers: str) -> httpx.Response:
@@ -100,7 +101,31 @@ ANTHROPIC = Format(
 )
 
 
-@pytest.fixture(params=[OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+RESPONSES = Format(
+    path="/responses",
+    question={"model": "m", "input": "hi"},
+    conversation={
+        "model": "m",
+        "instructions": "Be kind.",
+        "input": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "I add.", "annotations": []}]},
+            {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"x":1,"note":"ünï 💡"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "no"},
+        ],
+        "tools": [
+            {"type": "function", "name": "add", "description": "adds", "parameters": SCHEMA, "strict": False}
+        ],
+    },
+    rate_limited={"error": {"code": "rate_limit_exceeded"}},
+    number="x-request-id",
+    stop={"end": "completed", "tools": "completed", "cut": "max_output_tokens"},
+    last_event="event: response.completed\n",
+    max_tokens="max_output_tokens",
+)
+
+
+@pytest.fixture(params=[OPENAI, ANTHROPIC, RESPONSES], ids=["openai", "anthropic", "responses"])
 def wire(request: pytest.FixtureRequest) -> Format:
     wire: Format = request.param
     return wire
@@ -108,6 +133,9 @@ def wire(request: pytest.FixtureRequest) -> Format:
 
 def _stop_reason(reply: httpx.Response) -> str:
     body = reply.json()
+    if "output" in body:
+        why: str = (body["incomplete_details"] or {"reason": body["status"]})["reason"]
+        return why
     reason: str = body["choices"][0]["finish_reason"] if "choices" in body else body["stop_reason"]
     return reason
 
@@ -189,7 +217,7 @@ async def test_what_is_no_request_is_refused_and_not_logged(wire: Format, body: 
 async def test_a_reply_says_why_it_ended(wire: Format, entry: dict[str, Any], reason: str) -> None:
     """It used all tokens it might: it was cut. Else it wants its tools, or has said everything."""
     async with ModelServer(lambda _: entry) as server:
-        reply = await wire.post(server, {**wire.conversation, "max_tokens": 99})
+        reply = await wire.post(server, {**wire.conversation, wire.max_tokens: 99})
 
     assert _stop_reason(reply) == wire.stop[reason]
 
@@ -227,15 +255,69 @@ async def test_faults_meet_the_first_tries_of_a_call(wire: Format) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", ["connection", "disconnect", "hang"])
-async def test_a_connection_breaks_as_scripted(wire: Format, fault: str, stream: bool) -> None:
-    """The client gets no whole reply, whatever it waits for."""
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("connection", httpx.RemoteProtocolError),
+        ("disconnect", httpx.RemoteProtocolError),
+        ("reset", (httpx.ReadError, httpx.RemoteProtocolError)),
+        ("hang", httpx.ReadTimeout),
+        ("slow_headers", httpx.ReadTimeout),
+        ("slow_body", httpx.ReadTimeout),
+    ],
+)
+async def test_a_connection_breaks_as_scripted(
+    wire: Format, fault: str, error: type[httpx.TransportError], stream: bool
+) -> None:
+    """The client gets no complete reply. Of a slow one it gets no more bytes until it gives up."""
+    waits = error is httpx.ReadTimeout
     async with (
         ModelServer(lambda _: {"error": fault}) as server,
-        httpx.AsyncClient(headers=wire.headers, timeout=0.3 if fault == "hang" else PATIENCE_S) as http,
+        httpx.AsyncClient(headers=wire.headers, timeout=0.2 if waits else PATIENCE_S) as http,
     ):
-        with pytest.raises(httpx.ReadTimeout if fault == "hang" else httpx.RemoteProtocolError):
+        with pytest.raises(error):
             await http.post(server.url + wire.path, json={**wire.question, "stream": stream})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_reply_with_status_200_may_be_unusable(wire: Format, stream: bool) -> None:
+    """A page of HTML, bytes that are not text, half a character, an error with status 200."""
+    faults = ("wrong_content_type", "garbage", "half_character", "error_in_200")
+    script = [{"error": fault, "message": "no more"} for fault in faults]
+    async with ModelServer([*script, {"text": "ok"}]) as server:
+        page, garbage, half, failed = [
+            await wire.post(server, {**wire.question, "stream": stream}) for _ in faults
+        ]
+
+    assert {reply.status_code for reply in (page, garbage, half, failed)} == {200}
+    assert (page.headers["content-type"], "Please sign in" in page.text) == ("text/html", True)
+    assert b"\xff\xfe" in garbage.content
+    assert "half" in half.text
+    with pytest.raises(UnicodeDecodeError):
+        half.content.decode()
+    assert "no more" in failed.text
+    assert wire.last_event not in failed.text or not stream
+
+
+async def test_an_overloaded_server_answers_529(wire: Format) -> None:
+    """It is Anthropic's status; other providers and gateways send it too."""
+    async with ModelServer(lambda _: {"error": "overloaded"}) as server:
+        assert (await wire.post(server, wire.question)).status_code == 529
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_reasoning_and_refusals_are_in_the_fields_of_the_format(wire: Format, stream: bool) -> None:
+    """A script has them without regard to the format."""
+    script = [{"refusal": "I will not.", "reasoning": "Is it harmful?"}]
+    async with ModelServer(script) as server:
+        reply = await wire.post(server, {**wire.question, "stream": stream})
+
+    place = {
+        "/chat/completions": ("reasoning_content", '"refusal":'),
+        "/messages": ('"type":"thinking"', '"stop_reason":"refusal"'),
+        "/responses": ('"type":"reasoning"', '"type":"refusal"'),
+    }[wire.path]
+    assert all(text in reply.text for text in place)
 
 
 async def test_a_stream_may_end_before_it_is_whole(wire: Format) -> None:
@@ -244,7 +326,7 @@ async def test_a_stream_may_end_before_it_is_whole(wire: Format) -> None:
         torn, whole = [await wire.post(server, {**wire.question, "stream": True}) for _ in range(2)]
 
     assert "This " in torn.text
-    assert whole.text.endswith(wire.last_event)
+    assert wire.last_event in whole.text
     assert wire.last_event not in torn.text
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.agents.problems import did_you_mean as in_a_file
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.events import check_event
 from openagents_worker.models import parse_request
@@ -48,7 +47,7 @@ def test_none_is_near_names_the_known_ones_as_far_as_there_is_room() -> None:
     """A list of all agents is not a suggestion."""
     suggestion = did_you_mean("zzz", AGENTS)
 
-    assert suggestion.startswith("; known: clerk-0000, clerk-0001")
+    assert suggestion.startswith("known: clerk-0000, clerk-0001")
     assert len(suggestion) < MAX_LISTED_CHARS + 20
 
 
@@ -93,7 +92,7 @@ def test_of_very_many_known_names_only_so_many_are_looked_at() -> None:
 @pytest.mark.parametrize(
     "door",
     [
-        lambda name: in_a_file(name, AGENTS),
+        lambda name: did_you_mean(name, AGENTS),
         lambda name: check_event(f"run.{name}", {}),
         lambda name: unknown_variables({f"OPENAGENTS_{name}": "1"}),
         lambda name: refused({"agent_id": "a", "session_id": "s", "input_text": "hi", name: 1}),

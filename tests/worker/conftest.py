@@ -7,14 +7,15 @@ from contextlib import ExitStack
 
 import pytest
 
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.connection_checks import CHECK_EVERY_S
-from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatCallbacks, HeartbeatLimits, Registration
 from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.watchdog import LoopWatchdog
+from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
 from tests.producer.hand import Hand
 from tests.worker.run_host import RecordingRunHost
 
@@ -79,27 +80,32 @@ def start_heartbeat(
             check_every_s: float = CHECK_EVERY_S,
         ) -> Heartbeat:
             heartbeat = Heartbeat(
-                cell=cell,
-                node="w1@test",
-                limits=TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=heartbeat_ms),
-                announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
+                cell,
+                Registration(
+                    node="w1@test",
+                    announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
+                    process=process,
+                ),
+                limits=HeartbeatLimits(
+                    times=TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=heartbeat_ms),
+                    check_every_s=check_every_s,
+                ),
                 run_host=run_host,
                 loop=loop_thread.loop,
-                send_wakes=send,
-                on_registered=lambda incarnation: None,
-                process=process,
-                check_every_s=check_every_s,
-                on_given_up=lambda: given_up.append("given up"),
+                callbacks=HeartbeatCallbacks(
+                    send_wakes=send,
+                    on_notice=lambda run_id: run_host.latch(run_id, LatchReason.CANCELLED),
+                    on_given_up=lambda: given_up.append("given up"),
+                ),
             )
             watchdog = LoopWatchdog(
-                loop=loop_thread.loop,
-                loop_thread_id=lambda: loop_thread.thread_id,
+                WatchedLoop(loop=loop_thread.loop, thread_id=lambda: loop_thread.thread_id),
                 lease=lambda: heartbeat.lease,
                 run_host=run_host,
             )
             heartbeat.start()
             watchdog.start()
-            stack.callback(heartbeat.retire)
+            stack.callback(heartbeat.stop)
             stack.callback(watchdog.stop)
             return heartbeat
 

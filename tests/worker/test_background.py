@@ -9,12 +9,17 @@ import pytest
 
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.background import EX_PART_FAILED, background_task, background_thread
+from openagents_worker.worker.background import (
+    EX_PART_FAILED,
+    ProcessControls,
+    background_task,
+    background_thread,
+)
 from openagents_worker.worker.completion_acks import CompletionAcks
 from openagents_worker.worker.control_channel import ControlChannel
-from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatLimits, Registration
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.watchdog import LoopWatchdog
+from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
 from tests.waiting import await_for, wait_for
 from tests.worker.run_host import RecordingRunHost
 
@@ -84,32 +89,24 @@ async def test_a_task_that_is_stopped_has_not_failed(parts: Parts) -> None:
 
 def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, loop_thread: LoopThread) -> None:
     """Otherwise its lease would expire without an explanation."""
-
-    async def send(_: Any) -> None: ...
-
     heartbeat = Heartbeat(
-        cell=cell,
-        node="w",
-        limits=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100),
-        announcements=[],
+        cell,
+        Registration(node="w"),
+        limits=HeartbeatLimits(times=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100)),
         run_host=RecordingRunHost(),
         loop=loop_thread.loop,
-        send_wakes=send,
-        on_registered=lambda _: None,
-        leave=parts.left.append,
-        clock=broken,
+        process=ProcessControls(leave=parts.left.append, clock=broken),
     )
     heartbeat.start()
 
     wait_for(lambda: parts.has_left_for("openagents-heartbeat", "ZeroDivisionError"), "the process would end")
-    heartbeat.retire()
+    heartbeat.stop()
 
 
 def test_a_watchdog_that_fails_ends_the_process(parts: Parts, loop_thread: LoopThread) -> None:
     """Otherwise a dead loop would not be detected."""
     watchdog = LoopWatchdog(
-        loop=loop_thread.loop,
-        loop_thread_id=lambda: loop_thread.thread_id,
+        WatchedLoop(loop=loop_thread.loop, thread_id=lambda: loop_thread.thread_id),
         lease=broken,
         run_host=RecordingRunHost(),
         leave=parts.left.append,
@@ -122,7 +119,7 @@ def test_a_watchdog_that_fails_ends_the_process(parts: Parts, loop_thread: LoopT
 
 async def test_a_control_channel_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
     """Otherwise every cancel request would wait for the next heartbeat."""
-    control_channel, store = ControlChannel(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
+    control_channel, store = ControlChannel(cell, on_notice=broken, leave=parts.left.append), AsyncStore(cell)
     control_channel.follow("w:1")
 
     async def failed() -> bool:
@@ -142,4 +139,20 @@ async def test_completion_acks_that_fail_end_the_process(parts: Parts, cell: Cel
     acks._unwritten.append(object())  # type: ignore[arg-type]
 
     await await_for(lambda: parts.has_left_for("completion-acks", "Error"), "the process would end")
+    await store.close()
+
+
+async def test_a_caller_that_is_cancelled_does_not_stop_the_writer_of_acks(parts: Parts, cell: Cell) -> None:
+    """Many runs share the writer; one of them may be cancelled while it waits for its ack."""
+    store = AsyncStore(cell)
+    acks = CompletionAcks(store, leave=parts.left.append)
+    acks.add("r1", 1)
+    waiting = asyncio.create_task(acks.aclose(), name="waiting")
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    await acks.aclose()
+
+    assert acks.health.report().rounds == 1
     await store.close()

@@ -160,7 +160,7 @@ def test_a_slow_network_that_cuts_connections_is_not_a_death(
             wait_for(lambda before=before: deadline(hand.store, incarnation) > before, "it has renewed")  # type: ignore[misc]
 
         assert heartbeat.lease.incarnation == incarnation
-        heartbeat.retire()
+        heartbeat.stop()
     assert given_up == []
     assert hand.store.redis.keys("oa:gone:*") == []
 
@@ -186,7 +186,7 @@ def test_a_network_that_stalls_for_less_than_the_lease_is_not_a_death(
         wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed")
 
         assert heartbeat.lease.incarnation == incarnation
-        heartbeat.retire()
+        heartbeat.stop()
     assert hand.store.redis.keys("oa:gone:*") == []
 
 
@@ -244,7 +244,7 @@ def test_without_resp3_a_worker_still_renews_its_lease(
         wait_for(lambda: deadline(store, incarnation) != second, "the lease was renewed")
 
         assert watched(store, incarnation) is None
-        heartbeat.retire()
+        heartbeat.stop()
     assert caplog.text.count("HELLO 3 is refused") == 1
 
 
@@ -261,7 +261,7 @@ def test_a_user_that_may_not_subscribe_still_renews_its_lease(
 
         assert watched(store, incarnation) is None
         assert heartbeat.lease.incarnation == incarnation
-        heartbeat.retire()
+        heartbeat.stop()
     assert caplog.text.count("SUBSCRIBE is refused") == 1
 
 

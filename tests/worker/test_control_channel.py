@@ -14,7 +14,7 @@ from tests.waiting import await_for
 async def test_a_cancel_arrives_before_the_next_heartbeat(cell: Cell) -> None:
     """The worker listens on the channel of its current incarnation."""
     received: list[str] = []
-    store, control_channel = AsyncStore(cell), ControlChannel(cell, on_cancel=received.append)
+    store, control_channel = AsyncStore(cell), ControlChannel(cell, on_notice=received.append)
     try:
         for incarnation, run_id in (("w:1", "r1"), ("w:2", "r2")):
             control_channel.follow(incarnation)
@@ -31,7 +31,7 @@ async def test_a_cancel_arrives_before_the_next_heartbeat(cell: Cell) -> None:
 async def test_the_cancel_script_publishes_on_that_channel(cell: Cell, redis_url: str) -> None:
     """The client that cancels does not know which worker has the run."""
     received: list[str] = []
-    store, control_channel = AsyncStore(cell), ControlChannel(cell, on_cancel=received.append)
+    store, control_channel = AsyncStore(cell), ControlChannel(cell, on_notice=received.append)
     try:
         with Hand(redis_url) as hand:
             hand.submit("r1")

@@ -150,7 +150,7 @@ def test_a_worker_waits_for_a_redis_that_is_not_there_yet(start_heartbeat: Start
 
     with EmbeddedRedis(port=port):
         assert heartbeat.wait_registered(10)
-        heartbeat.retire()
+        heartbeat.stop()
 
 
 def test_a_worker_that_retires_leaves_no_lease(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
@@ -158,9 +158,9 @@ def test_a_worker_that_retires_leaves_no_lease(start_heartbeat: StartHeartbeat, 
     heartbeat = start_heartbeat()
     incarnation = registered(heartbeat)
 
-    answer = heartbeat.retire()
+    heartbeat.stop()
 
-    assert answer == "GONE"
+    assert not heartbeat.has_left_runs
     assert deadline(hand.store, incarnation) is None
     assert heartbeat.lease.remaining_s() == 0
 

@@ -1,4 +1,4 @@
-"""The worker process as a whole: a run does not wait for a slow broker."""
+"""The worker process as a whole: its background parts, and a run that does not wait for a slow broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openagents_worker.agents import load_agents
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
-from openagents_worker.worker.process import WorkerProcess
+from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
 from tests.runtime.harness import agent
 from tests.waiting import wait_for
 
@@ -40,7 +40,8 @@ def broker() -> SilentBroker:
 def process(redis_url: str, broker: SilentBroker) -> Generator[WorkerProcess]:
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LEASE_MS": "1000"})
     assembly = Assembly(load_agents(json.dumps({"agents": [agent()]}), env={}), env={})
-    process = WorkerProcess(settings, assembly, node="w1@test", queues=["agents"], send_wakes=broker.publish)
+    identity = WorkerIdentity(node="w1@test", queues=["agents"])
+    process = WorkerProcess(settings, assembly, identity, send_wakes=broker.publish)
     process.start()
     yield process
     broker.is_answering.set()
@@ -58,3 +59,26 @@ def test_a_run_does_not_wait_for_a_broker_that_is_silent(
 
     wait_for(lambda: broker.accepted == ["r1"], "the broker has the wake-up")
     assert accepted_before == []
+
+
+def test_every_background_part_reports_its_health(process: WorkerProcess) -> None:
+    """The figures name each part with its last good round and its last error."""
+    wait_for(
+        lambda: all(process.stats()["parts"][name]["rounds"] for name in ("heartbeat", "rescue", "watchdog")),
+        "the parts have worked",
+    )
+
+    parts = process.stats()["parts"]
+
+    assert list(parts) == [
+        "completion acks",
+        "control channel",
+        "outbox",
+        "rescue",
+        "heartbeat",
+        "local processes",
+        "watchdog",
+        "stall monitor",
+    ]
+    assert not any(health["is_failing"] for health in parts.values())
+    assert json.loads(json.dumps(parts)) == parts

@@ -17,7 +17,7 @@ from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
 from openagents_worker.worker.local_processes import ProcessIdentity
-from openagents_worker.worker.rescue import Rescue
+from openagents_worker.worker.rescue import Rescue, RescueClock, RescueLimits
 from tests.producer.hand import Hand
 from tests.waiting import await_for
 
@@ -65,14 +65,16 @@ def new_rescue(
         sent.extend(wakes)
 
     return Rescue(
-        store=store,
+        store,
         backlog=queues,
         send_wakes=send,
         queues=["agents"],
-        lease_ms=lease_ms,
-        heartbeat_ms=lease_ms // 4,
-        max_recoveries=max_recoveries,
-        grace_s=grace_s,
+        limits=RescueLimits(
+            lease_ms=lease_ms,
+            heartbeat_ms=lease_ms // 4,
+            max_recoveries=max_recoveries,
+            grace_s=grace_s,
+        ),
     )
 
 
@@ -310,15 +312,12 @@ async def test_an_idle_cell_costs_few_commands(store: AsyncStore, sent: list[Wak
 
     counted = Counted(store.cell)
     rescue = Rescue(
-        store=counted,
+        counted,
         backlog=Queues(),
         send_wakes=send_nothing,
         queues=["agents"],
-        lease_ms=10_000,
-        heartbeat_ms=2_500,
-        max_recoveries=5,
-        clock=lambda: now_s,
-        sleep=sleep,
+        limits=RescueLimits(lease_ms=10_000, heartbeat_ms=2_500, max_recoveries=5),
+        clock=RescueClock(clock=lambda: now_s, sleep=sleep),
     )
     with suppress(asyncio.CancelledError):
         await rescue.run()

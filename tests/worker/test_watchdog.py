@@ -15,7 +15,16 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.watchdog import EX_LOOP_DEAD, IDLE_TICK_S, TICK_S, LoopWatchdog
+from openagents_worker.worker.watchdog import (
+    EX_LOOP_DEAD,
+    IDLE_TICK_S,
+    TICK_S,
+    LoopWatchdog,
+    WatchdogCallbacks,
+    WatchdogClocks,
+    WatchdogLimits,
+    WatchedLoop,
+)
 from tests.waiting import PATIENCE_S, wait_for
 from tests.worker.run_host import RecordingRunHost
 
@@ -31,14 +40,25 @@ class WatchdogUnderTest:
         self.lease = WorkerLease("w:1", limits=limits(60), sent_s=boot_clock())
         self.left: list[int] = []
         self.watchdog = LoopWatchdog(
-            loop=loop_thread.loop,
-            loop_thread_id=lambda: loop_thread.thread_id,
+            WatchedLoop(
+                loop=loop_thread.loop,
+                thread_id=lambda: loop_thread.thread_id,
+                **_taken(options, "is_busy", "work_began"),
+            ),
             lease=lambda: self.lease,
             run_host=run_host,
+            limits=WatchdogLimits(**_taken(options, "dead_after_s")),
+            callbacks=WatchdogCallbacks(**_taken(options, "busy_tool_threads", "accuse")),
+            clocks=WatchdogClocks(**_taken(options, "pause")),
             leave=self.left.append,
-            **options,
         )
+        assert not options, f"no part of a watchdog has the options {options}"
         self.watchdog.start()
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options of these names, removed from `options`."""
+    return {name: options.pop(name) for name in names if name in options}
 
 
 @pytest.fixture

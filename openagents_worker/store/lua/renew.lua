@@ -14,5 +14,5 @@ if server ~= '' and (listeners(incarnation) or 0) > 0 then
 else
   forget_connection(incarnation)
 end
-return reply{owned = redis.call('SMEMBERS', k.worker_runs(incarnation)), cancel_requested = redis.call('SMEMBERS', k.worker_box(incarnation)),
+return reply{owned = redis.call('SMEMBERS', k.worker_runs(incarnation)), notices = redis.call('SMEMBERS', k.worker_box(incarnation)),
   others = redis.call('ZCARD', k.workers()) - 1}

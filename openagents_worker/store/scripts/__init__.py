@@ -44,6 +44,7 @@ from openagents_worker.store.scripts.maintenance import (
     prune,
     put_aside,
 )
+from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, outbox_take
 from openagents_worker.store.scripts.sending import confirm_completion, replaced, resend, resend_unread, wake
 from openagents_worker.store.scripts.source import Script
 from openagents_worker.store.scripts.submission import SubmitAnswer, Submitted, reject, submit
@@ -56,8 +57,10 @@ from openagents_worker.store.scripts.workers import (
     Renewal,
     accuse,
     alarm,
+    confirm_notices,
     end_lease,
     look,
+    notify,
     reclaim,
     register,
     renew,
@@ -82,11 +85,13 @@ __all__ = [
     "Renewal",
     "ResumeAnswer",
     "Resumed",
+    "RunEnd",
     "Script",
     "ScriptCall",
     "SubmitAnswer",
     "Submitted",
     "SuspendKind",
+    "Taken",
     "Wake",
     "Woken",
     "WriteAnswer",
@@ -98,6 +103,7 @@ __all__ = [
     "claim",
     "commit",
     "confirm_completion",
+    "confirm_notices",
     "delete_session",
     "emit",
     "end_lease",
@@ -105,6 +111,9 @@ __all__ = [
     "lacking",
     "look",
     "mend_key",
+    "notify",
+    "outbox_done",
+    "outbox_take",
     "page",
     "prune",
     "put_aside",

@@ -148,8 +148,11 @@ class WriteResult:
 
 
 @script_function
-def emit(*, run_id: str, fence: str, batch_no: int, events: Events) -> WriteAnswer:
-    """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once."""
+def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: Sequence[str] = ()) -> WriteAnswer:
+    """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
+
+    `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
+    """
 
 
 @script_function

@@ -35,6 +35,8 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any], reply: Any = None) -> None:
         self.name = name
+        self.signal = (f"openagents.redis {name}", {"db.system.name": "redis", "openagents.script": name})
+        """The name and the attributes of the span of a call."""
         self.reply = reply
         types, self.body = _types_and_body(name)
         body = f"{types}\n{self.body}"

@@ -16,8 +16,10 @@ __all__ = [
     "Renewal",
     "accuse",
     "alarm",
+    "confirm_notices",
     "end_lease",
     "look",
+    "notify",
     "reclaim",
     "register",
     "renew",
@@ -59,13 +61,13 @@ def register(
 class Renewal:
     """The answer to a heartbeat. `lost`: the lease is over and cannot be renewed.
 
-    `owned` are the runs of this worker, `cancel_requested` those that must be cancelled. `others` is the
+    `owned` are the runs of this worker. `notices` are the texts in its box (`store.notice`). `others` is the
     number of leases of other workers.
     """
 
     lost: bool = False
     owned: frozenset[str] = frozenset()
-    cancel_requested: frozenset[str] = frozenset()
+    notices: frozenset[str] = frozenset()
     others: int = 0
 
 
@@ -83,6 +85,16 @@ def renew(
     `server` is the `run_id` of the Redis server of the heartbeat connection. If the process is alive, it will
     call this again within `renewed_within_ms`. `loop_lag_ms` is the lag of its event loop.
     """
+
+
+@script_function
+def notify(*, incarnation: str, notice: str) -> Literal["OK", "GONE"]:
+    """Send a notice (`store.notice`) to a worker. GONE: this incarnation has no lease."""
+
+
+@script_function
+def confirm_notices(*, incarnation: str, notices: list[str]) -> int:
+    """Take handled notices out of the box of a worker. Returns how many were in it."""
 
 
 @script_function

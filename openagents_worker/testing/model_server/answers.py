@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import ScriptedFault, ScriptedReply
-from openagents_worker.testing.model_server.connection import ClientConnection, Hangup
+from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, event_bytes
 from openagents_worker.testing.model_server.wire_format import Event, ModelRequest, Reply, WireFormat
 
-__all__ = ["Answer", "BeforePiece", "FAULTS", "RequestLog"]
+__all__ = ["BREAKS_REPLY", "FAULTS", "Answer", "BeforePiece", "RequestLog"]
 
 FAULTS = {
     "bad_json": "200 with a body that is not valid JSON",
     "connection": "the connection is closed without a reply",
-    "cut_stream": "a stream that ends without a finish reason",
+    "cut_stream": "a stream that ends before its last events",
     "disconnect": "the connection is closed in the middle of the reply",
+    "error_in_200": "200 with a body, or in a stream an event, that reports an error",
+    "garbage": "200 with bytes that are neither text nor JSON, in a stream an event that is not JSON",
+    "half_character": "a reply whose text ends in the middle of a UTF-8 character",
     "hang": "no reply, until the client gives up",
+    "overloaded": "529",
     "rate_limit": "429",
+    "reset": "the connection is reset in the middle of the reply",
     "response": "400",
     "server_error": "500",
+    "slow_body": "half of the reply, then nothing until the client gives up",
+    "slow_headers": "half of the headers, then nothing until the client gives up",
+    "wrong_content_type": "200 with a page of HTML, as a login page or a proxy sends it",
 }
-"""The values of an entry's `error`; `status` replaces the status of the last three."""
+"""The values of an entry's `error`; `status` replaces the status of those that have one."""
 
 BeforePiece = Callable[[ModelRequest, int], Awaitable[object]]
 """Awaited before each piece of a streamed reply, with the number of the piece, from 0."""
 
-STATUS_BY_FAULT = {"rate_limit": 429, "response": 400, "server_error": 500}
+STATUS_BY_FAULT = {"overloaded": 529, "rate_limit": 429, "response": 400, "server_error": 500}
+BREAKS_REPLY = frozenset({"cut_stream", "disconnect", "reset", "slow_body"})
+"""The faults that break a reply after its beginning. In the background it is generated nevertheless."""
+
 INCOMPLETE_REPLY = ScriptedReply(text="This reply is torn before it is whole.")
+HALF_A_CHARACTER = ScriptedReply(text="This reply ends in half a character: 💡")
+LAMP = "💡".encode()
+GARBAGE = b"\x00\xff\xfe garbage {]"
+PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
+
+
+EVENTS_BEFORE_BREAK = 6  # of a stream from the background: enough for its id and its first text
+
+
+class BackgroundReply(Protocol):
+    """A reply that is generated in the background."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def follow(self) -> AsyncIterator[Event]: ...
 
 
 class RequestLog:
@@ -100,12 +126,31 @@ class Answer:
         if isinstance(entry, ScriptedFault):
             await self._send_fault(entry)
         elif self._request.stream:
-            await self._stream(self._reply(entry))
+            await self._stream(self.reply(entry))
         else:
             self.log_answered(200)
-            await self._connection.send_json(200, self._wire.whole(self._reply(entry)), self._headers)
+            await self._connection.send_json(200, self._wire.whole(self.reply(entry)), self._headers)
 
-    def _reply(self, entry: ScriptedReply) -> Reply:
+    async def send_background(self, started: BackgroundReply, fault: str | None) -> None:
+        """Send the events of a response in the background, or its state. `fault`: what breaks the stream."""
+        if not self._request.stream:
+            self.log_answered(200)
+            await self._connection.send_json(200, started.state(), self._headers)
+            return
+        await self._connection.begin_stream(self._headers)
+        sent = 0
+        async for event in started.follow():
+            if fault is not None and sent == EVENTS_BEFORE_BREAK:
+                self.log_answered(200)
+                await self._break_stream(fault)
+                return
+            await self._connection.send_event(*event)
+            sent += 1
+        self.log_answered(200)
+        await self._connection.end_stream()
+
+    def reply(self, entry: ScriptedReply) -> Reply:
+        """The reply to this request with the content of a scripted entry."""
         return Reply(self._number, int(time.time()), self._request, entry)
 
     # --- streams -----------------------------------------------------------------------------------------
@@ -134,33 +179,92 @@ class Answer:
             case "connection":
                 self.log_answered(None)
                 raise Hangup
-            case "hang":
+            case "hang" | "slow_headers":
+                if fault.error == "slow_headers":
+                    await self._connection.send_half_a_header()
                 await self._connection.client_gone()
                 raise ConnectionResetError
             case "bad_json":
                 body = self._incomplete_body()
                 self.log_answered(200)
                 await self._connection.send_body(200, body[: len(body) // 2], self._headers)
-            case "disconnect" | "cut_stream" if self._request.stream:
-                await self._send_incomplete_stream(hang_up=fault.error == "disconnect")
-            case "disconnect" | "cut_stream":
+            case error if error in BREAKS_REPLY:
+                await self._send_incomplete(error)
+            case "garbage" | "error_in_200" | "half_character" | "wrong_content_type":
                 self.log_answered(200)
-                await self._connection.send_half(self._incomplete_body(), self._headers)
-                raise Hangup
+                await self._send_unusable(fault)
             case _:
                 await self._send_error(fault)
 
-    def _incomplete_body(self) -> bytes:
-        return dumps(self._wire.whole(self._reply(INCOMPLETE_REPLY))).encode()
-
-    async def _send_incomplete_stream(self, *, hang_up: bool) -> None:
-        reply = self._reply(INCOMPLETE_REPLY)
-        pieces = list(self._wire.pieces(reply))
-        await self._begin_stream(reply, pieces[: len(pieces) // 2])
+    async def _send_incomplete(self, fault: str) -> None:
+        """Send half of a reply, and break off as the fault says."""
+        if self._request.stream:
+            reply = self.reply(INCOMPLETE_REPLY)
+            pieces = list(self._wire.pieces(reply))
+            await self._begin_stream(reply, pieces[: len(pieces) // 2])
+            self.log_answered(200)
+            await self._break_stream(fault)
+            return
         self.log_answered(200)
-        if hang_up:
-            raise Hangup
+        await self._connection.send_half(self._incomplete_body(), self._headers)
+        await self._break_off(fault)
+
+    async def _break_stream(self, fault: str) -> None:
+        if fault == "cut_stream":
+            await self._connection.end_stream()
+        else:
+            await self._break_off(fault)
+
+    async def _break_off(self, fault: str) -> None:
+        """End the connection, at once or (`slow_body`) when the client gives up."""
+        if fault == "slow_body":
+            await self._connection.client_gone()
+            raise ConnectionResetError
+        if fault == "reset":
+            self._connection.reset()
+        raise Hangup
+
+    async def _send_unusable(self, fault: ScriptedFault) -> None:
+        """Send an answer with status 200 that has no usable reply."""
+        match fault.error:
+            case "wrong_content_type":
+                await self._connection.send_body(200, PAGE, {**self._headers, "content-type": "text/html"})
+            case "half_character" if self._request.stream:
+                reply = self.reply(HALF_A_CHARACTER)
+                await self._connection.begin_stream(self._headers)
+                for event in (
+                    *self._wire.opening(reply),
+                    *self._wire.pieces(reply),
+                    *self._wire.closing(reply),
+                ):
+                    await self._connection.send_bytes(_with_half_a_character(event_bytes(*event)))
+                await self._connection.end_stream()
+            case "half_character":
+                body = dumps(self._wire.whole(self.reply(HALF_A_CHARACTER))).encode()
+                await self._connection.send_body(200, _with_half_a_character(body), self._headers)
+            case "garbage" if self._request.stream:
+                await self._begin_stream(self.reply(INCOMPLETE_REPLY), ())
+                await self._connection.send_bytes(b"data: " + GARBAGE + b"\n\n")
+                await self._connection.end_stream()
+            case "garbage":
+                await self._connection.send_body(200, GARBAGE, self._headers)
+            case _:
+                await self._send_error_in_200(fault.message or "scripted error")
+
+    async def _send_error_in_200(self, message: str) -> None:
+        reply = self.reply(INCOMPLETE_REPLY)
+        if not self._request.stream:
+            await self._connection.send_json(200, self._wire.failed(reply, message), self._headers)
+            return
+        pieces = list(self._wire.pieces(reply))
+        half = pieces[: len(pieces) // 2]
+        await self._begin_stream(reply, half)
+        before = len(list(self._wire.opening(reply))) + len(half)
+        await self._connection.send_event(*self._wire.failed_event(reply, message, before))
         await self._connection.end_stream()
+
+    def _incomplete_body(self) -> bytes:
+        return dumps(self._wire.whole(self.reply(INCOMPLETE_REPLY))).encode()
 
     async def _send_error(self, fault: ScriptedFault) -> None:
         status = fault.status or STATUS_BY_FAULT[fault.error]
@@ -171,3 +275,7 @@ class Answer:
         self.log_answered(status)
         body = self._wire.error(status, fault.message or f"scripted {fault.error}", self._number)
         await self._connection.send_json(status, body, headers)
+
+
+def _with_half_a_character(data: bytes) -> bytes:
+    return data.replace(LAMP, LAMP[:2])

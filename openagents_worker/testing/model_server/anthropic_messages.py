@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import FinishReason
 from openagents_worker.llm.script import ScriptedCall, words
 from openagents_worker.testing.model_server.anthropic_rules import (
     Message,
@@ -21,8 +22,9 @@ from openagents_worker.testing.model_server.wire_format import (
     Event,
     ModelRequest,
     Reply,
-    conversation_digest,
+    call_id,
     fragments,
+    seal,
     turn_number,
     written_arguments,
 )
@@ -39,6 +41,15 @@ ERRORS = {
     429: "rate_limit_error",
     504: "timeout_error",
     529: "overloaded_error",
+}
+STOP_REASONS = {
+    FinishReason.STOP: "end_turn",
+    FinishReason.TOOL_CALLS: "tool_use",
+    FinishReason.LENGTH: "max_tokens",
+    FinishReason.CONTENT_FILTER: "refusal",
+    FinishReason.REFUSAL: "refusal",
+    FinishReason.ERROR: "pause_turn",
+    FinishReason.OTHER: "pause_turn",
 }
 
 
@@ -64,11 +75,12 @@ class AnthropicMessages:
         return {"request-id": f"req_{number}"}
 
     def whole(self, reply: Reply) -> dict[str, Any]:
-        text = [{"type": "text", "text": reply.entry.text}] if reply.entry.text else []
+        thinking = [_thinking(reply.entry.reasoning)] if reply.entry.reasoning else []
+        text = [{"type": "text", "text": _shown(reply)}] if _shown(reply) else []
         calls = [_tool_use(reply, index, call, _input(call)) for index, call in _calls(reply)]
         return _message(reply) | {
-            "content": [*text, *calls],
-            "stop_reason": _stop_reason(reply),
+            "content": [*thinking, *text, *calls],
+            **_stop(reply),
             "usage": _usage(reply),
         }
 
@@ -86,8 +98,7 @@ class AnthropicMessages:
             yield _event("content_block_stop", index=index)
 
     def closing(self, reply: Reply) -> Iterator[Event]:
-        stop = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
-        yield _event("message_delta", delta=stop, usage=_usage(reply))
+        yield _event("message_delta", delta=_stop(reply), usage=_usage(reply))
         yield _event("message_stop")
 
     def error(self, status: int, message: str, number: int) -> dict[str, Any]:
@@ -97,6 +108,12 @@ class AnthropicMessages:
             "error": {"type": kind, "message": message},
             "request_id": f"req_{number}",
         }
+
+    def failed(self, reply: Reply, message: str) -> dict[str, Any]:
+        return self.error(529, message, reply.number)
+
+    def failed_event(self, reply: Reply, message: str, number: int) -> Event:
+        return Event(dumps(self.failed(reply, message)), "error")
 
 
 # --- requests --------------------------------------------------------------------------------------------
@@ -124,7 +141,8 @@ def _chat_reply(message: Message) -> dict[str, Any]:
         for block in message.content
         if isinstance(block, ToolUse)
     ]
-    text = _text([block for block in message.content if not isinstance(block, ToolUse)])
+    shown = [b for b in message.content if not isinstance(b, ToolUse) and "thinking" not in b.type]
+    text = _text(shown)
     reply: dict[str, Any] = {"role": "assistant", "content": text or None}
     return reply | {"tool_calls": calls} if calls else reply
 
@@ -165,11 +183,28 @@ def _message(reply: Reply) -> dict[str, Any]:
 
 def _streamed_blocks(reply: Reply) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
     """Each content block at its start, and the deltas that are added to it."""
-    if reply.entry.text:
-        yield {"type": "text", "text": ""}, (_text_delta(word) for word in words(reply.entry.text))
+    if reasoning := reply.entry.reasoning:
+        yield _thinking("") | {"signature": ""}, _thinking_deltas(reasoning)
+    if text := _shown(reply):
+        yield {"type": "text", "text": ""}, (_text_delta(word) for word in words(text))
     for index, call in _calls(reply):
         parts = ["", *fragments(written_arguments(call))]
         yield _tool_use(reply, index, call, {}), (_input_delta(part) for part in parts)
+
+
+def _shown(reply: Reply) -> str:
+    """The text of a reply. A refusal is text too; only the stop reason marks it."""
+    return reply.entry.text or reply.entry.refusal
+
+
+def _thinking(text: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": seal(text)}
+
+
+def _thinking_deltas(text: str) -> Iterator[dict[str, Any]]:
+    for word in words(text):
+        yield {"type": "thinking_delta", "thinking": word}
+    yield {"type": "signature_delta", "signature": seal(text)}
 
 
 def _text_delta(text: str) -> dict[str, Any]:
@@ -185,9 +220,12 @@ def _calls(reply: Reply) -> Iterator[tuple[int, ScriptedCall]]:
 
 
 def _tool_use(reply: Reply, index: int, call: ScriptedCall, value: Any) -> dict[str, Any]:
-    # An id must be unique in its conversation, and the same on every try.
-    call_id = call.id or f"toolu_{conversation_digest(reply.request.messages)[:16]}_{index}"
-    return {"type": "tool_use", "id": call_id, "name": call.name, "input": value}
+    return {
+        "type": "tool_use",
+        "id": call_id(reply, index, call, "toolu_"),
+        "name": call.name,
+        "input": value,
+    }
 
 
 def _input(call: ScriptedCall) -> Any:
@@ -200,7 +238,22 @@ def _input(call: ScriptedCall) -> Any:
     return value if isinstance(value, dict) else written
 
 
+def _stop(reply: Reply) -> dict[str, Any]:
+    stop: dict[str, Any] = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
+    if reply.entry.refusal:
+        stop["stop_details"] = {
+            "type": "refusal",
+            "category": "general_harms",
+            "explanation": reply.entry.refusal,
+        }
+    return stop
+
+
 def _stop_reason(reply: Reply) -> str:
+    if (scripted := reply.entry.finish_reason) is not None:
+        return STOP_REASONS[scripted]
+    if reply.entry.refusal:
+        return "refusal"
     if reply.used_up(reply.request.body["max_tokens"]):
         return "max_tokens"
     return "tool_use" if reply.entry.tool_calls else "end_turn"

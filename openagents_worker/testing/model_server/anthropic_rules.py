@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.testing.model_server.connection import ReceivedRequest
-from openagents_worker.testing.model_server.wire_format import InvalidRequest
+from openagents_worker.testing.model_server.wire_format import InvalidRequest, seal
 
 __all__ = ["Message", "MessagesRequest", "Text", "Tool", "ToolResult", "ToolUse", "checked_request"]
 
@@ -43,7 +43,13 @@ class _Opaque(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    type: Literal["document", "image", "redacted_thinking", "thinking"]
+    type: Literal["document", "image", "redacted_thinking"]
+
+
+class Thinking(_StrictModel):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
 
 
 class ToolUse(_StrictModel):
@@ -66,7 +72,7 @@ class ToolResult(_StrictModel):
     cache_control: JsonValue = None
 
 
-_Block = Text | ToolUse | ToolResult | _Opaque
+_Block = Text | ToolUse | ToolResult | Thinking | _Opaque
 _Said = Annotated[_Block, Field(discriminator="type")]
 
 
@@ -137,6 +143,11 @@ VERSIONS: Mapping[str, type[MessagesRequest]] = {
 }
 
 
+OLDEST = "2023-06-01"
+MAX_BREAKPOINTS = 4
+MIN_THINKING_TOKENS = 1024
+
+
 def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
     """Parse and check a request; also returns its original body. Raises `InvalidRequest`. Needs no key."""
     version = request.headers.get("anthropic-version")
@@ -157,7 +168,10 @@ def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[
         raise InvalidRequest("system: text content blocks must be non-empty")
     _check_tools(parsed)
     _check_messages(parsed.messages)
+    _check_blocks(parsed.messages, version)
     _check_pairs(parsed.messages)
+    _check_thinking(parsed)
+    _check_breakpoints(body)
     return parsed, body
 
 
@@ -194,6 +208,76 @@ def _check_messages(messages: Sequence[Message]) -> None:
         if any(isinstance(block, Text) and not block.text for block in message.content):
             raise InvalidRequest("messages: text content blocks must be non-empty")
         before = message.role
+
+
+def _check_blocks(messages: Sequence[Message], version: str) -> None:
+    """Check the places of blocks, and that each thinking block is unchanged."""
+    newer = version != OLDEST
+    for index, message in enumerate(messages):
+        for number, block in enumerate(message.content):
+            place = f"messages.{index}.content.{number}"
+            if isinstance(block, Thinking):
+                if message.role != "assistant":
+                    raise InvalidRequest(f"{place}: `thinking` blocks can only be in `assistant` messages")
+                if block.signature != seal(block.thinking):
+                    raise InvalidRequest(f"{place}: Invalid `signature` in `thinking` block")
+            if newer and message.role == "assistant" and block.type == "document":
+                raise InvalidRequest(f"{place}: `document` blocks can only be in `user` messages")
+            if newer and message.role == "user" and isinstance(block, Text) and block.citations:
+                raise InvalidRequest(f"{place}.text.citations: Extra inputs are not permitted")
+
+
+def _check_thinking(request: MessagesRequest) -> None:
+    """The rules of extended thinking: its budget, and a last reply that begins with its thinking block."""
+    thinking = request.thinking
+    if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
+        return
+    if thinking["type"] == "enabled":
+        budget = thinking.get("budget_tokens")
+        if not isinstance(budget, int) or budget < MIN_THINKING_TOKENS:
+            raise InvalidRequest(
+                "thinking.enabled.budget_tokens: Input should be greater than or equal to 1024"
+            )
+        if budget >= request.max_tokens:
+            raise InvalidRequest("`max_tokens` must be greater than `thinking.budget_tokens`.")
+        _check_last_reply(request.messages)
+    choice = request.tool_choice
+    if choice is not None and choice.type in ("any", "tool"):
+        raise InvalidRequest("Thinking may not be enabled when tool_choice forces tool use.")
+
+
+def _check_last_reply(messages: Sequence[Message]) -> None:
+    """Check that the reply whose calls are being answered begins with its thinking."""
+    if len(messages) < 2 or not any(isinstance(block, ToolResult) for block in messages[-1].content):
+        return
+    at = max(index for index, message in enumerate(messages) if message.role == "assistant")
+    while at > 0 and messages[at - 1].role == "assistant":
+        at -= 1
+    first = messages[at].content[0].type
+    if first not in ("thinking", "redacted_thinking"):
+        raise InvalidRequest(
+            f"messages.{at}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{first}`."
+            " When `thinking` is enabled, a final `assistant` message must start with a thinking block"
+            " (preceeding the lastmost set of `tool_use` and `tool_result` blocks)."
+        )
+
+
+def _check_breakpoints(body: Any) -> None:
+    found = sum(1 for _ in _breakpoints(body))
+    if found > MAX_BREAKPOINTS:
+        raise InvalidRequest(f"A maximum of 4 blocks with cache_control may be provided. Found {found}.")
+
+
+def _breakpoints(value: Any) -> Iterator[Any]:
+    """Every `cache_control` of the request, except inside schemas and arguments."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _breakpoints(each)
+    elif isinstance(value, Mapping):
+        if value.get("cache_control") is not None:
+            yield value["cache_control"]
+        for name in ("system", "tools", "messages", "content"):
+            yield from _breakpoints(value.get(name))
 
 
 # --- calls and their results -----------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 
 from openagents_worker.jsontext import dumps
 
-__all__ = ["ClientConnection", "Hangup", "ReceivedRequest"]
+__all__ = ["ClientConnection", "Hangup", "ReceivedRequest", "event_bytes"]
 
 JSON = {"content-type": "application/json"}
 
@@ -26,6 +29,7 @@ class ReceivedRequest:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
 class ClientConnection:
@@ -81,8 +85,16 @@ class ClientConnection:
         await self._write(h11.Response(status_code=200, headers=list(stream.items())))
 
     async def send_event(self, data: str, name: str | None = None) -> None:
-        head = "" if name is None else f"event: {name}\n"
-        await self._write(h11.Data(data=f"{head}data: {data}\n\n".encode("utf-8", "replace")))
+        await self.send_bytes(event_bytes(data, name))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send bytes of the stream; they need not be an event."""
+        await self._write(h11.Data(data=data))
+
+    async def send_half_a_header(self) -> None:
+        """Send the first line of a reply and the beginning of a header."""
+        self._writer.write(b"HTTP/1.1 200 OK\r\ncontent-ty")
+        await self._writer.drain()
 
     async def end_stream(self) -> None:
         await self._write(h11.EndOfMessage())
@@ -90,6 +102,12 @@ class ClientConnection:
     async def client_gone(self) -> None:
         """Wait until the client closes its side."""
         await self._reader.read()
+
+    def reset(self) -> None:
+        """Close the connection with a TCP reset: the client gets "connection reset by peer"."""
+        tcp = self._writer.get_extra_info("socket")
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         self._writer.close()
@@ -107,8 +125,13 @@ class ClientConnection:
         await self._writer.drain()
 
 
+def event_bytes(data: str, name: str | None = None) -> bytes:
+    """A server-sent event as it is sent."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {data}\n\n".encode("utf-8", "replace")
+
+
 def _http_request(head: h11.Request, body: bytes) -> ReceivedRequest:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-    return ReceivedRequest(
-        head.method.decode(), head.target.decode("latin-1").partition("?")[0], headers, body
-    )
+    path, _, query = head.target.decode("latin-1").partition("?")
+    return ReceivedRequest(head.method.decode(), path, headers, body, dict(parse_qsl(query)))

@@ -20,7 +20,7 @@ from openagents_worker.testing.model_server.wire_format import (
     written_arguments,
 )
 
-__all__ = ["OpenAIChat"]
+__all__ = ["OpenAIChat", "openai_error"]
 
 
 class OpenAIChat:
@@ -49,7 +49,10 @@ class OpenAIChat:
         return {"x-request-id": f"req_{number}"}
 
     def whole(self, reply: Reply) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": reply.entry.text or None}
+        entry = reply.entry
+        message: dict[str, Any] = {"role": "assistant", "content": entry.text or None}
+        message |= {"refusal": entry.refusal} if entry.refusal else {}
+        message |= {"reasoning_content": entry.reasoning} if entry.reasoning else {}
         if calls := _calls(reply):
             message["tool_calls"] = calls
         choice = {"index": 0, "message": message, "finish_reason": _finish_reason(reply)}
@@ -59,8 +62,12 @@ class OpenAIChat:
         yield _choice(reply, {"role": "assistant", "content": ""})
 
     def pieces(self, reply: Reply) -> Iterator[Event]:
+        for word in words(reply.entry.reasoning):
+            yield _choice(reply, {"reasoning_content": word})
         for word in words(reply.entry.text):
             yield _choice(reply, {"content": word})
+        for word in words(reply.entry.refusal):
+            yield _choice(reply, {"refusal": word})
         for index, call in enumerate(_calls(reply)):
             function = call["function"]
             begun = {**call, "index": index, "function": {**function, "arguments": ""}}
@@ -75,9 +82,20 @@ class OpenAIChat:
         yield Event("[DONE]")
 
     def error(self, status: int, message: str, number: int) -> dict[str, Any]:
-        code = "server_error" if status >= 500 else "invalid_request_error"
-        code = "rate_limit_exceeded" if status == 429 else code
-        return {"error": {"message": message, "type": code, "param": None, "code": code}}
+        return openai_error(status, message)
+
+    def failed(self, reply: Reply, message: str) -> dict[str, Any]:
+        return openai_error(500, message)
+
+    def failed_event(self, reply: Reply, message: str, number: int) -> Event:
+        return Event(dumps(openai_error(500, message)))
+
+
+def openai_error(status: int, message: str) -> dict[str, Any]:
+    """The body of an error in OpenAI's APIs."""
+    code = "server_error" if status >= 500 else "invalid_request_error"
+    code = "rate_limit_exceeded" if status == 429 else code
+    return {"error": {"message": message, "type": code, "param": None, "code": code}}
 
 
 def _head(reply: Reply) -> dict[str, Any]:
@@ -96,6 +114,8 @@ def _calls(reply: Reply) -> list[dict[str, Any]]:
 
 
 def _finish_reason(reply: Reply) -> str:
+    if (scripted := reply.entry.finish_reason) is not None:
+        return str(scripted)
     body = reply.request.body
     if reply.used_up(body.get("max_completion_tokens") or body.get("max_tokens")):
         return "length"

@@ -19,7 +19,7 @@ FIELDS = {
     "system": {"content", "name"},
     "developer": {"content", "name"},
     "user": {"content", "name"},
-    "assistant": {"content", "name", "tool_calls", "function_call", "refusal", "audio"},
+    "assistant": {"content", "name", "tool_calls", "function_call", "refusal", "audio", "reasoning_content"},
     "tool": {"content", "tool_call_id", "name"},
 }
 """The fields of a message besides its role."""

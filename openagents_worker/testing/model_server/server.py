@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import re
 import sys
 import threading
 from collections import Counter
@@ -19,10 +20,18 @@ import h11
 
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, read_entry
 from openagents_worker.printable import printable
-from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, RequestLog
+from openagents_worker.testing.model_server.answers import (
+    BREAKS_REPLY,
+    FAULTS,
+    Answer,
+    BeforePiece,
+    RequestLog,
+)
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
+from openagents_worker.testing.model_server.background import BackgroundResponses
 from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, ReceivedRequest
 from openagents_worker.testing.model_server.openai_chat import OpenAIChat
+from openagents_worker.testing.model_server.openai_responses import OpenAIResponses
 from openagents_worker.testing.model_server.wire_format import (
     InvalidRequest,
     ModelRequest,
@@ -35,7 +44,13 @@ __all__ = ["ModelServer", "ReplyFunction"]
 BACKLOG = 2048  # a thousand clients may connect at the same time
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the reply
 
-FORMATS: Mapping[str, WireFormat] = {wire.path: wire for wire in (OpenAIChat(), AnthropicMessages())}
+RESPONSES = OpenAIResponses()
+FORMATS: Mapping[str, WireFormat] = {
+    wire.path: wire for wire in (OpenAIChat(), AnthropicMessages(), RESPONSES)
+}
+ONE_RESPONSE = re.compile(f"{re.escape(RESPONSES.path)}/([^/]+)(/cancel)?")
+
+_METHODS = {None: "GET", "/cancel": "POST"}
 
 ReplyFunction = Callable[[ModelRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
@@ -47,7 +62,7 @@ class ModelServer:
     the first tries of the turn. Tries of a call are recognised by `Idempotency-Key`, or by the messages if
     there is no key. `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed
     one. `before_piece(request, number)`, if set, is awaited before each piece instead, so that a test can
-    pause a reply.
+    pause a reply. A function of a background response that breaks is called again for the reply itself.
 
     >>> with ModelServer([{"text": "hello"}]).serve_in_thread() as server:
     ...     server.url.endswith("/v1")
@@ -78,6 +93,7 @@ class ModelServer:
         self._before_piece = before_piece or _pause_before_piece(token_delay_ms / 1000)
         self._can_stream = can_stream
         self._log = RequestLog(None if log_path is None else Path(log_path))
+        self._background = BackgroundResponses(RESPONSES, self._before_piece, self._log)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ids = itertools.count(1)
@@ -118,6 +134,7 @@ class ModelServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await server.wait_closed()
         self._log.close()
 
@@ -186,6 +203,11 @@ class ModelServer:
                 await connection.send_json(200, self.log)
             case "GET", "/health":
                 await connection.send_json(200, {"status": "ok"})
+            case method, path if (one := ONE_RESPONSE.fullmatch(path)) and method == _METHODS[one.group(2)]:
+                if one.group(2) is None:
+                    await self._background.retrieve(one.group(1), request, connection)
+                else:
+                    await self._background.cancel(one.group(1), connection)
             case _:
                 problem = f"no {request.method} {request.path} here"
                 await connection.send_json(404, {"error": {"type": "not_found_error", "message": problem}})
@@ -205,11 +227,32 @@ class ModelServer:
         try:
             entry = await self._entry(model_request)
             latency_ms = self._latency_ms if entry.latency_ms is None else entry.latency_ms
+            if wire is RESPONSES and model_request.body.get("background") and _is_generated(entry):
+                await self._answer_in_background(entry, answer, model_request, latency_ms / 1000)
+                return
             await asyncio.sleep(latency_ms / 1000)
             await answer.send(entry)
         except OSError:
             answer.log_answered(CLIENT_GONE)
             raise
+
+    async def _answer_in_background(
+        self,
+        entry: ScriptedReply | ScriptedFault,
+        answer: Answer,
+        request: ModelRequest,
+        latency_s: float,
+    ) -> None:
+        """Start a response, and answer with its stream or its state. A fault breaks only the stream."""
+        fault = entry.error if isinstance(entry, ScriptedFault) else None
+        failure = None
+        if isinstance(entry, ScriptedFault) and entry.error == "error_in_200":
+            fault, failure = None, entry.message or "scripted error"
+            entry = ScriptedReply(text="This response fails.")
+        while isinstance(entry, ScriptedFault):  # the response has the reply that follows the faults
+            entry = await self._entry(request)
+        started = self._background.start(answer.reply(entry), latency_s=latency_s, failure=failure)
+        await answer.send_background(started, fault)
 
     async def _entry(self, request: ModelRequest) -> ScriptedReply | ScriptedFault:
         try:
@@ -223,6 +266,11 @@ class ModelServer:
             text = f"{type(error).__name__}: {error}"
             print(printable(f"model server: the reply function failed: {text}"), file=sys.stderr)
             return ScriptedFault(error="response", message=text)
+
+
+def _is_generated(entry: ScriptedReply | ScriptedFault) -> bool:
+    """Whether a response in the background has an id and a state, in spite of a fault."""
+    return isinstance(entry, ScriptedReply) or entry.error in BREAKS_REPLY or entry.error == "error_in_200"
 
 
 def _pause_before_piece(pause_s: float) -> BeforePiece:

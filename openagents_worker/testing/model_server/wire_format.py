@@ -19,8 +19,10 @@ __all__ = [
     "Reply",
     "InvalidRequest",
     "WireFormat",
+    "call_id",
     "conversation_digest",
     "fragments",
+    "seal",
     "turn_number",
     "written_arguments",
 ]
@@ -108,6 +110,14 @@ class WireFormat(Protocol):
         """The body of an error."""
         ...
 
+    def failed(self, reply: Reply, message: str) -> dict[str, Any]:
+        """The body of an answer with status 200 that reports an error."""
+        ...
+
+    def failed_event(self, reply: Reply, message: str, number: int) -> Event:
+        """The event of a stream that reports an error. `number`: how many events precede it."""
+        ...
+
 
 def turn_number(messages: Sequence[Mapping[str, Any]]) -> int:
     """The number of assistant messages after the last user message."""
@@ -119,6 +129,18 @@ def turn_number(messages: Sequence[Mapping[str, Any]]) -> int:
 def conversation_digest(messages: Sequence[Mapping[str, Any]]) -> str:
     """A hash that identifies a conversation. It is the same for every try of a call."""
     return hashlib.sha256(dumps(messages).encode("utf-8", "replace")).hexdigest()
+
+
+def call_id(reply: Reply, index: int, call: ScriptedCall, prefix: str) -> str:
+    """The id of a call: its own, or one that is unique in the conversation and the same on every try."""
+    if call.id is not None:
+        return call.id
+    return f"{prefix}{conversation_digest(reply.request.messages)[:16]}_{index}"
+
+
+def seal(text: str) -> str:
+    """The signature of a reasoning text. With it, the server recognises a reasoning that it has sent."""
+    return "seal_" + hashlib.sha256(b"reasoning:" + text.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def written_arguments(call: ScriptedCall) -> str:

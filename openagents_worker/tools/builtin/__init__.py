@@ -1,30 +1,48 @@
-"""The built-in tools, by their `type` in the agents file."""
+"""The built-in tools, by their `type` in the agents file. A tool's module is loaded when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
 from openagents_worker.tools.base import ToolPlugin
-from openagents_worker.tools.builtin.artifacts import SaveArtifact
-from openagents_worker.tools.builtin.clock import CurrentTime, DateDiff, DateParse
-from openagents_worker.tools.builtin.compute import Calc, MinMax, Percentage
-from openagents_worker.tools.builtin.files import DeleteFile, GrepFiles, ListFiles, ReadFile, WriteFile
-from openagents_worker.tools.builtin.http import HttpRequest
-from openagents_worker.tools.builtin.text import JsonParse, TextTransform
 
 __all__ = ["BUILTIN_TOOLS"]
 
-BUILTIN_TOOLS: dict[str, type[ToolPlugin]] = {
-    "calc": Calc,
-    "current_time": CurrentTime,
-    "date_diff": DateDiff,
-    "date_parse": DateParse,
-    "delete_file": DeleteFile,
-    "grep_files": GrepFiles,
-    "http_request": HttpRequest,
-    "json_parse": JsonParse,
-    "list_files": ListFiles,
-    "min_max": MinMax,
-    "percentage": Percentage,
-    "read_file": ReadFile,
-    "ripgrep": GrepFiles,  # the original SDK's second name for this tool
-    "save_artifact": SaveArtifact,
-    "text_transform": TextTransform,
-    "write_file": WriteFile,
+_PLACES = {
+    "calc": "compute:Calc",
+    "current_time": "clock:CurrentTime",
+    "date_diff": "clock:DateDiff",
+    "date_parse": "clock:DateParse",
+    "delete_file": "files:DeleteFile",
+    "grep_files": "grep:GrepFiles",
+    "http_request": "http:HttpRequest",
+    "json_parse": "text:JsonParse",
+    "list_files": "files:ListFiles",
+    "min_max": "compute:MinMax",
+    "percentage": "compute:Percentage",
+    "read_file": "files:ReadFile",
+    "ripgrep": "grep:GrepFiles",  # the original SDK's second name for this tool
+    "save_artifact": "artifacts:SaveArtifact",
+    "text_transform": "text:TextTransform",
+    "write_file": "files:WriteFile",
 }
+"""The module in this package and the class, by type."""
+
+
+class _Builtins(Mapping[str, type[ToolPlugin]]):
+    """The classes of the table."""
+
+    def __getitem__(self, kind: str) -> type[ToolPlugin]:
+        module, _, name = _PLACES[kind].partition(":")
+        tool: type[ToolPlugin] = getattr(import_module(f"{__name__}.{module}"), name)
+        return tool
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+
+BUILTIN_TOOLS: Mapping[str, type[ToolPlugin]] = _Builtins()

@@ -1,13 +1,4 @@
-"""Files: `read_file`, `write_file`, `list_files`, `delete_file`, `grep_files`.
-
-With `root` set, every path is resolved with its links, and a path outside of root is rejected. A file is
-invisible if a name on its path begins with a dot, or if a glob in `deny` matches. The tools do not read,
-write, delete, list or search invisible files, by no spelling of the path and through no link.
-
-This restricts what a model requests. It is not a sandbox: it does not protect against another program that
-replaces folders with links at the same time. It compares names: a hard link with a visible name to an
-invisible file is visible.
-"""
+"""Files: `read_file`, `write_file`, `list_files`, `delete_file`."""
 
 from __future__ import annotations
 
@@ -15,130 +6,29 @@ import asyncio
 import codecs
 import fnmatch
 import io
-import json
 import os
 import shutil
 import stat
-import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from pydantic import Field
 
-from openagents_worker.errors import PermanentToolError, ToolError, ToolValidationError
-from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.errors import PermanentToolError, ToolValidationError
+from openagents_worker.tools.base import ToolContext
 from openagents_worker.tools.builtin import search
+from openagents_worker.tools.builtin.file_tool import READS, WRITES, FileTool
 from openagents_worker.tools.typed import TypedTool
 
-__all__ = ["DeleteFile", "GrepFiles", "ListFiles", "ReadFile", "WriteFile"]
+__all__ = ["DeleteFile", "ListFiles", "ReadFile", "WriteFile"]
 
 MAX_ENTRIES = 1000
-MAX_PATH_CHARS = 4_096  # the longest path that Linux opens; resolving a longer one takes seconds
 MAX_GLOB_CHARS = 1_000
-MAX_MATCHES = 100
-MAX_SEARCHED_BYTES = 5_000_000  # per file; larger files are logs and data, in which matches are not useful
 PIECE_BYTES = 65_536
-READS = ToolExecutionSpec(concurrency_safe=True, side_effects="none", reads_files=True)
-WRITES = ToolExecutionSpec(side_effects="files", writes_files=True)
 
 
-class _FileTool(TypedTool):
-    """Base of the file tools: checks paths against `root`, and converts system errors to tool errors."""
-
-    class Config(TypedTool.Config):
-        root: str | None = Field(
-            None,
-            description="All paths are inside this folder, which is created if missing. None: no limit.",
-        )
-        allow_hidden: bool = Field(
-            False, description="Whether files and folders whose names begin with a dot are visible."
-        )
-        deny: list[str] = Field(
-            [],
-            description="Globs of hidden files: `*.pem` anywhere, `config/secrets` below root.",
-        )
-        max_bytes: int = Field(
-            200_000, ge=1, description="Largest number of bytes that one call reads or writes."
-        )
-
-    @property
-    def root(self) -> Path:
-        return Path(self.cfg.root or ".").resolve()
-
-    @property
-    def allowed_paths(self) -> search.AllowedPaths:
-        return search.AllowedPaths(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
-
-    def _make_root(self) -> None:
-        if self.cfg.root is not None:
-            with suppress(OSError):  # the call itself then reports that the path does not exist
-                self.root.mkdir(parents=True, exist_ok=True)
-
-    def resolved(self, path: str, *, follow: bool = True) -> Path:
-        """The absolute path, if the tool may use it; otherwise raises `ToolValidationError`.
-
-        With `follow`, links are resolved, and both the link and its target are checked. Without `follow`, a
-        link at the end of the path is not resolved.
-        """
-        if len(path) > MAX_PATH_CHARS:
-            raise ToolValidationError(
-                f"path: it has {len(path):,} characters; {MAX_PATH_CHARS:,} are allowed", self.name
-            )
-        self._make_root()
-        try:
-            absolute = self._absolute(path)
-            target = absolute.resolve()
-            is_entry = absolute.name not in ("", "..")
-            unresolved = absolute.parent.resolve() / absolute.name if is_entry else target
-        except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, circular links
-            raise ToolValidationError(f"path: {path[:200]!r} is no usable path: {error}", self.name) from None
-        place = target if follow else unresolved
-        if self.cfg.root is not None and not place.is_relative_to(self.root):
-            raise ToolValidationError(
-                f"path: {path[:200]!r} is outside of root",
-                self.name,
-                hint="give a path relative to the root folder",
-            )
-        for checked in {unresolved, place}:
-            if (problem := self.allowed_paths.problem(str(checked))) is not None:
-                raise _access_error(path, problem, self.name)
-        return place
-
-    def _absolute(self, path: str) -> Path:
-        """The path below root. A path that exists only with the escapes of `list_files` is unescaped."""
-        literal = self.root / os.fsdecode(os.fsencode(path))
-        unescaped = self.root / search.unescape_path(path)
-        return unescaped if not os.path.lexists(literal) and os.path.lexists(unescaped) else literal
-
-    @contextmanager
-    def errors_for_model(self, path: str) -> Iterator[None]:
-        """Converts an error of the operating system to a tool error on which a model can act."""
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError):
-            raise PermanentToolError(f"{path} does not exist", self.name) from None
-        except IsADirectoryError:
-            raise PermanentToolError(
-                f"{path} is a folder", self.name, hint="list_files shows what is in it"
-            ) from None
-        except PermissionError:
-            raise PermanentToolError(f"{path}: permission denied", self.name) from None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ToolError(f"{path}: {reason}", self.name) from error
-
-    def require_regular(self, file: BinaryIO, path: str) -> int:
-        """The size of an open file. Raises `PermanentToolError` for pipes and devices: they may never end."""
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise PermanentToolError(f"{path} is no regular file", self.name)
-        return status.st_size
-
-
-class ReadFile(_FileTool):
+class ReadFile(FileTool):
     name = "read_file"
     description = (
         "Reads a text file, whole or some of its lines. Long files come truncated; read on with `offset`."
@@ -170,7 +60,7 @@ class ReadFile(_FileTool):
         return {"path": args.path, "content": text, "bytes": size, "truncated": bool(rest)}
 
 
-class WriteFile(_FileTool):
+class WriteFile(FileTool):
     name = "write_file"
     description = "Writes a text file, replacing it (`w`, all or nothing) or adding to its end (`a`)."
     spec = WRITES
@@ -206,7 +96,7 @@ class WriteFile(_FileTool):
         return {"path": args.path, "bytes": len(content)}
 
 
-class ListFiles(_FileTool):
+class ListFiles(FileTool):
     name = "list_files"
     description = f"Lists files and folders, sorted by path, at most {MAX_ENTRIES}."
     spec = READS
@@ -245,7 +135,7 @@ class ListFiles(_FileTool):
         return {"path": args.path, "entries": _by_path(found), "truncated": False}
 
 
-class DeleteFile(_FileTool):
+class DeleteFile(FileTool):
     name = "delete_file"
     description = "Deletes a file, or a folder with everything in it when `recursive` is true."
     spec = WRITES
@@ -287,70 +177,6 @@ class DeleteFile(_FileTool):
                     )
 
 
-class GrepFiles(_FileTool):
-    name = "grep_files"
-    description = (
-        f"Searches text files for a regular expression and gives the first {MAX_MATCHES} matching lines."
-    )
-    spec = READS
-
-    class Config(_FileTool.Config):
-        timeout_ms: int = Field(10_000, ge=1, description="Timeout of a search in milliseconds.")
-
-    class Params(TypedTool.Params):
-        pattern: str = Field(
-            min_length=1, max_length=1000, description="A regular expression (Python's syntax)."
-        )
-        path: str = Field(
-            ".", min_length=1, description="The file, or the folder to search with all below it."
-        )
-        case_sensitive: bool = Field(True, description="Whether upper and lower case differ.")
-        file_type: str | None = Field(None, description="Only files with this ending, for example `py`.")
-
-    async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        top = await asyncio.to_thread(self.resolved, args.path)
-        with self.errors_for_model(args.path):
-            await asyncio.to_thread(top.stat)
-        query = {
-            "pattern": args.pattern,
-            "path": str(top),
-            "case_sensitive": args.case_sensitive,
-            "glob": f"*.{_escape_glob(args.file_type.removeprefix('.'))}" if args.file_type else "*",
-            "max_bytes": MAX_SEARCHED_BYTES,
-            "max_matches": MAX_MATCHES,
-            "allowed_paths": self.allowed_paths.to_json(),
-        }
-        answer = await self._search(query)
-        if "error" in answer:
-            raise ToolValidationError(f"pattern: {answer['error']}", self.name)
-        return answer
-
-    async def _search(self, query: dict[str, Any]) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", search.__file__,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env={},  # the process must not get the worker's secrets
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(self.cfg.timeout_ms / 1000):
-                output, _ = await process.communicate(json.dumps(query).encode())
-        except TimeoutError:
-            raise PermanentToolError(
-                f"the search took longer than {self.cfg.timeout_ms} ms",
-                self.name,
-                hint="use a simpler pattern or search a smaller folder",
-            ) from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):  # it has just ended
-                    process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise ToolError(f"the search process ended with code {process.returncode}", self.name)
-        answer: dict[str, Any] = json.loads(output)
-        return answer
-
-
 def _open_nonblocking(path: str, flags: int) -> int:
     """An opener that does not wait for the other end of a pipe. For regular files it changes nothing."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
@@ -385,14 +211,6 @@ def _sorted_entries(top: Path, allowed_paths: search.AllowedPaths) -> list[os.Di
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _access_error(path: str, problem: str, tool_name: str) -> ToolValidationError:
-    return ToolValidationError(
-        f"path: {path[:200]!r} {problem}",
-        tool_name,
-        hint="the agent's configuration keeps it from this tool; use other files",
-    )
-
-
 def _by_path(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return sorted(entries, key=lambda entry: entry["path"])
 
@@ -401,8 +219,3 @@ def _entry_type(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink():
         return "link"
     return "folder" if entry.is_dir() else "file"
-
-
-def _escape_glob(text: str) -> str:
-    """A glob that matches only this text."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)

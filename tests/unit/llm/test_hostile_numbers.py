@@ -14,11 +14,12 @@ from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitE
 from openagents_worker.jsontext import dumps, loads, replaced
 from openagents_worker.llm.base import LLMResponse, LLMUsage, token_count
 from openagents_worker.llm.failures import failure
-from openagents_worker.llm.openai_chat import StreamedReply, reply_from_wire
+from openagents_worker.llm.openai_chat_replies import reply_from_wire
+from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.pricing import price
 from openagents_worker.models import RunUsage
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, retry_after_ms
-from openagents_worker.runtime.calls import _usage_of
+from openagents_worker.runtime.calls.model import _usage_of
 from tests.unit.test_jsontext import NASTY
 
 MOST = 2**53

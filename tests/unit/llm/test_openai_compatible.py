@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from openagents_worker.agents import LLMOptions, LLMPricing
 from openagents_worker.errors import (
+    LLMAuthError,
     LLMConnectionError,
+    LLMContextTooLong,
     LLMError,
     LLMRateLimitError,
     LLMResponseError,
@@ -62,7 +64,12 @@ class Heard:
 def _client(
     url: str, *, jitter: float = 1.0, pauses: Pauses | None = None, **options: Any
 ) -> OpenAICompatibleClient:
-    options = {"provider": "openai_compatible", "model": "gpt-4o-mini", "api_base": url} | options
+    options = {
+        "provider": "openai_compatible",
+        "model": "gpt-4o-mini",
+        "api_base": url,
+        "retry": {"max_attempts": 3, "max_backoff_ms": 5_000},
+    } | options
     return OpenAICompatibleClient(
         LLMOptions(**options), api_key=KEY, timing=Timing(sleep=pauses or Pauses(), random=lambda: jitter)
     )
@@ -340,7 +347,13 @@ async def _failure(client: OpenAICompatibleClient, on_delta: OnDelta | None = No
         ({"error": "hang"}, LLMConnectionError, 3),
         ({"error": "response"}, LLMResponseError, 1),
         ({"error": "response", "status": 404}, LLMResponseError, 1),
-        ({"error": "response", "status": 409}, LLMResponseError, 1),
+        ({"error": "response", "status": 409}, LLMConnectionError, 3),
+        ({"error": "response", "status": 425}, LLMConnectionError, 3),
+        ({"error": "server_error", "status": 529}, LLMConnectionError, 3),
+        ({"error": "response", "status": 401}, LLMAuthError, 1),
+        ({"error": "response", "status": 403}, LLMAuthError, 1),
+        ({"error": "response", "status": 413}, LLMContextTooLong, 1),
+        ({"error": "response", "status": 422}, LLMResponseError, 1),
         ({"error": "bad_json"}, LLMResponseError, 1),
     ],
 )
@@ -401,7 +414,7 @@ async def test_a_stream_that_ends_before_its_first_text_is_retried() -> None:
         ({"message": "slow down", "code": 429}, LLMRateLimitError),
         ({"message": "overloaded", "type": "server_error"}, LLMConnectionError),
         ("engine died", LLMConnectionError),
-        ({"message": "too long", "code": "context_length_exceeded"}, LLMResponseError),
+        ({"message": "too long", "code": "context_length_exceeded"}, LLMContextTooLong),
         ({"message": "bad", "type": "invalid_request_error"}, LLMResponseError),
     ],
 )

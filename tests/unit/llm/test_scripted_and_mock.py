@@ -228,7 +228,7 @@ async def test_the_mock_answers_after_the_tool_said_something() -> None:
 @pytest.mark.parametrize("provider", sorted(PROVIDERS))
 async def test_every_provider_is_made_by_its_name(provider: str) -> None:
     """The provider's name in the agents file selects the client, which counts tokens and can be closed."""
-    client = make_client(LLMOptions(provider=provider), env={"OPENAI_API_KEY": "k"})
+    client = make_client(LLMOptions(provider=provider), env={"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k"})
 
     assert client.provider_name == provider
     assert client.count_tokens("12345678") == 2

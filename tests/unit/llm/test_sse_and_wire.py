@@ -14,7 +14,9 @@ from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.conversation import tool_call
-from openagents_worker.llm.openai_chat import StreamedReply, messages_to_wire, reply_from_wire
+from openagents_worker.llm.openai_chat import messages_to_wire
+from openagents_worker.llm.openai_chat_replies import reply_from_wire
+from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.sse import SSEDecoder
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -167,14 +169,6 @@ def test_a_reply_without_a_message_is_a_response_error(body: Any) -> None:
     """A body that is not a chat completion raises `llm.response`, never KeyError."""
     with pytest.raises(LLMResponseError, match="not a chat completion"):
         reply_from_wire(body, provider="p")
-
-
-def test_a_withheld_reply_is_a_response_error() -> None:
-    """The error names the content filter."""
-    with pytest.raises(LLMResponseError, match="content_filter"):
-        reply_from_wire(
-            {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}, provider="p"
-        )
 
 
 def test_a_refusal_is_the_answer() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import jsonschema
@@ -30,6 +32,16 @@ def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
     assert schema["properties"]
     assert all(parameter["description"] for parameter in schema["properties"].values())
     assert schema["additionalProperties"] is False
+
+
+def test_a_tool_is_loaded_when_it_is_used() -> None:
+    """The table alone loads none of them, nor the libraries that they need."""
+    show = "print(*(name for name in sys.modules if name.startswith(table.__name__ + '.')))"
+    program = (
+        f"import sys, openagents_worker.tools.builtin as table; {show}; table.BUILTIN_TOOLS['calc']; {show}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", "openagents_worker.tools.builtin.compute"]
 
 
 @every_tool

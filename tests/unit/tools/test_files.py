@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from openagents_worker.agents.loading import load_agents
 from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolValidationError
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
-from openagents_worker.tools.builtin.files import GrepFiles, ReadFile
+from openagents_worker.tools.builtin.files import ReadFile
+from openagents_worker.tools.builtin.grep import GrepFiles
 from tests.waiting import await_for
 
 

@@ -1,4 +1,6 @@
 --#include session
+local RECIPIENT_MS = 86400000 -- a recipient that no worker has served for a day gets no further ends
+
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
 -- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
 -- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
@@ -18,6 +20,11 @@ local function end_run(run, ending)
     local wake = wake_of(run)
     wake.is_ended = true
     if not ending.in_hand then wakes[1] = wake end
+  end
+  -- Celery is notified by a message of the run, and other recipients by the outbox of a worker
+  for _, recipient in ipairs(redis.call('ZRANGEBYSCORE', k.recipients(), digits(NOW_MS - RECIPIENT_MS), '+inf')) do
+    redis.call('ZADD', k.outbox(recipient), digits(NOW_MS), digits(run.life) .. ':' .. run.id)
+    redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
   if redis.call('HGET', k.session(S), 'holder') == run.id then

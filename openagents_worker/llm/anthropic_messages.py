@@ -1,0 +1,277 @@
+"""Anthropic's Messages API: the only place that makes its client, and the bodies of its requests.
+
+The reference is https://docs.anthropic.com/en/api/messages. Gateways and other providers implement this API
+too; `api_base` says which one is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from openagents_worker.agents import LLMOptions
+from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.llm.anthropic_replies import StreamedMessage, message_from_wire
+from openagents_worker.llm.anthropic_requests import (
+    add_breakpoints,
+    messages_to_wire,
+    tool_choice_to_wire,
+    tools_to_wire,
+)
+from openagents_worker.llm.base import LLMResponse, ModelRequest
+from openagents_worker.llm.endpoints import endpoint_for, endpoint_problems
+from openagents_worker.llm.http import HttpModelClient
+from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.structured import (
+    OUTPUT_TOOL,
+    OutputSchema,
+    StructuredOutput,
+    can_be_closed,
+    closed_schema,
+    output_schema,
+)
+
+__all__ = ["AnthropicClient", "AnthropicExtras", "AnthropicMessages"]
+
+PROVIDER = "anthropic"
+PATH = "/messages"
+KEY_ENV = "ANTHROPIC_API_KEY"
+DEFAULT_MODEL = "claude-sonnet-4-5"
+OLDEST_VERSION = "2023-06-01"
+DEFAULT_MAX_TOKENS = 8_192
+"""The API requires `max_tokens`. Every model since Claude 3.5 may write so many; thinking is added to it."""
+MIN_THINKING_TOKENS = 1_024
+
+_HAS_JSON_SCHEMA = re.compile(r"claude-(?:(?:opus|sonnet|haiku)-4-[5-9]|opus-4-1|[a-z]+-[5-9])")
+"""Models with structured outputs: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs"""
+
+
+class AnthropicExtras(ProviderOptions):
+    """The options that only this provider has."""
+
+    anthropic_version: Literal["2023-06-01", "2026-10-21"] = Field(
+        default="2023-06-01",
+        description="The version of the API. 2026-10-21 has no temperature, top_p and top_k.",
+    )
+    betas: list[str] = Field(default=[], description="Values of the header anthropic-beta.")
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="How much the model thinks and writes. null: the provider's default."
+    )
+    metadata: dict[str, Any] | None = Field(
+        default=None, description="Metadata of the request, for example user_id. null: none."
+    )
+    parallel_tool_calls: bool | None = Field(
+        default=None,
+        description="Whether a reply may ask for several tools. null: the provider's default.",
+    )
+    prompt_caching: bool = Field(
+        default=True, description="Whether the provider's prompt cache is used, with breakpoints set by us."
+    )
+    cache_ttl: Literal["5m", "1h"] = Field(
+        default="5m", description="How long the prompt cache keeps what it was written."
+    )
+    service_tier: Literal["auto", "standard_only"] | None = Field(
+        default=None, description="Which capacity is used. null: the provider's default."
+    )
+    speed: Literal["standard", "fast"] | None = Field(
+        default=None,
+        description="The inference speed, if the model has several. null: the provider's default.",
+    )
+    stop_sequences: list[str] | None = Field(
+        default=None, description="Texts at which the reply ends. null: none."
+    )
+    structured_output: StructuredOutput = Field(
+        default="auto",
+        description="How the schema of the output is sent: json_schema, tool, text, or auto.",
+    )
+    thinking: dict[str, Any] | None = Field(
+        default=None,
+        description='Extended thinking, for example {"type": "enabled", "budget_tokens": 4096}. null: none.',
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=0,
+        description="Number of tokens that are sampled from. null: the provider's default.",
+    )
+    top_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the probability that is sampled from. null: the provider's default.",
+    )
+
+
+class AnthropicClient(HttpModelClient):
+    """A model behind `POST {api_base}/messages`: Anthropic itself, or a server with the same API."""
+
+    def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
+        """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
+        found, problems = read_extras(options, AnthropicExtras)
+        assert isinstance(found, AnthropicExtras)
+        problems += [*endpoint_problems(options, api_key, path=PATH), *_conflicts(options, found)]
+        raise_for_problems(problems)
+        headers: dict[str, str] = {"anthropic-version": found.anthropic_version}
+        headers |= {"x-api-key": api_key} if api_key else {}
+        headers |= {"anthropic-beta": ",".join(found.betas)} if found.betas else {}
+        endpoint = endpoint_for(
+            options,
+            provider=PROVIDER,
+            path=PATH,
+            versioned=True,
+            key_env=options.api_key_env or KEY_ENV,
+            headers=headers,
+            secrets=(api_key,) if api_key else (),
+        )
+        codec = AnthropicMessages(options, found)
+        super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+        self.keeps_format = found.structured_output != "auto"
+
+
+def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProblem]:
+    """Options that the API does not accept together."""
+    problems = []
+    sampling = {"temperature": options.temperature, "top_p": extras.top_p, "top_k": extras.top_k}
+    given = [name for name, value in sampling.items() if value is not None]
+    if given and extras.anthropic_version != OLDEST_VERSION:
+        text = f"version {extras.anthropic_version} of the API has no {given[0]}"
+        problems.append(ConfigProblem((given[0],), text, f"remove it, or use {OLDEST_VERSION}"))
+    if options.temperature is not None and options.temperature > 1:
+        problems.append(ConfigProblem(("temperature",), "this provider accepts 0 to 1"))
+    thinking = extras.thinking
+    if thinking is not None:
+        if thinking.get("type") not in ("enabled", "adaptive", "disabled", "between_tools"):
+            text = "its type is not enabled, adaptive, between_tools or disabled"
+            problems.append(ConfigProblem(("thinking",), text))
+        budget = thinking.get("budget_tokens")
+        if thinking.get("type") == "enabled" and not (
+            isinstance(budget, int) and budget >= MIN_THINKING_TOKENS
+        ):
+            text = f"budget_tokens must be a number from {MIN_THINKING_TOKENS}"
+            problems.append(ConfigProblem(("thinking",), text))
+        elif _thinks(thinking) and options.temperature not in (None, 1):
+            text = "with thinking, the API accepts only 1"
+            problems.append(ConfigProblem(("temperature",), text, "remove it"))
+        elif isinstance(budget, int) and options.max_tokens is not None and options.max_tokens <= budget:
+            text = f"it must be greater than thinking.budget_tokens ({budget})"
+            problems.append(ConfigProblem(("max_tokens",), text))
+    if extras.structured_output == "json_object":
+        text = "this provider has no JSON mode"
+        problems.append(ConfigProblem(("structured_output",), text, "use json_schema, tool or text"))
+    return problems
+
+
+def _thinks(thinking: Mapping[str, Any] | None) -> bool:
+    return thinking is not None and thinking.get("type") in ("enabled", "adaptive")
+
+
+class AnthropicMessages:
+    """The codec of the Messages API; see `openagents_worker.llm.http.Codec`."""
+
+    end_of_stream = "[DONE]"
+    """Sent by some gateways only; the API itself ends the body."""
+
+    def __init__(self, options: LLMOptions, extras: AnthropicExtras) -> None:
+        self._options = options
+        self._extras = extras
+
+    def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
+        """The body of the request, for this model."""
+        extras = self._extras
+        system, messages = messages_to_wire(request.messages)
+        tools = tools_to_wire(request.tools or (), messages)
+        choice = tool_choice_to_wire(
+            request.tool_choice if request.tools else "none" if tools else None,
+            parallel=extras.parallel_tool_calls,
+            has_tools=bool(tools),
+        )
+        output_config: dict[str, Any] = {"effort": extras.effort} if extras.effort else {}
+        schema = output_schema(request.response_format)
+        if schema is not None:
+            way = self._way_of_output(model, schema)
+            if way == "json_schema":
+                output_config["format"] = {"type": "json_schema", "schema": closed_schema(schema.schema)}
+            elif way == "tool":
+                tools, choice = self._with_output_tool(tools if request.tools else [], choice, schema)
+        if extras.prompt_caching:
+            ttl = {"ttl": extras.cache_ttl} if extras.cache_ttl != "5m" else {}
+            add_breakpoints(system, tools, messages, {"type": "ephemeral", **ttl})
+        body = {
+            "model": model,
+            "max_tokens": self._max_tokens(request.max_tokens),
+            "messages": messages,
+            "system": system or None,
+            "tools": tools or None,
+            "tool_choice": choice,
+            "thinking": extras.thinking,
+            "output_config": output_config or None,
+            **self._sampling(request.temperature),
+            "stop_sequences": extras.stop_sequences,
+            "service_tier": extras.service_tier,
+            "speed": extras.speed,
+            "metadata": extras.metadata,
+            "stream": True if request.is_streamed else None,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _max_tokens(self, wanted: int | None) -> int:
+        limit = self._options.max_tokens if wanted is None else wanted
+        budget = (self._extras.thinking or {}).get("budget_tokens")
+        thinking = budget if isinstance(budget, int) else 0
+        if limit is None:
+            return DEFAULT_MAX_TOKENS + thinking
+        return limit if limit > thinking else limit + thinking
+
+    def _sampling(self, temperature: float | None) -> dict[str, Any]:
+        """The sampling parameters; none for a version of the API, or with thinking, that rejects them."""
+        extras = self._extras
+        if extras.anthropic_version != OLDEST_VERSION:
+            return {}
+        temperature = self._options.temperature if temperature is None else temperature
+        if _thinks(extras.thinking):
+            temperature = None
+        elif temperature is not None:
+            temperature = min(temperature, 1.0)
+        return {"temperature": temperature, "top_p": extras.top_p, "top_k": extras.top_k}
+
+    # --- structured output -------------------------------------------------------------------------------
+
+    def _way_of_output(self, model: str, schema: OutputSchema) -> str:
+        way = self._extras.structured_output
+        if way != "auto":
+            return way
+        return "json_schema" if _HAS_JSON_SCHEMA.search(model) and can_be_closed(schema.schema) else "tool"
+
+    def _with_output_tool(
+        self, tools: list[dict[str, Any]], choice: dict[str, Any] | None, schema: OutputSchema
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The tools and the choice with a tool for the output. The model must call a tool, if it can be
+        forced to: with thinking, the API does not allow that."""
+        tool = {
+            "name": OUTPUT_TOOL,
+            "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
+            "input_schema": {"type": "object", **schema.schema},
+        }
+        if _thinks(self._extras.thinking):
+            return [*tools, tool], choice if choice and choice["type"] != "none" else {"type": "auto"}
+        parallel = {name: value for name, value in (choice or {}).items() if name.startswith("disable_")}
+        if not tools:
+            return [tool], {"type": "tool", "name": OUTPUT_TOOL, **parallel}
+        return [*tools, tool], {"type": "any", **parallel}
+
+    # --- replies -----------------------------------------------------------------------------------------
+
+    def is_reply(self, body: Mapping[str, Any]) -> bool:
+        """Whether a body has the shape of a message."""
+        is_message = body.get("type") == "message" or isinstance(body.get("content"), list)
+        return is_message and not body.get("error")
+
+    def reply(self, body: Any, *, provider: str) -> LLMResponse:
+        """Parse a complete body. Raises `LLMResponseError` if it is not a message."""
+        return message_from_wire(body, provider=provider)
+
+    def stream(self, *, max_chars: int) -> StreamedMessage:
+        """A reader that assembles the events of one stream; see `StreamedMessage`."""
+        return StreamedMessage(max_chars=max_chars)

@@ -1,0 +1,257 @@
+"""Anthropic's replies: the only place that reads the bodies and the streams of the Messages API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from openagents_worker.errors import LLMResponseError
+from openagents_worker.http_replies import ReplyTooLarge
+from openagents_worker.jsontext import dumps, loads, replaced, whole_text
+from openagents_worker.llm.anthropic_requests import CALLS_AT, WIRE_FORMAT
+from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
+from openagents_worker.llm.codec import TextJoiner
+from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.messages import content_text
+from openagents_worker.llm.structured import OUTPUT_TOOL
+from openagents_worker.llm.usage import usage_from_wire
+
+__all__ = ["StreamedMessage", "message_from_wire"]
+
+FINISH_REASONS = {
+    "end_turn": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "refusal": FinishReason.REFUSAL,
+    "pause_turn": FinishReason.OTHER,
+}
+_OWN_CALL_FIELDS = ("caller", "toolset_name")
+"""Fields of a call that the provider wants back."""
+
+# Sizes that count beside the text, so that many tiny pieces or blocks reach the limit too.
+CHARS_PER_PIECE = 16
+CHARS_PER_BLOCK = 200
+
+
+def message_from_wire(body: Any, *, provider: str) -> LLMResponse:
+    """Parse a complete message. Raises `LLMResponseError` if it is not one."""
+    try:
+        return _reply(body, provider)
+    except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
+        raise LLMResponseError(f"{provider}: the reply is not a message ({error!r})"[:500]) from error
+
+
+def _reply(body: Any, provider: str) -> LLMResponse:
+    stop_reason = _word(body.get("stop_reason"))
+    blocks: list[dict[str, Any]] = []
+    calls: list[LLMToolCall] = []
+    places: list[int] = []
+    structured: Any = None
+    for index, block in enumerate(body["content"]):
+        if block["type"] == "tool_use" and block.get("name") == OUTPUT_TOOL:
+            structured = replaced(block.get("input"))
+            blocks.append({"type": "text", "text": dumps(structured)})
+        elif block["type"] == "tool_use":
+            places.append(len(blocks) + len(calls))
+            calls.append(_call(block, f"{_word(body.get('id')) or 'toolu'}_{index}"))
+        else:
+            blocks.append(_block(block))
+    if stop_reason == "refusal":
+        blocks = _as_refusal(blocks, body.get("stop_details"))
+    is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
+    at_end = places == list(range(len(blocks), len(blocks) + len(calls)))
+    reason = FINISH_REASONS.get(stop_reason, FinishReason.OTHER) if stop_reason else None
+    if structured is not None and not calls and reason is FinishReason.TOOL_CALLS:
+        reason = FinishReason.STOP
+    return LLMResponse(
+        output_text=content_text(blocks),
+        tool_calls=tuple(calls),
+        usage=usage_from_wire(body.get("usage"), cache_is_apart=True),
+        stop_reason=stop_reason,
+        structured_output=structured if not calls else None,
+        model=_word(body.get("model")),
+        provider=provider,
+        response_id=_word(body.get("id")),
+        content=tuple(blocks) if is_kept else (),
+        finish_reason=reason,
+        provider_fields={} if at_end or not is_kept else {WIRE_FORMAT: {CALLS_AT: places}},
+    )
+
+
+def _word(value: Any) -> str | None:
+    return whole_text(value) if isinstance(value, str) else None
+
+
+def _text(value: Any) -> str:
+    return whole_text(value) if isinstance(value, str) else ""
+
+
+def _block(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The neutral block for a block of the reply. Those of the provider's own tools are unchanged."""
+    match block["type"]:
+        case "text":
+            text = {"type": "text", "text": _text(block.get("text"))}
+            return text | ({"citations": replaced(block["citations"])} if block.get("citations") else {})
+        case "thinking":
+            return {
+                "type": "reasoning",
+                "text": _text(block.get("thinking")),
+                "signature": _text(block.get("signature")),
+                "format": WIRE_FORMAT,
+            }
+        case "redacted_thinking":
+            return {"type": "reasoning", "encrypted": _text(block.get("data")), "format": WIRE_FORMAT}
+        case _:
+            kept: dict[str, Any] = replaced(dict(block))
+            return kept
+
+
+def _as_refusal(blocks: list[dict[str, Any]], details: Any) -> list[dict[str, Any]]:
+    """The blocks of a refused reply: its text is the refusal. Without a text, it is the explanation."""
+    refused = [
+        {"type": "refusal", "text": block["text"]} if block.get("type") == "text" else block
+        for block in blocks
+        if block.get("type") != "text" or block["text"].strip()
+    ]
+    explanation = details.get("explanation") if isinstance(details, Mapping) else None
+    if isinstance(explanation, str) and explanation and not content_text(refused).strip():
+        refused.append({"type": "refusal", "text": whole_text(explanation)})
+    return refused
+
+
+def _is_more_than_text(block: Mapping[str, Any]) -> bool:
+    return block.get("type") != "text" or "citations" in block
+
+
+def _call(block: Mapping[str, Any], default_id: str) -> LLMToolCall:
+    call_id = _word(block.get("id"))
+    call = tool_call(
+        call_id if call_id and call_id.strip() else default_id, block.get("name"), block.get("input")
+    )
+    own = {name: replaced(block[name]) for name in _OWN_CALL_FIELDS if _is_worth_keeping(block.get(name))}
+    if not own:
+        return call
+    fields = {WIRE_FORMAT: own}
+    return LLMToolCall(
+        call.name, call.arguments, call.id, call.raw_arguments, call.parse_error, provider_fields=fields
+    )
+
+
+def _is_worth_keeping(value: Any) -> bool:
+    return value is not None and value != {"type": "direct"}  # called by the model itself: the default
+
+
+class StreamedMessage:
+    """Assembles the events of a streamed message into a complete message."""
+
+    def __init__(self, *, max_chars: int | None = None) -> None:
+        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[Any, dict[str, Any]] = {}
+        self._pieces: dict[Any, dict[str, TextJoiner]] = {}
+        self._calls: dict[Any, int] = {}
+        self._max_chars, self._chars = max_chars, 0
+        self.begun = False
+        """Whether any text, reasoning or tool call has arrived."""
+        self.finished = False
+        """Whether the stop reason has arrived. A stream that ends before it is incomplete."""
+
+    def add(self, event: Mapping[str, Any]) -> list[Delta]:
+        """Add one event and return its pieces.
+
+        Raises `LLMResponseError` if it cannot be read, and `ReplyTooLarge`. Unknown events are ignored: the
+        API adds new ones.
+        """
+        try:
+            piece = self._add(event)
+            return [] if piece is None or not piece.text else [piece]
+        except ReplyTooLarge:
+            raise
+        except Exception as error:
+            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})"[:500]) from error
+
+    def _add(self, event: Mapping[str, Any]) -> Delta | None:
+        match event.get("type"):
+            case "message_start":
+                self._message = dict(event["message"])
+            case "content_block_start":
+                return self._begin_block(event["index"], event["content_block"])
+            case "content_block_delta":
+                return self._add_delta(event["index"], event["delta"])
+            case "message_delta":
+                self._message |= {name: value for name, value in event["delta"].items() if value is not None}
+                counts = {n: value for n, value in (event.get("usage") or {}).items() if value is not None}
+                self._message["usage"] = {**(self._message.get("usage") or {}), **counts}
+                self.finished = self.finished or bool(self._message.get("stop_reason"))
+            case _:  # ping, content_block_stop, message_stop, and what is not known yet
+                pass
+        return None
+
+    def _begin_block(self, index: Any, block: Mapping[str, Any]) -> Delta | None:
+        if index in self._blocks:
+            raise ValueError(f"block {index!r} begins twice")
+        self._blocks[index] = dict(block)
+        self._pieces[index] = {}
+        self._add_size(CHARS_PER_BLOCK + (len(dumps(replaced(dict(block)))) if len(block) > 2 else 0))
+        self.begun = True
+        if block["type"] == "tool_use":
+            self._calls[index] = len(self._calls)
+        begun = block.get("text") if block["type"] == "text" else None
+        return Delta(DeltaKind.TEXT, whole_text(begun)) if isinstance(begun, str) else None
+
+    def _add_delta(self, index: Any, delta: Mapping[str, Any]) -> Delta | None:
+        block = self._blocks[index]
+        match delta.get("type"):
+            case "text_delta":
+                return Delta(DeltaKind.TEXT, self._append(index, "text", delta["text"]))
+            case "thinking_delta":
+                return Delta(DeltaKind.REASONING, self._append(index, "thinking", delta["thinking"]))
+            case "signature_delta":
+                self._append(index, "signature", delta["signature"])
+            case "input_json_delta":
+                piece = self._append(index, "input", delta["partial_json"])
+                name = block.get("name")
+                if name == OUTPUT_TOOL:
+                    return Delta(DeltaKind.TEXT, piece)
+                return Delta(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
+            case "citations_delta":
+                self._add_size(len(dumps(replaced(delta["citation"]))))
+                block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+            case _:
+                pass
+        return None
+
+    def _append(self, index: Any, field: str, piece: str) -> str:
+        self._add_size(len(piece) + CHARS_PER_PIECE)
+        return self._pieces[index].setdefault(field, TextJoiner()).add(piece)
+
+    def _add_size(self, chars: int) -> None:
+        self._chars += chars
+        if self._max_chars is not None and self._chars > self._max_chars:
+            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
+
+    def body(self) -> dict[str, Any]:
+        """The message so far, in the shape of one that is not streamed."""
+        return {**self._message, "content": [self._block(index) for index in self._blocks]}
+
+    def _block(self, index: Any) -> dict[str, Any]:
+        block = dict(self._blocks[index])
+        for field, pieces in self._pieces[index].items():
+            begun = block.get(field)
+            pieces.end()
+            block[field] = (begun if isinstance(begun, str) else "") + pieces.whole
+        if not isinstance(block.get("input"), str):
+            return block
+        return block | {
+            "input": _parsed(block["input"]) if block.get("name") == OUTPUT_TOOL else block["input"]
+        }
+
+
+def _parsed(text: str) -> Any:
+    """The output as JSON, or its text if the model wrote something else."""
+    try:
+        return loads(text, nan_is_null=True)
+    except ValueError:
+        return text

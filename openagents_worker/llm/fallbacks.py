@@ -1,0 +1,130 @@
+"""Fallback models: the only place that continues a call with another model if the first one cannot answer.
+
+A call continues with the next model of `llm.fallbacks` if the provider cannot be reached, limits the rate for
+longer than a call waits, or refuses the key or the model. It does not after a piece of the reply was
+delivered, nor if the request itself is refused: another model would see the same request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from openagents_worker.agents import LLMOptions
+from openagents_worker.errors import LLMError
+from openagents_worker.llm.base import LLMClient, LLMResponse, ModelClient, ModelRequest, current_call
+from openagents_worker.telemetry.logs import get_logger
+
+__all__ = ["FallbackClient", "fallback_options"]
+
+log = get_logger(__name__)
+
+UNAVAILABLE_STATUS = frozenset({401, 402, 403, 404})
+"""Statuses of a provider that refuses this key or this model, but perhaps not another one."""
+SHARED = frozenset(
+    {
+        "temperature",
+        "max_tokens",
+        "connect_timeout_ms",
+        "timeout_ms",
+        "total_timeout_ms",
+        "max_reply_bytes",
+        "retry",
+        "stream",
+    }
+)
+"""The options that a fallback of another provider takes from the agent."""
+
+
+def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
+    """The complete `llm` section of each fallback. Prices are never taken over: the model is another one."""
+    own = options.model_dump(exclude_unset=True, exclude={"fallbacks", "pricing"})
+    shared = {name: value for name, value in own.items() if name in SHARED}
+    return [{**(shared if "provider" in entry else own), **entry} for entry in options.fallbacks]
+
+
+class FallbackClient(ModelClient):
+    """Asks the first client; the next one if that cannot answer.
+
+    `usage.metadata["fallback"]` of a reply names the fallback that gave it.
+    """
+
+    def __init__(self, clients: Sequence[LLMClient], *, max_attempts: int) -> None:
+        """`max_attempts`: the largest number of requests of a call, to all models together."""
+        self._clients = list(clients)
+        self._max_attempts = max_attempts
+        self.provider_name = clients[0].provider_name
+        self.model_id = clients[0].model_id
+
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        failed: list[LLMError] = []
+        for position, client in enumerate(self._clients):
+            own = request if position == 0 else replace(request, model=client.model_id)
+            try:
+                reply = await _respond(client, own)
+            except LLMError as error:
+                failed.append(error)
+                following = self._clients[position + 1 : position + 2]
+                if not following or not _can_fall_back(error):
+                    raise self._final(failed) from error
+                _emit_fallback(error, own.model or client.model_id, following[0])
+            else:
+                return reply if position == 0 else _named(reply, client)
+        raise AssertionError("there is at least one client")
+
+    def _final(self, failed: Sequence[LLMError]) -> LLMError:
+        """The error of the call: the retryable one that may be retried first, or else the last one."""
+        call, last = current_call.get(), failed[-1]
+        if not _can_fall_back(last):
+            return last
+        error = min(
+            (each for each in failed if each.retryable),
+            key=lambda each: each.retry_after_ms or 0,
+            default=last,
+        )
+        error.requests = sum(each.requests for each in failed)
+        sent = error.requests + (call.requests if call is not None else 0)
+        error.is_final = sent >= self._max_attempts
+        return error
+
+    def count_tokens(self, text: str) -> int:
+        return self._clients[0].count_tokens(text)
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+
+def _can_fall_back(error: LLMError) -> bool:
+    """Whether another model may answer the request."""
+    if error.is_partial:
+        return False
+    return error.retryable or error.status in UNAVAILABLE_STATUS
+
+
+async def _respond(client: LLMClient, request: ModelRequest) -> LLMResponse:
+    if isinstance(client, ModelClient):
+        return await client.respond(request)
+    return await client.generate(**request.arguments())
+
+
+def _named(reply: LLMResponse, client: LLMClient) -> LLMResponse:
+    """The reply with the name of the fallback that gave it."""
+    if reply.usage is None:
+        return reply
+    name = f"{client.provider_name}/{client.model_id}"
+    return replace(reply, usage=replace(reply.usage, metadata={**reply.usage.metadata, "fallback": name}))
+
+
+def _emit_fallback(error: LLMError, model: str, client: LLMClient) -> None:
+    """Emit `llm.fallback` to the run's events and to the log."""
+    call = current_call.get()
+    payload: dict[str, Any] = {
+        "code": error.code,
+        "model": model,
+        "fallback": f"{client.provider_name}/{client.model_id}",
+    }
+    log.warning("llm.fallback", run_id=call.run_id if call else None, **payload, error=error.message)
+    if call is not None and call.emit is not None:
+        call.emit("llm.fallback", {**payload, "error": error.message, "call": call.call_id})

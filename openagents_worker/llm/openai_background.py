@@ -1,0 +1,227 @@
+"""Responses in the background: the only place that continues a call of an earlier attempt at the provider.
+
+With `llm.background`, the provider generates a response whether or not anybody is connected. Its id is
+stored before anything else is read (`CallInfo.note`). If the worker dies or the run moves to another worker,
+the next attempt of the call asks for this response instead of sending a second request, which would be paid
+for twice. A call that is given up is cancelled at the provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.http_replies import ACCEPT_ENCODING, with_translated_errors
+from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
+from openagents_worker.llm.codec import StreamReader
+from openagents_worker.llm.endpoints import with_query
+from openagents_worker.llm.http import HttpModelClient
+from openagents_worker.llm.reading import Exchange
+from openagents_worker.telemetry.logs import get_logger
+
+__all__ = ["BackgroundModelClient"]
+
+log = get_logger(__name__)
+
+MAX_RECONNECTS = 5
+"""Lost connections in a row, without an event between them, before the call fails."""
+RECONNECT_S = 0.5  # before the second one; it doubles with each
+CANCEL_S = 3.0  # longest wait for the provider to take note that a call is cancelled
+STATES_IN_PROGRESS = ("queued", "in_progress")
+STATES_WITHOUT_OUTPUT = ("failed", "cancelled")
+
+
+@dataclass(slots=True)
+class _Running:
+    """The response that a call waits for."""
+
+    response_id: str | None = None
+    sequence_number: int = -1
+    """The number of the last event that was read."""
+    is_from_before: bool = False
+    """Whether an earlier attempt has created it."""
+
+    def exists(self) -> bool:
+        return self.response_id is not None
+
+    def forget(self) -> None:
+        """The next try creates a new response."""
+        self.response_id, self.sequence_number = None, -1
+
+
+_running: ContextVar[_Running | None] = ContextVar("openagents_background_response", default=None)
+
+
+class _Gone(Exception):
+    """The provider does not know the response any more."""
+
+
+class BackgroundModelClient(HttpModelClient):
+    """A client whose responses are generated in the background, if `poll_ms` is set."""
+
+    poll_ms: int | None = None
+    """Milliseconds between two requests for the state of a response that is not streamed. None: no response
+    is generated in the background."""
+
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        if self.poll_ms is None:
+            return await super().respond(request)
+        running = self._noted()
+        token = _running.set(running)
+        try:
+            return await super().respond(request)
+        except asyncio.CancelledError:
+            await self._cancel_if_given_up(running)
+            raise
+        finally:
+            _running.reset(token)
+
+    # --- notes -------------------------------------------------------------------------------------------
+
+    def _noted(self) -> _Running:
+        """The response that an earlier attempt of this call has created at this provider, if there is one."""
+        call = current_call.get()
+        if call is None or call.noted is None or call.noted.get("api") != self._api:
+            return _Running()
+        name = call.noted.get("response_id")
+        if not isinstance(name, str) or not name:
+            return _Running()
+        log.info("llm.response_continued", run_id=call.run_id, response_id=name)
+        return _Running(name, is_from_before=True)
+
+    @property
+    def _api(self) -> str:
+        """Identifies the provider in a note. The URL may contain a key, so only its hash is stored."""
+        return hashlib.sha256(self.url.encode("utf-8", "replace")).hexdigest()[:16]
+
+    async def _begin(self, running: _Running, name: str) -> None:
+        """Store the id of a response before anything of it is used."""
+        running.response_id, running.is_from_before = name, False
+        call = current_call.get()
+        if call is not None and call.note is not None:
+            await call.note({"response_id": name, "api": self._api})
+
+    # --- one try -----------------------------------------------------------------------------------------
+
+    async def _reply_body(self, exchange: Exchange) -> Any:
+        """The body of the response: of the one that exists, or else of a new one."""
+        running = _running.get()
+        if running is None:
+            return await super()._reply_body(exchange)
+        if running.exists():
+            with suppress(_Gone):
+                body = await self._existing(exchange, running)
+                if not (running.is_from_before and body.get("status") in STATES_WITHOUT_OUTPUT):
+                    return self._ended(body, running)
+            running.forget()
+        try:
+            body = await self._created(exchange, running)
+            if body.get("status") in STATES_IN_PROGRESS:
+                body = await self._existing(exchange, running)
+        except httpx.TransportError:
+            if not running.exists():
+                raise
+            body = await self._existing(exchange, running)
+        return self._ended(body, running)
+
+    def _ended(self, body: Mapping[str, Any], running: _Running) -> Mapping[str, Any]:
+        """The body of a response that has ended. After a failed one, the next try creates a new one."""
+        if body.get("status") in STATES_WITHOUT_OUTPUT:
+            running.forget()
+        return body
+
+    async def _created(self, exchange: Exchange, running: _Running) -> Any:
+        """Create a response, note its id, and read what the provider sends."""
+
+        async def note_id(reply: StreamReader) -> None:
+            name = getattr(reply, "response_id", None)
+            if running.response_id is None and name:
+                await self._begin(running, name)
+            running.sequence_number = max(running.sequence_number, getattr(reply, "sequence_number", -1))
+
+        exchange.after_chunk = note_id
+        body = await super()._reply_body(exchange)
+        if running.response_id is None and isinstance(body.get("id"), str):
+            await self._begin(running, body["id"])
+        return body
+
+    async def _existing(self, exchange: Exchange, running: _Running) -> Any:
+        """Read a response that exists: the events after the last one, or its state until it has ended."""
+        lost = 0
+        while True:
+            before = running.sequence_number
+            try:
+                if exchange.is_streamed:
+                    return await self._continued(exchange, running)
+                return await self._polled(exchange, running)
+            except httpx.TransportError:
+                lost = 0 if running.sequence_number > before else lost + 1
+                if lost > MAX_RECONNECTS:
+                    raise
+                await self._timing.sleep(RECONNECT_S * 2**lost if lost else 0)
+
+    async def _continued(self, exchange: Exchange, running: _Running) -> Any:
+        query = {"stream": "true", "starting_after": running.sequence_number}
+        if running.sequence_number < 0:
+            del query["starting_after"]
+
+        async def count(reply: StreamReader) -> None:
+            running.sequence_number = max(running.sequence_number, getattr(reply, "sequence_number", -1))
+
+        exchange.after_chunk = count
+        return await self._get(exchange, running, query)
+
+    async def _polled(self, exchange: Exchange, running: _Running) -> Any:
+        assert self.poll_ms is not None
+        while True:
+            body = await self._get(exchange, running, {})
+            if body.get("status") not in STATES_IN_PROGRESS:
+                return body
+            await self._timing.sleep(self.poll_ms / 1000)
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    def _url_of(self, running: _Running, end: str = "", query: Mapping[str, Any] | None = None) -> str:
+        url = httpx.URL(self.url)
+        path = f"{url.path.rstrip('/')}/{running.response_id}{end}"
+        return with_query(str(url.copy_with(path=path)), query or {})
+
+    async def _get(self, exchange: Exchange, running: _Running, query: Mapping[str, Any]) -> Any:
+        """One request for the response. Raises `_Gone` if the provider does not know it."""
+        sent_at = self._timing.clock()
+        http = await self._client()
+        headers = {"accept-encoding": ACCEPT_ENCODING} | self._endpoint.headers
+        request = http.build_request("GET", self._url_of(running, query=query), headers=headers)
+        response = await with_translated_errors(http.send(request, stream=True))
+        exchange.headers = response.headers
+        try:
+            if response.status_code == httpx.codes.NOT_FOUND:
+                raise _Gone
+            return await self._reading.body_of(
+                response, exchange, lambda: (self._timing.clock() - sent_at) * 1000
+            )
+        finally:
+            exchange.took_ms = (self._timing.clock() - sent_at) * 1000
+            await response.aclose()
+
+    async def _cancel_if_given_up(self, running: _Running) -> None:
+        """Cancel the response at the provider, unless a later attempt of the call will continue it."""
+        call = current_call.get()
+        is_given_up = call is None or call.is_given_up is None or call.is_given_up()
+        if running.response_id is None or not is_given_up:
+            return
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                http = await self._client()
+                url = self._url_of(running, "/cancel")
+                await (await http.post(url, headers=self._endpoint.headers)).aread()
+        except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
+            log.warning("llm.cancel_failed", response_id=running.response_id, error=type(error).__name__)

@@ -1,0 +1,125 @@
+"""Token counts: the only place that reads them from a reply, in every spelling that providers have.
+
+Counts follow one rule: `input_tokens` includes the tokens that were read from and written to the provider's
+cache, and `output_tokens` includes the reasoning. Providers that count these apart are converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from openagents_worker.jsontext import LARGEST_COUNT
+from openagents_worker.llm.base import LLMUsage, token_count
+
+__all__ = ["COST_HEADERS", "stated_cost", "usage_from_wire"]
+
+COST_HEADERS = ("x-litellm-response-cost", "x-response-cost", "x-request-cost")
+"""Headers in which gateways state what a call cost, in USD."""
+TICKS_PER_USD = 10_000_000_000  # of xAI's `cost_in_usd_ticks`
+
+# Every spelling of a count: the names of nested objects and the name of the number.
+_INPUT = (("prompt_tokens",), ("input_tokens",))
+_OUTPUT = (("completion_tokens",), ("output_tokens",))
+_CACHE_READ = (
+    ("prompt_tokens_details", "cached_tokens"),
+    ("input_tokens_details", "cached_tokens"),
+    ("prompt_cache_hit_tokens",),
+    ("cache_read_input_tokens",),
+    ("cached_tokens",),
+    ("cached_content_token_count",),
+)
+_CACHE_WRITTEN = (
+    ("cache_creation_input_tokens",),
+    ("prompt_tokens_details", "cache_write_tokens"),
+    ("prompt_tokens_details", "cache_creation_tokens"),
+    ("input_tokens_details", "cache_write_tokens"),
+    ("cache_write_input_tokens",),
+)
+_REASONING = (
+    ("completion_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "thinking_tokens"),
+    ("reasoning_tokens",),
+)
+_IMAGE = (("prompt_tokens_details", "image_tokens"), ("input_tokens_details", "image_tokens"))
+_AUDIO = (("prompt_tokens_details", "audio_tokens"), ("input_tokens_details", "audio_tokens"))
+_LONG_CACHE = (("cache_creation", "ephemeral_1h_input_tokens"),)
+
+
+def usage_from_wire(
+    usage: Any, *, cache_is_apart: bool | None = None, service_tier: Any = None
+) -> LLMUsage | None:
+    """The counts of a reply. None: the provider did not count, or sent only zeros.
+
+    `cache_is_apart`: whether the input count leaves out the tokens of the cache, as Anthropic's does. None:
+    found out from the total. `service_tier`: the tier that served the request, which decides its price.
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    given, output = _count(usage, _INPUT), _count(usage, _OUTPUT)
+    read, written = _count(usage, _CACHE_READ), _count(usage, _CACHE_WRITTEN)
+    reasoning, total = _count(usage, _REASONING), token_count(usage.get("total_tokens"))
+    beyond = total - given - output
+    if cache_is_apart is None:
+        cache_is_apart = read + written > given or (beyond > 0 and beyond == read + written)
+    if cache_is_apart:
+        input_tokens = given + read + written
+    else:
+        input_tokens = given
+        if beyond > 0:  # Gemini and xAI count reasoning only in the total
+            output += beyond
+    if not (input_tokens or output):
+        return None
+    metadata = {
+        "cached_tokens": read,
+        "cache_creation_input_tokens": written,
+        "cache_creation_1h_input_tokens": _count(usage, _LONG_CACHE),
+        "reasoning_tokens": reasoning,
+        "image_tokens": _count(usage, _IMAGE),
+        "audio_tokens": _count(usage, _AUDIO),
+        "stated_cost_usd": _cost_in(usage),
+        "service_tier": service_tier if isinstance(service_tier, str) else None,
+    }
+    return LLMUsage(
+        input_tokens,
+        output,
+        max(total, input_tokens + output),
+        {name: value for name, value in metadata.items() if value not in (0, None)},
+    )
+
+
+def stated_cost(headers: Mapping[str, str]) -> float | None:
+    """The cost in USD that a gateway states in the headers of its reply."""
+    return next((cost for name in COST_HEADERS if (cost := _amount(headers.get(name))) is not None), None)
+
+
+def _cost_in(usage: Mapping[str, Any]) -> float | None:
+    """The cost that the provider states: OpenRouter's `cost`, xAI's ticks."""
+    if (ticks := _amount(usage.get("cost_in_usd_ticks"))) is not None:
+        return ticks / TICKS_PER_USD
+    costs = (_amount(usage.get(name)) for name in ("cost", "cost_usd", "total_cost"))
+    return next((cost for cost in costs if cost is not None), None)
+
+
+def _amount(value: Any) -> float | None:
+    """An amount that is not negative; None for anything else."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        amount = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return amount if 0 <= amount <= LARGEST_COUNT else None
+
+
+def _count(usage: Mapping[str, Any], spellings: tuple[tuple[str, ...], ...]) -> int:
+    """The first count above zero among the spellings."""
+    return next((count for path in spellings if (count := token_count(_at(usage, path)))), 0)
+
+
+def _at(usage: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = usage
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

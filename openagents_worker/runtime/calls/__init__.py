@@ -1,0 +1,1 @@
+"""Recorded models and tools: wrappers that record each call of a pattern."""

@@ -1,0 +1,36 @@
+"""The check of the arguments: by the schema of the tool, then by the tool itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openagents_worker.errors import CheckLimitExceeded, ToolValidationError
+from openagents_worker.jsontext import dumps
+from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+
+__all__ = ["arguments"]
+
+SHOWN_SCHEMA_CHARS = 500  # of the schema, in the hint for the model
+
+
+async def arguments(call: ToolCall, proceed: Proceed) -> Any:
+    """Raises `ToolValidationError`, which says what is wrong, for the model."""
+    problem = await _schema_problem(call) or _problem_of_tool(call)
+    if problem is not None:
+        shown = dumps(call.tool.schema)[:SHOWN_SCHEMA_CHARS]
+        raise ToolValidationError(problem, call.tool_id, hint=f"the parameters are {shown}")
+    return await proceed(call)
+
+
+async def _schema_problem(call: ToolCall) -> str | None:
+    try:
+        return await call.run.checks.mistakes(call.tool.checked_schema, call.params, "argument")
+    except CheckLimitExceeded as error:  # the model may try arguments that are cheaper to check
+        raise ToolValidationError(error.message, call.tool_id, hint=error.hint) from error
+
+
+def _problem_of_tool(call: ToolCall) -> str | None:
+    if not hasattr(call.tool.plugin, "validate_params"):
+        return None
+    is_valid, message = call.tool.plugin.validate_params(call.params)
+    return None if is_valid else message or "refused by the tool"

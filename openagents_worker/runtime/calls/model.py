@@ -1,0 +1,250 @@
+"""The recorded model client: the only place that makes the model calls of a run and counts their usage."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from openagents_worker.errors import BudgetExhausted, LLMResponseError, OpenAgentsError, text_of
+from openagents_worker.jsontext import ENVELOPE_LEVELS, LARGEST_COUNT, MAX_NESTING, dumps
+from openagents_worker.llm.base import (
+    CallInfo,
+    Delta,
+    LLMClient,
+    LLMResponse,
+    ModelClient,
+    ModelRequest,
+    token_count,
+)
+from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
+from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.storable import stored_part
+from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import annotate
+
+__all__ = ["RecordedModel"]
+
+log = get_logger(__name__)
+
+Clock = Callable[[], float]
+
+RECORD_OVERHEAD_BYTES = 2048  # of the record of a reply: usage, ids, lookup fields
+
+
+class RecordedModel(ModelClient):
+    """The model client of a run. Records replies, counts usage, checks the budget, streams."""
+
+    def __init__(
+        self,
+        inner: LLMClient,
+        *,
+        recorder: Recorder,
+        writer: RunWriter,
+        budget: RunBudget,
+        clock: Clock = time.monotonic,
+        output_format: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`output_format` is the `response_format` of the run's output. It follows from the request of the
+        run, so it does not change the identity of a call, and earlier versions did not send it."""
+        self._output_format = output_format
+        self._inner = inner
+        self._recorder = recorder
+        self._writer = writer
+        self._budget = budget
+        self._clock = clock
+        self._streams = _takes(type(inner), "on_delta")
+        self._reported_unpriced = False
+        self._unpriced: set[str] = set()
+        self.provider_name = getattr(inner, "provider_name", "unknown")
+        self.model_id = getattr(inner, "model_id", "unknown")
+
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        """The reply to a request, from the journal or from the provider. Raises like the client it wraps."""
+        name = text_of(request.model or self.model_id)
+
+        async def make(info: CallInfo) -> Outcome:
+            return await self._call_model(name, request, info)
+
+        content = {**request.content(), "model": name}
+        if content["response_format"] == self._output_format:
+            content["response_format"] = None
+        digest, core = self._recorder.rules.prompt(content)
+        reply = LLMResponse.from_wire(await self._recorder.call("model", name, digest, make, core=core))
+        if reply.usage is None or reply.usage.metadata.get("cost_usd") is None:
+            self._unpriced.add(name)
+        return reply
+
+    async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
+        """Make a model call and return its outcome. Emits `llm.called` before it."""
+        if (exhausted := self._over_budget()) is not None:
+            return Outcome(error=exhausted)
+        self._writer.emit("llm.called", {"model": name, "call": info.call_id})
+        annotate("gen_ai.provider.name", text_of(self.provider_name))
+        started = self._clock()
+        try:
+            with user_code(LLMResponseError, prefix="the model's client failed: "):
+                reply = await self._send_request(self._watched(request, info))
+                reply = _limit_arguments(reply, self._recorder.max_record_bytes)
+                usage = _usage_of(reply)
+                wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
+        except OpenAgentsError as error:
+            self._log_failure(error, name)
+            failed = {"model": name, "call": info.call_id, "error": str(error)} | _request_id(error)
+            details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+            return Outcome(
+                error=error,
+                events=[("llm.failed", {**failed, "error_details": details})],
+                may_retry=not getattr(error, "is_final", False),
+            )
+        took_ms = round((self._clock() - started) * 1000, 1)
+        metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
+        metrics |= _speed(reply)
+        payload = {
+            "model": name,
+            "call": info.call_id,
+            "_metrics": metrics,
+            "output_text": self._writer.preview(reply.output_text),
+            "tool_calls": [call.name for call in reply.tool_calls],
+            **_about_the_end(reply, name),
+        }
+        events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
+        if usage.cost_usd is None and name not in self._unpriced:
+            events.append(("llm.price_unknown", {"model": name, "call": info.call_id}))
+        return Outcome(value=wire, usage=usage, events=events)
+
+    def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
+        """The request with listeners that publish the pieces of the reply; without, if nobody can stream."""
+        if not self._streams:
+            return replace(request, on_delta=None, on_piece=None)
+
+        async def publish(text: str) -> None:
+            self._writer.delta(info.call_id, text)
+            if request.on_delta is not None:
+                await request.on_delta(text)
+
+        async def publish_piece(piece: Delta) -> None:
+            self._writer.delta_of(info.call_id, piece)
+            if request.on_piece is not None:
+                await request.on_piece(piece)
+
+        return replace(request, on_delta=publish, on_piece=publish_piece)
+
+    async def _send_request(self, request: ModelRequest) -> LLMResponse:
+        if isinstance(self._inner, ModelClient):
+            return await self._inner.respond(request)
+        if not _takes(type(self._inner), "response_format"):  # written for the original SDK
+            request = replace(request, response_format=None)
+        return await self._inner.generate(**request.arguments())
+
+    def _log_failure(self, error: OpenAgentsError, name: str) -> None:
+        """Log an exception of a custom client. Failures of the built-in clients are logged with the run."""
+        if (raised := user_error_of(error)) is not None:
+            log.warning(
+                "llm.failed",
+                run_id=self._recorder.run_id,
+                model=name,
+                **described_in_log(error),
+                user_error=raised,
+            )
+
+    def _over_budget(self) -> BudgetExhausted | None:
+        """The error if the cost budget is exhausted. Not used for replayed calls: they cost nothing more."""
+        limit, spent = self._budget.max_cost_usd, self._recorder.usage.cost_usd
+        if limit is None:
+            return None
+        if spent is None:
+            if self._recorder.usage.llm_calls and not self._reported_unpriced:
+                self._reported_unpriced = True
+                self._writer.emit(
+                    "budget.cost_skipped", {"limit": limit, "reason": "the model's price is not known"}
+                )
+            return None
+        if spent < limit:
+            return None
+        return BudgetExhausted(
+            f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD", kind="cost", current=spent, limit=limit
+        )
+
+    def count_tokens(self, text: str) -> int:
+        return self._inner.count_tokens(text)
+
+    async def aclose(self) -> None:
+        """Does nothing: the client belongs to the process, not to the run."""
+
+
+@lru_cache  # reading a signature takes longer than preparing a call
+def _takes(client: type[LLMClient], parameter: str) -> bool:
+    """Whether `generate` of this client class has a parameter of this name."""
+    return parameter in inspect.signature(client.generate).parameters
+
+
+def _limit_arguments(reply: LLMResponse, max_bytes: int) -> LLMResponse:
+    """The reply without tool arguments that are too large to record. The model gets an error for these."""
+    allowed = max(max_bytes - RECORD_OVERHEAD_BYTES, max_bytes // 2)
+    calls = list(reply.tool_calls)
+    sizes = [len(dumps([dict(call.arguments), call.raw_arguments or ""]).encode()) for call in calls]
+    while calls and sum(sizes) + len(reply.output_text.encode()) > allowed and max(sizes):
+        largest = sizes.index(max(sizes))
+        problem = f"the arguments have {sizes[largest]:,} bytes, {allowed:,} are allowed for the whole reply"
+        calls[largest] = replace(calls[largest], arguments={}, raw_arguments=None, parse_error=problem)
+        sizes[largest] = 0
+    return replace(reply, tool_calls=tuple(calls)) if 0 in sizes else reply
+
+
+def _request_id(source: Any) -> dict[str, Any]:
+    """The provider's id of a request, for the events of a call."""
+    request_id = getattr(source, "request_id", None)
+    return {"request_id": text_of(request_id)} if request_id else {}
+
+
+def _about_the_end(reply: LLMResponse, name: str) -> dict[str, Any]:
+    """Why the reply ended, and who gave it, for the event of a call."""
+    fields = _request_id(reply)
+    if reply.finish_reason:
+        fields["finish_reason"] = text_of(reply.finish_reason)
+    if reply.usage is not None and (fallback := reply.usage.metadata.get("fallback")):
+        fields["answered_by"] = text_of(fallback)
+    return fields
+
+
+def _speed(reply: LLMResponse) -> dict[str, Any]:
+    speed = None if reply.usage is None else _amount(reply.usage.metadata.get("tokens_per_s"))
+    return {} if speed is None else {"tokens_per_s": speed}
+
+
+def _usage_of(reply: LLMResponse) -> RunUsage:
+    used = reply.usage
+    if used is None:
+        return RunUsage(llm_calls=1)
+    more = used.metadata
+    return RunUsage(
+        llm_calls=1,
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        total_tokens=used.total_tokens or used.input_tokens + used.output_tokens,
+        input_tokens_cached=token_count(more.get("cached_tokens") or more.get("cache_read_input_tokens")),
+        input_tokens_cache_creation=token_count(more.get("cache_creation_input_tokens")),
+        cost_usd=_amount(more.get("cost_usd")),
+        cost_breakdown=_amounts(more.get("cost_breakdown")),
+        ttft_ms=_amount(more.get("ttft_ms")),
+        llm_retry_count=token_count(more.get("retries")),
+    )
+
+
+def _amount(value: Any) -> float | None:
+    """An amount of money or time from a client; None if it is not a number or is negative."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= LARGEST_COUNT else None
+
+
+def _amounts(values: Any) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        return {}
+    amounts = {text_of(name): _amount(value) for name, value in values.items()}
+    return {name: amount for name, amount in amounts.items() if amount is not None}

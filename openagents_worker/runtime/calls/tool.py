@@ -1,0 +1,142 @@
+"""Recorded tools: the only place that makes the tool calls of a run, and records their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from openagents_worker.errors import (
+    ModelRetryError,
+    OpenAgentsError,
+    StepTooLarge,
+    ToolError,
+    ToolValidationError,
+    text_of,
+)
+from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_json, replaced
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
+from openagents_worker.redaction import safe_message
+from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.context import CallContext
+from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.recorder import Outcome
+from openagents_worker.runtime.state import CHANGE_LEVELS
+from openagents_worker.runtime.storable import stored_artifact, stored_part
+from openagents_worker.runtime.user_code import (
+    cancelling_itself_only,
+    described_in_log,
+    tool_error,
+    user_code,
+    user_error_of,
+)
+from openagents_worker.telemetry.logs import get_logger
+
+__all__ = ["RecordedTool"]
+
+log = get_logger(__name__)
+
+
+class RecordedTool:
+    """A tool of a run. Each call is answered from the journal, or passes the guards and is recorded."""
+
+    def __init__(self, tool: BoundTool, run: ToolRun) -> None:
+        self.tool_id = tool.tool_id
+        self._tool = tool
+        self._run = run
+        self._guarded = in_order(run.guards, _execute)
+        self._retry_requests = 0
+
+    @property
+    def concurrency_safe(self) -> bool:
+        return self._tool.spec.concurrency_safe
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._tool.description)
+
+    async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
+        """The result of the tool as JSON values, from the journal or by executing it. Raises coded errors."""
+        try:
+            _ = replaced(params, NESTING_OF_OLD)  # checks the nesting of arguments that a pattern made itself
+            digest = digest_of(canonical_json(params))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
+
+        async def make(info: CallInfo) -> Outcome:
+            return await self._make_call(params, info)
+
+        try:
+            return await self._run.context.recorder.call(
+                "tool", self.tool_id, digest, make, may_repeat=self._tool.may_repeat
+            )
+        except ModelRetryError:
+            self._retry_requests += 1
+            raise
+
+    async def _make_call(self, params: dict[str, Any], info: CallInfo) -> Outcome:
+        """Pass a call through the guards to the tool, and return its outcome."""
+        context = CallContext(self._run.context, info.idempotency_key, info.call_id)
+        call = ToolCall(self._tool, self._run, info, context, params)
+        try:
+            with user_code(tool_error(ToolError, self.tool_id)):  # a guard may raise anything
+                value = await self._guarded(call)
+            with user_code(tool_error(StepTooLarge, self.tool_id)):
+                return self._succeeded(call, value)
+        except OpenAgentsError as error:
+            return self._failed(call, error) if call.is_announced else Outcome(error=error)
+
+    def _succeeded(self, call: ToolCall, value: Any) -> Outcome:
+        """The outcome of a call as it is stored. Raises `StepTooDeep` or `StepTooLarge`, naming the part."""
+        state: dict[str, Any] = {}
+        for key, change in call.context.state.changes().items():
+            what = f"state key {text_of(key)!r}, set by {self.tool_id},"
+            state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
+        stored = stored_part(f"the result of {self.tool_id}", value)
+        artifacts = [stored_artifact(artifact, self.tool_id) for artifact in call.context.artifacts]
+        preview = self._run.writer.preview(stored)
+        payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
+        return Outcome(
+            value=stored,
+            usage=RunUsage(tool_calls=1),
+            state=state,
+            artifacts=artifacts,
+            events=[("tool.succeeded", payload)],
+        )
+
+    def _failed(self, call: ToolCall, error: OpenAgentsError) -> Outcome:
+        """The outcome of a failed call, with its log line and events."""
+        error.tool_id = error.tool_id or self.tool_id
+        raised, fields = user_error_of(error), described_in_log(error)
+        payload: dict[str, Any] = {
+            "tool_id": self.tool_id,
+            "error": safe_message(str(error), MAX_MESSAGE_CHARS),
+            "call_id": call.info.call_id,
+            **fields,
+            "type": type(raised or error).__name__,
+            "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
+        }
+        log.warning(
+            "tool.failed",
+            run_id=self._run.context.run_id,
+            agent_id=self._run.context.agent_id,
+            tool_id=self.tool_id,
+            call_id=call.info.call_id,
+            **fields,
+            user_error=raised,
+        )
+        events: list[tuple[str, Mapping[str, Any]]] = [("tool.failed", payload)]
+        if isinstance(error, ModelRetryError):
+            request = {key: payload[key] for key in ("tool_id", "error", "call_id")}
+            events.insert(0, ("tool.retry_requested", {**request, "attempt": self._retry_requests + 1}))
+        return Outcome(
+            error=error,
+            events=events,
+            # A retryable error does not repeat a call whose side effects may already have happened.
+            may_retry=self._tool.may_repeat or not call.has_begun,
+            usage=RunUsage(tool_calls=1),
+        )
+
+
+async def _execute(call: ToolCall) -> Any:
+    """Call the tool itself, after all guards."""
+    return await cancelling_itself_only(call.tool.toolset.call(call.tool_id, call.params, call.context))

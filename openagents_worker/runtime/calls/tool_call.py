@@ -1,0 +1,108 @@
+"""Tool calls as the guards see them: the tool, its run, the arguments, and the order of the guards."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+from openagents_worker.json_schema.rules import Schema
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import RunBudget
+from openagents_worker.runtime.context import CallContext, RunContext
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
+from openagents_worker.tools.toolset import Toolset
+
+__all__ = ["BoundTool", "Guard", "Proceed", "ToolCall", "ToolRun", "in_order"]
+
+
+class BoundTool:
+    """A tool as an agent has it: under the agent's id for it, and with its limits."""
+
+    def __init__(
+        self,
+        tool_id: str,
+        plugin: Any,
+        toolset: Toolset,
+        *,
+        timeout_ms: int | None = None,
+        default_timeout_ms: int | None = None,
+    ) -> None:
+        """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
+
+        `timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default.
+        """
+        self.tool_id = tool_id
+        self.plugin = plugin
+        self.toolset = toolset
+        described = plugin.describe() if hasattr(plugin, "describe") else {}
+        self.description: Mapping[str, Any] = {**described, "name": tool_id}
+        self.schema: Mapping[str, Any] = described.get("parameters") or {"type": "object"}
+        spec = plugin.execution_spec() if hasattr(plugin, "execution_spec") else None
+        self.spec = (
+            ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
+        )
+        self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
+        self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
+
+    @cached_property
+    def checked_schema(self) -> Schema:
+        """The schema, ready for checks of arguments. Raises `PluginConfigError` if it is not accepted."""
+        return schema_of_tool(self.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRun:
+    """What all tools of one attempt share. `guards` are the rules that each of their calls passes."""
+
+    context: RunContext
+    writer: RunWriter
+    budget: RunBudget
+    checks: SchemaChecks
+    guards: Sequence[Guard]
+    warned: set[str] = field(default_factory=set)
+    """The tools of which watchers know that their side effects may happen twice."""
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call on its way through the guards. A guard may change the arguments for what comes after it."""
+
+    tool: BoundTool
+    run: ToolRun
+    info: CallInfo
+    context: CallContext
+    params: dict[str, Any]
+    is_announced: bool = False
+    """Whether the event `tool.called` is emitted: then another event says how the call has ended."""
+    has_begun: bool = False
+    """Whether code of the tool was called that may have had side effects."""
+
+    @property
+    def tool_id(self) -> str:
+        return self.tool.tool_id
+
+
+Proceed = Callable[[ToolCall], Awaitable[Any]]
+"""What comes after a guard: the next guard or, after the last one, the tool. Returns the tool's result."""
+
+Guard = Callable[[ToolCall, Proceed], Awaitable[Any]]
+"""A rule that every call of a tool passes: it lets the call proceed, or raises a coded error.
+
+A retryable error that is raised before the tool has begun suspends the run, and the next attempt makes the
+call again: so a guard parks a run.
+"""
+
+
+def in_order(guards: Sequence[Guard], execute: Proceed) -> Proceed:
+    """The function that passes a call through all guards, the first one outermost, and then executes it."""
+    for guard in reversed(guards):
+        execute = partial(_pass, guard, execute)
+    return execute
+
+
+def _pass(guard: Guard, proceed: Proceed, call: ToolCall) -> Awaitable[Any]:
+    return guard(call, proceed)

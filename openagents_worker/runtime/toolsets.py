@@ -1,0 +1,174 @@
+"""The tools of a run: the only place that lists the tools of toolsets and records which tools there were.
+
+A run keeps the tools that it began with. The list of a toolset is a recorded call, so later attempts get the
+same list. The single tools belong to the program of the worker; checkpoint 0 holds their digests. A run goes
+on with a single tool that has changed meanwhile, unless it contradicts its journal: then the error of the run
+names the tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from openagents_worker.agents.schema import TOOL_ID
+from openagents_worker.errors import OpenAgentsError, PatternError, PluginConfigError, text_of
+from openagents_worker.jsontext import canonical_json
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.runtime.assembly import AgentParts
+from openagents_worker.runtime.calls.tool_call import BoundTool
+from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.journal import Record, digest_of
+from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.user_code import described_in_log, executing, user_code, user_error_of
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
+from openagents_worker.tools.checks import schema_of_tool
+from openagents_worker.tools.toolset import SingleTool, Toolset
+
+__all__ = ["RunTools"]
+
+log = get_logger(__name__)
+
+DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
+
+
+class RunTools:
+    """The tools of one attempt."""
+
+    def __init__(self, parts: AgentParts, context: RunContext, recorder: Recorder) -> None:
+        self._toolsets = parts.toolsets
+        self._context = context
+        self._recorder = recorder
+        definition = parts.definition
+        self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
+        executor = definition.tool_executor
+        is_safe = executor is not None and executor.type == "safe"
+        self._default_timeout_ms = DEFAULT_TOOL_TIMEOUT_MS if is_safe else None
+        self._single = {
+            id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
+        }
+
+    def digests(self) -> dict[str, str]:
+        """The digest of what a model sees of each single tool, by id."""
+        return {id_: _digest(tool) for id_, tool in self._single.items()}
+
+    def changed_since(self, start: Record) -> list[str]:
+        """The single tools that are not as they were at checkpoint 0, also those that are new or gone.
+
+        Empty if an earlier version began the run: it has stored no digests.
+        """
+        recorded = start.outcome.get("tools")
+        if not isinstance(recorded, dict):
+            return []
+        current = self.digests()
+        return [id_ for id_ in sorted({*recorded, *current}) if recorded.get(id_) != current.get(id_)]
+
+    async def all(self) -> list[BoundTool]:
+        """All tools, in the order of the agents file. Raises `PluginConfigError` if a list is not valid."""
+        tools: dict[str, BoundTool] = {}
+        for toolset_id, toolset in self._toolsets.items():
+            if isinstance(toolset, SingleTool):
+                tools[toolset_id] = self._single[toolset_id]
+                continue
+            for listed in await self._listed(toolset_id, toolset):
+                if listed.name in tools or listed.name in self._single:
+                    raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}")
+                tools[listed.name] = self._bind(listed.name, listed, toolset_id, toolset)
+        return list(tools.values())
+
+    def _bind(self, tool_id: str, plugin: Any, source_id: str, toolset: Toolset) -> BoundTool:
+        """A tool with the limits that the agents file has for its source."""
+        return BoundTool(
+            tool_id,
+            plugin,
+            toolset,
+            timeout_ms=self._timeouts_ms.get(source_id),
+            default_timeout_ms=self._default_timeout_ms,
+        )
+
+    async def _listed(self, toolset_id: str, toolset: Toolset) -> list[ListedTool]:
+        """The tools of a toolset when the run began: from the journal, or by listing them now."""
+        make = partial(self._list, toolset_id, toolset)
+        listed = await self._recorder.call("tools", "list", digest_of(canonical_json(toolset_id)), make)
+        with translate_parse_errors(WRITTEN):
+            return [ListedTool(described) for described in listed]
+
+    async def _list(self, toolset_id: str, toolset: Toolset, _: CallInfo) -> Outcome:
+        try:
+            with executing("tool", toolset_id), user_code(PatternError, prefix=f"toolset {toolset_id}: "):
+                tools = await toolset.list(self._context)
+                return Outcome(value=_descriptions(toolset_id, tools))
+        except OpenAgentsError as error:
+            fields = described_in_log(error)
+            log.warning(
+                "toolset.not_listed",
+                run_id=self._context.run_id,
+                agent_id=self._context.agent_id,
+                toolset_id=toolset_id,
+                **fields,
+                user_error=user_error_of(error),
+            )
+            return Outcome(error=error)
+
+
+class ListedTool(ToolPlugin):
+    """A tool as its toolset has described it. `described` is an element of `_descriptions`."""
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name, self.description = described["name"], described["description"]
+        self.durable_idempotent = not described["once"]
+        self._parameters: dict[str, Any] = described["parameters"]
+        self._spec = ToolExecutionSpec(**described["spec"])
+
+    def schema(self) -> dict[str, Any]:
+        return self._parameters
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return self._spec
+
+
+def _descriptions(toolset_id: str, tools: Any) -> list[dict[str, Any]]:
+    """What is recorded of the tools of a toolset. Raises `PluginConfigError` if one cannot be used."""
+    if not isinstance(tools, list | tuple):
+        raise _not_valid(toolset_id, f"list() returned a {type(tools).__name__}, not a list")
+    return [_description(toolset_id, tool) for tool in tools]
+
+
+def _description(toolset_id: str, tool: Any) -> dict[str, Any]:
+    if not hasattr(tool, "describe"):
+        raise _not_valid(toolset_id, f"list() returned a {type(tool).__name__}, which is not a tool")
+    described = tool.describe()
+    name, parameters = text_of(described.get("name")), described.get("parameters") or {"type": "object"}
+    if not TOOL_ID.match(name):
+        raise _not_valid(toolset_id, f"a tool has the name {name!r}")
+    try:
+        schema_of_tool(parameters)
+    except PluginConfigError as error:
+        raise _not_valid(toolset_id, f"{name!r}: {error.message}") from error
+    spec = tool.execution_spec() if hasattr(tool, "execution_spec") else ToolExecutionSpec()
+    return {
+        "name": name,
+        "description": text_of(described.get("description") or ""),
+        "parameters": parameters,
+        "spec": spec.model_dump(exclude_defaults=True),
+        "once": not getattr(tool, "durable_idempotent", True),
+    }
+
+
+def _not_valid(toolset_id: str, problem: str) -> PluginConfigError:
+    return PluginConfigError(
+        f"the tools of {toolset_id!r} cannot be used: {problem}",
+        hint="list() returns tools with different names, 1 to 64 of a-z A-Z 0-9 _ -",
+    )
+
+
+def _digest(tool: BoundTool) -> str:
+    """The digest of what a model sees of a tool; empty if it is not JSON and cannot be sent to a model."""
+    try:
+        return digest_of(canonical_json(tool.description))
+    except (TypeError, ValueError, RecursionError):
+        return ""

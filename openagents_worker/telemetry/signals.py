@@ -1,0 +1,158 @@
+"""Signals: the only place where the library reports spans and counters. Nothing happens without an exporter.
+
+Names follow OpenTelemetry's semantic conventions for generative AI: the spans `invoke_agent`, `chat` and
+`execute_tool`, and attributes that begin with `gen_ai.`. Our own names begin with `openagents.`. Prompts,
+answers, arguments and results of tools are never reported.
+
+>>> with span("openagents.publish", {"messaging.batch.message_count": 2}) as current:
+...     current.set("openagents.sent", 2)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+__all__ = [
+    "NO_SPAN",
+    "TRACEPARENT",
+    "AttributeValue",
+    "Exporter",
+    "Span",
+    "annotate",
+    "count",
+    "inner_span",
+    "is_enabled",
+    "register_exporter",
+    "span",
+    "unregister_exporter",
+    "with_traceparent",
+]
+
+AttributeValue = str | bool | int | float
+TRACEPARENT = "traceparent"
+"""The message header with the parent of the spans of a run (W3C Trace Context)."""
+
+
+class Span(Protocol):
+    """A span that has begun. An exception that leaves its block is recorded by the exporter."""
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Set an attribute."""
+        ...
+
+    def fail(self, code: str) -> None:
+        """Mark the span as failed, with the code of the error."""
+        ...
+
+
+class Exporter(Protocol):
+    """Receives all signals of the process, in any thread. It must be fast and must not raise."""
+
+    def span(
+        self, name: str, attributes: Mapping[str, AttributeValue], parent: str
+    ) -> AbstractContextManager[Span]:
+        """A span from the entry to the exit of the block.
+
+        Its parent is the span of the surrounding block; without one, the span that the traceparent `parent`
+        names, if it is not empty.
+        """
+        ...
+
+    def count(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None: ...
+
+    def annotate(self, name: str, value: AttributeValue) -> None:
+        """Set an attribute of the current span, if there is one."""
+        ...
+
+    def traceparent(self) -> str:
+        """The traceparent (W3C Trace Context) of the current span; '' without one."""
+        ...
+
+
+class _NoSpan:
+    """The span while no exporter is registered."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> _NoSpan: ...
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        ) -> None: ...
+
+    else:
+        # Functions in C: with methods in Python, a `with` block costs twice as much (`bench/signals.py`).
+        __exit__ = "".format  # takes any arguments; its result is false, so an exception travels on
+
+    def set(self, name: str, value: AttributeValue) -> None: ...
+
+    def fail(self, code: str) -> None: ...
+
+
+NO_SPAN = _NoSpan()
+_NoSpan.__enter__ = itertools.repeat(NO_SPAN).__next__  # type: ignore[method-assign, assignment]  # returns it
+NO_ATTRIBUTES: Mapping[str, AttributeValue] = {}
+_exporter: Exporter | None = None
+
+
+def register_exporter(exporter: Exporter) -> None:
+    """Send all signals of this process to the exporter. Raises `RuntimeError` if there is another one."""
+    global _exporter
+    if _exporter is not None and _exporter is not exporter:
+        raise RuntimeError("an exporter is registered already; combine exporters in one")
+    _exporter = exporter
+
+
+def unregister_exporter() -> None:
+    """Send no more signals. Without a registered exporter this has no effect."""
+    global _exporter
+    _exporter = None
+
+
+def is_enabled() -> bool:
+    """Whether an exporter is registered: only then it is worth computing attributes."""
+    return _exporter is not None
+
+
+def span(
+    name: str, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES, *, parent: str = ""
+) -> AbstractContextManager[Span]:
+    """A span for a `with` block; see `Exporter.span`."""
+    return NO_SPAN if _exporter is None else _exporter.span(name, attributes, parent)
+
+
+def inner_span(
+    name: str, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES
+) -> AbstractContextManager[Span]:
+    """A span inside the current one; without a current span nothing is reported."""
+    return NO_SPAN if _exporter is None or not _exporter.traceparent() else span(name, attributes)
+
+
+def count(name: str, value: float = 1, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES) -> None:
+    """Add to a counter."""
+    if _exporter is not None:
+        _exporter.count(name, value, attributes)
+
+
+def annotate(name: str, value: AttributeValue) -> None:
+    """Set an attribute of the current span, if there is one."""
+    if _exporter is not None:
+        _exporter.annotate(name, value)
+
+
+def with_traceparent(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a submission, with a header that names the current span if there is one.
+
+    A header of this name that the caller has set is kept.
+    """
+    parent = "" if _exporter is None else _exporter.traceparent()
+    headers = options.get("headers") or {}
+    if not parent or not isinstance(headers, Mapping):
+        return options
+    return {**options, "headers": {TRACEPARENT: parent, **headers}}

@@ -1,0 +1,90 @@
+"""The contract of a toolset: a source of tools that is opened, lists its tools, calls them, and is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from openagents_worker.tools.base import ToolPlugin
+
+__all__ = ["OpenedAtUse", "SingleTool", "Toolset", "is_toolset"]
+
+METHODS = ("open", "list", "call", "close")
+
+
+class Toolset(Protocol):
+    """Several tools with one source, for example a server. An agent names it like a tool, by its class.
+
+    One instance serves one attempt of a run. The first attempt lists the tools, and the list is recorded:
+    later attempts offer the same ones, whatever the source offers then. A tool that the source no longer has
+    fails its calls. `open` is called before the first `list` or `call`, and perhaps in another task than
+    `close`.
+    """
+
+    async def open(self) -> None: ...
+
+    async def list(self, context: Any) -> Sequence[ToolPlugin]:
+        """The tools for a run: their names, descriptions, schemas, and how they are executed."""
+        ...
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        """Call a tool that was listed; `context` is a `ToolContext`. The result must be JSON.
+
+        Raise a `ToolError` to report a failure to the model.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SingleTool:
+    """A tool as a toolset of one."""
+
+    def __init__(self, tool: Any) -> None:
+        self.tool = tool
+
+    async def open(self) -> None: ...
+
+    async def list(self, context: Any) -> Sequence[Any]:
+        return [self.tool]
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        return await self.tool.invoke(params, context)
+
+    async def close(self) -> None:
+        if hasattr(self.tool, "close"):
+            await self.tool.close()
+
+
+class OpenedAtUse:
+    """A toolset that is opened before its first use, and closed if it was opened."""
+
+    def __init__(self, toolset: Toolset) -> None:
+        self._toolset = toolset
+        self._is_open = False
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        async with self._opening:
+            if not self._is_open:
+                await self._toolset.open()
+                self._is_open = True
+
+    async def list(self, context: Any) -> Sequence[Any]:
+        await self.open()
+        return await self._toolset.list(context)
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        await self.open()
+        return await self._toolset.call(tool_id, params, context)
+
+    async def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            await self._toolset.close()
+
+
+def is_toolset(plugin: Any) -> bool:
+    """Whether an object, or the instances of a class, can be used as a toolset."""
+    return all(callable(getattr(plugin, method, None)) for method in METHODS)

@@ -1,0 +1,242 @@
+"""The guards of a tool call, each alone, and their order.
+
+A real schema check and a real context of a call; of the run there is only what a guard reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import (
+    MaxStepsExceeded,
+    PermanentToolError,
+    RetryableToolError,
+    ToolTimeoutError,
+    ToolValidationError,
+)
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import RunBudget, RunRequest
+from openagents_worker.runtime.calls import guards
+from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.context import CallContext
+from openagents_worker.runtime.latch import LatchReason, RunLatched
+from openagents_worker.tools.base import ToolPlugin
+from openagents_worker.tools.checks import SchemaChecks
+from openagents_worker.tools.toolset import SingleTool
+
+
+@dataclass
+class Events:
+    """The part of the writer that guards use. `has_lease` is False once the lease is over."""
+
+    emitted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    has_lease: bool = True
+
+    def emit(self, name: str, payload: dict[str, Any]) -> None:
+        self.emitted.append((name, payload))
+
+    def preview(self, value: Any) -> Any:
+        return value
+
+    def check_lease(self) -> None:
+        if not self.has_lease:
+            raise RunLatched(LatchReason.FENCED)
+
+
+class Refund(ToolPlugin):
+    """Pays back, and logs what happens to it."""
+
+    name = "refund"
+
+    def __init__(self, **own: Any) -> None:
+        super().__init__()
+        self.log: list[Any] = []
+        self.__dict__.update(own)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {"cents": {"type": "integer"}}, "required": ["cents"]}
+
+    async def before_invoke(self, params: dict[str, Any], context: Any) -> None:
+        self.log.append("before")
+
+    async def after_invoke(
+        self, params: dict[str, Any], context: Any, result: Any, exception: BaseException | None = None
+    ) -> None:
+        self.log.append(("after", result, type(exception).__name__))
+
+
+@pytest.fixture
+async def checks() -> AsyncIterator[SchemaChecks]:
+    checks = SchemaChecks()
+    yield checks
+    await checks.aclose()
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+def make_call(checks: SchemaChecks, events: Events) -> Any:
+    """Makes a call of a tool, by default a valid one."""
+
+    def make(
+        tool: Any = None, params: Any = None, *, number: int = 1, timeout_ms: int | None = None, **limits: Any
+    ) -> ToolCall:
+        hints = limits.pop("hints", {})
+        request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
+        context: Any = SimpleNamespace(run_id="r", agent_id="a", run_request=request, state={})
+        info = CallInfo(
+            run_id="r",
+            call_id="c1",
+            idempotency_key="k",
+            ordinal=0,
+            failed_tries=0,
+            kind="tool",
+            number=number,
+        )
+        tool = tool or Refund()
+        return ToolCall(
+            tool=BoundTool("refund", tool, SingleTool(tool), timeout_ms=timeout_ms),
+            run=ToolRun(context, events, RunBudget(**limits), checks, guards.GUARDS),  # type: ignore[arg-type]
+            info=info,
+            context=CallContext(context, "k", "c1"),
+            params={"cents": 5} if params is None else params,
+        )
+
+    return make
+
+
+async def passed(guard: Guard, call: ToolCall) -> bool:
+    """Whether the guard lets the call proceed. Raises what it raises."""
+    reached = []
+
+    async def proceed(call: ToolCall) -> str:
+        reached.append(call)
+        return "done"
+
+    assert await guard(call, proceed) == "done"
+    return reached == [call]
+
+
+async def test_a_budget_allows_so_many_calls(make_call: Any) -> None:
+    assert await passed(guards.budget, make_call(number=2, max_tool_calls=2))
+    with pytest.raises(MaxStepsExceeded):
+        await passed(guards.budget, make_call(number=3, max_tool_calls=2))
+
+
+async def test_a_call_is_announced_with_its_arguments(make_call: Any, events: Events) -> None:
+    """A tool that must not be repeated is named once per attempt."""
+    call = make_call(Refund(durable_idempotent=False))
+    for _ in range(2):
+        assert await passed(guards.announcement, call)
+    assert call.is_announced
+    called = ("tool.called", {"tool_id": "refund", "params": {"cents": 5}, "call_id": "c1"})
+    assert [event for event in events.emitted if event[0] == "tool.called"] == [called, called]
+    assert [name for name, _ in events.emitted].count("run.durable_idempotency_warning") == 1
+
+
+async def test_arguments_must_match_the_schema_and_the_tool(make_call: Any) -> None:
+    class Careful(Refund):
+        def validate_params(self, params: dict[str, Any]) -> tuple[bool, str | None]:
+            return params["cents"] < 100, "too much"
+
+    assert await passed(guards.arguments, make_call(Careful()))
+    for wrong, said in (({}, "cents"), ({"cents": "5"}, "cents"), ({"cents": 100}, "too much")):
+        with pytest.raises(ToolValidationError, match=said):
+            await passed(guards.arguments, make_call(Careful(), wrong))
+
+
+@pytest.mark.parametrize("decision", [None, "deny", True, "yes", "Allow"])
+async def test_only_allow_approves_a_call(make_call: Any, decision: Any) -> None:
+    tool = Refund(requires_approval=lambda params, context: True)
+    hints = {"approvals": {"refund": decision}} if decision is not None else {}
+    with pytest.raises(PermanentToolError, match="requires approval"):
+        await passed(guards.approval, make_call(tool, hints=hints))
+    for key in ("c1", "refund", "*"):
+        assert await passed(guards.approval, make_call(tool, hints={"approvals": {key: "allow"}}))
+
+
+async def test_a_call_begins_only_under_the_lease(make_call: Any, events: Events) -> None:
+    assert await passed(guards.lease_margin, make_call())
+    events.has_lease = False
+    with pytest.raises(RunLatched):
+        await passed(guards.lease_margin, make_call())
+
+
+async def test_the_hooks_stand_around_the_tool(make_call: Any) -> None:
+    """`after_invoke` gets the result, or the exception as the tool raised it."""
+    call = make_call()
+    assert await passed(guards.hooks, call)
+    assert call.tool.plugin.log == ["before", ("after", "done", "NoneType")]
+
+    async def fail(_: ToolCall) -> None:
+        raise ZeroDivisionError
+
+    failing = make_call()
+    with pytest.raises(ZeroDivisionError):
+        await guards.hooks(failing, fail)
+    assert failing.tool.plugin.log == ["before", ("after", None, "ZeroDivisionError")]
+    assert failing.has_begun
+
+
+async def test_a_call_that_takes_too_long_is_cancelled(make_call: Any) -> None:
+    cancelled = []
+
+    async def never(_: ToolCall) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    assert await passed(guards.deadline, make_call(timeout_ms=60_000))
+    with pytest.raises(ToolTimeoutError):
+        await guards.deadline(make_call(timeout_ms=1), never)
+    assert cancelled == [True]
+
+
+async def test_a_time_out_of_the_tool_itself_is_not_the_deadline(make_call: Any) -> None:
+    async def times_out(_: ToolCall) -> None:
+        raise TimeoutError("its server")
+
+    with pytest.raises(TimeoutError, match="its server"):
+        await guards.deadline(make_call(timeout_ms=60_000), times_out)
+
+
+async def test_the_first_guard_is_the_outermost(make_call: Any) -> None:
+    """Each may change the arguments for those after it, and see how they ended."""
+    log: list[Any] = []
+
+    def named(name: str) -> Guard:
+        async def guard(call: ToolCall, proceed: Any) -> Any:
+            log.append((name, call.params["cents"]))
+            call.params = {"cents": call.params["cents"] + 1}
+            try:
+                return await proceed(call)
+            finally:
+                log.append(f"{name} ends")
+
+        return guard
+
+    async def execute(call: ToolCall) -> Any:
+        raise RetryableToolError(f"got {call.params['cents']}", call.tool_id)
+
+    with pytest.raises(RetryableToolError, match="got 7"):
+        await in_order([named("one"), named("two")], execute)(make_call())
+    assert log == [("one", 5), ("two", 6), "two ends", "one ends"]
+
+
+def test_each_guard_has_a_test_here() -> None:
+    """A new guard is one file, one entry in the list, and a test of it alone."""
+    tests = Path(__file__).read_text()
+    names = [guard.__name__ for guard in guards.GUARDS]  # type: ignore[attr-defined]
+    assert [name for name in names if f"guards.{name}" not in tests] == []
