@@ -93,7 +93,10 @@ class LoopThread:
         if the loop ends first, and `RuntimeError` in a callback of the loop, where the wait would never end.
         """
         if threading.get_ident() == self._thread.ident:
-            return _current_body(work).wait(work)
+            if (body := self.current_body()) is not None:
+                return body.wait(work)
+            work.close()
+            raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:  # the loop is closed
@@ -108,6 +111,11 @@ class LoopThread:
             raise
         finally:
             self._waiting.discard(future)
+
+    def current_body(self) -> SyncBody | None:
+        """The body that calls this on the loop's thread; None elsewhere."""
+        body = getcurrent() if threading.get_ident() == self._thread.ident else None
+        return body if isinstance(body, SyncBody) else None
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function on the loop's thread: at once if called there, else in the loop's next
@@ -248,19 +256,24 @@ class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
                 step, value = work.throw, interruption
 
 
-@types.coroutine
-def drive(body: SyncBody) -> Generator[Any, Any, Any]:
-    """Await a body: run it until it waits for a future, await the future, resume the body with the result."""
+async def drive(body: SyncBody) -> Any:
+    """Run a body until it waits for a future, await the future, resume the body with the result."""
     body.gr_context = getcurrent().gr_context
     future = body.switch()
     while not body.dead:
         try:
-            value = yield future
+            value = await _forwarded(future)
         except BaseException as error:  # noqa: BLE001 - raised inside the body
             future = body.throw(_as_interruption(body, error))
         else:
             future = body.switch(value)
     return future
+
+
+@types.coroutine
+def _forwarded(future: Any) -> Generator[Any, Any, Any]:
+    """Yield a future of the body to the asyncio task that drives it."""
+    return (yield future)
 
 
 def _as_interruption(body: SyncBody, error: BaseException) -> BaseException:
@@ -271,15 +284,6 @@ def _as_interruption(body: SyncBody, error: BaseException) -> BaseException:
     body.interruption = None
     task.uncancel()  # the task is interrupted, not cancelled
     return interruption
-
-
-def _current_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
-    """The `SyncBody` of this greenlet. Raises `RuntimeError` outside a body."""
-    body = getcurrent()
-    if isinstance(body, SyncBody):
-        return body
-    work.close()
-    raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
 
 
 def in_thread(
