@@ -12,11 +12,10 @@ import mmap
 import os
 import struct
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 __all__ = ["NO_RUN", "Executing", "MarkOfThread", "Marks", "MarksSnapshot", "mark_of", "marked", "run_prefix"]
 
@@ -131,27 +130,6 @@ class Marks:
         before, self._on_loop = self._on_loop, mark
         self._memory[_ON_LOOP] = mark
         return before
-
-    @types.coroutine
-    def run_marked(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Await a coroutine. In each of its steps the event loop has the mark of the current task."""
-        memory, place = self._memory, _ON_LOOP
-        step: Callable[[Any], Any] = work.send
-        sent: Any = None
-        while True:
-            before = self._on_loop
-            self._on_loop = memory[place] = marked.get()
-            try:
-                waits_for = step(sent)
-            except StopIteration as end:
-                value: T = end.value
-                return value
-            finally:
-                self._on_loop = memory[place] = before
-            try:
-                step, sent = work.send, (yield waits_for)
-            except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
-                step, sent = work.throw, error
 
     def in_thread(self, function: Callable[P, T]) -> Callable[P, T]:
         """Wrap a function: the thread that calls it has the mark of the current task."""

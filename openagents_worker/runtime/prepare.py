@@ -19,7 +19,7 @@ from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
-from openagents_worker.runtime.journal import PREPARE, Record
+from openagents_worker.runtime.history import RunHistory, RunStart
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -33,41 +33,16 @@ from openagents_worker.runtime.user_code import (
     user_error_of,
 )
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.records import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["Prepared", "Preparation", "RunStart"]
+__all__ = ["Prepared", "Preparation"]
 
 log = get_logger(__name__)
 
 DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
-
-
-@dataclass(frozen=True, slots=True)
-class RunStart:
-    """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
-
-    transcript_length: int
-    artifact_count: int
-    definition_hash: str
-    memory_view: dict[str, Any] | None = None
-    """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
-
-    def to_record(self, format_: int) -> Record:
-        value: dict[str, Any] = {
-            "transcript_length": self.transcript_length,
-            "artifact_count": self.artifact_count,
-            "definition_hash": self.definition_hash,
-        }
-        return Record(PREPARE, "prepare", "", {"ok": value}, self.definition_hash, v=format_)
-
-    @classmethod
-    def of(cls, record: Record) -> RunStart:
-        """Raises `RecordUnreadable`."""
-        with translate_parse_errors(WRITTEN):
-            return cls(**record.outcome["ok"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +86,15 @@ class Preparation:
         sessions: SessionStore,
         recorder: Recorder,
         writer: RunWriter,
-        budget: RunBudget,
-        start_record: Record | None,
-        start: RunStart,
+        history: RunHistory,
     ) -> None:
-        """`start_record` is checkpoint 0 of the run; None if no earlier attempt has stored it."""
         self._context = context
         self._parts = parts
         self._recorder = recorder
         self._writer = writer
-        self._budget = budget
-        self._start_record = start_record
-        self._session = SessionAtStart(sessions, start)
-        self._start = start
+        self._start_record = history.start_record
+        self._start = history.start
+        self._session = SessionAtStart(sessions, history.start)
         self._memory = MemoryCalls(
             parts.memory,
             context=context,
@@ -217,9 +188,10 @@ class Preparation:
     def _bind_model_and_tools(self) -> None:
         """Put the recorded model client and tools into the context."""
         context, definition = self._context, self._parts.definition
+        budget = context.run_request.budget or RunBudget()
         timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
         context.llm_client = RecordedModel(
-            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
+            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=budget
         )
         context.tools = {
             tool_id: RecordedTool(
@@ -227,7 +199,7 @@ class Preparation:
                 tool,
                 context=context,
                 writer=self._writer,
-                budget=self._budget,
+                budget=budget,
                 timeout_ms=timeouts_ms.get(tool_id),
                 default_timeout_ms=_tool_timeout_ms(definition),
                 checks=self._parts.checks,

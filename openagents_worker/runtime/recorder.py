@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from openagents_worker.errors import (
     BudgetExhausted,
@@ -26,17 +26,21 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo, current_call
-from openagents_worker.models import RunUsage
+from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
-from openagents_worker.runtime.state import CHANGE_LEVELS
+from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
+from openagents_worker.runtime.state import CHANGE_LEVELS, apply_changes
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from openagents_worker.runtime.history import RunHistory
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
@@ -65,6 +69,13 @@ class Outcome:
 MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
 
 
+class RecordedContext(Protocol):
+    """The parts of the context of a run that recorded calls change."""
+
+    state: dict[str, Any]
+    artifacts: list[RunArtifact]
+
+
 class _CallInProgress:
     """A call that is being made.
 
@@ -88,48 +99,29 @@ class Recorder:
 
     def __init__(
         self,
+        identity: RunIdentity,
+        history: RunHistory,
         *,
-        run_id: str,
-        uid: str,
-        rules: Rules,
-        position: int,
         writer: RunWriter,
         latch: Latch,
-        retries: int,
-        tries: Mapping[str, int],
-        max_tries: int,
-        life: int,
         durable: bool,
         max_record_bytes: int,
-        definition_changed: bool,
-        transcript_length: int,
-        on_record: Callable[[Record], None],
-        checks: Mapping[str, dict[str, Any]],
     ) -> None:
-        """`position` is the journal position of the next record.
-
-        `retries` counts the suspensions for a retry since the last record. `tries` counts them per call, or
-        per part of the pattern. `checks` are the recorded results of output checks, by digest of the output.
-        """
-        self.run_id = run_id
         self.usage = RunUsage()
-        self.position = position
+        self.position = history.length
+        """The journal position of the next record."""
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
-        self.rules = rules
-        self._uid = uid
+        self.rules = history.rules
+        self.max_record_bytes = max_record_bytes
+        self.context: RecordedContext | None = None
+        """What the records change. Set before the first call."""
+        self._identity = identity
+        self._history = history
         self._writer = writer
         self._latch = latch
-        self._retries = retries
-        self._tries = tries
-        self._max_tries = max_tries
-        self._life = life
         self._durable = durable
-        self.max_record_bytes = max_record_bytes
-        self._definition_changed = definition_changed
-        self._transcript_length = transcript_length
-        self._on_record = on_record
-        self._checks = dict(checks)
+        self._checks = dict(history.checks)
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
@@ -163,6 +155,10 @@ class Recorder:
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
+
+    @property
+    def run_id(self) -> str:
+        return self._identity.run_id
 
     def begin(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""
@@ -220,9 +216,9 @@ class Recorder:
         self._writer.check_lease()
         call_id = self.rules.assign_id(query, again)
         info = CallInfo(
-            run_id=self.run_id,
+            run_id=self._identity.run_id,
             call_id=call_id,
-            idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
+            idempotency_key=f"{self._identity.run_id}:{self._identity.uid}:{call_id}",
             ordinal=query.ordinal,
             failed_tries=self.rules.failed_tries(query, call_id),
             kind=query.kind,
@@ -325,7 +321,10 @@ class Recorder:
             return False
         # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
         in_flight = max(1, sum(not call.blocked for call in self._in_progress))
-        if info.failed_tries < self._max_tries and self._retries < self._max_tries * in_flight:
+        if (
+            info.failed_tries < self._history.tries.most
+            and self._history.tries.since_record < self._history.tries.most * in_flight
+        ):
             return True
         self._emit_exhausted(error, info.failed_tries)
         return False
@@ -334,11 +333,11 @@ class Recorder:
         self._writer.emit(
             "run.resume_exhausted",
             {
-                "run_id": self.run_id,
+                "run_id": self._identity.run_id,
                 "attempt_index": failed_tries + 1,
                 "error_type": type(error).__name__,
                 "error_code": error.code,
-                "limit": self._max_tries,
+                "limit": self._history.tries.most,
             },
         )
 
@@ -353,8 +352,8 @@ class Recorder:
         may_repeat = all(call.may_repeat for call in self._in_progress)
         if not (error.retryable and self._durable and may_repeat):
             return False
-        failed_tries = self._tries.get(part, 0)
-        if failed_tries >= self._max_tries:
+        failed_tries = self._history.tries.of_call.get(part, 0)
+        if failed_tries >= self._history.tries.most:
             self._emit_exhausted(error, failed_tries)
             return False
         self._latch.set(LatchReason.RETRY, error=error, call=part)
@@ -401,7 +400,7 @@ class Recorder:
             not_stored = StepTooLarge(
                 f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
             )
-        not_stored.run_id = self.run_id
+        not_stored.run_id = self._identity.run_id
         record = self._new_record(query, info, {"error": not_stored.to_dict()}, began_s, **more)
         return record, record.to_json()
 
@@ -413,7 +412,7 @@ class Recorder:
             info.kind,
             info.name,
             outcome,
-            life=self._life,
+            life=self._identity.life,
             took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
             v=self.rules.format,
             **self.rules.identity(query),
@@ -424,7 +423,12 @@ class Recorder:
         """A record for later attempts: the program cancelled this call, although its outcome is recorded."""
         outcome = {"cancelled": True}
         return Record(
-            f"{record.call}!", "cancelled", record.name, outcome, life=self._life, v=self.rules.format
+            f"{record.call}!",
+            "cancelled",
+            record.name,
+            outcome,
+            life=self._identity.life,
+            v=self.rules.format,
         )
 
     def set_start(self, start: Record) -> None:
@@ -451,7 +455,9 @@ class Recorder:
 
     async def _store_shielded(self, record: Record, events: list[Event], text: str = "") -> None:
         """Store a record. A cancellation during the write is raised after the write."""
-        storing = outside_runs(self._store(record, events, text), name=f"commit {self.run_id} {record.call}")
+        storing = outside_runs(
+            self._store(record, events, text), name=f"commit {self._identity.run_id} {record.call}"
+        )
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -490,7 +496,7 @@ class Recorder:
         if not self._durable or self.rules.format == BY_PLACE:
             return
         self.store_start()
-        record = check_record(key, outcome, life=self._life)
+        record = check_record(key, outcome, life=self._identity.life)
         position, saved = self._assign_checkpoint(record)
         self._writer.defer_record(position, record.to_json(), self.usage, saved)
 
@@ -498,9 +504,9 @@ class Recorder:
         """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
         position, self.position = self.position, self.position + 1
         payload = {
-            "checkpoint_id": f"{self.run_id}:step:{position}",
+            "checkpoint_id": f"{self._identity.run_id}:step:{position}",
             "step_index": position,
-            "transcript_length": self._transcript_length,
+            "transcript_length": self._history.start.transcript_length,
             "call_id": record.call,
         }
         return position, ("run.checkpoint_saved", payload)
@@ -513,12 +519,12 @@ class Recorder:
             ReplayMismatch,
             "only recorded calls may use the time or random numbers; was the pattern changed?",
         )
-        if self._definition_changed:
+        if self._history.definition_changed:
             kind, hint = (
                 DefinitionChanged,
                 "submit the run again, or restore the previous definition of the agent",
             )
-        error = kind(problem, hint=hint, run_id=self.run_id)
+        error = kind(problem, hint=hint, run_id=self._identity.run_id)
         self.verdict = self.verdict or error
         return error
 
@@ -526,7 +532,7 @@ class Recorder:
         """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
         for inner in self.rules.records_inside(record):
             self.usage = self.usage.plus(RunUsage(**inner.usage))
-            self._on_record(inner)
+            self._apply(inner)
         self.usage = self.usage.plus(RunUsage(**record.usage))
         if self.rules.is_replayed:
             for branch in list(self._held_events):
@@ -534,9 +540,18 @@ class Recorder:
         await self._stop_if_latched()
         return self._answer_with(record)
 
+    def _apply(self, record: Record) -> None:
+        """Apply the state changes and artifacts of a record to the context of the run."""
+        if not (record.state or record.artifacts):
+            return
+        assert self.context is not None
+        apply_changes(self.context.state, record.state)
+        for artifact in record.artifacts:
+            self.context.artifacts.append(RunArtifact.model_validate(artifact))
+
     def _answer_with(self, record: Record, made: OpenAgentsError | None = None) -> Any:
         """Return or raise the outcome of a record. `made` is the original error of a call just made."""
-        self._on_record(record)
+        self._apply(record)
         if "error" in record.outcome:
             error = error_from_wire(record.outcome["error"])
             if made is not None and made.code == error.code:
@@ -578,7 +593,7 @@ class Recorder:
             fields: dict[str, Any] = {
                 key: payload[key] for key in ("tool_id", "code", "message") if key in payload
             }
-            log.warning("tool.failed", run_id=self.run_id, **fields)
+            log.warning("tool.failed", run_id=self._identity.run_id, **fields)
 
     # --- the end of the attempt --------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ does not own the run any more, and when a write fails with an error that a repet
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -22,14 +22,15 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.jsontext import dumps, whole_text
-from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES, RunUsage
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, MAX_VALUES, TooManyValues, redact, shown_json
+from openagents_worker.models import RunUsage
+from openagents_worker.redaction import MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.services import Services
 from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
-from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
@@ -72,36 +73,19 @@ class RunWriter:
     """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
     def __init__(
-        self,
-        *,
-        store: AsyncStore,
-        lease: Lease,
-        run_id: str,
-        fence: str,
-        attempt: int,
-        latch: Latch,
-        ids: Mapping[str, str],
-        preview_chars: int,
-        length: int = 0,
-        redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
-        max_event_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        self, identity: RunIdentity, services: Services, *, lease: Lease, latch: Latch, length: int = 0
     ) -> None:
-        """`ids` are the ids of run, session and agent: the first fields in the payload of each run event.
-        `length` is the number of records in the journal.
-
-        The value of a field is redacted in events if its name contains one of `redact_keys`.
-        `max_event_bytes` limits the payload of an event that user code emits.
-        """
-        self._store = store
+        """`length` is the number of records in the journal."""
+        self._store = services.store
         self._lease = lease
-        self.run_id = run_id
-        self.fence = fence
-        self._attempt = attempt
+        self.run_id = identity.run_id
+        self.fence = identity.fence
+        self._attempt = identity.attempt
         self._latch = latch
-        self._ids = shown_json(ids)
-        self._preview_chars = preview_chars
-        self._redact_keys = redact_keys
-        self._max_event_bytes = max_event_bytes
+        self._ids = shown_json(identity.ids)
+        self._preview_chars = services.settings.event_preview_chars
+        self._redact_keys = services.assembly.redact_keys
+        self._max_event_bytes = services.settings.max_payload_bytes
         self._write_lock = asyncio.Lock()
         self._pending: list[str] = []  # name, payload, name, payload …
         self._pending_chars = 0

@@ -13,14 +13,13 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-from openagents_worker.concurrency import end_task
+from openagents_worker.concurrency import end_task, yielded
 from openagents_worker.runtime.user_code import current_run, described
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.offload import TrackedThreads
@@ -262,18 +261,12 @@ async def drive(body: SyncBody) -> Any:
     future = body.switch()
     while not body.dead:
         try:
-            value = await _forwarded(future)
+            value = await yielded(future)
         except BaseException as error:  # noqa: BLE001 - raised inside the body
             future = body.throw(_as_interruption(body, error))
         else:
             future = body.switch(value)
     return future
-
-
-@types.coroutine
-def _forwarded(future: Any) -> Generator[Any, Any, Any]:
-    """Yield a future of the body to the asyncio task that drives it."""
-    return (yield future)
 
 
 def _as_interruption(body: SyncBody, error: BaseException) -> BaseException:

@@ -1,0 +1,128 @@
+"""The history of a run: the only place that reads what earlier attempts have left in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.errors import OtherFormat
+from openagents_worker.models import RunBudget
+from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.replay import ReplayByContent
+from openagents_worker.runtime.replay_by_place import ReplayByPlace
+from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS
+from openagents_worker.runtime.rules import Rules
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.scripts import Claimed
+
+__all__ = ["RunHistory", "RunStart", "Tries", "read_history"]
+
+MAX_TRIES_DIGITS = 10  # a longer count was not written by this library and is ignored
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
+
+    transcript_length: int
+    artifact_count: int
+    definition_hash: str
+    memory_view: dict[str, Any] | None = None
+    """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
+
+    def to_record(self, format_: int) -> Record:
+        value: dict[str, Any] = {
+            "transcript_length": self.transcript_length,
+            "artifact_count": self.artifact_count,
+            "definition_hash": self.definition_hash,
+        }
+        return Record(PREPARE, "prepare", "", {"ok": value}, self.definition_hash, v=format_)
+
+    @classmethod
+    def of(cls, record: Record) -> RunStart:
+        """Raises `RecordUnreadable`."""
+        with translate_parse_errors(WRITTEN):
+            return cls(**record.outcome["ok"])
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """The retries of a run so far, and how many are allowed."""
+
+    of_call: Mapping[str, int]
+    """How often each call, or part of the pattern, has failed and was retried later; by the name of its
+    fact."""
+    since_record: int
+    """The suspensions for a retry since the last record."""
+    most: int
+
+    @classmethod
+    def of(cls, claimed: Claimed, budget: RunBudget) -> Tries:
+        facts = claimed.facts or {}
+        tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
+        limit = budget.max_resume_attempts
+        return cls(
+            {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS},
+            claimed.retries,
+            DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunHistory:
+    """What earlier attempts have left: an empty history in the first attempt."""
+
+    start_record: Record | None
+    """Checkpoint 0; None if no earlier attempt has stored it."""
+    start: RunStart
+    """Where the run starts in its session."""
+    rules: Rules
+    length: int
+    """The number of records in the journal."""
+    checks: Mapping[str, dict[str, Any]]
+    """The recorded results of output checks, by digest of the output."""
+    tries: Tries
+    definition_changed: bool
+    """Whether the definition of the agent has changed since the run began."""
+
+
+async def read_history(
+    claimed: Claimed, definition_hash: str, *, tries: Tries, writer: RunWriter, latch: Latch
+) -> RunHistory:
+    """Read the journal of a claimed run.
+
+    Raises `RunLatched` if a record has a format that this version cannot read: the run is left to others.
+    """
+    records = await _read_records(claimed, writer, latch)
+    start_record = records.pop(0) if records else None
+    current_start = RunStart(claimed.messages, claimed.artifacts, definition_hash)
+    start = RunStart.of(start_record) if start_record else current_start
+    # Checkpoint 0 holds the format under which the run began.
+    format_ = start_record.v if start_record is not None else BEGUN
+    kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
+    replayed = [record for record in records if record.kind != CHECK]
+    return RunHistory(
+        start_record=start_record,
+        start=start,
+        rules=kind(replayed, life=claimed.life, latch=latch, tries=tries.of_call),
+        length=claimed.journal_length,
+        checks=checks_of(records, claimed.life),
+        tries=tries,
+        definition_changed=start.definition_hash != current_start.definition_hash,
+    )
+
+
+async def _read_records(claimed: Claimed, writer: RunWriter, latch: Latch) -> list[Record]:
+    """All records of the journal. If one has another format, the run is left to others."""
+    records: list[Record] = []
+    async for text in read_pages(writer.journal_page, claimed.journal, claimed.journal_length):
+        try:
+            records.append(Record.from_json(text, len(records)))
+        except OtherFormat as error:
+            # Rare: the claim has already checked the format in the run record.
+            latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+            raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
+    return records
