@@ -133,7 +133,7 @@ class RecordedModel(ModelClient):
             "output_text": self._writer.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
         }
-        return Outcome(value=wire, usage=usage, events=[("llm.succeeded", payload)])
+        return Outcome(value=wire, usage=usage, events=[("llm.succeeded", payload)], is_stored_form=True)
 
     def _delta_callback(self, request: ModelRequest, info: CallInfo) -> OnDelta | None:
         """A callback that publishes the pieces of a reply to watchers; None if the client cannot stream."""
@@ -331,6 +331,7 @@ class RecordedTool:
             usage=RunUsage(tool_calls=1),
             state=state,
             artifacts=[stored_artifact(artifact, self.tool_id) for artifact in call.artifacts],
+            is_stored_form=True,
         )
 
     def _failed_outcome(self, error: OpenAgentsError, call: CallContext) -> Outcome:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openagents_worker.errors import (
@@ -64,6 +64,8 @@ class Outcome:
     events: list[Event] = field(default_factory=list)
     may_retry: bool = True
     """False if the call must not be repeated, although its error is retryable."""
+    is_stored_form: bool = False
+    """Whether value, state and artifacts are already as they are stored, see `storable`."""
 
 
 MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
@@ -144,9 +146,11 @@ class Recorder:
         query = self.rules.enter(kind, name, digest, core)
         self._entered[kind] += 1
         number = self._entered[kind]
-        await self._stop_if_latched()
+        if self._latch.reason is not None:
+            await self._stop_if_latched()
         record = await self._find_record(query)
-        await self._stop_if_latched()
+        if self._latch.reason is not None:
+            await self._stop_if_latched()
         if record is None:
             self._release_held(query.branch)
             return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
@@ -226,9 +230,20 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
         )
-        with self._track_in_progress(may_repeat):
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
+        token = _innermost_call.set(call)
+        self._in_progress.add(call)
+        self._no_call_can_end.clear()
+        try:
             record, error = await self._make_and_record(query, info, make)
-        await self._stop_if_latched()  # stop before the program continues; the record is stored
+        finally:
+            _innermost_call.reset(token)
+            self._in_progress.discard(call)
+            self._signal_if_no_call_can_end()
+        if self._latch.reason is not None:
+            await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
         return self._answer_with(record, error)
 
@@ -277,22 +292,6 @@ class Recorder:
         finally:
             self.rules.call_ended()
             current_call.reset(token)
-
-    @contextmanager
-    def _track_in_progress(self, may_repeat: bool) -> Iterator[None]:
-        """Count the call as in progress inside the block."""
-        task = asyncio.current_task()
-        assert task is not None
-        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
-        token = _innermost_call.set(call)
-        self._in_progress.add(call)
-        self._no_call_can_end.clear()
-        try:
-            yield
-        finally:
-            _innermost_call.reset(token)
-            self._in_progress.discard(call)
-            self._signal_if_no_call_can_end()
 
     @contextmanager
     def _outer_calls_blocked(self) -> Iterator[None]:
@@ -370,14 +369,13 @@ class Recorder:
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
         try:
-            if outcome.error is None:
-                result = {"ok": replaced(outcome.value, _max_levels(info.kind))}
-            else:
-                result = {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
-            changed: dict[str, Any] = {
-                "state": replaced(outcome.state, _max_levels(info.kind) + CHANGE_LEVELS),
-                "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
-            }
+            stored = _as_stored(outcome, _max_levels(info.kind))
+            result = (
+                {"ok": stored.value}
+                if outcome.error is None
+                else {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
+            )
+            changed: dict[str, Any] = {"state": stored.state, "artifacts": stored.artifacts}
             record = self._new_record(query, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
@@ -627,6 +625,18 @@ class Recorder:
             raise self.mismatch(
                 f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
+
+
+def _as_stored(outcome: Outcome, levels: int) -> Outcome:
+    """The outcome with value, state and artifacts as they are stored. Raises like `replaced`."""
+    if outcome.is_stored_form:
+        return outcome
+    return replace(
+        outcome,
+        value=replaced(outcome.value, levels),
+        state=replaced(outcome.state, levels + CHANGE_LEVELS),
+        artifacts=replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
+    )
 
 
 def _max_levels(kind: str) -> int:

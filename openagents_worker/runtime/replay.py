@@ -456,6 +456,9 @@ class ReplayByContent(Rules):
     async def unused_records(self, part: str) -> list[str]:
         """The recorded calls that the program has not made. Waits while other tasks may still make them."""
 
+        if not self._unused and not self._open_calls:
+            return []
+
         def left() -> list[str]:
             unused = [
                 f"{record.kind} {record.name} ({record.call})"

@@ -97,7 +97,9 @@ class RunWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._deltas: dict[str, _ReplyStream] = {}
-        self._redis_waits: set[asyncio.Timeout] = set()
+        self._loop = asyncio.get_running_loop()
+        self._waits: dict[asyncio.Task[Any], bool] = {}
+        """The tasks that wait for Redis, and whether `_stop_waiting` has cancelled them."""
         latch.when_fenced(self._stop_waiting)
 
     # --- events ------------------------------------------------------------------------------------------
@@ -143,9 +145,10 @@ class RunWriter:
         )
 
     def _add(self, name: str, payload: str) -> None:
-        self._pending += [name, payload]
+        self._pending += (name, payload)
         self._pending_chars += len(payload)
-        self._schedule(FLUSH_S)
+        if self._timer is None:
+            self._schedule(FLUSH_S)
 
     @property
     def is_full(self) -> bool:
@@ -182,7 +185,7 @@ class RunWriter:
 
     def _schedule(self, delay_s: float) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -416,16 +419,15 @@ class RunWriter:
         """
         if self._latch.reason is LatchReason.FENCED:
             raise RunLatched(LatchReason.FENCED)
-        timeout = asyncio.timeout(None)
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        cancellations, self._waits[task] = task.cancelling(), False
         try:
-            async with timeout:
-                self._redis_waits.add(timeout)
-                try:
-                    return await work()
-                finally:
-                    self._redis_waits.discard(timeout)
-        except TimeoutError as error:  # by `_stop_waiting`; the store translates those of redis-py
-            raise RunLatched(LatchReason.FENCED) from error
+            return await work()
+        except asyncio.CancelledError as error:
+            if self._waits[task] and task.cancelling() - 1 <= cancellations:  # cancelled by `_stop_waiting`
+                raise RunLatched(LatchReason.FENCED) from error
+            raise
         except RedisUnreachable as error:
             stopped: OpenAgentsError = error
         except reraised:
@@ -434,14 +436,17 @@ class RunWriter:
             log.exception("run.store_failed", run_id=self.run_id)
             stopped = RedisRefused(f"{type(error).__name__}: {error}")
             stopped.__cause__ = error
+        finally:
+            if self._waits.pop(task):
+                task.uncancel()
         self._latch.set(LatchReason.FENCED, error=stopped, detail=stopped.message)
         raise RunLatched(LatchReason.FENCED) from stopped
 
     def _stop_waiting(self) -> None:
         """The run is fenced: end all waits for replies of Redis."""
-        now_s = asyncio.get_running_loop().time()
-        for timeout in self._redis_waits:
-            timeout.reschedule(now_s)
+        for task in list(self._waits):
+            self._waits[task] = True
+            task.cancel()
 
     def _must_not_write(self) -> bool:
         """Whether writes must stop: the lease is over or the run is fenced."""

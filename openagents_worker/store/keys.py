@@ -276,11 +276,12 @@ as if the key did not exist: it cannot contain data of this library."""
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"
+_is_unreserved = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
 
 
 def encode_id(value: str) -> str:
     """The id for use in a key: all characters except letters, digits and `-_.~` are percent-encoded."""
-    return quote(value, safe=_SAFE)
+    return value if _is_unreserved(value) else quote(value, safe=_SAFE)
 
 
 def decode_id(encoded: str) -> str:
