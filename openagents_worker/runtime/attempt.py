@@ -7,15 +7,13 @@ attempt earlier, `parting` ends it.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
-from typing import Any, TypeVar
+from typing import Any
 
 from openagents_worker.errors import (
     AgentNotFoundError,
-    BudgetExhausted,
     ExecutionError,
     OpenAgentsError,
     OtherFormat,
@@ -24,29 +22,30 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
+from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.finishing import SessionState, finish_run, reason_of_cancellation
-from openagents_worker.runtime.history import RunHistory, Tries, read_history
+from openagents_worker.runtime.history import Tries, read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
-from openagents_worker.runtime.prepare import Preparation, Prepared
+from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.retry import back_off_ms
 from openagents_worker.runtime.rules import REMEMBER
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
+from openagents_worker.runtime.supervision import Supervision
 from openagents_worker.runtime.user_code import (
     RunCode,
     class_path,
     coded,
     current_run,
-    described,
     described_in_log,
     executing,
     user_code,
@@ -62,8 +61,6 @@ from openagents_worker.tools.offload import work_off_loop
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 PREPARE_PART = "prepare"  # the part of a run before its pattern, in runs that are replayed by place
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
@@ -89,15 +86,10 @@ class Attempt:
 
         `request` then has only its ids, and the run fails or is left to others.
         """
-        self._started = time.monotonic()
         self._budget = (request.budget or RunBudget()).within(services.assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
         self.identity = RunIdentity.of(claimed, request, lease.incarnation)
         self.latch = Latch()
-        self.interruption: BaseException | None = None
-        """The cancellation, or other exception beside an error, of the task that awaits `execute`."""
-        self.is_abandoned = False
-        """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
         self._claimed = claimed
         self._request_error = request_error
         self._services = services
@@ -106,7 +98,9 @@ class Attempt:
             self.identity, services, lease=lease, latch=self.latch, length=claimed.journal_length
         )
         self._code = RunCode(request.run_id, request.agent_id, self.latch, services.marks, lease.incarnation)
+        self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
+        self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
         self._tries = Tries.of(claimed, self._budget)
         self._recorder: Recorder | None = None
         self._context: RunContext | None = None
@@ -121,38 +115,16 @@ class Attempt:
             self._work(), name=f"run {self.identity.run_id}", context=self._context_of_code()
         )
         try:
-            await self._wait_for_work_or_latch(execution)
-            return await self.uninterrupted(self._end(execution), name=f"end {self.identity.run_id}")
+            await self.supervision.wait(execution, self._clock.left_s())
+            if not execution.done() and self.latch.reason is None:
+                self.latch.set(LatchReason.TIME_LIMIT, error=self._clock.exhausted())
+            return await self.supervision.uninterrupted(self._end(execution), name="end")
         finally:
             self._break_reference_cycles()
 
-    async def uninterrupted(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Await a coroutine of the attempt. An exception in this task stops the attempt, not that."""
-        context = copy_context()
-        context.run(marked.set, self._code.mark())
-        task: asyncio.Task[T] = asyncio.create_task(
-            self._code.contain_exits(work), name=name, context=context
-        )
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except GeneratorExit:  # the event loop is being discarded
-                task.cancel()
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised again by the runner
-                self._note_interruption(error)
-        return task.result()
-
     def interrupt(self, by: BaseException) -> None:
-        """Stop because the task that awaits this attempt got an exception: Celery's soft time limit, or a
-        cancellation."""
-        if isinstance(by, Exception):
-            error = PatternError(described(by), hint="the soft time limit of the Celery task is over")
-            error.__cause__ = by
-            self.latch.set(LatchReason.TIME_LIMIT, error=error)
-        else:
-            self.is_abandoned = self.is_abandoned or self.latch.reason is not LatchReason.FENCED
-            self.latch.set(LatchReason.FENCED, detail="abandoned")
+        """Stop because the Celery task of the run got an exception, such as its soft time limit."""
+        self.supervision.interrupt(by)
 
     def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Emit an event about the run from outside of its code, for example by the watchdog."""
@@ -168,27 +140,6 @@ class Attempt:
         context.run(marked.set, self._code.mark())
         context.run(work_off_loop.set, self._code.off_loop)
         return context
-
-    async def _wait_for_work_or_latch(self, execution: asyncio.Task[Any]) -> None:
-        """Wait until the code of the run has ended, or until the latch is set."""
-        try:
-            await asyncio.wait(
-                {execution, self.latch.is_set},
-                timeout=self._time_left_s(),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        except GeneratorExit:  # the event loop is being discarded
-            execution.cancel()
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised again by the runner
-            self._note_interruption(error)
-        if not execution.done() and self.latch.reason is None:
-            self.latch.set(LatchReason.TIME_LIMIT, error=self._duration_exhausted())
-
-    def _note_interruption(self, error: BaseException) -> None:
-        self.interrupt(error)
-        if self.interruption is None and not isinstance(error, Exception):
-            self.interruption = error
 
     def _break_reference_cycles(self) -> None:
         """Break the reference cycles between the parts of a run, so that its memory is freed at once."""
@@ -267,8 +218,16 @@ class Attempt:
         if state_before is None:
             state_before = await sessions.load_state_texts(self.identity.session_id)
         self._state_before = state_before
-        recorder = self._recorder = self._make_recorder(history)
-        self._emit_beginning(history)
+        self._writer.format = history.rules.format
+        recorder = self._recorder = Recorder(
+            self.identity,
+            history,
+            writer=self._writer,
+            latch=self.latch,
+            durable=self._claimed.durable,
+            max_record_bytes=self._settings.max_payload_bytes,
+        )
+        emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
         is_by_place = recorder.rules.format == BY_PLACE
         recorder.begin(PREPARE_PART if is_by_place else "")
@@ -288,24 +247,10 @@ class Attempt:
             history=history,
         ).prepare()
         recorder.store_start()
-        if self._claimed.retries:
-            self._writer.emit_run_event(
-                "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries
-            )
+        emit_resumed(self._writer, self._claimed)
         if is_by_place:
             recorder.begin()
         return prepared
-
-    def _make_recorder(self, history: RunHistory) -> Recorder:
-        self._writer.format = history.rules.format
-        return Recorder(
-            self.identity,
-            history,
-            writer=self._writer,
-            latch=self.latch,
-            durable=self._claimed.durable,
-            max_record_bytes=self._settings.max_payload_bytes,
-        )
 
     async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
@@ -321,30 +266,6 @@ class Attempt:
             self._log_warning("deps.unavailable", error)
             self.latch.set(LatchReason.RETRY, error=error, call=DEPS_CALL)
             raise RunLatched(LatchReason.RETRY) from error
-
-    def _emit_beginning(self, history: RunHistory) -> None:
-        """Emit the first events of the run, or those of a retry."""
-        emit, claimed = self._writer.emit_run_event, self._claimed
-        if claimed.retries:
-            emit(
-                "run.resume_attempted",
-                checkpoint_id=self._checkpoint_id,
-                error_type=claimed.last_error,
-                error_code=claimed.last_error,
-                attempt_index=claimed.retries,
-            )
-        if history.start_record is not None:
-            return
-        if claimed.attempt == 1:
-            emit("run.requested", input_text=self.request.input_text)
-            emit("session.run.started", input_text=self.request.input_text)
-            emit("run.validated")
-        emit("session.acquired")
-
-    @property
-    def _checkpoint_id(self) -> str | None:
-        length = self._claimed.journal_length
-        return f"{self.identity.run_id}:step:{length - 1}" if length else None
 
     # --- think and remember ------------------------------------------------------------------------------
 
@@ -428,7 +349,7 @@ class Attempt:
             request=self.request,
             usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
             artifacts=_as_list(self._context.artifacts) if self._context else [],
-            duration_ms=self._active_ms,
+            duration_ms=self._clock.active_ms,
             output=output,
             error=error,
             turn_messages=self._turn_messages,
@@ -462,25 +383,6 @@ class Attempt:
     async def _send_wakes(self, reply: WriteResult) -> None:
         if reply.wakes:
             await self._services.send_wakes(reply.wakes)
-
-    # --- time and log ------------------------------------------------------------------------------------
-
-    def _time_left_s(self) -> float | None:
-        """Seconds left of `max_duration_ms`. Time in which the run was suspended is not counted."""
-        limit = self._budget.max_duration_ms
-        if limit is None:
-            return None
-        return max(0.0, (limit - self._claimed.active_ms) / 1000 - (time.monotonic() - self._started))
-
-    def _duration_exhausted(self) -> BudgetExhausted:
-        limit = self._budget.max_duration_ms or 0
-        return BudgetExhausted(
-            f"Run duration limit ({limit}ms) exceeded", kind="duration", current=self._active_ms, limit=limit
-        )
-
-    @property
-    def _active_ms(self) -> int:
-        return self._claimed.active_ms + round((time.monotonic() - self._started) * 1000)
 
     def _log_warning(self, event: str, error: OpenAgentsError) -> None:
         log.warning(event, **self.identity.ids, **described_in_log(error), user_error=user_error_of(error))

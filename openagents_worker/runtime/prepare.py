@@ -15,7 +15,7 @@ from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.transcript import usable_entries
-from openagents_worker.models import ErrorDetails, RunBudget
+from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
@@ -35,10 +35,11 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.records import SessionStore
+from openagents_worker.store.scripts import Claimed
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["Prepared", "Preparation"]
+__all__ = ["Prepared", "Preparation", "emit_beginning", "emit_resumed"]
 
 log = get_logger(__name__)
 
@@ -305,3 +306,39 @@ def _elapsed_ms(started: float) -> int:
 
 def _details(error: BaseException) -> dict[str, Any]:
     return ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+
+
+# --- the first events of an attempt ----------------------------------------------------------------------
+
+
+def emit_beginning(writer: RunWriter, claimed: Claimed, request: RunRequest, history: RunHistory) -> None:
+    """Emit the first events of the run, or those of a retry."""
+    if claimed.retries:
+        writer.emit_run_event(
+            "run.resume_attempted",
+            checkpoint_id=_last_checkpoint_id(writer.run_id, claimed),
+            error_type=claimed.last_error,
+            error_code=claimed.last_error,
+            attempt_index=claimed.retries,
+        )
+    if history.start_record is not None:
+        return
+    if claimed.attempt == 1:
+        writer.emit_run_event("run.requested", input_text=request.input_text)
+        writer.emit_run_event("session.run.started", input_text=request.input_text)
+        writer.emit_run_event("run.validated")
+    writer.emit_run_event("session.acquired")
+
+
+def emit_resumed(writer: RunWriter, claimed: Claimed) -> None:
+    """Emit that a retried run is prepared and continues from its last checkpoint."""
+    if claimed.retries:
+        checkpoint_id = _last_checkpoint_id(writer.run_id, claimed)
+        writer.emit_run_event(
+            "run.resume_succeeded", checkpoint_id=checkpoint_id, attempt_index=claimed.retries
+        )
+
+
+def _last_checkpoint_id(run_id: str, claimed: Claimed) -> str | None:
+    length = claimed.journal_length
+    return f"{run_id}:step:{length - 1}" if length else None

@@ -103,8 +103,8 @@ class Runner:
                     log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
                     attempt_result = None
                 attempt_result = await self._release_if_lost(attempt, attempt_result, lease, claimed)
-            if attempt.interruption is not None:
-                raise attempt.interruption
+            if attempt.supervision.interruption is not None:
+                raise attempt.supervision.interruption
             return attempt_result
 
     async def _skip(self, run_id: str, claimed: Claimed) -> AttemptResult:
@@ -172,17 +172,17 @@ class Runner:
         `attempt_result` is None if the attempt failed with a bug of this library.
         """
         run_id, refused = attempt.request.run_id, attempt.latch.error
-        if attempt_result is not None and not attempt.is_abandoned:
+        if attempt_result is not None and not attempt.supervision.is_abandoned:
             if not isinstance(refused, RedisRefused):
                 return attempt_result
             # The run continues from its last checkpoint.
             log.of_run(
                 logging.ERROR, "run.write_refused", run_id=run_id, error=refused.message, hint=refused.hint
             )
-        released = await attempt.uninterrupted(
-            self._release(run_id, lease, claimed, ReleaseKind.LOST), name=f"release {run_id}"
+        released = await attempt.supervision.uninterrupted(
+            self._release(run_id, lease, claimed, ReleaseKind.LOST), name="release"
         )
-        return released if attempt_result is None or attempt.is_abandoned else attempt_result
+        return released if attempt_result is None or attempt.supervision.is_abandoned else attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Claim the run. Waits up to `claim_patience_s` while the process has no lease or Redis no reply.
