@@ -26,6 +26,7 @@ from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
+from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, finish_run, reason_of_cancellation
 from openagents_worker.runtime.history import Tries, read_history
 from openagents_worker.runtime.identity import RunIdentity
@@ -37,7 +38,7 @@ from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Par
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.retry import back_off_ms
-from openagents_worker.runtime.rules import REMEMBER
+from openagents_worker.runtime.rules import PREPARE_PART, REMEMBER
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
 from openagents_worker.runtime.supervision import Supervision
@@ -62,7 +63,6 @@ __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
 log = get_logger(__name__)
 
-PREPARE_PART = "prepare"  # the part of a run before its pattern, in runs that are replayed by place
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
@@ -94,8 +94,9 @@ class Attempt:
         self._request_error = request_error
         self._services = services
         self._settings = services.settings
+        self._store = FencedStore(self.identity, services.store, lease=lease, latch=self.latch)
         self._writer = RunWriter(
-            self.identity, services, lease=lease, latch=self.latch, length=claimed.journal_length
+            self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )
         self._code = RunCode(request.run_id, request.agent_id, self.latch, services.marks, lease.incarnation)
         self.supervision = Supervision(self._code, self.latch)
@@ -188,8 +189,8 @@ class Attempt:
 
     async def _is_served_by_others(self) -> bool:
         """Whether a worker has announced the agent."""
-        key = self._writer.keys("agents")
-        return bool(await self._writer.ask(lambda r: r.hexists(key, self.identity.agent_id)))
+        key = self._store.keys("agents")
+        return bool(await self._store.ask(lambda r: r.hexists(key, self.identity.agent_id)))
 
     def _leave_to_others(self, error: OpenAgentsError) -> None:
         self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
@@ -211,9 +212,9 @@ class Attempt:
         From now on all calls go through the recorder, until the exit stack is closed.
         """
         history = await read_history(
-            self._claimed, parts.definition_hash, tries=self._tries, writer=self._writer, latch=self.latch
+            self._claimed, parts.definition_hash, tries=self._tries, store=self._store, latch=self.latch
         )
-        sessions = SessionStore(self._writer)
+        sessions = SessionStore(self._store)
         state_before = self._claimed.session_state
         if state_before is None:
             state_before = await sessions.load_state_texts(self.identity.session_id)
@@ -238,14 +239,8 @@ class Attempt:
         self._context = recorder.context = context
         if history.start_record is None and self._claimed.durable:
             recorder.set_start(history.start.to_record(recorder.rules.format))
-        prepared = await Preparation(
-            context=context,
-            parts=parts,
-            sessions=sessions,
-            recorder=recorder,
-            writer=self._writer,
-            history=history,
-        ).prepare()
+        preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
+        prepared = await preparation.prepare()
         recorder.store_start()
         emit_resumed(self._writer, self._claimed)
         if is_by_place:
@@ -358,8 +353,8 @@ class Attempt:
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        context = self._context
-        state = SessionState(self._state_before, context.state) if context else SessionState({}, {})
+        after = self._context.state if self._context else {}
+        state = SessionState(self._state_before if self._context else {}, after)
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )

@@ -8,13 +8,13 @@ from typing import Any
 
 from openagents_worker.errors import OtherFormat
 from openagents_worker.models import RunBudget
+from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS
 from openagents_worker.runtime.rules import Rules
-from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
 
@@ -90,13 +90,13 @@ class RunHistory:
 
 
 async def read_history(
-    claimed: Claimed, definition_hash: str, *, tries: Tries, writer: RunWriter, latch: Latch
+    claimed: Claimed, definition_hash: str, *, tries: Tries, store: FencedStore, latch: Latch
 ) -> RunHistory:
     """Read the journal of a claimed run.
 
     Raises `RunLatched` if a record has a format that this version cannot read: the run is left to others.
     """
-    records = await _read_records(claimed, writer, latch)
+    records = await _read_records(claimed, store, latch)
     start_record = records.pop(0) if records else None
     current_start = RunStart(claimed.messages, claimed.artifacts, definition_hash)
     start = RunStart.of(start_record) if start_record else current_start
@@ -115,10 +115,10 @@ async def read_history(
     )
 
 
-async def _read_records(claimed: Claimed, writer: RunWriter, latch: Latch) -> list[Record]:
+async def _read_records(claimed: Claimed, store: FencedStore, latch: Latch) -> list[Record]:
     """All records of the journal. If one has another format, the run is left to others."""
     records: list[Record] = []
-    async for text in read_pages(writer.journal_page, claimed.journal, claimed.journal_length):
+    async for text in read_pages(store.journal_page, claimed.journal, claimed.journal_length):
         try:
             records.append(Record.from_json(text, len(records)))
         except OtherFormat as error:

@@ -81,7 +81,6 @@ class Preparation:
 
     def __init__(
         self,
-        *,
         context: RunContext,
         parts: AgentParts,
         sessions: SessionStore,

@@ -217,7 +217,7 @@ class Recorder:
         may_repeat: bool = True,
     ) -> Any:
         """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
-        self._writer.check_lease()
+        self._writer.store.check_lease()
         call_id = self.rules.assign_id(query, again)
         info = CallInfo(
             run_id=self._identity.run_id,

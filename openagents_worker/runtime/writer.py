@@ -1,39 +1,33 @@
-"""The run writer: the only place from which an attempt writes to Redis. Writes are fenced and in order.
+"""The run writer: the only place that decides what an attempt writes to Redis, and in which order.
 
-Events are batched for a few milliseconds and are stored with the next commit. A write without a reply is
-repeated until the lease ends; the scripts apply it once. The latch is set when Redis reports that this worker
-does not own the run any more, and when a write fails with an error that a repetition cannot fix.
+Events are batched for a few milliseconds and are stored with the next commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar
 
 from openagents_worker.errors import (
-    OpenAgentsError,
-    RedisRefused,
-    RedisUnreachable,
     StepTooLarge,
     text_of,
 )
-from openagents_worker.jsontext import dumps, whole_text
 from openagents_worker.models import RunUsage
 from openagents_worker.redaction import MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.reply_stream import ReplyStream
 from openagents_worker.runtime.services import Services
 from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
+from openagents_worker.store.scripts import SuspendKind, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
@@ -73,11 +67,10 @@ class RunWriter:
     """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
     def __init__(
-        self, identity: RunIdentity, services: Services, *, lease: Lease, latch: Latch, length: int = 0
+        self, identity: RunIdentity, services: Services, *, store: FencedStore, latch: Latch, length: int = 0
     ) -> None:
         """`length` is the number of records in the journal."""
-        self._store = services.store
-        self._lease = lease
+        self.store = store
         self.run_id = identity.run_id
         self.fence = identity.fence
         self._attempt = identity.attempt
@@ -96,11 +89,8 @@ class RunWriter:
         """The format of the records of this run. A worker that cannot read it skips the run."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
-        self._deltas: dict[str, _ReplyStream] = {}
+        self._deltas: dict[str, ReplyStream] = {}
         self._loop = asyncio.get_running_loop()
-        self._waits: dict[asyncio.Task[Any], bool] = {}
-        """The tasks that wait for Redis, and whether `_stop_waiting` has cancelled them."""
-        latch.when_fenced(self._stop_waiting)
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -174,7 +164,7 @@ class RunWriter:
 
     def delta(self, call: str, text: str) -> None:
         """Publish a piece of a streamed reply to current watchers. It is not stored."""
-        self._deltas.setdefault(call, _ReplyStream()).add(text)
+        self._deltas.setdefault(call, ReplyStream()).add(text)
         self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
@@ -244,7 +234,7 @@ class RunWriter:
         if deferred := self._take_deferred():
             await self._commit(0, [], deferred[-1].usage, batch, deferred)
         elif batch:
-            await self._write(
+            await self.store.write(
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
             )
 
@@ -255,27 +245,6 @@ class RunWriter:
             batch += [name, self._masked_json(payload)]
         self._batch_no += 1
         return batch
-
-    # --- reads -------------------------------------------------------------------------------------------
-
-    @property
-    def keys(self) -> Keys:
-        return self._store.keys
-
-    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""
-        return await self._await_or_latch(lambda: self._store.ask_until(question, self._must_not_write))
-
-    async def journal_page(self, position: int) -> Sequence[str]:
-        """One page of the records of this run, starting at `position`."""
-        call = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
-        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
-
-    def check_lease(self) -> None:
-        """Raises `RunLatched` when the lease is over: no call may begin (rule EFFECTS 1 of the protocol)."""
-        if self._lease.remaining_s() <= 0:
-            self._latch.set(LatchReason.FENCED, detail="the lease is over")
-            raise RunLatched(LatchReason.FENCED)
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
@@ -331,7 +300,7 @@ class RunWriter:
                 (name, self._masked_json(payload)) for each in deferred for name, payload in each.events
             ]
             batch = [*chain.from_iterable(checkpoint_events), *batch]
-        await self._write(
+        await self.store.write(
             scripts.commit(
                 run_id=self.run_id,
                 fence=self.fence,
@@ -362,7 +331,7 @@ class RunWriter:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
-            return await self._write_last(
+            return await self.store.write_last(
                 scripts.suspend(
                     run_id=self.run_id,
                     fence=self.fence,
@@ -385,7 +354,7 @@ class RunWriter:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
-            return await self._write_last(
+            return await self.store.write_last(
                 scripts.finish(
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
@@ -399,103 +368,7 @@ class RunWriter:
         for task in list(self._flushing):
             await asyncio.wait([task])
 
-    async def _write(self, call: ScriptCall[WriteAnswer]) -> None:
-        self._act_on_answer(await self._run_script(call))
-
-    async def _write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
-        """Run a script that ends the ownership of the run. It returns wake-ups to send."""
-        reply: WriteResult = await self._run_script(call, reraised=UNWRITABLE)
-        self._act_on_answer(reply.answer)
-        return reply
-
-    async def _run_script(self, call: ScriptCall[Any], reraised: _Errors = ()) -> Any:
-        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write), reraised)
-
-    async def _await_or_latch(self, work: Callable[[], Awaitable[T]], reraised: _Errors = ()) -> T:
-        """Await an operation of the store. An error of the store sets the latch and raises `RunLatched`.
-
-        The store itself repeats what may be repeated. Errors of the store never reach the pattern. Errors of
-        the types in `reraised` are raised as they are.
-        """
-        if self._latch.reason is LatchReason.FENCED:
-            raise RunLatched(LatchReason.FENCED)
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        cancellations, self._waits[task] = task.cancelling(), False
-        try:
-            return await work()
-        except asyncio.CancelledError as error:
-            if self._waits[task] and task.cancelling() - 1 <= cancellations:  # cancelled by `_stop_waiting`
-                raise RunLatched(LatchReason.FENCED) from error
-            raise
-        except RedisUnreachable as error:
-            stopped: OpenAgentsError = error
-        except reraised:
-            raise
-        except Exception as error:  # a script or its reply is wrong: a bug in this library
-            log.exception("run.store_failed", run_id=self.run_id)
-            stopped = RedisRefused(f"{type(error).__name__}: {error}")
-            stopped.__cause__ = error
-        finally:
-            if self._waits.pop(task):
-                task.uncancel()
-        self._latch.set(LatchReason.FENCED, error=stopped, detail=stopped.message)
-        raise RunLatched(LatchReason.FENCED) from stopped
-
-    def _stop_waiting(self) -> None:
-        """The run is fenced: end all waits for replies of Redis."""
-        for task in list(self._waits):
-            self._waits[task] = True
-            task.cancel()
-
-    def _must_not_write(self) -> bool:
-        """Whether writes must stop: the lease is over or the run is fenced."""
-        return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
-
-    def _act_on_answer(self, answer: WriteAnswer) -> None:
-        """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
-        match answer:
-            case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
-                return
-            case WriteAnswer.CANCEL:
-                self._latch.set(LatchReason.CANCELLED)
-            case WriteAnswer.FENCED | WriteAnswer.MISPLACED:
-                if answer is WriteAnswer.MISPLACED:
-                    log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
-                self._latch.set(LatchReason.FENCED, detail=answer.value)
-                raise RunLatched(LatchReason.FENCED)
-            case _:
-                assert_never(answer)
-
 
 def _masked_name(name: object) -> str:
     """The name of an event as text, masked. A pattern may pass any object as a name."""
     return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))
-
-
-class _ReplyStream:
-    """The unsent text of a streamed reply, and how many characters were sent."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self.sent = 0
-
-    @property
-    def has_unsent(self) -> bool:
-        return bool(self._parts)
-
-    def add(self, text: str) -> None:
-        if text:
-            self._parts.append(text)
-
-    def take(self, call: str, attempt: int) -> list[str]:
-        """The payloads of `llm.delta` events for the unsent text, which counts as sent from now on."""
-        unsent = "".join(self._parts)
-        self._parts.clear()
-        payloads = []
-        for at in range(0, len(unsent), DELTA_CHARS):
-            text = unsent[at : at + DELTA_CHARS]
-            payload = {"call": call, "attempt": attempt, "offset": self.sent, "text": whole_text(text)}
-            payloads.append(dumps(payload))
-            self.sent += len(text)
-        return payloads
