@@ -28,7 +28,7 @@ from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, finish_run, reason_of_cancellation
-from openagents_worker.runtime.history import Tries, read_history
+from openagents_worker.runtime.history import read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
@@ -37,7 +37,7 @@ from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validat
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
 from openagents_worker.runtime.recorder import Recorder
-from openagents_worker.runtime.retry import back_off_ms
+from openagents_worker.runtime.retry import Tries, back_off_ms
 from openagents_worker.runtime.rules import PREPARE_PART, REMEMBER
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
@@ -119,7 +119,7 @@ class Attempt:
             await self.supervision.wait(execution, self._clock.left_s())
             if not execution.done() and self.latch.reason is None:
                 self.latch.set(LatchReason.TIME_LIMIT, error=self._clock.exhausted())
-            return await self.supervision.uninterrupted(self._end(execution), name="end")
+            return await self.supervision.uninterrupted(lambda: self._end(execution), name="end")
         finally:
             self._break_reference_cycles()
 

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.errors import OtherFormat
-from openagents_worker.models import RunBudget
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
-from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS
+from openagents_worker.runtime.retry import Tries
 from openagents_worker.runtime.rules import Rules
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
 
-__all__ = ["RunHistory", "RunStart", "Tries", "read_history"]
-
-MAX_TRIES_DIGITS = 10  # a longer count was not written by this library and is ignored
+__all__ = ["RunHistory", "RunStart", "read_history"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +43,6 @@ class RunStart:
         """Raises `RecordUnreadable`."""
         with translate_parse_errors(WRITTEN):
             return cls(**record.outcome["ok"])
-
-
-@dataclass(frozen=True, slots=True)
-class Tries:
-    """The retries of a run so far, and how many are allowed."""
-
-    of_call: Mapping[str, int]
-    """How often each call, or part of the pattern, has failed and was retried later; by the name of its
-    fact."""
-    since_record: int
-    """The suspensions for a retry since the last record."""
-    most: int
-
-    @classmethod
-    def of(cls, claimed: Claimed, budget: RunBudget) -> Tries:
-        facts = claimed.facts or {}
-        tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
-        limit = budget.max_resume_attempts
-        return cls(
-            {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS},
-            claimed.retries,
-            DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
-        )
 
 
 @dataclass(frozen=True, slots=True)

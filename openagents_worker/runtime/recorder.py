@@ -7,11 +7,8 @@ every caller: the pattern, the memory, the context assembler, and calls inside o
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openagents_worker.errors import (
@@ -21,19 +18,20 @@ from openagents_worker.errors import (
     OpenAgentsError,
     PatternError,
     ReplayMismatch,
-    StepTooLarge,
     error_from_wire,
 )
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.outcome import Event, MakeCall, NewRecords, Outcome
+from openagents_worker.runtime.pattern_events import PatternEvents
+from openagents_worker.runtime.retry import Retries
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
-from openagents_worker.runtime.state import CHANGE_LEVELS, apply_changes
-from openagents_worker.runtime.storable import too_deep
+from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
@@ -46,29 +44,7 @@ __all__ = ["MakeCall", "Outcome", "Recorder"]
 
 log = get_logger(__name__)
 
-Event = tuple[str, Mapping[str, Any]]
-
-SHORT_MESSAGE_CHARS = 200  # of an error whose record is too large; the smallest limit is 1,024 bytes
 NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a call returned or raised, and what is stored in the journal with it."""
-
-    value: Any = None
-    error: OpenAgentsError | None = None
-    usage: RunUsage = field(default_factory=RunUsage)
-    state: dict[str, Any] = field(default_factory=dict)
-    artifacts: list[dict[str, Any]] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    may_retry: bool = True
-    """False if the call must not be repeated, although its error is retryable."""
-    is_stored_form: bool = False
-    """Whether value, state and artifacts are already as they are stored, see `storable`."""
-
-
-MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
 
 
 class RecordedContext(Protocol):
@@ -76,24 +52,6 @@ class RecordedContext(Protocol):
 
     state: dict[str, Any]
     artifacts: list[RunArtifact]
-
-
-class _CallInProgress:
-    """A call that is being made.
-
-    It is blocked while a call inside it waits for the run to stop, because then it cannot end by itself.
-    """
-
-    __slots__ = ("blocked", "may_repeat", "outer", "task")
-
-    def __init__(self, task: asyncio.Task[Any], outer: _CallInProgress | None, *, may_repeat: bool) -> None:
-        self.task = task
-        self.outer = outer
-        self.may_repeat = may_repeat
-        self.blocked = 0
-
-
-_innermost_call: ContextVar[_CallInProgress | None] = ContextVar("openagents_running", default=None)
 
 
 class Recorder:
@@ -116,6 +74,7 @@ class Recorder:
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
         self.rules = history.rules
         self.max_record_bytes = max_record_bytes
+        self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
         self._identity = identity
@@ -127,11 +86,9 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
-        self._in_progress: set[_CallInProgress] = set()
-        self._stopping = asyncio.Event()
-        self._no_call_can_end = asyncio.Event()
-        self._no_call_can_end.set()
-        self._held_events: defaultdict[str, list[Event]] = defaultdict(list)
+        self._in_progress = CallsInProgress()
+        self._retries = Retries(history.tries, writer, latch, self._in_progress, durable=durable)
+        self._pattern_events = PatternEvents(history.rules, writer)
 
     # --- calls -------------------------------------------------------------------------------------------
 
@@ -152,9 +109,9 @@ class Recorder:
         if self._latch.reason is not None:
             await self._stop_if_latched()
         if record is None:
-            self._release_held(query.branch)
+            self._pattern_events.release(query.branch)
             return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
-        self._held_events.pop(query.branch, None)  # emitted before this record was stored
+        self._pattern_events.drop(query.branch)  # emitted before this record was stored
         if await self._wait_for_turn(query, record):
             return await self._answer_from(record)
         await self._stop_if_latched()
@@ -204,7 +161,7 @@ class Recorder:
             return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
             if self._latch.reason is None and not record.is_cancelled:
-                await self._store_shielded(self._cancellation_of(record), [])
+                await self._store_shielded(self._records.cancellation_of(record), [])
             raise
 
     async def _make_and_answer(
@@ -230,18 +187,8 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
         )
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
-        token = _innermost_call.set(call)
-        self._in_progress.add(call)
-        self._no_call_can_end.clear()
-        try:
+        with CallInProgress(self._in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
-        finally:
-            _innermost_call.reset(token)
-            self._in_progress.discard(call)
-            self._signal_if_no_call_can_end()
         if self._latch.reason is not None:
             await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
@@ -256,13 +203,14 @@ class Recorder:
         """
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
-        if self._should_retry(outcome, info):
+        if outcome.error is not None and self._retries.should_retry(outcome.error, outcome, info):
             tries_key = self.rules.tries_fact(query, info.call_id)
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)
             return None, outcome.error
-        record, text = self._to_record(query, info, outcome, began_s, model_calls)
+        took_ms = self._took_ms(began_s)
+        record, text = self._records.of(query, info, outcome, took_ms=took_ms, model_calls=model_calls)
         await self._commit(record, text, outcome.events)
         return record, outcome.error
 
@@ -284,7 +232,7 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            cancelled = self._new_record(query, info, {"cancelled": True}, began_s)
+            cancelled = self._records.new(query, info, {"cancelled": True}, self._took_ms(began_s))
             await self._store_shielded(cancelled, [])
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
@@ -293,141 +241,15 @@ class Recorder:
             self.rules.call_ended()
             current_call.reset(token)
 
-    @contextmanager
-    def _outer_calls_blocked(self) -> Iterator[None]:
-        """Mark the outer calls of the current call as blocked: `wait_for_calls` does not wait for them."""
-        outer = []
-        call = _innermost_call.get()
-        while call is not None:
-            call.blocked += 1
-            outer.append(call)
-            call = call.outer
-        self._signal_if_no_call_can_end()
-        try:
-            yield
-        finally:
-            for call in outer:
-                call.blocked -= 1
-
-    def _signal_if_no_call_can_end(self) -> None:
-        if not self._in_progress or all(call.blocked for call in self._in_progress):
-            self._no_call_can_end.set()
-
-    def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
-        """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
-        error = outcome.error
-        if error is None or not error.retryable or not outcome.may_retry or not self._durable:
-            return False
-        # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
-        in_flight = max(1, sum(not call.blocked for call in self._in_progress))
-        if (
-            info.failed_tries < self._history.tries.most
-            and self._history.tries.since_record < self._history.tries.most * in_flight
-        ):
-            return True
-        self._emit_exhausted(error, info.failed_tries)
-        return False
-
-    def _emit_exhausted(self, error: OpenAgentsError, failed_tries: int) -> None:
-        self._writer.emit(
-            "run.resume_exhausted",
-            {
-                "run_id": self._identity.run_id,
-                "attempt_index": failed_tries + 1,
-                "error_type": type(error).__name__,
-                "error_code": error.code,
-                "limit": self._history.tries.most,
-            },
-        )
-
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
-        """Suspend the run for a retry, because a part of the pattern failed. False if that is not allowed.
-
-        Calls in progress are cancelled, not recorded, and made again after the retry. A call that must not
-        be repeated therefore forbids the retry.
-        """
-        if self._latch.reason is not None and not self._latch.lets_calls_end:
-            return True  # the run is stopping already
-        may_repeat = all(call.may_repeat for call in self._in_progress)
-        if not (error.retryable and self._durable and may_repeat):
-            return False
-        failed_tries = self._history.tries.of_call.get(part, 0)
-        if failed_tries >= self._history.tries.most:
-            self._emit_exhausted(error, failed_tries)
-            return False
-        self._latch.set(LatchReason.RETRY, error=error, call=part)
-        self._latch.hurry()
-        return True
+        """Suspend the run for a retry, because a part of the pattern failed. False if that is not allowed."""
+        return self._retries.suspend(error, part)
 
     # --- records -----------------------------------------------------------------------------------------
 
-    def _to_record(
-        self, query: CallQuery, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
-    ) -> tuple[Record, str]:
-        """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
-        usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
-        more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
-        call = f"{info.kind} {info.name}"
-        try:
-            stored = _as_stored(outcome, _max_levels(info.kind))
-            result = (
-                {"ok": stored.value}
-                if outcome.error is None
-                else {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
-            )
-            changed: dict[str, Any] = {"state": stored.state, "artifacts": stored.artifacts}
-            record = self._new_record(query, info, result, began_s, **changed, **more)
-            text = record.to_json()
-            size = len(text.encode())
-            if size > self.max_record_bytes and outcome.error is not None:
-                # A shortened error says more than an error about its size.
-                result["error"]["context"].pop("traceback", None)
-                result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
-                record = self._new_record(query, info, result, began_s, **changed, **more)
-                text = record.to_json()
-                size = len(text.encode())
-            if size <= self.max_record_bytes:
-                return record, text
-            problem = f"the outcome of {call} has {size:,} bytes, {self.max_record_bytes:,} are allowed"
-            not_stored: OpenAgentsError = StepTooLarge(
-                problem, hint="return less, or a reference to the data"
-            )
-        except NestedTooDeeply as error:
-            not_stored = too_deep(f"the outcome of {call}", error)
-        except (TypeError, ValueError, RecursionError) as error:
-            not_stored = StepTooLarge(
-                f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
-            )
-        not_stored.run_id = self._identity.run_id
-        record = self._new_record(query, info, {"error": not_stored.to_dict()}, began_s, **more)
-        return record, record.to_json()
-
-    def _new_record(
-        self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
-    ) -> Record:
-        return Record(
-            info.call_id,
-            info.kind,
-            info.name,
-            outcome,
-            life=self._identity.life,
-            took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
-            v=self.rules.format,
-            **self.rules.identity(query),
-            **more,
-        )
-
-    def _cancellation_of(self, record: Record) -> Record:
-        """A record for later attempts: the program cancelled this call, although its outcome is recorded."""
-        outcome = {"cancelled": True}
-        return Record(
-            f"{record.call}!",
-            "cancelled",
-            record.name,
-            outcome,
-            life=self._identity.life,
-            v=self.rules.format,
-        )
+    def _took_ms(self, began_s: float) -> int:
+        took_ms = round((self._loop.time() - began_s) * 1000)
+        return took_ms if took_ms > NO_TIME_MS else 0
 
     def set_start(self, start: Record) -> None:
         """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
@@ -448,7 +270,7 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is None:
                 # The outcome is stored, but the program sees a cancellation. Replay must show it the same.
-                await self._store_shielded(self._cancellation_of(record), [])
+                await self._store_shielded(self._records.cancellation_of(record), [])
             raise
 
     async def _store_shielded(self, record: Record, events: list[Event], text: str = "") -> None:
@@ -532,9 +354,7 @@ class Recorder:
             self.usage = self.usage.plus(RunUsage(**inner.usage))
             self._apply(inner)
         self.usage = self.usage.plus(RunUsage(**record.usage))
-        if self.rules.is_replayed:
-            for branch in list(self._held_events):
-                self._release_held(branch)
+        self._pattern_events.release_all_if_replayed()
         await self._stop_if_latched()
         return self._answer_with(record)
 
@@ -559,39 +379,12 @@ class Recorder:
             raise error
         return record.outcome.get("ok")
 
-    # --- events of the pattern ---------------------------------------------------------------------------
-
-    def _emit_or_hold(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Emit an event of the pattern; hold it back while its branch is replayed.
-
-        An event before a replayed call was emitted by an earlier attempt: it is dropped. Raises
-        `StepTooLarge`, in each attempt.
-        """
-        if self.rules.is_replayed or self.rules.is_inside_a_call():
-            self._emit_user_event(name, payload)
-        else:
-            self._writer.check_event(name, payload)
-            self._held_events[self.rules.branch()].append((name, payload))
-
     async def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of the pattern. Wait while too many events are queued. Raises `StepTooLarge`."""
-        self._emit_or_hold(name, payload)
+        self._pattern_events.emit_or_hold(name, payload)
         if self._writer.is_full:
             await self._writer.wait_for_space()
             await self._stop_if_latched()
-
-    def _release_held(self, branch: str) -> None:
-        """Emit the held events of a branch: it has left its recorded part."""
-        for event in self._held_events.pop(branch, ()):
-            self._emit_user_event(*event)
-
-    def _emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
-        self._writer.emit_user_event(name, payload)
-        if name == "tool.failed":  # for example, the model called a tool that does not exist
-            fields: dict[str, Any] = {
-                key: payload[key] for key in ("tool_id", "code", "message") if key in payload
-            }
-            log.warning("tool.failed", run_id=self._identity.run_id, **fields)
 
     # --- the end of the attempt --------------------------------------------------------------------------
 
@@ -604,19 +397,16 @@ class Recorder:
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
-            with self._outer_calls_blocked():
-                await self._stopping.wait()
+            await self._in_progress.wait_for_stop()
         raise RunLatched(self._latch.reason)
 
     async def wait_for_calls(self) -> None:
         """Return when no call in progress can still end by itself."""
-        await self._no_call_can_end.wait()
+        await self._in_progress.wait()
 
     def cancel_calls(self) -> None:
         """Cancel the calls in progress; calls that wait for the stop raise `RunLatched`."""
-        self._stopping.set()
-        for call in list(self._in_progress):
-            call.task.cancel()
+        self._in_progress.cancel()
 
     async def check_all_read(self, part: str = "") -> None:
         """Raises `ReplayMismatch` if a part of the run ended and records of it were not used."""
@@ -625,27 +415,6 @@ class Recorder:
             raise self.mismatch(
                 f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
-
-
-def _as_stored(outcome: Outcome, levels: int) -> Outcome:
-    """The outcome with value, state and artifacts as they are stored. Raises like `replaced`."""
-    if outcome.is_stored_form:
-        return outcome
-    return replace(
-        outcome,
-        value=replaced(outcome.value, levels),
-        state=replaced(outcome.state, levels + CHANGE_LEVELS),
-        artifacts=replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
-    )
-
-
-def _max_levels(kind: str) -> int:
-    """The nesting limit for the result of a kind of call.
-
-    A model's reply and a memory's view contain tool arguments and results, each of which may have
-    `MAX_NESTING` levels.
-    """
-    return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
 def _own_model_calls(query: CallQuery) -> int:

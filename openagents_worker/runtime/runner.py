@@ -180,7 +180,7 @@ class Runner:
                 logging.ERROR, "run.write_refused", run_id=run_id, error=refused.message, hint=refused.hint
             )
         released = await attempt.supervision.uninterrupted(
-            self._release(run_id, lease, claimed, ReleaseKind.LOST), name="release"
+            lambda: self._release(run_id, lease, claimed, ReleaseKind.LOST), name="release"
         )
         return released if attempt_result is None or attempt.supervision.is_abandoned else attempt_result
 

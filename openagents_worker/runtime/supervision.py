@@ -8,7 +8,7 @@ write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -45,12 +45,12 @@ class Supervision:
         except BaseException as error:  # noqa: BLE001 - raised again by the runner
             self._note_interruption(error)
 
-    async def uninterrupted(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Await a coroutine of the attempt. An exception in the waiting task does not interrupt it."""
+    async def uninterrupted(self, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
+        """Execute a coroutine of the attempt. An exception in the waiting task does not interrupt it."""
         context = copy_context()
         context.run(marked.set, self._code.mark())
         task: asyncio.Task[T] = asyncio.create_task(
-            self._code.contain_exits(work), name=f"{name} {self._code.run_id}", context=context
+            self._contained(work), name=f"{name} {self._code.run_id}", context=context
         )
         while not task.done():
             try:
@@ -61,6 +61,10 @@ class Supervision:
             except BaseException as error:  # noqa: BLE001 - raised again by the runner
                 self._note_interruption(error)
         return task.result()
+
+    async def _contained(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        result: T = await self._code.contain_exits(work())
+        return result
 
     def interrupt(self, by: BaseException) -> None:
         """Stop the attempt because its caller got an exception: Celery's soft time limit, or a
