@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.errors import OtherFormat
+from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -61,6 +61,14 @@ class RunHistory:
     tries: Tries
     definition_changed: bool
     """Whether the definition of the agent has changed since the run began."""
+
+    def mismatch(self, problem: str, run_id: str) -> ReplayMismatch:
+        """The error for a program that contradicts this history."""
+        if self.definition_changed:
+            hint = "submit the run again, or restore the previous definition of the agent"
+            return DefinitionChanged(problem, hint=hint, run_id=run_id)
+        hint = "only recorded calls may use the time or random numbers; was the pattern changed?"
+        return ReplayMismatch(problem, hint=hint, run_id=run_id)
 
 
 async def read_history(

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from openagents_worker.errors import OpenAgentsError, StepTooLarge
 from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import RunUsage
+from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.rules import CallQuery, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 
-__all__ = ["Event", "MakeCall", "NewRecords", "Outcome"]
+__all__ = ["Event", "MakeCall", "NewRecords", "Outcome", "RecordedContext", "took_ms"]
 
 Event = tuple[str, Mapping[str, Any]]
 
+NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
 SHORT_MESSAGE_CHARS = 200  # of an error whose record is too large; the smallest limit is 1,024 bytes
 
 
@@ -40,6 +41,13 @@ class Outcome:
 
 
 MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
+
+
+class RecordedContext(Protocol):
+    """The parts of the context of a run that recorded calls change."""
+
+    state: dict[str, Any]
+    artifacts: list[RunArtifact]
 
 
 class NewRecords:
@@ -118,6 +126,12 @@ class NewRecords:
             life=self._life,
             v=self._rules.format,
         )
+
+
+def took_ms(duration_s: float) -> int:
+    """The duration of a call as it is recorded."""
+    duration_ms = round(duration_s * 1000)
+    return duration_ms if duration_ms > NO_TIME_MS else 0
 
 
 def _as_stored(outcome: Outcome, levels: int) -> Outcome:

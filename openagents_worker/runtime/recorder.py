@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
-    DefinitionChanged,
     MaxStepsExceeded,
     OpenAgentsError,
     PatternError,
@@ -27,7 +26,7 @@ from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInP
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.outcome import Event, MakeCall, NewRecords, Outcome
+from openagents_worker.runtime.outcome import Event, MakeCall, NewRecords, Outcome, RecordedContext, took_ms
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
@@ -43,15 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
 log = get_logger(__name__)
-
-NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
-
-
-class RecordedContext(Protocol):
-    """The parts of the context of a run that recorded calls change."""
-
-    state: dict[str, Any]
-    artifacts: list[RunArtifact]
 
 
 class Recorder:
@@ -86,8 +76,8 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
-        self._in_progress = CallsInProgress()
-        self._retries = Retries(history.tries, writer, latch, self._in_progress, durable=durable)
+        self.in_progress = CallsInProgress()
+        self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
         self._pattern_events = PatternEvents(history.rules, writer)
 
     # --- calls -------------------------------------------------------------------------------------------
@@ -187,7 +177,7 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
         )
-        with CallInProgress(self._in_progress, may_repeat=may_repeat):
+        with CallInProgress(self.in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
         if self._latch.reason is not None:
             await self._stop_if_latched()  # stop before the program continues; the record is stored
@@ -209,8 +199,8 @@ class Recorder:
             for event in outcome.events:
                 self._writer.emit(*event)
             return None, outcome.error
-        took_ms = self._took_ms(began_s)
-        record, text = self._records.of(query, info, outcome, took_ms=took_ms, model_calls=model_calls)
+        took = took_ms(self._loop.time() - began_s)
+        record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
         await self._commit(record, text, outcome.events)
         return record, outcome.error
 
@@ -232,7 +222,9 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            cancelled = self._records.new(query, info, {"cancelled": True}, self._took_ms(began_s))
+            cancelled = self._records.new(
+                query, info, {"cancelled": True}, took_ms(self._loop.time() - began_s)
+            )
             await self._store_shielded(cancelled, [])
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
@@ -242,14 +234,10 @@ class Recorder:
             current_call.reset(token)
 
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
-        """Suspend the run for a retry, because a part of the pattern failed. False if that is not allowed."""
+        """Suspend the run for a retry, because a part of the pattern failed. False if that is refused."""
         return self._retries.suspend(error, part)
 
     # --- records -----------------------------------------------------------------------------------------
-
-    def _took_ms(self, began_s: float) -> int:
-        took_ms = round((self._loop.time() - began_s) * 1000)
-        return took_ms if took_ms > NO_TIME_MS else 0
 
     def set_start(self, start: Record) -> None:
         """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
@@ -335,16 +323,7 @@ class Recorder:
 
     def mismatch(self, problem: str) -> ReplayMismatch:
         """The error for a program that contradicts its journal. From now on no call is executed."""
-        kind, hint = (
-            ReplayMismatch,
-            "only recorded calls may use the time or random numbers; was the pattern changed?",
-        )
-        if self._history.definition_changed:
-            kind, hint = (
-                DefinitionChanged,
-                "submit the run again, or restore the previous definition of the agent",
-            )
-        error = kind(problem, hint=hint, run_id=self._identity.run_id)
+        error = self._history.mismatch(problem, self.run_id)
         self.verdict = self.verdict or error
         return error
 
@@ -397,16 +376,8 @@ class Recorder:
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
-            await self._in_progress.wait_for_stop()
+            await self.in_progress.wait_for_stop()
         raise RunLatched(self._latch.reason)
-
-    async def wait_for_calls(self) -> None:
-        """Return when no call in progress can still end by itself."""
-        await self._in_progress.wait()
-
-    def cancel_calls(self) -> None:
-        """Cancel the calls in progress; calls that wait for the stop raise `RunLatched`."""
-        self._in_progress.cancel()
 
     async def check_all_read(self, part: str = "") -> None:
         """Raises `ReplayMismatch` if a part of the run ended and records of it were not used."""

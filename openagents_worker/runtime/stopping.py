@@ -48,7 +48,7 @@ class CodeStopper:
                 self._exit()
                 return
             if recorder is not None:
-                recorder.cancel_calls()
+                recorder.in_progress.cancel()
             tasks = self._unfinished_tasks(execution)
             for task in tasks:
                 task.cancel()
@@ -72,7 +72,7 @@ class CodeStopper:
     async def _let_calls_end(self, recorder: Recorder) -> None:
         """Wait until no call can end by itself any more, or until the latch says that calls must stop."""
         run_id = self._code.run_id
-        quiet = asyncio.create_task(recorder.wait_for_calls(), name=f"quiet {run_id}")
+        quiet = asyncio.create_task(recorder.in_progress.wait(), name=f"quiet {run_id}")
         stop_now = asyncio.create_task(self._latch.wait_stop_now(), name=f"stop {run_id}")
         await asyncio.wait({quiet, stop_now}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()
