@@ -29,4 +29,7 @@ def yielded(future: Any) -> Generator[Any, Any, Any]:
 
     Returns the value with which the task resumes the coroutine.
     """
-    return (yield future)
+    try:
+        return (yield future)
+    finally:
+        del future  # breaks a reference cycle with the traceback of its exception

@@ -50,7 +50,7 @@ class Supervision:
         context = copy_context()
         context.run(marked.set, self._code.mark())
         task: asyncio.Task[T] = asyncio.create_task(
-            self._contained(work), name=f"{name} {self._code.run_id}", context=context
+            self._marked(work), name=f"{name} {self._code.run_id}", context=context
         )
         while not task.done():
             try:
@@ -62,9 +62,8 @@ class Supervision:
                 self._note_interruption(error)
         return task.result()
 
-    async def _contained(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        result: T = await self._code.contain_exits(work())
-        return result
+    async def _marked(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await self._code.marks.run_marked(work())
 
     def interrupt(self, by: BaseException) -> None:
         """Stop the attempt because its caller got an exception: Celery's soft time limit, or a

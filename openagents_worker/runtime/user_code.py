@@ -108,10 +108,13 @@ class RunCode:
                 raise self._contained(error) from error
             finally:
                 marks.mark_loop(before)
+                sent = None  # an exception refers to this frame: no reference cycle
             try:
                 step, sent = work.send, await yielded(waits_for)
             except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
                 step, sent = work.throw, error
+            finally:
+                del waits_for  # as above: the exception of a future, too
 
     def _contained(self, error: BaseException) -> RuntimeError:
         log.error(

@@ -249,6 +249,8 @@ class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
             except StopIteration as end:
                 result: T = end.value
                 return result
+            finally:
+                value = None  # an exception refers to this frame: no reference cycle
             try:
                 step, value = work.send, self.parent.switch(future)
             except BaseException as interruption:  # noqa: BLE001 - raised inside the coroutine
