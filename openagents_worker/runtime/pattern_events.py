@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from openagents_worker.runtime.outcome import Event
+from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.rules import Rules
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.telemetry.logs import get_logger

@@ -22,11 +22,18 @@ from openagents_worker.errors import (
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.call_outcome import (
+    Event,
+    MakeCall,
+    NewRecords,
+    Outcome,
+    RecordedContext,
+    took_ms,
+)
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.outcome import Event, MakeCall, NewRecords, Outcome, RecordedContext, took_ms
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction

@@ -9,9 +9,9 @@ from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
+from openagents_worker.runtime.call_outcome import Outcome
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.latch import Latch, LatchReason
-from openagents_worker.runtime.outcome import Outcome
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.scripts import Claimed
 
