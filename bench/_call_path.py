@@ -26,7 +26,7 @@ PACKAGE = Path(openagents_worker.__file__).parent
 REPORT = "BENCH_STRUCTURE_REPORT"
 """The environment variable with the path of the report, to which each run appends a JSON line."""
 
-LOOP_THREAD = {"worker.loop_thread:LoopThread._main", "worker.loop_thread:_survived"}
+LOOP_THREAD = {"worker.loop_thread:LoopThread._main", "worker.loop_thread:_ran_without_exit"}
 """The functions that run the event loop: they are at the bottom of every stack of its thread."""
 
 _path: ContextVar[tuple[str, ...]] = ContextVar("_path", default=())

@@ -219,7 +219,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("event", "in one script call", "runtime.writer.BATCH_BYTES", "characters", "", "the next script call"),
     ("event", "not stored yet", "runtime.writer.PENDING_EVENTS", "events", "", "`emit` waits"),
     ("event", "not stored yet", "runtime.writer.PENDING_BYTES", "characters", "", "`emit` waits"),
-    ("event", "one piece of a reply", "runtime.writer.DELTA_CHARS", "characters", "", "the next piece"),
+    ("event", "one piece of a reply", "runtime.reply_stream.DELTA_CHARS", "characters", "", "the next piece"),
     (
         "event",
         "stored for one run",

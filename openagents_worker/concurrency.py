@@ -1,11 +1,13 @@
-"""Ending tasks. The only place that cancels an asyncio task and waits until it has ended."""
+"""asyncio tasks by hand: ending a task for certain, and stepping a coroutine without a task of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import types
+from collections.abc import Generator
 from typing import Any
 
-__all__ = ["end_task"]
+__all__ = ["end_task", "yielded"]
 
 CANCEL_AGAIN_S = 0.1
 
@@ -19,3 +21,15 @@ async def end_task(task: asyncio.Task[Any]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+
+
+@types.coroutine
+def yielded(future: Any) -> Generator[Any, Any, Any]:
+    """Yield what a stepped coroutine waits for to the asyncio task that executes the caller.
+
+    Returns the value with which the task resumes the coroutine.
+    """
+    try:
+        return (yield future)
+    finally:
+        del future  # breaks a reference cycle with the traceback of its exception

@@ -99,7 +99,9 @@ def shown_json(
     '{"token":"***","step":3}'
     """
     redaction = _Redaction(_parts_of(keys), MAX_CHARS, MAX_ITEMS, mask_prose, is_whole=is_whole)
-    shown = redaction.shown(payload, MAX_DEPTH)
+    shown = (
+        redaction.pairs(payload, MAX_DEPTH) if type(payload) is dict else redaction.shown(payload, MAX_DEPTH)
+    )
     try:
         return to_json(shown).decode()
     except ValueError:  # half of a surrogate pair, which is not valid in UTF-8
@@ -150,7 +152,7 @@ class _Redaction:
         if value is None or isinstance(value, (bool, int)):
             return value if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER else _digits(value)
         if isinstance(value, dict):  # before Mapping, which is slow to check
-            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+            return self.pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
             return value if math.isfinite(value) else None
         if isinstance(value, (bytes, bytearray)):
@@ -161,7 +163,7 @@ class _Redaction:
             except Exception:  # noqa: BLE001 - a custom serializer may raise anything
                 return self._bounded(text_of(value))
         if isinstance(value, Mapping):
-            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+            return self.pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._items(value, depth) if depth else f"<{len(value)} more inside>"
         return self._bounded(text_of(value))
@@ -174,13 +176,14 @@ class _Redaction:
             raise TooManyValues
         return self._left < 0 and count > 0
 
-    def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
+    def pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         """A mapping as it is shown; a text with its size, if its values exceed the limit."""
         if self._is_too_many(len(mapping)):
             return f"<{len(mapping)} more inside>"
         # It runs for every event, so the most common types are checked first.
         out: dict[str, JsonValue] = {}
         parts, mask_short, short = self._parts, self._mask_short, self._short
+        names = _known_names.get((parts, mask_short), _NO_NAMES)
         most = len(mapping) if self._max_items is None else self._max_items
         has_more = len(mapping) > most
         for key, item in mapping.items():
@@ -188,8 +191,9 @@ class _Redaction:
                 out["…"] = f"<{len(mapping) - most} more>"
                 break
             name = key if type(key) is str or isinstance(key, str) else text_of(key)
-            under, kind = value_kind(name, parts), type(item)
-            name = mask_short(name) if len(name) <= _SHORT else self._key(name)
+            kind = type(item)
+            known = names.get(name) if type(name) is str else None
+            under, name = known if known is not None else self._named(name, parts)
             if under is not _NOT_SECRET and (under is _SECRET or kind is not int) and is_secret(under, item):
                 out[name] = MASK
             elif kind is str and len(item) <= short:
@@ -201,6 +205,17 @@ class _Redaction:
             else:
                 out[name] = self.shown(item, depth - 1)
         return out
+
+    def _named(self, name: str, parts: tuple[str, ...]) -> tuple[ValueKind, str]:
+        """The kind of the values under a name, and the name as it is shown. Short names are remembered."""
+        under = value_kind(name, parts)
+        if len(name) > _SHORT:
+            return under, self._key(name)
+        found = under, self._mask_short(name)
+        names = _known_names.setdefault((parts, self._mask_short), {})
+        if len(names) < _MAX_NAMES and len(name) <= _LONGEST_KNOWN and type(name) is str:
+            names[name] = found
+        return found
 
     def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
         """A list, tuple or set as it is shown; a text with its size, if its values exceed the limit."""
@@ -238,3 +253,8 @@ _OF_SHORT_TEXTS: dict[Callable[[str], str], Callable[[str], str]] = {
     mask_secrets: mask_short,
     mask_prose: mask_short_prose,
 }
+_known_names: dict[tuple[tuple[str, ...], Callable[[str], str]], dict[str, tuple[ValueKind, str]]] = {}
+"""The kind of the values under each name, and the name as it is shown; by the parts of names of secrets."""
+_NO_NAMES: Mapping[str, tuple[ValueKind, str]] = {}
+_MAX_NAMES = 4_096  # names of fields are few; those of custom data are not kept beyond this
+_LONGEST_KNOWN = 64

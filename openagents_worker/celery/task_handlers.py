@@ -37,7 +37,15 @@ from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.submission.submit import asubmit
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["completion_notified", "prune", "recover_runs", "resume_run", "run_agent"]
+__all__ = [
+    "accept_run",
+    "accepted_run",
+    "completion_notified",
+    "prune",
+    "recover_runs",
+    "report",
+    "running_process",
+]
 
 log = get_logger(__name__)
 
@@ -45,15 +53,14 @@ REDIS_PAUSE_S = 0.5
 MAX_ERROR_CHARS = 500
 
 
-def run_agent(
-    task: Task, process: CeleryProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, str]:
-    """Execute the run that a message names or requests. An invalid request becomes a failed run.
+def accept_run(
+    task: Task, process: CeleryProcess, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, int]:
+    """The id of the run that a message names or requests, and the record format that the message asks for.
 
-    Raises `RunFailed` for it, and `Ignore` if the worker is stopping.
+    An invalid request becomes a failed run. Raises `RunFailed` for it.
     """
-    process, message = _running_process(process), _task_message(task, args, kwargs)
-    max_bytes = process.settings.max_payload_bytes
+    message, max_bytes = _task_message(task, args, kwargs), process.settings.max_payload_bytes
     try:
         run_id = parse_message(message, max_bytes=max_bytes)
         if isinstance(run_id, RunRequest):
@@ -64,32 +71,28 @@ def run_agent(
     except OpenAgentsError as error:
         process.run(_store_failed_run(process, message, error))
         raise RunFailed(str(error), code=error.code, run_id=message.task_id) from None
-    return _report(task, process, run_id, process.execute(run_id, message.format))
+    return run_id, message.format
 
 
-def resume_run(
-    task: Task, process: CeleryProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, str]:
-    """Continue an accepted run."""
-    process = _running_process(process)
+def accepted_run(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, int]:
+    """The id of the accepted run that a message names, and the record format that the message asks for."""
     message = _task_message(task, args, kwargs)
-    run_id = run_to_resume(message)
-    return _report(task, process, run_id, process.execute(run_id, message.format))
+    return run_to_resume(message), message.format
 
 
 def recover_runs(process: CeleryProcess | None) -> int:
     """Recover every recoverable run now; returns the number of recovered runs."""
-    process = _running_process(process)
+    process = running_process(process)
     return process.run(process.rescue.once())
 
 
 def prune(process: CeleryProcess | None) -> int:
     """Remove expired runs and sessions from the indexes; returns the number of entries."""
-    process = _running_process(process)
+    process = running_process(process)
     return process.run(process.rescue.prune())
 
 
-def _running_process(process: CeleryProcess | None) -> CeleryProcess:
+def running_process(process: CeleryProcess | None) -> CeleryProcess:
     """The process. Raises `Ignore` if the worker is stopping."""
     if process is None:
         raise Ignore(
@@ -111,7 +114,7 @@ class _PendingCompletion:
     status: str
 
 
-def _report(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
+def report(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
     """Report the result to Celery; remember the end so that it is acknowledged after Celery's callbacks."""
     # Only the run's own message has its callbacks. After another message they must still be called.
     if attempt_result.kind is AttemptOutcome.FINISHED and task.request.id == run_id:

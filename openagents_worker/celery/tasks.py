@@ -162,14 +162,18 @@ def add_tasks(app: Celery, processes: ProcessProvider) -> None:
     """Register `tasks.run_agent`, `.resume_run`, `.recover_runs` and `.prune`; change nothing else."""
 
     def run_agent(self: RunAgent, *args: Any, **kwargs: Any) -> dict[str, str]:
-        from openagents_worker.celery import task_handlers
+        from openagents_worker.celery import task_handlers as handlers
 
-        return task_handlers.run_agent(self, processes.process_for(self), args, kwargs)
+        process = handlers.running_process(processes.process_for(self))
+        run_id, format_ = handlers.accept_run(self, process, args, kwargs)
+        return handlers.report(self, process, run_id, process.execute(run_id, format_))
 
     def resume_run(self: RunTask, *args: Any, **kwargs: Any) -> dict[str, str]:
-        from openagents_worker.celery import task_handlers
+        from openagents_worker.celery import task_handlers as handlers
 
-        return task_handlers.resume_run(self, processes.process_for(self), args, kwargs)
+        process = handlers.running_process(processes.process_for(self))
+        run_id, format_ = handlers.accepted_run(self, args, kwargs)
+        return handlers.report(self, process, run_id, process.execute(run_id, format_))
 
     def recover_runs(self: Task) -> int:
         from openagents_worker.celery import task_handlers

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakMethod
 
 __all__ = [
+    "CallIdNumbering",
     "Frame",
     "Node",
     "Nodes",
@@ -246,3 +247,34 @@ def _arguments_digest(coro: Any) -> str:
         return ""
     text = repr(sorted(plain.items()))
     return f"({blake2b(text.encode(errors='surrogatepass'), digest_size=ARGUMENT_BYTES).hexdigest()})"
+
+
+class CallIdNumbering:
+    """Assigns call ids. The calls with the same content are numbered; each number is used once."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+        self._beyond: dict[str, set[int]] = {}
+
+    def mark_used(self, call_id: str) -> None:
+        """Mark an id as used, by a record or by an open call."""
+        parts = call_id.rsplit(":", 2)
+        if len(parts) == 3:
+            self._add(parts[1], int(parts[2]))
+
+    def next_id(self, name: str, content: str) -> str:
+        number = self._taken.get(content, 0) + 1
+        self._add(content, number)
+        return f"{name}:{content}:{number}"
+
+    def _add(self, content: str, number: int) -> None:
+        taken = self._taken.get(content, 0)
+        if number != taken + 1:
+            if number > taken:
+                self._beyond.setdefault(content, set()).add(number)
+            return
+        beyond = self._beyond.get(content)
+        while beyond and number + 1 in beyond:
+            number += 1
+            beyond.discard(number)
+        self._taken[content] = number

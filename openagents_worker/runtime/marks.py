@@ -12,11 +12,12 @@ import mmap
 import os
 import struct
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
+
+from openagents_worker.concurrency import yielded
 
 __all__ = ["NO_RUN", "Executing", "MarkOfThread", "Marks", "MarksSnapshot", "mark_of", "marked", "run_prefix"]
 
@@ -132,26 +133,26 @@ class Marks:
         self._memory[_ON_LOOP] = mark
         return before
 
-    @types.coroutine
-    def run_marked(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    async def run_marked(self, work: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine. In each of its steps the event loop has the mark of the current task."""
-        memory, place = self._memory, _ON_LOOP
         step: Callable[[Any], Any] = work.send
         sent: Any = None
         while True:
-            before = self._on_loop
-            self._on_loop = memory[place] = marked.get()
+            before = self.mark_loop(marked.get())
             try:
                 waits_for = step(sent)
             except StopIteration as end:
                 value: T = end.value
                 return value
             finally:
-                self._on_loop = memory[place] = before
+                self.mark_loop(before)
+                sent = None  # an exception refers to this frame: no reference cycle
             try:
-                step, sent = work.send, (yield waits_for)
+                step, sent = work.send, await yielded(waits_for)
             except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
                 step, sent = work.throw, error
+            finally:
+                del waits_for  # as above: the exception of a future, too
 
     def in_thread(self, function: Callable[P, T]) -> Callable[P, T]:
         """Wrap a function: the thread that calls it has the mark of the current task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,14 @@ from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.structured import response_format
 from openagents_worker.llm.transcript import usable_entries
-from openagents_worker.models import ErrorDetails, RunBudget
+from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.model import RecordedModel
 from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.calls.tool_call import ToolRun
 from openagents_worker.runtime.context import RunContext
-from openagents_worker.runtime.journal import PREPARE, Record
+from openagents_worker.runtime.history import RunHistory, RunStart
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -37,40 +37,15 @@ from openagents_worker.runtime.user_code import (
     user_error_of,
 )
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.formats import BY_PLACE
+from openagents_worker.store.scripts import Claimed
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["Prepared", "Preparation", "RunStart"]
+__all__ = ["Prepared", "Preparation", "emit_beginning", "emit_resumed"]
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RunStart:
-    """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
-
-    transcript_length: int
-    artifact_count: int
-    definition_hash: str
-    memory_view: dict[str, Any] | None = None
-    """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
-
-    def to_record(self, format_: int, tools: Mapping[str, Any]) -> Record:
-        """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it."""
-        value: dict[str, Any] = {
-            "transcript_length": self.transcript_length,
-            "artifact_count": self.artifact_count,
-            "definition_hash": self.definition_hash,
-        }
-        return Record(PREPARE, "prepare", "", {"ok": value, **tools}, self.definition_hash, v=format_)
-
-    @classmethod
-    def of(cls, record: Record) -> RunStart:
-        """Raises `RecordUnreadable`."""
-        with translate_parse_errors(WRITTEN):
-            return cls(**record.outcome["ok"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +83,20 @@ class Preparation:
 
     def __init__(
         self,
-        *,
         context: RunContext,
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
         writer: RunWriter,
-        budget: RunBudget,
-        start_record: Record | None,
-        start: RunStart,
+        history: RunHistory,
     ) -> None:
-        """`start_record` is checkpoint 0 of the run; None if no earlier attempt has stored it."""
         self._context = context
         self._parts = parts
         self._recorder = recorder
         self._writer = writer
-        self._budget = budget
-        self._start_record = start_record
-        self._session = SessionAtStart(sessions, start)
-        self._start = start
+        self._start_record = history.start_record
+        self._start = history.start
+        self._session = SessionAtStart(sessions, history.start)
         self._memory = MemoryCalls(
             parts.memory,
             context=context,
@@ -222,11 +192,12 @@ class Preparation:
 
     def _bind_model(self) -> None:
         """Put the recorded model client into the context."""
+        budget = self._context.run_request.budget or RunBudget()
         self._context.llm_client = RecordedModel(
             self._parts.model(),
             recorder=self._recorder,
             writer=self._writer,
-            budget=self._budget,
+            budget=budget,
             output_format=self._context.output_format,
         )
 
@@ -236,7 +207,8 @@ class Preparation:
         if self._start_record is None:
             self._recorder.set_start(self._start.to_record(self._recorder.rules.format, tools.at_start()))
         self._recorder.changed_tools = tools.changed()
-        run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
+        budget = self._context.run_request.budget or RunBudget()
+        run = ToolRun(self._context, self._writer, budget, self._parts.checks, guards.GUARDS)
         self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
 
     async def _preflight(self) -> None:
@@ -334,3 +306,39 @@ def _elapsed_ms(started: float) -> int:
 
 def _details(error: BaseException) -> dict[str, Any]:
     return ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+
+
+# --- the first events of an attempt ----------------------------------------------------------------------
+
+
+def emit_beginning(writer: RunWriter, claimed: Claimed, request: RunRequest, history: RunHistory) -> None:
+    """Emit the first events of the run, or those of a retry."""
+    if claimed.retries:
+        writer.emit_run_event(
+            "run.resume_attempted",
+            checkpoint_id=_last_checkpoint_id(writer.run_id, claimed),
+            error_type=claimed.last_error,
+            error_code=claimed.last_error,
+            attempt_index=claimed.retries,
+        )
+    if history.start_record is not None:
+        return
+    if claimed.attempt == 1:
+        writer.emit_run_event("run.requested", input_text=request.input_text)
+        writer.emit_run_event("session.run.started", input_text=request.input_text)
+        writer.emit_run_event("run.validated")
+    writer.emit_run_event("session.acquired")
+
+
+def emit_resumed(writer: RunWriter, claimed: Claimed) -> None:
+    """Emit that a retried run is prepared and continues from its last checkpoint."""
+    if claimed.retries:
+        checkpoint_id = _last_checkpoint_id(writer.run_id, claimed)
+        writer.emit_run_event(
+            "run.resume_succeeded", checkpoint_id=checkpoint_id, attempt_index=claimed.retries
+        )
+
+
+def _last_checkpoint_id(run_id: str, claimed: Claimed) -> str | None:
+    length = claimed.journal_length
+    return f"{run_id}:step:{length - 1}" if length else None

@@ -7,39 +7,47 @@ every caller: the pattern, the memory, the context assembler, and calls inside o
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
-    DefinitionChanged,
     MaxStepsExceeded,
     OpenAgentsError,
     PatternError,
     ReplayMismatch,
-    StepTooLarge,
     error_from_wire,
 )
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo, current_call
-from openagents_worker.models import RunUsage
+from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.call_outcome import (
+    Event,
+    MakeCall,
+    NewRecords,
+    Outcome,
+    RecordedContext,
+    took_ms,
+)
+from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.pattern_events import PatternEvents
+from openagents_worker.runtime.retry import Retries
+from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
-from openagents_worker.runtime.state import CHANGE_LEVELS
-from openagents_worker.runtime.storable import too_deep
+from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from openagents_worker.runtime.history import RunHistory
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
@@ -48,106 +56,45 @@ log = get_logger(__name__)
 GIVEN_UP = (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
 """Why a call is cancelled that no later attempt makes again. None: its pattern has cancelled it."""
 
-Event = tuple[str, Mapping[str, Any]]
-
-SHORT_MESSAGE_CHARS = 200  # of an error whose record is too large; the smallest limit is 1,024 bytes
-NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a call returned or raised, and what is stored in the journal with it."""
-
-    value: Any = None
-    error: OpenAgentsError | None = None
-    usage: RunUsage = field(default_factory=RunUsage)
-    state: dict[str, Any] = field(default_factory=dict)
-    artifacts: list[dict[str, Any]] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    may_retry: bool = True
-    """False if the call must not be repeated, although its error is retryable."""
-
-
-MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
-
-
-class _CallInProgress:
-    """A call that is being made.
-
-    It is blocked while a call inside it waits for the run to stop, because then it cannot end by itself.
-    """
-
-    __slots__ = ("blocked", "may_repeat", "outer", "task")
-
-    def __init__(self, task: asyncio.Task[Any], outer: _CallInProgress | None, *, may_repeat: bool) -> None:
-        self.task = task
-        self.outer = outer
-        self.may_repeat = may_repeat
-        self.blocked = 0
-
-
-_innermost_call: ContextVar[_CallInProgress | None] = ContextVar("openagents_running", default=None)
-
 
 class Recorder:
     """The recorded calls of one attempt."""
 
     def __init__(
         self,
+        identity: RunIdentity,
+        history: RunHistory,
         *,
-        run_id: str,
-        uid: str,
-        rules: Rules,
-        position: int,
         writer: RunWriter,
         latch: Latch,
-        retries: int,
-        tries: Mapping[str, int],
-        max_tries: int,
-        life: int,
         durable: bool,
         max_record_bytes: int,
-        definition_changed: bool,
-        transcript_length: int,
-        on_record: Callable[[Record], None],
-        checks: Mapping[str, dict[str, Any]],
-        noted: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """`position` is the journal position of the next record.
-
-        `retries` counts the suspensions for a retry since the last record. `tries` counts them per call, or
-        per part of the pattern. `checks` are the recorded results of output checks, by digest of the output.
-        """
-        self.run_id = run_id
         self.usage = RunUsage()
-        self.position = position
+        self.position = history.length
+        """The journal position of the next record."""
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
         self.changed_tools: Sequence[str] = ()
         """Tools that are described in another way than when the run began."""
-        self.rules = rules
-        self._uid = uid
+        self.rules = history.rules
+        self.max_record_bytes = max_record_bytes
+        self._records = NewRecords(identity, history.rules, max_record_bytes)
+        self.context: RecordedContext | None = None
+        """What the records change. Set before the first call."""
+        self._identity = identity
+        self._history = history
         self._writer = writer
         self._latch = latch
-        self._retries = retries
-        self._tries = tries
-        self._max_tries = max_tries
-        self._life = life
         self._durable = durable
-        self.max_record_bytes = max_record_bytes
-        self._definition_changed = definition_changed
-        self._transcript_length = transcript_length
-        self._on_record = on_record
-        self._checks = dict(checks)
-        self._noted = dict(noted or {})
+        self._checks = dict(history.checks)
+        self._noted = dict(history.noted)
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
-        self._in_progress: set[_CallInProgress] = set()
-        self._stopping = asyncio.Event()
-        self._no_call_can_end = asyncio.Event()
-        self._no_call_can_end.set()
-        self._held_events: defaultdict[str, list[Event]] = defaultdict(list)
+        self.in_progress = CallsInProgress()
+        self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
+        self._pattern_events = PatternEvents(history.rules, writer)
 
     # --- calls -------------------------------------------------------------------------------------------
 
@@ -162,18 +109,24 @@ class Recorder:
         query = self.rules.enter(kind, name, digest, core)
         self._entered[kind] += 1
         number = self._entered[kind]
-        await self._stop_if_latched()
+        if self._latch.reason is not None:
+            await self._stop_if_latched()
         record = await self._find_record(query)
-        await self._stop_if_latched()
+        if self._latch.reason is not None:
+            await self._stop_if_latched()
         if record is None:
-            self._release_held(query.branch)
+            self._pattern_events.release(query.branch)
             return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
-        self._held_events.pop(query.branch, None)  # emitted before this record was stored
+        self._pattern_events.drop(query.branch)  # emitted before this record was stored
         if await self._wait_for_turn(query, record):
             count_replayed(kind)
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
+
+    @property
+    def run_id(self) -> str:
+        return self._identity.run_id
 
     def begin(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""
@@ -215,7 +168,7 @@ class Recorder:
             return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
             if self._latch.reason is None and not record.is_cancelled:
-                await self._store_shielded(self._cancellation_of(record), [])
+                await self._store_shielded(self._records.cancellation_of(record), [])
             raise
 
     async def _make_and_answer(
@@ -228,12 +181,12 @@ class Recorder:
         may_repeat: bool = True,
     ) -> Any:
         """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
-        self._writer.check_lease()
+        self._writer.store.check_lease()
         call_id = self.rules.assign_id(query, again)
         info = CallInfo(
-            run_id=self.run_id,
+            run_id=self._identity.run_id,
             call_id=call_id,
-            idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
+            idempotency_key=f"{self._identity.run_id}:{self._identity.uid}:{call_id}",
             ordinal=query.ordinal,
             failed_tries=self.rules.failed_tries(query, call_id),
             requests=self.rules.requests_sent(query, call_id),
@@ -246,9 +199,10 @@ class Recorder:
             note=partial(self._store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
         )
-        with self._track_in_progress(may_repeat):
+        with CallInProgress(self.in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
-        await self._stop_if_latched()  # stop before the program continues; the record is stored
+        if self._latch.reason is not None:
+            await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
         return self._answer_with(record, error)
 
@@ -271,14 +225,15 @@ class Recorder:
         """
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
-        if self._should_retry(outcome, info):
+        if outcome.error is not None and self._retries.should_retry(outcome.error, outcome, info):
             requests = getattr(outcome.error, "requests", 1)
             tries_key = self.rules.tries_fact(query, info.call_id, requests)
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)
             return None, outcome.error
-        record, text = self._to_record(query, info, outcome, began_s, model_calls)
+        took = took_ms(self._loop.time() - began_s)
+        record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
         await self._commit(record, text, outcome.events)
         return record, outcome.error
 
@@ -301,7 +256,9 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            cancelled = self._new_record(query, info, {"cancelled": True}, began_s)
+            cancelled = self._records.new(
+                query, info, {"cancelled": True}, took_ms(self._loop.time() - began_s)
+            )
             await self._store_shielded(cancelled, [])
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
@@ -310,154 +267,11 @@ class Recorder:
             self.rules.call_ended()
             current_call.reset(token)
 
-    @contextmanager
-    def _track_in_progress(self, may_repeat: bool) -> Iterator[None]:
-        """Count the call as in progress inside the block."""
-        task = asyncio.current_task()
-        assert task is not None
-        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
-        token = _innermost_call.set(call)
-        self._in_progress.add(call)
-        self._no_call_can_end.clear()
-        try:
-            yield
-        finally:
-            _innermost_call.reset(token)
-            self._in_progress.discard(call)
-            self._signal_if_no_call_can_end()
-
-    @contextmanager
-    def _outer_calls_blocked(self) -> Iterator[None]:
-        """Mark the outer calls of the current call as blocked: `wait_for_calls` does not wait for them."""
-        outer = []
-        call = _innermost_call.get()
-        while call is not None:
-            call.blocked += 1
-            outer.append(call)
-            call = call.outer
-        self._signal_if_no_call_can_end()
-        try:
-            yield
-        finally:
-            for call in outer:
-                call.blocked -= 1
-
-    def _signal_if_no_call_can_end(self) -> None:
-        if not self._in_progress or all(call.blocked for call in self._in_progress):
-            self._no_call_can_end.set()
-
-    def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
-        """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
-        error = outcome.error
-        if error is None or not error.retryable or not self._durable:
-            return False
-        if not outcome.may_retry:
-            if getattr(error, "is_final", False):  # the requests of a model call are used up
-                self._emit_exhausted(error, info.failed_tries)
-            return False
-        # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
-        in_flight = max(1, sum(not call.blocked for call in self._in_progress))
-        if info.failed_tries < self._max_tries and self._retries < self._max_tries * in_flight:
-            return True
-        self._emit_exhausted(error, info.failed_tries)
-        return False
-
-    def _emit_exhausted(self, error: OpenAgentsError, failed_tries: int) -> None:
-        self._writer.emit(
-            "run.resume_exhausted",
-            {
-                "run_id": self.run_id,
-                "attempt_index": failed_tries + 1,
-                "error_type": type(error).__name__,
-                "error_code": error.code,
-                "limit": self._max_tries,
-            },
-        )
-
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
-        """Suspend the run for a retry, because a part of the pattern failed. False if that is not allowed.
-
-        Calls in progress are cancelled, not recorded, and made again after the retry. A call that must not
-        be repeated therefore forbids the retry.
-        """
-        if self._latch.reason is not None and not self._latch.lets_calls_end:
-            return True  # the run is stopping already
-        may_repeat = all(call.may_repeat for call in self._in_progress)
-        if not (error.retryable and self._durable and may_repeat):
-            return False
-        failed_tries = self._tries.get(part, 0)
-        if failed_tries >= self._max_tries:
-            self._emit_exhausted(error, failed_tries)
-            return False
-        self._latch.set(LatchReason.RETRY, error=error, call=part)
-        self._latch.hurry()
-        return True
+        """Suspend the run for a retry, because a part of the pattern failed. False if that is refused."""
+        return self._retries.suspend(error, part)
 
     # --- records -----------------------------------------------------------------------------------------
-
-    def _to_record(
-        self, query: CallQuery, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
-    ) -> tuple[Record, str]:
-        """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
-        usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
-        more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
-        call = f"{info.kind} {info.name}"
-        try:
-            if outcome.error is None:
-                result = {"ok": replaced(outcome.value, _max_levels(info.kind))}
-            else:
-                result = {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
-            changed: dict[str, Any] = {
-                "state": replaced(outcome.state, _max_levels(info.kind) + CHANGE_LEVELS),
-                "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
-            }
-            record = self._new_record(query, info, result, began_s, **changed, **more)
-            text = record.to_json()
-            size = len(text.encode())
-            if size > self.max_record_bytes and outcome.error is not None:
-                # A shortened error says more than an error about its size.
-                result["error"]["context"].pop("traceback", None)
-                result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
-                record = self._new_record(query, info, result, began_s, **changed, **more)
-                text = record.to_json()
-                size = len(text.encode())
-            if size <= self.max_record_bytes:
-                return record, text
-            problem = f"the outcome of {call} has {size:,} bytes, {self.max_record_bytes:,} are allowed"
-            not_stored: OpenAgentsError = StepTooLarge(
-                problem, hint="return less, or a reference to the data"
-            )
-        except NestedTooDeeply as error:
-            not_stored = too_deep(f"the outcome of {call}", error)
-        except (TypeError, ValueError, RecursionError) as error:
-            not_stored = StepTooLarge(
-                f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
-            )
-        not_stored.run_id = self.run_id
-        record = self._new_record(query, info, {"error": not_stored.to_dict()}, began_s, **more)
-        return record, record.to_json()
-
-    def _new_record(
-        self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
-    ) -> Record:
-        return Record(
-            info.call_id,
-            info.kind,
-            info.name,
-            outcome,
-            life=self._life,
-            took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
-            v=self.rules.format,
-            **self.rules.identity(query),
-            **more,
-        )
-
-    def _cancellation_of(self, record: Record) -> Record:
-        """A record for later attempts: the program cancelled this call, although its outcome is recorded."""
-        outcome = {"cancelled": True}
-        return Record(
-            f"{record.call}!", "cancelled", record.name, outcome, life=self._life, v=self.rules.format
-        )
 
     def set_start(self, start: Record) -> None:
         """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
@@ -478,12 +292,14 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is None:
                 # The outcome is stored, but the program sees a cancellation. Replay must show it the same.
-                await self._store_shielded(self._cancellation_of(record), [])
+                await self._store_shielded(self._records.cancellation_of(record), [])
             raise
 
     async def _store_shielded(self, record: Record, events: list[Event], text: str = "") -> None:
         """Store a record. A cancellation during the write is raised after the write."""
-        storing = outside_runs(self._store(record, events, text), name=f"commit {self.run_id} {record.call}")
+        storing = outside_runs(
+            self._store(record, events, text), name=f"commit {self._identity.run_id} {record.call}"
+        )
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -529,7 +345,7 @@ class Recorder:
         if not self._durable or self.rules.format == BY_PLACE:
             return
         self.store_start()
-        record = check_record(key, outcome, life=self._life)
+        record = check_record(key, outcome, life=self._identity.life)
         position, saved = self._assign_checkpoint(record)
         self._writer.defer_record(position, record.to_json(), self.usage, saved)
 
@@ -537,9 +353,9 @@ class Recorder:
         """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
         position, self.position = self.position, self.position + 1
         payload = {
-            "checkpoint_id": f"{self.run_id}:step:{position}",
+            "checkpoint_id": f"{self._identity.run_id}:step:{position}",
             "step_index": position,
-            "transcript_length": self._transcript_length,
+            "transcript_length": self._history.start.transcript_length,
             "call_id": record.call,
         }
         return position, ("run.checkpoint_saved", payload)
@@ -548,18 +364,7 @@ class Recorder:
 
     def mismatch(self, problem: str) -> ReplayMismatch:
         """The error for a program that contradicts its journal. From now on no call is executed."""
-        kind, hint = (
-            ReplayMismatch,
-            "only recorded calls may use the time or random numbers; was the pattern changed?",
-        )
-        if self._definition_changed or self.changed_tools:
-            kind, hint = (
-                DefinitionChanged,
-                "submit the run again, or restore the previous definition of the agent",
-            )
-        if self.changed_tools:
-            problem += f"; changed since the run began: {', '.join(self.changed_tools)}"
-        error = kind(problem, hint=hint, run_id=self.run_id)
+        error = self._history.mismatch(problem, self.run_id, self.changed_tools)
         self.verdict = self.verdict or error
         return error
 
@@ -567,17 +372,24 @@ class Recorder:
         """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
         for inner in self.rules.records_inside(record):
             self.usage = self.usage.plus(RunUsage(**inner.usage))
-            self._on_record(inner)
+            self._apply(inner)
         self.usage = self.usage.plus(RunUsage(**record.usage))
-        if self.rules.is_replayed:
-            for branch in list(self._held_events):
-                self._release_held(branch)
+        self._pattern_events.release_all_if_replayed()
         await self._stop_if_latched()
         return self._answer_with(record)
 
+    def _apply(self, record: Record) -> None:
+        """Apply the state changes and artifacts of a record to the context of the run."""
+        if not (record.state or record.artifacts):
+            return
+        assert self.context is not None
+        apply_changes(self.context.state, record.state)
+        for artifact in record.artifacts:
+            self.context.artifacts.append(RunArtifact.model_validate(artifact))
+
     def _answer_with(self, record: Record, made: OpenAgentsError | None = None) -> Any:
         """Return or raise the outcome of a record. `made` is the original error of a call just made."""
-        self._on_record(record)
+        self._apply(record)
         if "error" in record.outcome:
             error = error_from_wire(record.outcome["error"])
             if made is not None and made.code == error.code:
@@ -587,39 +399,12 @@ class Recorder:
             raise error
         return record.outcome.get("ok")
 
-    # --- events of the pattern ---------------------------------------------------------------------------
-
-    def _emit_or_hold(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Emit an event of the pattern; hold it back while its branch is replayed.
-
-        An event before a replayed call was emitted by an earlier attempt: it is dropped. Raises
-        `StepTooLarge`, in each attempt.
-        """
-        if self.rules.is_replayed or self.rules.is_inside_a_call():
-            self._emit_user_event(name, payload)
-        else:
-            self._writer.check_event(name, payload)
-            self._held_events[self.rules.branch()].append((name, payload))
-
     async def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Emit an event of the pattern. Wait while too many events are queued. Raises `StepTooLarge`."""
-        self._emit_or_hold(name, payload)
+        self._pattern_events.emit_or_hold(name, payload)
         if self._writer.is_full:
             await self._writer.wait_for_space()
             await self._stop_if_latched()
-
-    def _release_held(self, branch: str) -> None:
-        """Emit the held events of a branch: it has left its recorded part."""
-        for event in self._held_events.pop(branch, ()):
-            self._emit_user_event(*event)
-
-    def _emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
-        self._writer.emit_user_event(name, payload)
-        if name == "tool.failed":  # for example, the model called a tool that does not exist
-            fields: dict[str, Any] = {
-                key: payload[key] for key in ("tool_id", "code", "message") if key in payload
-            }
-            log.warning("tool.failed", run_id=self.run_id, **fields)
 
     # --- the end of the attempt --------------------------------------------------------------------------
 
@@ -632,19 +417,8 @@ class Recorder:
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
-            with self._outer_calls_blocked():
-                await self._stopping.wait()
+            await self.in_progress.wait_for_stop()
         raise RunLatched(self._latch.reason)
-
-    async def wait_for_calls(self) -> None:
-        """Return when no call in progress can still end by itself."""
-        await self._no_call_can_end.wait()
-
-    def cancel_calls(self) -> None:
-        """Cancel the calls in progress; calls that wait for the stop raise `RunLatched`."""
-        self._stopping.set()
-        for call in list(self._in_progress):
-            call.task.cancel()
 
     async def check_all_read(self, part: str = "") -> None:
         """Raises `ReplayMismatch` if a part of the run ended and records of it were not used."""
@@ -653,15 +427,6 @@ class Recorder:
             raise self.mismatch(
                 f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
-
-
-def _max_levels(kind: str) -> int:
-    """The nesting limit for the result of a kind of call.
-
-    A model's reply and a memory's view contain tool arguments and results, each of which may have
-    `MAX_NESTING` levels.
-    """
-    return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
 def _own_model_calls(query: CallQuery) -> int:

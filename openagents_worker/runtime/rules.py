@@ -13,8 +13,10 @@ from typing import Any
 
 from openagents_worker.runtime.journal import Record
 
-__all__ = ["REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
+__all__ = ["PREPARE_PART", "REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
 
+PREPARE_PART = "prepare"
+"""The part of a run before its pattern, in runs that are replayed by place."""
 REMEMBER = "remember"
 """The part of a run after its pattern, in which the memory stores the turn. It has its own records."""
 

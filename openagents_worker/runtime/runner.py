@@ -7,8 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -27,7 +27,8 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
-from openagents_worker.runtime.marks import Executing, Marks, marked
+from openagents_worker.runtime.marks import Executing, Marks
+from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.spans import attempt_span, end_attempt_span
 from openagents_worker.runtime.stops import Stops
 from openagents_worker.settings import Settings
@@ -67,12 +68,10 @@ class Runner:
         self.accepting = True
         self._store = store
         self._lease = lease
-        self._assembly = assembly
         self._settings = settings
+        self._services = Services(store, assembly, settings, send_wakes, leave, marks or Marks())
         self._send_wakes = send_wakes
         self._claim_patience_s = settings.time_limits.claim_patience_s
-        self._leave = leave
-        self._marks = marks or Marks()
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -87,32 +86,44 @@ class Runner:
         with _CountedClaim(self._claiming, run_id):
             lease, claimed = await self._claim(run_id, format_)
             if claimed.answer is not ClaimAnswer.CLAIMED:
-                if claimed.wakes:
-                    await self._send_wakes(claimed.wakes)
-                attempt_result = _result_without_claim(claimed)
-                _log_end_without_worker(run_id, claimed, attempt_result)
-                return attempt_result
-            if lease.remaining_s() <= 0:  # another worker may recover the run at any moment
+                return await self._skip(run_id, claimed)
+            # After the end of the lease, another worker may recover the run at any moment.
+            if lease.remaining_s() <= 0 or not self.accepting:
                 return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
-            if not self.accepting:
-                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
-            return await self._execute_claimed(run_id, lease, claimed)
+            try:
+                attempt = await self._new_attempt(run_id, lease, claimed)
+            except Exception:  # for example, Redis cannot be reached
+                log.exception("run.not_begun", run_id=run_id)
+                return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
+            with self._owned(run_id, attempt):
+                try:
+                    with attempt_span(attempt.request, claimed) as span:
+                        attempt_result: AttemptResult | None = end_attempt_span(span, await attempt.execute())
+                except (asyncio.CancelledError, GeneratorExit):  # the event loop is being closed
+                    raise
+                except BaseException:  # a bug in this library
+                    log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
+                    attempt_result = None
+                attempt_result = await self._release_if_lost(attempt, attempt_result, lease, claimed)
+            if attempt.supervision.interruption is not None:
+                raise attempt.supervision.interruption
+            return attempt_result
 
-    async def _execute_claimed(self, run_id: str, lease: Lease, claimed: Claimed) -> AttemptResult:
-        """Execute a claimed run. Whatever happens, its outcome is written or the run is released."""
-        try:
-            attempt = await self._new_attempt(run_id, lease, claimed)
-        except Exception:  # for example, Redis cannot be reached
-            log.exception("run.not_begun", run_id=run_id)
-            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
+    async def _skip(self, run_id: str, claimed: Claimed) -> AttemptResult:
+        """The result for a claim that was refused."""
+        if claimed.wakes:
+            await self._send_wakes(claimed.wakes)
+        attempt_result = _result_without_claim(claimed)
+        _log_end_without_worker(run_id, claimed, attempt_result)
+        return attempt_result
+
+    @contextmanager
+    def _owned(self, run_id: str, attempt: Attempt) -> Iterator[None]:
+        """The run counts as owned by this process inside the block."""
         self._attempts[run_id] = attempt
         self._idle.clear()
-        context = copy_context()
-        context.run(marked.set, attempt.mark)
-        coroutine = self._run_marked(self._execute_or_release(attempt, run_id, lease, claimed))
-        execution = asyncio.create_task(coroutine, name=f"attempt {run_id}", context=context)
         try:
-            return await _await_attempt(execution, attempt)
+            yield
         finally:
             if self._attempts.get(run_id) is attempt:
                 del self._attempts[run_id]
@@ -127,13 +138,8 @@ class Runner:
         return Attempt(
             claimed,
             request or await self._request_with_ids_only(run_id),
-            store=self._store,
+            services=self._services,
             lease=lease,
-            assembly=self._assembly,
-            settings=self._settings,
-            send_wakes=self._send_wakes,
-            leave=self._leave,
-            marks=self._marks,
             request_error=request_error,
         )
 
@@ -141,7 +147,7 @@ class Runner:
         self, run_id: str, lease: Lease, claimed: Claimed
     ) -> tuple[RunRequest | None, OpenAgentsError | None]:
         """The request of the run, or the error that says why it cannot be read."""
-        before = self._marks.mark_loop(
+        before = self._services.marks.mark_loop(
             Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
         )
         try:
@@ -150,7 +156,7 @@ class Runner:
         except (OtherFormat, RecordUnreadable) as error:
             return None, error
         finally:
-            self._marks.mark_loop(before)
+            self._services.marks.mark_loop(before)
 
     async def _request_with_ids_only(self, run_id: str) -> RunRequest:
         """A request with only the ids of the run, for a run whose request cannot be read."""
@@ -160,31 +166,25 @@ class Runner:
             agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
         )
 
-    async def _run_marked(self, coroutine: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
-        """Await a coroutine, with the mark of its task on the event loop in each of its steps."""
-        return await self._marks.run_marked(coroutine)
-
-    async def _execute_or_release(
-        self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed
+    async def _release_if_lost(
+        self, attempt: Attempt, attempt_result: AttemptResult | None, lease: Lease, claimed: Claimed
     ) -> AttemptResult:
-        """Execute the attempt. If it cannot write an outcome, release the run."""
-        try:
-            with attempt_span(attempt.request, claimed) as span:
-                attempt_result = end_attempt_span(span, await attempt.execute())
-        except asyncio.CancelledError:  # the event loop is being closed
-            raise
-        except BaseException:  # a bug in this library: release the run, which counts as a recovery
-            log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
-            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
-        if attempt.is_abandoned:
-            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
-        if isinstance(attempt.latch.error, RedisRefused):  # the run continues from its last checkpoint
-            error = attempt.latch.error
+        """Release the run if the attempt could not write how it leaves it. Counts as a recovery.
+
+        `attempt_result` is None if the attempt failed with a bug of this library.
+        """
+        run_id, refused = attempt.request.run_id, attempt.latch.error
+        if attempt_result is not None and not attempt.supervision.is_abandoned:
+            if not isinstance(refused, RedisRefused):
+                return attempt_result
+            # The run continues from its last checkpoint.
             log.of_run(
-                logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
+                logging.ERROR, "run.write_refused", run_id=run_id, error=refused.message, hint=refused.hint
             )
-            await self._release(run_id, lease, claimed, ReleaseKind.LOST)
-        return attempt_result
+        released = await attempt.supervision.uninterrupted(
+            lambda: self._release(run_id, lease, claimed, ReleaseKind.LOST), name="release"
+        )
+        return released if attempt_result is None or attempt.supervision.is_abandoned else attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Claim the run. Waits up to `claim_patience_s` while the process has no lease or Redis no reply.
@@ -291,29 +291,6 @@ class Runner:
         for attempt in list(self._attempts.values()):
             self._stops.call(attempt.latch.hurry)
         await self._idle.wait()
-
-
-async def _await_attempt(execution: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
-    """The result of an attempt. An exception in the waiting task is passed to the attempt, which then stops.
-
-    A cancellation is raised again after the attempt has stopped.
-    """
-    interruption: BaseException | None = None
-    while not execution.done():
-        try:
-            await asyncio.wait({execution})
-        except GeneratorExit:  # the event loop is being discarded
-            execution.cancel()
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            attempt.interrupt(error)
-            interruption = (
-                error if interruption is None or isinstance(interruption, Exception) else interruption
-            )
-    attempt_result = execution.result()
-    if interruption is not None and not isinstance(interruption, Exception):
-        raise interruption
-    return attempt_result
 
 
 def _result_without_claim(claimed: Claimed) -> AttemptResult:

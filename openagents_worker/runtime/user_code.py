@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from openagents_worker.concurrency import yielded
 from openagents_worker.errors import (
     ORIGINAL,
     ModelRetryError,
@@ -86,25 +87,44 @@ class RunCode:
         task.add_done_callback(self._tasks.discard)
 
     async def contain_exits(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Wrap the coroutine of a task of the run, so that it cannot stop the event loop.
+        """Step the coroutine of a task of the run, so that it cannot stop the event loop.
+
+        In each step the event loop has the mark of the task.
 
         asyncio stops its loop, and with it all runs of the process, for SystemExit and KeyboardInterrupt.
         GeneratorExit would close the coroutine that awaits the task. They become RuntimeErrors, as Python
         does with StopIteration.
         """
-        try:
-            return await self.marks.run_marked(work)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            if is_runtime_signal(error):
-                raise
-            log.error(
-                "run.task_exited",
-                run_id=self.run_id,
-                agent_id=self.agent_id,
-                error=described(error),
-                user_error=error,
-            )
-            raise RuntimeError(f"a task of the run raised {described(error)}") from error
+        marks, step, sent = self.marks, work.send, None
+        while True:
+            before = marks.mark_loop(marked.get())
+            try:
+                waits_for = step(sent)
+            except StopIteration as end:
+                return end.value
+            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                if is_runtime_signal(error):
+                    raise
+                raise self._contained(error) from error
+            finally:
+                marks.mark_loop(before)
+                sent = None  # an exception refers to this frame: no reference cycle
+            try:
+                step, sent = work.send, await yielded(waits_for)
+            except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
+                step, sent = work.throw, error
+            finally:
+                del waits_for  # as above: the exception of a future, too
+
+    def _contained(self, error: BaseException) -> RuntimeError:
+        log.error(
+            "run.task_exited",
+            run_id=self.run_id,
+            agent_id=self.agent_id,
+            error=described(error),
+            user_error=error,
+        )
+        return RuntimeError(f"a task of the run raised {described(error)}")
 
     def mark(self, kind: str = "runtime", name: str = "", call_id: str = "") -> bytes:
         """The mark of code of this run. The kind `runtime` is code of this library between plugins."""

@@ -1,41 +1,35 @@
-"""The run writer: the only place from which an attempt writes to Redis. Writes are fenced and in order.
+"""The run writer: the only place that decides what an attempt writes to Redis, and in which order.
 
-Events are batched for a few milliseconds and are stored with the next commit. A write without a reply is
-repeated until the lease ends; the scripts apply it once. The latch is set when Redis reports that this worker
-does not own the run any more, and when a write fails with an error that a repetition cannot fix.
+Events are batched for a few milliseconds and are stored with the next commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar
 
 from openagents_worker.errors import (
-    OpenAgentsError,
-    RedisRefused,
-    RedisUnreachable,
     StepTooLarge,
     text_of,
 )
-from openagents_worker.jsontext import dumps, whole_text
 from openagents_worker.llm.base import Delta, DeltaKind
-from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES, RunUsage
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, MAX_VALUES, TooManyValues, redact, shown_json
+from openagents_worker.models import RunUsage
+from openagents_worker.redaction import MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.reply_stream import ReplyStream
+from openagents_worker.runtime.services import Services
 from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
-from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
+from openagents_worker.store.scripts import SuspendKind, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
@@ -75,36 +69,18 @@ class RunWriter:
     """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
     def __init__(
-        self,
-        *,
-        store: AsyncStore,
-        lease: Lease,
-        run_id: str,
-        fence: str,
-        attempt: int,
-        latch: Latch,
-        ids: Mapping[str, str],
-        preview_chars: int,
-        length: int = 0,
-        redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
-        max_event_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        self, identity: RunIdentity, services: Services, *, store: FencedStore, latch: Latch, length: int = 0
     ) -> None:
-        """`ids` are the ids of run, session and agent: the first fields in the payload of each run event.
-        `length` is the number of records in the journal.
-
-        The value of a field is redacted in events if its name contains one of `redact_keys`.
-        `max_event_bytes` limits the payload of an event that user code emits.
-        """
-        self._store = store
-        self._lease = lease
-        self.run_id = run_id
-        self.fence = fence
-        self._attempt = attempt
+        """`length` is the number of records in the journal."""
+        self.store = store
+        self.run_id = identity.run_id
+        self.fence = identity.fence
+        self._attempt = identity.attempt
         self._latch = latch
-        self._ids = shown_json(ids)
-        self._preview_chars = preview_chars
-        self._redact_keys = redact_keys
-        self._max_event_bytes = max_event_bytes
+        self._ids = shown_json(identity.ids)
+        self._preview_chars = services.settings.event_preview_chars
+        self._redact_keys = services.assembly.redact_keys
+        self._max_event_bytes = services.settings.max_payload_bytes
         self._write_lock = asyncio.Lock()
         self._pending: list[str] = []  # name, payload, name, payload …
         self._pending_chars = 0
@@ -115,9 +91,8 @@ class RunWriter:
         """The format of the records of this run. A worker that cannot read it skips the run."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
-        self._deltas: dict[str, _ReplyStream] = {}
-        self._redis_waits: set[asyncio.Timeout] = set()
-        latch.when_fenced(self._stop_waiting)
+        self._deltas: dict[str, ReplyStream] = {}
+        self._loop = asyncio.get_running_loop()
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -162,9 +137,10 @@ class RunWriter:
         )
 
     def _add(self, name: str, payload: str) -> None:
-        self._pending += [name, payload]
+        self._pending += (name, payload)
         self._pending_chars += len(payload)
-        self._schedule(FLUSH_S)
+        if self._timer is None:
+            self._schedule(FLUSH_S)
 
     @property
     def is_full(self) -> bool:
@@ -194,7 +170,7 @@ class RunWriter:
 
     def delta_of(self, call: str, piece: Delta) -> None:
         """Publish a piece of the text, of the reasoning or of the tool arguments of a reply."""
-        self._deltas.setdefault(call, _ReplyStream()).add(piece)
+        self._deltas.setdefault(call, ReplyStream()).add(piece)
         self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
@@ -205,7 +181,7 @@ class RunWriter:
 
     def _schedule(self, delay_s: float) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -264,7 +240,7 @@ class RunWriter:
         if deferred := self._take_deferred():
             await self._commit(0, [], deferred[-1].usage, batch, deferred)
         elif batch:
-            await self._write(
+            await self.store.write(
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
             )
 
@@ -275,31 +251,6 @@ class RunWriter:
             batch += [name, self._masked_json(payload)]
         self._batch_no += 1
         return batch
-
-    # --- reads -------------------------------------------------------------------------------------------
-
-    @property
-    def keys(self) -> Keys:
-        return self._store.keys
-
-    @property
-    def codec(self) -> PayloadCodec:
-        return self._store.codec
-
-    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""
-        return await self._await_or_latch(lambda: self._store.ask_until(question, self._must_not_write))
-
-    async def journal_page(self, position: int) -> Sequence[str]:
-        """One page of the records of this run, starting at `position`."""
-        call = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
-        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
-
-    def check_lease(self) -> None:
-        """Raises `RunLatched` when the lease is over: no call may begin (rule EFFECTS 1 of the protocol)."""
-        if self._lease.remaining_s() <= 0:
-            self._latch.set(LatchReason.FENCED, detail="the lease is over")
-            raise RunLatched(LatchReason.FENCED)
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
@@ -338,7 +289,7 @@ class RunWriter:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
-            await self._write(
+            await self.store.write(
                 scripts.emit(
                     run_id=self.run_id,
                     fence=self.fence,
@@ -378,7 +329,7 @@ class RunWriter:
                 (name, self._masked_json(payload)) for each in deferred for name, payload in each.events
             ]
             batch = [*chain.from_iterable(checkpoint_events), *batch]
-        await self._write(
+        await self.store.write(
             scripts.commit(
                 run_id=self.run_id,
                 fence=self.fence,
@@ -410,7 +361,7 @@ class RunWriter:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
-            return await self._write_last(
+            return await self.store.write_last(
                 scripts.suspend(
                     run_id=self.run_id,
                     fence=self.fence,
@@ -433,7 +384,7 @@ class RunWriter:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
-            return await self._write_last(
+            return await self.store.write_last(
                 scripts.finish(
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
@@ -447,141 +398,7 @@ class RunWriter:
         for task in list(self._flushing):
             await asyncio.wait([task])
 
-    async def _write(self, call: ScriptCall[WriteAnswer]) -> None:
-        self._act_on_answer(await self._run_script(call))
-
-    async def _write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
-        """Run a script that ends the ownership of the run. It returns wake-ups to send."""
-        reply: WriteResult = await self._run_script(call, reraised=UNWRITABLE)
-        self._act_on_answer(reply.answer)
-        return reply
-
-    async def _run_script(self, call: ScriptCall[Any], reraised: _Errors = ()) -> Any:
-        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write), reraised)
-
-    async def _await_or_latch(self, work: Callable[[], Awaitable[T]], reraised: _Errors = ()) -> T:
-        """Await an operation of the store. An error of the store sets the latch and raises `RunLatched`.
-
-        The store itself repeats what may be repeated. Errors of the store never reach the pattern. Errors of
-        the types in `reraised` are raised as they are.
-        """
-        if self._latch.reason is LatchReason.FENCED:
-            raise RunLatched(LatchReason.FENCED)
-        timeout = asyncio.timeout(None)
-        try:
-            async with timeout:
-                self._redis_waits.add(timeout)
-                try:
-                    return await work()
-                finally:
-                    self._redis_waits.discard(timeout)
-        except TimeoutError as error:  # by `_stop_waiting`; the store translates those of redis-py
-            raise RunLatched(LatchReason.FENCED) from error
-        except RedisUnreachable as error:
-            stopped: OpenAgentsError = error
-        except reraised:
-            raise
-        except Exception as error:  # a script or its reply is wrong: a bug in this library
-            log.exception("run.store_failed", run_id=self.run_id)
-            stopped = RedisRefused(f"{type(error).__name__}: {error}")
-            stopped.__cause__ = error
-        self._latch.set(LatchReason.FENCED, error=stopped, detail=stopped.message)
-        raise RunLatched(LatchReason.FENCED) from stopped
-
-    def _stop_waiting(self) -> None:
-        """The run is fenced: end all waits for replies of Redis."""
-        now_s = asyncio.get_running_loop().time()
-        for timeout in self._redis_waits:
-            timeout.reschedule(now_s)
-
-    def _must_not_write(self) -> bool:
-        """Whether writes must stop: the lease is over or the run is fenced."""
-        return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
-
-    def _act_on_answer(self, answer: WriteAnswer) -> None:
-        """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
-        match answer:
-            case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
-                return
-            case WriteAnswer.CANCEL:
-                self._latch.set(LatchReason.CANCELLED)
-            case WriteAnswer.FENCED | WriteAnswer.MISPLACED:
-                if answer is WriteAnswer.MISPLACED:
-                    log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
-                self._latch.set(LatchReason.FENCED, detail=answer.value)
-                raise RunLatched(LatchReason.FENCED)
-            case _:
-                assert_never(answer)
-
 
 def _masked_name(name: object) -> str:
     """The name of an event as text, masked. A pattern may pass any object as a name."""
     return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))
-
-
-class _Unsent:
-    """One text of a streamed reply: its unsent pieces, and how many characters were sent."""
-
-    def __init__(self, tool_name: str = "") -> None:
-        self.tool_name = tool_name
-        self._parts: list[str] = []
-        self.sent = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._parts)
-
-    def add(self, text: str) -> None:
-        if text:
-            self._parts.append(text)
-
-    def take(self, max_chars: int) -> tuple[int, str]:
-        """The next unsent characters with their offset. They count as sent from now on."""
-        unsent, offset = "".join(self._parts), self.sent
-        text, rest = unsent[:max_chars], unsent[max_chars:]
-        self._parts = [rest] if rest else []
-        self.sent += len(text)
-        return offset, whole_text(text)
-
-
-class _ReplyStream:
-    """The unsent pieces of a streamed reply: its text, its reasoning, and the arguments of its tool calls."""
-
-    def __init__(self) -> None:
-        self._text, self._reasoning = _Unsent(), _Unsent()
-        self._arguments: dict[int, _Unsent] = {}
-
-    @property
-    def has_unsent(self) -> bool:
-        return any((self._text, self._reasoning, *self._arguments.values()))
-
-    def add(self, piece: Delta) -> None:
-        match piece.kind:
-            case DeltaKind.TEXT:
-                self._text.add(piece.text)
-            case DeltaKind.REASONING:
-                self._reasoning.add(piece.text)
-            case DeltaKind.ARGUMENTS:
-                arguments = self._arguments.setdefault(piece.tool_call, _Unsent())
-                arguments.tool_name = arguments.tool_name or piece.tool_name
-                arguments.add(piece.text)
-            case _:
-                assert_never(piece.kind)
-
-    def take(self, call: str, attempt: int) -> list[str]:
-        """The payloads of `llm.delta` events for the unsent pieces, which count as sent from now on."""
-        payloads = []
-        while self.has_unsent:
-            offset, text = self._text.take(DELTA_CHARS)
-            payload: dict[str, Any] = {"call": call, "attempt": attempt, "offset": offset, "text": text}
-            if self._reasoning:
-                offset, reasoning = self._reasoning.take(DELTA_CHARS)
-                payload |= {"reasoning": reasoning, "reasoning_offset": offset}
-            if arguments := [self._taken(number) for number, unsent in self._arguments.items() if unsent]:
-                payload["arguments"] = arguments
-            payloads.append(dumps(payload))
-        return payloads
-
-    def _taken(self, number: int) -> dict[str, Any]:
-        unsent = self._arguments[number]
-        offset, text = unsent.take(DELTA_CHARS // 4)
-        return {"tool_call": number, "tool_name": unsent.tool_name, "offset": offset, "text": text}

@@ -69,7 +69,10 @@ class PipelineBatcher:
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_QueuedCommand(command, answer))
         self._schedule(loop)
-        return await answer
+        try:
+            return await answer
+        finally:
+            del answer  # breaks a reference cycle with the traceback of its exception
 
     async def close(self) -> None:
         """Cancel the round trips, and fail the commands that wait with `ConnectionError`."""
@@ -226,7 +229,7 @@ async def _read_answers(connection: Any, pending: deque[_QueuedCommand]) -> None
         try:
             answer, error_answer = await connection.read_response(), None
         except exceptions.ResponseError as error:
-            answer, error_answer = None, error
+            answer, error_answer = None, error.with_traceback(None)  # it would refer to this frame
             set_refused_command(error, pending[0].command)
         except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
             # This answers one command, but redis-py then closes the connection: the others get no answer.

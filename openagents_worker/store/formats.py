@@ -9,9 +9,6 @@ are the same in all formats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from pydantic import ValidationError
 
 from openagents_worker.errors import OtherFormat, RecordUnreadable, text_of
@@ -69,25 +66,33 @@ def stored_format(text: str | None) -> int:
     return int(text) if text and text.isdecimal() and len(text) <= MAX_FORMAT_DIGITS else 0
 
 
-@contextmanager
-def translate_parse_errors(
-    format_: int, *, run_id: str | None = None, session_id: str | None = None
-) -> Iterator[None]:
-    """Translate errors in the block that parses stored data of this format.
+class translate_parse_errors:
+    """`with translate_parse_errors(format): …` translates errors of the block that parses stored data.
 
     Raises `OtherFormat` if this version cannot read the format, else `RecordUnreadable`: the data is broken.
     """
-    try:
-        yield
-    except PARSE_ERRORS as error:
-        if can_read(format_):
+
+    __slots__ = ("_format", "_run_id", "_session_id")
+
+    def __init__(self, format_: int, *, run_id: str | None = None, session_id: str | None = None) -> None:
+        self._format = format_
+        self._run_id = run_id
+        self._session_id = session_id
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, PARSE_ERRORS):
+            return
+        if can_read(self._format):
             raise RecordUnreadable(
                 f"the stored data cannot be read: {_describe_problem(error)}",
                 hint="another program may have written it; other runs are not affected",
-                run_id=run_id,
-                session_id=session_id,
+                run_id=self._run_id,
+                session_id=self._session_id,
             ) from error
-        raise other_format_error(format_, run_id=run_id, session_id=session_id) from error
+        raise other_format_error(self._format, run_id=self._run_id, session_id=self._session_id) from error
 
 
 PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)

@@ -293,11 +293,12 @@ error that names the key. Any other key of a wrong type is renamed to `aside_key
 as if the key did not exist: it cannot contain data of this library."""
 
 _SAFE = "-_.~"
+_is_unreserved = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
 
 
 def encode_id(value: str) -> str:
     """The id for use in a key: all characters except letters, digits and `-_.~` are percent-encoded."""
-    return quote(value, safe=_SAFE)
+    return value if _is_unreserved(value) else quote(value, safe=_SAFE)
 
 
 def decode_id(encoded: str) -> str:

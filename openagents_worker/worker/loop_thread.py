@@ -13,14 +13,13 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-from openagents_worker.concurrency import end_task
+from openagents_worker.concurrency import end_task, yielded
 from openagents_worker.runtime.user_code import current_run, described
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.offload import TrackedThreads
@@ -93,7 +92,10 @@ class LoopThread:
         if the loop ends first, and `RuntimeError` in a callback of the loop, where the wait would never end.
         """
         if threading.get_ident() == self._thread.ident:
-            return _current_body(work).wait(work)
+            if (body := self.current_body()) is not None:
+                return body.wait(work)
+            work.close()
+            raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:  # the loop is closed
@@ -108,6 +110,11 @@ class LoopThread:
             raise
         finally:
             self._waiting.discard(future)
+
+    def current_body(self) -> SyncBody | None:
+        """The body that calls this on the loop's thread; None elsewhere."""
+        body = getcurrent() if threading.get_ident() == self._thread.ident else None
+        return body if isinstance(body, SyncBody) else None
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function on the loop's thread: at once if called there, else in the loop's next
@@ -242,20 +249,21 @@ class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
             except StopIteration as end:
                 result: T = end.value
                 return result
+            finally:
+                value = None  # an exception refers to this frame: no reference cycle
             try:
                 step, value = work.send, self.parent.switch(future)
             except BaseException as interruption:  # noqa: BLE001 - raised inside the coroutine
                 step, value = work.throw, interruption
 
 
-@types.coroutine
-def drive(body: SyncBody) -> Generator[Any, Any, Any]:
-    """Await a body: run it until it waits for a future, await the future, resume the body with the result."""
+async def drive(body: SyncBody) -> Any:
+    """Run a body until it waits for a future, await the future, resume the body with the result."""
     body.gr_context = getcurrent().gr_context
     future = body.switch()
     while not body.dead:
         try:
-            value = yield future
+            value = await yielded(future)
         except BaseException as error:  # noqa: BLE001 - raised inside the body
             future = body.throw(_as_interruption(body, error))
         else:
@@ -271,15 +279,6 @@ def _as_interruption(body: SyncBody, error: BaseException) -> BaseException:
     body.interruption = None
     task.uncancel()  # the task is interrupted, not cancelled
     return interruption
-
-
-def _current_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
-    """The `SyncBody` of this greenlet. Raises `RuntimeError` outside a body."""
-    body = getcurrent()
-    if isinstance(body, SyncBody):
-        return body
-    work.close()
-    raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
 
 
 def in_thread(

@@ -292,11 +292,14 @@ class WorkerProcess:
 
     def execute(self, run_id: str, format_: int) -> AttemptResult:
         """Execute a run, from a task body. A soft time limit ends the run."""
+        execution = self.runner.execute(run_id, format_)
+        if (body := self._loop_thread.current_body()) is not None:  # a soft limit is raised in the runner
+            return body.wait(execution)
 
         def stop(limit: Exception) -> None:
             self._loop_thread.call_soon(self.runner.interrupt, run_id, limit)
 
-        return self._loop_thread.run(self.runner.execute(run_id, format_), interrupted=stop)
+        return self._loop_thread.run(execution, interrupted=stop)
 
     def stats(self) -> dict[str, Any]:
         """Figures for operators, including the health of each background part."""

@@ -16,7 +16,9 @@ import pytest
 from openagents_worker.runtime import call_ids, replay
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
+from openagents_worker.runtime.replay_waits import ReplayWaits
 from openagents_worker.runtime.turns import OutcomeOrder
+from openagents_worker.runtime.unused_records import UnusedRecords
 from tests.replay.world import Api, Case, Kill
 
 SEEDS = range(25)
@@ -380,7 +382,7 @@ def _tasks_have_no_arguments_digest(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ids_are_counted_by_the_attempt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(replay._CallIdNumbering, "mark_used", lambda *_: None)
+    patch.setattr(call_ids.CallIdNumbering, "mark_used", lambda *_: None)
 
 
 def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
@@ -419,7 +421,7 @@ def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
     original = ReplayByContent.wait_for_turn
 
     async def wait_for_turn(self: Any, query: Any, record: Any) -> bool:
-        if self._was_cancelled(record):
+        if self._unused.was_cancelled(record):
             await self._latch.wait()
         return await original(self, query, record)
 
@@ -427,7 +429,7 @@ def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 
 def _unfinished_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReplayByContent, "_add_open", lambda *_: None)
+    patch.setattr(UnusedRecords, "_add_open", lambda *_: None)
 
 
 def _clocks_are_shared(patch: pytest.MonkeyPatch) -> None:
@@ -436,12 +438,12 @@ def _clocks_are_shared(patch: pytest.MonkeyPatch) -> None:
 
 
 def _the_end_does_not_wait(patch: pytest.MonkeyPatch) -> None:
-    original = ReplayByContent._wait_until
+    original = ReplayWaits.until
 
     async def until(self: Any, condition: Any, keys: Any, **more: Any) -> bool:
         return condition() if more.get("check_on_progress") else await original(self, condition, keys, **more)
 
-    patch.setattr(ReplayByContent, "_wait_until", until)
+    patch.setattr(ReplayWaits, "until", until)
 
 
 def _outcomes_do_not_wait_for_other_tasks(patch: pytest.MonkeyPatch) -> None:
@@ -473,7 +475,7 @@ def _a_waiting_outcome_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:
 
 
 def _calls_inside_a_cancelled_call_are_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReplayByContent, "_reopen_inside", lambda *_: None)
+    patch.setattr(UnusedRecords, "reopen_inside", lambda *_: None)
 
 
 SWITCHES: dict[str, tuple[Switch, str]] = {

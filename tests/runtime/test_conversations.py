@@ -544,7 +544,7 @@ async def test_a_run_continues_with_the_prompt_of_another_version(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, begun_by: str, format_: int
 ) -> None:
     """Recorded calls are replayed although the prompt has another form. No call is repeated."""
-    monkeypatch.setattr("openagents_worker.runtime.attempt.BEGUN", format_)
+    monkeypatch.setattr("openagents_worker.runtime.history.BEGUN", format_)
     old, new = _opening_of_the_version_before, Conversation._first_messages
     first, second = (old, new) if begun_by == "the version before" else (new, old)
     async with (

@@ -325,7 +325,7 @@ async def test_a_run_whose_attempts_always_crash_is_poisoned(
     async def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setattr("openagents_worker.runtime.attempt.Attempt._execute_until_latched", broken)
+    monkeypatch.setattr("openagents_worker.runtime.attempt.Attempt.execute", broken)
     async with process(redis_url, settings=settings) as p:
         await p.submit()
         record = await poisoned_after(p, 3)

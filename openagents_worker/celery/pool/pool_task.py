@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -55,9 +53,10 @@ class PoolTask:
         self.request = request
         self.stopped: StopCause | None = None
         self._loop = loop
-        self._task: asyncio.Task[None] | None = None
         self._body: SyncBody | None = None
-        self._callback_tasks: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[Any] | None = None
+        self._limits: list[asyncio.TimerHandle] = []
+        self._callbacks: set[asyncio.Task[None]] = set()
 
     def terminate(self, signal: int | None = None) -> None:
         """End the task. Called by Celery's request, which reports the revocation itself. Thread-safe.
@@ -67,29 +66,32 @@ class PoolTask:
         """
         self._stop(StopCause.TERMINATED)
 
-    async def execute(self, threads: Executor) -> None:
-        """Execute the task within its time limits."""
-        limits = self._limits()
-        try:
-            if self.request.on_loop:
-                await self._on_loop()
-            else:
-                await self._loop.run_in_executor(threads, self._trace)
-        finally:
-            for limit in limits:
-                limit.cancel()
-            for callback_task in self._callback_tasks:
-                await asyncio.wait([callback_task])
-            self._task = self._body = None  # breaks a reference cycle: the body refers to this object
+    def begin(self) -> SyncBody | None:
+        """Start the time limits. Returns the body that the loop drives; None for a task that needs a thread.
 
-    async def _on_loop(self) -> None:
-        """Drive the body on the loop."""
-        self._task, self._body = asyncio.current_task(), SyncBody(self._trace)
-        with contextlib.suppress(asyncio.CancelledError):  # it was stopped
-            await drive(self._body)
+        Must be called on the loop's thread.
+        """
+        limits = ((self.request.soft_timeout, self._soft_limit), (self.request.timeout, self._hard_limit))
+        self._limits = [
+            self._loop.call_later(limit_s, reached, limit_s) for limit_s, reached in limits if limit_s
+        ]
+        self._body = SyncBody(self.execute) if self.request.on_loop else None
+        return self._body
 
-    def _trace(self) -> None:
+    def close(self) -> None:
+        """Release what the task holds, after its end."""
+        for limit in self._limits:
+            limit.cancel()
+        self._task = self._body = None  # breaks a reference cycle: the body refers to this object
+
+    def unfinished_callback(self) -> asyncio.Task[None] | None:
+        """A callback of a time limit that still executes."""
+        return next((callback for callback in self._callbacks if not callback.done()), None)
+
+    def execute(self) -> None:
         """Call the accept callback, Celery's tracer and the result callback. All of them are synchronous."""
+        if self._body is not None:
+            self._task = asyncio.current_task()
         request = self.request
         if request.accept_callback is not None:
             request.accept_callback(self.number, time.monotonic())
@@ -114,11 +116,6 @@ class PoolTask:
 
     # --- stopping ----------------------------------------------------------------------------------------
 
-    def _limits(self) -> list[asyncio.TimerHandle]:
-        """Start the timers of the time limits."""
-        limits = ((self.request.soft_timeout, self._soft_limit), (self.request.timeout, self._hard_limit))
-        return [self._loop.call_later(limit_s, reached, limit_s) for limit_s, reached in limits if limit_s]
-
     def _soft_limit(self, limit_s: float) -> None:
         """Raise `SoftTimeLimitExceeded` where the body waits; the body may still clean up."""
         if self.stopped is None:
@@ -134,9 +131,7 @@ class PoolTask:
         if (callback := self.request.timeout_callback) is not None:
             # The callback of a hard limit stores a failure: in its own body it does not block the loop.
             body = SyncBody(lambda: callback(soft, limit_s))
-            self._callback_tasks.add(
-                self._loop.create_task(_execute(body), name=f"limit of {self.request.name}")
-            )
+            self._callbacks.add(self._loop.create_task(drive(body), name=f"limit of {self.request.name}"))
 
     def _stop(self, why: StopCause) -> None:
         self.stopped = self.stopped or why
@@ -148,7 +143,3 @@ class PoolTask:
         if self._task is not None and self._body is not None:
             self._body.interruption = interruption
             self._task.cancel()
-
-
-async def _execute(body: SyncBody) -> None:
-    await drive(body)

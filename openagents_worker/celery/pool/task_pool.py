@@ -11,12 +11,13 @@ In a registered app, runs have a separate limit (`OPENAGENTS_CONCURRENCY`). Runs
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import inspect
 import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 from celery import Celery, Task, signals
@@ -28,7 +29,7 @@ from openagents_worker.celery.pool.pool_task import PoolRequest, PoolTask
 from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.message_names import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
-from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.loop_thread import LoopThread, drive
 
 __all__ = ["ON_LOOP", "TaskPool", "do_nothing"]
 
@@ -90,7 +91,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         }
         tasks = [self.app.tasks[name] for name in self._loop_task_names]
         for task in tasks:
-            _make_body_awaited(task, self.loop_thread)
+            if task.name not in self._run_task_names:
+                _make_body_awaited(task, self.loop_thread)
         keep_off_loop(self.app, tasks, self._blocking)
         signals.worker_process_init.send(sender=self)  # as in a solo pool: this process executes the tasks
 
@@ -121,7 +123,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         group.unfinished.add(pool_task.number)
         if message.get(RUN_ENDED):
             self._unfinished_completions.add(pool_task.number)
-        self.loop_thread.loop.call_soon_threadsafe(self._enqueue, pool_task, group)
+        group.waiting.append(pool_task)
+        self.loop_thread.loop.call_soon_threadsafe(self._start_waiting, group)
         return pool_task
 
     @property
@@ -204,38 +207,40 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         """The number of running tasks of all groups."""
         return sum(group.running for group in self._groups)
 
-    def _enqueue(self, pool_task: PoolTask, group: _TaskGroup) -> None:
-        """Add a task to its group and start it if the limit allows."""
-        group.waiting.append(pool_task)
-        self._start_waiting(group)
-
     def _start_waiting(self, group: _TaskGroup) -> None:
         """Start waiting tasks up to the limit of the group."""
+        loop = self.loop_thread.loop
         with self._changed:
             while group.waiting and group.running < group.limit:
                 pool_task = group.waiting.popleft()
                 group.running += 1
                 if self._running() == 1:
                     self.loop_thread.work_began.set()
-                self.loop_thread.loop.create_task(
-                    self._execute(pool_task, group), name=f"task {pool_task.request.name}"
+                body = pool_task.begin()
+                execution: asyncio.Future[Any] = (
+                    loop.create_task(drive(body), name=f"task {pool_task.request.name}")
+                    if body is not None
+                    else loop.run_in_executor(self._threads, pool_task.execute)
                 )
+                execution.add_done_callback(partial(self._on_done, pool_task, group))
 
-    async def _execute(self, pool_task: PoolTask, group: _TaskGroup) -> None:
-        try:
-            await pool_task.execute(self._threads)
-        finally:
-            group.running -= 1
-            group.unfinished.discard(pool_task.number)
-            self._unfinished_completions.discard(pool_task.number)
-            del self._pool_tasks[pool_task.number]
-            self._start_waiting(group)
-            with self._changed:
-                self._changed.notify_all()
-            # Always wake the hub, which may have stopped fetching messages: it counts received messages, the
-            # pool counts started tasks, so the pool does not know whether the hub has stopped.
-            if self._hub is not None:
-                self._hub.call_soon(self._call_on_task_end)
+    def _on_done(self, pool_task: PoolTask, group: _TaskGroup, _: asyncio.Future[Any]) -> None:
+        """Free the slot of a task that has ended, and start the next one."""
+        if (callback := pool_task.unfinished_callback()) is not None:
+            callback.add_done_callback(partial(self._on_done, pool_task, group))
+            return
+        pool_task.close()
+        group.running -= 1
+        group.unfinished.discard(pool_task.number)
+        self._unfinished_completions.discard(pool_task.number)
+        del self._pool_tasks[pool_task.number]
+        self._start_waiting(group)
+        with self._changed:
+            self._changed.notify_all()
+        # Always wake the hub, which may have stopped fetching messages: it counts received messages, the
+        # pool counts started tasks, so the pool does not know whether the hub has stopped.
+        if self._hub is not None:
+            self._hub.call_soon(self._call_on_task_end)
 
 
 def _run_limit(app: Celery) -> int | None:
@@ -261,7 +266,7 @@ def _make_body_awaited(task: Task, loop_thread: LoopThread) -> None:
     name = "_orig_run" if hasattr(task, "_orig_run") else "run"  # `autoretry_for` wraps the body
     body = getattr(task, name)
 
-    @functools.wraps(body)
+    @wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         result = body(*args, **kwargs)
         return loop_thread.run(result) if inspect.iscoroutine(result) else result

@@ -117,7 +117,7 @@ class RecordedModel(ModelClient):
         events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
         if usage.cost_usd is None and self._is_billed and name not in self._unpriced:
             events.append(("llm.price_unknown", {"model": name, "call": info.call_id}))
-        return Outcome(value=wire, usage=usage, events=events)
+        return Outcome(value=wire, usage=usage, events=events, is_stored_form=True)
 
     def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
         """The request with listeners that publish the pieces of the reply; without, if nobody can stream."""

@@ -101,6 +101,7 @@ class RecordedTool:
             state=state,
             artifacts=artifacts,
             events=[("tool.succeeded", payload)],
+            is_stored_form=True,
         )
 
     def _failed(self, call: ToolCall, error: OpenAgentsError) -> Outcome:

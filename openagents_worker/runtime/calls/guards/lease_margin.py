@@ -11,5 +11,5 @@ __all__ = ["lease_margin"]
 
 async def lease_margin(call: ToolCall, proceed: Proceed) -> Any:
     """Raises `RunLatched` if the lease is over, by the local clock and with a margin for its error."""
-    call.run.writer.check_lease()
+    call.run.writer.store.check_lease()
     return await proceed(call)

@@ -1,0 +1,155 @@
+"""Outcomes: the only place that turns what a recorded call returned or raised into its record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from openagents_worker.errors import OpenAgentsError, StepTooLarge
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.rules import CallQuery, Rules
+from openagents_worker.runtime.state import CHANGE_LEVELS
+from openagents_worker.runtime.storable import too_deep
+
+__all__ = ["Event", "MakeCall", "NewRecords", "Outcome", "RecordedContext", "took_ms"]
+
+Event = tuple[str, Mapping[str, Any]]
+
+NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
+SHORT_MESSAGE_CHARS = 200  # of an error whose record is too large; the smallest limit is 1,024 bytes
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a call returned or raised, and what is stored in the journal with it."""
+
+    value: Any = None
+    error: OpenAgentsError | None = None
+    usage: RunUsage = field(default_factory=RunUsage)
+    state: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    may_retry: bool = True
+    """False if the call must not be repeated, although its error is retryable."""
+    is_stored_form: bool = False
+    """Whether value, state and artifacts are already as they are stored, see `storable`."""
+
+
+MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
+
+
+class RecordedContext(Protocol):
+    """The parts of the context of a run that recorded calls change."""
+
+    state: dict[str, Any]
+    artifacts: list[RunArtifact]
+
+
+class NewRecords:
+    """Makes the records of one attempt."""
+
+    def __init__(self, identity: RunIdentity, rules: Rules, max_bytes: int) -> None:
+        self._run_id = identity.run_id
+        self._life = identity.life
+        self._rules = rules
+        self._max_bytes = max_bytes
+
+    def of(
+        self, query: CallQuery, info: CallInfo, outcome: Outcome, *, took_ms: int, model_calls: int
+    ) -> tuple[Record, str]:
+        """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
+        usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
+        more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
+        call = f"{info.kind} {info.name}"
+        try:
+            stored = _as_stored(outcome, _max_levels(info.kind))
+            result = (
+                {"ok": stored.value}
+                if outcome.error is None
+                else {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
+            )
+            changed: dict[str, Any] = {"state": stored.state, "artifacts": stored.artifacts}
+            record = self.new(query, info, result, took_ms, **changed, **more)
+            text = record.to_json()
+            size = len(text.encode())
+            if size > self._max_bytes and outcome.error is not None:
+                # A shortened error says more than an error about its size.
+                result["error"]["context"].pop("traceback", None)
+                result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
+                record = self.new(query, info, result, took_ms, **changed, **more)
+                text = record.to_json()
+                size = len(text.encode())
+            if size <= self._max_bytes:
+                return record, text
+            problem = f"the outcome of {call} has {size:,} bytes, {self._max_bytes:,} are allowed"
+            not_stored: OpenAgentsError = StepTooLarge(
+                problem, hint="return less, or a reference to the data"
+            )
+        except NestedTooDeeply as error:
+            not_stored = too_deep(f"the outcome of {call}", error)
+        except (TypeError, ValueError, RecursionError) as error:
+            not_stored = StepTooLarge(
+                f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
+            )
+        not_stored.run_id = self._run_id
+        record = self.new(query, info, {"error": not_stored.to_dict()}, took_ms, **more)
+        return record, record.to_json()
+
+    def new(
+        self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], took_ms: int = 0, **more: Any
+    ) -> Record:
+        return Record(
+            info.call_id,
+            info.kind,
+            info.name,
+            outcome,
+            life=self._life,
+            took_ms=took_ms,
+            v=self._rules.format,
+            **self._rules.identity(query),
+            **more,
+        )
+
+    def cancellation_of(self, record: Record) -> Record:
+        """A record for later attempts: the program cancelled this call, although its outcome is recorded."""
+        outcome = {"cancelled": True}
+        return Record(
+            f"{record.call}!",
+            "cancelled",
+            record.name,
+            outcome,
+            life=self._life,
+            v=self._rules.format,
+        )
+
+
+def took_ms(duration_s: float) -> int:
+    """The duration of a call as it is recorded."""
+    duration_ms = round(duration_s * 1000)
+    return duration_ms if duration_ms > NO_TIME_MS else 0
+
+
+def _as_stored(outcome: Outcome, levels: int) -> Outcome:
+    """The outcome with value, state and artifacts as they are stored. Raises like `replaced`."""
+    if outcome.is_stored_form:
+        return outcome
+    return replace(
+        outcome,
+        value=replaced(outcome.value, levels),
+        state=replaced(outcome.state, levels + CHANGE_LEVELS),
+        artifacts=replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
+    )
+
+
+def _max_levels(kind: str) -> int:
+    """The nesting limit for the result of a kind of call.
+
+    A model's reply and a memory's view contain tool arguments and results, each of which may have
+    `MAX_NESTING` levels.
+    """
+    return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS

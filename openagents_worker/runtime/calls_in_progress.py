@@ -1,0 +1,103 @@
+"""Calls in progress: the only place that knows which recorded calls of a run can still end by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import Any
+
+__all__ = ["CallInProgress", "CallsInProgress"]
+
+
+class CallInProgress:
+    """`with CallInProgress(calls): …` counts a call as in progress while the block makes it.
+
+    It is blocked while a call inside it waits for the run to stop, because then it cannot end by itself.
+    """
+
+    __slots__ = ("_calls", "_token", "blocked", "may_repeat", "outer", "task")
+
+    def __init__(self, calls: CallsInProgress, *, may_repeat: bool) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[Any] = task
+        self.outer = _innermost_call.get()
+        self.may_repeat = may_repeat
+        self.blocked = 0
+        self._calls = calls
+        self._token: Token[CallInProgress | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = _innermost_call.set(self)
+        self._calls.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._token is not None
+        _innermost_call.reset(self._token)
+        self._calls.discard(self)
+
+
+_innermost_call: ContextVar[CallInProgress | None] = ContextVar("openagents_running", default=None)
+
+
+class CallsInProgress:
+    """The calls of one attempt that are being made."""
+
+    def __init__(self) -> None:
+        self._calls: set[CallInProgress] = set()
+        self._stopping = asyncio.Event()
+        self._none_can_end = asyncio.Event()
+        self._none_can_end.set()
+
+    def add(self, call: CallInProgress) -> None:
+        self._calls.add(call)
+        self._none_can_end.clear()
+
+    def discard(self, call: CallInProgress) -> None:
+        self._calls.discard(call)
+        self._signal_if_none_can_end()
+
+    def unblocked(self) -> int:
+        """The number of calls that can end by themselves."""
+        return sum(not call.blocked for call in self._calls)
+
+    def may_repeat(self) -> bool:
+        """Whether every call may be made again, although it may have had side effects."""
+        return all(call.may_repeat for call in self._calls)
+
+    async def wait_for_stop(self) -> None:
+        """Wait until the calls of the run are cancelled. The calls around the current one are blocked."""
+        with _outer_calls_blocked(self):
+            await self._stopping.wait()
+
+    async def wait(self) -> None:
+        """Return when no call can end by itself any more."""
+        await self._none_can_end.wait()
+
+    def cancel(self) -> None:
+        """Cancel all calls, and resume those that wait for the stop."""
+        self._stopping.set()
+        for call in list(self._calls):
+            call.task.cancel()
+
+    def _signal_if_none_can_end(self) -> None:
+        if not self._calls or all(call.blocked for call in self._calls):
+            self._none_can_end.set()
+
+
+@contextmanager
+def _outer_calls_blocked(calls: CallsInProgress) -> Iterator[None]:
+    outer = []
+    call = _innermost_call.get()
+    while call is not None:
+        call.blocked += 1
+        outer.append(call)
+        call = call.outer
+    calls._signal_if_none_can_end()
+    try:
+        yield
+    finally:
+        for call in outer:
+            call.blocked -= 1

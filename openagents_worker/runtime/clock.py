@@ -1,0 +1,36 @@
+"""The clock of a run: how long it has been active, and how much of its time limit is left."""
+
+from __future__ import annotations
+
+import time
+
+from openagents_worker.errors import BudgetExhausted
+
+__all__ = ["RunClock"]
+
+
+class RunClock:
+    """Measures the active time of a run. Time in which the run was suspended is not counted."""
+
+    def __init__(self, limit_ms: int | None, active_ms: int) -> None:
+        """`active_ms` is the active time of the earlier attempts."""
+        self._limit_ms = limit_ms
+        self._active_ms = active_ms
+        self._started = time.monotonic()
+
+    @property
+    def active_ms(self) -> int:
+        return self._active_ms + round((time.monotonic() - self._started) * 1000)
+
+    def left_s(self) -> float | None:
+        """Seconds left of the limit; None without a limit."""
+        if self._limit_ms is None:
+            return None
+        return max(0.0, (self._limit_ms - self._active_ms) / 1000 - (time.monotonic() - self._started))
+
+    def exhausted(self) -> BudgetExhausted:
+        """The error for a run that has used up its time."""
+        limit = self._limit_ms or 0
+        return BudgetExhausted(
+            f"Run duration limit ({limit}ms) exceeded", kind="duration", current=self.active_ms, limit=limit
+        )

@@ -1,0 +1,125 @@
+"""The history of a run: the only place that reads what earlier attempts have left in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.replay import ReplayByContent
+from openagents_worker.runtime.replay_by_place import ReplayByPlace
+from openagents_worker.runtime.retry import Tries
+from openagents_worker.runtime.rules import Rules
+from openagents_worker.store.facts import FactKind, Facts
+from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.scripts import Claimed
+
+__all__ = ["RunHistory", "RunStart", "read_history"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
+
+    transcript_length: int
+    artifact_count: int
+    definition_hash: str
+    memory_view: dict[str, Any] | None = None
+    """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
+
+    def to_record(self, format_: int, tools: Mapping[str, Any]) -> Record:
+        """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it."""
+        value: dict[str, Any] = {
+            "transcript_length": self.transcript_length,
+            "artifact_count": self.artifact_count,
+            "definition_hash": self.definition_hash,
+        }
+        return Record(PREPARE, "prepare", "", {"ok": value, **tools}, self.definition_hash, v=format_)
+
+    @classmethod
+    def of(cls, record: Record) -> RunStart:
+        """Raises `RecordUnreadable`."""
+        with translate_parse_errors(WRITTEN):
+            return cls(**record.outcome["ok"])
+
+
+@dataclass(frozen=True, slots=True)
+class RunHistory:
+    """What earlier attempts have left: an empty history in the first attempt."""
+
+    start_record: Record | None
+    """Checkpoint 0; None if no earlier attempt has stored it."""
+    start: RunStart
+    """Where the run starts in its session."""
+    rules: Rules
+    length: int
+    """The number of records in the journal."""
+    checks: Mapping[str, dict[str, Any]]
+    """The recorded results of output checks, by digest of the output."""
+    tries: Tries
+    noted: Mapping[str, Mapping[str, Any]]
+    """What earlier attempts noted about calls that are not recorded yet, by call id."""
+    definition_changed: bool
+    """Whether the definition of the agent has changed since the run began."""
+
+    def mismatch(self, problem: str, run_id: str, changed_tools: Sequence[str] = ()) -> ReplayMismatch:
+        """The error for a program that contradicts this history.
+
+        `changed_tools` are described in another way than when the run began.
+        """
+        if changed_tools:
+            problem += f"; changed since the run began: {', '.join(changed_tools)}"
+        if self.definition_changed or changed_tools:
+            hint = "submit the run again, or restore the previous definition of the agent"
+            return DefinitionChanged(problem, hint=hint, run_id=run_id)
+        hint = "only recorded calls may use the time or random numbers; was the pattern changed?"
+        return ReplayMismatch(problem, hint=hint, run_id=run_id)
+
+
+async def read_history(
+    claimed: Claimed, definition_hash: str, *, tries: Tries, store: FencedStore, latch: Latch
+) -> RunHistory:
+    """Read the journal of a claimed run.
+
+    Raises `RunLatched` if a record has a format that this version cannot read: the run is left to others.
+    """
+    records = await _read_records(claimed, store, latch)
+    start_record = records.pop(0) if records else None
+    current_start = RunStart(claimed.messages, claimed.artifacts, definition_hash)
+    start = RunStart.of(start_record) if start_record else current_start
+    # Checkpoint 0 holds the format under which the run began.
+    format_ = start_record.v if start_record is not None else BEGUN
+    kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
+    replayed = [record for record in records if record.kind != CHECK]
+    return RunHistory(
+        start_record=start_record,
+        start=start,
+        rules=kind(replayed, life=claimed.life, latch=latch, tries=tries.of_call),
+        length=claimed.journal_length,
+        checks=checks_of(records, claimed.life),
+        tries=tries,
+        noted=_notes(claimed),
+        definition_changed=start.definition_hash != current_start.definition_hash,
+    )
+
+
+def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
+    notes = {fact.id: fact.value() for fact in Facts(claimed.facts).of(FactKind.RESPONSE)}
+    return {call: value for call, value in notes.items() if isinstance(value, dict)}
+
+
+async def _read_records(claimed: Claimed, store: FencedStore, latch: Latch) -> list[Record]:
+    """All records of the journal. If one has another format, the run is left to others."""
+    records: list[Record] = []
+    async for text in read_pages(store.journal_page, claimed.journal, claimed.journal_length):
+        try:
+            records.append(Record.from_json(text, len(records)))
+        except OtherFormat as error:
+            # Rare: the claim has already checked the format in the run record.
+            latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+            raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
+    return records

@@ -1,0 +1,80 @@
+"""The stream of a reply: what a model has sent and no watcher has received yet."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from openagents_worker.jsontext import dumps, whole_text
+from openagents_worker.llm.base import Delta, DeltaKind
+
+__all__ = ["ReplyStream"]
+
+DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
+
+
+class _Unsent:
+    """One text of a streamed reply: its unsent pieces, and how many characters were sent."""
+
+    def __init__(self, tool_name: str = "") -> None:
+        self.tool_name = tool_name
+        self._parts: list[str] = []
+        self.sent = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+
+    def take(self, max_chars: int) -> tuple[int, str]:
+        """The next unsent characters with their offset. They count as sent from now on."""
+        unsent, offset = "".join(self._parts), self.sent
+        text, rest = unsent[:max_chars], unsent[max_chars:]
+        self._parts = [rest] if rest else []
+        self.sent += len(text)
+        return offset, whole_text(text)
+
+
+class ReplyStream:
+    """The unsent pieces of a streamed reply: its text, its reasoning, and the arguments of its tool calls."""
+
+    def __init__(self) -> None:
+        self._text, self._reasoning = _Unsent(), _Unsent()
+        self._arguments: dict[int, _Unsent] = {}
+
+    @property
+    def has_unsent(self) -> bool:
+        return any((self._text, self._reasoning, *self._arguments.values()))
+
+    def add(self, piece: Delta) -> None:
+        match piece.kind:
+            case DeltaKind.TEXT:
+                self._text.add(piece.text)
+            case DeltaKind.REASONING:
+                self._reasoning.add(piece.text)
+            case DeltaKind.ARGUMENTS:
+                arguments = self._arguments.setdefault(piece.tool_call, _Unsent())
+                arguments.tool_name = arguments.tool_name or piece.tool_name
+                arguments.add(piece.text)
+            case _:
+                assert_never(piece.kind)
+
+    def take(self, call: str, attempt: int) -> list[str]:
+        """The payloads of `llm.delta` events for the unsent pieces, which count as sent from now on."""
+        payloads = []
+        while self.has_unsent:
+            offset, text = self._text.take(DELTA_CHARS)
+            payload: dict[str, Any] = {"call": call, "attempt": attempt, "offset": offset, "text": text}
+            if self._reasoning:
+                offset, reasoning = self._reasoning.take(DELTA_CHARS)
+                payload |= {"reasoning": reasoning, "reasoning_offset": offset}
+            if arguments := [self._taken(number) for number, unsent in self._arguments.items() if unsent]:
+                payload["arguments"] = arguments
+            payloads.append(dumps(payload))
+        return payloads
+
+    def _taken(self, number: int) -> dict[str, Any]:
+        unsent = self._arguments[number]
+        offset, text = unsent.take(DELTA_CHARS // 4)
+        return {"tool_call": number, "tool_name": unsent.tool_name, "offset": offset, "text": text}
