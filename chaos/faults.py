@@ -131,7 +131,7 @@ class Faults:
                 time.sleep(seconds)
             case FaultKind.FAIL_OVER if self._deployment.watched is not None:
                 with self._data_loss():
-                    self._deployment.watched.fail_over(kill=fault.longer_than_lease)
+                    return self._deployment.watched.fail_over(kill=fault.longer_than_lease)
             case kind if self._deployment.single is not None:
                 self._disturb_single(self._deployment.single, kind, seconds)
             case other:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from openagents_worker import Client
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import OpenAgentsError, RunNotFound
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
 
@@ -119,6 +119,8 @@ class Load:
             run.cancelled = True
             try:
                 self._until_answered(partial(self.client.cancel, run.run_id))
+            except RunNotFound:
+                pass  # the audit finds every lost run, cancelled or not
             except OpenAgentsError as error:
                 self.problems.append(f"cancel {run.run_id}: {error.code}: {error}")
 

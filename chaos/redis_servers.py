@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import redis
+from redis import ResponseError
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.local.child_process import free_port
@@ -154,12 +155,21 @@ class RedisWithSentinel:
         """A client of the current master."""
         return self._watched.master.client
 
-    def fail_over(self, *, kill: bool) -> None:
-        """The replica becomes the master, because the master is killed or because it is told to."""
+    def fail_over(self, *, kill: bool) -> bool:
+        """The replica becomes the master: its master is killed, or Sentinel replaces it.
+
+        False: Sentinel does not, because the replica has just begun to follow its master.
+        """
         if kill:
             killed = self._watched.kill_master()
             self._starter.run(lambda: self._watched.bring_back(killed))
         else:
             former = self._watched.master
-            self._watched.fail_over()
+            try:
+                self._watched.fail_over()
+            except ResponseError as refusal:
+                if "NOGOODSLAVE" not in str(refusal):
+                    raise
+                return False
             self._watched.make_replica(former)
+        return True

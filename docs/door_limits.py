@@ -201,6 +201,14 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("error", "a reason of `cancel` or `resume`", "redaction.MAX_REASON_CHARS", "characters", "", "cut"),
     ("file tools", "a path", "tools.builtin.file_tool.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
     ("file tools", "a glob", "tools.builtin.files.MAX_GLOB_CHARS", "characters", "", "`tool.validation`"),
+    (
+        "toolset",
+        "the tools that it lists",
+        "runtime.toolsets.MAX_LISTED_TOOLS",
+        "tools",
+        "",
+        "`plugin.config`",
+    ),
     ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
     (
         "event",

@@ -102,9 +102,10 @@ class OpenAgentsError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
         names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
-        context = {name: getattr(self, name, None) for name in names}
-        # The class of a plugin may have fields that no constructor of this library has masked.
-        context |= {name: mask_values(context[name]) for name in self.extra_fields if name != "result"}
+        # The class of a plugin may have fields that no constructor of this library has masked. The id of its
+        # tool may be any text, for example a URL with a password.
+        fields = {name: getattr(self, name, None) for name in names}
+        context = {name: value if name == "result" else mask_values(value) for name, value in fields.items()}
         if isinstance(self.traceback, str):
             context["traceback"] = self.traceback
         return {

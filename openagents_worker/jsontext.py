@@ -226,6 +226,28 @@ def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
     return value if _is_as_read(value, levels, left) else _replaced(value, levels, (), [MAX_VALUES])
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def has_at_most(value: Any, count: int) -> bool:
+    """Whether at most `count` values are inside a value, counted as in its JSON text, also if it has circles.
+
+    >>> has_at_most([1, {"a": [2, 3]}], 5), has_at_most([1, {"a": [2, 3]}], 4)
+    (True, False)
+    """
+    unvisited = [value]
+    while unvisited:
+        each = unvisited.pop()
+        if isinstance(each, dict | list | tuple):
+            count -= len(each)
+            if count < 0:
+                return False
+            items = each.values() if isinstance(each, dict) else each
+            if not _PLAIN.issuperset(map(type, items)):  # a long list of plain values is looked at fast
+                unvisited.extend(items)
+    return True
+
+
 def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
     """Whether writing and reading the value gives an equal one. `left` counts the values that may follow.
 

@@ -60,8 +60,8 @@ class LLMPricing(Part):
 
 
 class LLMRetryOptions(Part):
-    """How a model call is retried. Pauses of at most 2 s are waited for inside the call. For longer ones, the
-    run is suspended and uses no worker slot."""
+    """How a model call is retried. Short pauses are waited for inside the call. For longer ones, the run is
+    suspended and uses no worker slot."""
 
     max_attempts: int = Field(
         default=6,
@@ -76,6 +76,13 @@ class LLMRetryOptions(Part):
         ge=0,
         le=LONGEST_MS,
         description="Longest time before any further try, in milliseconds. A provider may ask for more.",
+    )
+    suspend_above_ms: int = Field(
+        default=2_000,
+        ge=0,
+        le=LONGEST_MS,
+        description="Longest time before a try that is waited for inside the call, in milliseconds. For a "
+        "longer one, the run is suspended.",
     )
     backoff_multiplier: float = Field(
         default=2.0, ge=1, description="Factor by which this time grows with every try."

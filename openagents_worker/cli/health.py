@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from openagents_worker.cli.display import short
@@ -14,7 +14,14 @@ from openagents_worker.store.dead_letters import PutAside
 from openagents_worker.store.fleet import Fleet, WorkerInfo
 from openagents_worker.store.listing import Problem
 
-__all__ = ["problems_of", "status_json", "status_lines", "worker_json", "worker_table"]
+__all__ = [
+    "problems_of",
+    "status_json",
+    "status_lines",
+    "without_removed_agents",
+    "worker_json",
+    "worker_table",
+]
 
 LAG_MS = 1000  # a longer lag of the event loop is a problem: it delays every run of the process
 MAX_NAMED_KEYS = 5
@@ -30,6 +37,17 @@ def problems_of(fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[Put
         *_record_problems(unreadable),
         *_put_aside_problems(aside),
     ]
+
+
+def without_removed_agents(fleet: Fleet, has_open_runs: Callable[[str], bool]) -> Fleet:
+    """The fleet without agents that were taken out of the agents file: no worker and no open run has them.
+
+    All agents are kept while no worker is alive, or while one does not announce what it serves.
+    """
+    alive = [worker for worker in fleet.workers if worker.is_alive]
+    if not alive or not all(worker.says_what_it_serves for worker in alive):
+        return fleet
+    return replace(fleet, agents=tuple(a for a in fleet.agents if a.workers or has_open_runs(a.id)))
 
 
 def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:

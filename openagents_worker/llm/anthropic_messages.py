@@ -123,7 +123,7 @@ class AnthropicClient(HttpModelClient):
             versioned=True,
             key_env=options.api_key_env or KEY_ENV,
             headers=headers,
-            secrets=(api_key,) if api_key else (),
+            api_key=api_key,
         )
         codec = AnthropicMessages(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)

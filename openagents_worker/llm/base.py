@@ -356,6 +356,8 @@ class ModelClient:
 
     provider_name: str
     model_id: str
+    is_billed: bool = True
+    """Whether somebody bills the calls, so that an unknown price is worth an event."""
 
     async def generate(
         self,

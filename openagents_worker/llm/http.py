@@ -43,7 +43,7 @@ from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import presentable, request_id_of
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
-from openagents_worker.llm.retry import LONGEST_INSIDE_MS, emit_retry, pause_ms
+from openagents_worker.llm.retry import emit_retry, pause_ms
 from openagents_worker.llm.structured import is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
@@ -101,8 +101,10 @@ class HttpModelClient(ModelClient):
         """Whether the provider has rejected `response_format`, in requests with tools and in others."""
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
+        if request.response_format is None:  # the usual case
+            return await self._respond(request)
         has_tools = bool(request.tools)
-        if request.response_format is None or has_tools in self._rejects_format:
+        if has_tools in self._rejects_format:
             return await self._respond(replace(request, response_format=None))
         try:
             return without_output_tool(await self._respond(request))
@@ -192,7 +194,7 @@ class HttpModelClient(ModelClient):
             error.is_final = True
             return None
         if call is not None and call.may_suspend:
-            if exchange.delivered or pause > LONGEST_INSIDE_MS:
+            if exchange.delivered or pause > retry.suspend_above_ms:
                 error.retry_after_ms = max(error.retry_after_ms or 0, round(pause))
                 return None
             return pause

@@ -28,6 +28,7 @@ class MockClient(ModelClient):
 
     def __init__(self, options: LLMOptions) -> None:
         self.provider_name = "mock"
+        self.is_billed = False
         self.model_id = options.model or "mock"
         self._pricing = options.pricing
 

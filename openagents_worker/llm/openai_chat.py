@@ -17,6 +17,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse, Message, ModelRequest
 from openagents_worker.llm.conversation import is_blank, repaired
+from openagents_worker.llm.endpoints import AZURE_HOSTS
 from openagents_worker.llm.http import Endpoint, HttpModelClient
 from openagents_worker.llm.messages import (
     BLOCK_TYPES,
@@ -62,7 +63,7 @@ class OpenAICompatibleClient(HttpModelClient):
 def _is_openai(base: str | None) -> bool:
     """Whether the server is OpenAI itself, or Azure's."""
     host = httpx.URL(base or "").host
-    return host == "api.openai.com" or host.endswith((".openai.azure.com", ".azure-api.net"))
+    return host == "api.openai.com" or host.endswith(AZURE_HOSTS)
 
 
 class ChatCompletions:

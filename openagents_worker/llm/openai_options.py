@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -12,20 +11,18 @@ from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.llm.endpoints import (
+    AZURE_HOSTS,
+    header_problems,
+    headers_of,
+    is_http_url,
+    secrets_of,
+)
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
 from openagents_worker.llm.structured import StructuredOutput
-from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
-from openagents_worker.secret_names import is_secrets_name
 
 __all__ = ["OpenAIExtras", "OpenAIRequestOptions"]
 
-SHORTEST_SECRET = 8  # characters; a shorter word in a header is not a key
-
-AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".azure-api.net")
-"""Hosts of Azure, which takes a key in the header `api-key`."""
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _EXAMPLE = "the URL before /chat/completions, for example https://api.openai.com/v1"
 
 
@@ -119,29 +116,19 @@ class OpenAIRequestOptions:
     headers: dict[str, str]
     extras: dict[str, Any]
     secrets: list[str]
-    """Strings that no error message may contain: the key, and each word in the extra headers with at least
-    `SHORTEST_SECRET` characters."""
+    """Strings that no error message may contain."""
 
     @classmethod
     def checked(cls, options: LLMOptions, api_key: str | None) -> Self:
         """Check the options of an agent. Raises `PluginConfigError` that lists every problem."""
         extras, problems = read_extras(options, OpenAIExtras)
-        problems += [*_url_problems(options), *_header_problems(options, api_key)]
+        problems += [*_url_problems(options), *header_problems(options, api_key)]
         raise_for_problems(problems)
         url, stream_url = _endpoints(options)
-        headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-        headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
+        own = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if api_key and httpx.URL(url).host.endswith(AZURE_HOSTS):
-            headers["api-key"] = api_key
-        headers |= {name.lower(): value for name, value in options.extra_headers.items()}
-        remember_secret(api_key)
-        remember_secrets_of_url(options.api_base or "")
-        for name, value in options.extra_headers.items():
-            if is_secrets_name(name):
-                for word in value.split():
-                    remember_secret(word)
-        words = [word for value in options.extra_headers.values() for word in value.split()]
-        secrets = [*([api_key] if api_key else []), *(word for word in words if len(word) >= SHORTEST_SECRET)]
+            own["api-key"] = api_key
+        headers, secrets = headers_of(options, own), secrets_of(options, api_key)
         return cls(url, stream_url, headers, extras.model_dump(exclude_none=True), secrets)
 
 
@@ -166,33 +153,11 @@ def _url_problems(options: LLMOptions) -> Iterator[ConfigProblem]:
         yield ConfigProblem(("openai_api_style",), responses, 'use the provider "openai_responses"')
     if not base:
         yield ConfigProblem(("api_base",), "missing", _EXAMPLE)
-    elif not _is_http_url(base):
+    elif not is_http_url(base):
         yield ConfigProblem(("api_base",), "not an http(s) URL", _EXAMPLE)
     elif base.endswith("/responses"):
         yield ConfigProblem(("api_base",), responses, _EXAMPLE)
-    elif not _is_http_url(_endpoints(options)[1]):
+    elif not is_http_url(_endpoints(options)[1]):
         yield ConfigProblem(
             ("stream_endpoint",), "not an http(s) URL", "a full URL, or a path below api_base"
         )
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        return False
-    return url.scheme in ("http", "https") and bool(url.host)
-
-
-def _header_problems(options: LLMOptions, api_key: str | None) -> Iterator[ConfigProblem]:
-    """Invalid headers. httpx would report them only at the first request, and would show their values."""
-    if api_key and not _HEADER_VALUE.fullmatch(api_key):
-        hint = "the usual reason is a newline at its end"
-        problem = "the key has characters that are not allowed in an HTTP header"
-        yield ConfigProblem(("api_key_env",), problem, hint)
-    for name, value in options.extra_headers.items():
-        if not _HEADER_NAME.fullmatch(name):
-            yield ConfigProblem(("extra_headers", name), "not a valid name of an HTTP header")
-        elif not _HEADER_VALUE.fullmatch(value):
-            problem = "the value has characters that are not allowed in an HTTP header"
-            yield ConfigProblem(("extra_headers", name), problem)

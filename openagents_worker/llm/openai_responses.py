@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import httpx
 from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
@@ -19,7 +20,7 @@ from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import whole_text
 from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
 from openagents_worker.llm.codec import TextJoiner
-from openagents_worker.llm.endpoints import endpoint_for, endpoint_problems
+from openagents_worker.llm.endpoints import AZURE_HOSTS, endpoint_for, endpoint_problems
 from openagents_worker.llm.openai_background import BackgroundModelClient
 from openagents_worker.llm.openai_responses_items import (
     items_to_wire,
@@ -119,13 +120,16 @@ class OpenAIResponsesClient(BackgroundModelClient):
         assert isinstance(found, ResponsesExtras)
         problems += [*endpoint_problems(options, api_key, path=PATH), *_conflicts(found)]
         raise_for_problems(problems)
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        if api_key and httpx.URL(options.api_base or "").host.endswith(AZURE_HOSTS):
+            headers["api-key"] = api_key
         endpoint = endpoint_for(
             options,
             provider=PROVIDER,
             path=PATH,
             key_env=options.api_key_env or KEY_ENV,
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            secrets=(api_key,) if api_key else (),
+            headers=headers,
+            api_key=api_key,
         )
         codec = OpenAIResponses(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
@@ -277,6 +281,7 @@ class StreamedResponse:
                     self.begun = True
                     self._calls[event["output_index"]] = (len(self._calls), _text(event["item"].get("name")))
             case "response.output_item.done":
+                self._add_size(CHARS_PER_ITEM)
                 self._items.append(event["item"])
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
                 self._response = dict(event["response"])

@@ -1,8 +1,8 @@
 """Retries of a model call: the only place that decides whether a failed request is sent again, and when.
 
 A call sends at most `llm.retry.max_attempts` requests, in all attempts of its run together. A pause of at
-most `LONGEST_INSIDE_MS` is waited for inside the call. For a longer one, the run is suspended: it uses no
-worker slot.
+most `llm.retry.suspend_above_ms` is waited for inside the call. For a longer one, the run is suspended: it
+uses no worker slot.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["LONGEST_INSIDE_MS", "emit_retry", "pause_ms"]
+__all__ = ["emit_retry", "pause_ms"]
 
 log = get_logger(__name__)
-
-LONGEST_INSIDE_MS = 2_000
-"""The longest pause inside a call. To suspend and resume a run costs about as much as a shorter one."""
 
 
 def pause_ms(

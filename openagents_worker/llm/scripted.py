@@ -37,6 +37,7 @@ class ScriptedClient(ModelClient):
         self, options: LLMOptions, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self.provider_name = "scripted"
+        self.is_billed = False
         self.model_id = options.model or "scripted"
         self._options = options
         self._script = ReplyScript(options.script or (), faults=FAULTS)

@@ -73,22 +73,22 @@ def free_port() -> int:
 class ChildProcess:
     """A child process in its own process group, and its output. Only this group is ever signalled.
 
-    `on_line(name, line)` gets each line that it prints.
+    `on_line(name, line)` gets each line that it prints. `env` None: the environment of this process.
     """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        env: Mapping[str, str],
-        on_line: Callable[[str, str], None] | None,
+        env: Mapping[str, str] | None = None,
+        on_line: Callable[[str, str], None] | None = None,
     ) -> None:
         self.name = name
         self._on_line = on_line
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
             end_with_parent(command),
-            env=dict(env),
+            env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -125,15 +125,31 @@ class ChildProcess:
         self._popen.wait()
         self._finish()
 
-    def stop(self, timeout_s: float) -> int:
-        """Send SIGTERM, wait up to `timeout_s`, then kill the process group. Returns the exit code."""
+    def stop(self, timeout_s: float, ask: Callable[[], object] | None = None) -> int:
+        """Ask the process to stop, wait up to `timeout_s`, then kill its group. Returns the exit code.
+
+        It is asked with SIGTERM, or with `ask()` first and with SIGTERM when half of the time is over.
+        """
+        if ask is not None and self.exit_code is None:
+            ask()
+            self._wait(timeout_s / 2)
+            timeout_s /= 2
         self.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout_s)
+        self._wait(timeout_s)
         self.kill()
         return self._popen.returncode
 
-    def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def _wait(self, timeout_s: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_s)
+
+    def wait_until(
+        self,
+        ready: Callable[[], bool],
+        what: str,
+        timeout_s: float = READY_TIMEOUT_S,
+        poll_s: float = POLL_S,
+    ) -> None:
         """Wait until `ready()` is true. `what` describes the condition.
 
         Raises `ConfigError` with the last output, if the process ends or the time is over.
@@ -150,7 +166,7 @@ class ChildProcess:
                     f"the process {self.name} did not reach this within {timeout_s:.0f} s: {what}",
                     hint=self._last_output(),
                 )
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
 
     def _read(self) -> None:
         assert self._popen.stdout is not None

@@ -7,27 +7,25 @@ import asyncio
 import importlib
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from openagents_worker.errors import ConfigError, RedisUnreachable
-from openagents_worker.local.child_process import end_with_parent, free_port
+from openagents_worker.local.child_process import ChildProcess, free_port
 from openagents_worker.redaction import safe_text
 
 __all__ = ["EmbeddedRedis", "find_server"]
 
 START_TIMEOUT_S = 10.0  # a server with little data answers within 50 ms
-STOP_TIMEOUT_S = 10.0  # a server with data writes it to disk first
+STOP_TIMEOUT_S = 20.0  # a server with data writes it to disk first
 POLL_S = 0.01
 PORT_TRIES = 5  # another process may take a free port before the server binds it
-LOG_TAIL_CHARS = 2_000
+OUTPUT_CHARS = 2_000
 
 
 def find_server(env: Mapping[str, str] | None = None) -> Path:
@@ -84,7 +82,7 @@ class EmbeddedRedis:
         self._appendonly = appendonly if data_dir is not None else "no"
         self._extra = dict(extra or {})
         self._port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -113,7 +111,7 @@ class EmbeddedRedis:
         """Stop the server with SHUTDOWN, then SIGTERM, then SIGKILL. After that `data_dir` is complete."""
         process, self._process = self._process, None
         if process is not None:
-            _stop_server(process, self._port)
+            process.stop(STOP_TIMEOUT_S, ask=partial(_shut_down, process, self._port))
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
@@ -153,15 +151,7 @@ class EmbeddedRedis:
         if self._data_dir is not None:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = self._wanted_port if self._wanted_port is not None else free_port()
-        command = [str(server), *self._arguments()]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
-                end_with_parent(command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal signals only the parent
-            )
+        self._process = ChildProcess("redis", [str(server), *self._arguments()])
 
     def _arguments(self) -> list[str]:
         options = {
@@ -179,34 +169,26 @@ class EmbeddedRedis:
 
     def _answers(self, *, may_retry: bool) -> bool:
         """Wait until the server answers: True. If another process has taken its port: stop it, and False."""
-        process = self._running()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                return self._handle_failed_start(may_retry and self._wanted_port is None)
-            if _is_up(self._port, process.pid):
-                return True
-            time.sleep(POLL_S)
-        output = self._log_tail()
-        self.stop()
-        raise RedisUnreachable(f"the embedded Redis did not answer within {START_TIMEOUT_S:.0f} s: {output}")
-
-    def _handle_failed_start(self, may_retry: bool) -> Literal[False]:
-        """False, if the start can be tried again with another port. Raises `RedisUnreachable` otherwise."""
-        output, port = self._log_tail(), self._port
-        self.stop()
-        if may_retry and "already in use" in output:
-            return False
-        raise RedisUnreachable(
-            f"the embedded Redis ended during its start: {output}",
-            hint=f"port {port} is in use; leave port out to get a free one"
-            if "already in use" in output
-            else None,
-        )
+        process, port = self._running(), self._port
+        try:
+            process.wait_until(
+                lambda: _is_up(port, process.pid), f"answers at port {port}", START_TIMEOUT_S, POLL_S
+            )
+        except ConfigError as error:
+            self.stop()
+            is_taken = any("already in use" in line for line in process.lines)
+            if is_taken and may_retry and self._wanted_port is None:
+                return False
+            output = safe_text("; ".join(process.lines)[-OUTPUT_CHARS:]) or "it printed nothing"
+            raise RedisUnreachable(
+                f"the embedded Redis did not start: {error.message}: {output}",
+                hint=f"port {port} is in use; leave port out to get a free one" if is_taken else None,
+            ) from error
+        return True
 
     # --- state ---
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> ChildProcess:
         if self._process is None:
             raise ConfigError(
                 "this embedded Redis is not running", hint="use it in a with block, or call start()"
@@ -218,30 +200,13 @@ class EmbeddedRedis:
         assert self._scratch is not None, "made by _launch"
         return Path(self._scratch.name)
 
-    @property
-    def _log(self) -> Path:
-        return self._scratch_dir / "server.log"
 
-    def _log_tail(self) -> str:
-        text = self._log.read_text(encoding="utf-8", errors="replace").strip()
-        return safe_text(text[-LOG_TAIL_CHARS:]) or "its log is empty"
-
-
-def _stop_server(process: subprocess.Popen[bytes], port: int) -> None:
-    """Stop the server with the gentlest method that works.
-
-    No other process can be signalled: the id of a child is not reused until the child is reaped.
-    """
-    if process.poll() is None and _is_up(port, process.pid):
+def _shut_down(process: ChildProcess, port: int) -> None:
+    """Send SHUTDOWN, unless another server has the port."""
+    if _is_up(port, process.pid):
         _send_inline_command(port, b"SHUTDOWN\r\n")
     else:
         process.terminate()
-    for harder in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.send_signal(harder)
-    process.wait()
 
 
 def _is_up(port: int, pid: int) -> bool:

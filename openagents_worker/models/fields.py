@@ -15,7 +15,9 @@ MAX_ID_CHARS = 256
 
 
 def _checked_id(value: str) -> str:
-    bad = next((c for c in value if c.isspace() or not c.isprintable()), None)
+    # The space is the only printable character that is whitespace.
+    is_clean = value.isprintable() and " " not in value
+    bad = None if is_clean else next(c for c in value if c.isspace() or not c.isprintable())
     if not value or len(value) > MAX_ID_CHARS or bad is not None:
         found = f"it contains {bad!r}" if bad is not None else f"it has {len(value)} characters"
         raise PydanticCustomError(

@@ -197,7 +197,10 @@ async def _request_correction(
 ) -> str:
     """Let the model correct the output of a pattern without `try_again`. No tools are called."""
     options = context.llm_options
+    form = context.output_format
+    more: dict[str, Any] = {} if form is None else {"response_format": form}
     reply = await context.llm_client.generate(
+        **more,
         messages=[
             {"role": "system", "content": output_type.instruction},
             {"role": "user", "content": context.input_text},

@@ -57,14 +57,14 @@ class RunStart:
     memory_view: dict[str, Any] | None = None
     """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
 
-    def to_record(self, format_: int, tools: Mapping[str, str]) -> Record:
-        """`tools` are the digests of the single tools. Earlier versions ignore them."""
+    def to_record(self, format_: int, tools: Mapping[str, Any]) -> Record:
+        """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it."""
         value: dict[str, Any] = {
             "transcript_length": self.transcript_length,
             "artifact_count": self.artifact_count,
             "definition_hash": self.definition_hash,
         }
-        return Record(PREPARE, "prepare", "", {"ok": value, "tools": tools}, self.definition_hash, v=format_)
+        return Record(PREPARE, "prepare", "", {"ok": value, **tools}, self.definition_hash, v=format_)
 
     @classmethod
     def of(cls, record: Record) -> RunStart:
@@ -232,11 +232,10 @@ class Preparation:
 
     async def _bind_tools(self) -> None:
         """Put the recorded tools into the context: those that the run began with."""
-        tools = RunTools(self._parts, self._context, self._recorder)
+        tools = RunTools(self._parts, self._context, self._recorder, self._start_record)
         if self._start_record is None:
-            self._recorder.set_start(self._start.to_record(self._recorder.rules.format, tools.digests()))
-        else:
-            self._recorder.changed_tools = tools.changed_since(self._start_record)
+            self._recorder.set_start(self._start.to_record(self._recorder.rules.format, tools.at_start()))
+        self._recorder.changed_tools = tools.changed()
         run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
         self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
 

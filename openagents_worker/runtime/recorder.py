@@ -243,7 +243,7 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
             noted=self._noted.get(call_id),
-            note=partial(self._note, call_id) if self._durable else None,
+            note=partial(self._store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
         )
         with self._track_in_progress(may_repeat):
@@ -252,7 +252,7 @@ class Recorder:
         assert record is not None
         return self._answer_with(record, error)
 
-    async def _note(self, call_id: str, value: Mapping[str, Any]) -> None:
+    async def _store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
         """Store a note about a call, before its outcome. Its record replaces the note."""
         self._noted[call_id] = value
         self.store_start()
@@ -349,7 +349,11 @@ class Recorder:
     def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
         """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
         error = outcome.error
-        if error is None or not error.retryable or not outcome.may_retry or not self._durable:
+        if error is None or not error.retryable or not self._durable:
+            return False
+        if not outcome.may_retry:
+            if getattr(error, "is_final", False):  # the requests of a model call are used up
+                self._emit_exhausted(error, info.failed_tries)
             return False
         # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
         in_flight = max(1, sum(not call.blocked for call in self._in_progress))

@@ -10,8 +10,16 @@ import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-from openagents_worker.errors import text_of
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_OLD, dumps, replaced
+from openagents_worker.errors import StepTooLarge, text_of
+from openagents_worker.jsontext import (
+    ENVELOPE_LEVELS,
+    MAX_NESTING,
+    MAX_VALUES,
+    NESTING_OF_OLD,
+    dumps,
+    has_at_most,
+    replaced,
+)
 from openagents_worker.runtime.storable import stored_part
 
 __all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_texts"]
@@ -62,12 +70,23 @@ class Overlay(MutableMapping[str, Any]):
             if value is _GONE:
                 if before is not _GONE:
                     changes_by_key[key] = {"gone": True}
-            elif before is _GONE or value != before:
+            elif before is _GONE or _differs(key, value, before):
                 grown = (
                     isinstance(value, list) and isinstance(before, list) and value[: len(before)] == before
                 )
                 changes_by_key[key] = {"append": value[len(before) :]} if grown else {"set": value}
         return changes_by_key
+
+
+def _differs(key: str, value: Any, before: Any) -> bool:
+    """Whether a value has changed. Raises `StepTooLarge` for one that is too large to be compared.
+
+    A list that occurs twice in a value is compared twice. So comparing forty lists, each of which holds the
+    one before twice, would never end.
+    """
+    if not has_at_most(value, MAX_VALUES):
+        raise StepTooLarge(f"state key {text_of(key)!r} has more than {MAX_VALUES:,} values")
+    return bool(value != before)
 
 
 def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:

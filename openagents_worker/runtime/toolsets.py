@@ -8,12 +8,18 @@ names the tool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from openagents_worker.agents.schema import TOOL_ID
-from openagents_worker.errors import OpenAgentsError, PatternError, PluginConfigError, text_of
+from openagents_worker.errors import (
+    OpenAgentsError,
+    PatternError,
+    PluginConfigError,
+    ToolNotFoundError,
+    text_of,
+)
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.assembly import AgentParts
@@ -26,22 +32,26 @@ from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
-from openagents_worker.tools.toolset import SingleTool, Toolset
+from openagents_worker.tools.toolset import Toolset
 
 __all__ = ["RunTools"]
 
 log = get_logger(__name__)
 
+MAX_LISTED_TOOLS = 1_000  # their schemas are read on the event loop; a model accepts a few hundred
 DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
 
 
 class RunTools:
-    """The tools of one attempt."""
+    """The tools of one attempt. `start` is checkpoint 0 of the run, None if no earlier attempt stored it."""
 
-    def __init__(self, parts: AgentParts, context: RunContext, recorder: Recorder) -> None:
+    def __init__(
+        self, parts: AgentParts, context: RunContext, recorder: Recorder, start: Record | None
+    ) -> None:
         self._toolsets = parts.toolsets
         self._context = context
         self._recorder = recorder
+        self._start = start
         definition = parts.definition
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
         executor = definition.tool_executor
@@ -51,33 +61,43 @@ class RunTools:
             id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
         }
 
-    def digests(self) -> dict[str, str]:
-        """The digest of what a model sees of each single tool, by id."""
-        return {id_: _digest(tool) for id_, tool in self._single.items()}
+    def at_start(self) -> dict[str, Any]:
+        """What checkpoint 0 holds: the digests of the single tools by id, and the ids of the toolsets."""
+        toolsets = [id_ for id_ in self._toolsets if id_ not in self._single]
+        return {"tools": self._digests, **({"toolsets": toolsets} if toolsets else {})}
 
-    def changed_since(self, start: Record) -> list[str]:
+    def changed(self) -> list[str]:
         """The single tools that are not as they were at checkpoint 0, also those that are new or gone.
 
         Empty if an earlier version began the run: it has stored no digests.
         """
-        recorded = start.outcome.get("tools")
+        recorded = self._start.outcome.get("tools") if self._start is not None else None
         if not isinstance(recorded, dict):
             return []
-        current = self.digests()
+        current = self._digests
         return [id_ for id_ in sorted({*recorded, *current}) if recorded.get(id_) != current.get(id_)]
 
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {id_: _digest(tool) for id_, tool in self._single.items()}
+
     async def all(self) -> list[BoundTool]:
-        """All tools, in the order of the agents file. Raises `PluginConfigError` if a list is not valid."""
-        tools: dict[str, BoundTool] = {}
-        for toolset_id, toolset in self._toolsets.items():
-            if isinstance(toolset, SingleTool):
-                tools[toolset_id] = self._single[toolset_id]
-                continue
+        """All tools of the run. Raises `PluginConfigError` if the list of a toolset is not valid."""
+        tools = dict(self._single)
+        for toolset_id in self._toolset_ids():
+            toolset = self._toolsets.get(toolset_id)
+            if toolset is None or toolset_id in self._single:
+                toolset = RemovedToolset(toolset_id)
             for listed in await self._listed(toolset_id, toolset):
-                if listed.name in tools or listed.name in self._single:
+                if listed.name in tools:
                     raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}")
                 tools[listed.name] = self._bind(listed.name, listed, toolset_id, toolset)
         return list(tools.values())
+
+    def _toolset_ids(self) -> list[str]:
+        """The toolsets with which the run began. Runs of earlier versions began without any."""
+        ids = (self.at_start() if self._start is None else self._start.outcome).get("toolsets", [])
+        return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
     def _bind(self, tool_id: str, plugin: Any, source_id: str, toolset: Toolset) -> BoundTool:
         """A tool with the limits that the agents file has for its source."""
@@ -114,6 +134,23 @@ class RunTools:
             return Outcome(error=error)
 
 
+class RemovedToolset:
+    """A toolset that the agents file no longer has. Its recorded calls stay, and every other call fails."""
+
+    def __init__(self, toolset_id: str) -> None:
+        self._toolset_id = toolset_id
+
+    async def open(self) -> None: ...
+
+    async def list(self, context: Any) -> Sequence[ToolPlugin]:
+        return []
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        raise ToolNotFoundError(f"the agent no longer has the toolset {self._toolset_id!r}", tool_id)
+
+    async def close(self) -> None: ...
+
+
 class ListedTool(ToolPlugin):
     """A tool as its toolset has described it. `described` is an element of `_descriptions`."""
 
@@ -135,6 +172,8 @@ def _descriptions(toolset_id: str, tools: Any) -> list[dict[str, Any]]:
     """What is recorded of the tools of a toolset. Raises `PluginConfigError` if one cannot be used."""
     if not isinstance(tools, list | tuple):
         raise _not_valid(toolset_id, f"list() returned a {type(tools).__name__}, not a list")
+    if len(tools) > MAX_LISTED_TOOLS:
+        raise _not_valid(toolset_id, f"it has {len(tools):,} tools, {MAX_LISTED_TOOLS:,} are allowed")
     return [_description(toolset_id, tool) for tool in tools]
 
 

@@ -101,7 +101,7 @@ class DecoratedFunction(Generic[P, R]):
         if not self.description:
             raise PluginConfigError(
                 f"the tool {self.tool_name!r} has no description",
-                hint="write a docstring; its first paragraph tells the model what the tool is for",
+                hint="write a docstring; the model gets its first paragraph as the description of the tool",
             )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

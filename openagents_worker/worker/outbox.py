@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from openagents_worker.concurrency import end_task
 from openagents_worker.errors import OpenAgentsError
@@ -138,14 +138,10 @@ class Outbox:
                 await recipient.deliver(end)
         except Exception as error:  # noqa: BLE001 - a recipient may raise anything
             problem = f"{type(error).__name__}: {error}"
-            is_given_up = end.tries >= self._limits.max_tries
             self.health.failed(f"{recipient.name}: {problem}")
-            (log.error if is_given_up else log.warning)(
-                "outbox.given_up" if is_given_up else "outbox.not_delivered",
-                recipient=recipient.name,
-                run_id=end.run_id,
-                tries=end.tries,
-                error=problem,
-            )
-            return is_given_up
+            where: dict[str, Any] = {"recipient": recipient.name, "run_id": end.run_id, "tries": end.tries}
+            if end.tries < self._limits.max_tries:
+                log.warning("outbox.not_delivered", **where, error=problem)
+                return False
+            log.error("outbox.given_up", **where, error=problem)
         return True

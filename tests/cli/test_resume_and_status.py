@@ -136,30 +136,35 @@ def test_workers_are_listed_with_their_queues_and_agents(command: Command, clien
 
 
 def test_status_lists_the_problems(command: Command, client: Client, hand: Hand) -> None:
-    """A queue and an agent without a worker, and a blocked loop. Runs that have ended do not count."""
+    """A queue and an agent without a worker, and a blocked loop.
+
+    Runs that have ended do not count, nor does an agent that was taken out of the agents file.
+    """
     request = {"agent_id": "clerk", "input_text": "hi"}
     client.submit({**request, "session_id": "s0", "run_id": "r0"}, queue="typo")
     client.cancel("r0")
     assert "waits" not in command("status").out
     client.submit({**request, "session_id": "s1", "run_id": "r1"}, queue="typo")
-    register(client, agents=("clerk", "porter"))
+    client.submit({**request, "agent_id": "porter", "session_id": "s2", "run_id": "r2"}, queue="typo")
+    register(client, agents=("clerk", "porter", "removed"))
     register(client, agents=("clerk",))
     client.store.run(scripts.renew(incarnation=W1, lease_ms=60_000, loop_lag_ms=2500))
     client.store.run(scripts.retire(incarnation=hand.incarnation))
     fleet = command("status")
     as_json = command("status", "--json").json
 
-    assert "1 run waits in queue typo" in fleet.out
+    assert "2 runs wait in queue typo" in fleet.out
     assert "no worker serves queue typo" in fleet.out
     assert "no worker serves the agent porter" in fleet.out
     assert "its event loop was blocked for 2.5 s" in fleet.out
     assert len(as_json["problems"]) == 3
-    assert {queue["name"]: queue["waiting"] for queue in as_json["queues"]} == {"agents": 0, "typo": 1}
+    assert {queue["name"]: queue["waiting"] for queue in as_json["queues"]} == {"agents": 0, "typo": 2}
     assert {agent["id"]: agent["workers"] for agent in as_json["agents"]} == {"clerk": [W1], "porter": []}
     json.dumps(as_json)
     retire(client)
     hand.register()
     client.cancel("r1")
+    client.cancel("r2")
 
 
 def test_status_of_a_deployment_without_workers(command: Command) -> None:

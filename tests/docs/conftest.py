@@ -68,6 +68,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Generator[Deployment
             "OPENAGENTS_REDIS_URL": installation.stack.redis_url,
             "OPENAGENTS_CONFIG": str(folder / "agents.json"),
             "OPENAI_API_KEY": "no-key-needed",
+            "ANTHROPIC_API_KEY": "no-key-needed",
             "MODEL_URL": installation.model.server.url,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }

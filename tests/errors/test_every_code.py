@@ -424,6 +424,42 @@ def the_model_says_more_than_is_read(shop: Installation) -> Met:
     return ended(shop.submit("short-eared"))
 
 
+def replying(shop: Installation, **reply: Any) -> ErrorDetails:
+    """How a run ends whose model gives this reply."""
+    shop.model.will_say(reply, {"text": "never"})
+    return ended(shop.submit("clerk", budget=NO_RETRY))
+
+
+@provokes("llm.auth")
+def the_key_is_rejected(shop: Installation) -> Met:
+    return replying(shop, error="response", status=401)
+
+
+@provokes("llm.context_length")
+def the_question_is_longer_than_the_context(shop: Installation) -> Met:
+    return replying(shop, error="response", message="prompt is too long")
+
+
+@provokes("llm.filtered")
+def the_question_is_blocked_by_a_filter(shop: Installation) -> Met:
+    return replying(shop, error="response", message="content_filter")
+
+
+@provokes("llm.truncated")
+def the_answer_is_cut(shop: Installation) -> Met:
+    return replying(shop, text="The answer is", finish_reason="length")
+
+
+@provokes("llm.refused")
+def the_model_refuses_to_answer(shop: Installation) -> Met:
+    return replying(shop, text="I cannot.", finish_reason="refusal")
+
+
+@provokes("llm.empty")
+def the_answer_has_no_text(shop: Installation) -> Met:
+    return replying(shop, text="")
+
+
 # --- what only plugins raise -----------------------------------------------------------------------------
 
 

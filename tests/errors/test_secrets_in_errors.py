@@ -127,6 +127,17 @@ def test_the_hash_of_a_definition_does_not_depend_on_what_a_process_knows() -> N
     assert load_agents(text).agents[0].definition_hash == before
 
 
+@pytest.mark.parametrize("name", ["agent_id", "session_id", "run_id", "tool_id"])
+def test_an_id_that_holds_a_secret_is_masked(name: str) -> None:
+    """A plugin may take a URL for the id of its tool, a producer a token for a session."""
+    error = OpenAgentsError("failed", **{name: f"redis://:{PASSWORD}@host/0"})  # type: ignore[arg-type]
+    ordinary = OpenAgentsError("failed", **{name: "customer-17:a3f9"})  # type: ignore[arg-type]
+
+    assert PASSWORD not in json.dumps(error.to_dict())
+    assert PASSWORD not in ErrorDetails.from_exception(error).model_dump_json()
+    assert ordinary.to_dict()["context"][name] == "customer-17:a3f9"
+
+
 @pytest.mark.parametrize("formatter", [JsonFormatter, TextFormatter])
 def test_a_log_line_of_any_library_is_masked(formatter: type[logging.Formatter]) -> None:
     """Its message, its exception and its stack."""

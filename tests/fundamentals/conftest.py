@@ -21,7 +21,8 @@ AGENTS = (
 @pytest.fixture(scope="package")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
     """Redis, a model server and a worker process."""
-    with installed(tmp_path_factory.mktemp("shop"), *AGENTS, OPENAGENTS_LEASE_MS="1000") as installation:
+    env = {"OPENAGENTS_LEASE_MS": "1000", "OPENAGENTS_RETRY_AFTER_MAX_MS": "100"}
+    with installed(tmp_path_factory.mktemp("shop"), *AGENTS, **env) as installation:
         yield installation
 
 

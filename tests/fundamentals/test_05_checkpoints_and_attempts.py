@@ -51,10 +51,10 @@ def test_another_worker_continues_the_run_of_a_killed_worker(
 
 
 def test_an_attempt_names_its_checkpoint(run_agent: AgentTask, model: Model) -> None:
-    """Here the model fails for a short time. The run is suspended, and a second attempt continues it."""
+    """Here the model asks for a long pause. The run is suspended, and a second attempt continues it."""
     model.will_say(
         {"tool_calls": [call("price", item="pear")]},
-        {"error": "server_error", "times": 3},
+        {"error": "rate_limit", "retry_after_ms": 3_000},
         {"text": "40 cents."},
     )
 

@@ -20,8 +20,11 @@ def test_a_request_to_a_busy_model_is_repeated(run_agent: AgentTask, model: Mode
 
 
 def test_a_run_waits_while_the_model_stays_busy(run_agent: AgentTask, model: Model) -> None:
-    """It is suspended and occupies no worker slot until its retry is due. Then a new attempt continues."""
-    model.will_say({"error": "rate_limit", "retry_after_ms": 10, "times": 3}, {"text": "Here I am."})
+    """It is suspended and occupies no worker slot until its retry is due. Then a new attempt continues.
+
+    `OPENAGENTS_RETRY_AFTER_MAX_MS` limits how much of the provider's pause counts.
+    """
+    model.will_say({"error": "rate_limit", "retry_after_ms": 3_000}, {"text": "Here I am."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="busier", input_text="Hello?"))
     names = [event.name for event in handle.events()]
@@ -53,6 +56,6 @@ def test_a_permanent_error_ends_the_run(run_agent: AgentTask, model: Model) -> N
 
     assert result.stop_reason is StopReason.FAILED
     assert result.error_details is not None
-    assert (result.error_details.code, result.error_details.retryable) == ("llm.response", False)
+    assert (result.error_details.code, result.error_details.retryable) == ("llm.auth", False)
     assert "wrong key" in result.error_details.message
     assert "OPENAI_API_KEY" in str(result.error_details.hint)

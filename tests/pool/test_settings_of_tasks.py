@@ -33,7 +33,7 @@ ALL_TASKS = {
 }
 
 SLOW = agent("slow", {"error": "rate_limit", "retry_after_ms": 10}, {"text": "done", "latency_ms": 100})
-SLOW["llm"]["retry"] = {"max_attempts": 1}
+SLOW["llm"]["retry"] = {"max_attempts": 12, "suspend_above_ms": 0}
 
 HOSTILE: dict[str, Any] = {
     "acks_late": True,

@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
-from openagents_worker.store import listing, scripts
+from openagents_worker.store import index_pages, scripts
 from openagents_worker.store.listing import MAX_LIMIT
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
@@ -80,7 +80,7 @@ def test_a_run_is_found_by_everything_that_its_request_says(client: Client) -> N
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
 def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where more runs than a chunk were accepted in one millisecond, and while new ones come in."""
-    monkeypatch.setattr(listing, "CHUNK", 4)
+    monkeypatch.setattr(index_pages, "CHUNK", 4)
     known = [f"r{number:02}" for number in range(20)]
     for run_id in known:
         submit(client, run_id, session_id=run_id)
@@ -104,8 +104,8 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call never scans a million runs: the page is empty, and its cursor continues."""
-    monkeypatch.setattr(listing, "CHUNK", 2)
-    monkeypatch.setattr(listing, "MAX_SCANNED", 4)
+    monkeypatch.setattr(index_pages, "CHUNK", 2)
+    monkeypatch.setattr(index_pages, "MAX_SCANNED", 4)
     submit(client, "wanted", session_id="wanted")
     end_all(client, "wanted")
     now(client)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import writer
 from openagents_worker.store.scripts import ScriptCall
@@ -126,11 +127,12 @@ async def test_an_event_has_a_size_limit(redis_url: str, config: dict[str, Any],
 async def test_long_replies_are_split_into_deltas(redis_url: str) -> None:
     """A delta as large as a whole reply is split. The offsets continue."""
     piece = writer._ReplyStream()
-    piece.add("a" * 100_000)
-    piece.add("b" * 100_000)
+    piece.add(Delta(DeltaKind.TEXT, "a" * 100_000))
+    piece.add(Delta(DeltaKind.TEXT, "b" * 100_000))
 
     payloads = piece.take("c", 1)
 
     assert len(payloads) == 4
     assert all(len(payload) <= writer.DELTA_CHARS + 100 for payload in payloads)
-    assert (piece.sent, piece.has_unsent) == (200_000, False)
+    assert [json.loads(payload)["offset"] for payload in payloads] == [0, 65_536, 131_072, 196_608]
+    assert not piece.has_unsent

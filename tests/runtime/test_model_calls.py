@@ -143,6 +143,32 @@ async def test_a_failed_call_names_its_request(redis_url: str) -> None:
     assert result.error_details.context["request_id"] == "req-2"
 
 
+async def test_an_unknown_price_is_one_event_and_no_cost(redis_url: str) -> None:
+    """Once for each model and run, not with every call."""
+    turn = Sent((sse(delta(tool_calls=[CALL]), delta("tool_calls"), "[DONE]"),))
+    async with _run(redis_url, Model(turn, ANSWER), pricing=None) as p:
+        result = (await p.run()).result
+        names = await p.event_names()
+
+    assert result is not None
+    assert result.usage.cost_usd is None
+    assert names.count("llm.price_unknown") == 1
+
+
+async def test_a_fallback_is_recorded_with_its_call(redis_url: str) -> None:
+    """The events say why, and which model answered."""
+    model = Model(BROKEN, ANSWER)
+    async with _run(redis_url, model, fallbacks=[{"model": "second"}]) as p:
+        result = (await p.run()).result
+        events = {event["name"]: event["payload"] for event in await p.events()}
+
+    assert result is not None
+    assert result.final_output == "Done."
+    assert [asked["model"] for asked in model.asked] == ["m", "second"]
+    assert events["llm.fallback"]["code"] == "llm.connection"
+    assert events["llm.succeeded"]["answered_by"] == "openai_compatible/second"
+
+
 # --- what is wanted back ---------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.user_code import current_run
 from openagents_worker.store import scripts
+from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.offload import Offload
 from tests.runtime import plugins
@@ -136,6 +137,50 @@ async def test_an_invalid_schema_fails_the_run_before_a_model_call(redis_url: st
     async with process(redis_url, saying("{}")) as p:
         assert ended(await p.run(output_type={"type": "objekt"})) == (RunState.FAILED, "request.invalid")
         assert "llm.called" not in await p.event_names()
+
+
+# --- what the provider gets ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [("openai_compatible", "gpt-4o"), ("openai_responses", "gpt-5"), ("anthropic", "claude-sonnet-4-5")],
+)
+async def test_the_schema_of_the_output_reaches_the_provider(
+    redis_url: str, provider: str, model: str
+) -> None:
+    """Not only as an instruction in the prompt: the provider can keep the model to it."""
+    asked: list[str] = []
+
+    def reply(request: ModelRequest) -> dict[str, Any]:
+        asked.append(json.dumps({**request.body, "messages": [], "input": []}))
+        return {"text": json.dumps(PARIS)}
+
+    async with ModelServer(reply) as server:
+        llm = {"provider": provider, "model": model, "api_base": server.url}
+        async with process(redis_url, agent(llm=llm)) as p:
+            record = await p.run(output_type=SCHEMA)
+
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    (body,) = asked
+    assert "json_schema" in body
+    assert "degrees" in body
+
+
+async def test_the_schema_does_not_change_the_identity_of_a_call(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions did not send it. Their runs in progress are continued, and no call is repeated."""
+
+    async def identities() -> list[str]:
+        async with process(redis_url, saying(json.dumps(PARIS))) as p:
+            await p.run(output_type=SCHEMA)
+            return [e["payload"]["call"] for e in await p.events() if e["name"] == "llm.called"]
+
+    now = await identities()
+    monkeypatch.setattr("openagents_worker.runtime.prepare.response_format", lambda *_: None)
+
+    assert await identities() == now
 
 
 # --- trying again ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tests.runtime.toolsets import Changing, Priced, Shop
 
 HERE = "tests.runtime.toolsets"
 SHOP = {"id": "shop", "impl": f"{HERE}.Shop"}
+CHARGE = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,50 @@ async def test_a_tool_that_is_gone_fails_its_call(redis_url: str) -> None:
         assert error_of(await p.run()) == ("tool.not_found", "no longer sold")
 
 
+async def in_two_versions(
+    redis_url: str, before: list[dict[str, Any]], after: list[dict[str, Any]], *called: str
+) -> RunRecord:
+    """The record of a run that a worker with other tools continues after its last call has failed."""
+    plugins.FAILURES["a"] = [busy()]
+    definitions = [using(*called, "charge", tools=[*tools, CHARGE]) for tools in (before, after)]
+    async with process(redis_url, definitions[0]) as one, process(redis_url, definitions[1]) as two:
+        await one.submit()
+        assert (await one.execute()).kind is AttemptOutcome.SUSPENDED
+        await due(two)
+        await two.execute()
+        return await two.record()
+
+
+async def test_a_run_goes_on_without_a_toolset_that_was_added(redis_url: str) -> None:
+    """It began without that toolset: neither its list nor its tools concern it."""
+    record = await in_two_versions(redis_url, [], [SHOP])
+
+    assert output_of(record)["tools"] == {"charge": "Charges somebody."}
+    assert log("open", "list") == []
+
+
+async def test_a_run_keeps_the_tools_of_a_toolset_that_was_removed(redis_url: str) -> None:
+    """As the model has seen them. The calls that are recorded stay; a new one would fail."""
+    record = await in_two_versions(redis_url, [SHOP], [], "price")
+
+    assert output_of(record)["tools"].keys() == {"price", "stock", "charge"}
+    assert output_of(record)["results"] == ["price of {'who': 'a'}", {"charged": "a"}]
+
+
+async def test_a_new_call_of_a_removed_toolset_fails(redis_url: str) -> None:
+    plugins.FAILURES["stock"] = [busy()]
+    definitions = [using("stock", tools=[*tools, CHARGE]) for tools in ([SHOP], [])]
+    async with process(redis_url, definitions[0]) as one, process(redis_url, definitions[1]) as two:
+        await one.submit()
+        assert (await one.execute()).kind is AttemptOutcome.SUSPENDED
+        await due(two)
+        await two.execute()
+
+        code, message = error_of(await two.record())
+        assert code == "tool.not_found"
+        assert "'shop'" in message
+
+
 async def test_a_toolset_that_cannot_be_opened_now_suspends_the_run(redis_url: str) -> None:
     """And it is closed as often as it was opened."""
     plugins.FAILURES["open"] = [busy()]
@@ -104,10 +149,8 @@ async def test_a_toolset_that_cannot_be_opened_now_suspends_the_run(redis_url: s
 
 async def test_a_replayed_run_opens_a_toolset_only_to_call_it(redis_url: str) -> None:
     """A connection costs time; all calls of the second attempt but the last are answered by the journal."""
-    plugins.FAILURES["charge"] = [busy()]
-    charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
     plugins.FAILURES["a"] = [busy()]
-    async with process(redis_url, using("price", "charge", tools=[SHOP, charge])) as p:
+    async with process(redis_url, using("price", "charge", tools=[SHOP, CHARGE])) as p:
         await p.submit()
         assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
         await due(p)
@@ -140,14 +183,14 @@ async def test_every_toolset_is_closed(redis_url: str, caplog: pytest.LogCapture
         ([Priced("p" * 65)], "ppp"),
         ([Priced("price", "who", schema={"type": "nothing"})], "'price'"),
         (["price"], "str"),
+        ([Priced("price")] * 1001, "1,001 tools"),
         (None, "NoneType"),
     ],
 )
 async def test_a_list_that_cannot_be_offered_fails_the_run(redis_url: str, listed: Any, problem: str) -> None:
     """With an error that names the toolset and the tool."""
     Shop.LISTED = listed
-    charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
-    async with process(redis_url, using(tools=[charge, SHOP])) as p:
+    async with process(redis_url, using(tools=[CHARGE, SHOP])) as p:
         code, message = error_of(await p.run())
 
         assert code == "plugin.config"

@@ -94,3 +94,31 @@ def test_a_new_life_keeps_decisions_and_counts_retries_from_0(bench: Bench) -> N
     found = claimed_facts(bench)
     assert found.get(FactKind.APPROVAL, "pay:1") == decision
     assert found.counts(FactKind.TRIES) == {}
+
+
+def test_a_fact_is_written_ahead_with_a_batch_of_events_once(bench: Bench) -> None:
+    """Also when the write is repeated because its reply was lost; the record takes it later."""
+    fence = bench.claimed()
+    first, second = (Fact.of(FactKind.RESPONSE, "model:1", {"response_id": f"resp_{n}"}) for n in (1, 2))
+    write = call("emit", fence=fence, batch_no=1, events=[], facts=[first.name, first.text])
+    repeated = call("emit", fence=fence, batch_no=1, events=[], facts=[second.name, second.text])
+
+    assert [bench.lab.run(each) for each in (write, repeated)] == ["OK", "SAME"]
+
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {first.name: first.text}
+    assert claimed_facts_of(bench, FactKind.RESPONSE) == [{"response_id": "resp_1"}]
+
+
+def test_a_worker_that_lost_the_run_writes_no_fact(bench: Bench) -> None:
+    bench.claimed()
+    fact = Fact.of(FactKind.RESPONSE, "model:1", {"response_id": "resp_1"})
+
+    assert bench.do("emit", fence="0:", batch_no=1, facts=[fact.name, fact.text]) == "FENCED"
+
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {}
+
+
+def claimed_facts_of(bench: Bench, kind: FactKind) -> list[object]:
+    """The facts of a kind that the next attempt gets."""
+    fields = bench.redis.hgetall(bench.store.keys("facts", "r1"))
+    return [fact.value() for fact in Facts(fields).of(kind)]

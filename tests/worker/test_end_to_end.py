@@ -60,6 +60,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         agent("narrator", **own, context_assembler={"impl": f"{TOOLS}.ClumsyAssembler"}),
         agent("tidy", tools={"count": f"{TOOLS}.count"}, **tidy),
         agent("unpriced", tools={"count": f"{TOOLS}.count"}, llm={"pricing": None}),
+        agent("doubled", llm={"fallbacks": [{"model": "second"}]}),
+        OPENAGENTS_RETRY_AFTER_MAX_MS="100",
     ) as installation:
         yield installation
 
@@ -403,9 +405,9 @@ def test_a_model_call_is_repeated_after_its_retry_after(installation: Installati
     assert handle.wait(PATIENCE_S).usage.llm_retry_count == 1
 
 
-def test_repeated_failures_of_the_model_suspend_the_run(installation: Installation) -> None:
+def test_a_long_pause_of_the_model_suspends_the_run(installation: Installation) -> None:
     """The run uses no worker while it waits, continues from its last step, and repeats no finished call."""
-    faults = {"error": "rate_limit", "retry_after_ms": 10, "times": 3}
+    faults = {"error": "rate_limit", "retry_after_ms": 3_000}
     installation.model.will_say(*counting(1), faults, {"text": "at last"})
 
     handle = installation.submit("clerk")
@@ -422,7 +424,18 @@ def test_repeated_failures_of_the_model_suspend_the_run(installation: Installati
         "run.resume_succeeded",
     ]
     assert emitted.count("llm.failed") == 1
-    assert len(installation.model.asked(handle.id)) == 1 + 3 + 1
+    assert len(installation.model.asked(handle.id)) == 1 + 1 + 1
+
+
+def test_another_model_answers_if_the_first_one_is_gone(installation: Installation) -> None:
+    """The event says why, and which one answers instead."""
+    installation.model.will_say({"error": "response", "status": 404}, {"text": "It is me."})
+
+    handle = installation.submit("doubled")
+    events = {event.name: event.payload for event in story(handle)}
+
+    assert handle.wait(PATIENCE_S).final_output == "It is me."
+    assert events["llm.fallback"]["fallback"] == "openai_compatible/second"
 
 
 def test_a_run_whose_retries_are_used_up_fails_with_the_models_error(installation: Installation) -> None:

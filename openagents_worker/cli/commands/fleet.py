@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import click
 
 from openagents_worker.cli.commands.options import as_json_option
-from openagents_worker.cli.health import status_json, status_lines, worker_json, worker_table
+from openagents_worker.cli.health import (
+    status_json,
+    status_lines,
+    without_removed_agents,
+    worker_json,
+    worker_table,
+)
 from openagents_worker.cli.terminal import dump, err, out
+from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store.fleet import read_fleet
 
@@ -45,12 +53,20 @@ def status(as_json: bool) -> None:
     """
     with Client() as client:
         fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+        fleet = without_removed_agents(fleet, partial(_has_open_runs, client))
         unreadable, aside = client.problems(), client.put_aside()
     if as_json:
         dump(status_json(fleet, unreadable, aside))
         return
     for line in status_lines(fleet, unreadable, _now_ms(), aside):
         out(line)
+
+
+def _has_open_runs(client: Client, agent_id: str) -> bool:
+    """Whether a run of the agent has not ended. True as well if there are too many runs to find out."""
+    open_states = [state for state in RunState if not state.is_terminal]
+    page = client.runs(agent_id=agent_id, state=open_states, limit=1)
+    return bool(page.items or page.next_cursor)
 
 
 def _now_ms() -> int:

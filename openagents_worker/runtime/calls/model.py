@@ -61,6 +61,7 @@ class RecordedModel(ModelClient):
         self._streams = _takes(type(inner), "on_delta")
         self._reported_unpriced = False
         self._unpriced: set[str] = set()
+        self._is_billed = getattr(inner, "is_billed", True)
         self.provider_name = getattr(inner, "provider_name", "unknown")
         self.model_id = getattr(inner, "model_id", "unknown")
 
@@ -114,7 +115,7 @@ class RecordedModel(ModelClient):
             **_about_the_end(reply, name),
         }
         events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
-        if usage.cost_usd is None and name not in self._unpriced:
+        if usage.cost_usd is None and self._is_billed and name not in self._unpriced:
             events.append(("llm.price_unknown", {"model": name, "call": info.call_id}))
         return Outcome(value=wire, usage=usage, events=events)
 

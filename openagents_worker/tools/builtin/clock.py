@@ -108,7 +108,7 @@ def _time_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):  # unknown name, or a path to a directory or outside the database
         raise ToolValidationError(
-            f"timezone: {name[:80]!r} is no IANA time zone",
+            f"timezone: {name[:80]!r} is not an IANA time zone",
             CurrentTime.name,
             hint="for example Europe/Berlin or UTC",
         ) from None

@@ -81,7 +81,9 @@ class FileTool(TypedTool):
             is_entry = absolute.name not in ("", "..")
             unresolved = absolute.parent.resolve() / absolute.name if is_entry else target
         except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, circular links
-            raise ToolValidationError(f"path: {path[:200]!r} is no usable path: {error}", self.name) from None
+            raise ToolValidationError(
+                f"path: {path[:200]!r} is not a usable path: {error}", self.name
+            ) from None
         place = target if follow else unresolved
         if self.cfg.root is not None and not place.is_relative_to(self.root):
             raise ToolValidationError(
@@ -121,7 +123,7 @@ class FileTool(TypedTool):
         """The size of an open file. Raises `PermanentToolError` for pipes and devices: they may never end."""
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise PermanentToolError(f"{path} is no regular file", self.name)
+            raise PermanentToolError(f"{path} is not a regular file", self.name)
         return status.st_size
 
 

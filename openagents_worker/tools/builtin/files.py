@@ -54,7 +54,7 @@ class ReadFile(FileTool):
             lines = io.BytesIO(content).readlines()
             content, rest = b"".join(lines[: args.limit]), b"".join(lines[args.limit :]) or rest
         if b"\0" in content:
-            raise PermanentToolError(f"{args.path} is no text file", self.name)
+            raise PermanentToolError(f"{args.path} is not a text file", self.name)
         # If the text was cut inside a character, the incremental decoder omits the incomplete character.
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(content, final=not rest)
         return {"path": args.path, "content": text, "bytes": size, "truncated": bool(rest)}
@@ -85,7 +85,7 @@ class WriteFile(FileTool):
         place = self.resolved(args.path)
         with self.errors_for_model(args.path):
             if place.exists() and not (place.is_file() or place.is_dir()):
-                raise PermanentToolError(f"{args.path} is no regular file", self.name)
+                raise PermanentToolError(f"{args.path} is not a regular file", self.name)
             place.parent.mkdir(parents=True, exist_ok=True)
             if args.mode == "w":
                 _replace_file(place, content)
@@ -119,7 +119,7 @@ class ListFiles(FileTool):
         top = self.resolved(args.path)
         with self.errors_for_model(args.path):
             if not stat.S_ISDIR(top.stat().st_mode):
-                raise PermanentToolError(f"{args.path} is no folder", self.name)
+                raise PermanentToolError(f"{args.path} is not a folder", self.name)
         found: list[dict[str, str]] = []
         allowed_paths = self.allowed_paths
         for entry in (

@@ -211,7 +211,7 @@ class HttpRequest(TypedTool):
                     self.cfg.allow_hosts, self.cfg.deny_private_networks, certificates, self.name
                 ),
                 timeout=self.cfg.timeout,
-                follow_redirects=False,  # `_exchange` follows them: httpx would read their whole bodies
+                follow_redirects=False,  # `_exchange` follows them: httpx would read each body to its end
                 trust_env=False,
                 cookies=no_cookies(),
                 headers={"user-agent": "openagents-worker"},

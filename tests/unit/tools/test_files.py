@@ -284,8 +284,8 @@ async def test_a_long_file_is_cut_between_characters(root: Path) -> None:
     [
         ("none.txt", "none.txt does not exist"),
         ("docs", "docs is a folder"),
-        ("image.bin", "no text file"),
-        ("pipe", "no regular file"),
+        ("image.bin", "not a text file"),
+        ("pipe", "not a regular file"),
         ("a.txt/x", "does not exist"),
         ("x" * 300, "name too long"),
     ],
@@ -336,7 +336,7 @@ async def test_a_pipe_or_device_is_never_written_or_replaced(root: Path, mode: s
     """Only regular files are written. The call does not wait for the other end of a pipe."""
     os.mkfifo(root / "pipe")
 
-    with pytest.raises(PermanentToolError, match="no regular file"):
+    with pytest.raises(PermanentToolError, match="not a regular file"):
         await call("write_file", root, path="pipe", content="x", mode=mode)
     assert (root / "pipe").is_fifo()
 
@@ -391,7 +391,7 @@ async def test_a_huge_folder_is_cut(huge_folder: Path, recursive: bool) -> None:
     assert listed["truncated"] is True
 
 
-@pytest.mark.parametrize(("path", "told"), [("a.txt", "no folder"), ("none", "does not exist")])
+@pytest.mark.parametrize(("path", "told"), [("a.txt", "not a folder"), ("none", "does not exist")])
 async def test_only_a_folder_is_listed(root: Path, path: str, told: str) -> None:
     """The error says why the path cannot be listed."""
     with pytest.raises(PermanentToolError, match=told):
