@@ -64,6 +64,10 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "1,000 leases; those within one heartbeat are read",
         (("store/lua/lib/deaths.lua", "ZRANGEBYSCORE"),),
     ),
+    "recipients": (
+        "the kinds of recipients that workers serve, besides Celery",
+        (("store/lua/lib/end_run.lua", "ZRANGEBYSCORE"),),
+    ),
     "reply": ("the fields of the one reply that streams", (("store/watch.py", "HGETALL"),)),
     "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"),)),
     "session": ("its fields, which are fixed", (("store/sessions.py", "HGETALL"),)),
