@@ -12,7 +12,7 @@ import pytest
 from openagents_worker.errors import RunFailed
 from openagents_worker.llm.providers import PROVIDERS
 from openagents_worker.models import MAX_MESSAGE_CHARS, RunRecord, RunState
-from openagents_worker.producer.handle import _result_or_error
+from openagents_worker.producer.run_results import result_or_error
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry import logs as telemetry
@@ -100,7 +100,7 @@ async def test_the_traceback_is_stored_and_shown_wherever_people_look(redis_url:
     assert last["error_details"]["context"]["traceback"] == text
     assert event["code"] in ("tool.error", "tool.permanent")
     assert event["type"] in ("ValueError", "OddError", "PermanentToolError", "ToolError")
-    error = _result_or_error(record)
+    error = result_or_error(record)
     assert isinstance(error, RunFailed)
     assert error.__notes__ == [f"On the worker:\n{text}"]
 
