@@ -20,8 +20,8 @@ import pytest
 
 from openagents_worker import StopReason
 from openagents_worker.errors import OpenAgentsError
-from tests.installation import Installation, agent, call, installed
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, agent, call, installed
+from tests.support.waiting import wait_for
 
 NAME = "canary.thing"
 CANARY = "open({sung!r}, 'w').close()\ndef thing(*a, **k): pass\n"

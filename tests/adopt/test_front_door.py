@@ -22,7 +22,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.task import AgentTask
-from tests.installation import agent
+from tests.support.deployment import agent
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from kombu.asynchronous import Hub
 
 from openagents_worker.producer import kombu_redis as broker
 from openagents_worker.producer.kombu_redis import RUN_AGENT, TRANSPORTS
-from tests.producer.proxy import Proxy
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.waiting import PATIENCE_S, wait_for
 
 QUEUE = "agents"
 WAKE_UP = {"task": RUN_AGENT, "wake_us": "1", "id": "r1"}

@@ -15,7 +15,7 @@ from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.durability import PersistenceInfo
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 Submit = Callable[[EmbeddedRedis, str], None]
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from openagents_worker.store.keys import ALWAYS_EXPIRING, ANY_TYPE, PERMANENT, Keys, KeySpec, spec_of
 from tests.properties.lab import Entry, View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
-from tests.stored import shown as shown_events
+from tests.support.stored_events import shown as shown_events
 
 __all__ = ["check"]
 

@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import writer
 from openagents_worker.store.scripts import ScriptCall
-from tests.runtime.harness import Process, agent, process
+from tests.support.runner import Process, agent, process
 
 PLUGINS = __name__
 

@@ -19,7 +19,7 @@ from openagents_worker.store.records import (
     read_session,
     read_states,
 )
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 @pytest.fixture

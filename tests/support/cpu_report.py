@@ -31,7 +31,7 @@ def cpu_s() -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what was spent since the previous report: imports and fixtures count for the test that needs them."""
+    """Add what was spent since the previous report, so fixtures count for the test that needs them first."""
     global _spent_s
     report = yield
     before, _spent_s = _spent_s, cpu_s()

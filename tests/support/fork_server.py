@@ -1,8 +1,9 @@
 """The fork server: a process that has imported the library, and forks the processes that tests start.
 
-Half of the processor time of a worker that lives for a second is its imports. This program does them once. For
-each request it forks a process that then does what `python -m MODULE` or a script of the environment would do,
-with its own arguments, environment, directory, files and session. `tests/support/processes.py` asks it.
+Half of the processor time of a worker that lives for a second is its imports. This program does them once.
+For each request it forks a process that then does what `python -m MODULE` or a script of the environment
+would do, with its own arguments, environment, directory, files and session. `tests/support/processes.py`
+sends the requests.
 
 It runs as a script: it imports nothing of the tests, and starts nothing that a fork would copy.
 """
@@ -103,16 +104,20 @@ def become(request: dict[str, Any]) -> None:
     importlib.invalidate_caches()
     sys.argv[:] = [request["script"] or "-m", *request["arguments"]]
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123 - for the life of the process
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = _stream(1, unbuffered, sys.stdout.errors or "strict")
     sys.stderr = _stream(2, unbuffered, "backslashreplace")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
 
 def _stream(descriptor: int, unbuffered: bool, errors: str) -> io.TextIOWrapper:
-    raw: Any = open(descriptor, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115, PTH123
+    raw: Any = open(descriptor, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
     found = io.TextIOWrapper(
-        raw, "utf-8", errors, line_buffering=descriptor == 2 or os.isatty(descriptor), write_through=unbuffered
+        raw,
+        "utf-8",
+        errors,
+        line_buffering=descriptor == 2 or os.isatty(descriptor),
+        write_through=unbuffered,
     )
     found.mode = "w"  # type: ignore[attr-defined]  # as Python does
     return found

@@ -1,8 +1,8 @@
 """Processes: those that tests start with our command line or Celery's are forked from a fork server.
 
 This is the only place that knows which ones. They are real processes with arguments, environment, files and
-signals of their own; only their imports are done already. Everything else is started as usual: other programs,
-other interpreters, other versions of the library, options of the interpreter.
+signals of their own; only their imports are done already. Everything else is started as usual: other
+programs, other interpreters, other versions of the library, options of the interpreter.
 
 `pytest --no-fork-server` starts all of them as usual, as does every system but Linux, and a measurement of
 coverage. The mark `fresh_process` does so for tests of what a process imports, and of how it begins.
@@ -159,7 +159,7 @@ class _ForkServer:
 
 
 def _adopt_orphans(on: bool) -> None:
-    """Whether the kernel makes orphans below this process its children, instead of those of the first process."""
+    """Whether orphans below this process become its children, and not those of the first process."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 

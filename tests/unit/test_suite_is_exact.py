@@ -1,8 +1,8 @@
 """The suite itself: no test depends on how fast the machine is that it runs on.
 
 A clock shows how long the machine took, which is nothing that a test can promise; a sleep is a guess at when
-something will have happened. Tests inject a clock or wait for a condition (`tests/waiting.py`,
-`tests/clocks.py`). What needs real time has the mark `slow`.
+something will have happened. Tests inject a clock or wait for a condition (`tests/support/waiting.py`,
+`tests/support/clocks.py`). What needs real time has the mark `slow`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 from tests.worker.run_host import RecordingRunHost
 
 

@@ -18,8 +18,8 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
 from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.rescue import Rescue
-from tests.producer.hand import Hand
-from tests.waiting import await_for
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for
 
 T = TypeVar("T")
 

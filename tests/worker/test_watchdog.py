@@ -16,7 +16,7 @@ from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import EX_LOOP_DEAD, IDLE_TICK_S, TICK_S, LoopWatchdog
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.worker.run_host import RecordingRunHost
 
 

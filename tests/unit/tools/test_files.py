@@ -16,7 +16,7 @@ from openagents_worker.agents.loading import load_agents
 from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolValidationError
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.builtin.files import GrepFiles, ReadFile
-from tests.waiting import await_for
+from tests.support.waiting import await_for
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.faults.plugins import take_mark
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 
 __all__ = ["Worker", "World", "table"]
 
