@@ -35,7 +35,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     global _spent_s
     report = yield
     before, _spent_s = _spent_s, cpu_s()
-    report.user_properties = [(NAME, _spent_s - before)]
+    report.user_properties = [*report.user_properties, (NAME, _spent_s - before)]
     return report
 
 

@@ -97,28 +97,32 @@ def become(request: dict[str, Any]) -> None:
     time.tzset()
     if request["cwd"]:
         os.chdir(request["cwd"])
-    first = str(Path(request["script"]).parent) if request["script"] else os.getcwd()  # noqa: PTH109 - as Python
+    first = str(Path(request["script"]).parent) if request["script"] else os.getcwd()  # noqa: PTH109
     more = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.path[:] = [first, *map(os.path.abspath, more), *sys.path]
+    sys.path[:] = [*([] if request["safe_path"] else [first]), *map(os.path.abspath, more), *sys.path]
     sys.path_importer_cache.clear()
     importlib.invalidate_caches()
     sys.argv[:] = [request["script"] or "-m", *request["arguments"]]
-    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
-    sys.stdout = _stream(1, unbuffered, sys.stdout.errors or "strict")
-    sys.stderr = _stream(2, unbuffered, "backslashreplace")
+    sys.stdin, sys.stdout, sys.stderr = (
+        _reader(),
+        _writer(1, sys.stdout.errors),
+        _writer(2, sys.stderr.errors),
+    )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
 
-def _stream(descriptor: int, unbuffered: bool, errors: str) -> io.TextIOWrapper:
+def _reader() -> io.TextIOWrapper:
+    raw: Any = open(0, "rb", closefd=False)  # noqa: SIM115 - for the life of the process
+    found = io.TextIOWrapper(raw, "utf-8", sys.stdin.errors)
+    found.mode = "r"  # type: ignore[attr-defined]  # as Python does
+    return found
+
+
+def _writer(descriptor: int, errors: str | None) -> io.TextIOWrapper:
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    by_line = not unbuffered and (descriptor == 2 or os.isatty(descriptor))
     raw: Any = open(descriptor, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
-    found = io.TextIOWrapper(
-        raw,
-        "utf-8",
-        errors,
-        line_buffering=descriptor == 2 or os.isatty(descriptor),
-        write_through=unbuffered,
-    )
+    found = io.TextIOWrapper(raw, "utf-8", errors, line_buffering=by_line, write_through=unbuffered)
     found.mode = "w"  # type: ignore[attr-defined]  # as Python does
     return found
 

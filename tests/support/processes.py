@@ -34,6 +34,8 @@ SERVER = Path(__file__).with_name("fork_server.py")
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 MODULES = frozenset({"openagents_worker.cli", "openagents_worker.testing.model_server", "celery"})
 SCRIPTS = frozenset({"openagents-worker", "celery"})
+SAFE_SCRIPTS = frozenset({ROOT / "tests" / "docs" / "run_block.py"})
+"""Scripts that are called with `python -P`: their folder is not on the path."""
 OF_THE_LIBRARY = "openagents_worker"
 NOT_SHARED = ("PYTHON", "LANG", "LC_", "LD_")
 """Environment variables that an interpreter reads when it starts, by their first letters …"""
@@ -80,6 +82,7 @@ class _Program:
     script: str
     arguments: Sequence[str]
     dies_with_parent: bool
+    safe_path: bool = False
 
 
 def _program(command: Any, env: Mapping[str, str], cwd: str) -> _Program | None:
@@ -99,6 +102,8 @@ def _program(command: Any, env: Mapping[str, str], cwd: str) -> _Program | None:
             return _Program("", script, arguments, dies)
         case [sys.executable, script, *arguments] if Path(script) in _scripts():
             return _Program("", script, arguments, dies)
+        case [sys.executable, "-P", script, *arguments] if Path(script) in SAFE_SCRIPTS:
+            return _Program("", script, arguments, dies, safe_path=True)
     return None
 
 
@@ -183,6 +188,7 @@ class _ForkedPopen(_START):  # type: ignore[type-arg,valid-type,misc]
             "script": program.script,
             "arguments": program.arguments,
             "dies_with_parent": program.dies_with_parent,
+            "safe_path": program.safe_path,
             "env": dict(os.environ if given["env"] is None else given["env"]),
             "cwd": str(Path(given["cwd"] or ".").absolute()),
             "new_session": given["start_new_session"],
