@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fresh_process(reason): processes of this test are not forked")
-    measured = "coverage" in sys.modules or "COVERAGE_PROCESS_START" in os.environ
+    measured = "COVERAGE_PROCESS_CONFIG" in os.environ  # each process has to start its own measurement
     if sys.platform == "linux" and not config.getoption("--no-fork-server") and not measured:
         _ForkedPopen.server = _ForkServer()
         subprocess.Popen = _ForkedPopen  # type: ignore[misc]  # for the tests and for the library alike
