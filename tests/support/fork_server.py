@@ -10,6 +10,7 @@ It runs as a script: it imports nothing of the tests, and starts nothing that a 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -35,9 +36,11 @@ MODULES = (
     "kombu.transport.redis",
     "httpx",
     "jsonschema",
-    "uvloop",
 )
-"""What most processes of tests import. Whatever else they need, they import themselves."""
+"""What most processes of tests import. Whatever else they need, they import themselves.
+
+Tests hide uvloop from some processes, so it is not here. Another version of the library may lack a module.
+"""
 
 REQUEST_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -142,8 +145,12 @@ def run(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of this file
+    _library = sys.argv[2]
+    sys.path.insert(0, _library)
     for _module in MODULES:
-        importlib.import_module(_module)
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(_module)
+    sys.path.remove(_library)
     gc.collect()
     gc.freeze()
     _control = socket.socket(fileno=int(sys.argv[1]))

@@ -1,8 +1,8 @@
 """Processes: those that tests start with our command line or Celery's are forked from a fork server.
 
 This is the only place that knows which ones. They are real processes with arguments, environment, files and
-signals of their own; only their imports are done already. Everything else is started as usual: other
-programs, other interpreters, other versions of the library, options of the interpreter.
+signals of their own; only their imports are done already. Each version of the library has a server of its
+own. Everything else is started as usual: other programs, other interpreters, options of the interpreter.
 
 `pytest --no-fork-server` starts all of them as usual, as does every system but Linux, and a measurement of
 coverage. The mark `fresh_process` does so for tests of what a process imports, and of how it begins.
@@ -39,8 +39,9 @@ SAFE_SCRIPTS = frozenset({ROOT / "tests" / "docs" / "run_block.py"})
 OF_THE_LIBRARY = "openagents_worker"
 NOT_SHARED = ("PYTHON", "LANG", "LC_", "LD_")
 """Environment variables that an interpreter reads when it starts, by their first letters …"""
-SHARED = frozenset({"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
+SHARED = frozenset({"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
 """… and those of them that the fork server applies, or that make no difference."""
+NOT_FOR_THE_SERVER = frozenset({"PYTHONPATH", "PYTHONSAFEPATH"})
 _OPTIONS = ("preexec_fn", "pass_fds", "shell", "gid", "gids", "uid", "executable")
 
 
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fresh_process(reason): processes of this test are not forked")
     measured = "COVERAGE_PROCESS_CONFIG" in os.environ  # each process has to start its own measurement
     if sys.platform == "linux" and not config.getoption("--no-fork-server") and not measured:
-        _ForkedPopen.server = _ForkServer()
+        _ForkedPopen.servers = _ForkServers()
         subprocess.Popen = _ForkedPopen  # type: ignore[misc]  # for the tests and for the library alike
 
 
@@ -82,7 +83,9 @@ class _Program:
     script: str
     arguments: Sequence[str]
     dies_with_parent: bool
-    safe_path: bool = False
+    safe_path: bool
+    library: Path
+    """The folder of the library's version."""
 
 
 def _program(command: Any, env: Mapping[str, str], cwd: str) -> _Program | None:
@@ -93,17 +96,18 @@ def _program(command: Any, env: Mapping[str, str], cwd: str) -> _Program | None:
     before = child_process.end_with_parent(())
     dies = words[: len(before)] == before and len(before) > 0
     words = words[len(before) :] if dies else words
-    if _differs(env) or _has_another_library([cwd, *env.get("PYTHONPATH", "").split(os.pathsep)], cwd):
+    if _differs(env):
         return None
+    safe = bool(env.get("PYTHONSAFEPATH"))
     match words:
         case [sys.executable, "-m", module, *arguments] if module in MODULES:
-            return _Program(module, "", arguments, dies)
+            return _Program(module, "", arguments, dies, safe, _library(env, "" if safe else cwd, cwd))
         case [script, *arguments] if Path(script) in _scripts():
-            return _Program("", script, arguments, dies)
+            return _Program("", script, arguments, dies, safe, _library(env, "", cwd))
         case [sys.executable, script, *arguments] if Path(script) in _scripts():
-            return _Program("", script, arguments, dies)
+            return _Program("", script, arguments, dies, safe, _library(env, "", cwd))
         case [sys.executable, "-P", script, *arguments] if Path(script) in SAFE_SCRIPTS:
-            return _Program("", script, arguments, dies, safe_path=True)
+            return _Program("", script, arguments, dies, True, _library(env, "", cwd))
     return None
 
 
@@ -117,48 +121,53 @@ def _differs(env: Mapping[str, str]) -> bool:
     return any(env.get(name) != os.environ.get(name) for name in names)
 
 
-def _has_another_library(folders: Sequence[str], cwd: str) -> bool:
-    found = (Path(cwd, folder) for folder in folders if folder)
-    return any((folder / OF_THE_LIBRARY).is_dir() and not folder.samefile(ROOT) for folder in found)
+def _library(env: Mapping[str, str], first: str, cwd: str) -> Path:
+    """The folder from which a process imports the library: the first on its path that has it."""
+    folders = [first, *env.get("PYTHONPATH", "").split(os.pathsep)]
+    on_path = [Path(cwd, folder) for folder in folders if folder]
+    return next((folder.resolve() for folder in on_path if (folder / OF_THE_LIBRARY).is_dir()), ROOT)
 
 
-class _ForkServer:
-    """The process of `fork_server.py`, from the first request to the end of the tests."""
+class _ForkServers:
+    """A fork server for each version of the library."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._control: socket.socket | None = None
+        self._by_library: dict[Path, _ForkServer] = {}
 
-    def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> int:
+    def fork(self, library: Path, request: Mapping[str, Any], files: Sequence[int]) -> int:
         """Start a process with these three files, and return its id. It is a child of this process."""
         with self._lock:
-            control = self._connected()
-            _adopt_orphans(True)
-            try:
-                socket.send_fds(control, [json.dumps(request).encode()], list(files))
-                return int(control.recv(100))
-            finally:
-                _adopt_orphans(False)
+            server = self._by_library.get(library) or _ForkServer(library)
+            self._by_library[library] = server
+            return server.fork(request, files)
 
-    def _connected(self) -> socket.socket:
-        if self._control is None:
-            ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            self._process = _START(
-                [sys.executable, str(SERVER), str(its.fileno())],
-                env=env,
-                pass_fds=[its.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            its.close()
-            assert ours.recv(100) == b"ready", "the fork server did not start"
-            self._control = ours
-            atexit.register(self._stop)
-        return self._control
+
+class _ForkServer:
+    """A process of `fork_server.py`, until the end of the tests."""
+
+    def __init__(self, library: Path) -> None:
+        self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = _START(
+            [sys.executable, str(SERVER), str(its.fileno()), str(library)],
+            env={name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_SERVER},
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        its.close()
+        atexit.register(self._stop)
+        assert self._control.recv(100) == b"ready", "the fork server did not start"
+
+    def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> int:
+        _adopt_orphans(True)
+        try:
+            socket.send_fds(self._control, [json.dumps(request).encode()], list(files))
+            return int(self._control.recv(100))
+        finally:
+            _adopt_orphans(False)
 
     def _stop(self) -> None:
-        assert self._control is not None
         self._control.close()
         self._process.wait()
 
@@ -175,7 +184,7 @@ _PARAMETERS = inspect.signature(_START._execute_child)  # type: ignore[attr-defi
 class _ForkedPopen(_START):  # type: ignore[type-arg,valid-type,misc]
     """`subprocess.Popen`. Only the step that creates the process is another one, for the programs above."""
 
-    server: _ForkServer
+    servers: _ForkServers
     fresh = False
 
     def _execute_child(self, *args: Any) -> None:
@@ -198,7 +207,7 @@ class _ForkedPopen(_START):  # type: ignore[type-arg,valid-type,misc]
             for standard, end in enumerate((given["p2cread"], given["c2pwrite"], given["errwrite"]))
         ]
         try:
-            self.pid = self.server.fork(request, files)
+            self.pid = self.servers.fork(program.library, request, files)
             self._child_created = True
         finally:
             self._close_pipe_fds(*(given[name] for name in _PIPES))

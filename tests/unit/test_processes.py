@@ -89,12 +89,12 @@ def test_everything_else_starts_as_usual(
     command: list[str], env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other programs, options of the interpreter, variables that it reads when it starts."""
-    monkeypatch.setattr(_ForkedPopen.server, "fork", lambda *_: pytest.fail("it was forked"))
+    monkeypatch.setattr(_ForkedPopen.servers, "fork", lambda *_: pytest.fail("it was forked"))
 
     assert subprocess.run(command, env={**os.environ, **env}, capture_output=True).returncode == 0
 
 
-def test_another_version_of_the_library_starts_as_usual(tmp_path: Path) -> None:
+def test_each_process_has_the_version_of_the_library_on_its_path(tmp_path: Path) -> None:
     """A folder on `PYTHONPATH`, or the current one, has a package of its name."""
     package, elsewhere = tmp_path / "openagents_worker", tmp_path / "elsewhere"
     package.mkdir()

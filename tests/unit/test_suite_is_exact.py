@@ -21,7 +21,7 @@ CLOCKS |= {f"{name}_ns" for name in CLOCKS}
 ALLOWED = {  # a file, and a function in it: why
     "support/waiting.py wait_for": "the one place that gives up waiting",
     "support/waiting.py await_for": "the same for asyncio",
-    "support/guards.py _guard_loops.measured": "processor time of one thread, of which a busy machine takes none",
+    "support/guards.py _guard_loops.measured": "processor time of one thread, which other load does not use",
     "pool/test_lag.py hold_the_gil": "processor time: it computes until it has used enough",
     "pool/test_lag.py block_until_seen": "it blocks a loop on purpose, until the watch has seen that",
     "runtime/test_attempt.py test_a_worker_that_is_not_registered_claims_no_run": "nothing happens meanwhile",
