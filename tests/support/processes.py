@@ -96,7 +96,7 @@ def _program(command: Any, env: Mapping[str, str], cwd: str) -> _Program | None:
     before = child_process.end_with_parent(())
     dies = words[: len(before)] == before and len(before) > 0
     words = words[len(before) :] if dies else words
-    if _differs(env):
+    if _differs(env) or _has_own_start(env, cwd):
         return None
     safe = bool(env.get("PYTHONSAFEPATH"))
     match words:
@@ -119,6 +119,12 @@ def _differs(env: Mapping[str, str]) -> bool:
     """Whether an interpreter would start differently with this environment than with that of the tests."""
     names = {name for name in (*env, *os.environ) if name.startswith(NOT_SHARED) and name not in SHARED}
     return any(env.get(name) != os.environ.get(name) for name in names)
+
+
+def _has_own_start(env: Mapping[str, str], cwd: str) -> bool:
+    """Whether a folder on `PYTHONPATH` has code that the interpreter executes when it starts."""
+    folders = [Path(cwd, folder) for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    return any((folder / f"{name}customize.py").exists() for folder in folders for name in ("site", "user"))
 
 
 def _library(env: Mapping[str, str], first: str, cwd: str) -> Path:

@@ -76,6 +76,15 @@ def test_its_exit_code_and_its_signals_arrive(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def test_code_that_the_interpreter_executes_first_is_executed(tmp_path: Path) -> None:
+    """Tests put a `sitecustomize` on the path."""
+    (tmp_path / "sitecustomize.py").write_text("print('first')")
+    command = [sys.executable, "-m", "openagents_worker.cli", "--version"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.startswith("first\n")
+
+
 @pytest.mark.parametrize(
     ("command", "env"),
     [
