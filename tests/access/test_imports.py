@@ -23,7 +23,9 @@ from openagents_worker.errors import OpenAgentsError
 from tests.support.deployment import Installation, agent, call, installed
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.fresh_process(reason="a module that is imported before cannot be seen to be imported")
+pytestmark = pytest.mark.fresh_process(
+    reason="a module that is imported before cannot be seen to be imported"
+)
 NAME = "canary.thing"
 CANARY = "open({sung!r}, 'w').close()\ndef thing(*a, **k): pass\n"
 IDS = {"agent_id": "clerk", "session_id": "s"}
