@@ -27,8 +27,8 @@ from typing import Any, assert_never
 
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
-from tests.faults.world import World, table
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import World, table
+from tests.support.waiting import wait_for
 
 ALLOWED_S = 1.0  # beyond the lease
 HOST_S = 2.0

@@ -40,8 +40,8 @@ from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.submission.submit import asubmit
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from tests.faults.proxy import Proxy, value_of
-from tests.proxy import Line
+from tests.support.command_proxy import Proxy, value_of
+from tests.support.proxy import Line
 
 FIRST = "bench:0"
 STEP_BYTES = 1_000

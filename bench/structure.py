@@ -26,7 +26,7 @@ from openagents_worker import Client
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelServer
-from tests.faults.world import table
+from tests.support.supervised_deployment import table
 
 ROOT = PACKAGE.parent
 MAX_HOPS, MAX_MODULES, MAX_ARGUMENTS, MAX_LINES = 12, 14, 7, 400

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults.proxy import Proxy
-from tests.faults.world import World, table
-from tests.waiting import wait_for
+from tests.support.command_proxy import Proxy
+from tests.support.supervised_deployment import World, table
+from tests.support.waiting import wait_for
 
 PURPOSES = {
     "claim": "takes the run; returns request, journal, and the length and state of the session",

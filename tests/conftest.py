@@ -14,7 +14,7 @@ import redis
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.hostile.table import beyond_a_sample, lines_of
 
-pytest_plugins = ["tests.guards"]
+pytest_plugins = ["tests.support.guards", "tests.support.cpu_report", "tests.support.processes"]
 
 # The tests start hundreds of processes. Container images often disable bytecode files; then each process
 # would compile everything that it imports. `make clean` removes the files.

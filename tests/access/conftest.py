@@ -11,7 +11,7 @@ from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.roles import RoleName
 from tests.access.users import Guarded, UseOfCommands, guarded
 from tests.fundamentals.conftest import AGENTS
-from tests.installation import Installation, Model, installed
+from tests.support.deployment import Installation, Model, installed
 
 
 @pytest.fixture(scope="package")

@@ -19,8 +19,8 @@ from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded
 from tests.cli.conftest import Done, typed
 from tests.fundamentals.shop import DELIVERY_ALLOWED
-from tests.installation import Installation, Model, call
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, Model, call
+from tests.support.waiting import wait_for
 
 Command = Callable[..., Done]
 

@@ -11,8 +11,8 @@ import redis
 
 from openagents_worker.store.roles import RoleName
 from tests.access.users import Guarded
-from tests.installation import Installation, Model, call
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.deployment import Installation, Model, call
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture(scope="module")

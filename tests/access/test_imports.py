@@ -20,9 +20,12 @@ import pytest
 
 from openagents_worker import StopReason
 from openagents_worker.errors import OpenAgentsError
-from tests.installation import Installation, agent, call, installed
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, agent, call, installed
+from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.fresh_process(
+    reason="a module that is imported before cannot be seen to be imported"
+)
 NAME = "canary.thing"
 CANARY = "open({sung!r}, 'w').close()\ndef thing(*a, **k): pass\n"
 IDS = {"agent_id": "clerk", "session_id": "s"}

@@ -30,7 +30,7 @@ from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
 from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded, acl_words, guarded
-from tests.store.script_calls import call
+from tests.support.script_calls import call
 
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 

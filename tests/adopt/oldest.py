@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.installation import ROOT
+from tests.support.deployment import ROOT
 
 __all__ = ["OldProduct", "lowest_versions"]
 

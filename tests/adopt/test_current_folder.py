@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from tests.deployment.commands import environment, running
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 FILES = {
     "project.py": "from celery import Celery\n"

@@ -18,7 +18,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.adopt.project import run_in, write_project
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 @dataclass

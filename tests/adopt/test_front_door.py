@@ -23,7 +23,7 @@ from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.connection import default_connection
 from openagents_worker.producer.task import AgentTask
-from tests.installation import agent
+from tests.support.deployment import agent
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.adopt.oldest import OldProduct, lowest_versions
-from tests.installation import Installation, agent, call, installed
 from tests.sentinel.watched import watching
+from tests.support.deployment import Installation, agent, call, installed
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.tls.certificates import Certificates
 from tests.tls.servers import TlsEnd
-from tests.waiting import PATIENCE_S, wait_for
 
 pytestmark = [
     pytest.mark.extras,

@@ -17,8 +17,8 @@ from openagents_worker.celery.pool.task_pool import ON_LOOP
 from openagents_worker.celery.revoke import take_over_revoke
 from openagents_worker.errors import ConfigError
 from openagents_worker.producer.client import client_of
-from tests.installation import agent
-from tests.waiting import wait_for
+from tests.support.deployment import agent
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.celery.product import make_product
-from tests.installation import ROOT, agent
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.deployment import ROOT, agent
+from tests.support.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Shop", "ask", "open_shop"]
 

@@ -14,7 +14,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.scripts import CancelAnswer
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 Cancel = Callable[[Shop, RunHandle[Any]], object]
 

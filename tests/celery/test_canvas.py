@@ -16,7 +16,7 @@ from celery.result import AsyncResult, GroupResult
 from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
 from tests.celery.shop import PATIENCE_S, Shop, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 FAULTS = ("none", "retry", "lost")
 RUNS = 13  # runs of `Submitted` that meet the fault

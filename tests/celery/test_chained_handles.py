@@ -16,7 +16,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from openagents_worker.errors import RequestInvalid, RunFailed, RunNotFound
 from openagents_worker.producer.handle import RunHandle
 from tests.celery.shop import PATIENCE_S, Shop, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 SOON_S = 0.05
 

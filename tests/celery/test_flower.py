@@ -13,7 +13,7 @@ import pytest
 
 from openagents_worker.models import RunState
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--conf={ROOT / 'config' / 'flowerconfig.py'}"

@@ -8,7 +8,7 @@ import pytest
 from celery import chain, chord, group
 
 from tests.celery.shop import PATIENCE_S, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def test_links_chains_and_groups_need_no_result_backend(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task_options import task_options_json
 from openagents_worker.submission.submit import submit
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
-from tests.producer.hand import Hand
-from tests.waiting import wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 
 Received = list[tuple[str, dict[str, Any]]]
 

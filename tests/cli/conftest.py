@@ -14,7 +14,7 @@ from openagents_worker.cli.commands import run
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.fleet import WorkerCard
-from tests.producer.hand import LEASE_MS, Hand
+from tests.support.scripts import LEASE_MS, Hand
 
 W1 = "w1@box:a1b2c3"
 

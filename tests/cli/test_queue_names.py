@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installation import PATIENCE_S, ROOT
+from tests.support.deployment import PATIENCE_S, ROOT
 
 
 def called(

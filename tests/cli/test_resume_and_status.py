@@ -12,7 +12,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.watch import history
 from tests.cli.conftest import W1, Command, register, retire
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 def fail(hand: Hand, run_id: str, error: Exception) -> None:

@@ -9,7 +9,7 @@ import pytest
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command, register, retire
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 CALL = "calc:0123456789abcd:1"
 NASTY = "\x1b]52;c;eA==\x07\x9b2J\u202eevil\rgone"

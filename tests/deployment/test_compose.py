@@ -21,7 +21,7 @@ from openagents_worker.producer.client import Client
 from tests.deployment.commands import ROOT, Running, environment, free_port, running
 from tests.deployment.compose import SERVICES, environment_of, filled_in, load
 from tests.deployment.flower import Flower
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 USER = "operator:only-for-this-test"
 DOTENV = {"REDIS_PASSWORD": "only-for_this_test", "FLOWER_BASIC_AUTH": USER}

@@ -8,7 +8,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from tests.deployment.commands import environment, free_port, running
 from tests.deployment.flower import Flower
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def test_honcho_starts_worker_and_flower_and_ends_both(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ROOT, Block, blocks_of_pages
-from tests.installation import agent, call, installed
+from tests.support.deployment import agent, call, installed
 
 PRELUDES = ROOT / "tests" / "docs" / "preludes"
 AGENTS = (

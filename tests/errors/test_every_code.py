@@ -34,11 +34,11 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
 from tests.errors.plugins import HINT
-from tests.installation import PATIENCE_S, Installation, agent, call, installed
-from tests.producer.hand import Hand
-from tests.producer.proxy import Proxy, closed_port
-from tests.runtime import harness
-from tests.waiting import wait_for
+from tests.support import runner as harness
+from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
+from tests.support.lossy_proxy import Proxy, closed_port
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 
 LIBRARY = Path(openagents_worker.__file__).parent
 PLUGINS = "tests.errors.plugins"

@@ -21,7 +21,7 @@ from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
 

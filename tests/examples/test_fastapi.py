@@ -18,8 +18,8 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.local.child_process import ChildProcess
-from tests.installation import ROOT, Installation, call, installed
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.deployment import ROOT, Installation, call, installed
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.web.reading import Screen
 
 ANSWER = "17 times 23 is 391: ten times 23 is 230, seven times 23 is 161, and together that is 391."

@@ -20,7 +20,7 @@ from tests.adopt.declared import BASE, OF_THE_HOST, PACKAGE, extra_of, modules
 from tests.deployment.commands import Running, free_port
 from tests.deployment.flower import Flower
 from tests.extras.environments import EXTRAS, Environment, Environments
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.extras
 

@@ -17,7 +17,7 @@ from tests.deployment.compose import SERVICES
 from tests.deployment.flower import Flower
 from tests.deployment.image import Image, dockerfile_of_the_page
 from tests.extras.environments import Environments
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.extras
 

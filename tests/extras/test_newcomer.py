@@ -22,7 +22,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelServer
 from tests.deployment.commands import ROOT, Running, free_port
 from tests.extras.environments import Environment, Environments
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.extras
 

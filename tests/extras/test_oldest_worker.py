@@ -13,7 +13,7 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.extras.environments import EXTRAS, Environments
 from tests.extras.test_every_extra import PRODUCER, PROJECT
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = [
     pytest.mark.extras,

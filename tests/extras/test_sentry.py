@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from openagents_worker.producer.client import Client
-from tests.installation import ROOT
-from tests.runtime.harness import agent, calls, scripted
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.deployment import ROOT
+from tests.support.runner import agent, calls, scripted
+from tests.support.waiting import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.extras
 

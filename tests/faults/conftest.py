@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.world import World
+from tests.support.supervised_deployment import World
 
 MakeWorld = Callable[..., World]
 

@@ -14,9 +14,9 @@ import pytest
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.worker.local_processes import this_process
-from tests.faults.world import Worker, World
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, open_shop
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import Worker, World
+from tests.support.waiting import wait_for
 
 LEASE_MS = 600_000
 # Workers that count as workers of different hosts

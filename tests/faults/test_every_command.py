@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.proxy import Command, Proxy
-from tests.faults.world import World, table
+from tests.support.command_proxy import Command, Proxy
+from tests.support.supervised_deployment import World, table
 
 STEPS = 3
 CALLS = 2 * STEPS + 1  # of the model and of tools

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
+from tests.support.supervised_deployment import World, table
 
 
 def _marks(steps: int) -> list[str]:

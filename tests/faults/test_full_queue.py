@@ -16,8 +16,8 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import World, table
+from tests.support.waiting import wait_for
 
 
 def _check(world: World, runs: int, kills: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
+from tests.support.supervised_deployment import World, table
 
 # By pattern: the names of its tool calls, the inputs of its model calls, and its result.
 CALLS: dict[str, tuple[list[str], list[str], Any]] = {

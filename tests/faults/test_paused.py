@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import Worker, World, table
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import Worker, World, table
+from tests.support.waiting import wait_for
 
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "hash": lambda redis, key: redis.hgetall(key),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
+from tests.support.supervised_deployment import World, table
 
 PATIENCE_S = 90
 

@@ -12,8 +12,8 @@ import pytest
 
 from openagents_worker.models import RunState
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import World, table
+from tests.support.waiting import wait_for
 
 RETRY_AFTER_MS = 2_000
 STEPS = [("step", {"n": 0}), ("step", {"n": 1})]

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World, table
-from tests.waiting import wait_for
+from tests.support.supervised_deployment import World, table
+from tests.support.waiting import wait_for
 
 STEPS = 2
 

@@ -9,9 +9,9 @@ import pytest
 
 from openagents_worker.worker.watchdog import EX_LOOP_DEAD
 from tests.faults.conftest import MakeWorld
-from tests.faults.world import World
-from tests.proxy import Stalled
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.proxy import Stalled
+from tests.support.supervised_deployment import World
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 def _silence(world: World, times: int, number: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from openagents_worker import Client
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Installation, Model, agent, installed
+from tests.support.deployment import Installation, Model, agent, installed
 
 TOOLS = {tool: f"tests.fundamentals.shop.{tool}" for tool in ("price", "pay", "deliver", "ring")}
 

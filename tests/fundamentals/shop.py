@@ -9,7 +9,7 @@ from pathlib import Path
 from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolUnavailableError
 from openagents_worker.tools.base import ToolContext
-from tests.diary import DIARY, note
+from tests.support.diary import DIARY, note
 
 PRICES = {"apple": 30, "pear": 40, "melon": 250}
 DELIVERY_ALLOWED = "delivery-allowed"

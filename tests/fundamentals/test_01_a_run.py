@@ -7,7 +7,7 @@ import pytest
 from openagents_worker import Client, RunFailed, RunRequest, RunState, StopReason
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Model
+from tests.support.deployment import Model
 
 
 def test_a_producer_submits_a_request_and_waits_for_its_result(run_agent: AgentTask, model: Model) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from openagents_worker import Client, RunRequest, RunState
 from openagents_worker.producer.task import AgentTask
 from tests.fundamentals.shop import DELIVERY_ALLOWED
-from tests.installation import Installation, Model, call
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, Model, call
+from tests.support.waiting import wait_for
 
 
 def test_a_run_sees_the_earlier_messages_of_its_session(run_agent: AgentTask, model: Model) -> None:

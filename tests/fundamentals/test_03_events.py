@@ -7,7 +7,7 @@ import pytest
 from openagents_worker import RunEvent, RunRequest
 from openagents_worker.producer.task import AgentTask
 from tests.fundamentals.shop import DELIVERY_ALLOWED
-from tests.installation import Installation, Model, call
+from tests.support.deployment import Installation, Model, call
 
 
 def test_events_describe_a_run_from_acceptance_to_end(run_agent: AgentTask, model: Model) -> None:

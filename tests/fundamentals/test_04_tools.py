@@ -7,7 +7,7 @@ import json
 from openagents_worker import RunArtifact, RunRequest
 from openagents_worker.producer.task import AgentTask
 from tests.fundamentals import shop as tools
-from tests.installation import Installation, Model, call
+from tests.support.deployment import Installation, Model, call
 
 
 def test_a_tool_is_a_function() -> None:

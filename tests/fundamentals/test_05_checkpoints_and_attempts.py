@@ -5,8 +5,8 @@ from __future__ import annotations
 from openagents_worker import RunRequest
 from openagents_worker.producer.task import AgentTask
 from tests.fundamentals.shop import DELIVERY_ALLOWED
-from tests.installation import Installation, Model, call
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, Model, call
+from tests.support.waiting import wait_for
 
 
 def test_every_call_of_a_model_or_a_tool_is_a_checkpoint(run_agent: AgentTask, model: Model) -> None:

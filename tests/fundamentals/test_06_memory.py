@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openagents_worker import Client, RunRequest
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Model
+from tests.support.deployment import Model
 
 
 def visit(run_agent: AgentTask, session_id: str, text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openagents_worker import RunBudget, RunRequest, StopReason
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Installation, Model, call
+from tests.support.deployment import Installation, Model, call
 
 ENDLESS_CALLS = [{"tool_calls": [call("price", item="pear")]}] * 10
 

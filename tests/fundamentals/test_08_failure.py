@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openagents_worker import RunRequest, StopReason
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Installation, Model, call
+from tests.support.deployment import Installation, Model, call
 
 
 def test_a_request_to_a_busy_model_is_repeated(run_agent: AgentTask, model: Model) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from openagents_worker import Client, RunFailed, RunRequest, StopReason
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Installation, Model, call
-from tests.waiting import wait_for
+from tests.support.deployment import Installation, Model, call
+from tests.support.waiting import wait_for
 
 
 def test_cancelling_a_running_run_cancels_its_current_call(

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from openagents_worker import RunHandle, RunRequest
 from openagents_worker.producer.task import AgentTask
-from tests.installation import Model
+from tests.support.deployment import Model
 
 
 class Offer(BaseModel):

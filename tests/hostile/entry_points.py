@@ -26,9 +26,9 @@ from openagents_worker.cli.commands import run
 from openagents_worker.errors import OpenAgentsError, RecordUnreadable
 from openagents_worker.producer.sse import sse
 from tests.hostile.world import GOOD, RawReply, World
-from tests.hostile_server import Answer
-from tests.installation import PATIENCE_S, call
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, call
+from tests.support.hostile_server import Answer
+from tests.support.waiting import wait_for
 
 __all__ = ["ENTRY_POINTS"]
 

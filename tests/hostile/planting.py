@@ -20,7 +20,7 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from tests.hostile.planted import OWN_KEY
-from tests.installation import PATIENCE_S, ROOT, Model, agent
+from tests.support.deployment import PATIENCE_S, ROOT, Model, agent
 
 __all__ = ["Planting", "planting_in"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from tests.refused_schemas import wide
+from tests.support.refused_schemas import wide
 
 __all__ = [
     "CATASTROPHE",

@@ -9,10 +9,10 @@ from openagents_worker.store.ttl import PERMANENT
 from tests.hostile.matrix import ELEMENT, KEY, TYPE
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World
-from tests.installation import PATIENCE_S
 from tests.producer.test_broken_items import NOT_MESSAGES
+from tests.support.deployment import PATIENCE_S
+from tests.support.waiting import wait_for
 from tests.unit.test_queue_names import INVALID
-from tests.waiting import wait_for
 
 OURS = [name for name in INVALID if name.startswith("oa:")]
 NAMES = [name for name in INVALID if name and name not in OURS] + OURS[:6]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.hostile.matrix import LIBRARY
 from tests.hostile.table import Attack, Case, cases, hostile
-from tests.hostile_server import FAULTY, Answer, _bytes
+from tests.support.hostile_server import FAULTY, Answer, _bytes
 
 HALF = "\ud800"
 # Values that are not a text, a number or an object. Each causes another exception in another reader.

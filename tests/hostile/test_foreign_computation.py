@@ -17,7 +17,7 @@ from tests.hostile.schemas import (
     MULTIPLIED,
 )
 from tests.hostile.table import Attack, Case, cases, hostile
-from tests.refused_schemas import REFUSED, nested
+from tests.support.refused_schemas import REFUSED, nested
 
 FETCHED = ("tool.permanent", "tool.unavailable", "tool.error")
 

@@ -10,7 +10,7 @@ from tests.hostile.entry_points import reply
 from tests.hostile.matrix import UNBOUND
 from tests.hostile.table import PROPERTY
 from tests.hostile.world import World
-from tests.hostile_server import LARGE, MB
+from tests.support.hostile_server import LARGE, MB
 
 MOST_MORE_BYTES = 200 * MB
 OF_TIME_ONLY = "a byte a chunk"

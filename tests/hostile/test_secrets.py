@@ -25,8 +25,8 @@ from tests.hostile.planted import CONTROL, SECRETS, WAYS, Secret
 from tests.hostile.planting import Planting, planting_in
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World
-from tests.installation import PATIENCE_S, call
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, call
+from tests.support.waiting import wait_for
 
 NEEDLES = {form for secret in SECRETS for form in (secret.needle, json.dumps(secret.needle)[1:-1])}
 ANY_NEEDLE = re.compile("|".join(map(re.escape, sorted(NEEDLES))))

@@ -19,7 +19,7 @@ from tests.hostile.entry_points import Alter
 from tests.hostile.matrix import TEXT
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import RawReply, World
-from tests.installation import PATIENCE_S
+from tests.support.deployment import PATIENCE_S
 
 Codes = str | tuple[str, ...]
 Inputs = dict[str, tuple[Any, Codes]]

@@ -19,8 +19,8 @@ from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.handle import RunHandle
-from tests.hostile_server import MB, Answer
-from tests.installation import PATIENCE_S, Installation, agent, call, installed
+from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
+from tests.support.hostile_server import MB, Answer
 
 __all__ = ["BUILTIN", "GOOD", "RawModel", "RawReply", "World", "world_in"]
 

@@ -19,7 +19,7 @@ from celery.app.control import Control
 from celery.result import AsyncResult
 
 from openagents_worker.producer.client import Client
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 

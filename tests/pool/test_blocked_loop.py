@@ -15,7 +15,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.worker.watchdog import EX_LOOP_DEAD
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 TOOLS = "tests.pool.tools"
 LEASE_S = 1.0

@@ -9,7 +9,7 @@ from celery.exceptions import TimeLimitExceeded
 from celery.result import AsyncResult
 
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 SIZE = 3
 ARGUMENTS = ("-c", str(SIZE))

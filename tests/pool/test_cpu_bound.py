@@ -14,7 +14,7 @@ import pytest
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 TOOLS = "tests.pool.tools"
 COMPUTE = {"tool_calls": [{"name": "compute", "arguments": {"upto": 10}}]}

@@ -14,7 +14,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from tests.pool.exits import EXITS
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 HERE = "tests.pool.exits"
 TOOLS = ("leave_in_coroutine", "leave_in_thread", "leave_in_task", "leave_in_callback")

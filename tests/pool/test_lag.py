@@ -15,7 +15,7 @@ from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import BLOCKED_S, TICK_S, LoopWatchdog, WatchdogClocks, WatchedLoop
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.worker.run_host import RecordingRunHost
 
 CALL = CallInfo("r1", "3", "r1:u:3", 0, kind="tool", name="greedy")

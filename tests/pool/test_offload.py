@@ -14,7 +14,7 @@ from openagents_worker import tool
 from openagents_worker.errors import PluginConfigError, ToolUnavailableError
 from openagents_worker.tools.offload import DaemonThreads, Offload
 from tests.pool.tools import compute, crash
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 whose: ContextVar[str] = ContextVar("whose", default="none")
 

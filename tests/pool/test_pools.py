@@ -15,7 +15,7 @@ import pytest
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, ROOT, Shop, agent, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 from tests.worker.test_stall_monitor import lives
 
 TOOLS = "tests.pool.tools"

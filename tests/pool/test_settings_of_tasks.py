@@ -14,7 +14,7 @@ from openagents_worker import register
 from openagents_worker.producer.client import client_of
 from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, agent, new_tag
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 ALL_TASKS = {
     "rate_limit": "1/h",

@@ -9,7 +9,7 @@ import pytest
 
 from openagents_worker.producer.client import Client
 from tests.pool.shopkeeper import PATIENCE_S, new_tag, open_shop
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def test_a_warm_shutdown_waits_for_running_tasks(tmp_path: Path, redis_url: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import Shop, new_tag, open_shop
-from tests.producer.proxy import Proxy
-from tests.waiting import wait_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.waiting import wait_for
 
 PATIENCE_S = 90  # each silent connection costs its own time-out of five seconds
 SOON = {"health_check_interval": 1}

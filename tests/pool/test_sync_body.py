@@ -10,7 +10,7 @@ import pytest
 
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.loop_thread import LoopThread, SyncBody, drive, in_thread
-from tests.waiting import PATIENCE_S, await_for
+from tests.support.waiting import PATIENCE_S, await_for
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
 
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 ARGUMENTS = ("-c", "100")
 MANY = 300

@@ -13,8 +13,8 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
 from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
-from tests.proxy import Stalled
-from tests.waiting import wait_for
+from tests.support.proxy import Stalled
+from tests.support.waiting import wait_for
 
 RUNS = 20
 TASKS = 30  # more than Celery prefetches: two times the prefetch multiplier, four

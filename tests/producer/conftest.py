@@ -8,7 +8,7 @@ import pytest
 
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import Settings, load_settings
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 @pytest.fixture

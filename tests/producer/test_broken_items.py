@@ -13,7 +13,7 @@ from kombu import Connection, Consumer, Queue
 from openagents_worker.celery import kombu_redis as broker
 from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.producer.broken_items import BrokenItems
-from tests.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 
 QUEUE = "agents"
 DEEP = "[" * 100_000 + "]" * 100_000

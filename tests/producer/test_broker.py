@@ -14,8 +14,8 @@ from openagents_worker.celery import kombu_redis as broker
 from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.producer import redis_transport
 from openagents_worker.producer.message_names import RUN_AGENT
-from tests.producer.proxy import Proxy
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.waiting import PATIENCE_S, wait_for
 
 QUEUE = "agents"
 WAKE_UP = {"task": RUN_AGENT, "wake_us": "1", "id": "r1"}

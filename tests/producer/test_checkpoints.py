@@ -7,7 +7,7 @@ import pytest
 from openagents_worker import Client
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.client import AsyncClient
-from tests.runtime.harness import agent, calls, process, scripted
+from tests.support.runner import agent, calls, process, scripted
 
 LONG = "x" * 5_000
 

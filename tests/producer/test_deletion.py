@@ -11,7 +11,7 @@ from openagents_worker.errors import RunNotFound, SessionBusy, SessionNotFound
 from openagents_worker.producer import deletion
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import scripts
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 def submit(client: Client, run_id: str, session_id: str = "s1", **options: Any) -> None:

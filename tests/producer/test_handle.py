@@ -29,8 +29,8 @@ from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle, WaitTimeout
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import CancelAnswer
-from tests.producer.hand import Hand
-from tests.waiting import PATIENCE_S, await_for, wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import PATIENCE_S, await_for, wait_for
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi", "run_id": "r1"}
 

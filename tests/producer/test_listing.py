@@ -12,8 +12,8 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import index_pages, scripts
 from openagents_worker.store.listing import MAX_LIMIT
-from tests.producer.hand import Hand
-from tests.waiting import wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 
 
 def submit(client: Client, run_id: str, **fields: Any) -> None:

@@ -19,8 +19,8 @@ from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.watch import RunEvent
 from openagents_worker.testing.model_server import ModelServer
 from tests.producer import forking
-from tests.producer.proxy import Proxy
-from tests.waiting import wait_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.waiting import wait_for
 
 LOOPS = 50
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}

@@ -14,7 +14,7 @@ from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import scripts
 from openagents_worker.store.fleet import WorkerCard, read_fleet
 from openagents_worker.store.watch import history
-from tests.producer.hand import LEASE_MS, Hand
+from tests.support.scripts import LEASE_MS, Hand
 
 
 def fail(hand: Hand, run_id: str, error: Exception, *, steps: int = 0, durable: bool = True) -> None:

@@ -7,7 +7,7 @@ import pytest
 from openagents_worker.errors import ConfigError, LLMResponseError, RequestInvalid, RunConflict, RunNotFound
 from openagents_worker.models import RunRequest, RunState, parse_request
 from openagents_worker.producer.client import Client
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 def resume(step: int = 1, **fields: str) -> dict[str, str]:

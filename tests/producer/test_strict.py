@@ -17,7 +17,7 @@ from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost
 from openagents_worker.store.durability import PersistenceInfo
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 Submit = Callable[[EmbeddedRedis, str], None]
 

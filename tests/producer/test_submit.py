@@ -28,8 +28,8 @@ from openagents_worker.store import client as store_client
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from openagents_worker.submission import submit as submit_module
-from tests.producer.hand import Hand
-from tests.producer.proxy import Proxy, closed_port, silent_port
+from tests.support.lossy_proxy import Proxy, closed_port, silent_port
+from tests.support.scripts import Hand
 
 REQUEST = RunRequest(agent_id="assistant", session_id="s1", input_text="my secret question", run_id="r1")
 

@@ -11,7 +11,7 @@ from openagents_worker.store.keys import ANY_TYPE, Keys, KeySpec, spec_of
 from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT
 from tests.properties.lab import Entry, View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
-from tests.stored import shown as shown_events
+from tests.support.stored_events import shown as shown_events
 
 __all__ = ["check"]
 

@@ -19,8 +19,8 @@ from openagents_worker.store.listing import RunFilter, list_runs
 from openagents_worker.store.records import read_record
 from openagents_worker.store.sessions import read_session
 from openagents_worker.store.watch import watch
-from tests.runtime.harness import agent, process
 from tests.runtime.plugins import Charge, _Pattern
+from tests.support.runner import agent, process
 from tests.unit.test_jsontext import NASTY
 
 GIVEN: dict[str, Any] = {}

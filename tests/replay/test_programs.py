@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.installation import ROOT
 from tests.replay.programs import generate
 from tests.replay.world import Case, Kill, number_of_process
+from tests.support.deployment import ROOT
 
 SOME = 30
 MANY = 2_000

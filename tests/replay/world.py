@@ -29,7 +29,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Wake
-from tests.runtime.harness import FixedLease
+from tests.support.runner import FixedLease
 
 TOO_LATE_S = 2_000.0
 """Virtual seconds after which a run that has not ended hangs."""

@@ -9,7 +9,7 @@ from typing import Any
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.testing.model_server import ModelRequest
 from openagents_worker.tools import tool
-from tests.runtime.harness import agent
+from tests.support.runner import agent
 
 BEGUN: list[str] = []
 """Runs whose tool `wait` was called."""

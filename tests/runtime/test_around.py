@@ -17,8 +17,8 @@ from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.asking import AFTER
-from tests.runtime.harness import Process, agent, crash, due, process, scripted
-from tests.waiting import await_for
+from tests.support.runner import Process, agent, crash, due, process, scripted
+from tests.support.waiting import await_for
 
 PLACES = [
     "pattern",

@@ -15,9 +15,9 @@ from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, calls, crash, due, process, scripted
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
-from tests.waiting import await_for
+from tests.support.runner import Process, agent, calls, crash, due, process, scripted
+from tests.support.waiting import await_for
 
 SILENT = {"pattern": {"impl": "tests.runtime.plugins.Silent"}}
 

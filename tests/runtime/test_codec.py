@@ -15,9 +15,9 @@ from openagents_worker.store.watch import awatch, history
 from openagents_worker.submission.submit import asubmit, submit
 from tests.properties.lab import Lab
 from tests.runtime import plugins
-from tests.runtime.harness import agent, calls, crash, due, process, scripted
 from tests.runtime.test_replay import executed_until, open_gates, tool
 from tests.store.test_codec import REVERSED, WORD
+from tests.support.runner import agent, calls, crash, due, process, scripted
 
 REQUEST = {"agent_id": "a", "session_id": "s1", "run_id": "r1"}
 

@@ -29,9 +29,9 @@ from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
 from openagents_worker.store.sessions import aread_session
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.runtime import talking
-from tests.runtime.harness import Process, calls, crash, process
 from tests.runtime.talking import Script, talker
-from tests.waiting import await_for
+from tests.support.runner import Process, calls, crash, process
+from tests.support.waiting import await_for
 
 ANSWER = {"text": "Here you are."}
 LARGEST_BYTES, HUGE = 12_000, 16_000

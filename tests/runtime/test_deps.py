@@ -15,10 +15,10 @@ from openagents_worker.models import RunBudget, RunRecord, RunState, StopReason
 from openagents_worker.runtime.deps import LIMIT_S
 from openagents_worker.runtime.registry import DEPS
 from openagents_worker.runtime.runner import AttemptOutcome
-from tests.clocks import LoopClock
 from tests.runtime import plugins
-from tests.runtime.harness import crash, due, process
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
+from tests.support.clocks import LoopClock
+from tests.support.runner import crash, due, process
 
 SHOPPER = patterned("Shopper", tool("DepsLook"))
 

@@ -15,8 +15,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.scripts import ReleaseKind
 from openagents_worker.store.sessions import aread_session
 from tests.runtime import plugins, unstorable
-from tests.runtime.harness import Process, agent, due, process
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
+from tests.support.runner import Process, agent, due, process
 
 HERE = "tests.runtime.unstorable"
 OUTCOMES = list(unstorable.VALUES)

@@ -20,9 +20,9 @@ from openagents_worker.telemetry.line_groups import LineGroups
 from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES
 from tests.runtime import failing
 from tests.runtime.failing import SECRET
-from tests.runtime.harness import Process, agent, calls, crash, process, scripted
 from tests.runtime.test_replay import executed_until
-from tests.waiting import await_for
+from tests.support.runner import Process, agent, calls, crash, process, scripted
+from tests.support.waiting import await_for
 
 HERE = "tests.runtime.failing"
 FRAME = "failing.py"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.harness import Process, agent, process, scripted
+from tests.support.runner import Process, agent, process, scripted
 
 RUNS = 5
 

@@ -14,9 +14,9 @@ from openagents_worker.models import RunState
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
-from tests.runtime.harness import process
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
-from tests.waiting import await_for
+from tests.support.runner import process
+from tests.support.waiting import await_for
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import reply_stream, writer
 from openagents_worker.store.scripts import ScriptCall
-from tests.runtime.harness import Process, agent, process
+from tests.support.runner import Process, agent, process
 
 PLUGINS = __name__
 

@@ -19,7 +19,7 @@ from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.offload import work_off_loop
 from openagents_worker.worker.loop_thread import LoopThread
-from tests.runtime.harness import agent, process
+from tests.support.runner import agent, process
 
 HERE = "tests.runtime.test_marks"
 NASTY = ["", "\0", "\0\0\0\0\0\0", "a" * 5_000, "é" * 3_000, "\ud800", "\x1b[2J", "\u202e", "☃\n"]

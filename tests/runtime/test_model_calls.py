@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from openagents_worker.runtime.runner import AttemptOutcome
-from tests.runtime.harness import Process, crash, due, process
 from tests.runtime.talking import talker
+from tests.support.runner import Process, crash, due, process
+from tests.support.waiting import await_for
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, delta, sse, whole
-from tests.waiting import await_for
 
 CALL = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"x": 1}'}}
 ANSWER = Sent((sse(delta(content="Done."), delta("stop"), "[DONE]"),))

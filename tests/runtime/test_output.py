@@ -24,8 +24,8 @@ from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.offload import Offload
 from tests.runtime import plugins
-from tests.runtime.harness import agent, calls, crash, process, scripted
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
+from tests.support.runner import agent, calls, crash, process, scripted
 
 
 class Weather(BaseModel):

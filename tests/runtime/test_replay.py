@@ -9,8 +9,8 @@ import pytest
 
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, crash, due, process
-from tests.waiting import await_for
+from tests.support.runner import Process, agent, crash, due, process
+from tests.support.waiting import await_for
 
 
 def tool(name: str, **config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from openagents_worker.errors import StepTimeoutError
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.tools.base import ToolPlugin
-from tests.runtime.harness import Process, agent, calls, due, process, scripted
+from tests.support.runner import Process, agent, calls, due, process, scripted
 
 HERE = "tests.runtime.test_step_timeout"
 STEP = {"max_steps": 5, "step_timeout_ms": 400}

@@ -20,10 +20,10 @@ from openagents_worker.store import scripts
 from openagents_worker.tools.offload import TrackedThreads
 from openagents_worker.worker.loop_thread import _Task
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, process
 from tests.runtime.test_endings import error_of
 from tests.runtime.test_replay import executed_until, patterned, tool
-from tests.waiting import await_for, wait_for
+from tests.support.runner import Process, agent, process
+from tests.support.waiting import await_for, wait_for
 
 BLOCKING = {"id": "blocking", "impl": "tests.runtime.plugins.Blocking"}
 BLOCK_A_THREAD = {"id": "blocking", "impl": "tests.runtime.plugins.block_a_thread"}

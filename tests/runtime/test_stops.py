@@ -16,9 +16,9 @@ from openagents_worker.runtime.stops import STOPS_PER_ITERATION, Stops
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.worker.control_channel import BURST, ControlChannel
-from tests.runtime.harness import process
 from tests.runtime.test_replay import patterned
-from tests.waiting import await_for
+from tests.support.runner import process
+from tests.support.waiting import await_for
 
 RUNS = 1000
 

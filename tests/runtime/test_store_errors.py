@@ -21,12 +21,12 @@ from redis.backoff import NoBackoff
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.runtime.runner import AttemptOutcome
-from tests.faults.proxy import Command, Proxy
-from tests.producer.proxy import closed_port
 from tests.runtime import plugins
-from tests.runtime.harness import Process, due, process
 from tests.runtime.test_replay import open_gates, patterned, tool
-from tests.waiting import await_for
+from tests.support.command_proxy import Command, Proxy
+from tests.support.lossy_proxy import closed_port
+from tests.support.runner import Process, due, process
+from tests.support.waiting import await_for
 
 STEPS = 5
 WRITES = ("claim", "emit", "commit", "suspend", "page", "finish")

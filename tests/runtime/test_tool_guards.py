@@ -12,7 +12,7 @@ from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.tool_call import Guard, Proceed, ToolCall
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
-from tests.runtime.harness import agent, calls, due, process, scripted
+from tests.support.runner import agent, calls, due, process, scripted
 
 ONE = calls(("charge", {"who": "a"}))
 TOGETHER = calls(("charge", {"who": "a"}), ("charge", {"who": "b"}))

@@ -11,8 +11,8 @@ from openagents_worker.errors import ToolNotFoundError, ToolRateLimitError
 from openagents_worker.models import RunRecord, RunState, StopReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
-from tests.runtime.harness import agent, due, process
 from tests.runtime.toolsets import Changing, Priced, Shop
+from tests.support.runner import agent, due, process
 
 HERE = "tests.runtime.toolsets"
 SHOP = {"id": "shop", "impl": f"{HERE}.Shop"}

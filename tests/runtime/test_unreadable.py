@@ -9,8 +9,8 @@ import pytest
 from openagents_worker.models import RunState
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store.sessions import aread_session
-from tests.runtime.harness import Process, agent, due, process
 from tests.runtime.test_endings import acting, error_of
+from tests.support.runner import Process, agent, due, process
 
 DEEP = "[" * 100_000
 NOT_JSON = {

@@ -24,11 +24,11 @@ from openagents_worker.runtime.user_code import (
     user_code,
 )
 from tests.runtime import plugins, raising
-from tests.runtime.harness import Process, agent, process
 from tests.runtime.test_endings import error_of
 from tests.runtime.test_replay import executed_until, patterned, tool
 from tests.runtime.test_stop import worker
 from tests.runtime.unstorable import EXCEPTIONS, KINDS
+from tests.support.runner import Process, agent, process
 
 HERE = "tests.runtime.raising"
 

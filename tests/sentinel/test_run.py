@@ -18,11 +18,11 @@ from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.ttl import ttl_violations
-from tests import diary
-from tests.installation import ROOT, call
 from tests.sentinel.tools import let_go
 from tests.sentinel.watched import Watched
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support import diary
+from tests.support.deployment import ROOT, call
+from tests.support.waiting import PATIENCE_S, wait_for
 
 GARBAGE = ("garbage", "[1, 2]", '{"properties": {}}')
 

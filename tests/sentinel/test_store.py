@@ -16,7 +16,7 @@ from openagents_worker.store.client import AsyncStore, Cell, Store, monotonic_de
 from openagents_worker.store.pubsub import subscribed_inbox
 from tests.deployment.commands import free_port
 from tests.sentinel.watched import PASSWORD, Watched
-from tests.waiting import await_for
+from tests.support.waiting import await_for
 
 NOTHING = ((), 0)
 

@@ -13,8 +13,8 @@ from openagents_worker import Client
 from openagents_worker.redis_url import Sentinels
 from openagents_worker.store.roles import RoleName
 from tests.access.users import ACL, PASSWORD, Guarded, guarded
-from tests.installation import agent, installed
 from tests.sentinel.watched import MASTER, SENTINEL_PASSWORD, Server
+from tests.support.deployment import agent, installed
 
 USER_OF_SENTINELS = (ACL / "sentinel.acl").read_text().replace("REPLACE-THIS-PASSWORD", PASSWORD)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from openagents_worker import tool
 from openagents_worker.tools.base import ToolContext
-from tests.diary import DIARY, note
+from tests.support.diary import DIARY, note
 
 __all__ = ["hold", "let_go"]
 

@@ -18,7 +18,7 @@ from openagents_worker.local.child_process import end_with_parent
 from openagents_worker.local.redis_server import find_server
 from openagents_worker.redis_url import Sentinels
 from tests.deployment.commands import free_port
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 __all__ = ["MASTER", "PASSWORD", "SENTINEL_PASSWORD", "Server", "Watched", "watching"]
 

@@ -13,9 +13,9 @@ from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store import batching, scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Plan, Store
-from tests.clocks import LoopClock
-from tests.producer.proxy import Proxy
-from tests.waiting import PATIENCE_S, await_for
+from tests.support.clocks import LoopClock
+from tests.support.lossy_proxy import Proxy
+from tests.support.waiting import PATIENCE_S, await_for
 
 
 async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> None:

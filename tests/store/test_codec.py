@@ -19,8 +19,8 @@ from openagents_worker.store.codec import MARK, PLAIN, PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
 from openagents_worker.store.records import parse_request
 from openagents_worker.store.watch import watch
-from tests.store.script_calls import call
 from tests.store.test_scripts import Bench
+from tests.support.script_calls import call
 
 
 class Reversing:

@@ -12,7 +12,7 @@ import pytest
 
 from openagents_worker.store.scripts import FalseAlarm, LookResult
 from tests.store.test_scripts import HOUR_MS, Bench, woken
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 HERE = {"host": "boot one", "process": "11 500"}
 

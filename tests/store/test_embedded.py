@@ -13,7 +13,7 @@ import redis
 
 from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.local.redis_server import EmbeddedRedis, find_server
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 STARTS_ONE_AND_STAYS = """
 import sys

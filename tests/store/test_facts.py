@@ -8,8 +8,8 @@ import pytest
 
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.store.facts import FACTS, Fact, FactKind, Facts, facts_in_lua
-from tests.store.script_calls import call
 from tests.store.test_scripts import Bench
+from tests.support.script_calls import call
 
 
 @pytest.fixture

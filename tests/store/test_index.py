@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.store import scripts
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 TTL_MS = 60_000
 LABEL = "label=env=prod"

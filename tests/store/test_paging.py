@@ -14,8 +14,8 @@ from openagents_worker.store.paging import IDS_PER_PAGE, PAGE_BYTES, PageSize
 from openagents_worker.store.scripts import DeleteAnswer
 from openagents_worker.store.sessions import SessionStore, read_session
 from openagents_worker.store.watch import history, watch
-from tests.producer.hand import Hand
-from tests.store.script_calls import call
+from tests.support.script_calls import call
+from tests.support.scripts import Hand
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from openagents_worker.errors import RedisRefused
 from openagents_worker.store.client import AsyncStore, Cell, OnDisk, Plan, Store
 from openagents_worker.store.codec import PLAIN
 from openagents_worker.store.plan import CODEC, Commands, Emit
-from tests.store.script_calls import call
+from tests.support.script_calls import call
 
 
 @pytest.fixture

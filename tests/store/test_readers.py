@@ -16,9 +16,9 @@ from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
 from openagents_worker.store.records import read_record, read_states
 from openagents_worker.store.sessions import read_session
-from tests.store.script_calls import call
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
+from tests.support.script_calls import call
 
 keys = Keys("oa")
 CARD = '{"host":"h","pid":1,"queues":["q"],"agents":{"a":"1"},"max_runs":1,"version":"1"}'

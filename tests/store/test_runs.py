@@ -11,7 +11,7 @@ from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import aread_record, aread_states, read_record, read_states
 from openagents_worker.store.sessions import MAX_PAGE_ITEMS, SessionStore, aread_session, read_session
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from openagents_worker.store.scripts import (
 )
 from openagents_worker.store.watch import watch
 from tests.properties.lab import Lab, View
-from tests.store.script_calls import PAGE_BYTES, call
-from tests.waiting import PATIENCE_S
+from tests.support.script_calls import PAGE_BYTES, call
+from tests.support.waiting import PATIENCE_S
 
 HOUR_MS = 3_600_000
 

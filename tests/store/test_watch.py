@@ -19,9 +19,9 @@ from openagents_worker.models import RunState
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.event_cursor import EventCursor, RunHead
 from openagents_worker.store.watch import awatch, watch
-from tests.producer.hand import Hand
-from tests.producer.proxy import Proxy, closed_port
-from tests.waiting import await_for, wait_for
+from tests.support.lossy_proxy import Proxy, closed_port
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for, wait_for
 
 EVENTS = 400
 

@@ -16,7 +16,7 @@ from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import ANY_TYPE, KEYS, LEFT_IN_PLACE, Keys, KeySpec, spec_of
-from tests.store.script_calls import call
+from tests.support.script_calls import call
 
 keys = Keys("oa")
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
-from tests.proxy import Line, Lines
+from tests.support.proxy import Line, Lines
 from tests.tls.certificates import KEY_PASSWORD, Certificates
 
 __all__ = ["PASSWORD", "USER", "Servers", "TlsEnd", "servers_in"]

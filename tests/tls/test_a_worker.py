@@ -22,9 +22,9 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import Backlog
 from tests.deployment.flower import Flower
+from tests.support.waiting import wait_for
 from tests.tls.servers import Servers
 from tests.tls.variants import VARIANTS
-from tests.waiting import wait_for
 
 AGENT = {
     "id": "echo",

@@ -15,9 +15,9 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.worker.control_channel import ControlChannel
+from tests.support.waiting import await_for
 from tests.tls.servers import Servers, TlsEnd
 from tests.tls.variants import VARIANTS
-from tests.waiting import await_for
 
 pytestmark = pytest.mark.allow_blocking("the other side's loop, in a thread of its own, is held")
 

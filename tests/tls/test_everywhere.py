@@ -33,9 +33,9 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.control_channel import ControlChannel
+from tests.support.waiting import await_for
 from tests.tls.servers import Servers
 from tests.tls.variants import VARIANTS, Variant
-from tests.waiting import await_for
 
 REQUEST = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi", "run_id": "r1"}
 WAKE = Wake("r1", "agents", 300, "assistant", "s1", 1, 3, "")

@@ -19,8 +19,8 @@ from openagents_worker.errors import LLMResponseError
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest
-from tests.producer.hand import Hand
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import PATIENCE_S, wait_for
 
 COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
 AGENT = {

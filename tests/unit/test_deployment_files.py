@@ -21,7 +21,7 @@ import redis
 from openagents_worker.local.redis_server import find_server
 from openagents_worker.settings import Settings, load_settings, unknown_variables
 from tests.deployment.compose import SERVICES, Missing, environment_of, filled_in, load
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 SHOW_FLOWER_OPTIONS = """

@@ -1,4 +1,4 @@
-"""The guards of `tests/guards.py`: a test that breaks a rule fails with the reason."""
+"""The guards of `tests/support/guards.py`: a test that breaks a rule fails with the reason."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
     file.write_text(BAD_TESTS)
     options = [
         "-p",
-        "tests.guards",
+        "tests.support.guards",
         "-p",
         "no:cacheprovider",
         "-rA",

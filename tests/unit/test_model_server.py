@@ -20,7 +20,7 @@ import pytest
 
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 
 HI = {"role": "user", "content": "hi"}
 ADD = {"type": "function", "function": {"name": "add", "arguments": "{}"}}

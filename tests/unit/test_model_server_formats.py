@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
-from tests.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 
 CALLED_WITH = {"x": 1, "note": "ünï 💡"}
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
-from tests.waiting import PATIENCE_S, await_for
+from tests.support.waiting import PATIENCE_S, await_for
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}

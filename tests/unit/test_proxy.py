@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.faults.proxy import Proxy as CountingProxy
-from tests.producer.proxy import Proxy
+from tests.support.command_proxy import Proxy as CountingProxy
+from tests.support.lossy_proxy import Proxy
 
 
 def connect(url: str) -> socket.socket:

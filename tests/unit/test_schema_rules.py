@@ -18,7 +18,7 @@ from openagents_worker.json_schema import keywords, rules
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.models import parse_request
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
-from tests.refused_schemas import REFUSED, wide
+from tests.support.refused_schemas import REFUSED, wide
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,8 +1,8 @@
 """The suite itself: no test depends on how fast the machine is that it runs on.
 
 A clock shows how long the machine took, which is nothing that a test can promise; a sleep is a guess at when
-something will have happened. Tests inject a clock or wait for a condition (`tests/waiting.py`,
-`tests/clocks.py`). What needs real time has the mark `slow`.
+something will have happened. Tests inject a clock or wait for a condition (`tests/support/waiting.py`,
+`tests/support/clocks.py`). What needs real time has the mark `slow`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CLOCKS = {"monotonic", "perf_counter", "process_time", "thread_time", "time"}
 CLOCKS |= {f"{name}_ns" for name in CLOCKS}
 
 ALLOWED = {  # a file, and a function in it: why
-    "waiting.py wait_for": "the one place that gives up waiting",
-    "waiting.py await_for": "the same for asyncio",
-    "guards.py _guard_loops.measured": "processor time of one thread, of which a busy machine takes none",
+    "support/waiting.py wait_for": "the one place that gives up waiting",
+    "support/waiting.py await_for": "the same for asyncio",
+    "support/guards.py _guard_loops.measured": "processor time of one thread, which other load does not use",
     "pool/test_lag.py hold_the_gil": "processor time: it computes until it has used enough",
     "pool/test_lag.py block_until_seen": "it blocks a loop on purpose, until the watch has seen that",
     "runtime/test_attempt.py test_a_worker_that_is_not_registered_claims_no_run": "nothing happens meanwhile",

@@ -18,10 +18,10 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
-from tests.installation import story
+from tests.support.deployment import story
+from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
 from tests.upgrade.workshop import PATIENCE_S, Workshop, opened, request
-from tests.waiting import wait_for
 
 SESSIONS = [f"s{number}" for number in range(4)]
 

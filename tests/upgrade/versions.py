@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.installation import ROOT
+from tests.support.deployment import ROOT
 
 __all__ = ["PRODUCT", "Version", "previous", "this"]
 

@@ -23,8 +23,8 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.upgrade.versions import PRODUCT, Version
-from tests.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Workshop", "opened", "request"]
 

@@ -9,7 +9,7 @@ import pytest
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 
 
 @pytest.fixture

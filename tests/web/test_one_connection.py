@@ -16,9 +16,9 @@ from openagents_worker.producer.client import AsyncClient
 from openagents_worker.store import pubsub as channels
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.watch import awatch
-from tests.producer.hand import Hand
-from tests.producer.proxy import Proxy
-from tests.waiting import await_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for
 
 
 class Watcher:

@@ -13,9 +13,9 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import WriteAnswer
 from openagents_worker.store.watch import awatch, watch
-from tests.installation import agent, installed
-from tests.producer.hand import Hand
-from tests.waiting import wait_for
+from tests.support.deployment import agent, installed
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 from tests.web.reading import Screen
 
 KEPT_BYTES = 64 * 1024

@@ -19,8 +19,8 @@ from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store.watch import awatch, watch
-from tests.producer.hand import Hand
-from tests.waiting import PATIENCE_S, await_for
+from tests.support.scripts import Hand
+from tests.support.waiting import PATIENCE_S, await_for
 
 PACKAGE = Path(openagents_worker.__file__).parent
 

@@ -16,7 +16,7 @@ from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatCallbacks, He
 from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
-from tests.producer.hand import Hand
+from tests.support.scripts import Hand
 from tests.worker.run_host import RecordingRunHost
 
 LEASE_MS = 1_000

@@ -24,7 +24,7 @@ from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.stall_monitor import StallMonitor
 from tests.faults.plugins import hold_the_interpreter
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 
 
 def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> None:

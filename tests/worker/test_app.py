@@ -17,7 +17,7 @@ from openagents_worker.celery.app import make_worker_app
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 AGENT = {
     "id": "echo",

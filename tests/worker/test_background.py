@@ -20,7 +20,7 @@ from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatLimits, Registration
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 from tests.worker.run_host import RecordingRunHost
 
 

@@ -30,9 +30,9 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
-from tests.installation import PATIENCE_S, ROOT, Installation, agent, call, installed, story
-from tests.producer.proxy import Proxy, closed_port, silent_port
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, ROOT, Installation, agent, call, installed, story
+from tests.support.lossy_proxy import Proxy, closed_port, silent_port
+from tests.support.waiting import wait_for
 
 GOOD = {"agent_id": "clerk", "session_id": "s1", "input_text": "Go."}
 MAX_BYTES = 20_000

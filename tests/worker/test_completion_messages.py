@@ -19,8 +19,8 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from tests.installation import PATIENCE_S, agent, installed
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, agent, installed
+from tests.support.waiting import wait_for
 
 CONCURRENCY = 8
 CANCELLED = 300

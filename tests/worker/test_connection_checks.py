@@ -16,9 +16,9 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.local_processes import ProcessIdentity
-from tests.producer.hand import Hand
-from tests.producer.proxy import Proxy
-from tests.waiting import wait_for
+from tests.support.lossy_proxy import Proxy
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 from tests.worker.conftest import HEARTBEAT_MS, StartHeartbeat
 from tests.worker.run_host import RecordingRunHost
 

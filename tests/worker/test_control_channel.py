@@ -7,8 +7,8 @@ from functools import partial
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.worker.control_channel import ControlChannel
-from tests.producer.hand import Hand
-from tests.waiting import await_for
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for
 
 
 async def test_a_cancel_arrives_before_the_next_heartbeat(cell: Cell) -> None:

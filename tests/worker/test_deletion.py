@@ -9,8 +9,8 @@ import pytest
 
 from openagents_worker.errors import SessionBusy
 from openagents_worker.store.keys import spec_of
-from tests.installation import PATIENCE_S, Installation, agent, installed
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, Installation, agent, installed
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.drain import drain
-from tests.clocks import run_without_waiting
+from tests.support.clocks import run_without_waiting
 from tests.worker.run_host import RecordingRunHost
 
 

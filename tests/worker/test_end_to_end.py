@@ -17,9 +17,9 @@ import pytest
 from openagents_worker.events import EVENT_SCHEMAS, LIVE_ONLY_EVENTS, RunEvent
 from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.producer.handle import RunHandle
-from tests import installation as parts
-from tests.installation import PATIENCE_S, Installation, agent, call, installed
-from tests.waiting import wait_for
+from tests.support import deployment as parts
+from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
+from tests.support.waiting import wait_for
 
 TOOLS = "tests.worker.workshop"
 ON_DEMAND = {"input_tokens": 500_000, "output_tokens": 50_000}  # one dollar, half of it for the output

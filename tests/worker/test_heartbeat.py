@@ -13,8 +13,8 @@ from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.loop_thread import LoopThread
-from tests.producer.hand import Hand
-from tests.waiting import wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 from tests.worker.conftest import LEASE_MS, StartHeartbeat
 from tests.worker.run_host import RecordingRunHost
 

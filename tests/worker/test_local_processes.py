@@ -19,7 +19,7 @@ from openagents_worker.worker.local_processes import (
     process_state,
     this_process,
 )
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 own = this_process()
 pytestmark = pytest.mark.skipif(own is None, reason="this system does not show the start time of a process")

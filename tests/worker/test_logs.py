@@ -17,7 +17,7 @@ import pytest
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime.failing import SECRET
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 REPLIES = [
     {"error": "rate_limit", "retry_after_ms": 1},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.worker.loop_thread import LoopThread
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 class TimeLimit(BaseException):

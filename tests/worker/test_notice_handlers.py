@@ -18,8 +18,8 @@ from openagents_worker.store.notice import (
 )
 from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.notice_handlers import NoticeHandlers, confirm_in_redis
-from tests.producer.hand import Hand
-from tests.waiting import await_for
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for
 
 STEER = Notice("steer", "r1", {"text": "be brief"})
 

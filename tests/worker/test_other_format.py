@@ -17,10 +17,10 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
 from openagents_worker.submission.submit import submit
-from tests import diary
 from tests.fundamentals.shop import DELIVERY_ALLOWED
-from tests.installation import ROOT, Model, agent, call, story
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support import diary
+from tests.support.deployment import ROOT, Model, agent, call, story
+from tests.support.waiting import PATIENCE_S, wait_for
 
 # Python imports `sitecustomize` at its start.
 TOMORROW = """

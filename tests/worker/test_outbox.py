@@ -16,8 +16,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.worker.outbox import Outbox, OutboxLimits, Recipients
-from tests.producer.hand import Hand
-from tests.waiting import await_for, wait_for
+from tests.support.scripts import Hand
+from tests.support.waiting import await_for, wait_for
 
 TAKE: dict[str, Any] = {"limit": 10, "retry_ms": 0, "max_retry_ms": 0}
 

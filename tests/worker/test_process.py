@@ -13,8 +13,8 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
-from tests.runtime.harness import agent
-from tests.waiting import wait_for
+from tests.support.runner import agent
+from tests.support.waiting import wait_for
 
 WAKE = Wake("r1", "agents", 1, "a", "s1", 1, 0, "")
 

@@ -23,7 +23,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry import signals
 from openagents_worker.telemetry.opentelemetry import export_to_opentelemetry
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 class Reported:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from openagents_worker.worker import stall_monitor as monitor
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 

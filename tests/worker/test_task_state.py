@@ -18,7 +18,7 @@ from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.producer.publisher import close_producers
 from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
 from openagents_worker.settings import load_settings
-from tests.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from openagents_worker.errors import OpenAgentsError
 from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.store.fleet import read_fleet
 from tests.hostile.schemas import CATASTROPHE, CATASTROPHIC
-from tests.installation import PATIENCE_S, Installation, agent, installed
-from tests.waiting import wait_for
+from tests.support.deployment import PATIENCE_S, Installation, agent, installed
+from tests.support.waiting import wait_for
 
 
 class _Bomb(BaseHTTPRequestHandler):

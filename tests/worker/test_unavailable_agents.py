@@ -20,8 +20,8 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelServer
-from tests.installation import ROOT, agent, story
-from tests.waiting import wait_for
+from tests.support.deployment import ROOT, agent, story
+from tests.support.waiting import wait_for
 
 PATIENCE_S = 120
 KEY = "MODEL_KEY"

@@ -20,7 +20,7 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry.opentelemetry import export_to_opentelemetry
 from openagents_worker.testing.polling import PollingProcess
-from tests.waiting import await_for
+from tests.support.waiting import await_for
 
 AGENT: dict[str, Any] = {
     "id": "traced",

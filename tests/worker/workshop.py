@@ -16,7 +16,7 @@ from openagents_worker.memory.base import MemoryContext, MemoryPlugin
 from openagents_worker.memory.buffer import BufferMemory
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from tests.diary import DIARY, note, read
+from tests.support.diary import DIARY, note, read
 
 TOGETHER_WITHIN_S = 10.0
 

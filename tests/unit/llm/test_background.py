@@ -11,8 +11,8 @@ import pytest
 from openagents_worker.errors import LLMConnectionError
 from openagents_worker.llm.base import CallInfo, LLMResponse, current_call
 from openagents_worker.testing.model_server import ModelServer
+from tests.support.waiting import await_for
 from tests.unit.llm.wire import HI, RESPONSES, Heard, client_of
-from tests.waiting import await_for
 
 TEXT = "one two three four five six seven"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["polled", "streamed"])

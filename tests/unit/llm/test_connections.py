@@ -15,7 +15,7 @@ from openagents_worker.llm.connection_pool import IDLE_S, MAX_IDLE, ConnectionPo
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from openagents_worker.tools.builtin.http import HttpRequest
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -12,7 +12,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
-from tests.hostile_server import FAULTY, LARGE, Answer, serving
+from tests.support.hostile_server import FAULTY, LARGE, Answer, serving
 
 LIMIT = 256 * 1024  # what a reply may have here, so that these tests take little time
 HI = [{"role": "user", "content": "hi"}]

@@ -28,7 +28,7 @@ from openagents_worker.llm.http import Timing
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.models import ErrorDetails
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
-from tests.waiting import await_for
+from tests.support.waiting import await_for
 
 KEY = "sk-very-secret-key"
 HI = [{"role": "user", "content": "hi"}]

@@ -17,7 +17,7 @@ from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolVa
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.builtin.files import ReadFile
 from openagents_worker.tools.builtin.grep import GrepFiles
-from tests.waiting import await_for
+from tests.support.waiting import await_for
 
 
 @pytest.fixture

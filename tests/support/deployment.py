@@ -25,12 +25,12 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
-from tests import diary
-from tests.waiting import PATIENCE_S, await_for
+from tests.support import diary
+from tests.support.waiting import PATIENCE_S, await_for
 
 __all__ = ["PATIENCE_S", "Installation", "Model", "agent", "call", "installed", "story"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def call(name: str, /, **arguments: Any) -> dict[str, Any]:

@@ -11,25 +11,31 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.01
+MAX_POLL_S = 0.05
+POLL_SHARE = 0.05  # a condition that takes long is checked less often, because each check costs
 PATIENCE_S = 60.0  # generous, because the machine may be busy; only a failing test waits so long
 
 
 def wait_for(
-    condition: Callable[[], T], what: str, timeout: float = PATIENCE_S, *, poll_s: float = POLL_S
+    condition: Callable[[], T], what: str, timeout: float = PATIENCE_S, *, poll_s: float | None = None
 ) -> T:
-    """Return the first true value of `condition()`. Fail with `what` after `timeout` seconds without one."""
+    """Return the first true value of `condition()`. Fail with `what` after `timeout` seconds without one.
+
+    `poll_s` is for conditions that may be true for a short time only.
+    """
     assert not _is_on_event_loop(), "wait_for blocks the event loop; use await_for in async tests"
-    deadline, late = time.monotonic() + timeout, False
+    began_s, late = time.monotonic(), False
     while not (value := condition()):
         assert not late, _failure(what, value, timeout)
-        late = time.monotonic() >= deadline  # call it once more: this process may have been paused
-        time.sleep(poll_s)
+        waited_s = time.monotonic() - began_s
+        late = waited_s >= timeout  # call it once more: this process may have been paused
+        time.sleep(poll_s or _next_poll_s(waited_s))
     return value
 
 
 async def await_for(condition: Callable[[], T | Awaitable[T]], what: str, timeout: float = PATIENCE_S) -> T:
     """As `wait_for`, for async tests. `condition` may be async, too."""
-    deadline, late = time.monotonic() + timeout, False
+    began_s, late = time.monotonic(), False
     while True:
         value = condition()
         if inspect.isawaitable(value):
@@ -37,8 +43,13 @@ async def await_for(condition: Callable[[], T | Awaitable[T]], what: str, timeou
         if value:
             return value
         assert not late, _failure(what, value, timeout)
-        late = time.monotonic() >= deadline  # as above
-        await asyncio.sleep(POLL_S)
+        waited_s = time.monotonic() - began_s
+        late = waited_s >= timeout  # as above
+        await asyncio.sleep(_next_poll_s(waited_s))
+
+
+def _next_poll_s(waited_s: float) -> float:
+    return min(max(POLL_S, waited_s * POLL_SHARE), MAX_POLL_S)
 
 
 def _failure(what: str, value: object, timeout: float) -> str:

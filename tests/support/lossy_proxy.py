@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from tests.proxy import Line, Lines
+from tests.support.proxy import Line, Lines
 
 Predicate = Callable[[bytes], bool]
 

@@ -21,7 +21,7 @@ import pytest
 
 __all__ = ["report_blocking_calls"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OURS = str(ROOT / "openagents_worker")
 SOCKET_CALLS = ("accept", "connect", "recv", "recv_into", "send", "sendall")
 STARTING = frozenset({threading.Thread.start.__code__})

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.blocking import report_blocking_calls
+from tests.support.blocking import report_blocking_calls
 
 MAX_CPU_S = 0.25  # a process may execute 500 runs, and a blocked loop delays all of them
 

@@ -14,7 +14,7 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from openagents_worker.store import scripts
-from tests.proxy import Line, Lines
+from tests.support.proxy import Line, Lines
 
 __all__ = ["Command", "Proxy", "Verdict", "value_of"]
 

@@ -30,12 +30,12 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.faults.plugins import take_mark
-from tests.waiting import await_for, wait_for
+from tests.support.waiting import await_for, wait_for
 
 __all__ = ["Worker", "World", "table"]
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+AGENTS_FILE = ROOT / "tests" / "faults" / "agents.json"
 START_TIMEOUT_S = 60.0
 REGISTERED = re.compile(r"worker\.registered .*?incarnation=(\S+)")
 CHECK_EVERY_S = 0.02  # how soon the supervisor detects the end of a worker
@@ -224,7 +224,7 @@ class World:
         command += ["--concurrency", str(self._concurrency)]
         env = {
             **os.environ,
-            "OPENAGENTS_CONFIG": str(HERE / "agents.json"),
+            "OPENAGENTS_CONFIG": str(AGENTS_FILE),
             "OPENAGENTS_REDIS_URL": self.redis_url_of(name),
             "OPENAGENTS_BROKER_URL": self.redis.url,
             "OPENAGENTS_LOG_LEVEL": "INFO",

@@ -24,7 +24,7 @@ from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
-from tests.stored import shown
+from tests.support.stored_events import shown
 
 
 @dataclass
