@@ -175,6 +175,8 @@ class StreamedReply:
     def _call_of(self, fragment: Mapping[str, Any], function: Mapping[str, Any]) -> _StreamedCall:
         """The call that a fragment belongs to; a new one if it begins a call."""
         index, id_ = fragment.get("index"), fragment.get("id")
+        if not isinstance(index, int | str | None):
+            raise TypeError("the index of a tool call is neither a number nor a text")
         for call in self._calls:
             if id_ and call.id == id_ and (index is None or call.index == index):
                 return call

@@ -15,7 +15,14 @@ from typing import Any
 import httpx
 
 from openagents_worker.errors import LLMError
-from openagents_worker.http_replies import ReplyTooLarge, ReplyUnreadable, beginning_of, pieces_of
+from openagents_worker.http_replies import (
+    BYTES_A_PIECE,
+    LEAST_PIECES,
+    ReplyTooLarge,
+    ReplyUnreadable,
+    beginning_of,
+    pieces_of,
+)
 from openagents_worker.jsontext import loads
 from openagents_worker.llm.base import Delta, DeltaKind, OnDelta, OnPiece
 from openagents_worker.llm.codec import Codec, StreamReader
@@ -115,10 +122,14 @@ class ReplyReading:
 
     async def _rest(self, head: bytes, stream: AsyncGenerator[bytes]) -> bytes:
         body = bytearray(head)
+        pieces_left = max(self._max_bytes // BYTES_A_PIECE, LEAST_PIECES)
         async for piece in stream:
             body += piece
+            pieces_left -= 1
             if len(body) > self._max_bytes:
                 break
+            if pieces_left < 0:
+                raise ReplyTooLarge(f"the reply has too many pieces for a limit of {self._max_bytes} bytes")
         if len(body) > self._max_bytes:
             raise ReplyTooLarge(f"the reply has more than {self._max_bytes} bytes")
         return bytes(body)
@@ -221,7 +232,7 @@ def _is_stream(head: bytes, content_type: str, *, streaming: bool) -> bool:
         return False
     if begin.startswith(SSE_FIELDS):
         return True
-    return streaming and bool(begin) and not content_type.startswith(WHOLE_BODIES)
+    return streaming and bool(head) and not content_type.startswith(WHOLE_BODIES)
 
 
 def _json(data: bytes | str) -> Any:

@@ -239,7 +239,7 @@ def test_an_agents_file_is_refused(case: Case, attack: Attack) -> None:
 
 # --- the model -------------------------------------------------------------------------------------------
 
-ANSWERS = ("completed", "llm.response", "tool.not_found")
+ANSWERS = ("completed", "llm.empty", "llm.response", "tool.not_found")
 """An invalid reply is the error of the run. For invalid arguments the model gets an error; it then calls an
 unknown tool until the run ends with that error."""
 FINE = '"fine"'
