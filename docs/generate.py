@@ -95,7 +95,7 @@ A call that holds the global interpreter lock (GIL) stops all threads of its pro
 watchdog, and the handling of SIGTERM. Examples are a regular expression with nested repetition, a C
 extension, and arithmetic with huge integers.
 
-A small guard process beside the worker notices this. It acts when the lease ends, or after `loop_dead_s` if
+A small process beside the worker, the stall monitor, notices this. It acts when the lease ends, or after `loop_dead_s` if
 that is earlier:
 
 1. It writes the stacks of all threads to the log of the worker (`loop.dead`, `thread.stack`).
@@ -103,7 +103,7 @@ that is earlier:
    only one thread computes. Otherwise `loop.dead` lists the candidates, and no run becomes suspect.
 3. It kills the worker (exit code 137; process 1 of a container ends with a code above 34).
 
-It ignores a process that is stopped (SIGSTOP, a debugger) or that gets no CPU time. The guard process needs
+It ignores a process that is stopped (SIGSTOP, a debugger) or that gets no CPU time. The stall monitor needs
 Linux with `/proc`. On other systems (macOS), the log has `guard.unavailable`. There, only the watchdog
 thread is left, and it needs the interpreter itself.
 
@@ -150,25 +150,25 @@ INDEPENDENT_OF_THE_LEASE = (
     (
         "worker.stall_monitor",
         "BEAT_S",
-        "between two signs of life that the worker gives to the guard process",
+        "between two signs of life that the worker gives to the stall monitor",
     ),
     ("worker.stall_monitor", "IDLE_BEAT_S", "the same while no run is executed"),
-    ("worker.stall_monitor", "START_AGAIN_S", "until a guard process that died is started again"),
-    ("worker.stall_monitor_process", "CHECK_S", "between two checks of the guard process"),
+    ("worker.stall_monitor", "START_AGAIN_S", "until a stall monitor that died is started again"),
+    ("worker.stall_monitor_process", "CHECK_S", "between two checks of the stall monitor"),
     (
         "worker.stall_monitor_process",
         "IDLE_CHECK_S",
-        "the same while no run is executed; the worker wakes the guard process when a run begins",
+        "the same while no run is executed; the worker wakes the stall monitor when a run begins",
     ),
     (
         "worker.stall_monitor_process",
         "SHORTEST_HELD_S",
-        "the guard process never acts on a call that holds the interpreter for less than this",
+        "the stall monitor never acts on a call that holds the interpreter for less than this",
     ),
     (
         "worker.stall_monitor_process",
         "REPORT_S",
-        "for the guard process to name the run and log it, besides `accuse_s`; then it kills the worker",
+        "for the stall monitor to name the run and log it, besides `accuse_s`; then it kills the worker",
     ),
     ("runtime.writer", "FLUSH_S", "events are collected for this time and stored together"),
     ("runtime.writer", "DELTA_S", "pieces of a streamed reply are collected for this time and sent together"),
