@@ -95,8 +95,8 @@ A call that holds the global interpreter lock (GIL) stops all threads of its pro
 watchdog, and the handling of SIGTERM. Examples are a regular expression with nested repetition, a C
 extension, and arithmetic with huge integers.
 
-A small process beside the worker, the stall monitor, notices this. It acts when the lease ends, or after `loop_dead_s` if
-that is earlier:
+A small process beside the worker, the stall monitor, notices this. It acts when the lease ends, or after
+`loop_dead_s` if that is earlier:
 
 1. It writes the stacks of all threads to the log of the worker (`loop.dead`, `thread.stack`).
 2. It stores which run made the call, if this is known: if the code of the run blocks the event loop, or if

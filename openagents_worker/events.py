@@ -91,7 +91,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "step messages"),
         _event("llm.called", "a model call begins", "model", "call"),
         _event("llm.delta", "a piece of a streamed reply", "call offset text",
-               "attempt reasoning reasoning_offset arguments"),
+               "attempt kind tool_call tool_name"),
         _event("llm.succeeded", "a model call has succeeded", "model",
                "call _metrics finish_reason request_id answered_by"),
         _event("llm.failed", "a model call has failed", "model",

@@ -80,7 +80,7 @@ class Follower:
 
     def _piece(self, event: RunEvent) -> None:
         """Print a piece of a model's reply, if pieces are shown."""
-        if not self._live:
+        if not self._live or event.payload.get("kind", "text") != "text":
             return
         if self._in_reply and event.payload.get("offset") == 0:
             err()  # the model call was repeated: the reply starts again

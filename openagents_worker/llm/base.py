@@ -59,7 +59,7 @@ class DeltaKind(StrEnum):
 
     TEXT = "text"
     REASONING = "reasoning"
-    ARGUMENTS = "arguments"
+    ARGUMENTS = "tool_arguments"
     """The arguments of a tool call, as JSON text."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, assert_never
 
 from openagents_worker.jsontext import dumps, whole_text
@@ -61,20 +62,23 @@ class ReplyStream:
                 assert_never(piece.kind)
 
     def take(self, call: str, attempt: int) -> list[str]:
-        """The payloads of `llm.delta` events for the unsent pieces, which count as sent from now on."""
-        payloads = []
-        while self.has_unsent:
-            offset, text = self._text.take(DELTA_CHARS)
-            payload: dict[str, Any] = {"call": call, "attempt": attempt, "offset": offset, "text": text}
-            if self._reasoning:
-                offset, reasoning = self._reasoning.take(DELTA_CHARS)
-                payload |= {"reasoning": reasoning, "reasoning_offset": offset}
-            if arguments := [self._taken(number) for number, unsent in self._arguments.items() if unsent]:
-                payload["arguments"] = arguments
-            payloads.append(dumps(payload))
+        """The payloads of `llm.delta` events for the unsent pieces, which count as sent from now on.
+
+        One event has one kind of text. Each kind, and the arguments of each tool call, count offsets of
+        their own.
+        """
+        of_call = {"call": call, "attempt": attempt}
+        payloads = [
+            *_payloads(self._reasoning, of_call, kind=DeltaKind.REASONING.value),
+            *_payloads(self._text, of_call, kind=DeltaKind.TEXT.value),
+        ]
+        for number, unsent in self._arguments.items():
+            tool = {"tool_call": number, "tool_name": unsent.tool_name}
+            payloads += _payloads(unsent, of_call, kind=DeltaKind.ARGUMENTS.value, **tool)
         return payloads
 
-    def _taken(self, number: int) -> dict[str, Any]:
-        unsent = self._arguments[number]
-        offset, text = unsent.take(DELTA_CHARS // 4)
-        return {"tool_call": number, "tool_name": unsent.tool_name, "offset": offset, "text": text}
+
+def _payloads(unsent: _Unsent, of_call: Mapping[str, Any], **more: Any) -> Iterator[str]:
+    while unsent:
+        offset, text = unsent.take(DELTA_CHARS)
+        yield dumps({**of_call, "offset": offset, "text": text, **more})

@@ -49,7 +49,6 @@ MAX_EVENT_NAME_CHARS = 256  # the same limit as for ids
 UTF8_BYTES = 4  # largest size of one character
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
 PENDING_BYTES = 4 * 1024 * 1024
-DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
 
 
 _Event = tuple[str, Mapping[str, Any]]

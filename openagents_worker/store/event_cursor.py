@@ -207,6 +207,7 @@ class EventCursor:
                 "attempt": attempt,
                 "offset": 0,
                 "text": self._codec.decode_pieces(reply["text"]),
+                "kind": "text",
             },
         )
         self._replayed_until = event.timestamp

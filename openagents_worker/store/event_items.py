@@ -52,8 +52,10 @@ def _marked(name: str, payload: str, codec: PayloadCodec) -> str:
 
 
 def _piece(payload: str) -> tuple[str, int, str] | None:
-    """Call, offset and text of a piece of a reply. None if there is no text, or for an event of user code."""
+    """Call, offset and text of a piece of the text of a reply. None: another kind, or an event of user code."""
     fields = _fields(payload)
+    if fields.get("kind", "text") != "text":
+        return None
     call, offset, text = fields.get("call"), fields.get("offset"), fields.get("text")
     if not (isinstance(call, str) and isinstance(text, str) and type(offset) is int):
         return None

@@ -207,7 +207,7 @@ async def test_opaque_fields_survive_a_crash(redis_url: str) -> None:
 
 
 async def test_reasoning_and_arguments_are_streamed_apart_from_the_text(redis_url: str) -> None:
-    """Each with its own offset. The text of the pieces is the text of the reply, as before."""
+    """Each kind has its own offsets."""
     halves = [{**CALL, "function": {"name": "add", "arguments": '{"x"'}}]
     halves += [{"index": 0, "function": {"arguments": ": 1}"}}]
     chunks = [delta(reasoning_content="Let me see."), delta(content="I add.")]
@@ -221,11 +221,14 @@ async def test_reasoning_and_arguments_are_streamed_apart_from_the_text(redis_ur
 
     first = pieces[0]["call"]
     own = [piece for piece in pieces if piece["call"] == first]
-    assert "".join(piece["text"] for piece in own) == "I add."
-    assert "".join(piece.get("reasoning", "") for piece in own) == "Let me see."
-    arguments = [each for piece in own for each in piece.get("arguments", ())]
-    assert "".join(each["text"] for each in arguments) == CALL["function"]["arguments"]
-    assert {(each["tool_call"], each["tool_name"]) for each in arguments} == {(0, "add")}
+    texts = {"text": "", "reasoning": "", "tool_arguments": ""}
+    for piece in own:
+        assert piece["offset"] == len(texts[piece["kind"]])
+        texts[piece["kind"]] += piece["text"]
+    arguments = CALL["function"]["arguments"]
+    assert texts == {"text": "I add.", "reasoning": "Let me see.", "tool_arguments": arguments}
+    calls = {(piece["tool_call"], piece["tool_name"]) for piece in own if piece["kind"] == "tool_arguments"}
+    assert calls == {(0, "add")}
 
 
 async def _messages(heard: Any) -> AsyncIterator[dict[str, Any]]:
