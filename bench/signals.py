@@ -23,9 +23,9 @@ def main(options: list[str]) -> int:
     """Print the table. Return 1 if a signal costs more than its limit."""
     empty_ns = _best_ns(_nothing)
     rows = [
-        ("span(), with its block", _span, 150.0),
-        ("inner_span(), with its block", _inner_span, 150.0),
-        ("the span of a recorded call", _call_span, 150.0),
+        ("span(), with its block", _span, 250.0),
+        ("inner_span(), with its block", _inner_span, 250.0),
+        ("the span of a recorded call", _call_span, 250.0),
         ("count()", _count, 100.0),
         ("annotate()", _annotate, 100.0),
         ("the counter of a replayed call", _replayed, 100.0),

@@ -52,7 +52,7 @@ def _marked(name: str, payload: str, codec: PayloadCodec) -> str:
 
 
 def _piece(payload: str) -> tuple[str, int, str] | None:
-    """Call, offset and text of a piece of the text of a reply. None: another kind, or an event of user code."""
+    """Call, offset and text of a piece of a reply's text. None: another kind, or an event of user code."""
     fields = _fields(payload)
     if fields.get("kind", "text") != "text":
         return None

@@ -10,11 +10,10 @@ answers, arguments and results of tools are never reported.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 __all__ = [
     "NO_SPAN",
@@ -78,17 +77,12 @@ class _NoSpan:
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
+    def __enter__(self) -> _NoSpan:
+        return self
 
-        def __enter__(self) -> _NoSpan: ...
-
-        def __exit__(
-            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-        ) -> None: ...
-
-    else:
-        # Functions in C: with methods in Python, a `with` block costs twice as much (`bench/signals.py`).
-        __exit__ = "".format  # takes any arguments; its result is false, so an exception travels on
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def set(self, name: str, value: AttributeValue) -> None: ...
 
@@ -96,7 +90,6 @@ class _NoSpan:
 
 
 NO_SPAN = _NoSpan()
-_NoSpan.__enter__ = itertools.repeat(NO_SPAN).__next__  # type: ignore[method-assign, assignment]  # returns it
 NO_ATTRIBUTES: Mapping[str, AttributeValue] = {}
 _exporter: Exporter | None = None
 
