@@ -5,22 +5,23 @@ Importing this module changes the event loop of the process, so only a measured 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import httpx
 import uvloop
 from greenlet import getcurrent
 
 import openagents_worker
 import tasks
 from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.store.batching import PipelineBatcher
 
 PACKAGE = Path(openagents_worker.__file__).parent
 REPORT = "BENCH_STRUCTURE_REPORT"
@@ -28,6 +29,9 @@ REPORT = "BENCH_STRUCTURE_REPORT"
 
 LOOP_THREAD = {"worker.loop_thread:LoopThread._main", "worker.loop_thread:_ran_without_exit"}
 """The functions that run the event loop: they are at the bottom of every stack of its thread."""
+
+RECORDING = {"runtime.recorder", "runtime.writer"}
+"""Modules on the stack of the request and of the commit; other code of the worker has none of them."""
 
 _path: ContextVar[tuple[str, ...]] = ContextVar("_path", default=())
 """The functions of the library that scheduled the current code, directly or not; the outermost first."""
@@ -92,17 +96,37 @@ class CallPath(PatternPlugin):
         return "done"
 
     async def _modules_of_call(self, number: int) -> set[str]:
-        """The modules that executed a function on this thread during one model call."""
+        """The modules that a model call passes through, on its way to the provider and on its way to Redis.
+
+        A module counts if one of its functions waits for the request, or for the commit of the reply.
+        """
         modules: set[str] = set()
+        above = set(_modules_on_stack())
 
-        def record_module(frame: FrameType, event: str, _: Any) -> None:
-            if event == "call" and (module := _module(frame.f_code.co_filename)) is not None:
-                modules.add(module)
+        def watched(send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def send_and_count(*args: Any, **options: Any) -> Any:
+                passed = set(_modules_on_stack())
+                if not passed.isdisjoint(RECORDING):
+                    modules.update(passed)
+                return await send(*args, **options)
 
-        sys.setprofile(record_module)
+            return send_and_count
+
+        places = ((httpx.AsyncHTTPTransport, "handle_async_request"), (PipelineBatcher, "execute"))
+        originals = [getattr(owner, name) for owner, name in places]
+        for (owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, watched(original))
         try:
             await self.context.llm_client.generate(messages=[{"role": "user", "content": str(number)}])
         finally:
-            sys.setprofile(None)
-        await asyncio.sleep(0.2)
-        return modules
+            for (owner, name), original in zip(places, originals, strict=True):
+                setattr(owner, name, original)
+        return modules - above
+
+
+def _modules_on_stack() -> Iterator[str]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if (module := _module(frame.f_code.co_filename)) is not None:
+            yield module
+        frame = frame.f_back

@@ -1,9 +1,9 @@
 """Metrics of how easy the code is to read, measured in a real run and in the sources.
 
 A real worker executes a run. The pattern of this run records the call stack that led to it, over threads,
-tasks and greenlets, and the modules that one of its model calls (over HTTP) executes. The other metrics are
-counted in the sources: long files, constructors with many arguments, class names with two meanings, code that
-exists twice for sync and async callers, and words and names that were replaced. `--json FILE` stores the
+tasks and greenlets, and the modules that one of its model calls (over HTTP) passes through. The other metrics
+are counted in the sources: long files, constructors with many arguments, class names with two meanings, code
+that exists twice for sync and async callers, and words and names that were replaced. `--json FILE` stores the
 figures, `--before FILE` compares them with stored ones, and `--names` lists everything that was counted.
 """
 

@@ -29,7 +29,7 @@ from chaos.redis_servers import AppendFsync, RedisWithSentinel, SingleRedis, Sta
 from openagents_worker import Client
 from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.settings import load_settings
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 
 __all__ = ["Deployment", "Worker"]
 
@@ -243,7 +243,7 @@ class Deployment:
                 answer["limited"] = executions <= limits
             return answer
 
-    def _reply(self, asked: ModelRequest) -> Mapping[str, Any]:
+    def _reply(self, asked: ModelServerRequest) -> Mapping[str, Any]:
         """The model's reply. It contains the serial number of its execution, as the result of a step does."""
         key = asked.headers["idempotency-key"]
         serial = self.effects.record(key, key.partition(":")[0], time.monotonic())

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from openagents_worker.testing.model_server import ModelRequest
+from openagents_worker.testing.model_server import ModelServerRequest
 
 DOCUMENTS = ("faults.md", "replay.md", "streaming.md")
 
 
-def reply(request: ModelRequest) -> dict[str, Any]:
+def reply(request: ModelServerRequest) -> dict[str, Any]:
     """List files, read three in parallel, calculate and search, add the figures, save the report, answer."""
     match request.n:
         case 0:
@@ -63,7 +63,7 @@ def _call(name: str, /, **arguments: Any) -> dict[str, Any]:
     return {"name": name, "arguments": arguments}
 
 
-def _results(request: ModelRequest, tool: str) -> list[Any]:
+def _results(request: ModelServerRequest, tool: str) -> list[Any]:
     """The results of this tool in this run, oldest first. Messages before the last question are ignored."""
     roles = [message["role"] for message in request.messages]
     messages = request.messages[len(roles) - roles[::-1].index("user") :]
@@ -79,11 +79,11 @@ def _results(request: ModelRequest, tool: str) -> list[Any]:
     ]
 
 
-def _words(request: ModelRequest) -> dict[str, int]:
+def _words(request: ModelServerRequest) -> dict[str, int]:
     return {read["path"]: len(read["content"].split()) for read in _results(request, "read_file")}
 
 
-def _figures(request: ModelRequest) -> dict[str, float]:
+def _figures(request: ModelServerRequest) -> dict[str, float]:
     found = len(_results(request, "grep_files")[-1]["matches"])
     return {
         **_words(request),
@@ -92,6 +92,6 @@ def _figures(request: ModelRequest) -> dict[str, float]:
     }
 
 
-def _report(request: ModelRequest) -> str:
+def _report(request: ModelServerRequest) -> str:
     rows = "\n".join(f"| {name} | {value:,} |" for name, value in _figures(request).items())
     return f"# Documents\n\n| what | figure |\n|---|---|\n{rows}\n"

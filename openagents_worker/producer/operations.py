@@ -31,7 +31,7 @@ __all__ = ["AsyncOperations", "Operations"]
 T = TypeVar("T")
 
 
-class _HasConnection:
+class _Connected:
     """Base class of both clients: the Celery app that sends their messages, and its settings."""
 
     connection: Connection | AsyncConnection
@@ -58,7 +58,7 @@ class _HasConnection:
         return read_fleet(self._keys, self.settings.queue)
 
 
-class Operations(_HasConnection):
+class Operations(_Connected):
     """The methods of `Client` for operators."""
 
     connection: Connection
@@ -128,7 +128,7 @@ class Operations(_HasConnection):
         return self.connection.execute(plan)
 
 
-class AsyncOperations(_HasConnection):
+class AsyncOperations(_Connected):
     """The methods of `AsyncClient` for operators."""
 
     connection: AsyncConnection

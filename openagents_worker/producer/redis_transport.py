@@ -134,14 +134,14 @@ class PublishingTransport(redis.Transport):
     """Handles broken items. A worker replaces it with one that stores them."""
 
 
-class _SentinelChannel(PublishingChannel, redis.SentinelChannel):
+class SentinelPublishingChannel(PublishingChannel, redis.SentinelChannel):
     """The same channel, with connections to the current master."""
 
 
 class SentinelPublishingTransport(PublishingTransport, redis.SentinelTransport):
     """The same transport for a broker behind sentinels."""
 
-    Channel = _SentinelChannel
+    Channel = SentinelPublishingChannel
 
 
 _TRANSPORT = f"{__name__}:{PublishingTransport.__name__}"

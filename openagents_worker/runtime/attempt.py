@@ -23,7 +23,7 @@ from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.clock import RunClock
-from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.fenced_store import FencedStore
@@ -104,7 +104,7 @@ class Attempt:
         self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
         self._tries = Tries.of(claimed, self._budget)
         self._recorder: Recorder | None = None
-        self._context: RunContext | None = None
+        self._context: AttemptContext | None = None
         self._state_before: Mapping[str, str] = {}
         self._turn_messages: Any = ()
         self._finish_reason: str | None = None
@@ -236,7 +236,7 @@ class Attempt:
         exit_stack.callback(recorder.end)
         with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
             state = {key: loads(text) for key, text in state_before.items()}
-        context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
+        context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         self._context = recorder.context = context
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()

@@ -15,7 +15,7 @@ from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay
 from openagents_worker.runtime.storable import artifact_of
 
-__all__ = ["CallContext", "EventBus", "RunContext"]
+__all__ = ["CallContext", "EventBus", "AttemptContext"]
 
 
 class EventBus:
@@ -29,7 +29,7 @@ class EventBus:
 
 
 @dataclass(slots=True)
-class RunContext:
+class AttemptContext:
     """A run as its pattern, memory and hooks see it. Created for each attempt."""
 
     run_request: RunRequest
@@ -101,7 +101,7 @@ class RunContext:
 class CallContext:
     """The run as one tool call sees it. Its state and artifacts apply once the call is recorded."""
 
-    def __init__(self, run: RunContext, idempotency_key: str, call_id: str) -> None:
+    def __init__(self, run: AttemptContext, idempotency_key: str, call_id: str) -> None:
         self._run = run
         self.state = Overlay(run.state)
         self.artifacts: list[RunArtifact] = []

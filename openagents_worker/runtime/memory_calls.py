@@ -16,7 +16,7 @@ from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import ErrorDetails
-from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
 from openagents_worker.runtime.user_code import (
@@ -44,7 +44,7 @@ class MemoryCalls:
         self,
         memory: Any,
         *,
-        context: RunContext,
+        context: AttemptContext,
         recorder: Recorder,
         emit: Callable[..., None],
         on_error: str,

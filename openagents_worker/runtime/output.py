@@ -15,7 +15,7 @@ from openagents_worker.json_schema.rules import Schema
 from openagents_worker.jsontext import canonical_json, dumps, loads
 from openagents_worker.models import MAX_MESSAGE_CHARS, RunRequest, schema_of
 from openagents_worker.redaction import safe_message
-from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.registry import OUTPUTS
@@ -122,7 +122,7 @@ async def validated_output(
     output: Any,
     output_type: OutputType,
     pattern: Any,
-    context: RunContext,
+    context: AttemptContext,
     attempts: int,
     *,
     recorder: Recorder,
@@ -193,7 +193,7 @@ def _to_json_values(output: Any) -> Any:
 
 
 async def _request_correction(
-    context: RunContext, output_type: OutputType, output: Any, feedback: str
+    context: AttemptContext, output_type: OutputType, output: Any, feedback: str
 ) -> str:
     """Let the model correct the output of a pattern without `try_again`. No tools are called."""
     options = context.llm_options

@@ -21,7 +21,7 @@ from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.model import RecordedModel
 from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.calls.tool_call import ToolRun
-from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.history import RunHistory, RunStart
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
@@ -53,7 +53,7 @@ class Prepared:
     """A pattern that is ready to execute, with its context."""
 
     pattern: Any
-    context: RunContext
+    context: AttemptContext
     parts: AgentParts
     memory: MemoryCalls
     output_type: OutputType | None = None
@@ -83,7 +83,7 @@ class Preparation:
 
     def __init__(
         self,
-        context: RunContext,
+        context: AttemptContext,
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
@@ -277,7 +277,7 @@ def _implements_compact(assembler: Any) -> bool:
     return hasattr(assembler, "compact") and type(assembler).compact is not ContextAssemblerPlugin.compact
 
 
-async def _give_context_to_pattern(pattern: Any, context: RunContext) -> None:
+async def _give_context_to_pattern(pattern: Any, context: AttemptContext) -> None:
     """Set the `context` of the pattern. If it has a `setup`, as in the original SDK, call it first."""
     if hasattr(pattern, "setup"):
         await pattern.setup(

@@ -24,7 +24,7 @@ from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls.tool_call import BoundTool
-from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.user_code import described_in_log, executing, user_code, user_error_of
@@ -46,7 +46,7 @@ class RunTools:
     """The tools of one attempt. `start` is checkpoint 0 of the run, None if no earlier attempt stored it."""
 
     def __init__(
-        self, parts: AgentParts, context: RunContext, recorder: Recorder, start: Record | None
+        self, parts: AgentParts, context: AttemptContext, recorder: Recorder, start: Record | None
     ) -> None:
         self._toolsets = parts.toolsets
         self._context = context

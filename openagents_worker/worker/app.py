@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from openagents_worker.moved import forward
 
-__getattr__ = forward(__name__, "openagents_worker.celery.app", ("make_worker_app",))
+__getattr__ = forward(__name__, "openagents_worker.celery.app", {"make_worker_app": "make_worker_app"})

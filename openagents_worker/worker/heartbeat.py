@@ -37,7 +37,7 @@ from openagents_worker.worker.connection_checks import CHECK_EVERY_S, RENEWAL_GR
 from openagents_worker.worker.lease import WorkerLease
 from openagents_worker.worker.local_processes import ProcessIdentity
 
-__all__ = ["Heartbeat", "HeartbeatCallbacks", "HeartbeatLimits", "Registration", "RunHost"]
+__all__ = ["Heartbeat", "HeartbeatCallbacks", "HeartbeatLimits", "WorkerRegistration", "RunHost"]
 
 log = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class RunHost(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
+class WorkerRegistration:
     """What a process announces about itself when it registers.
 
     `announcements` are the agents that it serves, as `Assembly.announcements` returns them. `card` describes
@@ -116,7 +116,7 @@ class Heartbeat:
     def __init__(
         self,
         cell: Cell,
-        registration: Registration,
+        registration: WorkerRegistration,
         *,
         limits: HeartbeatLimits,
         run_host: RunHost,

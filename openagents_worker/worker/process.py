@@ -35,7 +35,7 @@ from openagents_worker.worker.heartbeat import (
     Heartbeat,
     HeartbeatCallbacks,
     HeartbeatLimits,
-    Registration,
+    WorkerRegistration,
 )
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
@@ -208,9 +208,9 @@ class WorkerProcess:
         """What this process does with a notice, by the kind of the notice. A subclass adds kinds."""
         return {CANCEL: lambda notice: self.runner.latch(notice.run_id, LatchReason.CANCELLED)}
 
-    def _registration(self, own: ProcessIdentity | None) -> Registration:
+    def _registration(self, own: ProcessIdentity | None) -> WorkerRegistration:
         """What the process announces in Redis."""
-        return Registration(
+        return WorkerRegistration(
             node=self.identity.node,
             announcements=self._assembly.announcements(),
             process=own,

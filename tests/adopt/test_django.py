@@ -16,7 +16,7 @@ from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.adopt.project import run_in, write_project
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -77,7 +77,7 @@ def workers(project: Project) -> Generator[tuple[ChildProcess, ChildProcess]]:
             worker.stop(20)
 
 
-def _counts_twice(asked: ModelRequest) -> dict[str, Any]:
+def _counts_twice(asked: ModelServerRequest) -> dict[str, Any]:
     if asked.n < 2:
         return {"tool_calls": [{"name": "count_orders", "arguments": {}}]}
     return {"text": "counted"}

@@ -35,7 +35,7 @@ from openagents_worker.producer.connection import Connection
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.ttl import ttl_violations
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.celery.product import make_product
 from tests.support.deployment import ROOT, agent
 from tests.support.waiting import PATIENCE_S, wait_for
@@ -226,10 +226,10 @@ def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: st
 _TOOLS = {"linger": "tests.celery.tools.linger", "break_down": "tests.celery.tools.break_down"}
 
 
-def _replies() -> Callable[[ModelRequest], Mapping[str, Any]]:
+def _replies() -> Callable[[ModelServerRequest], Mapping[str, Any]]:
     tries: Counter[str] = Counter()
 
-    def reply(asked: ModelRequest) -> Mapping[str, Any]:
+    def reply(asked: ModelServerRequest) -> Mapping[str, Any]:
         user_messages = [message for message in asked.messages if message["role"] == "user"]
         words = str(user_messages[-1]["content"]).split()
         key = asked.headers["idempotency-key"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.llm.structured import response_format
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.extras.vendor_program import GOLDEN, TALK
 from tests.unit.llm.test_conversation import asks, call, result, user
 from tests.unit.llm.test_wire_formats import BLOCKS, CITY
@@ -85,7 +85,7 @@ TURN = {
 def test_the_clients_of_the_vendors_understand_the_model_server(python: str) -> None:
     """Whole, streamed, in the background; errors are those of their packages."""
 
-    def reply(request: ModelRequest) -> Mapping[str, Any]:
+    def reply(request: ModelServerRequest) -> Mapping[str, Any]:
         said = str(request.messages[-1]["content"])
         return TURN if said == "hi" else {"error": said}
 

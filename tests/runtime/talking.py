@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.testing.model_server import ModelRequest
+from openagents_worker.testing.model_server import ModelServerRequest
 from openagents_worker.tools import tool
 from tests.support.runner import agent
 
@@ -78,9 +78,9 @@ class Script:
 
     def __init__(self) -> None:
         self.by_run: dict[str, list[dict[str, Any]]] = {}
-        self.asked: dict[str, list[ModelRequest]] = {}
+        self.asked: dict[str, list[ModelServerRequest]] = {}
 
-    def __call__(self, asked: ModelRequest) -> Mapping[str, Any]:
+    def __call__(self, asked: ModelServerRequest) -> Mapping[str, Any]:
         run_id = asked.headers["idempotency-key"].partition(":")[0]
         self.asked.setdefault(run_id, []).append(asked)
         entries = self.by_run[run_id]

@@ -27,7 +27,7 @@ from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
 from openagents_worker.store.sessions import aread_session
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.runtime import talking
 from tests.runtime.talking import Script, talker
 from tests.support.runner import Process, calls, crash, process
@@ -146,7 +146,7 @@ async def test_a_session_that_is_too_long_for_the_model_continues(redis_url: str
     """First the calls of earlier turns are left out, then half of the rest, until the request fits."""
     script = Script()
 
-    def reply(asked: ModelRequest) -> Any:
+    def reply(asked: ModelServerRequest) -> Any:
         entry = script(asked)
         if len(dumps(asked.body["messages"])) > largest:
             return {"error": "response", "message": "This model's maximum context length is 4096 tokens."}
@@ -168,7 +168,7 @@ async def test_a_question_that_is_too_long_fails_and_the_session_continues(redis
     """Leaving out earlier turns does not help here."""
     script = Script()
 
-    def reply(asked: ModelRequest) -> Any:
+    def reply(asked: ModelServerRequest) -> Any:
         too_long = {"error": "response", "message": "context_length_exceeded"}
         return too_long if len(dumps(asked.body["messages"])) > 5_000 else script(asked)
 

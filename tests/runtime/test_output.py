@@ -20,7 +20,7 @@ from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.user_code import current_run
 from openagents_worker.store import scripts
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.offload import Offload
 from tests.runtime import plugins
@@ -152,7 +152,7 @@ async def test_the_schema_of_the_output_reaches_the_provider(
     """Not only as an instruction in the prompt: the provider can keep the model to it."""
     asked: list[str] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(json.dumps({**request.body, "messages": [], "input": []}))
         return {"text": json.dumps(PARIS)}
 

@@ -24,7 +24,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.ttl import ttl_violations
-from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
+from openagents_worker.testing.model_server import FAULTS, ModelServer, ModelServerRequest
 from tests.support import diary
 from tests.support.waiting import PATIENCE_S, await_for
 
@@ -92,10 +92,10 @@ class Model:
         log = self.server.log
         return [line for line in log if line["event"] == "received" and _belongs_to(line, run_id)]
 
-    async def _before_piece(self, _: ModelRequest, number: int) -> None:
+    async def _before_piece(self, _: ModelServerRequest, number: int) -> None:
         await await_for(lambda: self.may_go_on(number), "the model may go on")
 
-    async def _reply(self, request: ModelRequest) -> Any:
+    async def _reply(self, request: ModelServerRequest) -> Any:
         key = request.headers["idempotency-key"]
         await await_for(lambda: self.may_answer(key.partition(":")[0]), "the model may answer")
         entry: ScriptedReply | ScriptedFault | None = self._script.entry(request.n, self._tries[key])

@@ -28,7 +28,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRecord, RunResult
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.faults.plugins import take_mark
 from tests.support.waiting import await_for, wait_for
 
@@ -321,11 +321,11 @@ class World:
 
     # --- the model ---------------------------------------------------------------------------------------
 
-    async def _before_piece(self, asked: ModelRequest, number: int) -> None:
+    async def _before_piece(self, asked: ModelServerRequest, number: int) -> None:
         if not self.model_writes.is_set():
             await await_for(self.model_writes.is_set, "the model may write")
 
-    async def _reply(self, asked: ModelRequest) -> Mapping[str, Any]:
+    async def _reply(self, asked: ModelServerRequest) -> Mapping[str, Any]:
         key = asked.headers["idempotency-key"]
         run_id = key.partition(":")[0]
         text = next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user")
@@ -343,7 +343,7 @@ class World:
             watching.add_done_callback(lambda task: task.cancelled() or task.result())
         return {**self._entry(asked, script, key), "latency_ms": script["latency_ms"]}
 
-    def _entry(self, asked: ModelRequest, script: Mapping[str, Any], key: str) -> dict[str, Any]:
+    def _entry(self, asked: ModelServerRequest, script: Mapping[str, Any], key: str) -> dict[str, Any]:
         limit = script.get("limit")
         if limit and asked.n == limit["turn"] and len(self.asked_with(key)) <= limit["times"]:
             return {"error": "rate_limit", "retry_after_ms": limit["retry_after_ms"]}

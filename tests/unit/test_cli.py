@@ -18,7 +18,7 @@ from openagents_worker.cli.dev_model import reply
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
-from openagents_worker.testing.model_server import ModelRequest
+from openagents_worker.testing.model_server import ModelServerRequest
 from tests.support.scripts import Hand
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -256,7 +256,7 @@ def test_the_model_of_dev_uses_the_calculator_for_arithmetic(
     """Enough to see a tool call without a key."""
     tools = [{"type": "function", "function": {"name": "calc"}}]
 
-    answer = reply(ModelRequest(messages, tools, "m", False, {}, 0, {}))
+    answer = reply(ModelServerRequest(messages, tools, "m", False, {}, 0, {}))
 
     if expected is None:
         assert answer["text"].startswith("You said: hi")

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import await_for, wait_for
 
 HI = {"role": "user", "content": "hi"}
@@ -91,9 +91,9 @@ async def test_without_a_key_tries_are_told_apart_by_the_messages() -> None:
 
 async def test_a_function_sees_the_request_and_says_the_reply() -> None:
     """The model as a Python function, sync or async."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    async def reply(request: ModelRequest) -> dict[str, Any]:
+    async def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return {"text": "both", "tool_calls": [{"name": "add", "arguments": {"x": 1}}]}
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 
 HEADERS = {"anthropic-version": "2026-10-21", "x-api-key": "k"}
 HI = {"role": "user", "content": "hi"}
@@ -178,9 +178,9 @@ async def test_a_refusal_has_the_type_of_its_status(
 
 async def test_what_is_not_text_is_handed_on_as_it_came() -> None:
     """An image stays a block; results come before what the user says beside them; failures are marked."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return {"text": "ok"}
 

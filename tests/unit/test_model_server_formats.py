@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import PATIENCE_S
 
 CALLED_WITH = {"x": 1, "note": "ünï 💡"}
@@ -146,9 +146,9 @@ def _stop_reason(reply: httpx.Response) -> str:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_model_is_asked_the_same_in_every_format(wire: Format, stream: bool) -> None:
     """A function sees OpenAI's messages and tools, so it need not know who talks to it."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return {"text": "ok"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import PATIENCE_S, await_for
 
 HI = {"role": "user", "content": "hi"}
@@ -85,9 +85,9 @@ async def test_a_stream_ends_with_the_whole_reply(http: httpx.AsyncClient) -> No
 
 async def test_a_reply_can_be_sent_back(http: httpx.AsyncClient) -> None:
     """With its reasoning, which the server recognises without having stored it."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return BOTH if request.n == 0 else {"text": "done"}
 

@@ -22,7 +22,7 @@ from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import PATIENCE_S, wait_for
 from tests.upgrade.versions import PRODUCT, Version
 
@@ -123,7 +123,7 @@ def opened(folder: Path, enough: threading.Event) -> Generator[Workshop]:
     log = folder / "carpentry.jsonl"
     log.touch()
 
-    def reply(asked: ModelRequest) -> Mapping[str, Any]:
+    def reply(asked: ModelServerRequest) -> Mapping[str, Any]:
         key = asked.headers["idempotency-key"]
         told = json.loads(next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user"))
         if told["limited"] and asked.n == 1 and key not in limited:

@@ -12,7 +12,12 @@ from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.connection_checks import CHECK_EVERY_S
-from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatCallbacks, HeartbeatLimits, Registration
+from openagents_worker.worker.heartbeat import (
+    Heartbeat,
+    HeartbeatCallbacks,
+    HeartbeatLimits,
+    WorkerRegistration,
+)
 from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
@@ -81,7 +86,7 @@ def start_heartbeat(
         ) -> Heartbeat:
             heartbeat = Heartbeat(
                 cell,
-                Registration(
+                WorkerRegistration(
                     node="w1@test",
                     announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
                     process=process,

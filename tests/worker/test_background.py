@@ -17,7 +17,7 @@ from openagents_worker.worker.background import (
 )
 from openagents_worker.worker.completion_acks import CompletionAcks
 from openagents_worker.worker.control_channel import ControlChannel
-from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatLimits, Registration
+from openagents_worker.worker.heartbeat import Heartbeat, HeartbeatLimits, WorkerRegistration
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchedLoop
 from tests.support.waiting import await_for, wait_for
@@ -91,7 +91,7 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, loop_
     """Otherwise its lease would expire without an explanation."""
     heartbeat = Heartbeat(
         cell,
-        Registration(node="w"),
+        WorkerRegistration(node="w"),
         limits=HeartbeatLimits(times=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100)),
         run_host=RecordingRunHost(),
         loop=loop_thread.loop,

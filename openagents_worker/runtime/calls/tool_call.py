@@ -10,7 +10,7 @@ from typing import Any
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget
-from openagents_worker.runtime.context import CallContext, RunContext
+from openagents_worker.runtime.context import AttemptContext, CallContext
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
@@ -58,7 +58,7 @@ class BoundTool:
 class ToolRun:
     """What all tools of one attempt share. `guards` are the rules that each of their calls passes."""
 
-    context: RunContext
+    context: AttemptContext
     writer: RunWriter
     budget: RunBudget
     checks: SchemaChecks

@@ -5,8 +5,13 @@ function.
 its output is its URL.
 """
 
+from openagents_worker.moved import forward
 from openagents_worker.testing.model_server.answers import FAULTS
 from openagents_worker.testing.model_server.server import ModelServer, ReplyFunction
-from openagents_worker.testing.model_server.wire_format import ModelRequest
+from openagents_worker.testing.model_server.wire_format import ModelServerRequest
 
-__all__ = ["FAULTS", "ModelRequest", "ModelServer", "ReplyFunction"]
+__getattr__ = forward(
+    __name__, "openagents_worker.testing.model_server.wire_format", {"ModelRequest": "ModelServerRequest"}
+)
+
+__all__ = ["FAULTS", "ModelServerRequest", "ModelServer", "ReplyFunction"]

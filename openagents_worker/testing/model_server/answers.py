@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import ScriptedFault, ScriptedReply
 from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, event_bytes
-from openagents_worker.testing.model_server.wire_format import Event, ModelRequest, Reply, WireFormat
+from openagents_worker.testing.model_server.wire_format import Event, ModelServerRequest, Reply, WireFormat
 
 __all__ = ["BREAKS_REPLY", "FAULTS", "Answer", "BeforePiece", "RequestLog"]
 
@@ -35,7 +35,7 @@ FAULTS = {
 }
 """The values of an entry's `error`; `status` replaces the status of those that have one."""
 
-BeforePiece = Callable[[ModelRequest, int], Awaitable[object]]
+BeforePiece = Callable[[ModelServerRequest, int], Awaitable[object]]
 """Awaited before each piece of a streamed reply, with the number of the piece, from 0."""
 
 STATUS_BY_FAULT = {"overloaded": 529, "rate_limit": 429, "response": 400, "server_error": 500}
@@ -90,7 +90,7 @@ class Answer:
     def __init__(
         self,
         number: int,
-        request: ModelRequest,
+        request: ModelServerRequest,
         wire: WireFormat,
         connection: ClientConnection,
         log: RequestLog,

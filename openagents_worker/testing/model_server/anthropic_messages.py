@@ -20,7 +20,7 @@ from openagents_worker.testing.model_server.anthropic_rules import (
 from openagents_worker.testing.model_server.connection import ReceivedRequest
 from openagents_worker.testing.model_server.wire_format import (
     Event,
-    ModelRequest,
+    ModelServerRequest,
     Reply,
     call_id,
     fragments,
@@ -29,7 +29,7 @@ from openagents_worker.testing.model_server.wire_format import (
     written_arguments,
 )
 
-__all__ = ["AnthropicMessages"]
+__all__ = ["AnthropicMessagesFormat"]
 
 ERRORS = {
     401: "authentication_error",
@@ -53,15 +53,15 @@ STOP_REASONS = {
 }
 
 
-class AnthropicMessages:
+class AnthropicMessagesFormat:
     """`POST /v1/messages`."""
 
     path = "/v1/messages"
 
-    def read(self, request: ReceivedRequest) -> ModelRequest:
+    def read(self, request: ReceivedRequest) -> ModelServerRequest:
         parsed, body = checked_request(request)
         messages = tuple(_chat_messages(parsed.system, parsed.messages))
-        return ModelRequest(
+        return ModelServerRequest(
             messages=messages,
             tools=tuple(_chat_tool(tool) for tool in parsed.tools),
             model=parsed.model,

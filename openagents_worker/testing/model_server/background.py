@@ -15,7 +15,7 @@ from typing import Any
 from openagents_worker.testing.model_server.answers import BeforePiece, RequestLog
 from openagents_worker.testing.model_server.connection import ClientConnection, ReceivedRequest
 from openagents_worker.testing.model_server.openai_responses import (
-    OpenAIResponses,
+    OpenAIResponsesFormat,
     response,
     response_id,
 )
@@ -29,7 +29,7 @@ MAX_STORED = 1000  # the oldest ones are forgotten, so that a long test does not
 class BackgroundResponse:
     """One response: the events so far, and its state."""
 
-    def __init__(self, wire: OpenAIResponses, reply: Reply, *, failure: str | None) -> None:
+    def __init__(self, wire: OpenAIResponsesFormat, reply: Reply, *, failure: str | None) -> None:
         """`failure`: the response fails with this message in the middle."""
         self.id = response_id(reply)
         self.status = "queued"
@@ -91,7 +91,7 @@ class BackgroundResponse:
 class BackgroundResponses:
     """All responses that run or ran in the background."""
 
-    def __init__(self, wire: OpenAIResponses, before_piece: BeforePiece, log: RequestLog) -> None:
+    def __init__(self, wire: OpenAIResponsesFormat, before_piece: BeforePiece, log: RequestLog) -> None:
         self._wire, self._before_piece, self._log = wire, before_piece, log
         self._responses: OrderedDict[str, BackgroundResponse] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}

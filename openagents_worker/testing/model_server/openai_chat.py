@@ -13,27 +13,27 @@ from openagents_worker.testing.model_server.openai_rules import check_request
 from openagents_worker.testing.model_server.wire_format import (
     Event,
     InvalidRequest,
-    ModelRequest,
+    ModelServerRequest,
     Reply,
     fragments,
     turn_number,
     written_arguments,
 )
 
-__all__ = ["OpenAIChat", "openai_error"]
+__all__ = ["OpenAIChatFormat", "openai_error"]
 
 
-class OpenAIChat:
+class OpenAIChatFormat:
     """`POST /v1/chat/completions`. Rejects what OpenAI or a stricter server rejects (`openai_rules`)."""
 
     path = "/v1/chat/completions"
 
-    def read(self, request: ReceivedRequest) -> ModelRequest:
+    def read(self, request: ReceivedRequest) -> ModelServerRequest:
         try:
             body = json.loads(request.body)
             check_request(body)
             messages = tuple(body["messages"])
-            return ModelRequest(
+            return ModelServerRequest(
                 messages=messages,
                 tools=tuple(body.get("tools") or ()),
                 model=str(body["model"]),

@@ -16,7 +16,7 @@ from openagents_worker.testing.model_server.openai_responses_rules import check_
 from openagents_worker.testing.model_server.wire_format import (
     Event,
     InvalidRequest,
-    ModelRequest,
+    ModelServerRequest,
     Reply,
     call_id,
     fragments,
@@ -25,7 +25,7 @@ from openagents_worker.testing.model_server.wire_format import (
     written_arguments,
 )
 
-__all__ = ["OpenAIResponses"]
+__all__ = ["OpenAIResponsesFormat"]
 
 ENCRYPTED = "reasoning.encrypted_content"
 """The value of `include` with which the reasoning can be sent back to a server that stores nothing."""
@@ -36,17 +36,17 @@ INCOMPLETE = {
 }
 
 
-class OpenAIResponses:
+class OpenAIResponsesFormat:
     """`POST /v1/responses`. Rejects what OpenAI rejects (`openai_responses_rules`)."""
 
     path = "/v1/responses"
 
-    def read(self, request: ReceivedRequest) -> ModelRequest:
+    def read(self, request: ReceivedRequest) -> ModelServerRequest:
         try:
             body = json.loads(request.body)
             check_response_request(body)
             messages = tuple(_chat_messages(body))
-            return ModelRequest(
+            return ModelServerRequest(
                 messages=messages,
                 tools=tuple(_chat_tool(tool) for tool in body.get("tools") or ()),
                 model=body["model"],

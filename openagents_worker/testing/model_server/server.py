@@ -27,14 +27,14 @@ from openagents_worker.testing.model_server.answers import (
     BeforePiece,
     RequestLog,
 )
-from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
+from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessagesFormat
 from openagents_worker.testing.model_server.background import BackgroundResponses
 from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, ReceivedRequest
-from openagents_worker.testing.model_server.openai_chat import OpenAIChat
-from openagents_worker.testing.model_server.openai_responses import OpenAIResponses
+from openagents_worker.testing.model_server.openai_chat import OpenAIChatFormat
+from openagents_worker.testing.model_server.openai_responses import OpenAIResponsesFormat
 from openagents_worker.testing.model_server.wire_format import (
     InvalidRequest,
-    ModelRequest,
+    ModelServerRequest,
     WireFormat,
     conversation_digest,
 )
@@ -44,15 +44,15 @@ __all__ = ["ModelServer", "ReplyFunction"]
 BACKLOG = 2048  # a thousand clients may connect at the same time
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the reply
 
-RESPONSES = OpenAIResponses()
+RESPONSES = OpenAIResponsesFormat()
 FORMATS: Mapping[str, WireFormat] = {
-    wire.path: wire for wire in (OpenAIChat(), AnthropicMessages(), RESPONSES)
+    wire.path: wire for wire in (OpenAIChatFormat(), AnthropicMessagesFormat(), RESPONSES)
 }
 ONE_RESPONSE = re.compile(f"{re.escape(RESPONSES.path)}/([^/]+)(/cancel)?")
 
 _METHODS = {None: "GET", "/cancel": "POST"}
 
-ReplyFunction = Callable[[ModelRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+ReplyFunction = Callable[[ModelServerRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
 
 class ModelServer:
@@ -240,7 +240,7 @@ class ModelServer:
         self,
         entry: ScriptedReply | ScriptedFault,
         answer: Answer,
-        request: ModelRequest,
+        request: ModelServerRequest,
         latency_s: float,
     ) -> None:
         """Start a response, and answer with its stream or its state. A fault breaks only the stream."""
@@ -254,7 +254,7 @@ class ModelServer:
         started = self._background.start(answer.reply(entry), latency_s=latency_s, failure=failure)
         await answer.send_background(started, fault)
 
-    async def _entry(self, request: ModelRequest) -> ScriptedReply | ScriptedFault:
+    async def _entry(self, request: ModelServerRequest) -> ScriptedReply | ScriptedFault:
         try:
             entry = self._reply(request)
             if inspect.isawaitable(entry):
@@ -274,7 +274,7 @@ def _is_generated(entry: ScriptedReply | ScriptedFault) -> bool:
 
 
 def _pause_before_piece(pause_s: float) -> BeforePiece:
-    async def pause(_: ModelRequest, __: int) -> None:
+    async def pause(_: ModelServerRequest, __: int) -> None:
         await asyncio.sleep(pause_s)
 
     return pause
@@ -287,7 +287,7 @@ class _ScriptedReplies:
         self._script = ReplyScript(entries, faults=FAULTS)
         self._tries: Counter[str] = Counter()
 
-    def __call__(self, request: ModelRequest) -> Any:
+    def __call__(self, request: ModelServerRequest) -> Any:
         call = request.headers.get("idempotency-key") or conversation_digest(request.messages)
         entry = self._script.entry(request.n, self._tries[call])
         self._tries[call] += isinstance(entry, ScriptedFault)

@@ -15,7 +15,7 @@ from openagents_worker.testing.model_server.connection import ReceivedRequest
 
 __all__ = [
     "Event",
-    "ModelRequest",
+    "ModelServerRequest",
     "Reply",
     "InvalidRequest",
     "WireFormat",
@@ -29,7 +29,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelServerRequest:
     """A request to the model. Header names are in lower case.
 
     `messages` and `tools` have OpenAI's format, whatever the API of the request. `body` is the original
@@ -53,7 +53,7 @@ class Reply:
     number: int
     created: int
     """Unix time in seconds."""
-    request: ModelRequest
+    request: ModelServerRequest
     entry: ScriptedReply
 
     @property
@@ -82,7 +82,7 @@ class WireFormat(Protocol):
 
     path: str
 
-    def read(self, request: ReceivedRequest) -> ModelRequest:
+    def read(self, request: ReceivedRequest) -> ModelServerRequest:
         """Parse and check a request. Raises `InvalidRequest`."""
         ...
 

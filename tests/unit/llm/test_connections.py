@@ -13,7 +13,7 @@ import pytest
 from openagents_worker.agents import LLMOptions
 from openagents_worker.llm.connection_pool import IDLE_S, MAX_IDLE, ConnectionPool
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from openagents_worker.tools.builtin.http import HttpRequest
 from tests.support.waiting import await_for, wait_for
 
@@ -24,12 +24,12 @@ async def _post(http: httpx.AsyncClient, url: str, count: int = 1) -> None:
     await asyncio.gather(*(http.post(f"{url}/chat/completions", json=BODY) for _ in range(count)))
 
 
-def _together(count: int) -> Callable[[ModelRequest], Awaitable[dict[str, Any]]]:
+def _together(count: int) -> Callable[[ModelServerRequest], Awaitable[dict[str, Any]]]:
     """A model that answers no request until `count` requests have arrived."""
     asked = itertools.count(1)
     enough = asyncio.Event()
 
-    async def reply(_: ModelRequest) -> dict[str, Any]:
+    async def reply(_: ModelServerRequest) -> dict[str, Any]:
         if next(asked) >= count:
             enough.set()
         await enough.wait()
@@ -75,7 +75,7 @@ async def test_a_burst_leaves_a_bounded_number_of_idle_connections() -> None:
 async def test_a_cancelled_call_keeps_no_connection_and_harms_none() -> None:
     """Its connection is closed at once, and the next call works."""
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         return {"text": "ok", "latency_ms": request.body["latency_ms"]}
 
     async with ModelServer(reply) as server, _http(server) as http:

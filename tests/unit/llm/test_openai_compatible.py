@@ -27,7 +27,7 @@ from openagents_worker.llm.base import CallInfo, LLMResponse, OnDelta, current_c
 from openagents_worker.llm.http import Timing
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.models import ErrorDetails
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import await_for
 
 KEY = "sk-very-secret-key"
@@ -116,10 +116,10 @@ def _delta(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
 # --- what is sent ----------------------------------------------------------------------------------------
 
 
-async def _sent(call: dict[str, Any], on_delta: OnDelta | None = None, **options: Any) -> ModelRequest:
-    asked: list[ModelRequest] = []
+async def _sent(call: dict[str, Any], on_delta: OnDelta | None = None, **options: Any) -> ModelServerRequest:
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return {"text": "ok"}
 
@@ -449,7 +449,7 @@ async def test_connection_errors_may_be_left_to_the_run() -> None:
 async def test_the_providers_words_are_kept_and_the_key_is_not() -> None:
     """The error has the provider's code and message, limited in length and without the key."""
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         words = f"{request.headers['authorization']} {request.headers['api-key']} is wrong " + "x" * 9999
         return {"error": "response", "status": 401, "message": words}
 
@@ -545,7 +545,7 @@ async def test_two_hundred_slow_calls_wait_side_by_side() -> None:
     """A waiting call needs only a coroutine: no call is answered before all of them have arrived."""
     everybody = asyncio.Barrier(200)
 
-    async def reply(_: ModelRequest) -> dict[str, Any]:
+    async def reply(_: ModelServerRequest) -> dict[str, Any]:
         await everybody.wait()
         return {"text": "at last"}
 

@@ -23,7 +23,7 @@ from openagents_worker.llm.base import ModelRequest as Request
 from openagents_worker.llm.conversation import UniqueCallIds, assistant_message, usable_calls
 from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.structured import response_format
-from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.unit.llm.test_conversation import MESSAGES, asks, call, result, user
 from tests.unit.llm.wire import (
     ANTHROPIC,
@@ -65,9 +65,9 @@ TURN = {
 @STREAMED
 async def test_a_turn_with_calls_is_read_and_continued(wire: Format, streamed: bool) -> None:
     """Text, calls, tokens and the reason of the end. The next request is accepted with all that was said."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return TURN if request.n == 0 else {"text": "3"}
 
@@ -159,9 +159,9 @@ async def test_a_fault_has_the_same_error_with_every_provider(wire: Format, stre
 @EVERY
 async def test_a_call_is_recognised_by_its_headers(wire: Format) -> None:
     """The key of the provider, in the provider's header."""
-    asked: list[ModelRequest] = []
+    asked: list[ModelServerRequest] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append(request)
         return {"text": "ok"}
 
@@ -519,7 +519,7 @@ async def test_a_provider_that_rejects_the_schema_gets_requests_without_it(wire:
     """It is asked once with the schema. If the option says that it has it, the error is raised."""
     asked: list[bool] = []
 
-    def reply(request: ModelRequest) -> dict[str, Any]:
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
         asked.append("schema" in json.dumps(request.body))
         rejected = {"error": "response", "message": "This response_format type is unavailable now"}
         return rejected if asked[-1] else {"text": json.dumps(ANSWER)}
