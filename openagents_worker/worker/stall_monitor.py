@@ -193,7 +193,12 @@ class StallMonitor:
             "exit_signal": self._exit_signal,
             "loop_dead_s": self._limits.loop_dead_s,
             "accuse_s": self._limits.accuse_s,
-            "cell": dataclasses.asdict(self._cell),
+            # Its only script has no payload, so the process needs no codec.
+            "cell": {
+                field.name: getattr(self._cell, field.name)
+                for field in dataclasses.fields(self._cell)
+                if field.name != "codec"
+            },
             "path": [str(entry) for entry in sys.path],
             "log_is_json": is_json_log(),
         }
