@@ -306,7 +306,8 @@ class _FileChecker:
 
 
 def _is_agent_problem(problem: ConfigProblem) -> bool:
-    return problem.path[:1] == ("agents",) and len(problem.path) > 1
+    """Whether the problem is in one agent of the list."""
+    return problem.path[:1] == ("agents",) and isinstance(next(iter(problem.path[1:]), None), int)
 
 
 def _list_under(data: Any, key: str) -> list[Any]:

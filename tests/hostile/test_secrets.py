@@ -135,7 +135,7 @@ def test_a_secret_in_a_providers_error_is_in_no_output(planting: Planting) -> No
         planting.model.will_say({"error": "response", "message": f"refused: {secret.text}", "status": 401})
         handles += planting.ended([planting.submit("clerk")])
 
-    assert {handle.record().reason_code for handle in handles} == {"llm.response"}
+    assert {handle.record().reason_code for handle in handles} == {"llm.auth"}
     seen = [line for handle in handles[::SHOWN] for line in shown_of(handle)]
     assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
 

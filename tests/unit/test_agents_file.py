@@ -254,7 +254,8 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_shape_is_refused() -> None:
-    """A list, or no agents at all."""
+    """An object, an empty list, or no agents at all."""
+    assert "agents.id: the environment variable X is not set" in refusal_of('{"agents": {"id": "${X}"}}')
     assert "agents: list should have at least 1 item" in refusal_of('{"agents": []}')
     assert "agents: field required" in refusal_of("{}")
 
