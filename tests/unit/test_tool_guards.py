@@ -34,7 +34,7 @@ from openagents_worker.tools.toolset import SingleTool
 
 @dataclass
 class Events:
-    """The parts of the writer and of its store that guards use. `has_lease` is False once the lease is over."""
+    """The parts of the writer and its store that guards use. `has_lease` is False once the lease is over."""
 
     emitted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     has_lease: bool = True
