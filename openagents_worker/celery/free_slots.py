@@ -52,7 +52,7 @@ def sift_completion_messages(
         deliver=channel.connection._deliver,
     )
     channel.select_messages, channel.after_selection = (
-        completion_messages.sift,
+        completion_messages.select_deliverable,
         completion_messages.deliver_more,
     )
     pool.on_task_end = completion_messages.on_task_end
