@@ -131,7 +131,7 @@ class ReplayByContent(Rules):
         return bool(self._nodes.current_frame().outer)
 
     @property
-    def is_replayed(self) -> bool:
+    def is_replay_over(self) -> bool:
         return self._unused.are_only_cancelled
 
     # --- answering ---------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ class ReplayByPlace(Rules):
         return ">" in self._place_ids.branch()
 
     @property
-    def is_replayed(self) -> bool:
+    def is_replay_over(self) -> bool:
         return not self._records
 
     def _take(self, call: str) -> Record | None:
