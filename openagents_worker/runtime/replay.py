@@ -107,6 +107,7 @@ class ReplayByContent(Rules):
         self._nodes.begin(part)
 
     def end(self) -> None:
+        """Forget the current task, which makes no more calls of the run."""
         self._nodes.end()
 
     def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:

@@ -57,6 +57,7 @@ class ReplayByPlace(Rules):
         self._place_ids.begin(part)
 
     def end(self) -> None:
+        """Forget the current task, which makes no more calls of the run."""
         self._place_ids.end()
 
     def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:

@@ -66,7 +66,7 @@ class RecordedModel(ModelClient):
         self.model_id = getattr(inner, "model_id", "unknown")
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
-        """The reply to a request, from the journal or from the provider. Raises like the client it wraps."""
+        """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
         async def make(info: CallInfo) -> Outcome:

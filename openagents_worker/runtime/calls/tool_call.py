@@ -64,7 +64,7 @@ class ToolRun:
     checks: SchemaChecks
     guards: Sequence[Guard]
     warned: set[str] = field(default_factory=set)
-    """The tools of which watchers know that their side effects may happen twice."""
+    """Ids of tools for which an event has already warned that their side effects may happen twice."""
 
 
 @dataclass(slots=True)
