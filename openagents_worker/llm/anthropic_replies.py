@@ -89,7 +89,7 @@ def _text(value: Any) -> str:
 
 
 def _block(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The neutral block for a block of the reply. Those of the provider's own tools are unchanged."""
+    """Convert a block of the reply to the neutral form. Blocks of the provider's own tools are unchanged."""
     match block["type"]:
         case "text":
             text = {"type": "text", "text": _text(block.get("text"))}
