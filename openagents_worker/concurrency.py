@@ -1,4 +1,4 @@
-"""asyncio tasks by hand: ending a task for certain, and stepping a coroutine without a task of its own."""
+"""The only place that makes an asyncio task end, and that steps a coroutine without creating a task."""
 
 from __future__ import annotations
 

@@ -150,7 +150,11 @@ class _Redaction:
         if isinstance(value, str):
             return self._bounded(value)
         if value is None or isinstance(value, (bool, int)):
-            return value if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER else _digits(value)
+            return (
+                value
+                if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER
+                else _integer_text(value)
+            )
         if isinstance(value, dict):  # before Mapping, which is slow to check
             return self.pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
@@ -238,7 +242,7 @@ class _Redaction:
         return _cut(text, self._max_chars, self._mask)
 
 
-def _digits(number: int) -> str:
+def _integer_text(number: int) -> str:
     return str(number) if number.bit_length() <= _LONGEST_INTEGER_BITS else "<a very large integer>"
 
 

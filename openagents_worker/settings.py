@@ -99,7 +99,7 @@ def _check_broker(url: str) -> None:
         raise _setting_error(str(error), "broker_url") from None
 
 
-def _word(text: str) -> str:
+def _checked_name(text: str) -> str:
     if not text or re.search(r"[\s*?\[\]]", text):
         raise _setting_error("not a valid name; use one or more characters without whitespace and * ? [ ]")
     return text
@@ -133,7 +133,7 @@ def _logger_levels(text: object) -> object:
 
 _Upper = BeforeValidator(lambda text: text.strip().upper() if isinstance(text, str) else text)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
-Word = Annotated[str, AfterValidator(_word)]
+Word = Annotated[str, AfterValidator(_checked_name)]
 
 
 class _PlainEnvSource(EnvSettingsSource):

@@ -132,13 +132,13 @@ def read_agents_file(path_or_text: FilePath | str, *, env: Mapping[str, str] | N
 
     Raises `ConfigLoadError` if the file cannot be read or is not JSON.
     """
-    source, text = _read(path_or_text)
-    document = _parse(source, text)
+    source, text = _read_source(path_or_text)
+    document = _parse_json(source, text)
     expanded = expand(document.value, os.environ if env is None else env)
     return _FileChecker(source, document, expanded).file()
 
 
-def _read(path_or_text: FilePath | str) -> tuple[str, str]:
+def _read_source(path_or_text: FilePath | str) -> tuple[str, str]:
     if isinstance(path_or_text, str) and path_or_text.lstrip().startswith("{"):
         _check_size("agents file", len(path_or_text))
         return "agents file", path_or_text
@@ -164,7 +164,7 @@ def _check_size(source: str, size: int) -> None:
         )
 
 
-def _parse(source: str, text: str) -> JsonText:
+def _parse_json(source: str, text: str) -> JsonText:
     try:
         return read_json(text)
     except NotJson as error:
@@ -268,7 +268,7 @@ class _FileChecker:
         )
 
     def _find_duplicate_ids(self, document: Mapping[str, Any]) -> None:
-        ids = _ids(document, "agents")
+        ids = _ids_in_section(document, "agents")
         first_index = {id_: index for index, id_ in reversed(list(enumerate(ids))) if isinstance(id_, str)}
         for path, text in duplicate_ids(ids, "agents"):
             first = first_index[ids[int(path[1])]]
@@ -276,7 +276,7 @@ class _FileChecker:
             same = f"agents[{path[1]}] has the same id"
             self._problems.append(ConfigProblem(("agents", first, "id"), same))
         for place, agent in enumerate(_list_under(document, "agents")):
-            for path, text in duplicate_ids(_ids(agent, "tools"), "tools"):
+            for path, text in duplicate_ids(_ids_in_section(agent, "tools"), "tools"):
                 self._problems.append(ConfigProblem(("agents", place, *path), text))
 
     # --- found values in messages ------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def _list_under(data: Any, key: str) -> list[Any]:
     return listed if isinstance(listed, list) else []
 
 
-def _ids(data: Any, key: str) -> list[Any]:
+def _ids_in_section(data: Any, key: str) -> list[Any]:
     return [item.get("id") if isinstance(item, Mapping) else None for item in _list_under(data, key)]
 
 

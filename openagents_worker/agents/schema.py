@@ -55,7 +55,8 @@ _IMPL = re.compile(r"\w+(\.\w+)+")
 # --- plugins ---------------------------------------------------------------------------------------------
 
 
-def _impl(path: str) -> str:
+def _checked_impl_path(path: str) -> str:
+    """The path of a plugin class, unchanged. Raises the problem if it is not `package.module.Class`."""
     if not _IMPL.fullmatch(path):
         raise problem("impl", "must have the form package.module.Class")
     return path
@@ -73,7 +74,7 @@ class PluginRef(Part):
     """A reference to a plugin: a built-in's name (`type`) or a class (`impl`: `package.module.Class`)."""
 
     type: str | None = Field(default=None, description="Name of a built-in. Give either type or impl.")
-    impl: Annotated[str, AfterValidator(_impl)] | None = Field(
+    impl: Annotated[str, AfterValidator(_checked_impl_path)] | None = Field(
         default=None,
         description="Your own class or function, package.module.Class. Give either type or impl.",
     )
@@ -287,7 +288,7 @@ class RuntimeConfig(Part):
     )
 
     @model_validator(mode="after")
-    def _no_mcp_yet(self) -> RuntimeConfig:
+    def _reject_mcp(self) -> RuntimeConfig:
         if self.mcp:
             raise not_supported("mcp", key=("mcp",))
         return self

@@ -23,13 +23,13 @@ __all__ = [
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
-def _level(name: str) -> str:
+def _checked_level(name: str) -> str:
     if name.upper() not in LOG_LEVELS:
         raise problem("level", f"must be one of {', '.join(LOG_LEVELS)}")
     return name
 
 
-LevelName = Annotated[str, AfterValidator(_level)]
+LevelName = Annotated[str, AfterValidator(_checked_level)]
 
 
 class LoggingConfig(Part):
@@ -90,14 +90,15 @@ class _IgnoredChoice(Part):
             return data
         if data.get("impl") is not None:
             raise not_supported("a custom class here", key=("impl",))
-        known: tuple[str, ...] = cls.known()
-        name = data.get("type", known[0])
-        if name not in known:
-            raise problem("selector", did_you_mean(str(name), known), key=("type",))
+        known_types: tuple[str, ...] = cls.known_types()
+        name = data.get("type", known_types[0])
+        if name not in known_types:
+            raise problem("selector", did_you_mean(str(name), known_types), key=("type",))
         return {**data, "type": name}
 
     @classmethod
-    def known(cls) -> tuple[str, ...]:
+    def known_types(cls) -> tuple[str, ...]:
+        """The types that the original SDK has. One of them is accepted and then ignored."""
         raise NotImplementedError
 
 
@@ -105,7 +106,7 @@ class SessionRef(_IgnoredChoice):
     """The original SDK's choice of a session store. Here sessions are always kept in Redis."""
 
     @classmethod
-    def known(cls) -> tuple[str, ...]:
+    def known_types(cls) -> tuple[str, ...]:
         return ("in_memory", "jsonl_file", "sqlite")
 
 
@@ -113,7 +114,7 @@ class EventsRef(_IgnoredChoice):
     """The original SDK's choice of an event bus. Here events are always kept in Redis."""
 
     @classmethod
-    def known(cls) -> tuple[str, ...]:
+    def known_types(cls) -> tuple[str, ...]:
         return ("async", "file_logging", "otel_bridge", "rich_console")
 
 

@@ -97,7 +97,10 @@ def _start_child(holder: ProcessHolder) -> None:
 
 
 def _hand_over_in_children(pool: PreforkPool) -> None:
-    """Make the pool's children hand their runs over: Celery waits for them without a signal to them."""
+    """Signal the child processes of the pool to hand over their runs.
+
+    At its own shutdown, Celery waits for the children but sends them no signal.
+    """
     for pid in pool.info["processes"]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, HAND_OVER_SIGNAL)

@@ -2,7 +2,7 @@
 
 A client that cancels a thousand waiting runs causes two thousand messages: the runs' own messages, which are
 in the queue, and a completion message for each end, which would be delivered first. Neither may delay a new
-run. So completion messages get at max_count a quarter of the free slots; the others wait here in memory.
+run. So completion messages get at most a quarter of the free slots; the others wait here in memory.
 Redis still lists them as wake, so the rescue loop re-sends the messages of a dead worker. A message that was
 replaced by a newer one of the same run is dropped before a task is created for it.
 """
@@ -33,7 +33,10 @@ CHECK_AFTER_US = 200_000  # younger messages are not checked in Redis: they were
 
 
 class CompletionMessages:
-    """The completion messages of one worker's consumer. Call all methods in its main thread."""
+    """Holds back the completion messages that one consumer has received, until slots are free for them.
+
+    Call all methods in the main thread of the worker.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class CompletionMessages:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def sift(self, received: list[Taken]) -> list[Taken]:
-        """The received messages that are to be delivered now; completion messages wait for `deliver_more`.
+    def select_deliverable(self, received: list[Taken]) -> list[Taken]:
+        """Return the messages to deliver now. Completion messages are kept here until `deliver_more`.
 
         An empty list means that the queue is empty.
         """

@@ -14,7 +14,7 @@ from openagents_worker.celery.kombu_redis import Channel
 from openagents_worker.celery.pool.task_pool import TaskPool, do_nothing
 from openagents_worker.producer.client import client_of
 
-__all__ = ["FreeSlots", "sift_completion_messages"]
+__all__ = ["FreeSlots", "delay_completion_messages"]
 
 
 class FreeSlots(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -29,7 +29,7 @@ class FreeSlots(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships 
             return
         channel.free_slots = lambda: _count_free_slots(parent)
         if isinstance(parent.pool, TaskPool) and not parent.pool.has_run_limit:
-            sift_completion_messages(
+            delay_completion_messages(
                 channel, parent.pool, parent.app, free_slots=lambda: _count_free_slots(parent)
             )
 
@@ -39,7 +39,7 @@ class FreeSlots(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships 
             parent.pool.on_task_end = do_nothing
 
 
-def sift_completion_messages(
+def delay_completion_messages(
     channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[], int]
 ) -> None:
     """Delay completion messages of this channel if they would take too many free slots."""
@@ -52,7 +52,7 @@ def sift_completion_messages(
         deliver=channel.connection._deliver,
     )
     channel.select_messages, channel.after_selection = (
-        completion_messages.sift,
+        completion_messages.select_deliverable,
         completion_messages.deliver_more,
     )
     pool.on_task_end = completion_messages.on_task_end

@@ -164,6 +164,11 @@ class Channel(PublishingChannel):
         return super().basic_consume(queue, *args, **options)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> Any:
+        """Read the answer of BRPOP and deliver its message.
+
+        With `select_messages`, more waiting messages are read as well, and only the selected ones are
+        delivered.
+        """
         if self.select_messages is None:
             return self._read_messages(**options)
         self.connection.taken = []

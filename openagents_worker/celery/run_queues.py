@@ -16,7 +16,7 @@ from celery import bootsteps
 from celery.worker import state
 from kombu.messaging import Consumer
 
-from openagents_worker.celery.free_slots import sift_completion_messages
+from openagents_worker.celery.free_slots import delay_completion_messages
 from openagents_worker.celery.pool.task_pool import TaskPool
 from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.celery.registration_gate import limit_message_size
@@ -50,7 +50,7 @@ def _split_consumer(consumer: Any, pool: TaskPool, names: set[str], holder: Proc
     channel.basic_qos(0, min(MAX_PREFETCH, pool.run_limit), consumer.qos_global)
     _limit(channel, lambda: holder.is_registered() and pool.unfinished_runs() < pool.run_limit)
     limit_message_size(holder, channel)
-    sift_completion_messages(
+    delay_completion_messages(
         channel, pool, consumer.app, free_slots=lambda: pool.run_limit - pool.unfinished_runs()
     )
     if hasattr(channel, "_queue_cycle"):  # Redis: wake-ups of started runs are read before new runs

@@ -1,4 +1,4 @@
-"""Unreachable Redis: the only address_and_port that decides whether a starting worker should wait for Redis
+"""Unreachable Redis: the only place that decides whether a starting worker should wait for Redis
 or fail."""
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from openagents_worker.testing.model_server import ModelRequest
+from openagents_worker.testing.model_server import ModelServerRequest
 
 __all__ = ["reply"]
 
@@ -13,10 +13,10 @@ MAX_SEARCHED_CHARS = 2_000  # the time of the search grows with the square of th
 _SUM = re.compile(r"\d[\d.\s]*(?:[-+*/%]\s*[\d.(][\d.()\s]*)+")
 
 
-def reply(request: ModelRequest) -> dict[str, Any]:
+def reply(request: ModelServerRequest) -> dict[str, Any]:
     """Reply to one request: call the tool `calc` for arithmetic, or return the result of a tool, or explain.
 
-    >>> reply(ModelRequest([{"role": "user", "content": "hi"}], [], "m", False, {}, 0, {}))["text"][:15]
+    >>> reply(ModelServerRequest([{"role": "user", "content": "hi"}], [], "m", False, {}, 0, {}))["text"][:15]
     'You said: hi\\n\\nI'
     """
     last = request.messages[-1]

@@ -52,7 +52,7 @@ class AttemptSummary:
 
     @property
     def took_ms(self) -> int | None:
-        return _took_ms(self)
+        return _duration_ms(self)
 
     def to_json(self) -> dict[str, Any]:
         return _with_times(self)
@@ -80,7 +80,7 @@ class CallSummary:
 
     @property
     def took_ms(self) -> int | None:
-        return _took_ms(self)
+        return _duration_ms(self)
 
     def to_json(self) -> dict[str, Any]:
         return _with_times(self)
@@ -147,7 +147,7 @@ def summarize_events(events: Sequence[RunEvent]) -> RunSummary:
     return summary
 
 
-def _took_ms(part: AttemptSummary | CallSummary) -> int | None:
+def _duration_ms(part: AttemptSummary | CallSummary) -> int | None:
     return None if part.ended_at is None else round((part.ended_at - part.began_at).total_seconds() * 1000)
 
 
@@ -172,11 +172,11 @@ def _ending(event: RunEvent) -> tuple[str, str | None] | None:
         case "run.completed":
             return "completed", None
         case "run.failed":
-            return "failed", _code(payload)
+            return "failed", _error_code_of(payload)
         case "run.cancelled":
             return f"cancelled: {payload.get('reason') or 'no reason given'}", None
         case "run.retry_scheduled":
-            return f"retry in {_seconds(payload.get('delay_ms'))}", str(payload.get("error_code") or "")
+            return f"retry in {_delay_text(payload.get('delay_ms'))}", str(payload.get("error_code") or "")
         case "run.recovered":
             return "recovered from a dead worker", None
         case "run.handed_over":
@@ -204,7 +204,7 @@ def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
         case "llm.failed" | "tool.failed":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
                 ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
-                ended.code, ended.message = _code(payload), _message(payload)
+                ended.code, ended.message = _error_code_of(payload), _error_text_of(payload)
 
 
 def _start_call(
@@ -225,16 +225,16 @@ def _tool_names(names: Any) -> str:
     return f"calls {', '.join(map(str, names))}" if isinstance(names, Iterable) and names else ""
 
 
-def _code(payload: Mapping[str, Any]) -> str | None:
+def _error_code_of(payload: Mapping[str, Any]) -> str | None:
     details = payload.get("error_details")
     return str(details.get("code")) if isinstance(details, Mapping) else None
 
 
-def _message(payload: Mapping[str, Any]) -> str | None:
+def _error_text_of(payload: Mapping[str, Any]) -> str | None:
     details = payload.get("error_details")
     found = details.get("message") if isinstance(details, Mapping) else payload.get("error")
     return None if found is None else str(found)
 
 
-def _seconds(delay_ms: Any) -> str:
+def _delay_text(delay_ms: Any) -> str:
     return f"{delay_ms / 1000:.1f} s" if isinstance(delay_ms, int | float) else "an unknown time"

@@ -50,7 +50,7 @@ class RunDetails:
 
     def lines(self) -> list[Safe]:
         """The snapshot as text."""
-        rows = [*self._head(), *self._input_and_answer(), *self._numbers()]
+        rows = [*self._identity_rows(), *self._input_and_answer(), *self._time_and_usage_rows()]
         lines = [joined(f"{name:<9}", " ", text) for name, text in rows]
         if not self.summary.is_whole:
             lines.append(styled("the first events were trimmed: attempts and steps may be missing", dim=True))
@@ -63,7 +63,7 @@ class RunDetails:
             lines += [Safe(""), *error_lines(result.stop_reason, result.error_details)]
         return lines
 
-    def _head(self) -> list[tuple[str, str]]:
+    def _identity_rows(self) -> list[tuple[str, str]]:
         record = self.record
         state = styled(record.state, fg=STATE_COLOURS.get(record.state), bold=True)
         code = f" ({record.reason_code})" if record.reason_code else ""
@@ -91,7 +91,7 @@ class RunDetails:
             rows.append(("answer", short(record.result.final_output, INPUT_CHARS)))
         return rows
 
-    def _numbers(self) -> list[tuple[str, str]]:
+    def _time_and_usage_rows(self) -> list[tuple[str, str]]:
         record = self.record
         moments = (
             ("submitted", record.created_ms),
@@ -116,7 +116,7 @@ class RunDetails:
             (
                 str(one.number),
                 clock_time(one.began_at.timestamp() * 1000),
-                _took(one.took_ms),
+                _duration_or_dash(one.took_ms),
                 one.worker,
                 self._ending_text(one),
             )
@@ -135,9 +135,9 @@ class RunDetails:
             (
                 short_call_id(call.call_id),
                 clock_time(call.began_at.timestamp() * 1000),
-                _took(call.took_ms),
+                _duration_or_dash(call.took_ms),
                 f"x{call.tries}" if call.tries > 1 else "",
-                _tokens(call),
+                _tokens_and_cost(call),
                 _call_text(call),
             )
             for call in self.summary.calls
@@ -166,29 +166,29 @@ def call_lines(call: CallSummary, value: Any) -> list[Safe]:
         ("step", call.call_id),
         ("outcome", str(call.outcome)),
         ("at", clock_time(call.began_at.timestamp() * 1000)),
-        ("took", _took(call.took_ms)),
+        ("took", _duration_or_dash(call.took_ms)),
         ("tries", str(call.tries)),
         ("usage", ", ".join(f"{name} {number}" for name, number in call.usage.items()) or "-"),
     ]
     lines = [joined(f"{name:<9}", " ", text) for name, text in rows]
     if call.arguments is not None:
-        lines += [Safe(""), styled("arguments", bold=True), joined(_pretty(call.arguments))]
+        lines += [Safe(""), styled("arguments", bold=True), joined(_indented_json(call.arguments))]
     if call.message is not None:
         lines += [Safe(""), joined(styled(f"{call.code or 'error'}", fg="red"), f": {call.message}")]
     if value is not None:
-        lines += [Safe(""), styled("result", bold=True), joined(_pretty(value))]
+        lines += [Safe(""), styled("result", bold=True), joined(_indented_json(value))]
     return lines
 
 
-def _pretty(value: Any) -> str:
+def _indented_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def _took(ms: int | None) -> str:
+def _duration_or_dash(ms: int | None) -> str:
     return "-" if ms is None else duration_text(ms)
 
 
-def _tokens(call: CallSummary) -> str:
+def _tokens_and_cost(call: CallSummary) -> str:
     used = call.usage
     if call.kind != "model" or not used:
         return ""

@@ -14,11 +14,17 @@ __all__ = ["ContextAssemblerPlugin", "ContextAssemblyResult", "SessionReader"]
 class SessionReader(Protocol):
     """Reads a session: messages oldest first, artifacts oldest first. `last` limits them to the newest."""
 
-    async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]: ...
+    async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
+        """The messages of the transcript, oldest first. `last`: only that many, the newest."""
+        ...
 
-    async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]: ...
+    async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
+        """The artifacts, oldest first. `last`: only that many, the newest."""
+        ...
 
-    async def count_messages(self, session_id: str) -> int: ...
+    async def count_messages(self, session_id: str) -> int:
+        """The number of messages in the transcript."""
+        ...
 
 
 class ContextAssemblyResult(BaseModel):
@@ -37,11 +43,13 @@ class ContextAssemblerPlugin(Plugin):
     async def assemble(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
     ) -> ContextAssemblyResult:
+        """Select the messages and artifacts with which the run starts. The base class selects none."""
         return ContextAssemblyResult()
 
     async def compact(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
-    ) -> None: ...
+    ) -> None:
+        """Shorten `session_state`, before `assemble`. If it fails, the run continues."""
 
     async def finalize(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader, result: Any

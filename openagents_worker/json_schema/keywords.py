@@ -46,14 +46,14 @@ def check_shape(at: str, keyword: str, value: Any) -> None:
         if not isinstance(value, list):
             raise problem_at(at, f"{keyword} must be a list, not {kind_of(value)}")
     elif keyword == "required":
-        _check_names(at, keyword, value)
+        _check_unique_names(at, keyword, value)
     elif keyword == "dependentRequired":
         if not isinstance(value, dict):
             raise problem_at(
                 at, f"{keyword} must be an object whose values are lists of names, not {kind_of(value)}"
             )
         for name, names in value.items():
-            _check_names(f"{at}/{escaped(name)}", keyword, names)
+            _check_unique_names(f"{at}/{escaped(name)}", keyword, names)
 
 
 def _check_type(at: str, value: Any) -> None:
@@ -67,7 +67,7 @@ def _check_type(at: str, value: Any) -> None:
         raise problem_at(at, "type contains a type twice")
 
 
-def _check_names(at: str, keyword: str, value: Any) -> None:
+def _check_unique_names(at: str, keyword: str, value: Any) -> None:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise problem_at(at, f"{keyword} must be a list of names")
     if len(set(value)) < len(value):

@@ -41,26 +41,26 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
     lines = list(dict.fromkeys(line for problem in problems for line in _describe(problem, part)))
     more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
-    return "; ".join(_short(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
+    return "; ".join(_shortened(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
 
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return _cached(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled(schema)
+    return _cached_validator(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled_validator(schema)
 
 
 @lru_cache(maxsize=256)
-def _cached(schema: str) -> jsonschema.Draft202012Validator:
-    return _compiled(schema)
+def _cached_validator(schema: str) -> jsonschema.Draft202012Validator:
+    return _compiled_validator(schema)
 
 
-def _compiled(schema: str) -> jsonschema.Draft202012Validator:
+def _compiled_validator(schema: str) -> jsonschema.Draft202012Validator:
     """The compiled schema. Its registry is empty, so that no reference is fetched."""
     return jsonschema.Draft202012Validator(json.loads(schema), registry=Registry())
 
 
 def _describe(problem: ValidationError, part: str) -> list[str]:
     """One or more texts for an error of `jsonschema`, each with its place in the value."""
-    where = _short(problem.json_path.removeprefix("$").removeprefix("."))
+    where = _shortened(problem.json_path.removeprefix("$").removeprefix("."))
     prefix = f"{where}: " if where else ""
     schema: Any = problem.schema
     instance: Any = problem.instance
@@ -69,7 +69,7 @@ def _describe(problem: ValidationError, part: str) -> list[str]:
         unknown = list(islice((name for name in instance if name not in known), MAX_FOUND))
         guessed = unknown[:MAX_PROBLEMS]  # the others are only counted
         guesses = [
-            f"{prefix}unknown {part} {_short(repr(name))}; {did_you_mean(name, sorted(known))}"
+            f"{prefix}unknown {part} {_shortened(repr(name))}; {did_you_mean(name, sorted(known))}"
             for name in guessed
         ]
         return guesses + [f"{prefix}unknown {part} {name!r}" for name in unknown[MAX_PROBLEMS:]]
@@ -78,16 +78,16 @@ def _describe(problem: ValidationError, part: str) -> list[str]:
         return [f"{prefix}{part} {name!r} is missing" for name in absent]
     if problem.validator in ("anyOf", "oneOf") and problem.context and not _all_expect_other_types(problem):
         return _describe(best_match(problem.context), part)[:MAX_PROBLEMS]
-    return [prefix + _expected(problem)]
+    return [prefix + _expectation_text(problem)]
 
 
-def _expected(problem: ValidationError) -> str:
+def _expectation_text(problem: ValidationError) -> str:
     wanted: Any = problem.validator_value
     instance: Any = problem.instance
     match problem.validator:
         case "type":
             types = " or ".join([wanted] if isinstance(wanted, str) else wanted)
-            return f"expected {types}, got {_kind(instance)}"
+            return f"expected {types}, got {_json_type(instance)}"
         case "enum":
             return f"expected one of {', '.join(map(_json, wanted))}"
         case "minimum":
@@ -95,12 +95,12 @@ def _expected(problem: ValidationError) -> str:
         case "maximum":
             return f"expected at most {wanted}"
         case "minLength" | "maxLength":
-            return f"expected {_bound(problem)} {wanted} characters, got {len(instance)}"
+            return f"expected {_at_least_or_at_most(problem)} {wanted} characters, got {len(instance)}"
         case "minItems" | "maxItems":
-            return f"expected {_bound(problem)} {wanted} items, got {len(instance)}"
+            return f"expected {_at_least_or_at_most(problem)} {wanted} items, got {len(instance)}"
         case "anyOf" | "oneOf" if problem.context:
             alternatives = dict.fromkeys(str(inner.validator_value) for inner in problem.context)
-            return f"expected {' or '.join(alternatives)}, got {_kind(instance)}"
+            return f"expected {' or '.join(alternatives)}, got {_json_type(instance)}"
     shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
     return f"does not satisfy {problem.validator} {shown}"
 
@@ -110,11 +110,11 @@ def _all_expect_other_types(problem: ValidationError) -> bool:
     return all(inner.validator == "type" and not inner.path for inner in problem.context)
 
 
-def _bound(problem: ValidationError) -> str:
+def _at_least_or_at_most(problem: ValidationError) -> str:
     return "at least" if str(problem.validator).startswith("min") else "at most"
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     match value:
         case None:
             return "null"
@@ -135,5 +135,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_LINE_CHARS else f"{text[:MAX_LINE_CHARS]}…"

@@ -151,7 +151,7 @@ def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProbl
         ):
             text = f"budget_tokens must be a number from {MIN_THINKING_TOKENS}"
             problems.append(ConfigProblem(("thinking",), text))
-        elif _thinks(thinking) and options.temperature not in (None, 1):
+        elif _is_thinking_enabled(thinking) and options.temperature not in (None, 1):
             text = "with thinking, the API accepts only 1"
             problems.append(ConfigProblem(("temperature",), text, "remove it"))
         elif isinstance(budget, int) and options.max_tokens is not None and options.max_tokens <= budget:
@@ -163,7 +163,7 @@ def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProbl
     return problems
 
 
-def _thinks(thinking: Mapping[str, Any] | None) -> bool:
+def _is_thinking_enabled(thinking: Mapping[str, Any] | None) -> bool:
     return thinking is not None and thinking.get("type") in ("enabled", "adaptive")
 
 
@@ -230,7 +230,7 @@ class AnthropicMessages:
         if extras.anthropic_version != OLDEST_VERSION:
             return {}
         temperature = self._options.temperature if temperature is None else temperature
-        if _thinks(extras.thinking):
+        if _is_thinking_enabled(extras.thinking):
             temperature = None
         elif temperature is not None:
             temperature = min(temperature, 1.0)
@@ -254,7 +254,7 @@ class AnthropicMessages:
             "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
             "input_schema": {"type": "object", **schema.schema},
         }
-        if _thinks(self._extras.thinking):
+        if _is_thinking_enabled(self._extras.thinking):
             return [*tools, tool], choice if choice and choice["type"] != "none" else {"type": "auto"}
         parallel = {name: value for name, value in (choice or {}).items() if name.startswith("disable_")}
         if not tools:

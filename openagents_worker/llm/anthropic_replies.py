@@ -44,7 +44,7 @@ def message_from_wire(body: Any, *, provider: str) -> LLMResponse:
 
 
 def _reply(body: Any, provider: str) -> LLMResponse:
-    stop_reason = _word(body.get("stop_reason"))
+    stop_reason = _text_or_none(body.get("stop_reason"))
     blocks: list[dict[str, Any]] = []
     calls: list[LLMToolCall] = []
     places: list[int] = []
@@ -55,7 +55,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
             blocks.append({"type": "text", "text": dumps(structured)})
         elif block["type"] == "tool_use":
             places.append(len(blocks) + len(calls))
-            calls.append(_call(block, f"{_word(body.get('id')) or 'toolu'}_{index}"))
+            calls.append(_call(block, f"{_text_or_none(body.get('id')) or 'toolu'}_{index}"))
         else:
             blocks.append(_block(block))
     if stop_reason == "refusal":
@@ -71,16 +71,16 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         usage=usage_from_wire(body.get("usage"), cache_is_apart=True),
         stop_reason=stop_reason,
         structured_output=structured if not calls else None,
-        model=_word(body.get("model")),
+        model=_text_or_none(body.get("model")),
         provider=provider,
-        response_id=_word(body.get("id")),
+        response_id=_text_or_none(body.get("id")),
         content=tuple(blocks) if is_kept else (),
         finish_reason=reason,
         provider_fields={} if at_end or not is_kept else {WIRE_FORMAT: {CALLS_AT: places}},
     )
 
 
-def _word(value: Any) -> str | None:
+def _text_or_none(value: Any) -> str | None:
     return whole_text(value) if isinstance(value, str) else None
 
 
@@ -89,7 +89,7 @@ def _text(value: Any) -> str:
 
 
 def _block(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The neutral block for a block of the reply. Those of the provider's own tools are unchanged."""
+    """Convert a block of the reply to the neutral form. Blocks of the provider's own tools are unchanged."""
     match block["type"]:
         case "text":
             text = {"type": "text", "text": _text(block.get("text"))}
@@ -126,7 +126,7 @@ def _is_more_than_text(block: Mapping[str, Any]) -> bool:
 
 
 def _call(block: Mapping[str, Any], default_id: str) -> LLMToolCall:
-    call_id = _word(block.get("id"))
+    call_id = _text_or_none(block.get("id"))
     call = tool_call(
         call_id if call_id and call_id.strip() else default_id, block.get("name"), block.get("input")
     )

@@ -46,7 +46,7 @@ def messages_to_wire(messages: Sequence[Message]) -> tuple[list[Wire], list[Wire
     """
     system: list[Wire] = []
     turns: list[Wire] = []
-    ids = _LegalIds()
+    ids = _ValidCallIds()
     for message in repaired(messages):
         role = message["role"]
         if role in INSTRUCTIONS and not turns:
@@ -54,7 +54,7 @@ def messages_to_wire(messages: Sequence[Message]) -> tuple[list[Wire], list[Wire
         elif role in INSTRUCTIONS:
             _add(turns, "user", _tagged(_user_blocks(message.get("content"))))
         elif role == "tool":
-            _add(turns, "user", [_result(message, ids)])
+            _add(turns, "user", [_tool_result(message, ids)])
         elif role == "assistant":
             _add(turns, "assistant", _assistant_blocks(message, ids))
         else:
@@ -103,9 +103,9 @@ def _user_block(block: Block) -> Wire | None:
             text = block.get("text")
             return _with_cache(_text_block(text), block) if has_content([block]) and text else None
         case "image" if "source" not in block:
-            return _with_cache({"type": "image", "source": _source(block)}, block)
+            return _with_cache({"type": "image", "source": _media_source(block)}, block)
         case "file":
-            return _with_cache(_document(block), block)
+            return _with_cache(_file_block(block), block)
         case "reasoning":
             return None
         case _:
@@ -116,7 +116,7 @@ def _with_cache(wire: Wire, block: Block) -> Wire:
     return wire | ({"cache_control": block["cache_control"]} if block.get("cache_control") else {})
 
 
-def _source(block: Block) -> Wire:
+def _media_source(block: Block) -> Wire:
     if block.get("url"):
         return {"type": "url", "url": block["url"]}
     if block.get("file_id"):
@@ -124,11 +124,11 @@ def _source(block: Block) -> Wire:
     return {"type": "base64", "media_type": block.get("media_type"), "data": block.get("data") or ""}
 
 
-def _document(block: Block) -> Wire:
+def _file_block(block: Block) -> Wire:
     media_type = str(block.get("media_type") or "")
     if media_type.startswith("image/"):
-        return {"type": "image", "source": _source(block)}
-    source = _source(block)
+        return {"type": "image", "source": _media_source(block)}
+    source = _media_source(block)
     if media_type.startswith("text/") and source["type"] == "base64":
         source = {"type": "text", "media_type": "text/plain", "data": _decoded(source["data"])}
     return {"type": "document", "source": source} | ({"title": block["name"]} if block.get("name") else {})
@@ -141,7 +141,7 @@ def _decoded(data: str) -> str:
         return data
 
 
-def _result(message: Message, ids: _LegalIds) -> Wire:
+def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
     content = message.get("content")
     blocks = content if isinstance(content, str) else _user_blocks(content)
     wire: Wire = {"type": "tool_result", "tool_use_id": ids.of(message.get("tool_call_id"))}
@@ -150,7 +150,7 @@ def _result(message: Message, ids: _LegalIds) -> Wire:
     return wire | ({"is_error": True} if message.get("is_error") else {})
 
 
-def _assistant_blocks(message: Message, ids: _LegalIds) -> list[Wire]:
+def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
     blocks = [wire for block in content_blocks(message.get("content")) if (wire := _said(block)) is not None]
     calls = [_tool_use(call, ids) for call in message.get("tool_calls") or ()]
     places = fields_of_format(message, WIRE_FORMAT).get(CALLS_AT)
@@ -177,7 +177,7 @@ def _said(block: Block) -> Wire | None:
             return _user_block(block)
 
 
-def _tool_use(call: Mapping[str, Any], ids: _LegalIds) -> Wire:
+def _tool_use(call: Mapping[str, Any], ids: _ValidCallIds) -> Wire:
     if isinstance(function := call.get("function"), Mapping):  # in OpenAI's format; repaired
         name, arguments = function["name"], loads(function["arguments"])
     else:
@@ -186,16 +186,16 @@ def _tool_use(call: Mapping[str, Any], ids: _LegalIds) -> Wire:
     return {**own, "type": "tool_use", "id": ids.of(call.get("id")), "name": name, "input": arguments}
 
 
-class _LegalIds:
-    """The ids of calls as the API accepts them. Each id is the same wherever it occurs."""
+class _ValidCallIds:
+    """Replaces ids of tool calls that the API does not accept. Equal ids get equal replacements."""
 
     def __init__(self) -> None:
-        self._legal: dict[str, str] = {}
+        self._valid_ids: dict[str, str] = {}
         self._taken: set[str] = set()
 
     def of(self, call_id: Any) -> str:
         text = str(call_id)
-        if (known := self._legal.get(text)) is not None:
+        if (known := self._valid_ids.get(text)) is not None:
             return known
         base = legal = _ILLEGAL.sub("_", text) or "call"
         number = 1
@@ -203,7 +203,7 @@ class _LegalIds:
             number += 1
             legal = f"{base}_{number}"
         self._taken.add(legal)
-        self._legal[text] = legal
+        self._valid_ids[text] = legal
         return legal
 
 
@@ -216,7 +216,7 @@ def tools_to_wire(tools: Sequence[Mapping[str, Any]], messages: Sequence[Wire]) 
     Without tools, those that the conversation has called are declared, because the API demands it.
     """
     if tools:
-        return [_tool(tool) for tool in tools]
+        return [_tool_definition(tool) for tool in tools]
     used = dict.fromkeys(
         block["name"]
         for message in messages
@@ -226,7 +226,7 @@ def tools_to_wire(tools: Sequence[Mapping[str, Any]], messages: Sequence[Wire]) 
     return [{"name": name, "input_schema": {"type": "object"}} for name in used]
 
 
-def _tool(tool: Mapping[str, Any]) -> Wire:
+def _tool_definition(tool: Mapping[str, Any]) -> Wire:
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return dict(tool)

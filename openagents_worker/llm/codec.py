@@ -85,7 +85,7 @@ class TextJoiner:
 
     @property
     def whole(self) -> str:
-        """All text so far, without a half that waits."""
+        """All text so far, without half of a surrogate pair at its end."""
         return "".join(self._pieces)
 
     def __bool__(self) -> bool:

@@ -136,10 +136,11 @@ def repaired(messages: Sequence[Message]) -> list[Message]:
 
     Unknown roles are not repaired: they are a mistake in a pattern, and the provider reports them.
     """
-    return list(_repaired(messages))
+    return list(_repaired_messages(messages))
 
 
-def _repaired(messages: Sequence[Message]) -> Iterator[Message]:
+def _repaired_messages(messages: Sequence[Message]) -> Iterator[Message]:
+    """Each call is followed by one result for it. Results without a call and blank messages are left out."""
     ids = UniqueCallIds()
     for at, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")

@@ -128,12 +128,12 @@ def without_empty(content: Any) -> Any:
     if isinstance(content, str) or not isinstance(content, list | tuple):
         return content
     kept = [
-        block for block in content if not _is_neutral_text(block) or _has_content(block)
+        block for block in content if not _is_text_or_refusal(block) or _has_content(block)
     ]  # a reasoning block may have no text
     return content if len(kept) == len(content) else kept
 
 
-def _is_neutral_text(block: Any) -> bool:
+def _is_text_or_refusal(block: Any) -> bool:
     return isinstance(block, Mapping) and block.get("type") in ("text", "refusal")
 
 
@@ -237,7 +237,7 @@ def _source_problem(kind: str, block: Block) -> str | None:
     if given == ["data"]:
         media_type = block.get("media_type")
         if not media_type:
-            return f"{article} with data needs a media_type, for example {_example(kind)}"
+            return f"{article} with data needs a media_type, for example {_example_media_type(kind)}"
         if not _MEDIA_TYPE.fullmatch(media_type):
             return "media_type is not a media type"
         if not _BASE64.fullmatch(block["data"]) or len(block["data"]) % 4:
@@ -245,5 +245,6 @@ def _source_problem(kind: str, block: Block) -> str | None:
     return None
 
 
-def _example(kind: str) -> str:
+def _example_media_type(kind: str) -> str:
+    """A media type for the error text of a block of this kind."""
     return "image/png" if kind == "image" else "application/pdf"

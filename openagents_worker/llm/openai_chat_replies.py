@@ -103,7 +103,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     word = _id_or_name(choice.get("finish_reason"))
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
     if reason is FinishReason.ERROR:
-        raise LLMConnectionError(f"{provider}: the model broke off its reply: {_why(choice, text)}"[:500])
+        raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}"[:500])
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
@@ -124,7 +124,7 @@ def _first_choice(choices: Any) -> Any:
     return next((choice for choice in numbered if not choice.get("index")), next(iter(numbered), None))
 
 
-def _why(choice: Mapping[str, Any], text: str) -> str:
+def _reason(choice: Mapping[str, Any], text: str) -> str:
     error = choice.get("error")
     message = error.get("message") if isinstance(error, Mapping) else error
     return text_of(message or text or choice.get("finish_reason"))

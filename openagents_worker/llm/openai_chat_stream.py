@@ -235,7 +235,7 @@ def _arguments_text(function: Mapping[str, Any]) -> str:
 
 
 def _belong_together(last: Any, item: Any) -> bool:
-    """Whether two items of an opaque list are pieces of one: they have the same index and type."""
+    """Whether two items of an opaque list are parts of the same item: their index and type are equal."""
     if not (isinstance(last, Mapping) and isinstance(item, Mapping)):
         return False
     return item.get("index") is not None and all(

@@ -118,7 +118,7 @@ class OpenAIResponsesClient(BackgroundModelClient):
         """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
         found, problems = read_extras(options, ResponsesExtras)
         assert isinstance(found, ResponsesExtras)
-        problems += [*endpoint_problems(options, api_key, path=PATH), *_conflicts(found)]
+        problems += [*endpoint_problems(options, api_key, path=PATH), *_problems_with_options(found)]
         raise_for_problems(problems)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if api_key and httpx.URL(options.api_base or "").host.endswith(AZURE_HOSTS):
@@ -137,7 +137,7 @@ class OpenAIResponsesClient(BackgroundModelClient):
         self.poll_ms = found.background_poll_ms if found.background else None
 
 
-def _conflicts(extras: ResponsesExtras) -> list[ConfigProblem]:
+def _problems_with_options(extras: ResponsesExtras) -> list[ConfigProblem]:
     if extras.structured_output == "tool":
         text = "this provider needs no tool for the output"
         return [ConfigProblem(("structured_output",), text, "use json_schema, json_object or text")]
@@ -157,7 +157,7 @@ class OpenAIResponses:
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
         """The body of the request, for this model."""
         extras, options = self._extras, self._options
-        thinks = self._thinks(model)
+        thinks = self._is_reasoning_model(model)
         limit = options.max_tokens if request.max_tokens is None else request.max_tokens
         temperature = options.temperature if request.temperature is None else request.temperature
         tools = [tool_to_wire(tool) for tool in request.tools or ()]
@@ -189,7 +189,7 @@ class OpenAIResponses:
         }
         return _without_none(body)
 
-    def _thinks(self, model: str) -> bool:
+    def _is_reasoning_model(self, model: str) -> bool:
         own = self._options.reasoning_model
         return _REASONING.match(model) is not None if own is None else own
 
@@ -308,5 +308,5 @@ class StreamedResponse:
             raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
 
     def body(self) -> dict[str, Any]:
-        """The response so far. If a server leaves the output out of its last event, from the items before."""
+        """The response so far. If the last event of the server has no output, the earlier items are used."""
         return {**self._response, "output": self._response.get("output") or self._items}

@@ -59,11 +59,11 @@ Wire = dict[str, Any]
 
 def items_to_wire(messages: Sequence[Message]) -> list[Wire]:
     """Convert neutral messages, repaired, to the items of `input`. The API rejects an empty input."""
-    items = [item for message in repaired(messages) for item in _items(message)]
+    items = [item for message in repaired(messages) for item in _items_of_message(message)]
     return items or [{"role": "user", "content": EMPTY_INPUT}]
 
 
-def _items(message: Message) -> list[Wire]:
+def _items_of_message(message: Message) -> list[Wire]:
     role, content = message["role"], message.get("content")
     if role == "tool":
         output = _shown(content) if has_content(content) else ""
@@ -252,11 +252,11 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     for index, item in enumerate(body["output"]):
         if item["type"] == "function_call":
             places.append(len(blocks) + len(calls))
-            calls.append(_call_from_wire(item, f"{_word(body.get('id')) or 'call'}_{index}"))
+            calls.append(_call_from_wire(item, f"{_text_or_none(body.get('id')) or 'call'}_{index}"))
             continue
         found = _blocks(item)
         blocks += found
-        phases += [_word(item.get("phase"))] * len(found)
+        phases += [_text_or_none(item.get("phase"))] * len(found)
     at_end = places == list(range(len(blocks), len(blocks) + len(calls)))
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     phases = phases if is_kept else phases[-1:]
@@ -268,10 +268,10 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
         output_text=content_text(blocks),
         tool_calls=tuple(calls),
         usage=usage_from_wire(body.get("usage")),
-        stop_reason=_word(why) or _word(body.get("status")),
-        model=_word(body.get("model")),
+        stop_reason=_text_or_none(why) or _text_or_none(body.get("status")),
+        model=_text_or_none(body.get("model")),
         provider=provider,
-        response_id=_word(body.get("id")),
+        response_id=_text_or_none(body.get("id")),
         content=tuple(blocks) if is_kept else (),
         finish_reason=_finish_reason(body, why, has_calls=bool(calls), refused=refused),
         provider_fields={WIRE_FORMAT: own} if own else {},
@@ -290,7 +290,7 @@ def _finish_reason(
     return FinishReason.STOP if body.get("status") in ("completed", None) else FinishReason.OTHER
 
 
-def _word(value: Any) -> str | None:
+def _text_or_none(value: Any) -> str | None:
     return whole_text(value) if isinstance(value, str) else None
 
 
@@ -335,6 +335,6 @@ def _is_more_than_text(block: Block) -> bool:
 
 
 def _call_from_wire(item: Mapping[str, Any], default_id: str) -> LLMToolCall:
-    call_id = _word(item.get("call_id")) or _word(item.get("id"))
+    call_id = _text_or_none(item.get("call_id")) or _text_or_none(item.get("id"))
     usable = call_id if call_id and call_id.strip() else default_id
     return tool_call(usable, item.get("name"), item.get("arguments"))

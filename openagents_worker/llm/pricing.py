@@ -124,7 +124,7 @@ def _rates_of(
     model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, above: int
 ) -> Rates:
     entry = _entry(model) or (_entry(served) if served else None) or {}
-    table = dict(_layers(entry, tier, above))
+    table = dict(_rates_by_rising_priority(entry, tier, above))
     own = overrides or LLMPricing()
     rates: dict[str, float | None] = {}
     for part in PARTS:
@@ -138,8 +138,13 @@ def _rates_of(
     return rates
 
 
-def _layers(entry: Mapping[str, Any], tier: str | None, above: int) -> Iterator[tuple[str, Any]]:
-    """The rates of an entry, later ones before earlier ones: for long requests, for a service tier."""
+def _rates_by_rising_priority(
+    entry: Mapping[str, Any], tier: str | None, above: int
+) -> Iterator[tuple[str, Any]]:
+    """The rates of an entry as (part, rate) pairs. A later pair overrides an earlier one.
+
+    The order: the base rates, those for long requests, those of the service tier.
+    """
     groups = [entry, entry.get(tier, {})] if tier else [entry]
     for group in groups:
         yield from group.items()

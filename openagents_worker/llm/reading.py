@@ -112,15 +112,15 @@ class ReplyReading:
         async with aclosing(stream):
             head = await _beginning(stream)
             if _is_stream(head, response.headers.get("content-type", ""), streaming=exchange.is_streamed):
-                return await self._streamed(head, stream, response, exchange, elapsed_ms)
-            body = _json(await self._rest(head, stream))
+                return await self._read_stream(head, stream, response, exchange, elapsed_ms)
+            body = _json(await self._read_whole_body(head, stream))
         self._check_whole(body, response)
         if exchange.is_streamed:  # the server cannot stream: it sent one complete reply
             text = self._codec.reply(body, provider=self._endpoint.provider).output_text
             await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms())
         return body
 
-    async def _rest(self, head: bytes, stream: AsyncGenerator[bytes]) -> bytes:
+    async def _read_whole_body(self, head: bytes, stream: AsyncGenerator[bytes]) -> bytes:
         body = bytearray(head)
         pieces_left = max(self._max_bytes // BYTES_A_PIECE, LEAST_PIECES)
         async for piece in stream:
@@ -148,7 +148,7 @@ class ReplyReading:
             secrets=self._endpoint.secrets,
         )
 
-    async def _streamed(
+    async def _read_stream(
         self,
         head: bytes,
         stream: AsyncGenerator[bytes],
@@ -187,10 +187,11 @@ class ReplyReading:
                 if end and data == end:
                     await _drain(stream)
                     return
-                yield self._chunk(data, events.event, response)
+                yield self._parse_chunk(data, events.event, response)
             piece = await anext(stream, None)
 
-    def _chunk(self, data: str, event: str, response: httpx.Response) -> dict[str, Any]:
+    def _parse_chunk(self, data: str, event: str, response: httpx.Response) -> dict[str, Any]:
+        """Parse the data of one event. Raises the error that it reports."""
         chunk = _json(data)
         error = chunk if event == "error" else error_in(chunk)
         if error is not None or not isinstance(chunk, dict):
@@ -213,7 +214,7 @@ async def _beginning(stream: AsyncGenerator[bytes]) -> bytes:
     head = b""
     async for piece in stream:
         head += piece
-        begin = _visible(head)
+        begin = _without_leading_space(head)
         if begin and (begin[:1] in b"{[<:" or len(begin) >= max(map(len, SSE_FIELDS))):
             break
         if len(head) > DRAIN_BYTES:  # nothing but white space
@@ -221,13 +222,13 @@ async def _beginning(stream: AsyncGenerator[bytes]) -> bytes:
     return head
 
 
-def _visible(head: bytes) -> bytes:
+def _without_leading_space(head: bytes) -> bytes:
     return head.removeprefix(BOM).lstrip()
 
 
 def _is_stream(head: bytes, content_type: str, *, streaming: bool) -> bool:
     """Whether the bytes begin a stream of events."""
-    begin = _visible(head)
+    begin = _without_leading_space(head)
     if begin[:1] and begin[:1] in b"{[<":
         return False
     if begin.startswith(SSE_FIELDS):

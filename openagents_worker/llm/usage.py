@@ -115,10 +115,10 @@ def _amount(value: Any) -> float | None:
 
 def _count(usage: Mapping[str, Any], spellings: tuple[tuple[str, ...], ...]) -> int:
     """The first count above zero among the spellings."""
-    return next((count for path in spellings if (count := token_count(_at(usage, path)))), 0)
+    return next((count for path in spellings if (count := token_count(_value_at(usage, path)))), 0)
 
 
-def _at(usage: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def _value_at(usage: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     value: Any = usage
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None

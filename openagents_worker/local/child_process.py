@@ -123,7 +123,7 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
-        self._finish()
+        self._close_output()
 
     def stop(self, timeout_s: float, ask: Callable[[], object] | None = None) -> int:
         """Ask the process to stop, wait up to `timeout_s`, then kill its group. Returns the exit code.
@@ -179,7 +179,8 @@ class ChildProcess:
         """The last lines of output; None if `on_line` already got them."""
         return "\n  ".join(self._tail) if self._on_line is None else None
 
-    def _finish(self) -> None:
+    def _close_output(self) -> None:
+        """Read the rest of the output, and close the pipe."""
         self._reader.join()
         assert self._popen.stdout is not None
         self._popen.stdout.close()

@@ -103,7 +103,7 @@ class EmbeddedRedis:
         server = find_server()
         for tries_left in reversed(range(PORT_TRIES)):
             self._launch(server)
-            if self._answers(may_retry=tries_left > 0):
+            if self._wait_until_ready(may_retry=tries_left > 0):
                 break
         return self
 
@@ -130,7 +130,7 @@ class EmbeddedRedis:
         try:
             for tries_left in reversed(range(PORT_TRIES)):
                 self._launch(server)
-                if await asyncio.to_thread(self._answers, may_retry=tries_left > 0):
+                if await asyncio.to_thread(self._wait_until_ready, may_retry=tries_left > 0):
                     break
         except BaseException:
             self.stop()  # also if the wait is cancelled, because nothing else would stop the server
@@ -167,8 +167,12 @@ class EmbeddedRedis:
         } | self._extra
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
-    def _answers(self, *, may_retry: bool) -> bool:
-        """Wait until the server answers: True. If another process has taken its port: stop it, and False."""
+    def _wait_until_ready(self, *, may_retry: bool) -> bool:
+        """Wait until the server answers, and return True.
+
+        If another process uses its port and `may_retry` is set, stop the server and return False. Raises
+        `RedisUnreachable` if it does not start.
+        """
         process, port = self._running(), self._port
         try:
             process.wait_until(

@@ -108,7 +108,7 @@ class Stack:
         port = port or free_port()
         url = f"http://127.0.0.1:{port}"
         flower = self._start("flower", _cli_command("flower", "--port", str(port)))
-        flower.wait_until(lambda: _answers(f"{url}/healthcheck"), f"answers at {url}")
+        flower.wait_until(lambda: _is_answering(f"{url}/healthcheck"), f"answers at {url}")
         return url
 
     def start_model_server(
@@ -169,7 +169,7 @@ def _urls(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if line.startswith("http://")]
 
 
-def _answers(url: str) -> bool:
+def _is_answering(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1):  # noqa: S310 - http to this machine
             return True

@@ -37,10 +37,14 @@ class MemoryPlugin(Plugin):
     shown_turns: int | None = None
     """The number of newest turns that are sent to the model. None: all turns of the context assembler."""
 
-    async def inject(self, context: MemoryContext) -> None: ...
+    async def inject(self, context: MemoryContext) -> None:
+        """Fill `context.memory_view` before the pattern is executed."""
 
-    async def writeback(self, context: MemoryContext) -> None: ...
+    async def writeback(self, context: MemoryContext) -> None:
+        """Store what later runs of the session need. Called after the pattern has returned."""
 
-    async def compact(self, context: MemoryContext) -> None: ...
+    async def compact(self, context: MemoryContext) -> None:
+        """Shorten the stored data. Called after `writeback`."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release connections and files. Called at the end of the attempt."""

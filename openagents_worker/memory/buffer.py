@@ -21,6 +21,8 @@ __all__ = ["BufferMemory", "WindowBufferMemory"]
 
 
 class _TurnMemory(MemoryPlugin):
+    """Base class of memories that keep the turns of the session in its state."""
+
     external = False
 
     class Config(MemoryPlugin.Config):

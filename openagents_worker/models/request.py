@@ -85,7 +85,8 @@ class RunRequest(RequestModel):
 
     @field_validator("output_type")
     @classmethod
-    def _a_class_has_a_schema(cls, value: Any) -> Any:
+    def _check_output_class(cls, value: Any) -> Any:
+        """Reject a class from which pydantic cannot make a JSON Schema."""
         if isinstance(value, type):
             try:
                 schema_of(value)
@@ -98,7 +99,7 @@ class RunRequest(RequestModel):
         return value
 
     @field_serializer("output_type")
-    def _a_class_travels_as_its_schema(self, value: Any) -> dict[str, JsonValue] | str | None:
+    def _output_class_as_schema(self, value: Any) -> dict[str, JsonValue] | str | None:
         return schema_of(value) if isinstance(value, type) else value
 
     @property

@@ -44,7 +44,7 @@ class ReActPattern(PatternPlugin):
 
         @field_validator("native_tool_calls")
         @classmethod
-        def _only_native(cls, native: bool) -> bool:
+        def _reject_text_tool_calls(cls, native: bool) -> bool:
             if not native:
                 raise ValueError("tool calls as JSON in the text are not supported; remove this setting")
             return native

@@ -88,7 +88,7 @@ class AsyncConnection:
 
     async def execute(self, plan: Plan[T]) -> T:
         """Execute a plan of `producer.plans`."""
-        return await self.store.execute(plan, _await_or_send)
+        return await self.store.execute(plan, _execute_step)
 
     async def close(self) -> None:
         """Close the connections. The object can be used again."""
@@ -103,7 +103,8 @@ def _wait_or_send(step: float | Sending) -> None:
         time.sleep(step)
 
 
-async def _await_or_send(step: float | Sending) -> None:
+async def _execute_step(step: float | Sending) -> None:
+    """Wait for a number of seconds, or send messages to the broker in a thread."""
     if isinstance(step, Sending):
         await asyncio.to_thread(step.send)
     else:

@@ -114,7 +114,7 @@ class Operations(_Connected):
         return list(self._execute(self._fleet_plan()).agents)
 
     def problems(self) -> list[Problem]:
-        """The unreadable records among the 1,000 runs that were accepted last."""
+        """Keys with a wrong type, and the unreadable records among the 1,000 runs that were accepted last."""
         return list(self._execute(list_problems(self._keys)))
 
     def put_aside(self) -> list[PutAside]:

@@ -53,11 +53,11 @@ class PublishingApp:
 
     @property
     def settings(self) -> Settings:
-        return self._unambiguous()[1]
+        return self._app_and_settings_to_read()[1]
 
     @property
     def app(self) -> Celery:
-        return self._unambiguous()[0]
+        return self._app_and_settings_to_read()[0]
 
     @property
     def own_app(self) -> Celery:
@@ -94,7 +94,8 @@ class PublishingApp:
         if (app := self._own_app_if_made) is not None:
             app.close()
 
-    def _unambiguous(self) -> tuple[Celery, Settings]:
+    def _app_and_settings_to_read(self) -> tuple[Celery, Settings]:
+        """As `to_submit`. If two apps are registered: the own app and the given settings."""
         try:
             return self.to_submit()
         except ConfigError:  # a submission raises it; reading needs no broker

@@ -18,7 +18,7 @@ __all__ = [
     "Option",
     "Scheme",
     "check_options",
-    "limits_of",
+    "connection_fields_of",
     "options_of",
     "tls_of",
 ]
@@ -148,8 +148,8 @@ def _flag(options: Mapping[Option, str], option: Option, *, default: bool) -> bo
     raise _wrong_value(option, text, "true or false")
 
 
-def limits_of(options: Mapping[Option, str]) -> dict[str, Any]:
-    """The fields of `RedisAddress` for the options of connections. Raises `ValueError`."""
+def connection_fields_of(options: Mapping[Option, str]) -> dict[str, Any]:
+    """The fields of `RedisAddress` for timeouts, protocol and client name. Raises `ValueError`."""
     return {
         "socket_timeout_s": _seconds(options, Option.SOCKET_TIMEOUT, at_least=SHORTEST_SOCKET_TIMEOUT_S),
         "socket_connect_timeout_s": _seconds(options, Option.SOCKET_CONNECT_TIMEOUT),

@@ -67,7 +67,7 @@ class Sentinels:
 
     @property
     def celery_url(self) -> str:
-        """The URL for Celery. Celery needs `celery_options` as options of its transport, too."""
+        """The URL for Celery. Use it together with `celery_options`, which has the rest of the address."""
         return ";".join(
             f"sentinel://{self._login_part()}{_host_and_port(host)}/{self.db}" for host in self.hosts
         )

@@ -19,7 +19,7 @@ from openagents_worker.redis_url.options import (
     Option,
     Scheme,
     check_options,
-    limits_of,
+    connection_fields_of,
     options_of,
     tls_of,
 )
@@ -93,13 +93,13 @@ class RedisAddress:
         return cls(
             **location,
             tls=tls_of(options) if scheme is Scheme.REDISS else None,
-            **limits_of(options),
+            **connection_fields_of(options),
         )
 
     @property
     def url(self) -> str:
         """The address as a URL for the settings of this library, with all options."""
-        options: dict[str, Any] = self._limits()
+        options: dict[str, Any] = self._connection_options()
         if self.tls is not None:
             options = self.tls.url_options() | options
         if self.path is None:
@@ -136,7 +136,7 @@ class RedisAddress:
 
         Raises `ValueError` for `protocol=2`: kombu has no option for it.
         """
-        options = self._limits()
+        options = self._connection_options()
         if options.pop("protocol", None) == 2:
             raise ValueError(
                 "a Redis with protocol=2 cannot be Celery's broker, because Celery always uses RESP3: "
@@ -146,7 +146,7 @@ class RedisAddress:
 
     def as_backend(self) -> CeleryAddress:
         """The values of `result_backend` and `redis_backend_use_ssl`; the limits are options of the URL."""
-        return CeleryAddress(self._celery_url(self._limits()), self._use_ssl())
+        return CeleryAddress(self._celery_url(self._connection_options()), self._use_ssl())
 
     def _celery_url(self, options: Mapping[str, Any]) -> str:
         if self.path is not None:
@@ -158,7 +158,7 @@ class RedisAddress:
     def _use_ssl(self) -> Mapping[str, Any] | None:
         return None if self.tls is None else self.tls.redis_options()
 
-    def _limits(self) -> dict[str, Any]:
+    def _connection_options(self) -> dict[str, Any]:
         limits = {
             "socket_timeout": self.socket_timeout_s,
             "socket_connect_timeout": self.socket_connect_timeout_s,

@@ -102,12 +102,12 @@ async def read_history(
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,
-        noted=_notes(claimed),
+        noted=_response_notes(claimed),
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
 
 
-def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
+def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
     notes = {fact.id: fact.value() for fact in Facts(claimed.facts).of(FactKind.RESPONSE)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 

@@ -80,13 +80,13 @@ class Record:
     def from_json(cls, text: str, position: int = -1) -> Record:
         """Parse the text of `to_json`. Raises `OtherFormat` for another format, else `RecordUnreadable`."""
         try:
-            return cls._of(loads(text), position)
+            return cls._from_fields(loads(text), position)
         except PARSE_ERRORS as error:
             with translate_parse_errors(WRITTEN):
                 raise error from None
 
     @classmethod
-    def _of(cls, data: dict[str, Any], position: int) -> Record:
+    def _from_fields(cls, data: dict[str, Any], position: int) -> Record:
         if not can_read(format_ := data["v"]):
             raise other_format_error(format_)
         if "outer" in data:

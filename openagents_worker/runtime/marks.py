@@ -128,7 +128,7 @@ class Marks:
         return Executing.of(self._on_loop)
 
     def mark_loop(self, mark: bytes) -> bytes:
-        """Set the mark of the event loop. Returns the previous one."""
+        """Store which code the event loop executes from now on (`mark_of`). Returns the previous mark."""
         before, self._on_loop = self._on_loop, mark
         self._memory[_ON_LOOP] = mark
         return before

@@ -39,7 +39,7 @@ UNAVAILABLE_RETRY_MS = 500
 
 
 class AttemptOutcome(StrEnum):
-    """How this process left a run: ended, suspended, or not executed any further here."""
+    """How an attempt has ended: the run has ended, is suspended, or is not executed here any further."""
 
     FINISHED = "finished"
     SUSPENDED = "suspended"

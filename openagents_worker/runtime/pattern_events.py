@@ -29,7 +29,7 @@ class PatternEvents:
 
     def emit_or_hold(self, name: str, payload: Mapping[str, Any]) -> None:
         """Emit an event, or hold it back. Raises `StepTooLarge`, in each attempt."""
-        if self._rules.is_replayed or self._rules.is_inside_a_call():
+        if self._rules.is_replay_over or self._rules.is_inside_a_call():
             self._emit(name, payload)
         else:
             self._writer.check_event(name, payload)
@@ -46,7 +46,7 @@ class PatternEvents:
 
     def release_all_if_replayed(self) -> None:
         """Emit all held events if every record was used."""
-        if self._held and self._rules.is_replayed:
+        if self._held and self._rules.is_replay_over:
             for branch in list(self._held):
                 self.release(branch)
 

@@ -47,7 +47,7 @@ class PlaceIds:
         _current_place.set(_Place(self, path, 0, asyncio.current_task()))
 
     def end(self) -> None:
-        """The current task makes no more calls. Drops the place, which refers to the task."""
+        """Forget the place of the current task, which makes no more calls."""
         _current_place.set(None)
 
     def enter(self) -> str:

@@ -107,6 +107,7 @@ class ReplayByContent(Rules):
         self._nodes.begin(part)
 
     def end(self) -> None:
+        """Forget the current task, which makes no more calls of the run."""
         self._nodes.end()
 
     def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
@@ -131,7 +132,7 @@ class ReplayByContent(Rules):
         return bool(self._nodes.current_frame().outer)
 
     @property
-    def is_replayed(self) -> bool:
+    def is_replay_over(self) -> bool:
         return self._unused.are_only_cancelled
 
     # --- answering ---------------------------------------------------------------------------------------

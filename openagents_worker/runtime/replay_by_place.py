@@ -57,6 +57,7 @@ class ReplayByPlace(Rules):
         self._place_ids.begin(part)
 
     def end(self) -> None:
+        """Forget the current task, which makes no more calls of the run."""
         self._place_ids.end()
 
     def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
@@ -129,7 +130,7 @@ class ReplayByPlace(Rules):
         return ">" in self._place_ids.branch()
 
     @property
-    def is_replayed(self) -> bool:
+    def is_replay_over(self) -> bool:
         return not self._records
 
     def _take(self, call: str) -> Record | None:

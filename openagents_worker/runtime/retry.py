@@ -30,8 +30,8 @@ def back_off_ms(
     *,
     longest_ms: int = MAX_RETRY_AFTER_MS,
 ) -> int:
-    """Milliseconds to wait: exponential back-off with equal jitter, and at least `retry_after_ms`, of which
-    at most `longest_ms` count.
+    """Milliseconds to wait: exponential back-off with equal jitter, and at least `retry_after_ms`. A
+    `retry_after_ms` above `longest_ms` is shortened to it.
 
     `random_unit` returns a number from 0 to 1. Equal jitter (half fixed, half random) spreads simultaneous
     retries without a delay near zero:

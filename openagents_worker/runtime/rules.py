@@ -114,7 +114,7 @@ class Rules(ABC):
 
     @property
     @abstractmethod
-    def is_replayed(self) -> bool:
+    def is_replay_over(self) -> bool:
         """Whether every record was used: all further calls are new."""
 
     @abstractmethod

@@ -187,7 +187,9 @@ class Runner:
         return released if attempt_result is None or attempt.supervision.is_abandoned else attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
-        """Claim the run. Waits up to `claim_patience_s` while the process has no lease or Redis no reply.
+        """Claim the run.
+
+        Waits up to `claim_patience_s` while the process has no lease or Redis does not answer.
 
         After a lost reply the same command is repeated. It has the same nonce, so it returns the same claim.
         """

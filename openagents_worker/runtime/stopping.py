@@ -87,6 +87,7 @@ class CodeStopper:
         return bool(self._unfinished_tasks(execution) or (waits_for_threads and self._code.off_loop.names()))
 
     def _unfinished_tasks(self, execution: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
+        """The tasks of the run that have not ended, including `execution` if it has not."""
         return {task for task in self._code.tasks() | {execution} if not task.done()}
 
     @property

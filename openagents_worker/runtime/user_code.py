@@ -105,7 +105,7 @@ class RunCode:
             except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
                 if is_runtime_signal(error):
                     raise
-                raise self._contained(error) from error
+                raise self._as_runtime_error(error) from error
             finally:
                 marks.mark_loop(before)
                 sent = None  # an exception refers to this frame: no reference cycle
@@ -116,7 +116,7 @@ class RunCode:
             finally:
                 del waits_for  # as above: the exception of a future, too
 
-    def _contained(self, error: BaseException) -> RuntimeError:
+    def _as_runtime_error(self, error: BaseException) -> RuntimeError:
         log.error(
             "run.task_exited",
             run_id=self.run_id,

@@ -326,7 +326,7 @@ class AsyncStore:
                     steps.answer = await _execute_step(self, step, execute_other)
 
     def leave_closed_loops(self) -> None:
-        """Close what is left of loops that are closed."""
+        """Close the connections of event loops that are closed."""
         self._on_loops.close_closed_loops()
 
     async def close(self) -> None:

@@ -97,7 +97,9 @@ class Facts:
     """
 
     def __init__(self, fields: Mapping[str, str] | None) -> None:
-        self._facts = {name: fact for name, text in (fields or {}).items() if (fact := _parse(name, text))}
+        self._facts = {
+            name: fact for name, text in (fields or {}).items() if (fact := _parse_fact(name, text))
+        }
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -124,7 +126,7 @@ class Facts:
 _KINDS = frozenset(map(str, FactKind))
 
 
-def _parse(name: str, text: str) -> Fact | None:
+def _parse_fact(name: str, text: str) -> Fact | None:
     kind, found, id_ = name.partition(":")
     return Fact(FactKind(kind), id_, text) if found and kind in _KINDS else None
 

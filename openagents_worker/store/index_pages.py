@@ -89,10 +89,10 @@ def read_index_page(
             elif item is not None:
                 found.append(item)
             if len(found) == limit:
-                return Page(tuple(found), _cursor(after), tuple(problems))
+                return Page(tuple(found), _cursor_after(after), tuple(problems))
         if not more:
             return Page(tuple(found), None, tuple(problems))
-    return Page(tuple(found), _cursor(after) if after else None, tuple(problems))
+    return Page(tuple(found), _cursor_after(after) if after else None, tuple(problems))
 
 
 def _next_entries(
@@ -128,7 +128,7 @@ _SCORE = re.compile("[0-9]{1,16}")
 SHOWN_CHARS = 60
 
 
-def _cursor(entry: tuple[int, str]) -> str:
+def _cursor_after(entry: tuple[int, str]) -> str:
     return f"{entry[0]}-{entry[1]}"
 
 

@@ -48,7 +48,7 @@ class _KnownMaster:
         self._ask_at_s = 0.0
 
     def _is_time_to_ask(self) -> bool:
-        """Whether this caller must ask the sentinels. Others use the known address in the meantime."""
+        """Whether this caller must ask the sentinels. Meanwhile, other callers use the known address."""
         now_s = time.monotonic()
         if now_s < self._ask_at_s:
             return False

@@ -1,4 +1,4 @@
-"""Accepted runs. The only place that says what a caller learns of an accepted run, and what must be sent."""
+"""Accepted runs: the only place that turns the answer of a script into an accepted run and its messages."""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ class Toolset(Protocol):
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release the source. Called at the end of the attempt."""
+        ...
 
 
 class SingleTool:

@@ -23,7 +23,7 @@ MAX_ARGUMENTS = 2 * 200  # of one script call: 200 runs
 
 
 class CompletionAcks:
-    """Writes the acks of `BATCH_DELAY_S` with one script call.
+    """Collects acks for `BATCH_DELAY_S`, then writes them with one script call.
 
     If the process dies before the write, the rescue loop notifies Celery again.
     """

@@ -54,7 +54,7 @@ class ControlChannel:
                 await pubsub.subscribe(channel)
                 self.health.succeeded()
                 self._is_listening.set()
-                async for number, message in _numbered(pubsub.listen()):
+                async for number, message in _with_numbers(pubsub.listen()):
                     self._on_notice(message["data"])
                     if (
                         number % BURST == 0
@@ -69,7 +69,8 @@ class ControlChannel:
             await asyncio.sleep(RETRY_S)
 
 
-async def _numbered(messages: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
+async def _with_numbers(messages: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
+    """The messages with their numbers, from 1: `enumerate` for an async iterator."""
     number = 0
     async for message in messages:
         number += 1

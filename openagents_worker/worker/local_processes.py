@@ -28,7 +28,7 @@ _PIDFD_OPEN: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process of one boot of a host. A process id may be reused, but not with the same start time."""
+    """Identifies one process on one host since its boot. Process ids are reused, so it has the start time."""
 
     host: str
     """The boot id and the namespaces in which process ids and start times can be compared."""

@@ -49,7 +49,7 @@ def report(stall: Mapping[str, Any]) -> None:
     known = [each.executing for each in suspects if each.executing is not None]
     is_certain = len(known) == len(suspects) and len({each.run_id for each in known}) == 1
     if is_certain:
-        _accuse(stall, known[0])
+        _record_suspect(stall, known[0])
     stacks = stacks_by_thread(stall["stacks"])
     log.error(
         "loop.dead",
@@ -112,7 +112,8 @@ def _fields_of(executing: Executing) -> dict[str, str]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _accuse(stall: Mapping[str, Any], executing: Executing) -> None:
+def _record_suspect(stall: Mapping[str, Any], executing: Executing) -> None:
+    """Record in Redis that this run blocks the worker. A failure is logged."""
     run_id, incarnation = executing.run_id, executing.incarnation
     try:
         cell = Cell(**stall["cell"])

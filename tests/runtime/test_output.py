@@ -391,7 +391,7 @@ async def test_the_previous_version_ignores_the_record_of_a_check() -> None:
 
     rules = ReplayByContent([Record.from_json(record.to_json(), 1)], life=1, latch=Latch(), tries={})
 
-    assert rules.is_replayed
+    assert rules.is_replay_over
     assert await rules.unused_records("") == []
 
 

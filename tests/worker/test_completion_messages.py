@@ -103,7 +103,10 @@ class Consumer:
     def follow(self, channel: Any) -> None:
         """Attach the channel as a worker does."""
         channel.free_slots = lambda: self.slots - self.unfinished
-        channel.select_messages, channel.after_selection = self.messages.sift, self.messages.deliver_more
+        channel.select_messages, channel.after_selection = (
+            self.messages.select_deliverable,
+            self.messages.deliver_more,
+        )
         self._deliver_to = channel.connection._deliver
 
     def begin(self, _: Any, message: Any) -> None:
@@ -112,7 +115,7 @@ class Consumer:
 
     def take(self, *taken: Taken) -> list[str]:
         before = len(self.delivered)
-        self.deliver(self.messages.sift(list(taken)))
+        self.deliver(self.messages.select_deliverable(list(taken)))
         self.messages.deliver_more()
         return self.delivered[before:]
 
@@ -261,7 +264,7 @@ def test_a_message_with_invalid_headers_is_delivered(client: Client, headers: di
     message, queue = _message("r1")
     message["headers"] |= headers
 
-    assert consumer.messages.sift([(message, queue)]) == [(message, queue)]
+    assert consumer.messages.select_deliverable([(message, queue)]) == [(message, queue)]
 
 
 def test_a_message_without_headers_is_delivered(client: Client) -> None:
@@ -269,7 +272,7 @@ def test_a_message_without_headers_is_delivered(client: Client) -> None:
     consumer = Consumer(client, slots=9)
 
     for message in ({"body": ""}, {"headers": None}, {"headers": [1]}, {"headers": "x"}):
-        assert consumer.messages.sift([(message, "agents")]) == [(message, "agents")]
+        assert consumer.messages.select_deliverable([(message, "agents")]) == [(message, "agents")]
 
 
 def test_no_more_messages_are_fetched_than_can_start(tmp_path: Path) -> None:

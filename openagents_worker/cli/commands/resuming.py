@@ -52,16 +52,19 @@ def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, *
         if has_filter:
             run_ids, sample = _matching_runs(client, to_run_filters(options))
             if not run_ids:
-                return _report([], [], as_json=as_json)
+                return _report_result([], [], as_json=as_json)
             if not yes and not _confirm(len(run_ids), sample, client):
                 err("no run was resumed")
                 return Exit.USAGE
         resumed, failed = _resume(client, run_ids, by or current_user(), as_json=as_json)
-    return _report(resumed, failed, as_json=as_json)
+    return _report_result(resumed, failed, as_json=as_json)
 
 
 def _matching_runs(client: Client, filters: RunFilters) -> tuple[tuple[str, ...], list[RunRecord]]:
-    """The ids of all resumable runs that match the filters, newest first, and the first few records."""
+    """The ids of all failed or cancelled runs that match the filters, newest first, and a few records.
+
+    Without a filter by state, only failed runs match. Unreadable records are reported and left out.
+    """
     filters["state"] = filters.get("state") or RunState.FAILED
     run_ids: list[str] = []
     sample: list[RunRecord] = []
@@ -84,7 +87,7 @@ def _confirm(number: int, sample: list[RunRecord], client: Client) -> bool:
         err(line)
     if number > len(sample):
         err(styled(f"and {number - len(sample):,} more", dim=True))
-    count = _runs(number)
+    count = _number_of_runs(number)
     if not is_terminal():
         raise click.UsageError(f"{count} would be resumed, but there is no terminal to ask: give --yes")
     piece(f"Resume {count}? [y/N] ")
@@ -119,15 +122,15 @@ def _resume(
     return resumed, failed
 
 
-def _report(resumed: list[str], failed: list[dict[str, Any]], *, as_json: bool) -> Exit:
+def _report_result(resumed: list[str], failed: list[dict[str, Any]], *, as_json: bool) -> Exit:
     if as_json:
         dump({"resumed": resumed, "failed": failed})
     elif len(resumed) + len(failed) != 1:
-        err(f"{_runs(len(resumed))} resumed" + (f", {len(failed)} not resumed" if failed else ""))
+        err(f"{_number_of_runs(len(resumed))} resumed" + (f", {len(failed)} not resumed" if failed else ""))
     return Exit.INVALID if failed else Exit.SUCCESS
 
 
-def _runs(count: int) -> str:
+def _number_of_runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count:,} runs"
 
 

@@ -66,7 +66,7 @@ class RecordedModel(ModelClient):
         self.model_id = getattr(inner, "model_id", "unknown")
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
-        """The reply to a request, from the journal or from the provider. Raises like the client it wraps."""
+        """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
         async def make(info: CallInfo) -> Outcome:
@@ -105,14 +105,14 @@ class RecordedModel(ModelClient):
             )
         took_ms = round((self._clock() - started) * 1000, 1)
         metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
-        metrics |= _speed(reply)
+        metrics |= _speed_fields(reply)
         payload = {
             "model": name,
             "call": info.call_id,
             "_metrics": metrics,
             "output_text": self._writer.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
-            **_about_the_end(reply, name),
+            **_end_of_reply_fields(reply, name),
         }
         events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
         if usage.cost_usd is None and self._is_billed and name not in self._unpriced:
@@ -120,7 +120,7 @@ class RecordedModel(ModelClient):
         return Outcome(value=wire, usage=usage, events=events, is_stored_form=True)
 
     def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
-        """The request with listeners that publish the pieces of the reply; without, if nobody can stream."""
+        """The request with a listener that publishes the pieces of the reply, if the client can stream."""
         if not self._streams:
             return replace(request, on_delta=None, on_piece=None)
 
@@ -204,8 +204,8 @@ def _request_id(source: Any) -> dict[str, Any]:
     return {"request_id": text_of(request_id)} if request_id else {}
 
 
-def _about_the_end(reply: LLMResponse, name: str) -> dict[str, Any]:
-    """Why the reply ended, and who gave it, for the event of a call."""
+def _end_of_reply_fields(reply: LLMResponse, name: str) -> dict[str, Any]:
+    """Event fields: the request id, the finish reason, and the model that answered if it is a fallback."""
     fields = _request_id(reply)
     if reply.finish_reason:
         fields["finish_reason"] = text_of(reply.finish_reason)
@@ -214,7 +214,7 @@ def _about_the_end(reply: LLMResponse, name: str) -> dict[str, Any]:
     return fields
 
 
-def _speed(reply: LLMResponse) -> dict[str, Any]:
+def _speed_fields(reply: LLMResponse) -> dict[str, Any]:
     speed = None if reply.usage is None else _amount(reply.usage.metadata.get("tokens_per_s"))
     return {} if speed is None else {"tokens_per_s": speed}
 

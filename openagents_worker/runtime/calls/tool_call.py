@@ -64,7 +64,7 @@ class ToolRun:
     checks: SchemaChecks
     guards: Sequence[Guard]
     warned: set[str] = field(default_factory=set)
-    """The tools of which watchers know that their side effects may happen twice."""
+    """Ids of tools for which an event has already warned that their side effects may happen twice."""
 
 
 @dataclass(slots=True)
@@ -100,9 +100,9 @@ call again: so a guard parks a run.
 def in_order(guards: Sequence[Guard], execute: Proceed) -> Proceed:
     """The function that passes a call through all guards, the first one outermost, and then executes it."""
     for guard in reversed(guards):
-        execute = partial(_pass, guard, execute)
+        execute = partial(_call_guard, guard, execute)
     return execute
 
 
-def _pass(guard: Guard, proceed: Proceed, call: ToolCall) -> Awaitable[Any]:
+def _call_guard(guard: Guard, proceed: Proceed, call: ToolCall) -> Awaitable[Any]:
     return guard(call, proceed)

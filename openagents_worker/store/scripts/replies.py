@@ -36,7 +36,7 @@ def reply_in_lua(reply: Any) -> str:
         values = ", ".join(_field_in_lua(name, hint) for name, hint in hints.items())
         return "\n".join([*map(_row_functions, rows), f"local function reply(v_) return {{{values}}} end"])
     if row := _row_class(reply):
-        return f"{_row_functions(row)}\nlocal function reply(list) return {_row_name(row)}s(list) end"
+        return f"{_row_functions(row)}\nlocal function reply(list) return {_lua_row_name(row)}s(list) end"
     return ""
 
 
@@ -50,7 +50,7 @@ def _field_in_lua(name: str, hint: Any) -> str:
     value = f"v_.{name}"
     hint = _without_none(hint)
     if row := _row_class(hint):
-        return f"{value} and {_row_name(row)}{'s' if row is not hint else ''}({value}) or false"
+        return f"{value} and {_lua_row_name(row)}{'s' if row is not hint else ''}({value}) or false"
     if hint is bool:
         return f"{value} ~= nil and ({value} and 1 or 0)"
     return f"{value} or false"
@@ -58,7 +58,7 @@ def _field_in_lua(name: str, hint: Any) -> str:
 
 def _row_functions(row: Any) -> str:
     """Lua functions for a class with fields inside of a reply, and for a list of them."""
-    name = _row_name(row)
+    name = _lua_row_name(row)
     values = ", ".join(_field_in_lua(field, hint) for field, hint in get_type_hints(row).items())
     return (
         f"local function {name}(v_) return {{{values}}} end\n"
@@ -67,7 +67,7 @@ def _row_functions(row: Any) -> str:
     )
 
 
-def _row_name(row: Any) -> str:
+def _lua_row_name(row: Any) -> str:
     return f"{row.__name__.lower()}_row"
 
 

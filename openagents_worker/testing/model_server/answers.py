@@ -157,14 +157,15 @@ class Answer:
 
     async def _stream(self, reply: Reply) -> None:
         *ending, last = self._wire.closing(reply)
-        await self._begin_stream(reply, self._wire.pieces(reply))
+        await self._send_begin_of_stream(reply, self._wire.pieces(reply))
         for event in ending:
             await self._connection.send_event(*event)
         self.log_answered(200)
         await self._connection.send_event(*last)
         await self._connection.end_stream()
 
-    async def _begin_stream(self, reply: Reply, pieces: Iterable[Event]) -> None:
+    async def _send_begin_of_stream(self, reply: Reply, pieces: Iterable[Event]) -> None:
+        """Send the headers, the opening events and these pieces. The stream stays open."""
         await self._connection.begin_stream(self._headers)
         for event in self._wire.opening(reply):
             await self._connection.send_event(*event)
@@ -201,7 +202,7 @@ class Answer:
         if self._request.stream:
             reply = self.reply(INCOMPLETE_REPLY)
             pieces = list(self._wire.pieces(reply))
-            await self._begin_stream(reply, pieces[: len(pieces) // 2])
+            await self._send_begin_of_stream(reply, pieces[: len(pieces) // 2])
             self.log_answered(200)
             await self._break_stream(fault)
             return
@@ -243,7 +244,7 @@ class Answer:
                 body = dumps(self._wire.whole(self.reply(HALF_A_CHARACTER))).encode()
                 await self._connection.send_body(200, _with_half_a_character(body), self._headers)
             case "garbage" if self._request.stream:
-                await self._begin_stream(self.reply(INCOMPLETE_REPLY), ())
+                await self._send_begin_of_stream(self.reply(INCOMPLETE_REPLY), ())
                 await self._connection.send_bytes(b"data: " + GARBAGE + b"\n\n")
                 await self._connection.end_stream()
             case "garbage":
@@ -258,7 +259,7 @@ class Answer:
             return
         pieces = list(self._wire.pieces(reply))
         half = pieces[: len(pieces) // 2]
-        await self._begin_stream(reply, half)
+        await self._send_begin_of_stream(reply, half)
         before = len(list(self._wire.opening(reply))) + len(half)
         await self._connection.send_event(*self._wire.failed_event(reply, message, before))
         await self._connection.end_stream()

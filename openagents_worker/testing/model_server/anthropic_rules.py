@@ -28,6 +28,8 @@ def _blocks(content: Any) -> Any:
 
 
 class _StrictModel(BaseModel):
+    """Rejects unknown fields and converted types, as the API does."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -61,24 +63,24 @@ class ToolUse(_StrictModel):
     caller: JsonValue = None
 
 
-_Shown = Annotated[Text | _Opaque, Field(discriminator="type")]
+_ResultBlock = Annotated[Text | _Opaque, Field(discriminator="type")]
 
 
 class ToolResult(_StrictModel):
     type: Literal["tool_result"]
     tool_use_id: _CallId
-    content: Annotated[list[_Shown], BeforeValidator(_blocks)] = Field(default_factory=list)
+    content: Annotated[list[_ResultBlock], BeforeValidator(_blocks)] = Field(default_factory=list)
     is_error: bool = False
     cache_control: JsonValue = None
 
 
 _Block = Text | ToolUse | ToolResult | Thinking | _Opaque
-_Said = Annotated[_Block, Field(discriminator="type")]
+_MessageBlock = Annotated[_Block, Field(discriminator="type")]
 
 
 class Message(_StrictModel):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[_Said], BeforeValidator(_blocks)]
+    content: Annotated[list[_MessageBlock], BeforeValidator(_blocks)]
 
 
 class _ObjectSchema(BaseModel):

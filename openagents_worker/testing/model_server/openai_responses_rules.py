@@ -42,7 +42,7 @@ USER_PARTS = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_id", "file_url"),
 }
-"""The parts of a message to the model, and the fields of which one must be there."""
+"""The types of parts in a message to the model. A part must have at least one of the named fields."""
 ASSISTANT_PARTS = {"output_text": ("text",), "refusal": ("refusal",)}
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")

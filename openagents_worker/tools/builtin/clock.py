@@ -122,7 +122,7 @@ def _parse_time(text: str, tool_name: str) -> datetime:
             continue
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     raise ToolValidationError(
-        f"date: {text[:80]!r} cannot be read as one certain date",
+        f"date: {text[:80]!r} is not an unambiguous date",
         tool_name,
         hint="use ISO 8601, for example 2024-03-31 or 2024-03-31T12:00:00+02:00",
     )

@@ -154,7 +154,7 @@ def _factorial(n: Number) -> int:
     return math.factorial(n)
 
 
-def _round(value: Number, digits: Number = 0) -> Number:
+def _round_checked(value: Number, digits: Number = 0) -> Number:
     if not isinstance(digits, int) or abs(digits) > MAX_ROUND_DIGITS:
         raise _refused(f"round takes at most {MAX_ROUND_DIGITS} digits, as a whole number")
     return round(value, digits) if digits else round(value)
@@ -196,7 +196,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": max,
     "min": min,
     "pow": _power,
-    "round": _round,
+    "round": _round_checked,
     "sin": math.sin,
     "sqrt": math.sqrt,
     "sum": _sum,

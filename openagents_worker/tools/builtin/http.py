@@ -157,7 +157,7 @@ class HttpRequest(TypedTool):
             url = request.url
             is_absolute = url.scheme in ("http", "https") and url.host and (url.port or 0) <= MAX_PORT
         except Exception as error:  # idna and the codecs for host names raise errors of their own
-            raise ToolValidationError(f"no such request can be made: {error}", self.name) from error
+            raise ToolValidationError(f"the request cannot be built: {error}", self.name) from error
         if not is_absolute:
             raise ToolValidationError("url: expected an absolute http or https URL", self.name)
         if args.method not in SAFE_METHODS and context is not None:

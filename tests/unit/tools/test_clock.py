@@ -69,7 +69,7 @@ async def test_a_day_is_its_beginning_in_utc(text: str) -> None:
 @pytest.mark.parametrize("text", ["03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"])
 async def test_what_is_not_certain_is_refused(text: str) -> None:
     """03/04/2024 is in April in Rome and in March in Boston, so the model must use another format."""
-    with pytest.raises(ToolValidationError, match="certain") as caught:
+    with pytest.raises(ToolValidationError, match="unambiguous") as caught:
         await DateParse().invoke({"date": text}, None)
     assert caught.value.hint
 

@@ -1,4 +1,4 @@
-"""The approval: a call that needs one is executed only if the request says so beforehand."""
+"""The approval: a call that needs one is executed only if the request contains a decision for it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ SHOWN_SCHEMA_CHARS = 500  # of the schema, in the hint for the model
 
 
 async def arguments(call: ToolCall, proceed: Proceed) -> Any:
-    """Raises `ToolValidationError`, which says what is wrong, for the model."""
+    """Check the arguments of the call. Raises `ToolValidationError` with a text for the model."""
     problem = await _schema_problem(call) or _problem_of_tool(call)
     if problem is not None:
         shown = dumps(call.tool.schema)[:SHOWN_SCHEMA_CHARS]
