@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from openagents_worker.errors import (
     StepTooLarge,
@@ -30,16 +30,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import SuspendKind, WriteResult
-from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
-
-log = get_logger(__name__)
-
-T = TypeVar("T")
-
-_Errors = tuple[type[Exception], ...]
-UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
 DELTA_S = 0.05  # streamed text is collected: at most 20 events a second
