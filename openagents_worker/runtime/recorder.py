@@ -37,7 +37,7 @@ from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
-from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
+from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
@@ -431,4 +431,4 @@ class Recorder:
 
 def _own_model_calls(query: CallQuery) -> int:
     """1 for a call that is itself a model call, else 0."""
-    return 1 if query.kind in ("model", "http") else 0
+    return 1 if query.kind in MODEL_KINDS else 0
