@@ -23,7 +23,7 @@ class RetryCounts:
         for name in self._tries:
             call, kind, node, _ = _parse_name(name)
             if kind and call not in ended:
-                self._names[_place(kind, node, name_of(call))].append(name)
+                self._names[_key_of(kind, node, name_of(call))].append(name)
                 self._names[call].append(name)
 
     @staticmethod
@@ -46,11 +46,11 @@ class RetryCounts:
             return ()
         names = self._names.get(call_id)
         if names is None and query.kind in MODEL_KINDS:
-            names = self._names.get(_place(query.kind, query.branch, query.name))
+            names = self._names.get(_key_of(query.kind, query.branch, query.name))
         return names or ()
 
 
-def _place(kind: str, node: str, name: str) -> str:
+def _key_of(kind: str, node: str, name: str) -> str:
     return f"{kind}\n{node}\n{name}"
 
 

@@ -7,7 +7,6 @@ process can detect it: `worker.stall_monitor_process`. That process always ends 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import faulthandler
 import logging
 import marshal
@@ -193,7 +192,7 @@ class StallMonitor:
             "exit_signal": self._exit_signal,
             "loop_dead_s": self._limits.loop_dead_s,
             "accuse_s": self._limits.accuse_s,
-            "cell": dataclasses.asdict(self._cell),
+            "cell": self._cell.without_codec(),
             "path": [str(entry) for entry in sys.path],
             "log_is_json": is_json_log(),
         }

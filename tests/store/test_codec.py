@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import marshal
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.jsontext import dumps
+from openagents_worker.store.cell import Cell
 from openagents_worker.store.checkpoints import checkpoints
 from openagents_worker.store.codec import MARK, PLAIN, PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
@@ -214,3 +217,10 @@ def test_checkpoints_are_decoded(bench: Bench) -> None:
     request = dumps({"agent_id": "a", "session_id": "s1", "input_text": WORD})
     bench.do("commit", fence=bench.claimed(request=request), records=[dumps(record)])
     assert [checkpoint.value for checkpoint in checkpoints(bench.store, "r1")] == [WORD]
+
+
+def test_a_cell_without_its_codec_can_be_sent_to_another_process() -> None:
+    """The stall monitor is such a process: it records a run and reads no payloads."""
+    cell = Cell("redis://localhost:6379/0", prefix="mine", codec=REVERSED)
+    sent = marshal.loads(marshal.dumps(cell.without_codec()))  # noqa: S302 - its own text
+    assert Cell(**sent) == replace(cell, codec=PLAIN)
