@@ -180,15 +180,16 @@ def test_scripts_read_no_payload(bench: Bench) -> None:
 def test_who_joins_during_a_reply_gets_its_text(bench: Bench) -> None:
     """The script joins the pieces without reading them, and counts their characters."""
     fence = bench.claimed()
-    thought = dumps({"call": "m:1", "offset": 0, "text": "", "reasoning": WORD})
+    thought = dumps({"call": "m:1", "offset": 0, "text": WORD, "kind": "reasoning"})
     bench.do("emit", fence=fence, batch_no=0, events=["llm.delta", thought])
     for number, (offset, text) in enumerate([(0, "Grüße "), (6, "aus 東京 "), (13, "🗼")], start=1):
         piece = dumps({"call": "m:1", "offset": offset, "text": text})
         bench.do("emit", fence=fence, batch_no=number, events=["llm.delta", piece])
     with closing(watch(bench.store, "r1")) as events:
         (delta,) = [next(events) for _ in range(3)][2:]
-        assert delta.payload == {"call": "m:1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼"}
-        piece = dumps({"call": "m:1", "attempt": 1, "offset": 14, "text": "!", "reasoning": WORD})
+        joined = {"call": "m:1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼", "kind": "text"}
+        assert delta.payload == joined
+        piece = dumps({"call": "m:1", "attempt": 1, "offset": 14, "text": "!", "kind": "text"})
         bench.do("emit", fence=fence, batch_no=4, events=["llm.delta", piece, "note", '{"a":1}'])
         assert [next(events).payload for _ in range(2)] == [json.loads(piece), {"a": 1}]
     assert "Grüße" not in stored(bench)
