@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
@@ -33,6 +33,7 @@ from openagents_worker.runtime.call_outcome import (
 )
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.checkpoints import Checkpoints
+from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -43,14 +44,8 @@ from openagents_worker.runtime.spans import call_span, count_replayed, end_call_
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from openagents_worker.runtime.history import RunHistory
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
-
-log = get_logger(__name__)
 
 GIVEN_UP = (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
 """Why a call is cancelled that no later attempt makes again. None: its pattern has cancelled it."""
