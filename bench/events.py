@@ -24,16 +24,21 @@ from typing import Any
 
 import redis.asyncio as redis_async
 
-from bench._worker import megabytes, print_machine
+from bench._worker import megabytes, print_machine, waiting_agent
 from bench.steps import FixedLease
+from openagents_worker.agents import AppConfig
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.scripts import ClaimAnswer, Claimed
+from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
 from openagents_worker.store.watch import awatch
 from openagents_worker.submission.submit import asubmit
 
@@ -224,17 +229,17 @@ async def _many(
 
 
 def _writer(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
-    run_id = RunRequest.model_validate_json(claimed.request).run_id
-    return RunWriter(
-        store=store,
-        lease=FixedLease(WORKER),
-        run_id=run_id,
-        fence=claimed.fence,
-        attempt=1,
-        latch=Latch(),
-        ids={"agent_id": "watched", "session_id": run_id, "run_id": run_id},
-        preview_chars=settings.event_preview_chars,
-    )
+    request = RunRequest.model_validate_json(claimed.request)
+    identity = RunIdentity.of(claimed, request, WORKER)
+    config = AppConfig.model_validate({"agents": [waiting_agent(0)]})
+    services = Services(store, Assembly(config, env={}), settings, _send_no_wakes)
+    latch = Latch()
+    fenced = FencedStore(identity, store, lease=FixedLease(WORKER), latch=latch)
+    return RunWriter(identity, services, store=fenced, latch=latch)
+
+
+async def _send_no_wakes(_: Sequence[Wake]) -> None:
+    """No run of this measurement waits for another one."""
 
 
 async def _emit_all(writer: RunWriter, events: int) -> None:

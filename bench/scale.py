@@ -31,7 +31,7 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import told
+from openagents_worker.store.scripts import confirm_completion
 from openagents_worker.submission.submit import asubmit
 
 LENGTHS = (10, 100, 1_000, 10_000)
@@ -340,7 +340,7 @@ async def _execute(store: AsyncStore, runner: Runner, settings: Settings, runs: 
         request = RunRequest(agent_id="runs", session_id=run_id, run_id=run_id, input_text="go")
         await asubmit(store, request, settings=settings)
         await runner.execute(run_id)
-        await store.run(told(runs=[run_id, "1"]))  # as if Celery had been notified
+        await store.run(confirm_completion(runs=[run_id, "1"]))  # as if Celery had been notified
 
 
 async def _measure_runs(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:

@@ -37,7 +37,7 @@ PIECES = (
 
 
 FUNCTIONS: Mapping[str, Callable[[str], object]] = {
-    "a date that a tool reads": lambda text: clock._parsed(text, "date_parse"),
+    "a date that a tool reads": lambda text: clock._parse_time(text, "date_parse"),
     "a field's name that is near": lambda text: nearest(text, ["a" * 60] * 300),
     "a formula that a tool computes": evaluate,
     "a reply in pieces": words,

@@ -20,10 +20,12 @@ PURPOSES = {
     "commit": "stores the outcome of each call, and checkpoint 0 with the first one",
     "emit": "events of a call that takes longer than 20 ms",
     "finish": "stores result, transcript, artifacts and state, and starts the next run, atomically",
-    "told": "records that Celery was notified of the end",
+    "confirm_completion": "records that Celery was notified of the end",
 }
 STEPS = (0, 1, 10)
-MAX_OTHERS = 2  # besides claim, commits, finish and emits: `told`, and checkpoint 0 before a long call
+MAX_OTHERS = (
+    2  # besides claim, commits, finish and emits: `confirm_completion`, and checkpoint 0 before a long call
+)
 
 
 def main(arguments: Sequence[str] = ()) -> int:

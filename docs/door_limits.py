@@ -213,7 +213,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "event",
         "its name",
-        "runtime.writer.MAX_EVENT_NAME_CHARS",
+        "runtime.event_text.MAX_EVENT_NAME_CHARS",
         "characters",
         "",
         "`step.too_large`, where it is emitted",

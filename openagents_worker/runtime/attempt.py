@@ -240,7 +240,7 @@ class Attempt:
         self._context = recorder.context = context
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
-        recorder.store_start()
+        recorder.checkpoints.store_start()
         emit_resumed(self._writer, self._claimed)
         if is_by_place:
             recorder.begin()

@@ -167,7 +167,7 @@ async def _validate_once(
         key = digest_of(canonical_json([output_type.name, output]))
     except (TypeError, ValueError, RecursionError):  # not JSON: each attempt finds that out again
         return await output_type.validate(output, checks, offload)
-    if (recorded_result := recorder.recorded_check(key)) is not None:
+    if (recorded_result := recorder.checkpoints.recorded_check(key)) is not None:
         if "error" in recorded_result:
             raise error_from_wire(recorded_result["error"])
         if recorded_result["ok"] == FITS:
@@ -179,12 +179,12 @@ async def _validate_once(
         validated = await output_type.validate(output, checks, offload)
     except OutputMismatch as mismatch:  # the message of a custom validator goes to the model
         problem = safe_message(str(mismatch), MAX_MESSAGE_CHARS)
-        recorder.record_check(key, {"ok": {"problem": problem}})
+        recorder.checkpoints.record_check(key, {"ok": {"problem": problem}})
         raise OutputMismatch(problem) from mismatch
     except CheckLimitExceeded as error:
-        recorder.record_check(key, {"error": error.to_dict()})
+        recorder.checkpoints.record_check(key, {"error": error.to_dict()})
         raise
-    recorder.record_check(key, {"ok": FITS if validated is output else FITS_AS_JSON})
+    recorder.checkpoints.record_check(key, {"ok": FITS if validated is output else FITS_AS_JSON})
     return validated
 
 

@@ -94,6 +94,7 @@ class Preparation:
         self._parts = parts
         self._recorder = recorder
         self._writer = writer
+        self._budget = context.run_request.budget or RunBudget()
         self._start_record = history.start_record
         self._start = history.start
         self._session = SessionAtStart(sessions, history.start)
@@ -192,12 +193,11 @@ class Preparation:
 
     def _bind_model(self) -> None:
         """Put the recorded model client into the context."""
-        budget = self._context.run_request.budget or RunBudget()
         self._context.llm_client = RecordedModel(
             self._parts.model(),
             recorder=self._recorder,
             writer=self._writer,
-            budget=budget,
+            budget=self._budget,
             output_format=self._context.output_format,
         )
 
@@ -205,10 +205,11 @@ class Preparation:
         """Put the recorded tools into the context: those that the run began with."""
         tools = RunTools(self._parts, self._context, self._recorder, self._start_record)
         if self._start_record is None:
-            self._recorder.set_start(self._start.to_record(self._recorder.rules.format, tools.at_start()))
+            self._recorder.checkpoints.set_start(
+                self._start.to_record(self._recorder.rules.format, tools.at_start())
+            )
         self._recorder.changed_tools = tools.changed()
-        budget = self._context.run_request.budget or RunBudget()
-        run = ToolRun(self._context, self._writer, budget, self._parts.checks, guards.GUARDS)
+        run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
         self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
 
     async def _preflight(self) -> None:

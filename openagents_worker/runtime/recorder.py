@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
@@ -22,7 +22,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunArtifact, RunUsage
-from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
     Event,
     MakeCall,
@@ -32,26 +32,20 @@ from openagents_worker.runtime.call_outcome import (
     took_ms,
 )
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
+from openagents_worker.runtime.checkpoints import Checkpoints
+from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
-from openagents_worker.runtime.journal import Record, check_record
+from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
-from openagents_worker.runtime.rules import CallQuery, ReplayContradiction
+from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.facts import Fact, FactKind
-from openagents_worker.store.formats import BY_PLACE
-from openagents_worker.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
-    from openagents_worker.runtime.history import RunHistory
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
-
-log = get_logger(__name__)
 
 GIVEN_UP = (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
 """Why a call is cancelled that no later attempt makes again. None: its pattern has cancelled it."""
@@ -70,9 +64,7 @@ class Recorder:
         durable: bool,
         max_record_bytes: int,
     ) -> None:
-        self.usage = RunUsage()
-        self.position = history.length
-        """The journal position of the next record."""
+        self.checkpoints = Checkpoints(identity, history, writer, durable=durable)
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
         self.changed_tools: Sequence[str] = ()
@@ -87,10 +79,7 @@ class Recorder:
         self._writer = writer
         self._latch = latch
         self._durable = durable
-        self._checks = dict(history.checks)
-        self._noted = dict(history.noted)
         self._loop = asyncio.get_running_loop()
-        self._start: Record | None = None
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
         self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
@@ -127,6 +116,11 @@ class Recorder:
     @property
     def run_id(self) -> str:
         return self._identity.run_id
+
+    @property
+    def usage(self) -> RunUsage:
+        """The usage of the run so far."""
+        return self.checkpoints.usage
 
     def begin(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""
@@ -168,7 +162,7 @@ class Recorder:
             return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
             if self._latch.reason is None and not record.is_cancelled:
-                await self._store_shielded(self._records.cancellation_of(record), [])
+                await self.checkpoints.store(self._records.cancellation_of(record), [])
             raise
 
     async def _make_and_answer(
@@ -195,8 +189,8 @@ class Recorder:
             name=query.name,
             number=number,
             emit=self._writer.emit,
-            noted=self._noted.get(call_id),
-            note=partial(self._store_note, call_id) if self._durable else None,
+            noted=self.checkpoints.noted.get(call_id),
+            note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
         )
         with CallInProgress(self.in_progress, may_repeat=may_repeat):
@@ -205,12 +199,6 @@ class Recorder:
             await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
         return self._answer_with(record, error)
-
-    async def _store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
-        """Store a note about a call, before its outcome. Its record replaces the note."""
-        self._noted[call_id] = value
-        self.store_start()
-        await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))
 
     def _is_given_up(self) -> bool:
         """Whether a call that is being cancelled now will not be made again by a later attempt."""
@@ -259,7 +247,7 @@ class Recorder:
             cancelled = self._records.new(
                 query, info, {"cancelled": True}, took_ms(self._loop.time() - began_s)
             )
-            await self._store_shielded(cancelled, [])
+            await self.checkpoints.store(cancelled, [])
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
             return Outcome(error=coded(error, PatternError), may_retry=False), 0
@@ -273,92 +261,16 @@ class Recorder:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    def set_start(self, start: Record) -> None:
-        """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
-        self._start = start if self._durable else None
-
-    def store_start(self) -> None:
-        """Checkpoint 0 is complete: store it together with the next write."""
-        if self._start is not None:
-            start, self._start = self._start, None
-            _, saved = self._assign_checkpoint(start)
-            self._writer.defer_start(start.to_json(), saved)
-
     async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self._store_shielded(record, events, text)
+            await self.checkpoints.store(record, events, text)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:
                 # The outcome is stored, but the program sees a cancellation. Replay must show it the same.
-                await self._store_shielded(self._records.cancellation_of(record), [])
+                await self.checkpoints.store(self._records.cancellation_of(record), [])
             raise
-
-    async def _store_shielded(self, record: Record, events: list[Event], text: str = "") -> None:
-        """Store a record. A cancellation during the write is raised after the write."""
-        storing = outside_runs(
-            self._store(record, events, text), name=f"commit {self._identity.run_id} {record.call}"
-        )
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await asyncio.wait([storing])
-            storing.result()
-            raise
-
-    async def _store(self, record: Record, events: list[Event], text: str) -> None:
-        """Write a record with its events and the new usage of the run."""
-        self.store_start()
-        self._writer.end_deltas(record.call)
-        usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
-        if record.usage:
-            events = [*events, ("usage.updated", {"usage": usage.model_dump(exclude_defaults=True)})]
-        if not self._durable:
-            self.usage = usage
-            for event in events:
-                self._writer.emit(*event)
-            return
-        position, saved = self._assign_checkpoint(record)
-        self.usage = usage
-        noted = self._noted.pop(record.call, None)
-        await self._writer.commit(
-            position,
-            text or record.to_json(),
-            usage,
-            [*events, saved],
-            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
-        )
-
-    # --- checks of the run's output ----------------------------------------------------------------------
-
-    def recorded_check(self, key: str) -> dict[str, Any] | None:
-        """The recorded result of the check of an output; None if it was not checked yet.
-
-        `key` is the digest of the output.
-        """
-        return self._checks.get(key)
-
-    def record_check(self, key: str, outcome: dict[str, Any]) -> None:
-        """Record the result of a check. It is stored with the next record, without a further round trip."""
-        self._checks[key] = outcome
-        if not self._durable or self.rules.format == BY_PLACE:
-            return
-        self.store_start()
-        record = check_record(key, outcome, life=self._identity.life)
-        position, saved = self._assign_checkpoint(record)
-        self._writer.defer_record(position, record.to_json(), self.usage, saved)
-
-    def _assign_checkpoint(self, record: Record) -> tuple[int, Event]:
-        """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
-        position, self.position = self.position, self.position + 1
-        payload = {
-            "checkpoint_id": f"{self._identity.run_id}:step:{position}",
-            "step_index": position,
-            "transcript_length": self._history.start.transcript_length,
-            "call_id": record.call,
-        }
-        return position, ("run.checkpoint_saved", payload)
 
     # --- replay ------------------------------------------------------------------------------------------
 
@@ -371,9 +283,9 @@ class Recorder:
     async def _answer_from(self, record: Record) -> Any:
         """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
         for inner in self.rules.records_inside(record):
-            self.usage = self.usage.plus(RunUsage(**inner.usage))
+            self.checkpoints.usage = self.usage.plus(RunUsage(**inner.usage))
             self._apply(inner)
-        self.usage = self.usage.plus(RunUsage(**record.usage))
+        self.checkpoints.usage = self.usage.plus(RunUsage(**record.usage))
         self._pattern_events.release_all_if_replayed()
         await self._stop_if_latched()
         return self._answer_with(record)
@@ -431,4 +343,4 @@ class Recorder:
 
 def _own_model_calls(query: CallQuery) -> int:
     """1 for a call that is itself a model call, else 0."""
-    return 1 if query.kind in ("model", "http") else 0
+    return 1 if query.kind in MODEL_KINDS else 0

@@ -8,8 +8,7 @@ were recorded. If a call contradicts the journal, nothing is executed.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,14 @@ from openagents_worker.runtime.call_ids import (
     OuterCall,
     content_digest,
     content_of,
-    name_of,
 )
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.prompts import PromptDigests
 from openagents_worker.runtime.replay_loading import OpenCall, sort_records
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
-from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.retry_counts import RetryCounts
+from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction, Rules
 from openagents_worker.runtime.turns import OutcomeOrder
 from openagents_worker.runtime.unused_records import UnusedRecords, described
 from openagents_worker.store.formats import BY_CONTENT
@@ -38,13 +37,10 @@ __all__ = ["ReplayByContent"]
 
 SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
-MAX_REQUESTS_DIGITS = 10  # of a stored count; a longer one was not written by this library
 CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
 OWN_KINDS = frozenset({"now"})
 """Kinds of calls without meaningful arguments. A record of another node never answers them."""
-MODEL_KINDS = frozenset({"model", "http"})
-"""Kinds of calls whose argument is a prompt. It can contain data that is not recorded, such as a date."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +72,6 @@ class ReplayByContent(Rules):
         self._loop = asyncio.get_running_loop()
         self._nodes = Nodes(self._on_node_end)
         self._prompts = PromptDigests()
-        self._tries_facts: dict[str, list[str]] = defaultdict(list)
-        self._tries = dict(tries)
         self._ids = CallIdNumbering()
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
@@ -86,20 +80,10 @@ class ReplayByContent(Rules):
         self._unused = UnusedRecords(loaded)
         for call_id in loaded.used_ids:
             self._ids.mark_used(call_id)
-        self._load_tries(loaded.ended)
+        self._retry_counts = RetryCounts(tries, loaded.ended)
         positions = [each.position for each in loaded.replayed if not self._unused.was_cancelled(each)]
         self._order = OutcomeOrder(self._loop, positions)
         latch.is_set.add_done_callback(lambda _: self._wake_all())
-
-    # --- records -----------------------------------------------------------------------------------------
-
-    def _load_tries(self, ended: Collection[str]) -> None:
-        """Index the retry counts of calls that have no final record."""
-        for fact in self._tries:
-            call, kind, node, _ = _parse_tries(fact)
-            if kind and call not in ended:
-                self._tries_facts[f"{kind}\n{node}\n{name_of(call)}"].append(fact)
-                self._tries_facts[call].append(fact)
 
     # --- entering ----------------------------------------------------------------------------------------
 
@@ -336,25 +320,13 @@ class ReplayByContent(Rules):
         self._note_progress()
 
     def tries_fact(self, query: _ContentQuery, call_id: str, requests: int = 1) -> str:
-        name = f"{call_id}\n{query.kind}\n{query.branch}"
-        return name if requests == 1 else f"{name}\n{requests}"
+        return self._retry_counts.name(query, call_id, requests)
 
     def failed_tries(self, query: _ContentQuery, call_id: str) -> int:
-        """How often this call was retried later. A model call with a new prompt inherits the count."""
-        return sum(self._tries[fact] for fact in self._facts_of(query, call_id))
+        return self._retry_counts.failed_tries(query, call_id)
 
     def requests_sent(self, query: _ContentQuery, call_id: str) -> int:
-        facts = self._facts_of(query, call_id)
-        return sum(self._tries[fact] * _parse_tries(fact)[3] for fact in facts)
-
-    def _facts_of(self, query: _ContentQuery, call_id: str) -> Sequence[str]:
-        """The retry counts of a call; for a model call with a new prompt, those of its predecessor."""
-        if not self._tries_facts:
-            return ()
-        facts = self._tries_facts.get(call_id)
-        if facts is None and query.kind in MODEL_KINDS:
-            facts = self._tries_facts.get(f"{query.kind}\n{query.branch}\n{query.name}")
-        return facts or ()
+        return self._retry_counts.requests_sent(query, call_id)
 
     def identity(self, query: _ContentQuery) -> dict[str, Any]:
         return {
@@ -401,16 +373,3 @@ class ReplayByContent(Rules):
             self._wake(("node", node.path))
             if len(self._nodes.living) <= 1:
                 self._wake(ALONE)
-
-
-def _parse_tries(fact: str) -> tuple[str, str, str, int]:
-    """Split the name of a retry count into call id, kind, node, and the requests of each of these tries."""
-    call, _, rest = fact.partition("\n")
-    kind, _, rest = rest.partition("\n")
-    node, _, requests = rest.partition("\n")
-    return (
-        call,
-        kind,
-        node,
-        int(requests) if requests.isdecimal() and len(requests) < MAX_REQUESTS_DIGITS else 1,
-    )

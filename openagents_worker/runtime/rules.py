@@ -13,12 +13,14 @@ from typing import Any
 
 from openagents_worker.runtime.journal import Record
 
-__all__ = ["PREPARE_PART", "REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
+__all__ = ["MODEL_KINDS", "PREPARE_PART", "REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
 
 PREPARE_PART = "prepare"
 """The part of a run before its pattern, in runs that are replayed by place."""
 REMEMBER = "remember"
 """The part of a run after its pattern, in which the memory stores the turn. It has its own records."""
+MODEL_KINDS = frozenset({"model", "http"})
+"""Kinds of calls whose argument is a prompt. It can contain data that is not recorded, such as a date."""
 
 
 class ReplayContradiction(Exception):

@@ -10,43 +10,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
-from openagents_worker.errors import (
-    StepTooLarge,
-    text_of,
-)
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import RunUsage
-from openagents_worker.redaction import MAX_VALUES, TooManyValues, redact, shown_json
+from openagents_worker.redaction import shown_json
 from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.event_text import EventText, masked_name
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.reply_stream import ReplyStream
 from openagents_worker.runtime.services import Services
-from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import SuspendKind, WriteResult
-from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
-
-log = get_logger(__name__)
-
-T = TypeVar("T")
-
-_Errors = tuple[type[Exception], ...]
-UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
 DELTA_S = 0.05  # streamed text is collected: at most 20 events a second
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
-MAX_EVENT_NAME_CHARS = 256  # the same limit as for ids
-UTF8_BYTES = 4  # largest size of one character
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
 PENDING_BYTES = 4 * 1024 * 1024
 
@@ -77,9 +63,7 @@ class RunWriter:
         self._attempt = identity.attempt
         self._latch = latch
         self._ids = shown_json(identity.ids)
-        self._preview_chars = services.settings.event_preview_chars
-        self._redact_keys = services.assembly.redact_keys
-        self._max_event_bytes = services.settings.max_payload_bytes
+        self._text = EventText(identity.run_id, services)
         self._write_lock = asyncio.Lock()
         self._pending: list[str] = []  # name, payload, name, payload …
         self._pending_chars = 0
@@ -97,43 +81,15 @@ class RunWriter:
 
     def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Queue an event. It is stored with the next commit, or after `FLUSH_S` seconds without one."""
-        self._add(_masked_name(name), self._masked_json(payload))
+        self._add(masked_name(name), self._text.payload(payload))
 
     def emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
         """Queue an event of user code, as `emit` does. Raises `StepTooLarge`."""
-        name, masked = self._masked_and_checked(name, payload)
-        self._add(name, masked)
+        self._add(*self._text.checked(name, payload))
 
     def check_event(self, name: str, payload: Mapping[str, Any]) -> None:
         """Raises `StepTooLarge` for an event that `emit_user_event` would refuse."""
-        self._masked_and_checked(name, payload)
-
-    def _masked_and_checked(self, name: str, payload: Mapping[str, Any]) -> tuple[str, str]:
-        """Name and payload as they are stored. The limit counts values before they are masked."""
-        name = _masked_name(name)
-        try:
-            masked = shown_json(payload, self._redact_keys, is_whole=True)
-        except TooManyValues:
-            raise self._too_large(name, f"more than {MAX_VALUES:,} values") from None
-        self._check_size(name, masked)
-        return name, masked
-
-    def _check_size(self, name: str, payload: str) -> None:
-        most = self._max_event_bytes
-        if len(name) > MAX_EVENT_NAME_CHARS:
-            problem = f"{len(name):,} characters in its name, {MAX_EVENT_NAME_CHARS} are allowed"
-        elif len(payload) * UTF8_BYTES > most and (size := len(payload.encode())) > most:
-            problem = f"{size:,} bytes, {most:,} are allowed"
-        else:
-            return
-        raise self._too_large(name, problem)
-
-    def _too_large(self, name: str, problem: str) -> StepTooLarge:
-        return StepTooLarge(
-            f"the event {name[:40]!r} has {problem}",
-            hint="emit a reference to the data, or several smaller events",
-            run_id=self.run_id,
-        )
+        self._text.checked(name, payload)
 
     def _add(self, name: str, payload: str) -> None:
         self._pending += (name, payload)
@@ -153,15 +109,12 @@ class RunWriter:
 
     def emit_run_event(self, name: str, **payload: Any) -> None:
         """Queue an event of the runtime. Its payload begins with the ids of run, session and agent."""
-        more = self._masked_json(payload) if payload else "{}"
+        more = self._text.payload(payload) if payload else "{}"
         self._add(name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}")
 
     def preview(self, content: Any) -> Any:
         """The masked and shortened content of a call, for an event. The journal holds the whole content."""
-        return redact(content, self._redact_keys, max_chars=self._preview_chars, mask=mask_prose)
-
-    def _masked_json(self, payload: Mapping[str, Any]) -> str:
-        return shown_json(payload, self._redact_keys)
+        return self._text.preview(content)
 
     def delta(self, call: str, text: str) -> None:
         """Publish a piece of a streamed reply to current watchers. It is not stored."""
@@ -247,7 +200,7 @@ class RunWriter:
         """Take all queued events and append these. The result is one batch with a new batch number."""
         batch, self._pending, self._pending_chars = self._pending, [], 0
         for name, payload in events:
-            batch += [name, self._masked_json(payload)]
+            batch += [name, self._text.payload(payload)]
         self._batch_no += 1
         return batch
 
@@ -325,7 +278,7 @@ class RunWriter:
             position = deferred[0].position
             records = [*(each.record for each in deferred), *records]
             checkpoint_events = [
-                (name, self._masked_json(payload)) for each in deferred for name, payload in each.events
+                (name, self._text.payload(payload)) for each in deferred for name, payload in each.events
             ]
             batch = [*chain.from_iterable(checkpoint_events), *batch]
         await self.store.write(
@@ -396,8 +349,3 @@ class RunWriter:
             self._timer = None  # a timer holds a reference to this writer
         for task in list(self._flushing):
             await asyncio.wait([task])
-
-
-def _masked_name(name: object) -> str:
-    """The name of an event as text, masked. A pattern may pass any object as a name."""
-    return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))

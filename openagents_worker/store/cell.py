@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import Keys
@@ -26,6 +26,10 @@ class Cell:
     """The number of watchers that may be open in one process at the same time."""
     codec: PayloadCodec = field(default=PLAIN, repr=False)  # it may have a key
     """Encodes and decodes payload text. All processes of a cell need one that reads the same texts."""
+
+    def without_codec(self) -> dict[str, str | int]:
+        """The arguments of a cell for another process that neither reads nor writes payload text."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "codec"}
 
     @property
     def keys(self) -> Keys:

@@ -96,6 +96,8 @@ class PlanSteps(Generic[T]):
         except StopIteration as done:
             self.result = done.value
             raise
+        finally:
+            del error  # it refers to this frame if the plan raises it: no reference cycle
 
     def __enter__(self) -> None:
         self.answer = None

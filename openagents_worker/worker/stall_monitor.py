@@ -7,7 +7,6 @@ process can detect it: `worker.stall_monitor_process`. That process always ends 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import faulthandler
 import logging
 import marshal
@@ -193,12 +192,7 @@ class StallMonitor:
             "exit_signal": self._exit_signal,
             "loop_dead_s": self._limits.loop_dead_s,
             "accuse_s": self._limits.accuse_s,
-            # Its only script has no payload, so the process needs no codec.
-            "cell": {
-                field.name: getattr(self._cell, field.name)
-                for field in dataclasses.fields(self._cell)
-                if field.name != "codec"
-            },
+            "cell": self._cell.without_codec(),
             "path": [str(entry) for entry in sys.path],
             "log_is_json": is_json_log(),
         }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import marshal
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.jsontext import dumps
+from openagents_worker.store.cell import Cell
 from openagents_worker.store.checkpoints import checkpoints
 from openagents_worker.store.codec import MARK, PLAIN, PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
@@ -177,15 +180,16 @@ def test_scripts_read_no_payload(bench: Bench) -> None:
 def test_who_joins_during_a_reply_gets_its_text(bench: Bench) -> None:
     """The script joins the pieces without reading them, and counts their characters."""
     fence = bench.claimed()
-    thought = dumps({"call": "m:1", "offset": 0, "text": "", "reasoning": WORD})
+    thought = dumps({"call": "m:1", "offset": 0, "text": WORD, "kind": "reasoning"})
     bench.do("emit", fence=fence, batch_no=0, events=["llm.delta", thought])
     for number, (offset, text) in enumerate([(0, "Grüße "), (6, "aus 東京 "), (13, "🗼")], start=1):
         piece = dumps({"call": "m:1", "offset": offset, "text": text})
         bench.do("emit", fence=fence, batch_no=number, events=["llm.delta", piece])
     with closing(watch(bench.store, "r1")) as events:
         (delta,) = [next(events) for _ in range(3)][2:]
-        assert delta.payload == {"call": "m:1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼"}
-        piece = dumps({"call": "m:1", "attempt": 1, "offset": 14, "text": "!", "reasoning": WORD})
+        joined = {"call": "m:1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼", "kind": "text"}
+        assert delta.payload == joined
+        piece = dumps({"call": "m:1", "attempt": 1, "offset": 14, "text": "!", "kind": "text"})
         bench.do("emit", fence=fence, batch_no=4, events=["llm.delta", piece, "note", '{"a":1}'])
         assert [next(events).payload for _ in range(2)] == [json.loads(piece), {"a": 1}]
     assert "Grüße" not in stored(bench)
@@ -214,3 +218,10 @@ def test_checkpoints_are_decoded(bench: Bench) -> None:
     request = dumps({"agent_id": "a", "session_id": "s1", "input_text": WORD})
     bench.do("commit", fence=bench.claimed(request=request), records=[dumps(record)])
     assert [checkpoint.value for checkpoint in checkpoints(bench.store, "r1")] == [WORD]
+
+
+def test_a_cell_without_its_codec_can_be_sent_to_another_process() -> None:
+    """The stall monitor is such a process: it records a run and reads no payloads."""
+    cell = Cell("redis://localhost:6379/0", prefix="mine", codec=REVERSED)
+    sent = marshal.loads(marshal.dumps(cell.without_codec()))  # noqa: S302 - its own text
+    assert Cell(**sent) == replace(cell, codec=PLAIN)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
-from openagents_worker.errors import RedisRefused
+from openagents_worker.errors import OpenAgentsError, RedisRefused
 from openagents_worker.store.client import AsyncStore, Cell, OnDisk, Plan, Store
 from openagents_worker.store.codec import PLAIN
 from openagents_worker.store.plan import CODEC, Commands, Emit
@@ -86,3 +88,38 @@ def test_an_error_that_a_plan_does_not_handle_leaves_it(store: Store) -> None:
 
     with pytest.raises(Exception, match="appendonly"):
         store.execute(plan())
+
+
+def _refused(store: Store) -> list[Callable[[], Any]]:
+    key = store.keys("run", "r1")
+    store.use(lambda r: r.set(key, "not a hash", px=60_000))
+    submit = call("submit", run_id="r1")
+
+    def plan() -> Plan[Any]:
+        return (yield lambda r: r.hget(key, "x"))
+
+    return [
+        lambda: store.run(submit),
+        lambda: store.run_on_disk(submit),
+        lambda: store.execute(plan()),
+        lambda: list(store.stream(plan())),
+    ]
+
+
+@pytest.mark.parametrize("door", range(4), ids=["run", "run_on_disk", "execute", "stream"])
+def test_an_error_that_leaves_a_plan_is_freed_at_once(store: Store, door: int) -> None:
+    """It would keep the frames of its traceback, and with them the run that was to be written."""
+    work = _refused(store)[door]
+    with suppress(OpenAgentsError):
+        work()  # objects created once per process are kept
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(OpenAgentsError) as raised:
+            work()
+        cause = raised.value.__cause__ or raised.value
+        errors = [weakref.ref(raised.value), weakref.ref(cause)]
+        del raised, cause
+        assert [error() for error in errors] == [None, None]
+    finally:
+        gc.enable()

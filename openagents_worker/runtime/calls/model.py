@@ -122,6 +122,8 @@ class RecordedModel(ModelClient):
     def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
         """The request with a listener that publishes the pieces of the reply, if the client can stream."""
         if not self._streams:
+            if request.on_delta is None and request.on_piece is None:
+                return request
             return replace(request, on_delta=None, on_piece=None)
 
         async def publish(text: str) -> None:

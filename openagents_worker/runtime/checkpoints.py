@@ -1,0 +1,118 @@
+"""Checkpoints: the only place that gives each record of a run its position in the journal, and stores it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from openagents_worker.models import RunUsage
+from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.history import RunHistory
+from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.runtime.journal import Record, check_record
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store.facts import Fact, FactKind
+from openagents_worker.store.formats import BY_PLACE
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints:
+    """The checkpoints of one attempt. Each of them is a record with its events and the usage of the run."""
+
+    def __init__(
+        self, identity: RunIdentity, history: RunHistory, writer: RunWriter, *, durable: bool
+    ) -> None:
+        self.usage = RunUsage()
+        self.position = history.length
+        """The journal position of the next record."""
+        self.noted: dict[str, Mapping[str, Any]] = dict(history.noted)
+        """What was noted about calls that are not recorded yet, by call id."""
+        self._run_id = identity.run_id
+        self._life = identity.life
+        self._format = history.rules.format
+        self._transcript_length = history.start.transcript_length
+        self._writer = writer
+        self._durable = durable
+        self._checks = dict(history.checks)
+        self._start: Record | None = None
+
+    def set_start(self, start: Record) -> None:
+        """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
+        self._start = start if self._durable else None
+
+    def store_start(self) -> None:
+        """Checkpoint 0 is complete: store it together with the next write."""
+        if self._start is not None:
+            start, self._start = self._start, None
+            _, saved = self._assign_checkpoint(start)
+            self._writer.defer_start(start.to_json(), saved)
+
+    async def store(self, record: Record, events: list[Event], text: str = "") -> None:
+        """Store a record. A cancellation during the write is raised after the write."""
+        storing = outside_runs(self._write(record, events, text), name=f"commit {self._run_id} {record.call}")
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await asyncio.wait([storing])
+            storing.result()
+            raise
+
+    async def _write(self, record: Record, events: list[Event], text: str) -> None:
+        """Write a record with its events and the new usage of the run."""
+        self.store_start()
+        self._writer.end_deltas(record.call)
+        usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
+        if record.usage:
+            events = [*events, ("usage.updated", {"usage": usage.model_dump(exclude_defaults=True)})]
+        if not self._durable:
+            self.usage = usage
+            for event in events:
+                self._writer.emit(*event)
+            return
+        position, saved = self._assign_checkpoint(record)
+        self.usage = usage
+        noted = self.noted.pop(record.call, None)
+        await self._writer.commit(
+            position,
+            text or record.to_json(),
+            usage,
+            [*events, saved],
+            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
+        )
+
+    def recorded_check(self, key: str) -> dict[str, Any] | None:
+        """The recorded result of the check of an output; None if it was not checked yet.
+
+        `key` is the digest of the output.
+        """
+        return self._checks.get(key)
+
+    def record_check(self, key: str, outcome: dict[str, Any]) -> None:
+        """Record the result of a check. It is stored with the next record, without a further round trip."""
+        self._checks[key] = outcome
+        if not self._durable or self._format == BY_PLACE:
+            return
+        self.store_start()
+        record = check_record(key, outcome, life=self._life)
+        position, saved = self._assign_checkpoint(record)
+        self._writer.defer_record(position, record.to_json(), self.usage, saved)
+
+    def _assign_checkpoint(self, record: Record) -> tuple[int, Event]:
+        """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
+        position, self.position = self.position, self.position + 1
+        payload = {
+            "checkpoint_id": f"{self._run_id}:step:{position}",
+            "step_index": position,
+            "transcript_length": self._transcript_length,
+            "call_id": record.call,
+        }
+        return position, ("run.checkpoint_saved", payload)
+
+    async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
+        """Store a note about a call, before its outcome. Its record replaces the note."""
+        self.noted[call_id] = value
+        self.store_start()
+        await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))
