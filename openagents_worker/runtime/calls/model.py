@@ -122,6 +122,8 @@ class RecordedModel(ModelClient):
     def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
         """The request with listeners that publish the pieces of the reply; without, if nobody can stream."""
         if not self._streams:
+            if request.on_delta is None and request.on_piece is None:
+                return request
             return replace(request, on_delta=None, on_piece=None)
 
         async def publish(text: str) -> None:

@@ -83,7 +83,7 @@ def script_function(declared: Callable[P, T]) -> Callable[P, ScriptCall[T]]:
 
     def build_call(*_: P.args, **arguments: P.kwargs) -> ScriptCall[T]:
         script_of_function, defaults, decode, encoders = script()
-        values = tuple(arguments.get(name, default) for name, default in defaults.items())
+        values = tuple(map(arguments.get, defaults, defaults.values()))
         return ScriptCall(script_of_function, values, decode, encoders)
 
     build_call.__name__, build_call.__doc__ = declared.__name__, declared.__doc__
