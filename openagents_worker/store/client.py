@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
@@ -346,9 +345,3 @@ def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[
         return store.ask(step)
     assert execute_other is not None, step
     return execute_other(step)
-
-
-def monotonic_deadline(seconds: float) -> Callable[[], bool]:
-    """A function that returns True once so many seconds have passed, for `AsyncStore.run_until`."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end

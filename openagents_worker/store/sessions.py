@@ -138,9 +138,6 @@ class SessionStore:
     async def count_messages(self, session_id: str) -> int:
         return await self._length("transcript", session_id)
 
-    async def count_artifacts(self, session_id: str) -> int:
-        return await self._length("artifacts", session_id)
-
     async def load_state_texts(self, session_id: str) -> dict[str, str]:
         """The state of the session: top-level key -> value as JSON text."""
         key = self._store.keys("session_state", session_id)
