@@ -23,6 +23,7 @@ from openagents_worker.llm.base import CallInfo, Delta, DeltaKind, LLMResponse, 
 from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.structured import response_format
+from openagents_worker.patterns.turn import checked_answer
 from openagents_worker.runtime.reply_stream import ReplyStream
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, delta, sse, whole
 from tests.unit.llm.wire import ANTHROPIC, CHAT, KEY, RESPONSES, Format, Heard, ask, client_of
@@ -334,3 +335,9 @@ def test_the_name_of_a_tool_has_a_limit_in_each_event() -> None:
     (payload,) = stream.take("c", 1)
 
     assert len(payload) < 500
+
+
+def test_a_text_that_an_error_ended_is_not_an_answer() -> None:
+    """A client of somebody else may return it as a reply."""
+    with pytest.raises(LLMResponseError, match="ended with an error"):
+        checked_answer(LLMResponse("half an ans", finish_reason="error"), accept_truncated=True)
