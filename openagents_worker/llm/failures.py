@@ -69,7 +69,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # Words in the code or type of an error inside a 200 reply. Any other error counts as a server error (500).
 _STATUS_BY_WORD = {
-    "image": 400,
+    "server_error": 500,
     "rate_limit": 429,
     "resource_exhausted": 429,
     "too_many_requests": 429,
@@ -85,6 +85,7 @@ _STATUS_BY_WORD = {
     "not_found": 404,
     "notfound": 404,
     "does_not_exist": 404,
+    "image": 400,
     "too_large": 413,
     "invalid": 400,
     "badrequest": 400,

@@ -121,6 +121,8 @@ async def test_no_error_of_a_reply_contains_the_key(
     [
         ("server_error", "oops", LLMConnectionError),
         ("vector_store_timeout", "late", LLMConnectionError),
+        ("image_generation_server_error", "oops", LLMConnectionError),
+        ("image_file_too_large", "no", LLMResponseError),
         ("rate_limit_exceeded", "slow", LLMRateLimitError),
         ("invalid_prompt", "no", LLMResponseError),
         ("image_content_policy_violation", "no", LLMReplyFiltered),
