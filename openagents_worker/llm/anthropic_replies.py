@@ -12,7 +12,7 @@ from openagents_worker.llm.anthropic_requests import CALLS_AT, WIRE_FORMAT
 from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.conversation import tool_call
-from openagents_worker.llm.messages import content_text
+from openagents_worker.llm.messages import content_text, is_blank_text
 from openagents_worker.llm.structured import OUTPUT_TOOL
 from openagents_worker.llm.usage import usage_from_wire
 
@@ -40,7 +40,7 @@ def message_from_wire(body: Any, *, provider: str) -> LLMResponse:
     try:
         return _reply(body, provider)
     except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
-        raise LLMResponseError(f"{provider}: the reply is not a message ({error!r})"[:500]) from error
+        raise LLMResponseError(f"{provider}: the reply is not a message ({error!r})") from error
 
 
 def _reply(body: Any, provider: str) -> LLMResponse:
@@ -48,20 +48,23 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     blocks: list[dict[str, Any]] = []
     calls: list[LLMToolCall] = []
     places: list[int] = []
+    sent = 0  # blocks that a request contains
     structured: Any = None
     for index, block in enumerate(body["content"]):
         if block["type"] == "tool_use" and block.get("name") == OUTPUT_TOOL:
             structured = replaced(block.get("input"))
             blocks.append({"type": "text", "text": dumps(structured)})
+            sent += 1
         elif block["type"] == "tool_use":
-            places.append(len(blocks) + len(calls))
+            places.append(sent + len(calls))
             calls.append(_call(block, f"{_text_or_none(body.get('id')) or 'toolu'}_{index}"))
         else:
             blocks.append(_block(block))
+            sent += not is_blank_text(blocks[-1])
     if stop_reason == "refusal":
         blocks = _as_refusal(blocks, body.get("stop_details"))
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
-    at_end = places == list(range(len(blocks), len(blocks) + len(calls)))
+    at_end = places == list(range(sent, sent + len(calls)))
     reason = FINISH_REASONS.get(stop_reason, FinishReason.OTHER) if stop_reason else None
     if structured is not None and not calls and reason is FinishReason.TOOL_CALLS:
         reason = FinishReason.STOP
@@ -170,7 +173,7 @@ class StreamedMessage:
         except ReplyTooLarge:
             raise
         except Exception as error:
-            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})"[:500]) from error
+            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})") from error
 
     def _add(self, event: Mapping[str, Any]) -> Delta | None:
         match event.get("type"):
@@ -182,7 +185,7 @@ class StreamedMessage:
                 return self._add_delta(event["index"], event["delta"])
             case "message_delta":
                 self._message |= {name: value for name, value in event["delta"].items() if value is not None}
-                counts = {n: value for n, value in (event.get("usage") or {}).items() if value is not None}
+                counts = {name: value for name, value in (event.get("usage") or {}).items() if value}
                 self._message["usage"] = {**(self._message.get("usage") or {}), **counts}
                 self.finished = self.finished or bool(self._message.get("stop_reason"))
             case _:  # ping, content_block_stop, message_stop, and what is not known yet

@@ -65,6 +65,8 @@ class TextJoiner:
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._half = ""
+        self.chars = 0
+        """The length of `whole`."""
 
     def add(self, piece: str) -> str:
         """The text that is complete with this piece. The first half of a pair waits for the next piece."""
@@ -72,21 +74,26 @@ class TextJoiner:
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
         text = whole_text(text)
-        if text:
-            self._pieces.append(text)
+        self._keep(text)
         return text
 
     def end(self) -> str:
         """The rest: U+FFFD for a half that stayed alone."""
         rest, self._half = whole_text(self._half), ""
-        if rest:
-            self._pieces.append(rest)
+        self._keep(rest)
         return rest
+
+    def _keep(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            self.chars += len(text)
 
     @property
     def whole(self) -> str:
         """All text so far, without half of a surrogate pair at its end."""
-        return "".join(self._pieces)
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
 
     def __bool__(self) -> bool:
         return bool(self._pieces or self._half)

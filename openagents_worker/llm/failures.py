@@ -69,6 +69,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # Words in the code or type of an error inside a 200 reply. Any other error counts as a server error (500).
 _STATUS_BY_WORD = {
+    "server_error": 500,
     "rate_limit": 429,
     "resource_exhausted": 429,
     "too_many_requests": 429,
@@ -84,6 +85,7 @@ _STATUS_BY_WORD = {
     "not_found": 404,
     "notfound": 404,
     "does_not_exist": 404,
+    "image": 400,
     "too_large": 413,
     "invalid": 400,
     "badrequest": 400,
@@ -96,10 +98,14 @@ _STATUS_BY_WORD = {
     "validation": 422,
 }
 
+_INVALID_KEY = re.compile(
+    r"(invalid|incorrect|missing) api[ _-]?key|api[ _-]?key (is )?(not valid|invalid)", re.IGNORECASE
+)
 # Texts of errors without any code.
 _STATUS_BY_TEXT = (
     (_TOO_LONG, 400),
-    (re.compile(r"not authenticated|unauthori[sz]ed|(invalid|incorrect|missing) api[ _-]?key", re.I), 401),
+    (re.compile(r"not authenticated|unauthori[sz]ed", re.IGNORECASE), 401),
+    (_INVALID_KEY, 401),
     (re.compile(r"model .{1,200}(not found|does not exist|not supported)", re.I), 404),
     (re.compile(r"rate limit|too many requests", re.I), 429),
 )
@@ -184,10 +190,13 @@ def _error(
     if status in REDIRECTS:
         target = safe_message(headers.get("location") or "another URL", MAX_MESSAGE_CHARS)
         return LLMResponseError(message, hint=f"it redirects to {target}; set llm.api_base to the new URL")
-    if status == 402 or (status < 500 and _NO_QUOTA.search(f"{details.words} {details.message}")):
+    wait_ms = _wait_ms(details, headers) if status == 429 else None
+    # Gemini's text of every limit says "billing". A limit with a stated wait ends by itself.
+    words = details.words if wait_ms is not None else f"{details.words} {details.message}"
+    if status == 402 or (status < 500 and _NO_QUOTA.search(words)):
         return LLMResponseError(message, hint="the quota of the provider's account is used up")
     if status == 429:
-        return LLMRateLimitError(message, retry_after_ms=_wait_ms(details, headers))
+        return LLMRateLimitError(message, retry_after_ms=wait_ms)
     if status in RETRYABLE_STATUS or status >= 500:
         after_ms = retry_after_ms(headers)
         if after_ms is not None:
@@ -197,9 +206,13 @@ def _error(
         return LLMContextTooLong(message, hint="shorten the input, or limit the history (context.max_turns)")
     if _FILTERED.search(f"{details.words} {details.message}"):
         return LLMReplyFiltered(message)
-    if status in (401, 403) or (status == 400 and "api_key" in details.words):
+    if status in (401, 403) or (status == 400 and _is_about_the_key(details)):
         return LLMAuthError(message, hint=f"the key is read from the environment variable {key_env}")
     return LLMResponseError(message)
+
+
+def _is_about_the_key(details: _Details) -> bool:
+    return "api_key" in details.words or _INVALID_KEY.search(details.message) is not None
 
 
 def not_a_reply(

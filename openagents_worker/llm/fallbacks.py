@@ -51,7 +51,8 @@ class FallbackClient(ModelClient):
     """
 
     def __init__(self, clients: Sequence[LLMClient], *, max_attempts: int) -> None:
-        """`max_attempts`: the largest number of requests of a call, to all models together."""
+        """`max_attempts`: the number of requests, to all models together, after which a call is not retried.
+        Each fallback gets at least one request."""
         self._clients = list(clients)
         self._max_attempts = max_attempts
         self.provider_name = clients[0].provider_name
@@ -62,7 +63,7 @@ class FallbackClient(ModelClient):
         for position, client in enumerate(self._clients):
             own = request if position == 0 else replace(request, model=client.model_id)
             try:
-                reply = await _respond(client, own)
+                reply = await _respond(client, own, sent=_requests(failed))
             except LLMError as error:
                 failed.append(error)
                 following = self._clients[position + 1 : position + 2]
@@ -75,17 +76,13 @@ class FallbackClient(ModelClient):
 
     def _final(self, failed: Sequence[LLMError]) -> LLMError:
         """The error of the call: the retryable one that may be retried first, or else the last one."""
-        call, last = current_call.get(), failed[-1]
-        if not _can_fall_back(last):
-            return last
-        error = min(
-            (each for each in failed if each.retryable),
-            key=lambda each: each.retry_after_ms or 0,
-            default=last,
-        )
-        error.requests = sum(each.requests for each in failed)
+        call, error = current_call.get(), failed[-1]
+        if _can_fall_back(error):
+            retryable = (each for each in failed if each.retryable)
+            error = min(retryable, key=_order_of_retry, default=error)
+        error.requests = _requests(failed)
         sent = error.requests + (call.requests if call is not None else 0)
-        error.is_final = sent >= self._max_attempts
+        error.is_final = error.is_final or sent >= self._max_attempts
         return error
 
     def count_tokens(self, text: str) -> int:
@@ -103,10 +100,24 @@ def _can_fall_back(error: LLMError) -> bool:
     return error.retryable or error.status in UNAVAILABLE_STATUS
 
 
-async def _respond(client: LLMClient, request: ModelRequest) -> LLMResponse:
-    if isinstance(client, ModelClient):
-        return await client.respond(request)
-    return await client.generate(**request.arguments())
+def _order_of_retry(error: LLMError) -> tuple[bool, int]:
+    return error.is_final, error.retry_after_ms or 0
+
+
+def _requests(failed: Sequence[LLMError]) -> int:
+    return sum(error.requests for error in failed)
+
+
+async def _respond(client: LLMClient, request: ModelRequest, *, sent: int) -> LLMResponse:
+    """The reply of one client. It counts the requests that the clients before it have sent."""
+    call = current_call.get()
+    token = current_call.set(call and replace(call, requests=call.requests + sent))
+    try:
+        if isinstance(client, ModelClient):
+            return await client.respond(request)
+        return await client.generate(**request.arguments())
+    finally:
+        current_call.reset(token)
 
 
 def _named(reply: LLMResponse, client: LLMClient) -> LLMResponse:

@@ -109,24 +109,28 @@ class HttpModelClient(ModelClient):
         try:
             return without_output_tool(await self._respond(request))
         except LLMResponseError as error:
-            if self.keeps_format or not is_rejected(error.message):
+            if self.keeps_format or not is_rejected(error):
                 raise
             log.warning("llm.structured_output_rejected", provider=self.provider_name, error=error.message)
+            failed = error.requests
         self._rejects_format.add(has_tools)
-        return await self._respond(replace(request, response_format=None))
+        return await self._respond(replace(request, response_format=None), failed=failed)
 
-    async def _respond(self, request: ModelRequest) -> LLMResponse:
+    async def _respond(self, request: ModelRequest, *, failed: int = 0) -> LLMResponse:
+        """The reply. `failed`: how many requests this attempt has sent for the call already."""
         model, on_delta = request.model or self.model_id, request.on_delta
         if not self._options.stream:
             request = replace(request, on_delta=None, on_piece=None)
         body = self._codec.body(request, model) | self._options.extra_body
-        exchange = Exchange(body, request.on_delta, request.on_piece)
+        exchange = Exchange(body, request.on_delta, request.on_piece, requests=failed)
         reply = await self._respond_before_deadline(exchange)
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
-            raise LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
+            blocked = LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
+            blocked.request_id = request_id_of(exchange.headers)
+            raise blocked
         usage = reply.usage or _estimated_usage(request.messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
         usage = price(model, usage, self._options.pricing, served=reply.model)
@@ -206,6 +210,7 @@ class HttpModelClient(ModelClient):
             return self._codec.reply(await self._reply_body(exchange), provider=self.provider_name)
         except LLMError as error:
             error.request_id = error.request_id or request_id_of(exchange.headers)
+            error.args = (presentable(error.message, self._endpoint.secrets),)  # a codec knows no secrets
             raise
         except httpx.TransportError as error:
             problem = f"no complete reply from {httpx.URL(self.url).host} ({type(error).__name__}: {error})"

@@ -48,6 +48,7 @@ __all__ = [
     "data_url",
     "fields_of_format",
     "has_content",
+    "is_blank_text",
     "reasoning_text",
     "split_data_url",
     "without_empty",
@@ -127,14 +128,14 @@ def without_empty(content: Any) -> Any:
     """The content without blank text blocks, which providers reject; the same object if there are none."""
     if isinstance(content, str) or not isinstance(content, list | tuple):
         return content
-    kept = [
-        block for block in content if not _is_text_or_refusal(block) or _has_content(block)
-    ]  # a reasoning block may have no text
+    kept = [block for block in content if not is_blank_text(block)]
     return content if len(kept) == len(content) else kept
 
 
-def _is_text_or_refusal(block: Any) -> bool:
-    return isinstance(block, Mapping) and block.get("type") in ("text", "refusal")
+def is_blank_text(block: Any) -> bool:
+    """Whether a block is blank text, which no request contains. A reasoning block may have no text."""
+    is_text = isinstance(block, Mapping) and block.get("type") in ("text", "refusal")
+    return is_text and not _has_content(block)
 
 
 def reasoning_text(content: Sequence[Block], provider_fields: Mapping[str, Any] | None = None) -> str:

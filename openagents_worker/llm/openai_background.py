@@ -222,6 +222,9 @@ class BackgroundModelClient(HttpModelClient):
             async with asyncio.timeout(CANCEL_S):
                 http = await self._client()
                 url = self._url_of(running, "/cancel")
-                await (await http.post(url, headers=self._endpoint.headers)).aread()
+                request = http.build_request("POST", url, headers=self._endpoint.headers)
+                response = await http.send(request, stream=True)  # the body is not read: it may be large
+                await response.aclose()
+                response.raise_for_status()
         except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
             log.warning("llm.cancel_failed", response_id=running.response_id, error=type(error).__name__)

@@ -87,7 +87,7 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
     except LLMError:
         raise
     except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
-        raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
+        raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})") from error
 
 
 def _reply(body: Any, provider: str) -> LLMResponse:
@@ -103,7 +103,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     word = _id_or_name(choice.get("finish_reason"))
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
     if reason is FinishReason.ERROR:
-        raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}"[:500])
+        raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}")
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),

@@ -5,7 +5,7 @@ Servers deviate from OpenAI in many ways. The rules for what belongs together:
 - A fragment of a tool call belongs to the call with its id. A new id with a name begins a call, even under a
   known index: Ollama and Gemini send index 0 for all calls. Without an id, the index decides; without both,
   a fragment continues the last call, unless that is complete and the fragment has a name.
-- Only choice 0 is read.
+- Only one choice is read: that of the first chunk. A server that ignores `n` may number it as it likes.
 - Usage that is only zeros never replaces other usage.
 """
 
@@ -64,6 +64,7 @@ class StreamedReply:
     def __init__(self, *, max_chars: int | None = None) -> None:
         """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
         self._head: dict[str, Any] = {}
+        self._choice: Any = None
         self._text, self._reasoning, self._refusal = TextJoiner(), TextJoiner(), TextJoiner()
         self._calls: list[_StreamedCall] = []
         self._opaque: dict[str, Any] = {}
@@ -94,13 +95,15 @@ class StreamedReply:
                 self._usage = usage
             deltas: list[Delta] = []
             for choice in chunk.get("choices") or ():  # the last chunk has usage and no choice
-                if not choice.get("index"):
+                if self._choice is None:
+                    self._choice = choice.get("index") or 0
+                if (choice.get("index") or 0) == self._choice:
                     deltas += self._add_choice(choice)
             return deltas
         except ReplyTooLarge:
             raise
         except Exception as error:
-            raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})"[:500]) from error
+            raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})") from error
 
     def _add_choice(self, choice: Mapping[str, Any]) -> list[Delta]:
         delta = choice.get("delta") or choice.get("message") or {}
@@ -167,7 +170,7 @@ class StreamedReply:
             self._add_size(len(dumps(replaced(opaque))))
             call.opaque |= opaque
         text = _arguments_text(function)
-        if text == call.arguments.whole and call.is_complete:
+        if len(text) == call.arguments.chars and text == call.arguments.whole and call.is_complete:
             text = ""  # the server repeats the whole call
         name = call.name if isinstance(call.name, str) else ""
         return Delta(DeltaKind.ARGUMENTS, self._joined(call.arguments, text), call.number, whole_text(name))

@@ -17,12 +17,13 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.http_replies import ReplyTooLarge
-from openagents_worker.jsontext import whole_text
+from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
 from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.endpoints import AZURE_HOSTS, endpoint_for, endpoint_problems
 from openagents_worker.llm.openai_background import BackgroundModelClient
 from openagents_worker.llm.openai_responses_items import (
+    KEY_ENV,
     items_to_wire,
     response_from_wire,
     tool_choice_to_wire,
@@ -35,7 +36,6 @@ __all__ = ["OpenAIResponses", "OpenAIResponsesClient", "ResponsesExtras", "Strea
 
 PROVIDER = "openai_responses"
 PATH = "/responses"
-KEY_ENV = "OPENAI_API_KEY"
 DEFAULT_MODEL = "gpt-4o-mini"
 MIN_OUTPUT_TOKENS = 16
 """The API rejects a smaller limit."""
@@ -239,6 +239,7 @@ class StreamedResponse:
         self._calls: dict[Any, tuple[int, str]] = {}
         self._joiners: dict[tuple[DeltaKind, Any], TextJoiner] = {}
         self._max_chars, self._chars = max_chars, 0
+        self._items_chars = 0  # counted apart: the same text has arrived in pieces before
         self.begun = False
         """Whether any text, reasoning or tool call has arrived."""
         self.finished = False
@@ -259,7 +260,7 @@ class StreamedResponse:
         except ReplyTooLarge:
             raise
         except Exception as error:
-            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})"[:500]) from error
+            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})") from error
 
     def _add(self, event: Mapping[str, Any]) -> Delta | None:
         number = event.get("sequence_number")
@@ -281,14 +282,11 @@ class StreamedResponse:
                     self.begun = True
                     self._calls[event["output_index"]] = (len(self._calls), _text(event["item"].get("name")))
             case "response.output_item.done":
-                self._add_size(CHARS_PER_ITEM)
+                self._items_chars += CHARS_PER_ITEM + len(dumps(replaced(event["item"])))
+                self._check(self._items_chars)
                 self._items.append(event["item"])
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
                 self._response = dict(event["response"])
-                self.finished = True
-            case "error":
-                failed = {"code": event.get("code"), "message": event.get("message")}
-                self._response |= {"status": "failed", "error": failed}
                 self.finished = True
             case _:
                 pass
@@ -298,13 +296,19 @@ class StreamedResponse:
         self.begun = True
         self._add_size(len(event["delta"]) + CHARS_PER_PIECE)
         place = event.get("output_index")
-        text = self._joiners.setdefault((kind, place), TextJoiner()).add(event["delta"])
+        if (kind, place) not in self._joiners:
+            self._add_size(CHARS_PER_ITEM)
+            self._joiners[kind, place] = TextJoiner()
+        text = self._joiners[kind, place].add(event["delta"])
         number, name = self._calls.get(place, (0, ""))
         return Delta(kind, text, number, name)
 
     def _add_size(self, chars: int) -> None:
         self._chars += chars
-        if self._max_chars is not None and self._chars > self._max_chars:
+        self._check(self._chars)
+
+    def _check(self, chars: int) -> None:
+        if self._max_chars is not None and chars > self._max_chars:
             raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
 
     def body(self) -> dict[str, Any]:

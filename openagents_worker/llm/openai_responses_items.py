@@ -10,13 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openagents_worker.errors import (
-    LLMConnectionError,
-    LLMError,
-    LLMRateLimitError,
-    LLMReplyFiltered,
-    LLMResponseError,
-)
+from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.base import (
     FinishReason,
@@ -25,6 +19,7 @@ from openagents_worker.llm.base import (
     Message,
 )
 from openagents_worker.llm.conversation import EMPTY_INPUT, repaired, tool_call
+from openagents_worker.llm.failures import failure
 from openagents_worker.llm.messages import (
     Block,
     content_blocks,
@@ -32,10 +27,18 @@ from openagents_worker.llm.messages import (
     data_url,
     fields_of_format,
     has_content,
+    is_blank_text,
 )
 from openagents_worker.llm.usage import usage_from_wire
 
-__all__ = ["WIRE_FORMAT", "items_to_wire", "response_from_wire", "tool_choice_to_wire", "tool_to_wire"]
+__all__ = [
+    "KEY_ENV",
+    "WIRE_FORMAT",
+    "items_to_wire",
+    "response_from_wire",
+    "tool_choice_to_wire",
+    "tool_to_wire",
+]
 
 WIRE_FORMAT = "responses"
 CALLS_AT = "calls_at"
@@ -47,9 +50,7 @@ INCOMPLETE = {
     "max_output_tokens": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
-RATE_LIMITS = frozenset({"rate_limit_exceeded"})
-TEMPORARY = frozenset({"server_error", "vector_store_timeout"})
-"""Codes of a failed response that may succeed if it is asked for again."""
+KEY_ENV = "OPENAI_API_KEY"
 
 Wire = dict[str, Any]
 
@@ -219,7 +220,7 @@ def response_from_wire(body: Any, *, provider: str) -> LLMResponse:
         error = _failure(body, provider)
         reply = None if error is not None else _reply(body, provider)
     except Exception as problem:  # a value of the wrong type can raise anything, for example OverflowError
-        text = f"{provider}: the reply is not a response ({problem!r})"[:500]
+        text = f"{provider}: the reply is not a response ({problem!r})"
         raise LLMResponseError(text) from problem
     if error is not None:
         raise error
@@ -235,13 +236,15 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
     if status != "failed":
         return None
     error = body.get("error") or {}
-    code, text = str(error.get("code") or "failed"), str(error.get("message") or "no message")
-    message = f"{provider}: the response failed ({code}): {text}"[:500]
-    if "policy" in code:
-        return LLMReplyFiltered(message)
-    if code in RATE_LIMITS:
-        return LLMRateLimitError(message)
-    return LLMConnectionError(message) if code in TEMPORARY else LLMResponseError(message)
+    text = f"the response failed: {error.get('message') or 'no message'}"
+    return failure(
+        {"error": {"code": error.get("code"), "message": text}},
+        status=None,
+        headers={},
+        provider=provider,
+        key_env=KEY_ENV,
+        secrets=(),  # the client masks them
+    )
 
 
 def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
@@ -251,13 +254,13 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     phases: list[str | None] = []
     for index, item in enumerate(body["output"]):
         if item["type"] == "function_call":
-            places.append(len(blocks) + len(calls))
+            places.append(len(phases) + len(calls))
             calls.append(_call_from_wire(item, f"{_text_or_none(body.get('id')) or 'call'}_{index}"))
             continue
         found = _blocks(item)
         blocks += found
-        phases += [_text_or_none(item.get("phase"))] * len(found)
-    at_end = places == list(range(len(blocks), len(blocks) + len(calls)))
+        phases += [_text_or_none(item.get("phase")) for block in found if not is_blank_text(block)]
+    at_end = places == list(range(len(phases), len(phases) + len(calls)))
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     phases = phases if is_kept else phases[-1:]
     own: dict[str, Any] = {} if at_end or not is_kept else {CALLS_AT: places}

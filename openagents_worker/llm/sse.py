@@ -47,11 +47,13 @@ class SSEDecoder:
                 self._check()
             elif name == "event":
                 self._name = value.strip()
-            elif not line and self._data:
-                self.event, self._name = self._name, ""
-                yield "\n".join(self._data)
-                self._data.clear()
-                self._data_chars = 0
+            elif not line:
+                name, self._name = self._name, ""
+                if self._data:
+                    self.event = name
+                    yield "\n".join(self._data)
+                    self._data.clear()
+                    self._data_chars = 0
 
     def _lines(self, text: str) -> Iterator[str]:
         if not text:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FinishReason, LLMResponse
 
@@ -50,6 +51,9 @@ _NAME = re.compile(r"[^a-zA-Z0-9_-]+")
 _REJECTED = re.compile(
     r"response_format|json_schema|structured.?output|output_config|text\.format|guided|grammar", re.IGNORECASE
 )
+
+
+_STATUS_OF_REJECTED = frozenset({400, 404, 422})  # OpenRouter: 404 if no provider has the parameter
 
 
 class OutputSchema(NamedTuple):
@@ -134,9 +138,10 @@ def output_tool(schema: OutputSchema) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def is_rejected(message: str) -> bool:
-    """Whether a provider's error message says that it does not know the structured output of the request."""
-    return _REJECTED.search(message) is not None
+def is_rejected(error: LLMError) -> bool:
+    """Whether a provider's error says that it does not know the structured output of the request."""
+    is_of_request = type(error) is LLMResponseError and error.status in _STATUS_OF_REJECTED
+    return is_of_request and _REJECTED.search(error.message) is not None
 
 
 # --- closed schemas --------------------------------------------------------------------------------------

@@ -252,7 +252,8 @@ class Conversation:
 def checked_answer(reply: LLMResponse, *, accept_truncated: bool = False, accept_empty: bool = False) -> str:
     """The text of a reply without tool calls, if it is a whole answer.
 
-    Raises `LLMReplyTruncated`, `LLMReplyFiltered`, `LLMReplyRefused` or `LLMReplyEmpty`. With
+    Raises `LLMReplyTruncated`, `LLMReplyFiltered`, `LLMReplyRefused` or `LLMReplyEmpty`, and
+    `LLMResponseError` for a reply that an error ended. With
     `accept_truncated`, a text that was cut by the token limit or by a filter is an answer. With
     `accept_empty`, no text is one. A reply without a finish reason, of a client that does not know it, is
     always one.
@@ -268,6 +269,8 @@ def checked_answer(reply: LLMResponse, *, accept_truncated: bool = False, accept
             raise LLMReplyFiltered("the provider's content filter cut the answer")
         case FinishReason.REFUSAL:
             raise LLMReplyRefused(f"the model refuses to answer: {text[:MAX_REFUSAL_CHARS]}".rstrip(": "))
+        case FinishReason.ERROR:
+            raise LLMResponseError(f"the reply ended with an error (finish reason: {reply.stop_reason})")
     if is_blank(text) and not accept_empty:
         raise LLMReplyEmpty(
             f"the model ended its reply without an answer (finish reason: {reply.stop_reason or reason})"

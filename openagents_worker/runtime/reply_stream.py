@@ -11,6 +11,7 @@ from openagents_worker.llm.base import Delta, DeltaKind
 __all__ = ["ReplyStream"]
 
 DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
+MAX_NAME_CHARS = 200  # of a tool's name, which each of its events repeats; a model may write any text
 
 
 class _Unsent:
@@ -56,7 +57,7 @@ class ReplyStream:
                 self._reasoning.add(piece.text)
             case DeltaKind.ARGUMENTS:
                 arguments = self._arguments.setdefault(piece.tool_call, _Unsent())
-                arguments.tool_name = arguments.tool_name or piece.tool_name
+                arguments.tool_name = arguments.tool_name or piece.tool_name[:MAX_NAME_CHARS]
                 arguments.add(piece.text)
             case _:
                 assert_never(piece.kind)

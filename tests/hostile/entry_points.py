@@ -123,6 +123,25 @@ def reply(world: World, raw: bytes | RawReply | Answer) -> str:
     return world.ended(world.submit("raw", budget={"max_resume_attempts": 0}))
 
 
+def anthropic_reply(world: World, sent: list[Any]) -> str:
+    """Send a reply to the Anthropic client: one value as a whole body, several as the events of a stream."""
+    return _sent_by(world, "anthropic", sent)
+
+
+def responses_reply(world: World, sent: list[Any]) -> str:
+    """Send a reply to the client of OpenAI's responses: one value as a whole body, several as a stream."""
+    return _sent_by(world, "openai_responses", sent)
+
+
+def _sent_by(world: World, provider: str, sent: list[Any]) -> str:
+    if len(sent) == 1:
+        world.raw.reply = RawReply(json.dumps(sent[0]).encode())
+    else:
+        events = "".join(f"data: {json.dumps(event)}\n\n" for event in sent)
+        world.raw.reply = RawReply(events.encode(), content_type="text/event-stream")
+    return world.ended(world.submit(f"raw_{provider}", budget={"max_resume_attempts": 0}))
+
+
 def stream(world: World, raw: bytes | Answer) -> str:
     """Send the body of a streamed reply."""
     whole = isinstance(raw, Answer)
@@ -261,6 +280,8 @@ ENTRY_POINTS: Mapping[str, Callable[[World, Any], str]] = {
         record,
         agents_file,
         reply,
+        anthropic_reply,
+        responses_reply,
         stream,
         answer,
         arguments,

@@ -13,6 +13,14 @@ from tests.hostile.table import TRIED, Attack, Case, cases, hostile
 REPLY = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
 CHUNK = {"choices": [{"delta": {"content": "fine"}, "finish_reason": "stop"}]}
 
+MESSAGE = {"type": "message", "content": [{"type": "text", "text": "fine"}], "stop_reason": "end_turn"}
+RESPONSE = {
+    "object": "response",
+    "id": "r",
+    "status": "completed",
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "fine"}]}],
+}
+
 GOOD_INPUT = [
     *cases("request", {"a label": ({"labels": {"team": "blue"}}, "completed")}),
     *cases("options", {"a task id": ({"headers": {"x": "y"}}, "completed")}),
@@ -31,6 +39,8 @@ GOOD_INPUT = [
     *cases("agents_file", {"a tool": ({"tools": [{"id": "calc", "type": "calc"}]}, "loaded")}),
     *cases("reply", {"a text": (json.dumps(REPLY).encode(), "completed")}),
     *cases("stream", {"a text": (f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n".encode(), "completed")}),
+    *cases("anthropic_reply", {"a text": ([MESSAGE], "completed")}),
+    *cases("responses_reply", {"a text": ([RESPONSE], "completed")}),
     *cases("answer", {"a number": (({"type": "integer"}, 7), "completed")}),
     *cases("arguments", {"a sum": (("calc", {"expression": "1+1"}), "completed")}),
     *cases("tool_result", {"a list": ("[1, 2]", "completed")}),

@@ -217,6 +217,18 @@ def world_in(folder: Path) -> Generator[World]:
         agent("clerk", tools=TOOLS),
         agent("shop", tools=shop),
         agent("raw", llm={"api_base": "${RAW_URL}/v1", "retry": {"max_attempts": 1}}),
+        *(
+            agent(
+                f"raw_{provider}",
+                llm={
+                    "provider": provider,
+                    "api_base": "${RAW_URL}/v1",
+                    "retry": {"max_attempts": 1},
+                    "max_reply_bytes": 256 * 1024,
+                },
+            )
+            for provider in ("anthropic", "openai_responses")
+        ),
         agent("next", llm={"api_base": "${RAW_URL}/next/v1", "retry": {"max_attempts": 1}}),
     )
     with ExitStack() as stack:

@@ -12,8 +12,11 @@ from openagents_worker.errors import LLMConnectionError
 from openagents_worker.llm.base import CallInfo, LLMResponse, current_call
 from openagents_worker.testing.model_server import ModelServer
 from tests.support.waiting import await_for
+from tests.unit.llm.raw_server import sse
 from tests.unit.llm.wire import HI, RESPONSES, Heard, client_of
 
+MB = 1024 * 1024
+BACKGROUND: dict[str, Any] = {"background": True, "background_poll_ms": 50, "retry": {"max_attempts": 1}}
 TEXT = "one two three four five six seven"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["polled", "streamed"])
 
@@ -42,7 +45,7 @@ class Notes:
 
 
 async def _ask(server: ModelServer, notes: Notes, heard: Heard | None, **options: Any) -> LLMResponse:
-    options = {"background": True, "background_poll_ms": 50, "retry": {"max_attempts": 1}} | options
+    options = BACKGROUND | options
     client = client_of(RESPONSES, server.url, **options)
     token = current_call.set(notes.info())
     try:
@@ -143,3 +146,43 @@ async def test_a_note_about_another_provider_is_not_used() -> None:
 
     assert reply.output_text == "new"
     assert _events(new) == ["received"]
+
+
+async def test_the_reply_to_a_cancel_request_is_not_read() -> None:
+    """A server may send one without end."""
+    sent, over = 0, asyncio.Event()
+    created = {"type": "response.created", "response": {"id": "r", "status": "queued"}}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        request = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + sse(created))
+        try:
+            while b"/cancel" in request:
+                writer.write(b"x" * MB)
+                await writer.drain()
+                sent += MB
+            await reader.read(-1)
+        except OSError:
+            over.set()
+        finally:
+            writer.close()
+
+    notes, heard = Notes(), Heard()
+    notes.is_given_up = True
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        client = client_of(
+            RESPONSES, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", **BACKGROUND
+        )
+        token = current_call.set(notes.info())
+        asking = asyncio.create_task(client.generate(messages=list(HI), on_delta=heard))
+        current_call.reset(token)
+        await await_for(lambda: notes.notes, "the id is noted")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await over.wait()
+        await client.aclose()
+
+    assert sent < 16 * MB
