@@ -58,7 +58,8 @@ async def test_who_joins_in_the_middle_gets_what_was_said_as_one_piece(hand: Han
 
     assert [event.name for event in before] == ["run.queued", "run.attempt_started", "llm.delta"]
     assert before[2].seq is None
-    assert before[2].payload == {"call": "0.1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼"}
+    so_far = {"call": "0.1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼", "kind": "text"}
+    assert before[2].payload == so_far
     assert screen.texts == {"0.1": "Grüße aus 東京 🗼, bis bald!"}
 
 
@@ -92,7 +93,8 @@ def test_another_attempt_begins_again(hand: Hand) -> None:
     speaker.say("Now ")
     speaker.say("the second")
 
-    assert first_piece(hand) == {"call": "0.1", "attempt": 2, "offset": 0, "text": "Now the second"}
+    second = {"call": "0.1", "attempt": 2, "offset": 0, "text": "Now the second", "kind": "text"}
+    assert first_piece(hand) == second
 
 
 def test_what_is_kept_of_a_reply_is_bounded(hand: Hand) -> None:
