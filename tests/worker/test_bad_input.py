@@ -47,6 +47,9 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         yield installation
 
 
+KOMBUS_KEYS = ("_kombu.", "unacked")  # a worker's transport writes them by itself
+
+
 def everything(client: Client) -> dict[str, bytes | None]:
     """All keys of Redis, when every previous run has ended and Celery was notified, without the keys that an
     idle worker writes by itself."""
@@ -55,7 +58,7 @@ def everything(client: Client) -> dict[str, bytes | None]:
     sent = client.store.keys("sent", client.settings.queue)
 
     def snapshot() -> dict[str, bytes | None]:
-        keys = (key for key in redis.scan_iter() if key not in by_itself and not key.startswith("_kombu."))
+        keys = (key for key in redis.scan_iter() if key not in by_itself and not key.startswith(KOMBUS_KEYS))
         return {key: redis.dump(key) for key in keys}
 
     wait_for(lambda: not redis.exists(sent), "Celery is notified of every end")
