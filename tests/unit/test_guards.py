@@ -121,4 +121,4 @@ def test_an_error_that_nobody_retrieved_fails_the_test(outcome: str) -> None:
 
 def test_a_test_that_breaks_no_rule_passes(outcome: str) -> None:
     """Six tests break a rule; each fails at its own teardown and not at a neighbour's."""
-    assert re.search(r"9 passed,( \d+ warnings?,)? 6 errors", outcome)
+    assert "9 passed, 6 errors" in outcome
