@@ -29,6 +29,7 @@ from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.models import ErrorDetails
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import await_for
+from tests.unit.llm.wire import Heard
 
 KEY = "sk-very-secret-key"
 HI = [{"role": "user", "content": "hi"}]
@@ -45,20 +46,6 @@ class Pauses:
 
     async def __call__(self, seconds: float) -> None:
         self.ms.append(round(seconds * 1000, 3))
-
-
-class Heard:
-    """An `on_delta` listener that records its pieces."""
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-
-    async def __call__(self, piece: str) -> None:
-        self.pieces.append(piece)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
 
 
 def _client(
