@@ -14,7 +14,7 @@ from openagents_worker.agents.schema import (
     RuntimeRef,
     ToolExecutorRef,
     ToolRef,
-    notices,
+    options_without_effect,
 )
 from openagents_worker.agents.sections import (
     DiagnosticsRef,
@@ -48,6 +48,6 @@ __all__ = [
     "ToolExecutorRef",
     "ToolRef",
     "load_agents",
-    "notices",
+    "options_without_effect",
     "read_agents_file",
 ]

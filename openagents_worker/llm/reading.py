@@ -1,4 +1,4 @@
-"""Reading a provider's HTTP reply: the only place that tells a stream, a whole body and an error apart.
+"""Reading a provider's HTTP reply: the only place that distinguishes a stream, a whole body and an error.
 
 The first bytes decide, not the label: servers mislabel both. A reply with status 200 may be an error in the
 shape of any provider, a login page, or empty.
@@ -210,7 +210,7 @@ class ReplyReading:
 
 
 async def _beginning(stream: AsyncGenerator[bytes]) -> bytes:
-    """The first pieces, until there are enough bytes to tell what follows."""
+    """The first pieces, until there are enough bytes to know what follows."""
     head = b""
     async for piece in stream:
         head += piece

@@ -28,7 +28,7 @@ from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
     AnswerLost,
     connection_broke,
-    is_temporary_refusal,
+    is_temporary_error,
     translate_errors,
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
@@ -44,7 +44,7 @@ __all__ = [
     "Plan",
     "Reader",
     "Store",
-    "is_temporary_refusal",
+    "is_temporary_error",
 ]
 
 T = TypeVar("T")

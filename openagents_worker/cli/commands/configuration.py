@@ -8,7 +8,7 @@ from functools import partial
 
 import click
 
-from openagents_worker.agents import notices
+from openagents_worker.agents import options_without_effect
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.terminal import dump, err, out
@@ -33,7 +33,7 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
     from openagents_worker.cli.validation import validated
 
     path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
-    agents, remarks = [agent.id for agent in config.agents], notices(config)
+    agents, remarks = [agent.id for agent in config.agents], options_without_effect(config)
     if as_json:
         dump({"file": path, "agents": agents, "notices": remarks})
         return
