@@ -24,7 +24,6 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
-    Event,
     MakeCall,
     NewRecords,
     Outcome,
@@ -222,7 +221,7 @@ class Recorder:
             return None, outcome.error
         took = took_ms(self._loop.time() - began_s)
         record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
-        await self._commit(record, text, outcome.events)
+        await self._commit(record, text, outcome)
         return record, outcome.error
 
     async def _make_outcome(
@@ -261,10 +260,10 @@ class Recorder:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
+    async def _commit(self, record: Record, text: str, outcome: Outcome) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self.checkpoints.store(record, events, text)
+            await self.checkpoints.store(record, outcome.events, text, outcome.usage)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:

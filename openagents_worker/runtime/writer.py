@@ -256,6 +256,8 @@ class RunWriter:
 
         Without `before`: those that directly follow the stored journal.
         """
+        if not self._deferred:
+            return []
         if before is None:
             before = self._length
             for record in self._deferred:

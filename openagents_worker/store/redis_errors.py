@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from types import TracebackType
 from typing import Any, assert_never
 
 from redis import exceptions
@@ -194,16 +195,26 @@ def translate_connect_errors() -> Iterator[None]:
         raise not_sent from error
 
 
-@contextmanager
-def translate_errors(url: str) -> Iterator[None]:
+class translate_errors:
     """Turn the errors of redis-py in this block into errors of the library. Other exceptions are not changed.
 
-    `url` is that of the Redis; the error contains it without its password.
+    `url` is that of the Redis; the error contains it without its password. A class and not a generator,
+    because it is entered for every command.
     """
-    try:
-        yield
-    except _ERRORS as error:
-        raise _translate(error, safe_url(url), url) from error
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if isinstance(error, _ERRORS):
+            raise _translate(error, safe_url(self._url), self._url) from error
 
 
 def _translate(error: Exception, where: str, url: str) -> RedisUnreachable:

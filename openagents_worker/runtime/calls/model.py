@@ -104,8 +104,8 @@ class RecordedModel(ModelClient):
                 may_retry=not getattr(error, "is_final", False),
             )
         took_ms = round((self._clock() - started) * 1000, 1)
-        metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
-        metrics |= _speed_fields(reply)
+        metrics = {"latency_ms": took_ms, **usage.known(), **_speed_fields(reply)}
+        del metrics["llm_calls"]  # always 1
         payload = {
             "model": name,
             "call": info.call_id,
@@ -124,7 +124,7 @@ class RecordedModel(ModelClient):
         if not self._streams:
             if request.on_delta is None and request.on_piece is None:
                 return request
-            return replace(request, on_delta=None, on_piece=None)
+            return request.with_listeners(None, None)
 
         async def publish(text: str) -> None:
             self._writer.delta(info.call_id, text)
@@ -136,7 +136,7 @@ class RecordedModel(ModelClient):
             if request.on_piece is not None:
                 await request.on_piece(piece)
 
-        return replace(request, on_delta=publish, on_piece=publish_piece)
+        return request.with_listeners(publish, publish_piece)
 
     async def _send_request(self, request: ModelRequest) -> LLMResponse:
         if isinstance(self._inner, ModelClient):
@@ -191,6 +191,8 @@ def _limit_arguments(reply: LLMResponse, max_bytes: int) -> LLMResponse:
     """The reply without tool arguments that are too large to record. The model gets an error for these."""
     allowed = max(max_bytes - RECORD_OVERHEAD_BYTES, max_bytes // 2)
     calls = list(reply.tool_calls)
+    if not calls:
+        return reply
     sizes = [len(dumps([dict(call.arguments), call.raw_arguments or ""]).encode()) for call in calls]
     while calls and sum(sizes) + len(reply.output_text.encode()) > allowed and max(sizes):
         largest = sizes.index(max(sizes))
