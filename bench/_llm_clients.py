@@ -1,7 +1,8 @@
-"""Model clients that are measured. Each runs in a process of its own: `PYTHON _llm_clients.py CLIENT URL`.
+"""Model clients that are measured. `PYTHON _llm_clients.py CLIENT URL LOOP` is a process with one of them.
 
 The process reads lines `FORMAT WAY CALLS TOGETHER` and answers each with a line: the CPU time of a call in
 microseconds, and the text of its reply. It imports nothing of this folder, so it runs in any environment.
+`LOOP` is `asyncio` or `uvloop`.
 """
 
 from __future__ import annotations
@@ -189,4 +190,9 @@ async def _main(name: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], sys.argv[2]))
+    if sys.argv[3] == "uvloop":
+        import uvloop
+
+        uvloop.run(_main(sys.argv[1], sys.argv[2]))
+    else:
+        asyncio.run(_main(sys.argv[1], sys.argv[2]))

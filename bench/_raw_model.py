@@ -1,9 +1,9 @@
 """A model in a process of its own that sends prepared bytes. The only place that defines them.
 
 `python -m bench._raw_model PAUSE_MS` prints its port and serves until its standard input ends. The first part
-of the path is the kind of the reply: `/text/v1` or `/mixed/v1`, which has reasoning, text and the arguments of a
-tool call. Its three formats are those of OpenAI and Anthropic. A streamed reply has `PIECES` pieces. Each is an
-event of its own, and `PAUSE_MS` pass between two events.
+of the path is the kind of the reply: `/text/v1` or `/mixed/v1`, which has reasoning, text and the arguments
+of a tool call. Its three formats are those of OpenAI and Anthropic. A streamed reply has `PIECES` pieces.
+Each is an event of its own, and `PAUSE_MS` pass between two events.
 """
 
 from __future__ import annotations

@@ -8,17 +8,17 @@ alternating rounds. The packages are installed into an environment of the benchm
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from bench._client_process import ClientProcess, client_process
 from bench._raw_model import PIECES, WORDS_OF_A_WHOLE, raw_model
 from bench.peers.environments import python_of
 
@@ -26,7 +26,6 @@ MAX_OF_HTTPX, MAX_OF_PACKAGE = 1.3, 1.0
 PAUSE_MS = 3
 CALLS = {"whole": (40, 5), "streamed": (1, 20)}  # rounds of calls, calls at the same time
 PACKAGES = {"chat": "openai", "responses": "openai", "messages": "anthropic"}
-PROGRAM = Path(__file__).parent / "_llm_clients.py"
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         names |= dict.fromkeys(sorted(set(PACKAGES.values())), str(packages))
     with raw_model(PAUSE_MS) as url, ExitStack() as stack:
         clients = {
-            name: stack.enter_context(_client(python, name, f"{url}/text/v1"))
+            name: stack.enter_context(client_process(python, name, f"{url}/text/v1"))
             for name, python in names.items()
         }
         forms = [options.only] if options.only else list(PACKAGES)
@@ -79,13 +78,13 @@ class _Row(NamedTuple):
     """The CPU time of a call in microseconds, by client, in the order of the rounds."""
 
 
-def _measured(clients: dict[str, _Client], form: str, way: str, rounds: int) -> _Row:
+def _measured(clients: dict[str, ClientProcess], form: str, way: str, rounds: int) -> _Row:
     names = [name for name in clients if name in ("ours", "httpx", PACKAGES[form])]
     costs: dict[str, list[float]] = {name: [] for name in names}
     texts = set()
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            cost, text = clients[name].measure(form, way)
+            cost, text = clients[name].measure(form, way, *CALLS[way])
             texts.add(text)
             if number:  # the first round warms up
                 costs[name].append(cost)
@@ -123,43 +122,3 @@ def _median(costs: Sequence[float]) -> str:
 
 def _ratio(ones: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
-
-
-class _Client:
-    """A process with one of the clients."""
-
-    def __init__(self, python: str, name: str, url: str) -> None:
-        command = [python, "-P", str(PROGRAM), name, url]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
-
-    def measure(self, form: str, way: str) -> tuple[float, str]:
-        """The CPU time of a call in microseconds, and the text of the reply."""
-        calls, together = CALLS[way]
-        assert self._process.stdin is not None
-        print(form, way, calls, together, file=self._process.stdin, flush=True)
-        cost, text = json.loads(self._answer())
-        return cost, text
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the client ended with code {self._process.wait()}; see its output above")
-        return line
-
-    def stop(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-
-@contextmanager
-def _client(python: str, name: str, url: str) -> Iterator[_Client]:
-    client = _Client(python, name, url)
-    try:
-        yield client
-    finally:
-        client.stop()
