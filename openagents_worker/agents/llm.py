@@ -122,6 +122,12 @@ class LLMOptions(Part):
         description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY or "
         "ANTHROPIC_API_KEY.",
     )
+    api_key_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A file with the key, which is read again when it was replaced. null: none. Without it "
+        "and without api_key_env, the function of register_api_keys is asked, if there is one.",
+    )
     temperature: float | None = Field(
         default=None,
         ge=0,
@@ -155,6 +161,39 @@ class LLMOptions(Part):
         le=LARGEST_MAX_REPLY_BYTES,
         description="Largest reply in bytes, after decompression. For a stream, only its text and its tool "
         "calls count.",
+    )
+    proxy: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The proxy of all requests: http://, https://, socks5:// or socks5h://. null: the "
+        "variables HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, except for the hosts in NO_PROXY.",
+    )
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the certificate authorities that the server is verified with. null: "
+        "those of the system.",
+    )
+    client_cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the certificate that is shown to the server, and its key if client_key "
+        "is not set. null: none.",
+    )
+    client_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the key of client_cert. null: it is in client_cert.",
+    )
+    client_key_password_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The environment variable with the password of the key. null: it has none.",
+    )
+    http2: bool | None = Field(
+        default=None,
+        description="Whether HTTP/2 is used where a server offers it over TLS. null: if the extra http2 is "
+        "installed.",
     )
     stream_endpoint: str | None = Field(
         default=None,

@@ -191,6 +191,7 @@ class Recorder:
             noted=self.checkpoints.noted.get(call_id),
             note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
+            tenant=self._identity.tenant,
         )
         with CallInProgress(self.in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
