@@ -73,7 +73,7 @@ class FencedStore:
             self._latch.set(LatchReason.FENCED, detail="the lease is over")
             raise RunLatched(LatchReason.FENCED)
 
-    def fence(self, detail: str) -> None:
+    def lose_run(self, detail: str) -> None:
         """Latch the run: a script has answered that this worker does not own it."""
         self._latch.set(LatchReason.FENCED, detail=detail)
 

@@ -72,7 +72,7 @@ class RunLimits:
                     await self._wait_for_slot(reserved, delay_ms)
                     return reserved
                 case AdmissionAnswer.FENCED:
-                    self._store.fence("another worker owns the run")
+                    self._store.lose_run("another worker owns the run")
                     raise RunLatched(LatchReason.FENCED)
                 case AdmissionAnswer.LATER | AdmissionAnswer.BUSY as answer:
                     is_soon = answer is AdmissionAnswer.BUSY and waited_ms < WAIT_MS
