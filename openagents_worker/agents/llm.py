@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from openagents_worker.agents.part import LONGEST_MS, Part, problem
 
-__all__ = ["LLMOptions", "LLMPricing", "LLMRetryOptions"]
+__all__ = ["LLMLimits", "LLMOptions", "LLMPricing", "LLMRetryOptions"]
 
 DEFAULT_TOTAL_TIMEOUT_MS = 600_000
 DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
@@ -95,6 +95,34 @@ class LLMRetryOptions(Part):
         ge=1,
         le=LONGEST_MS,
         description="Milliseconds after the first try; no try begins later. null: no limit.",
+    )
+
+
+class LLMLimits(Part):
+    """Limits that all workers together keep for the requests to a model."""
+
+    key: str = Field(
+        default="{provider}:{model}",
+        min_length=1,
+        max_length=200,
+        pattern=r"^([A-Za-z0-9._:/@-]|\{(provider|model|tenant)\})+$",
+        description="The name of the limit. Agents with the same name share it. {provider}, {model} and "
+        "{tenant} stand for those of the call: {tenant} gives each tenant a limit of its own.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Largest number of requests in a minute. They are spread evenly. null: no limit.",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Largest number of tokens in a minute, of requests and replies. null: no limit.",
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Largest number of requests at once. null: no limit."
     )
 
 
@@ -219,6 +247,11 @@ class LLMOptions(Part):
         default=True,
         description="Whether replies are streamed to those who watch them. false: never, for a server that "
         "cannot stream.",
+    )
+    limits: LLMLimits | None = Field(
+        default=None,
+        description="Limits of the requests to the model, of all workers together. A run that has to wait "
+        "for more than a second is parked. null: none.",
     )
     fallbacks: list[dict[str, Any]] = Field(
         default_factory=list,

@@ -11,10 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from openagents_worker.jsontext import LARGEST_COUNT
 from openagents_worker.llm.messages import Block, Message, reasoning_text
+
+if TYPE_CHECKING:
+    from openagents_worker.llm.limits import FleetLimits
 
 __all__ = [
     "CallInfo",
@@ -114,6 +117,8 @@ class CallInfo:
     """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
     tenant: str | None = None
     """The tenant of the run."""
+    limits: FleetLimits | None = field(default=None, repr=False, compare=False)
+    """The limits of the fleet for the requests of this call."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

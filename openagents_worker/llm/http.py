@@ -43,6 +43,7 @@ from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of
+from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.retry import emit_retry, pause_ms
@@ -96,6 +97,7 @@ class HttpModelClient(ModelClient):
         self._endpoint = endpoint
         self._connections = connections or ConnectionOptions.of(options, {})
         self._codec = codec
+        self._limiter = Limiter(options, options.limits) if options.limits is not None else None
         self._reading = ReplyReading(endpoint, codec, max_bytes=options.max_reply_bytes)
         self._http, self._owns_http = http, http is None
         self._opening = asyncio.Lock()
@@ -128,6 +130,8 @@ class HttpModelClient(ModelClient):
             request = replace(request, on_delta=None, on_piece=None)
         body = self._codec.body(request, model) | self._options.extra_body
         exchange = Exchange(body, request.on_delta, request.on_piece, requests=failed)
+        if self._limiter is not None:
+            exchange.tokens = self._limiter.tokens_of(request)
         reply = await self._respond_before_deadline(exchange)
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
@@ -175,7 +179,7 @@ class HttpModelClient(ModelClient):
         started = self._timing.clock()
         while True:
             try:
-                reply = await self._send_once(exchange)
+                reply = await self._send_within_limits(exchange)
             except LLMError as error:
                 exchange.requests += 1
                 spent_ms = (self._timing.clock() - started) * 1000
@@ -208,6 +212,15 @@ class HttpModelClient(ModelClient):
                 return None
             return pause
         return None if exchange.delivered or pause > 2 * retry.max_backoff_ms else pause
+
+    async def _send_within_limits(self, exchange: Exchange) -> LLMResponse:
+        """One try, as soon as the limits of the fleet allow it. Raises `LimitWait` if that is not soon."""
+        if self._limiter is None:
+            return await self._send_once(exchange)
+        model = exchange.body["model"]
+        return await self._limiter.send(
+            lambda: self._send_once(exchange), model=model, tokens=exchange.tokens
+        )
 
     async def _send_once(self, exchange: Exchange) -> LLMResponse:
         """One try. If the provider refuses a key that was replaced meanwhile, one more with the new key."""

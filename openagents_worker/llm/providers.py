@@ -16,6 +16,8 @@ from openagents_worker.llm.api_keys import ApiKeys, EnvironmentKey, KeyFile, key
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
+from openagents_worker.llm.http import HttpModelClient
+from openagents_worker.llm.limits import LimitedClient, Limiter
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
@@ -59,7 +61,10 @@ def _make_one(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     if make is None:
         hint = did_you_mean(options.provider, sorted(PROVIDERS), "known providers")
         raise PluginLoadError(f"unknown model provider {options.provider!r}", hint=hint)
-    return make(options, env)
+    client = make(options, env)
+    if options.limits is None or isinstance(client, HttpModelClient):  # it limits each try of a call
+        return client
+    return LimitedClient(client, Limiter(options, options.limits))
 
 
 def _checked_fallback(fields: Mapping[str, Any]) -> LLMOptions:

@@ -66,6 +66,8 @@ class Exchange:
     on_piece: OnPiece | None = None
     requests: int = 0
     """Requests that failed in this attempt."""
+    tokens: int = 0
+    """Estimated tokens of a request and its reply, if they are limited."""
     delivered: bool = False
     """Whether a listener has got a piece of the reply."""
     key: str | None = field(default=None, repr=False)

@@ -16,7 +16,7 @@ from openagents_worker.agents import (
     PluginRef,
     RuntimeOptions,
     ToolRef,
-    notices,
+    options_without_effect,
 )
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path
@@ -37,7 +37,7 @@ __all__ = ["find_problems", "remarks"]
 
 def remarks(config: AppConfig) -> list[str]:
     """One line for each option that has no effect, and for each file with a key that everybody can read."""
-    lines = notices(config)
+    lines = options_without_effect(config)
     for agent in config.agents:
         for options in (agent.llm.model_dump(include={"api_key_file"}), *agent.llm.fallbacks):
             path = options.get("api_key_file")

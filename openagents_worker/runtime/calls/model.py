@@ -20,6 +20,7 @@ from openagents_worker.llm.base import (
     ModelRequest,
     token_count,
 )
+from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.storable import stored_part
@@ -90,7 +91,10 @@ class RecordedModel(ModelClient):
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
-                reply = await self._send_request(self._watched(request, info))
+                try:
+                    reply = await self._send_request(self._watched(request, info))
+                except LimitWait as wait:
+                    return Outcome(waits_for=wait)
                 reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
