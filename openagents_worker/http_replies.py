@@ -11,7 +11,7 @@ import asyncio
 import codecs
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ __all__ = [
     "no_cookies",
     "pieces_of",
     "text_of_body",
+    "translated_errors",
     "with_translated_errors",
 ]
 
@@ -61,20 +62,27 @@ def no_cookies() -> CookieJar:
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
-async def with_translated_errors(reply: Awaitable[T]) -> T:
-    """The result of `reply`. Any exception but a `TransportError` is translated to `ReplyUnreadable`.
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Any exception but a `TransportError` is translated to `ReplyUnreadable`.
 
     It catches `Exception`, because httpx passes on errors of h11, ssl, idna and codecs that it does not
     document. Errors of this library, for example for a blocked address, are raised unchanged.
     """
     try:
-        return await reply
+        yield
     except (httpx.TransportError, OpenAgentsError, ReplyTooLarge, ReplyUnreadable):
         raise
     except OSError as error:  # raised by ssl during a read: httpx does not translate it
         raise httpx.ReadError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         raise ReplyUnreadable(f"{type(error).__name__}: {error}"[:300]) from error
+
+
+async def with_translated_errors(reply: Awaitable[T]) -> T:
+    """The result of `reply`, with `translated_errors`."""
+    with translated_errors():
+        return await reply
 
 
 async def pieces_of(
@@ -92,22 +100,24 @@ async def pieces_of(
     bytes_left, pieces_left = max_bytes, max(max_bytes // BYTES_A_PIECE, LEAST_PIECES)
     pieces_since_yield = bytes_since_yield = 0
     raw_pieces: Any = response.aiter_raw()  # an async generator, but httpx does not declare it as one
+    # The errors are translated around the loop: a coroutine for each piece would cost as much as reading it.
     async with aclosing(raw_pieces) as stream:
-        while (raw := await with_translated_errors(_next(stream))) is not None:
-            pieces_left -= 1
-            if pieces_left < 0:
-                raise ReplyTooLarge(f"{what} has too many pieces for a limit of {max_bytes} bytes")
-            for piece in decode(raw):
-                if len(piece) > bytes_left:
-                    yield piece[:bytes_left]
-                    raise ReplyTooLarge(f"{what} has more than {max_bytes} bytes")
-                bytes_left -= len(piece)
-                yield piece
-                pieces_since_yield += 1
-                bytes_since_yield += len(piece)
-                if pieces_since_yield >= YIELD_PIECES or bytes_since_yield >= YIELD_BYTES:
-                    pieces_since_yield = bytes_since_yield = 0
-                    await asyncio.sleep(0)
+        with translated_errors():
+            async for raw in stream:
+                pieces_left -= 1
+                if pieces_left < 0:
+                    raise ReplyTooLarge(f"{what} has too many pieces for a limit of {max_bytes} bytes")
+                for piece in decode(raw):
+                    if len(piece) > bytes_left:
+                        yield piece[:bytes_left]
+                        raise ReplyTooLarge(f"{what} has more than {max_bytes} bytes")
+                    bytes_left -= len(piece)
+                    yield piece
+                    pieces_since_yield += 1
+                    bytes_since_yield += len(piece)
+                    if pieces_since_yield >= YIELD_PIECES or bytes_since_yield >= YIELD_BYTES:
+                        pieces_since_yield = bytes_since_yield = 0
+                        await asyncio.sleep(0)
 
 
 async def body_of(response: httpx.Response, *, max_bytes: int) -> bytes:
@@ -144,10 +154,6 @@ def text_of_body(body: bytes, content_type: str) -> str:
 
 
 # --- decompression ---------------------------------------------------------------------------------------
-
-
-async def _next(stream: AsyncGenerator[bytes, None]) -> bytes | None:
-    return await anext(stream, None)
 
 
 class _Plain:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.errors import LLMResponseError
-from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.anthropic_requests import CALLS_AT, WIRE_FORMAT
 from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.conversation import tool_call
 from openagents_worker.llm.messages import content_text, is_blank_text
+from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReader
 from openagents_worker.llm.structured import OUTPUT_TOOL
 from openagents_worker.llm.usage import usage_from_wire
 
@@ -30,9 +30,7 @@ FINISH_REASONS = {
 _OWN_CALL_FIELDS = ("caller", "toolset_name")
 """Fields of a call that the provider wants back."""
 
-# Sizes that count beside the text, so that many tiny pieces or blocks reach the limit too.
-CHARS_PER_PIECE = 16
-CHARS_PER_BLOCK = 200
+CHARS_PER_BLOCK = 200  # counts beside the text, so that many empty blocks reach the limit too
 
 
 def message_from_wire(body: Any, *, provider: str) -> LLMResponse:
@@ -146,53 +144,41 @@ def _is_stored(value: Any) -> bool:
     return value is not None and value != {"type": "direct"}  # called by the model itself: the default
 
 
-class StreamedMessage:
+class StreamedMessage(BaseStreamReader):
     """Assembles the events of a streamed message into a complete message."""
 
+    chunk_name = "an event"
+
     def __init__(self, *, max_chars: int | None = None) -> None:
-        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
+        super().__init__(max_chars=max_chars)
         self._message: dict[str, Any] = {}
         self._blocks: dict[Any, dict[str, Any]] = {}
         self._pieces: dict[Any, dict[str, TextJoiner]] = {}
+        self._citations: dict[Any, list[Any]] = {}
         self._calls: dict[Any, int] = {}
-        self._max_chars, self._chars = max_chars, 0
         self.begun = False
         """Whether any text, reasoning or tool call has arrived."""
         self.finished = False
         """Whether the stop reason has arrived. A stream that ends before it is incomplete."""
 
-    def add(self, event: Mapping[str, Any]) -> list[Delta]:
-        """Add one event and return its pieces.
-
-        Raises `LLMResponseError` if it cannot be read, and `ReplyTooLarge`. Unknown events are ignored: the
-        API adds new ones.
-        """
-        try:
-            piece = self._add(event)
-            return [] if piece is None or not piece.text else [piece]
-        except ReplyTooLarge:
-            raise
-        except Exception as error:
-            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})") from error
-
-    def _add(self, event: Mapping[str, Any]) -> Delta | None:
-        match event.get("type"):
-            case "message_start":
-                self._message = dict(event["message"])
-            case "content_block_start":
-                return self._begin_block(event["index"], event["content_block"])
+    def _add(self, chunk: Mapping[str, Any]) -> list[Delta]:
+        match chunk.get("type"):
             case "content_block_delta":
-                return self._add_delta(event["index"], event["delta"])
+                return self._add_delta(chunk["index"], chunk["delta"])
+            case "content_block_start":
+                return self._begin_block(chunk["index"], chunk["content_block"])
+            case "message_start":
+                self._message = {**chunk["message"], "usage": dict(chunk["message"].get("usage") or {})}
             case "message_delta":
-                self._message |= {name: value for name, value in event["delta"].items() if value is not None}
-                counts = {name: value for name, value in (event.get("usage") or {}).items() if value}
-                self._message["usage"] = {**(self._message.get("usage") or {}), **counts}
+                self._message |= {name: value for name, value in chunk["delta"].items() if value is not None}
+                usage = self._message.setdefault("usage", {})
+                usage |= {name: value for name, value in (chunk.get("usage") or {}).items() if value}
                 self.finished = self.finished or bool(self._message.get("stop_reason"))
             case _:  # ping, content_block_stop, message_stop, and what is not known yet
                 pass
-        return None
+        return []
 
-    def _begin_block(self, index: Any, block: Mapping[str, Any]) -> Delta | None:
+    def _begin_block(self, index: Any, block: Mapping[str, Any]) -> list[Delta]:
         if index in self._blocks:
             raise ValueError(f"block {index!r} begins twice")
         self._blocks[index] = dict(block)
@@ -202,38 +188,36 @@ class StreamedMessage:
         if block["type"] == "tool_use":
             self._calls[index] = len(self._calls)
         begun = block.get("text") if block["type"] == "text" else None
-        return Delta(DeltaKind.TEXT, whole_text(begun)) if isinstance(begun, str) else None
+        return _deltas(DeltaKind.TEXT, whole_text(begun)) if isinstance(begun, str) else []
 
-    def _add_delta(self, index: Any, delta: Mapping[str, Any]) -> Delta | None:
+    def _add_delta(self, index: Any, delta: Mapping[str, Any]) -> list[Delta]:
         block = self._blocks[index]
         match delta.get("type"):
             case "text_delta":
-                return Delta(DeltaKind.TEXT, self._append(index, "text", delta["text"]))
+                return _deltas(DeltaKind.TEXT, self._append(index, "text", delta["text"]))
             case "thinking_delta":
-                return Delta(DeltaKind.REASONING, self._append(index, "thinking", delta["thinking"]))
-            case "signature_delta":
-                self._append(index, "signature", delta["signature"])
+                return _deltas(DeltaKind.REASONING, self._append(index, "thinking", delta["thinking"]))
             case "input_json_delta":
                 piece = self._append(index, "input", delta["partial_json"])
                 name = block.get("name")
                 if name == OUTPUT_TOOL:
-                    return Delta(DeltaKind.TEXT, piece)
-                return Delta(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
+                    return _deltas(DeltaKind.TEXT, piece)
+                return _deltas(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
+            case "signature_delta":
+                self._append(index, "signature", delta["signature"])
             case "citations_delta":
                 self._add_size(len(dumps(replaced(delta["citation"]))))
-                block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+                self._citations.setdefault(index, []).append(delta["citation"])
             case _:
                 pass
-        return None
+        return []
 
     def _append(self, index: Any, field: str, piece: str) -> str:
         self._add_size(len(piece) + CHARS_PER_PIECE)
-        return self._pieces[index].setdefault(field, TextJoiner()).add(piece)
-
-    def _add_size(self, chars: int) -> None:
-        self._chars += chars
-        if self._max_chars is not None and self._chars > self._max_chars:
-            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
+        pieces = self._pieces[index]
+        if field not in pieces:
+            pieces[field] = TextJoiner()
+        return pieces[field].add(piece)
 
     def body(self) -> dict[str, Any]:
         """The message so far, in the shape of one that is not streamed."""
@@ -245,11 +229,17 @@ class StreamedMessage:
             begun = block.get(field)
             pieces.end()
             block[field] = (begun if isinstance(begun, str) else "") + pieces.whole
+        if index in self._citations:
+            block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         if not isinstance(block.get("input"), str):
             return block
         return block | {
             "input": _parsed(block["input"]) if block.get("name") == OUTPUT_TOOL else block["input"]
         }
+
+
+def _deltas(kind: DeltaKind, text: str, tool_call: int = 0, tool_name: str = "") -> list[Delta]:
+    return [Delta(kind, text, tool_call, tool_name)] if text else []
 
 
 def _parsed(text: str) -> Any:

@@ -104,7 +104,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             await connections.discard(transport)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _PooledReply(response.stream, transport, connections, self)
+        is_http2 = response.extensions.get("http_version") == b"HTTP/2"
+        response.stream = _PooledReply(response.stream, transport, connections, self, is_http2=is_http2)
         return response
 
     def _open(self) -> httpx.AsyncHTTPTransport:
@@ -150,11 +151,17 @@ class _PooledReply(httpx.AsyncByteStream):
         transport: httpx.AsyncHTTPTransport,
         connections: _LoopConnections,
         pool: ConnectionPool,
+        *,
+        is_http2: bool,
     ) -> None:
         self._stream, self._transport, self._connections, self._pool = stream, transport, connections, pool
-        self._is_read = False
+        # httpcore closes a connection of HTTP/1.1 whose reply was not read to its end, but not one of HTTP/2.
+        self._is_read = not is_http2
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__() if self._is_read else self._read_to_the_end()
+
+    async def _read_to_the_end(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
             yield part
         self._is_read = True

@@ -144,6 +144,10 @@ class _Details(NamedTuple):
 # --- what is an error ------------------------------------------------------------------------------------
 
 
+REPLY_FIELDS = ("choices", "delta", "output", "content", "usage", "response")
+"""Fields of replies and of their chunks. Errors have none of them."""
+
+
 def error_in(body: Any) -> Any:
     """The error that a JSON value is, in the shape of any provider; None if it is not one.
 
@@ -155,10 +159,16 @@ def error_in(body: Any) -> Any:
         return body if body and error_in(body[0]) is not None else None
     if not isinstance(body, Mapping):
         return None
-    if body.get("error") or "error" in (body.get("type"), body.get("object")) or body.get("errors"):
+    if (
+        body.get("error")
+        or body.get("type") == "error"
+        or body.get("object") == "error"
+        or body.get("errors")
+    ):
         return body
-    if any(body.get(name) for name in ("choices", "output", "content", "delta", "usage", "response")):
-        return None
+    for name in REPLY_FIELDS:  # a loop, because it runs for every chunk of a stream
+        if body.get(name):
+            return None
     has_code = any(body.get(name) for name in ("code", "status", "statusCode", "status_code", "error_code"))
     return body if body.get("detail") or (body.get("message") and has_code) else None
 

@@ -1,10 +1,8 @@
 """Streams of chat completions: the only place that assembles the chunks of a reply.
 
-Servers deviate from OpenAI in many ways. The rules for what belongs together:
+`openai_chat_calls` decides which fragments of tool calls belong together. Two other rules, for servers that
+deviate from OpenAI:
 
-- A fragment of a tool call belongs to the call with its id. A new id with a name begins a call, even under a
-  known index: Ollama and Gemini send index 0 for all calls. Without an id, the index decides; without both,
-  a fragment continues the last call, unless that is complete and the fragment has a name.
 - Only one choice is read: that of the first chunk. A server that ignores `n` may number it as it likes.
 - Usage that is only zeros never replaces other usage.
 """
@@ -12,67 +10,39 @@ Servers deviate from OpenAI in many ways. The rules for what belongs together:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from openagents_worker.errors import LLMResponseError
-from openagents_worker.http_replies import ReplyTooLarge
-from openagents_worker.jsontext import dumps, loads, replaced, whole_text
+from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.llm.codec import TextJoiner
-from openagents_worker.llm.openai_chat_replies import (
-    CALL_FIELDS,
-    OPAQUE_FIELDS,
-    READABLE_FIELDS,
-    raw_text,
-    thinking_of,
-)
+from openagents_worker.llm.opaque_fields import StreamedField
+from openagents_worker.llm.openai_chat_calls import StreamedCall, StreamedCalls
+from openagents_worker.llm.openai_chat_replies import CALL_FIELDS, OPAQUE_FIELDS, raw_text, thinking_of
+from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReader
 from openagents_worker.llm.usage import usage_from_wire
 
 __all__ = ["StreamedReply"]
 
-JOINED_FIELDS = frozenset({"text", "summary", "data", "thinking"})
-"""Fields of the items of an opaque list that arrive in pieces."""
-# Sizes that count beside the text, so that many tiny pieces or calls reach the limit too.
-CHARS_PER_PIECE = 16
-CHARS_PER_CALL = 200
+HEAD_FIELDS = ("id", "model", "service_tier")
+JOINED_OPAQUE_FIELDS = tuple(name for name in OPAQUE_FIELDS if name != "reasoning_content")
+CHARS_PER_CALL = 200  # counts beside the text, so that many empty calls reach the limit too
 
 
-@dataclass(slots=True, eq=False)
-class _StreamedCall:
-    """A tool call, as received so far."""
-
-    number: int
-    index: Any = None
-    id: Any = None
-    name: Any = None
-    arguments: TextJoiner = field(default_factory=TextJoiner)
-    opaque: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether its arguments are a whole JSON object."""
-        try:
-            return isinstance(loads(self.arguments.whole), dict)
-        except ValueError:
-            return False
-
-
-class StreamedReply:
+class StreamedReply(BaseStreamReader):
     """Assembles the chunks of a streamed reply into the body of a reply that is not streamed."""
 
     def __init__(self, *, max_chars: int | None = None) -> None:
-        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
+        super().__init__(max_chars=max_chars)
         self._head: dict[str, Any] = {}
         self._choice: Any = None
         self._text, self._reasoning, self._refusal = TextJoiner(), TextJoiner(), TextJoiner()
-        self._calls: list[_StreamedCall] = []
-        self._opaque: dict[str, Any] = {}
+        self._has_reasoning_content = False
+        self._calls = StreamedCalls()
+        self._opaque: dict[str, StreamedField] = {}
         self._annotations: list[Any] = []
         self._choice_error: Any = None
         self._finish_reason: Any = None
         self._usage: Mapping[str, Any] | None = None
-        self._max_chars, self._chars = max_chars, 0
 
     @property
     def begun(self) -> bool:
@@ -84,146 +54,97 @@ class StreamedReply:
         """Whether the finish reason has arrived. A stream that ends before it is incomplete."""
         return self._finish_reason is not None
 
-    def add(self, chunk: Mapping[str, Any]) -> list[Delta]:
-        """Add one chunk and return its pieces.
-
-        Raises `LLMResponseError` if it is not a valid chunk, and `ReplyTooLarge`.
-        """
-        try:
-            self._head |= {name: chunk[name] for name in ("id", "model", "service_tier") if chunk.get(name)}
-            if (usage := chunk.get("usage")) and (self._usage is None or usage_from_wire(usage) is not None):
-                self._usage = usage
-            deltas: list[Delta] = []
-            for choice in chunk.get("choices") or ():  # the last chunk has usage and no choice
-                if self._choice is None:
-                    self._choice = choice.get("index") or 0
-                if (choice.get("index") or 0) == self._choice:
-                    deltas += self._add_choice(choice)
-            return deltas
-        except ReplyTooLarge:
-            raise
-        except Exception as error:
-            raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})") from error
+    def _add(self, chunk: Mapping[str, Any]) -> list[Delta]:
+        for name in HEAD_FIELDS:
+            if value := chunk.get(name):
+                self._head[name] = value
+        if (usage := chunk.get("usage")) and (self._usage is None or usage_from_wire(usage) is not None):
+            self._usage = usage
+        deltas: list[Delta] = []
+        for choice in chunk.get("choices") or ():  # the last chunk has usage and no choice
+            if self._choice is None:
+                self._choice = choice.get("index") or 0
+            if (choice.get("index") or 0) == self._choice:
+                deltas += self._add_choice(choice)
+        return deltas
 
     def _add_choice(self, choice: Mapping[str, Any]) -> list[Delta]:
         delta = choice.get("delta") or choice.get("message") or {}
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        self._choice_error = choice.get("error") or self._choice_error
+        if reason := choice.get("finish_reason"):
+            self._finish_reason = reason
+        if error := choice.get("error"):
+            self._choice_error = error
         self._add_opaque(delta)
-        reasoning = next((delta[name] for name in READABLE_FIELDS if delta.get(name)), None)
-        content, refusal = delta.get("content"), delta.get("refusal")
-        pieces = [
-            Delta(
-                DeltaKind.REASONING,
-                self._joined(self._reasoning, raw_text(reasoning) or thinking_of(content)),
-            ),
-            Delta(DeltaKind.TEXT, self._joined(self._text, raw_text(content))),
-            Delta(DeltaKind.TEXT, self._joined(self._refusal, raw_text(refusal))),
-        ]
-        fragments = list(delta.get("tool_calls") or ())
+        pieces: list[Delta] = []
+        content = delta.get("content")
+        if reasoning := self._reasoning_of(delta, content):
+            self._join(DeltaKind.REASONING, self._reasoning, reasoning, pieces)
+        if text := raw_text(content):
+            self._join(DeltaKind.TEXT, self._text, text, pieces)
+        if refusal := raw_text(delta.get("refusal")):
+            self._join(DeltaKind.TEXT, self._refusal, refusal, pieces)
+        for fragment in delta.get("tool_calls") or ():
+            self._add_fragment(fragment, pieces)
         if isinstance(legacy := delta.get("function_call"), Mapping):
-            fragments.append({"index": "function_call", "function": legacy})
-        pieces += [self._add_fragment(fragment) for fragment in fragments]
-        return [piece for piece in pieces if piece.text]
+            self._add_fragment({"index": "function_call", "function": legacy}, pieces)
+        return pieces
 
-    def _joined(self, text: TextJoiner, piece: str) -> str:
-        if not piece:
-            return ""
-        self._add_size(len(piece))
-        return text.add(piece)
+    def _reasoning_of(self, delta: Mapping[str, Any], content: Any) -> str:
+        """The readable reasoning of a chunk; "" if it has none."""
+        if reasoning := delta.get("reasoning_content"):
+            self._has_reasoning_content = True
+        else:
+            reasoning = delta.get("reasoning")
+        return (raw_text(reasoning) if reasoning else "") or thinking_of(content)
+
+    def _join(self, kind: DeltaKind, text: TextJoiner, piece: str, pieces: list[Delta]) -> None:
+        """Add a piece to its text, and to `pieces` what is complete with it."""
+        self._add_size(len(piece) + CHARS_PER_PIECE)
+        if whole := text.add(piece):
+            pieces.append(Delta(kind, whole))
 
     def _add_opaque(self, delta: Mapping[str, Any]) -> None:
-        for name in OPAQUE_FIELDS:
-            if name != "reasoning_content" and (value := delta.get(name)):
-                self._opaque[name] = self._merged(self._opaque.get(name), value)
+        for name in JOINED_OPAQUE_FIELDS:
+            if value := delta.get(name):
+                self._add_size(len(dumps(replaced(value))) + CHARS_PER_PIECE)
+                self._opaque.setdefault(name, StreamedField()).add(value)
         if isinstance(annotations := delta.get("annotations"), list) and annotations:
-            self._add_size(len(dumps(replaced(annotations))))
+            self._add_size(len(dumps(replaced(annotations))) + CHARS_PER_PIECE)
             self._annotations += annotations
-        if delta.get("reasoning_content"):
-            self._opaque["reasoning_content"] = True  # its text is joined when the stream has ended
 
-    def _merged(self, known: Any, value: Any) -> Any:
-        """An opaque value with one that arrived later. Items of lists are joined if they have one index."""
-        self._add_size(len(dumps(replaced(value))))
-        if isinstance(known, str) and isinstance(value, str):
-            return known + value
-        if isinstance(known, dict) and isinstance(value, dict):
-            return known | value
-        if not isinstance(value, list):
-            return value
-        items = list(known) if isinstance(known, list) else []
-        for item in value:
-            last = items[-1] if items else None
-            if last is not None and _belong_together(last, item):
-                items[-1] = _joined_items(last, item)
-            else:
-                items.append(item)
-        return items
-
-    def _add_fragment(self, fragment: Mapping[str, Any]) -> Delta:
+    def _add_fragment(self, fragment: Mapping[str, Any], pieces: list[Delta]) -> None:
         function = fragment.get("function") or {}
-        call = self._call_of(fragment, function)
-        call.id = call.id or fragment.get("id")
-        call.name = call.name or function.get("name")
+        call = self._calls.of(fragment, function)
+        if call is None:
+            self._add_size(CHARS_PER_CALL + CHARS_PER_PIECE)
+            call = self._calls.begin(fragment)
+        self._calls.keep_name_and_id(call, fragment, function)
+        self._keep_opaque(call, fragment)
+        arguments = _arguments_text(function)
+        if not arguments or call.is_repeated_by(arguments):
+            return
+        self._add_size(len(arguments) + CHARS_PER_PIECE)
+        if text := call.add_arguments(arguments):
+            name = whole_text(call.name) if isinstance(call.name, str) else ""
+            pieces.append(Delta(DeltaKind.ARGUMENTS, text, call.number, name))
+
+    def _keep_opaque(self, call: StreamedCall, fragment: Mapping[str, Any]) -> None:
+        if fragment.keys() <= CALL_FIELDS:
+            return
         opaque = {name: value for name, value in fragment.items() if name not in CALL_FIELDS and value}
         if opaque:
-            self._add_size(len(dumps(replaced(opaque))))
+            self._add_size(len(dumps(replaced(opaque))) + CHARS_PER_PIECE)
             call.opaque |= opaque
-        text = _arguments_text(function)
-        if len(text) == call.arguments.chars and text == call.arguments.whole and call.is_complete:
-            text = ""  # the server repeats the whole call
-        name = call.name if isinstance(call.name, str) else ""
-        return Delta(DeltaKind.ARGUMENTS, self._joined(call.arguments, text), call.number, whole_text(name))
-
-    def _call_of(self, fragment: Mapping[str, Any], function: Mapping[str, Any]) -> _StreamedCall:
-        """The call that a fragment belongs to; a new one if it begins a call."""
-        index, id_ = fragment.get("index"), fragment.get("id")
-        if not isinstance(index, int | str | None):
-            raise TypeError("the index of a tool call is neither a number nor a text")
-        for call in self._calls:
-            if id_ and call.id == id_ and (index is None or call.index == index):
-                return call
-        near = [call for call in self._calls if index is None or call.index == index]
-        if not near or self._begins(near[-1], id_, function, has_index=index is not None):
-            self._add_size(CHARS_PER_CALL)
-            self._calls.append(_StreamedCall(len(self._calls), index))
-            return self._calls[-1]
-        return near[-1]
-
-    @staticmethod
-    def _begins(last: _StreamedCall, id_: Any, function: Mapping[str, Any], *, has_index: bool) -> bool:
-        """Whether a fragment that may continue `last` begins another call."""
-        name = function.get("name")
-        if id_ and last.id and not has_index:
-            return True
-        if not name or not last.name:
-            return False  # some servers send another id with every fragment
-        if id_ and last.id:
-            # Another id and a name: another call, unless the server repeats the name of an open call.
-            return name != last.name or last.is_complete or not last.arguments
-        return name != last.name or last.is_complete
-
-    def _add_size(self, chars: int) -> None:
-        self._chars += chars + CHARS_PER_PIECE
-        if self._max_chars is not None and self._chars > self._max_chars:
-            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
 
     def body(self) -> dict[str, Any]:
         """The reply so far, in the shape of a reply that is not streamed."""
-        for text in (self._text, self._reasoning, self._refusal, *(call.arguments for call in self._calls)):
+        for text in (self._text, self._reasoning, self._refusal):
             text.end()
-        calls = [
-            {
-                **call.opaque,
-                "id": call.id,
-                "function": {"name": call.name, "arguments": call.arguments.whole},
-            }
-            for call in self._calls
-        ]
-        message = {"role": "assistant", "content": self._text.whole, "tool_calls": calls}
-        opaque = dict(self._opaque)
-        name = "reasoning_content" if opaque.pop("reasoning_content", None) else "reasoning"
-        message |= opaque | ({name: self._reasoning.whole} if self._reasoning else {})
+        message: dict[str, Any] = {"role": "assistant", "content": self._text.whole}
+        message |= {"tool_calls": self._calls.bodies()}
+        message |= {name: field.whole for name, field in self._opaque.items()}
+        name = "reasoning_content" if self._has_reasoning_content else "reasoning"
+        message |= {name: self._reasoning.whole} if self._reasoning else {}
         message |= {"refusal": self._refusal.whole} if self._refusal else {}
         message |= {"annotations": self._annotations} if self._annotations else {}
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
@@ -235,23 +156,3 @@ class StreamedReply:
 def _arguments_text(function: Mapping[str, Any]) -> str:
     arguments = function.get("arguments") or ""
     return arguments if isinstance(arguments, str) else dumps(replaced(arguments))
-
-
-def _belong_together(last: Any, item: Any) -> bool:
-    """Whether two items of an opaque list are parts of the same item: their index and type are equal."""
-    if not (isinstance(last, Mapping) and isinstance(item, Mapping)):
-        return False
-    return item.get("index") is not None and all(
-        last.get(name) == item.get(name) for name in ("index", "type")
-    )
-
-
-def _joined_items(last: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
-    joined = dict(last)
-    for name, value in item.items():
-        known = joined.get(name)
-        if name in JOINED_FIELDS and isinstance(known, str) and isinstance(value, str):
-            joined[name] = known + value
-        elif value is not None:
-            joined[name] = value
-    return joined

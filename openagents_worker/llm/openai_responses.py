@@ -14,8 +14,6 @@ from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
-from openagents_worker.errors import LLMResponseError
-from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
@@ -29,6 +27,7 @@ from openagents_worker.llm.openai_responses_items import (
     tool_to_wire,
 )
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReader
 from openagents_worker.llm.structured import StructuredOutput, output_schema
 
 __all__ = ["OpenAIResponses", "OpenAIResponsesClient", "ResponsesExtras", "StreamedResponse"]
@@ -44,9 +43,7 @@ ENCRYPTED = "reasoning.encrypted_content"
 _REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9])")
 """Models that think. They accept no temperature; their reasoning can be encrypted."""
 
-# Sizes that count beside the text, so that many tiny pieces or items reach the limit too.
-CHARS_PER_PIECE = 16
-CHARS_PER_ITEM = 200
+CHARS_PER_ITEM = 200  # counts beside the text, so that many empty items reach the limit too
 
 
 class ResponsesExtras(ProviderOptions):
@@ -226,16 +223,17 @@ def _text(value: Any) -> str:
     return whole_text(value) if isinstance(value, str) else ""
 
 
-class StreamedResponse:
+class StreamedResponse(BaseStreamReader):
     """Reads the events of a streamed response. Its last event has the whole response."""
 
+    chunk_name = "an event"
+
     def __init__(self, *, max_chars: int | None = None) -> None:
-        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
+        super().__init__(max_chars=max_chars)
         self._response: dict[str, Any] = {}
         self._items: list[Any] = []
         self._calls: dict[Any, tuple[int, str]] = {}
         self._joiners: dict[tuple[DeltaKind, Any], TextJoiner] = {}
-        self._max_chars, self._chars = max_chars, 0
         self._items_chars = 0  # counted apart: the same text has arrived in pieces before
         self.begun = False
         """Whether any text, reasoning or tool call has arrived."""
@@ -245,68 +243,49 @@ class StreamedResponse:
         self.sequence_number = -1
         """The number of the last event: from there, a stream in the background can be continued."""
 
-    def add(self, event: Mapping[str, Any]) -> list[Delta]:
-        """Add one event and return its pieces.
-
-        Raises `LLMResponseError` if it cannot be read, and `ReplyTooLarge`. Unknown events are ignored: the
-        API adds new ones.
-        """
-        try:
-            piece = self._add(event)
-            return [] if piece is None or not piece.text else [piece]
-        except ReplyTooLarge:
-            raise
-        except Exception as error:
-            raise LLMResponseError(f"an event of the stream cannot be read ({error!r})") from error
-
-    def _add(self, event: Mapping[str, Any]) -> Delta | None:
-        number = event.get("sequence_number")
+    def _add(self, chunk: Mapping[str, Any]) -> list[Delta]:
+        number = chunk.get("sequence_number")
         if isinstance(number, int):
             self.sequence_number = number
-        match event.get("type"):
-            case "response.created" | "response.queued" | "response.in_progress":
-                self._response = dict(event["response"])
-                self.response_id = whole_text(str(self._response["id"]))
+        match chunk.get("type"):
             case "response.output_text.delta" | "response.refusal.delta":
-                return self._piece(DeltaKind.TEXT, event)
+                return self._piece(DeltaKind.TEXT, chunk)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                return self._piece(DeltaKind.REASONING, event)
+                return self._piece(DeltaKind.REASONING, chunk)
             case "response.function_call_arguments.delta":
-                return self._piece(DeltaKind.ARGUMENTS, event)
+                return self._piece(DeltaKind.ARGUMENTS, chunk)
+            case "response.created" | "response.queued" | "response.in_progress":
+                self._response = dict(chunk["response"])
+                self.response_id = whole_text(str(self._response["id"]))
             case "response.output_item.added":
                 self._add_size(CHARS_PER_ITEM)
-                if event["item"]["type"] == "function_call":
+                if chunk["item"]["type"] == "function_call":
                     self.begun = True
-                    self._calls[event["output_index"]] = (len(self._calls), _text(event["item"].get("name")))
+                    self._calls[chunk["output_index"]] = (len(self._calls), _text(chunk["item"].get("name")))
             case "response.output_item.done":
-                self._items_chars += CHARS_PER_ITEM + len(dumps(replaced(event["item"])))
-                self._check(self._items_chars)
-                self._items.append(event["item"])
+                self._items_chars += CHARS_PER_ITEM + len(dumps(replaced(chunk["item"])))
+                self._check_size(self._items_chars)
+                self._items.append(chunk["item"])
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
-                self._response = dict(event["response"])
+                self._response = dict(chunk["response"])
                 self.finished = True
             case _:
                 pass
-        return None
+        return []
 
-    def _piece(self, kind: DeltaKind, event: Mapping[str, Any]) -> Delta:
+    def _piece(self, kind: DeltaKind, event: Mapping[str, Any]) -> list[Delta]:
         self.begun = True
-        self._add_size(len(event["delta"]) + CHARS_PER_PIECE)
-        place = event.get("output_index")
-        if (kind, place) not in self._joiners:
+        piece, place = event["delta"], event.get("output_index")
+        self._add_size(len(piece) + CHARS_PER_PIECE)
+        joiner = self._joiners.get((kind, place))
+        if joiner is None:
             self._add_size(CHARS_PER_ITEM)
-            self._joiners[kind, place] = TextJoiner()
-        text = self._joiners[kind, place].add(event["delta"])
+            joiner = self._joiners[kind, place] = TextJoiner()
+        text = joiner.add(piece)
+        if not text:
+            return []
         number, name = self._calls.get(place, (0, ""))
-        return Delta(kind, text, number, name)
-
-    def _add_size(self, chars: int) -> None:
-        self._chars += chars
-        self._check(self._chars)
-
-    def _check(self, chars: int) -> None:
-        if self._max_chars is not None and chars > self._max_chars:
-            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
+        return [Delta(kind, text, number, name)]
 
     def body(self) -> dict[str, Any]:
         """The response so far. If the last event of the server has no output, the earlier items are used."""

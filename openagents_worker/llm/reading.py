@@ -88,9 +88,10 @@ class Exchange:
     def is_streamed(self) -> bool:
         return self.on_delta is not None or self.on_piece is not None
 
-    async def deliver(self, pieces: Sequence[Delta], ttft_ms: float) -> None:
+    async def deliver(self, pieces: Sequence[Delta], elapsed_ms: Callable[[], float]) -> None:
         """Pass pieces of the reply to their listeners. The first one sets `ttft_ms`."""
-        self.measures.setdefault("ttft_ms", round(ttft_ms, 3))
+        if "ttft_ms" not in self.measures:
+            self.measures["ttft_ms"] = round(elapsed_ms(), 3)
         for piece in pieces:
             if not piece.text:
                 continue
@@ -111,7 +112,9 @@ class ReplyReading:
         self._codec = codec
         self._max_bytes = max_bytes
 
-    async def body_of(self, response: httpx.Response, exchange: Exchange, elapsed_ms: Any) -> Any:
+    async def body_of(
+        self, response: httpx.Response, exchange: Exchange, elapsed_ms: Callable[[], float]
+    ) -> Any:
         """The body of a reply, as if it were not streamed. Raises the provider's error.
 
         `elapsed_ms` returns the milliseconds since the request was sent.
@@ -128,7 +131,7 @@ class ReplyReading:
         self._check_whole(body, response, exchange)
         if exchange.is_streamed:  # the server cannot stream: it sent one complete reply
             text = self._codec.reply(body, provider=self._endpoint.provider).output_text
-            await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms())
+            await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms)
         return body
 
     async def _read_whole_body(self, head: bytes, stream: AsyncGenerator[bytes]) -> bytes:
@@ -164,41 +167,38 @@ class ReplyReading:
         stream: AsyncGenerator[bytes],
         response: httpx.Response,
         exchange: Exchange,
-        elapsed_ms: Any,
+        elapsed_ms: Callable[[], float],
     ) -> dict[str, Any]:
         reply = self._codec.stream(max_chars=self._max_bytes)
-        try:
-            async with aclosing(self._chunks(head, stream, response, exchange)) as chunks:
-                async for chunk in chunks:
-                    pieces = reply.add(chunk)
+        events = SSEDecoder(max_event_chars=self._max_bytes)
+
+        async def add(piece: bytes) -> bool:
+            """Add the events of a piece to the reply, and return whether one of them ends the stream."""
+            for data in events.feed(piece):
+                data = data.strip()
+                if data and data == self._codec.end_of_stream:
+                    return True
+                if data:
+                    pieces = reply.add(self._parse_chunk(data, events.event, response, exchange))
                     if exchange.after_chunk is not None:
                         await exchange.after_chunk(reply)
                     if reply.begun:
-                        await exchange.deliver(pieces, elapsed_ms())
+                        await exchange.deliver(pieces, elapsed_ms)
+            return False
+
+        try:
+            piece: bytes | None = head
+            while piece is not None:
+                if await add(piece):
+                    await _drain(stream)
+                    break
+                piece = await anext(stream, None)
         except httpx.TransportError:
             if not reply.finished:  # after the finish reason, only the token counts can be missing
                 raise
         if not reply.finished:
             raise httpx.RemoteProtocolError("the stream ended before its finish_reason")
         return reply.body()
-
-    async def _chunks(
-        self, head: bytes, stream: AsyncGenerator[bytes], response: httpx.Response, exchange: Exchange
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of a stream as JSON objects, until the event that ends it."""
-        events = SSEDecoder(max_event_chars=self._max_bytes)
-        end = self._codec.end_of_stream
-        piece: bytes | None = head
-        while piece is not None:
-            for data in events.feed(piece):
-                data = data.strip()
-                if not data:
-                    continue
-                if end and data == end:
-                    await _drain(stream)
-                    return
-                yield self._parse_chunk(data, events.event, response, exchange)
-            piece = await anext(stream, None)
 
     def _parse_chunk(
         self, data: str, event: str, response: httpx.Response, exchange: Exchange

@@ -17,8 +17,8 @@ MAX_NAME_CHARS = 200  # of a tool's name, which each of its events repeats; a mo
 class _Unsent:
     """One text of a streamed reply: its unsent pieces, and how many characters were sent."""
 
-    def __init__(self, tool_name: str = "") -> None:
-        self.tool_name = tool_name
+    def __init__(self) -> None:
+        self.tool_name = ""
         self._parts: list[str] = []
         self.sent = 0
 
@@ -29,13 +29,14 @@ class _Unsent:
         if text:
             self._parts.append(text)
 
-    def take(self, max_chars: int) -> tuple[int, str]:
-        """The next unsent characters with their offset. They count as sent from now on."""
-        unsent, offset = "".join(self._parts), self.sent
-        text, rest = unsent[:max_chars], unsent[max_chars:]
-        self._parts = [rest] if rest else []
-        self.sent += len(text)
-        return offset, whole_text(text)
+    def take(self, max_chars: int) -> Iterator[tuple[int, str]]:
+        """The unsent characters in parts with their offsets. They count as sent from now on."""
+        unsent = "".join(self._parts)
+        self._parts.clear()
+        for begin in range(0, len(unsent), max_chars):
+            text = unsent[begin : begin + max_chars]
+            yield self.sent, whole_text(text)
+            self.sent += len(text)
 
 
 class ReplyStream:
@@ -47,7 +48,7 @@ class ReplyStream:
 
     @property
     def has_unsent(self) -> bool:
-        return any((self._text, self._reasoning, *self._arguments.values()))
+        return bool(self._text or self._reasoning or any(self._arguments.values()))
 
     def add(self, piece: Delta) -> None:
         match piece.kind:
@@ -56,7 +57,9 @@ class ReplyStream:
             case DeltaKind.REASONING:
                 self._reasoning.add(piece.text)
             case DeltaKind.ARGUMENTS:
-                arguments = self._arguments.setdefault(piece.tool_call, _Unsent())
+                arguments = self._arguments.get(piece.tool_call)
+                if arguments is None:
+                    arguments = self._arguments[piece.tool_call] = _Unsent()
                 arguments.tool_name = arguments.tool_name or piece.tool_name[:MAX_NAME_CHARS]
                 arguments.add(piece.text)
             case _:
@@ -81,6 +84,5 @@ class ReplyStream:
 
 
 def _payloads(unsent: _Unsent, of_call: Mapping[str, Any], **more: Any) -> Iterator[str]:
-    while unsent:
-        offset, text = unsent.take(DELTA_CHARS)
+    for offset, text in unsent.take(DELTA_CHARS):
         yield dumps({**of_call, "offset": offset, "text": text, **more})

@@ -122,8 +122,12 @@ class RunWriter:
 
     def delta_of(self, call: str, piece: Delta) -> None:
         """Publish a piece of the text, of the reasoning or of the tool arguments of a reply."""
-        self._deltas.setdefault(call, ReplyStream()).add(piece)
-        self._schedule(DELTA_S)
+        stream = self._deltas.get(call)
+        if stream is None:
+            stream = self._deltas[call] = ReplyStream()
+        stream.add(piece)
+        if self._timer is None:
+            self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
         """Queue the unsent rest of a streamed reply, so that it is published before the event of the call."""
