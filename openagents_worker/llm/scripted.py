@@ -110,9 +110,12 @@ class ScriptedClient(ModelClient):
         """There is nothing to close."""
 
 
+_NOTHING_COUNTED = ScriptedUsage()
+
+
 def usage_of(entry: ScriptedReply, messages: Sequence[Message]) -> LLMUsage:
     """The token counts of an entry; those that it leaves out are estimated from the texts."""
-    scripted = entry.usage or ScriptedUsage()
+    scripted = entry.usage or _NOTHING_COUNTED
     input_tokens, output_tokens = scripted.input_tokens, scripted.output_tokens
     if input_tokens is None or output_tokens is None:  # otherwise the whole conversation need not be read
         reply_text = entry.text + "".join(dumps(call.arguments) for call in entry.tool_calls)

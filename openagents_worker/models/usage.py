@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.jsontext import LARGEST_COUNT
 
-__all__ = ["RunUsage"]
+__all__ = ["NO_USAGE", "RunUsage"]
 
 
 class RunUsage(BaseModel):
@@ -58,5 +58,7 @@ class RunUsage(BaseModel):
         }
 
 
+NO_USAGE = RunUsage()
+"""The usage of what has used nothing. It is shared, so nobody may change it."""
 _OPTIONAL = frozenset(name for name, field in RunUsage.model_fields.items() if field.default is None)
 _COUNTS = tuple(name for name, field in RunUsage.model_fields.items() if field.annotation is int)

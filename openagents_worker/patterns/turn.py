@@ -333,8 +333,8 @@ class step_deadline:
         self._timer.cancel()
         try:
             await self._deadline.__aexit__(kind, error, trace)
-        except TimeoutError:  # it was cancelled by the deadline
-            error = self._error
+        except TimeoutError as timeout:  # the deadline has cancelled the block
+            error = timeout
         if self._error is not None and self._deadline.expired() and isinstance(error, TimeoutError):
             raise self._error from None
 

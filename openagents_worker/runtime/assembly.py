@@ -59,7 +59,10 @@ class AgentParts:
 
     def new_pattern(self) -> Any:
         """A new pattern. The limits of the agent are defaults for the config of the pattern."""
-        ref = with_limits(self.definition.pattern, self.definition.runtime)
+        definition = self.definition
+        ref = self._assembly.shared(
+            definition.id, "pattern", lambda: with_limits(definition.pattern, definition.runtime)
+        )
         return self._make("pattern", ref, BUILTIN_PATTERNS)
 
     @property

@@ -11,6 +11,7 @@ from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDe
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.rules import CallQuery, Rules
@@ -31,7 +32,7 @@ class Outcome:
 
     value: Any = None
     error: OpenAgentsError | None = None
-    usage: RunUsage = field(default_factory=RunUsage)
+    usage: RunUsage = field(default_factory=lambda: NO_USAGE)
     state: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)

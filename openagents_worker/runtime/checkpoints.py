@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.models import RunUsage
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.history import RunHistory
@@ -25,7 +26,7 @@ class Checkpoints:
     def __init__(
         self, identity: RunIdentity, history: RunHistory, writer: RunWriter, *, durable: bool
     ) -> None:
-        self.usage = RunUsage()
+        self.usage = NO_USAGE
         self.position = history.length
         """The journal position of the next record."""
         self.noted: dict[str, Mapping[str, Any]] = dict(history.noted)

@@ -14,6 +14,7 @@ from typing import Any
 
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import RunUsage
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.redaction import shown_json
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.event_text import EventText, masked_name
@@ -212,7 +213,7 @@ class RunWriter:
 
     def defer_start(self, record: str, event: _Event) -> None:
         """Queue record 0, to be stored with the next write. `event` announces its checkpoint."""
-        self._deferred.append(_DeferredRecord(0, record, RunUsage(), ()))
+        self._deferred.append(_DeferredRecord(0, record, NO_USAGE, ()))
         self.emit(*event)
 
     def defer_record(self, position: int, record: str, usage: RunUsage, event: _Event) -> None:

@@ -124,7 +124,7 @@ class PipelineBatcher:
         pending: deque[_QueuedCommand] = deque()
         loop = asyncio.get_running_loop()
         try:
-            if pipeline.connection is not None and has_hung_up(pipeline.connection):
+            if pipeline.connection is not None and pipeline.has_hung_up():
                 # No command is lost: none was sent on this connection yet.
                 await self._release_connection(pipeline, broken=True)
             while self._waiting:
@@ -178,6 +178,7 @@ class PipelineBatcher:
                 pipeline.connection.socket_timeout,
                 None,
             )
+            pipeline.hang_up = _HangUp.of(pipeline.connection)
         return pipeline.connection
 
     async def _release_connection(self, pipeline: _Pipeline, *, broken: bool) -> None:
@@ -200,7 +201,12 @@ class _Pipeline:
         self.acquired_s = 0.0  # loop time at which the pool returned the connection
         self.used_s = 0.0  # loop time at which the last round trip began
         self.is_timed_out = False
+        self.hang_up: _HangUp | None = None
         self._began_s: float | None = None
+
+    def has_hung_up(self) -> bool:
+        """Whether the server has closed the connection of this pipeline."""
+        return self.hang_up is not None and self.hang_up.is_seen_on(self.connection)
 
     def begin_round_trip(self, now_s: float) -> None:
         self.checks, self.used_s, self._began_s = 0, now_s, now_s
@@ -259,16 +265,35 @@ def has_hung_up(connection: Any) -> bool:
 
     Asks the kernel: the event loop may not have run since then, so redis-py may not know yet.
     """
-    writer = connection._writer
-    socket = None if writer is None else writer.get_extra_info("socket")
-    if socket is None or not hasattr(select, "poll"):
-        return False
-    number = socket.fileno()
-    if number < 0:
-        return True
-    look = select.poll()
-    look.register(number, HANG_UP_EVENTS)
-    return bool(look.poll(0))
+    hang_up = _HangUp.of(connection)
+    return hang_up is not None and hang_up.is_seen_on(connection)
+
+
+class _HangUp:
+    """Asks the kernel whether the server has closed a connection. Made once for each use of a connection."""
+
+    __slots__ = ("_poll", "_socket", "_writer")
+
+    def __init__(self, writer: Any, socket: Any) -> None:
+        self._writer = writer
+        self._socket = socket
+        self._poll: Any = None
+
+    @classmethod
+    def of(cls, connection: Any) -> _HangUp | None:
+        """None if the connection is not open, or if this system cannot be asked."""
+        writer = connection._writer
+        socket = None if writer is None else writer.get_extra_info("socket")
+        return None if socket is None or not hasattr(select, "poll") else cls(writer, socket)
+
+    def is_seen_on(self, connection: Any) -> bool:
+        number = self._socket.fileno()
+        if number < 0 or connection._writer is not self._writer or self._writer.is_closing():
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(number, HANG_UP_EVENTS)
+        return bool(self._poll.poll(0))
 
 
 def _set_answer(answer: asyncio.Future[Any], value: Any, error_answer: Exception | None) -> None:

@@ -249,11 +249,19 @@ class AsyncStore:
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
         with inner_span(*call.script.signal), translate_errors(self.cell.url):
-            steps, batcher = PlanSteps(self._scripts.run(call)), self._batcher
-            for command in steps:
-                with steps:
-                    steps.answer = await batcher.execute(*command)
-            return steps.result
+            plan, batcher = self._scripts.run(call), self._batcher
+            try:  # as `PlanSteps`, which takes as long as the rest of this method
+                command = plan.send(None)
+                while True:
+                    try:
+                        answer = await batcher.execute(*command)
+                    except Exception as error:  # noqa: BLE001 - raised in the plan
+                        command = plan.throw(error)
+                    else:
+                        command = plan.send(answer)
+            except StopIteration as done:
+                result: T = done.value
+                return result
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
         """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""

@@ -153,6 +153,8 @@ class SessionStore:
     ) -> AsyncIterator[str]:
         """Yield the items, read in pages, without items that are appended in the meantime."""
         end = await self._length(kind, session_id) if upto is None else upto
+        if not end:
+            return
         at = 0 if last is None else max(0, end - last)
         key, size = (
             self._store.keys(kind, session_id),
