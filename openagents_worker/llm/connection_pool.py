@@ -118,8 +118,9 @@ class _PooledReply(httpx.AsyncByteStream):
     ) -> None:
         self._stream, self._transport, self._connections, self._pool = stream, transport, connections, pool
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._stream.__aiter__()
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
 
     async def aclose(self) -> None:
         try:
