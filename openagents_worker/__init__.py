@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
+    from openagents_worker.llm.api_keys import register_api_keys
     from openagents_worker.models import (
         RunArtifact,
         RunBudget,
@@ -74,6 +75,7 @@ __all__ = [
     "StopReason",
     "SubmitUnknown",
     "register",
+    "register_api_keys",
     "register_deps",
     "register_output",
     "run_agent",
@@ -105,6 +107,7 @@ _MODULE_OF = {
     "StopReason": "models",
     "SubmitUnknown": "errors",
     "register": "celery.register",
+    "register_api_keys": "llm.api_keys",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",
     "run_agent": "producer.task",

@@ -7,7 +7,7 @@ a web application. Codes and classes of the original SDK are kept; the others fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from openagents_worker.jsontext import whole_text
 from openagents_worker.secret_text import mask_prose, mask_values
@@ -32,6 +32,19 @@ def text_of(value: object) -> str:
 
 class ProcessTraceback(Exception):
     """The traceback text of an exception from another process. It is set as the cause of that exception."""
+
+
+class ErrorPlace(TypedDict, total=False):
+    """Where an error happened."""
+
+    agent_id: str | None
+    session_id: str | None
+    run_id: str | None
+    tool_id: str | None
+    step_number: int | None
+
+
+PLACE = tuple(ErrorPlace.__annotations__)
 
 
 class OpenAgentsError(Exception):
@@ -67,20 +80,15 @@ class OpenAgentsError(Exception):
         *,
         hint: str | None = None,
         docs_url: str | None = None,
-        agent_id: str | None = None,
-        session_id: str | None = None,
-        run_id: str | None = None,
-        tool_id: str | None = None,
-        step_number: int | None = None,
+        **place: Unpack[ErrorPlace],
     ) -> None:
         super().__init__(_masked(message))
         self.hint = _masked(hint)
         self.docs_url = docs_url
-        self.agent_id = agent_id
-        self.session_id = session_id
-        self.run_id = run_id
-        self.tool_id = tool_id
-        self.step_number = step_number
+        for name, value in place.items():
+            if name not in PLACE:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
+            setattr(self, name, value)
 
     @property
     def message(self) -> str:
@@ -101,7 +109,7 @@ class OpenAgentsError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
-        names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
+        names = (*PLACE, *self.extra_fields)
         # The class of a plugin may have fields that no constructor of this library has masked. The id of its
         # tool may be any text, for example a URL with a password.
         fields = {name: getattr(self, name, None) for name in names}

@@ -98,6 +98,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "call _metrics error error_details request_id"),
         _event("llm.retrying", "a request to the model failed and is repeated after `delay_ms`",
                "code delay_ms attempt", "error model call request_id"),
+        _event("llm.limited", "a request to the model waits for a limit of the fleet; if it has to wait for "
+               "more than a second, the run is parked", "key delay_ms", "model call"),
         _event("llm.fallback", "the model has no tries left; the call continues with the next one in "
                "`llm.fallbacks`", "code model fallback", "error call"),
         _event("llm.price_unknown", "the price of a model is not known, so the run has no cost; "

@@ -40,7 +40,7 @@ ACCEPT_ENCODING = "gzip, deflate"
 PIECE_BYTES = 64 * 1024  # decompressed at a time: 64 KB of gzip can expand to 64 MB
 BYTES_A_PIECE = 256  # the smallest allowed average; an event of a stream has more
 LEAST_PIECES = 10_000  # a short reply may have this many pieces, whatever their size
-FORMAT_BYTES = 2  # the first bytes tell the two formats of `deflate` apart
+FORMAT_BYTES = 2  # the first bytes show which of the two formats of `deflate` it is
 # Reading buffered data never waits, so the reader yields to the event loop after so many pieces or bytes.
 YIELD_PIECES = 64
 YIELD_BYTES = 64 * 1024  # this can be a thousand events

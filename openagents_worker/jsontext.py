@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 __all__ = [
@@ -96,10 +96,45 @@ def size_of(value: Any) -> int:
     return len(_encoded(value).encode())
 
 
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_encoded_in_order = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True
-).encode
+def _encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
+    """`encode` of a compact `JSONEncoder`. That one makes its C encoder anew for each value."""
+    python = json.JSONEncoder(
+        ensure_ascii=False,
+        separators=(",", ":"),
+        allow_nan=False,
+        sort_keys=sort_keys,
+        check_circular=False,  # what contains itself ends as RecursionError
+    )
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # an interpreter without the C extension
+        chunks: Callable[[Any], Iterable[str]] = python.iterencode
+    else:
+        in_c = make(
+            None,
+            python.default,
+            json.encoder.encode_basestring,
+            None,
+            python.key_separator,
+            python.item_separator,
+            python.sort_keys,
+            python.skipkeys,
+            python.allow_nan,
+        )
+
+        def chunks(value: Any) -> Iterable[str]:
+            result: Iterable[str] = in_c(value, 0)
+            return result
+
+    def encode(value: Any) -> str:
+        try:
+            return "".join(chunks(value))
+        except RecursionError:
+            raise ValueError("it has too many levels, or it contains itself") from None
+
+    return encode
+
+
+_encoded, _encoded_in_order = _encoder(), _encoder(sort_keys=True)
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
@@ -81,11 +82,8 @@ def redact(
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
     """
-    return _Redaction(_parts_of(keys), max_chars, max_items, mask).shown(value, max_depth)
-
-
-def _parts_of(keys: Collection[str]) -> tuple[str, ...]:
-    return _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else parts_of(tuple(keys))
+    parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else parts_of(tuple(keys))
+    return _Redaction(_rules_of(parts, max_chars, max_items, mask)).shown(value, max_depth)
 
 
 def shown_json(
@@ -98,7 +96,8 @@ def shown_json(
     >>> shown_json({"token": "abc", "step": 3})
     '{"token":"***","step":3}'
     """
-    redaction = _Redaction(_parts_of(keys), MAX_CHARS, MAX_ITEMS, mask_prose, is_whole=is_whole)
+    rules = _DEFAULT_RULES if keys is DEFAULT_REDACT_KEYS else _rules_of_events(tuple(keys))
+    redaction = _Redaction(rules, is_whole=is_whole)
     shown = (
         redaction.pairs(payload, MAX_DEPTH) if type(payload) is dict else redaction.shown(payload, MAX_DEPTH)
     )
@@ -120,13 +119,10 @@ def shown_reason(reason: object) -> str:
     return "" if reason is None else safe_message(text_of(reason), MAX_REASON_CHARS)
 
 
-class _Redaction:
-    """The settings and the counter of one `redact` call.
+class _Rules:
+    """What is masked and cut, in the form in which it is applied to each value."""
 
-    It is a class and not a closure, because closures would create reference cycles for the garbage collector.
-    """
-
-    __slots__ = ("_is_whole", "_left", "_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
+    __slots__ = ("mask", "mask_short", "max_chars", "max_items", "max_values", "names", "parts", "short")
 
     def __init__(
         self,
@@ -134,17 +130,41 @@ class _Redaction:
         max_chars: int | None,
         max_items: int | None,
         mask: Callable[[str], str],
-        *,
-        is_whole: bool = False,
     ) -> None:
-        self._left = MAX_VALUES if max_items is not None else _MOST_VALUES
+        self.parts = parts
+        self.max_chars = max_chars
+        self.max_items = max_items
+        self.max_values = MAX_VALUES if max_items is not None else _MOST_VALUES
+        self.mask = mask
+        self.mask_short = _OF_SHORT_TEXTS.get(mask, mask)
+        self.short = _SHORT if max_chars is None or max_chars >= _SHORT else max_chars
+        self.names = _known_names.setdefault((parts, self.mask_short), {})
+
+
+@lru_cache(maxsize=64)  # the settings of a process have few combinations
+def _rules_of(
+    parts: tuple[str, ...], max_chars: int | None, max_items: int | None, mask: Callable[[str], str]
+) -> _Rules:
+    return _Rules(parts, max_chars, max_items, mask)
+
+
+@lru_cache(maxsize=16)
+def _rules_of_events(keys: tuple[str, ...]) -> _Rules:
+    return _rules_of(parts_of(keys), MAX_CHARS, MAX_ITEMS, mask_prose)
+
+
+class _Redaction:
+    """The rules and the counter of one `redact` call.
+
+    It is a class and not a closure, because closures would create reference cycles for the garbage collector.
+    """
+
+    __slots__ = ("_is_whole", "_left", "_rules")
+
+    def __init__(self, rules: _Rules, *, is_whole: bool = False) -> None:
+        self._rules = rules
+        self._left = rules.max_values
         self._is_whole = is_whole
-        self._mask = mask
-        self._mask_short = _OF_SHORT_TEXTS.get(mask, mask)
-        self._parts = parts
-        self._max_chars = max_chars
-        self._max_items = max_items
-        self._short = _SHORT if max_chars is None or max_chars >= _SHORT else max_chars
 
     def shown(self, value: Any, depth: int) -> JsonValue:
         if isinstance(value, str):
@@ -174,7 +194,7 @@ class _Redaction:
 
     def _is_too_many(self, count: int) -> bool:
         """Subtract the values of a container from the remaining ones; true if there are not enough."""
-        most = self._max_items
+        most = self._rules.max_items
         self._left -= count if most is None or count < most else most
         if self._left < 0 and self._is_whole:
             raise TooManyValues
@@ -182,22 +202,23 @@ class _Redaction:
 
     def pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         """A mapping as it is shown; a text with its size, if its values exceed the limit."""
-        if self._is_too_many(len(mapping)):
-            return f"<{len(mapping)} more inside>"
+        count = len(mapping)
+        if self._is_too_many(count):
+            return f"<{count} more inside>"
         # It runs for every event, so the most common types are checked first.
         out: dict[str, JsonValue] = {}
-        parts, mask_short, short = self._parts, self._mask_short, self._short
-        names = _known_names.get((parts, mask_short), _NO_NAMES)
-        most = len(mapping) if self._max_items is None else self._max_items
-        has_more = len(mapping) > most
+        rules = self._rules
+        mask_short, short, names = rules.mask_short, rules.short, rules.names
+        most = count if rules.max_items is None else rules.max_items
+        has_more = count > most
         for key, item in mapping.items():
             if has_more and len(out) >= most:
-                out["…"] = f"<{len(mapping) - most} more>"
+                out["…"] = f"<{count - most} more>"
                 break
             name = key if type(key) is str or isinstance(key, str) else text_of(key)
             kind = type(item)
             known = names.get(name) if type(name) is str else None
-            under, name = known if known is not None else self._named(name, parts)
+            under, name = known if known is not None else self._named(name)
             if under is not _NOT_SECRET and (under is _SECRET or kind is not int) and is_secret(under, item):
                 out[name] = MASK
             elif kind is str and len(item) <= short:
@@ -210,13 +231,13 @@ class _Redaction:
                 out[name] = self.shown(item, depth - 1)
         return out
 
-    def _named(self, name: str, parts: tuple[str, ...]) -> tuple[ValueKind, str]:
+    def _named(self, name: str) -> tuple[ValueKind, str]:
         """The kind of the values under a name, and the name as it is shown. Short names are remembered."""
-        under = value_kind(name, parts)
+        rules = self._rules
+        under = value_kind(name, rules.parts)
         if len(name) > _SHORT:
             return under, self._key(name)
-        found = under, self._mask_short(name)
-        names = _known_names.setdefault((parts, self._mask_short), {})
+        found, names = (under, rules.mask_short(name)), rules.names
         if len(names) < _MAX_NAMES and len(name) <= _LONGEST_KNOWN and type(name) is str:
             names[name] = found
         return found
@@ -226,20 +247,23 @@ class _Redaction:
         if self._is_too_many(len(sequence)):
             return f"<{len(sequence)} more inside>"
         out: list[JsonValue] = []
+        most = self._rules.max_items
         for item in sequence:
-            if len(out) == self._max_items:
-                out.append(f"<{len(sequence) - self._max_items} more>")
+            if len(out) == most:
+                out.append(f"<{len(sequence) - most} more>")
                 break
             out.append(self.shown(item, depth - 1))
         return out
 
     def _key(self, name: str) -> str:
-        return self._mask(name) if len(name) <= _LONGEST_KEY else _cut(name, _LONGEST_KEY, self._mask)
+        mask = self._rules.mask
+        return mask(name) if len(name) <= _LONGEST_KEY else _cut(name, _LONGEST_KEY, mask)
 
     def _bounded(self, text: str) -> str:
-        if self._max_chars is None or len(text) <= self._max_chars:
-            return self._mask_short(text) if len(text) <= _SHORT else self._mask(text)
-        return _cut(text, self._max_chars, self._mask)
+        rules = self._rules
+        if rules.max_chars is None or len(text) <= rules.max_chars:
+            return rules.mask_short(text) if len(text) <= _SHORT else rules.mask(text)
+        return _cut(text, rules.max_chars, rules.mask)
 
 
 def _integer_text(number: int) -> str:
@@ -259,6 +283,6 @@ _OF_SHORT_TEXTS: dict[Callable[[str], str], Callable[[str], str]] = {
 }
 _known_names: dict[tuple[tuple[str, ...], Callable[[str], str]], dict[str, tuple[ValueKind, str]]] = {}
 """The kind of the values under each name, and the name as it is shown; by the parts of names of secrets."""
-_NO_NAMES: Mapping[str, tuple[ValueKind, str]] = {}
 _MAX_NAMES = 4_096  # names of fields are few; those of custom data are not kept beyond this
 _LONGEST_KNOWN = 64
+_DEFAULT_RULES = _rules_of(_DEFAULT_PARTS, MAX_CHARS, MAX_ITEMS, mask_prose)

@@ -26,6 +26,7 @@ __all__ = [
     "mask_url",
     "on_secret_remembered",
     "remember_secret",
+    "remember_secret_for_a_while",
     "remember_secrets_of_url",
 ]
 
@@ -217,7 +218,9 @@ MAX_KNOWN = 256  # a deployment has a few; the oldest are forgotten
 SHORTEST_KNOWN_CHARS = 8  # a shorter value could be a word of any sentence
 SURELY_A_SECRET_CHARS = 20  # no word is this long
 
+MAX_RECENT = 64  # each known secret is searched for in every text
 _remembered: dict[str, None] = {}  # the oldest first
+_recent: dict[str, bool] = {}  # the one that was used last at the end
 _known: tuple[str, ...] = ()
 _remembering = threading.Lock()
 _caches: list[Callable[[], None]] = [mask_short.cache_clear]
@@ -234,7 +237,6 @@ def remember_secret(value: str | None) -> None:
     It is called for the keys that the agents file names and for passwords in URLs of the environment. A value
     that could be a word (`password`, `not-needed`) is ignored, because the word would be masked everywhere.
     """
-    global _known
     if not value or not _is_distinctive(value):
         return
     with _remembering:
@@ -244,10 +246,30 @@ def remember_secret(value: str | None) -> None:
             return
         while len(_remembered) > MAX_KNOWN:
             del _remembered[next(iter(_remembered))]
-        # The longest first: a secret that begins with another secret is masked completely.
-        _known = tuple(sorted(_remembered, key=len, reverse=True))
-        for clear in _caches:
-            clear()
+        _know_remembered()
+
+
+def remember_secret_for_a_while(value: str) -> None:
+    """The same for one of many secrets, for example the key of a tenant: only the last ones are masked, so
+    that they do not replace the secrets of the deployment."""
+    with _remembering:
+        is_new = _recent.pop(value, True)
+        if is_new and not _is_distinctive(value):
+            return
+        _recent[value] = False
+        if is_new:
+            while len(_recent) > MAX_RECENT:
+                del _recent[next(iter(_recent))]
+            _know_remembered()
+
+
+def _know_remembered() -> None:
+    """Mask the remembered secrets. The longest first: a secret that begins with another one is masked
+    completely."""
+    global _known
+    _known = tuple(sorted({**_remembered, **_recent}, key=len, reverse=True))
+    for clear in _caches:
+        clear()
 
 
 def remember_secrets_of_url(url: str) -> None:

@@ -1,6 +1,6 @@
 """The agents file: reading, checking and the models of its sections."""
 
-from openagents_worker.agents.llm import LLMOptions, LLMPricing, LLMRetryOptions
+from openagents_worker.agents.llm import LLMLimits, LLMOptions, LLMPricing, LLMRetryOptions
 from openagents_worker.agents.loading import AgentsFile, load_agents, read_agents_file
 from openagents_worker.agents.schema import (
     AgentDefinition,
@@ -14,7 +14,7 @@ from openagents_worker.agents.schema import (
     RuntimeRef,
     ToolExecutorRef,
     ToolRef,
-    notices,
+    options_without_effect,
 )
 from openagents_worker.agents.sections import (
     DiagnosticsRef,
@@ -32,6 +32,7 @@ __all__ = [
     "ContextAssemblerRef",
     "DiagnosticsRef",
     "EventsRef",
+    "LLMLimits",
     "LLMOptions",
     "LLMPricing",
     "LLMRetryOptions",
@@ -48,6 +49,6 @@ __all__ = [
     "ToolExecutorRef",
     "ToolRef",
     "load_agents",
-    "notices",
+    "options_without_effect",
     "read_agents_file",
 ]

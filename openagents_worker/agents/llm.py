@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from openagents_worker.agents.part import LONGEST_MS, Part, problem
 
-__all__ = ["LLMOptions", "LLMPricing", "LLMRetryOptions"]
+__all__ = ["LLMLimits", "LLMOptions", "LLMPricing", "LLMRetryOptions"]
 
 DEFAULT_TOTAL_TIMEOUT_MS = 600_000
 DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
@@ -98,6 +98,34 @@ class LLMRetryOptions(Part):
     )
 
 
+class LLMLimits(Part):
+    """Limits that all workers together keep for the requests to a model."""
+
+    key: str = Field(
+        default="{provider}:{model}",
+        min_length=1,
+        max_length=200,
+        pattern=r"^([A-Za-z0-9._:/@-]|\{(provider|model|tenant)\})+$",
+        description="The name of the limit. Agents with the same name share it. {provider}, {model} and "
+        "{tenant} stand for those of the call: {tenant} gives each tenant a limit of its own.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Largest number of requests in a minute. They are spread evenly. null: no limit.",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Largest number of tokens in a minute, of requests and replies. null: no limit.",
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Largest number of requests at once. null: no limit."
+    )
+
+
 class LLMOptions(Part):
     """The model of an agent. Other keys (`seed`, `top_p` …) are the provider's options; it checks them."""
 
@@ -121,6 +149,12 @@ class LLMOptions(Part):
         min_length=1,
         description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY or "
         "ANTHROPIC_API_KEY.",
+    )
+    api_key_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A file with the key, which is read again when it was replaced. null: none. Without it "
+        "and without api_key_env, the function of register_api_keys is asked, if there is one.",
     )
     temperature: float | None = Field(
         default=None,
@@ -156,6 +190,39 @@ class LLMOptions(Part):
         description="Largest reply in bytes, after decompression. For a stream, only its text and its tool "
         "calls count.",
     )
+    proxy: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The proxy of all requests: http://, https://, socks5:// or socks5h://. null: the "
+        "variables HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, except for the hosts in NO_PROXY.",
+    )
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the certificate authorities that the server is verified with. null: "
+        "those of the system.",
+    )
+    client_cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the certificate that is shown to the server, and its key if client_key "
+        "is not set. null: none.",
+    )
+    client_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A PEM file with the key of client_cert. null: it is in client_cert.",
+    )
+    client_key_password_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The environment variable with the password of the key. null: it has none.",
+    )
+    http2: bool | None = Field(
+        default=None,
+        description="Whether HTTP/2 is used where a server offers it over TLS. null: if the extra http2 is "
+        "installed.",
+    )
     stream_endpoint: str | None = Field(
         default=None,
         description="URL for streamed requests, or a path below api_base. null: the same as for others.",
@@ -180,6 +247,11 @@ class LLMOptions(Part):
         default=True,
         description="Whether replies are streamed to those who watch them. false: never, for a server that "
         "cannot stream.",
+    )
+    limits: LLMLimits | None = Field(
+        default=None,
+        description="Limits of the requests to the model, of all workers together. A run that has to wait "
+        "for more than a second is parked. null: none.",
     )
     fallbacks: list[dict[str, Any]] = Field(
         default_factory=list,

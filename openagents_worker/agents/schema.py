@@ -1,7 +1,7 @@
 """The agents file: the only place that defines its format.
 
-The format is that of the original SDK. Each option is used, rejected, or accepted without effect. `notices`
-lists the options that have no effect or another meaning here.
+The format is that of the original SDK. Each option is used, rejected, or accepted without effect.
+`options_without_effect` lists the options that have no effect or another meaning here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
     "ToolExecutorRef",
     "ToolRef",
     "duplicate_ids",
-    "notices",
+    "options_without_effect",
 ]
 
 TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
@@ -362,7 +362,7 @@ class AppConfig(Part):
         return agent.model_copy(update=defaults) if defaults else agent
 
 
-def notices(config: AppConfig) -> list[str]:
+def options_without_effect(config: AppConfig) -> list[str]:
     """One line for each option that has no effect or another meaning than in the original SDK."""
     lines = []
     if config.version != "1.0":

@@ -75,7 +75,7 @@ class LoggingConfig(Part):
 
 
 class _IgnoredChoice(Part):
-    """An option of the original SDK without effect here. Its known values are accepted; see `notices`."""
+    """An option of the original SDK without effect (`options_without_effect`). Known values are accepted."""
 
     type: str = Field(description="The original SDK's choice. Accepted; here everything is kept in Redis.")
     config: dict[str, JsonValue] = Field(

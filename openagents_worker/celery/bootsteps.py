@@ -16,7 +16,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.agents import notices, read_agents_file
+from openagents_worker.agents import read_agents_file
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.celery.access import check_access
 from openagents_worker.celery.app_advice import advise
@@ -44,6 +44,7 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.publisher import wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
 from openagents_worker.redis_url import redis_url_of_connection
+from openagents_worker.runtime.start_checks import remarks
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry.logs import get_logger, is_json_log
@@ -157,7 +158,7 @@ def _check_redis(settings: Settings, queues: Collection[str]) -> None:
 
 
 def _wait_for_redis(query: Callable[[], T], url: str) -> T:
-    """Repeat the query until Redis answers; a refusal or a lasting problem ends the process."""
+    """Repeat the query until Redis answers; a missing right or a lasting problem ends the process."""
     is_logged = False
     while True:
         try:
@@ -224,7 +225,7 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
                 _refuse(error)
 
         def start(self, parent: Any) -> None:
-            for notice in notices(holder.config) if holder.config is not None else ():
+            for notice in remarks(holder.config) if holder.config is not None else ():
                 log.info("agents_file.notice", notice=notice)
             for agent in holder.unavailable:
                 log.error(

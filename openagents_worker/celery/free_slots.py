@@ -1,4 +1,4 @@
-"""Free slots: the only place that tells the broker's transport how many more messages the worker can
+"""Free slots: the only place that informs the broker's transport how many more messages the worker can
 start."""
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import jsonschema
 from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
+from openagents_worker.json_schema.plain import Accepts, acceptance_of
 from openagents_worker.suggest import did_you_mean
 
 __all__ = ["mistakes"]
@@ -34,8 +35,11 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     >>> mistakes('{"required": ["city"]}', {}, "field")
     "field 'city' is missing"
     """
+    accepts, validator = _checks(schema)
+    if accepts(value):
+        return None
     try:
-        found = list(islice(_validator(schema).iter_errors(value), MAX_FOUND))
+        found = list(islice(validator.iter_errors(value), MAX_FOUND))
     except (ArithmeticError, ValueError):  # for example multipleOf 0.1 for 10**400
         return "a number is too large to be checked"
     problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
@@ -44,18 +48,23 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     return "; ".join(_shortened(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
 
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return _cached_validator(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled_validator(schema)
+_Checks = tuple[Accepts, jsonschema.Draft202012Validator]
+"""The fast check of a schema, and the complete one."""
+
+
+def _checks(schema: str) -> _Checks:
+    return _cached_checks(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled_checks(schema)
 
 
 @lru_cache(maxsize=256)
-def _cached_validator(schema: str) -> jsonschema.Draft202012Validator:
-    return _compiled_validator(schema)
+def _cached_checks(schema: str) -> _Checks:
+    return _compiled_checks(schema)
 
 
-def _compiled_validator(schema: str) -> jsonschema.Draft202012Validator:
+def _compiled_checks(schema: str) -> _Checks:
     """The compiled schema. Its registry is empty, so that no reference is fetched."""
-    return jsonschema.Draft202012Validator(json.loads(schema), registry=Registry())
+    content = json.loads(schema)
+    return acceptance_of(content), jsonschema.Draft202012Validator(content, registry=Registry())
 
 
 def _describe(problem: ValidationError, part: str) -> list[str]:

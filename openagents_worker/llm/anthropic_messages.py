@@ -21,8 +21,9 @@ from openagents_worker.llm.anthropic_requests import (
     tool_choice_to_wire,
     tools_to_wire,
 )
+from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.base import LLMResponse, ModelRequest
-from openagents_worker.llm.endpoints import endpoint_for, endpoint_problems
+from openagents_worker.llm.endpoints import as_api_keys, endpoint_for, endpoint_problems
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
 from openagents_worker.llm.structured import (
@@ -107,23 +108,23 @@ class AnthropicExtras(ProviderOptions):
 class AnthropicClient(HttpModelClient):
     """A model behind `POST {api_base}/messages`: Anthropic itself, or a server with the same API."""
 
-    def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
+    def __init__(self, options: LLMOptions, *, api_key: ApiKeys | str | None, **more: Any) -> None:
         """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
         found, problems = read_extras(options, AnthropicExtras)
         assert isinstance(found, AnthropicExtras)
-        problems += [*endpoint_problems(options, api_key, path=PATH), *_conflicts(options, found)]
+        keys = as_api_keys(api_key, options, variable=KEY_ENV)
+        problems += [*endpoint_problems(options, keys, path=PATH), *_conflicts(options, found)]
         raise_for_problems(problems)
         headers: dict[str, str] = {"anthropic-version": found.anthropic_version}
-        headers |= {"x-api-key": api_key} if api_key else {}
         headers |= {"anthropic-beta": ",".join(found.betas)} if found.betas else {}
         endpoint = endpoint_for(
             options,
             provider=PROVIDER,
             path=PATH,
             versioned=True,
-            key_env=options.api_key_env or KEY_ENV,
             headers=headers,
-            api_key=api_key,
+            keys=keys,
+            key_headers=lambda key: {"x-api-key": key},
         )
         codec = AnthropicMessages(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)

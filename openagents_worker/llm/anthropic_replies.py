@@ -131,7 +131,7 @@ def _call(block: Mapping[str, Any], default_id: str) -> LLMToolCall:
     call = tool_call(
         call_id if call_id and call_id.strip() else default_id, block.get("name"), block.get("input")
     )
-    own = {name: replaced(block[name]) for name in _OWN_CALL_FIELDS if _is_worth_keeping(block.get(name))}
+    own = {name: replaced(block[name]) for name in _OWN_CALL_FIELDS if _is_stored(block.get(name))}
     if not own:
         return call
     fields = {WIRE_FORMAT: own}
@@ -140,7 +140,7 @@ def _call(block: Mapping[str, Any], default_id: str) -> LLMToolCall:
     )
 
 
-def _is_worth_keeping(value: Any) -> bool:
+def _is_stored(value: Any) -> bool:
     return value is not None and value != {"type": "direct"}  # called by the model itself: the default
 
 

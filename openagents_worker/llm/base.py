@@ -11,10 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from openagents_worker.jsontext import LARGEST_COUNT
 from openagents_worker.llm.messages import Block, Message, reasoning_text
+
+if TYPE_CHECKING:
+    from openagents_worker.llm.limits import FleetLimits
 
 __all__ = [
     "CallInfo",
@@ -112,6 +115,10 @@ class CallInfo:
     make the call again gets the note. None: nothing can be stored, because the run is not durable."""
     is_given_up: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
     """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
+    tenant: str | None = None
+    """The tenant of the run."""
+    limits: FleetLimits | None = field(default=None, repr=False, compare=False)
+    """The limits of the fleet for the requests of this call."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
@@ -131,6 +138,9 @@ def token_count(value: Any) -> int:
         return 0
 
 
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+
+
 @dataclass(frozen=True, slots=True)
 class LLMUsage:
     """Tokens of one reply. `metadata` may hold `cached_tokens`, `cache_creation_input_tokens`, `cost_usd`,
@@ -146,8 +156,10 @@ class LLMUsage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "total_tokens"):
-            object.__setattr__(self, name, token_count(getattr(self, name)))
+        for name in _COUNTS:
+            count = getattr(self, name)
+            if (limited := token_count(count)) is not count:
+                object.__setattr__(self, name, limited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +229,7 @@ class LLMResponse:
             "provider": self.provider,
             "response_id": self.response_id,
             "content": [dict(block) for block in self.content] or None,
-            "finish_reason": self.finish_reason,
+            "finish_reason": _plain_text(self.finish_reason),
             "provider_fields": dict(self.provider_fields) or None,
             "request_id": self.request_id,
             "tool_call_fields": _call_fields_to_wire(self.tool_calls),
@@ -241,6 +253,11 @@ class LLMResponse:
             provider_fields=data.get("provider_fields", {}),
             request_id=data.get("request_id"),
         )
+
+
+def _plain_text(text: Any) -> Any:
+    """The text of a member of a `StrEnum`, which is plain JSON; another value is returned as it is."""
+    return str.__str__(text) if isinstance(text, str) else text
 
 
 def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
@@ -305,6 +322,10 @@ class ModelRequest:
     def is_streamed(self) -> bool:
         """Whether somebody listens to the pieces of the reply."""
         return self.on_delta is not None or self.on_piece is not None
+
+    def with_listeners(self, on_delta: OnDelta | None, on_piece: OnPiece | None) -> ModelRequest:
+        """The same request with these listeners."""
+        return ModelRequest(**self.content(), on_delta=on_delta, on_piece=on_piece)
 
     def content(self) -> dict[str, Any]:
         """All fields except the listeners, under the parameter names of `LLMClient.generate`."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import time
-import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # httpx would import these with its first request, which blocks the event loop for 0.1 s.
@@ -14,16 +14,16 @@ import anyio._backends._asyncio  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
 
+from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.loops import PerLoop, http_transports
-from openagents_worker.secret_forms import remember_secrets_of_url
+from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["ConnectionPool", "proxy_problem"]
+__all__ = ["ConnectionPool"]
+
+log = get_logger(__name__)
 
 MAX_IDLE = 200  # enough for a steady load; the extra connections of a burst are closed
 IDLE_S = 30.0  # servers and load balancers close idle connections silently after 60 s or more
-
-SOCKS = ("socks5", "socks5h")
-PROXY_SCHEMES = "http://, https://, socks5://, socks5h://"
 
 _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_S)
 
@@ -63,19 +63,40 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     httpx's own pool scans all its connections for every request. With a thousand waiting calls, that took
     17 ms of CPU per call. Here each connection is an httpx transport with a pool of one, so the cost of a
     call does not depend on the number of waiting calls.
+
+    A connection with HTTP/2 has one request in progress, too. httpcore does not reset the stream of a
+    cancelled request, so the provider learns only from a closed connection that nobody reads the reply.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the certificates of the system, which takes 0.1 s: call it in a thread."""
-        self._certificates = httpx.create_ssl_context()
-        self._proxy = _proxy(httpx.URL(url))
+    def __init__(
+        self,
+        url: str,
+        *,
+        options: ConnectionOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Reads the certificates, which takes 0.1 s: call it in a thread. Raises `ValueError` for a file
+        that cannot be used."""
+        self._options = options or ConnectionOptions()
+        self._url = httpx.URL(url)
+        self._file_stamps = self._options.stamps()
+        self._certificates = self._options.context()
+        self._proxy = self._options.proxy_for(self._url, self._certificates)
+        self._http2 = self._options.uses_http2
+        if self._http2:  # httpx would import it with its first connection
+            importlib.import_module("h2.connection")
         self._clock = clock
         self._on_loops: PerLoop[_LoopConnections] = PerLoop(_LoopConnections)
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         connections = self._on_loops.here()
-        transport = connections.idle.pop().transport if connections.idle else self._open()
+        if connections.idle:
+            transport = connections.idle.pop().transport
+        else:
+            if self._options.stamps() != self._file_stamps:
+                await self._read_certificates_again()
+            transport = self._open()
         connections.busy.add(transport)
         try:
             response = await transport.handle_async_request(request)
@@ -83,11 +104,26 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             await connections.discard(transport)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _PooledReply(response.stream, transport, connections, self)
+        is_http2 = response.extensions.get("http_version") == b"HTTP/2"
+        response.stream = _PooledReply(response.stream, transport, connections, self, is_http2=is_http2)
         return response
 
     def _open(self) -> httpx.AsyncHTTPTransport:
-        return httpx.AsyncHTTPTransport(verify=self._certificates, limits=_ONE, proxy=self._proxy)
+        return httpx.AsyncHTTPTransport(
+            verify=self._certificates, limits=_ONE, proxy=self._proxy, http2=self._http2
+        )
+
+    async def _read_certificates_again(self) -> None:
+        """New connections use the certificates that have replaced the old ones. Files that do not fit
+        together, because one of them is not written yet, are tried again with the next connection."""
+        stamps = self._options.stamps()
+        try:
+            certificates = await asyncio.to_thread(self._options.context)
+        except ValueError as error:
+            log.warning("llm.certificates_unreadable", host=self._url.host, error=str(error))
+            return
+        self._certificates, self._file_stamps = certificates, stamps
+        self._proxy = self._options.proxy_for(self._url, certificates)
 
     async def release(self, transport: httpx.AsyncHTTPTransport, connections: _LoopConnections) -> None:
         """Make a connection idle again, and close connections that were idle for longer than `IDLE_S`."""
@@ -115,59 +151,29 @@ class _PooledReply(httpx.AsyncByteStream):
         transport: httpx.AsyncHTTPTransport,
         connections: _LoopConnections,
         pool: ConnectionPool,
+        *,
+        is_http2: bool,
     ) -> None:
         self._stream, self._transport, self._connections, self._pool = stream, transport, connections, pool
+        # httpcore closes a connection of HTTP/1.1 whose reply was not read to its end, but not one of HTTP/2.
+        self._is_read = not is_http2
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__() if self._is_read else self._read_to_the_end()
+
+    async def _read_to_the_end(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
             yield part
+        self._is_read = True
 
     async def aclose(self) -> None:
+        """Return the connection; close it if the reply was not read to its end."""
         try:
             await self._stream.aclose()
         except BaseException:
             await self._connections.discard(self._transport)
             raise
-        await self._pool.release(self._transport, self._connections)
-
-
-def proxy_problem(url: str) -> tuple[str, str] | None:
-    """Why the proxy that the environment sets for this URL cannot be used, and a hint. None: it can be used,
-    or there is no proxy."""
-    variable, proxy = _proxy_variable(httpx.URL(url))
-    remember_secrets_of_url(proxy)
-    scheme = proxy.partition("://")[0].lower()
-    if not proxy:
-        return None
-    if scheme not in ("http", "https", *SOCKS):
-        return (
-            f"the proxy in {variable} has the unknown scheme {scheme!r}",
-            f"known schemes: {PROXY_SCHEMES}",
-        )
-    if scheme in SOCKS and find_spec("socksio") is None:
-        return (
-            f"the {scheme}:// proxy in {variable} requires a package that is not installed",
-            "pip install socksio, or use an http:// proxy, or add the model's host to NO_PROXY",
-        )
-    try:
-        has_host = bool(httpx.Proxy(proxy).url.host)
-    except (httpx.InvalidURL, ValueError):
-        has_host = False
-    return None if has_host else (f"{variable} is not a URL", "for example http://proxy.example.com:3128")
-
-
-def _proxy(url: httpx.URL) -> str | None:
-    return _proxy_variable(url)[1] or None
-
-
-def _proxy_variable(url: httpx.URL) -> tuple[str, str]:
-    """The name of the environment variable that sets a proxy for this URL, and the proxy; "" without one.
-
-    Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
-    """
-    proxies = urllib.request.getproxies()
-    kind = url.scheme if proxies.get(url.scheme) else "all"
-    proxy = proxies.get(kind, "")
-    if not proxy or urllib.request.proxy_bypass(url.host):
-        return "", ""
-    return f"{kind.upper()}_PROXY", proxy if "://" in proxy else f"http://{proxy}"
+        if self._is_read:
+            await self._pool.release(self._transport, self._connections)
+        else:
+            await self._connections.discard(self._transport)

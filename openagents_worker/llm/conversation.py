@@ -90,9 +90,10 @@ class UniqueCallIds:
 
 def usable_calls(calls: Sequence[LLMToolCall], ids: UniqueCallIds, step: int) -> list[LLMToolCall]:
     """The calls of a reply, each with a unique id. A call without an id gets `call_{step}_{index}`."""
+    taken = [ids.take(call.id, f"call_{step}_{place}") for place, call in enumerate(calls, start=1)]
     return [
-        replace(call, id=ids.take(call.id, f"call_{step}_{place}"))
-        for place, call in enumerate(calls, start=1)
+        call if call.id == call_id else replace(call, id=call_id)
+        for call, call_id in zip(calls, taken, strict=True)
     ]
 
 

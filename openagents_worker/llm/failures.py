@@ -33,7 +33,16 @@ from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.redaction import MASK, safe_message
 from openagents_worker.retry_after import duration_ms, rate_limit_reset_ms, retry_after_ms
 
-__all__ = ["error_in", "failure", "is_page", "is_too_long", "not_a_reply", "presentable", "request_id_of"]
+__all__ = [
+    "error_in",
+    "failure",
+    "hint_for_connection",
+    "is_page",
+    "is_too_long",
+    "not_a_reply",
+    "presentable",
+    "request_id_of",
+]
 
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|prompt is too long|too many (input )?tokens|input length|token limit"
@@ -178,24 +187,25 @@ def failure(
     status: int | None,
     headers: Mapping[str, str],
     provider: str,
-    key_env: str,
+    key_origin: str,
     secrets: Iterable[str],
 ) -> LLMError:
     """The exception for a provider's error reply. Its message is limited in length and contains no secrets.
 
-    `status` None means that the error arrived inside a reply with status 200.
+    `status` None means that the error arrived inside a reply with status 200. `key_origin` says where the
+    key comes from.
     """
     details = _details(body)
     status = status or _implied_status(details)
     label = f" ({details.label})" if details.label else ""
     message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
-    error = _error(message, status, details, headers, key_env)
+    error = _error(message, status, details, headers, key_origin)
     error.request_id, error.status = request_id_of(headers), status
     return error
 
 
 def _error(
-    message: str, status: int, details: _Details, headers: Mapping[str, str], key_env: str
+    message: str, status: int, details: _Details, headers: Mapping[str, str], key_origin: str
 ) -> LLMError:
     if status in REDIRECTS:
         target = safe_message(headers.get("location") or "another URL", MAX_MESSAGE_CHARS)
@@ -217,7 +227,7 @@ def _error(
     if _FILTERED.search(f"{details.words} {details.message}"):
         return LLMReplyFiltered(message)
     if status in (401, 403) or (status == 400 and _is_about_the_key(details)):
-        return LLMAuthError(message, hint=f"the key is read from the environment variable {key_env}")
+        return LLMAuthError(message, hint=f"the key comes from {key_origin}")
     return LLMResponseError(message)
 
 
@@ -225,9 +235,7 @@ def _is_about_the_key(details: _Details) -> bool:
     return "api_key" in details.words or _INVALID_KEY.search(details.message) is not None
 
 
-def not_a_reply(
-    body: Any, *, headers: Mapping[str, str], provider: str, key_env: str, secrets: Iterable[str]
-) -> LLMError:
+def not_a_reply(body: Any, *, headers: Mapping[str, str], provider: str, secrets: Iterable[str]) -> LLMError:
     """The error for a reply with status 200 that is neither a reply nor an error of an API.
 
     An empty one is retried. A page is not: it is a login page, or `llm.api_base` is wrong.
@@ -243,6 +251,18 @@ def not_a_reply(
         error = LLMResponseError(presentable(text, secrets), hint="check llm.api_base and llm.provider")
     error.request_id = request_id_of(headers)
     return error
+
+
+def hint_for_connection(error: Exception) -> str:
+    """What to check if there was no reply. `error` is httpx's."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "the server's certificate is not of an authority in llm.ca_file, or in the system's list"
+    if "ALERT_CERTIFICATE_REQUIRED" in text.upper() or "CERTIFICATE_REQUIRED" in text.upper():
+        return "the server requires a client certificate: see llm.client_cert"
+    if "ProxyError" in type(error).__name__:
+        return "check llm.proxy, or the proxy in the worker's environment, with its user and password"
+    return "check llm.api_base, and llm.timeout_ms if the model is slow"
 
 
 def is_too_long(error: LLMError) -> bool:

@@ -32,6 +32,8 @@ SHARED = frozenset(
         "max_reply_bytes",
         "retry",
         "stream",
+        "proxy",
+        "http2",
     }
 )
 """The options that a fallback of another provider takes from the agent."""

@@ -13,6 +13,7 @@ import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import (
+    LLMAuthError,
     LLMConnectionError,
     LLMError,
     LLMReplyFiltered,
@@ -37,10 +38,12 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.codec import Codec, StreamReader
+from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.endpoints import with_query
-from openagents_worker.llm.failures import presentable, request_id_of
+from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of
+from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.retry import emit_retry, pause_ms
@@ -80,17 +83,21 @@ class HttpModelClient(ModelClient):
         *,
         endpoint: Endpoint,
         codec: Codec,
+        connections: ConnectionOptions | None = None,
         http: httpx.AsyncClient | None = None,
         timing: Timing | None = None,
     ) -> None:
-        """`model` is the default for requests without a model. The caller closes an `http` that it passes."""
+        """`model` is the default for requests without a model. The caller closes an `http` that it passes;
+        `connections` are not used for it."""
         self.provider_name = endpoint.provider
         self.model_id = model
         self.url = with_query(endpoint.url, options.extra_query)
         self.stream_url = with_query(endpoint.stream_url, options.extra_query)
         self._options = options
         self._endpoint = endpoint
+        self._connections = connections or ConnectionOptions.of(options, {})
         self._codec = codec
+        self._limiter = Limiter(options, options.limits) if options.limits is not None else None
         self._reading = ReplyReading(endpoint, codec, max_bytes=options.max_reply_bytes)
         self._http, self._owns_http = http, http is None
         self._opening = asyncio.Lock()
@@ -123,6 +130,8 @@ class HttpModelClient(ModelClient):
             request = replace(request, on_delta=None, on_piece=None)
         body = self._codec.body(request, model) | self._options.extra_body
         exchange = Exchange(body, request.on_delta, request.on_piece, requests=failed)
+        if self._limiter is not None:
+            exchange.tokens = self._limiter.tokens_of(request)
         reply = await self._respond_before_deadline(exchange)
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
@@ -170,7 +179,7 @@ class HttpModelClient(ModelClient):
         started = self._timing.clock()
         while True:
             try:
-                reply = await self._send_once(exchange)
+                reply = await self._send_within_limits(exchange)
             except LLMError as error:
                 exchange.requests += 1
                 spent_ms = (self._timing.clock() - started) * 1000
@@ -192,8 +201,8 @@ class HttpModelClient(ModelClient):
         retry, call = self._options.retry, current_call.get()
         error.requests, error.is_partial = exchange.requests, exchange.delivered
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
-        tries = exchange.requests + (call.requests if call is not None else 0)
-        pause = pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._timing.random)
+        tries, random = self._tries(exchange), self._timing.random
+        pause = pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=random)
         if pause is None or (lost_connection and not retry.retry_on_connection_errors):
             error.is_final = True
             return None
@@ -204,19 +213,62 @@ class HttpModelClient(ModelClient):
             return pause
         return None if exchange.delivered or pause > 2 * retry.max_backoff_ms else pause
 
+    async def _send_within_limits(self, exchange: Exchange) -> LLMResponse:
+        """One try, as soon as the limits of the fleet allow it. Raises `LimitWait` if that is not soon."""
+        if self._limiter is None:
+            return await self._send_once(exchange)
+        model = exchange.body["model"]
+        return await self._limiter.send(
+            lambda: self._send_once(exchange), model=model, tokens=exchange.tokens
+        )
+
     async def _send_once(self, exchange: Exchange) -> LLMResponse:
-        """One try. Errors of httpx and of the reply's size and format become errors of this library."""
+        """One try. If the provider refuses a key that was replaced meanwhile, one more with the new key."""
+        if exchange.request_headers is None:
+            self._authorize(exchange, await self._key())
+        try:
+            return await self._send_with_key(exchange)
+        except LLMAuthError as error:
+            key = await self._key(fresh=True)
+            if key == exchange.key or self._tries(exchange) + 1 >= self._options.retry.max_attempts:
+                raise
+            exchange.requests += 1
+            emit_retry(error, model=exchange.body["model"], delay_ms=0, attempt=exchange.requests)
+        self._authorize(exchange, key)
+        return await self._send_with_key(exchange)
+
+    async def _key(self, *, fresh: bool = False) -> str | None:
+        """The key for the call that is running; see `ApiKeys.key`."""
+        call = current_call.get()
+        tenant = None if call is None else call.tenant
+        return await self._endpoint.keys.key(self.provider_name, tenant, fresh=fresh)
+
+    def _authorize(self, exchange: Exchange, key: str | None) -> None:
+        """Use this key for the requests of the call from now on."""
+        endpoint = self._endpoint
+        exchange.key = key
+        exchange.secrets = [*endpoint.secrets, key] if key else endpoint.secrets
+        with_key = endpoint.key_headers(key) if key else {}
+        exchange.request_headers = {"accept-encoding": ACCEPT_ENCODING, **with_key, **endpoint.headers}
+
+    def _tries(self, exchange: Exchange) -> int:
+        """How many requests of the call have failed, in all attempts of its run."""
+        call = current_call.get()
+        return exchange.requests + (call.requests if call is not None else 0)
+
+    async def _send_with_key(self, exchange: Exchange) -> LLMResponse:
+        """One request. Errors of httpx and of the reply's size and format become errors of this library."""
         try:
             return self._codec.reply(await self._reply_body(exchange), provider=self.provider_name)
         except LLMError as error:
             error.request_id = error.request_id or request_id_of(exchange.headers)
-            error.args = (presentable(error.message, self._endpoint.secrets),)  # a codec knows no secrets
+            error.args = (presentable(error.message, exchange.secrets),)  # a codec knows no secrets
             raise
         except httpx.TransportError as error:
             problem = f"no complete reply from {httpx.URL(self.url).host} ({type(error).__name__}: {error})"
             raise LLMConnectionError(
-                presentable(f"{self.provider_name}: {problem}", self._endpoint.secrets),
-                hint="check llm.api_base, and llm.timeout_ms if the model is slow",
+                presentable(f"{self.provider_name}: {problem}", exchange.secrets),
+                hint=hint_for_connection(error),
             ) from error
         except ReplyTooLarge as error:
             raise LLMReplyTooLarge(
@@ -225,7 +277,7 @@ class HttpModelClient(ModelClient):
             ) from error
         except ReplyUnreadable as error:
             text = f"{self.provider_name}: the reply cannot be read: {error}"
-            raise LLMResponseError(presentable(text, self._endpoint.secrets)) from error
+            raise LLMResponseError(presentable(text, exchange.secrets)) from error
 
     async def _reply_body(self, exchange: Exchange) -> Any:
         """Send the request once, and return the body of the reply, streamed or not."""
@@ -237,7 +289,7 @@ class HttpModelClient(ModelClient):
             "POST",
             self.stream_url if exchange.is_streamed else self.url,
             content=dumps(exchange.body).encode("utf-8", "replace"),  # lone surrogates cannot be encoded
-            headers={"accept-encoding": ACCEPT_ENCODING} | self._endpoint.headers | _call_headers(),
+            headers={**(exchange.request_headers or {}), **_call_headers()},
         )
         response = await with_translated_errors(http.send(request, stream=True))
         exchange.headers = response.headers
@@ -259,8 +311,11 @@ class HttpModelClient(ModelClient):
             if self._http is None:
                 options = self._options
                 timeout = httpx.Timeout(options.timeout_ms / 1000, connect=options.connect_timeout_ms / 1000)
-                # In a thread: reading the certificates takes 0.1 s, which would block the event loop.
-                pool = await asyncio.to_thread(ConnectionPool, self.url)
+                try:
+                    # In a thread: reading the certificates takes 0.1 s, which would block the event loop.
+                    pool = await asyncio.to_thread(ConnectionPool, self.url, options=self._connections)
+                except ValueError as error:  # a file was removed since the start
+                    raise LLMConnectionError(f"{self.provider_name}: {error}") from error
                 self._http = httpx.AsyncClient(transport=pool, timeout=timeout, cookies=no_cookies())
             return self._http
 

@@ -13,13 +13,13 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from openagents_worker.errors import OpenAgentsError
-from openagents_worker.http_replies import ACCEPT_ENCODING, with_translated_errors
+from openagents_worker.http_replies import with_translated_errors
 from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.codec import StreamReader
 from openagents_worker.llm.endpoints import with_query
@@ -48,6 +48,8 @@ class _Running:
     """The number of the last event that was read."""
     is_from_before: bool = False
     """Whether an earlier attempt has created it."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The headers of every request for it, with the key."""
 
     def exists(self) -> bool:
         return self.response_id is not None
@@ -116,6 +118,7 @@ class BackgroundModelClient(HttpModelClient):
         running = _running.get()
         if running is None:
             return await super()._reply_body(exchange)
+        running.headers = exchange.request_headers or {}
         if running.exists():
             with suppress(_Gone):
                 body = await self._existing(exchange, running)
@@ -198,8 +201,7 @@ class BackgroundModelClient(HttpModelClient):
         """One request for the response. Raises `_Gone` if the provider does not know it."""
         sent_at = self._timing.clock()
         http = await self._client()
-        headers = {"accept-encoding": ACCEPT_ENCODING} | self._endpoint.headers
-        request = http.build_request("GET", self._url_of(running, query=query), headers=headers)
+        request = http.build_request("GET", self._url_of(running, query=query), headers=running.headers)
         response = await with_translated_errors(http.send(request, stream=True))
         exchange.headers = response.headers
         try:
@@ -222,7 +224,7 @@ class BackgroundModelClient(HttpModelClient):
             async with asyncio.timeout(CANCEL_S):
                 http = await self._client()
                 url = self._url_of(running, "/cancel")
-                request = http.build_request("POST", url, headers=self._endpoint.headers)
+                request = http.build_request("POST", url, headers=running.headers)
                 response = await http.send(request, stream=True)  # the body is not read: it may be large
                 await response.aclose()
                 response.raise_for_status()

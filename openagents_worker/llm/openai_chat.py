@@ -15,9 +15,10 @@ import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.base import LLMResponse, Message, ModelRequest
 from openagents_worker.llm.conversation import is_blank, repaired
-from openagents_worker.llm.endpoints import AZURE_HOSTS
+from openagents_worker.llm.endpoints import AZURE_HOSTS, bearer_headers
 from openagents_worker.llm.http import Endpoint, HttpModelClient
 from openagents_worker.llm.messages import (
     BLOCK_TYPES,
@@ -44,7 +45,7 @@ _REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
 class OpenAICompatibleClient(HttpModelClient):
     """A model behind `POST {api_base}/chat/completions`: OpenAI itself, vLLM, Ollama, gateways."""
 
-    def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
+    def __init__(self, options: LLMOptions, *, api_key: ApiKeys | str | None, **more: Any) -> None:
         """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
         checked = OpenAIRequestOptions.checked(options, api_key)
         endpoint = Endpoint(
@@ -53,7 +54,8 @@ class OpenAICompatibleClient(HttpModelClient):
             stream_url=checked.stream_url,
             headers=checked.headers,
             secrets=checked.secrets,
-            key_env=options.api_key_env or "OPENAI_API_KEY",
+            keys=checked.keys,
+            key_headers=bearer_headers(options),
         )
         codec = ChatCompletions(options, checked.extras)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)

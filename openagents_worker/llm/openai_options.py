@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import httpx
 from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.endpoints import (
-    AZURE_HOSTS,
+    as_api_keys,
     header_problems,
     headers_of,
     is_http_url,
@@ -115,21 +115,20 @@ class OpenAIRequestOptions:
     stream_url: str
     headers: dict[str, str]
     extras: dict[str, Any]
+    keys: ApiKeys
     secrets: list[str]
     """Strings that no error message may contain."""
 
     @classmethod
-    def checked(cls, options: LLMOptions, api_key: str | None) -> Self:
+    def checked(cls, options: LLMOptions, api_key: ApiKeys | str | None) -> Self:
         """Check the options of an agent. Raises `PluginConfigError` that lists every problem."""
         extras, problems = read_extras(options, OpenAIExtras)
-        problems += [*_url_problems(options), *header_problems(options, api_key)]
+        keys = as_api_keys(api_key, options, variable="OPENAI_API_KEY")
+        problems += [*_url_problems(options), *header_problems(options, keys)]
         raise_for_problems(problems)
         url, stream_url = _endpoints(options)
-        own = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        if api_key and httpx.URL(url).host.endswith(AZURE_HOSTS):
-            own["api-key"] = api_key
-        headers, secrets = headers_of(options, own), secrets_of(options, api_key)
-        return cls(url, stream_url, headers, extras.model_dump(exclude_none=True), secrets)
+        headers, secrets = headers_of(options, {}), secrets_of(options, keys)
+        return cls(url, stream_url, headers, extras.model_dump(exclude_none=True), keys, secrets)
 
 
 def _endpoints(options: LLMOptions) -> tuple[str, str]:

@@ -10,18 +10,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import httpx
 from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.jsontext import dumps, replaced, whole_text
+from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
 from openagents_worker.llm.codec import TextJoiner
-from openagents_worker.llm.endpoints import AZURE_HOSTS, endpoint_for, endpoint_problems
+from openagents_worker.llm.endpoints import as_api_keys, bearer_headers, endpoint_for, endpoint_problems
 from openagents_worker.llm.openai_background import BackgroundModelClient
 from openagents_worker.llm.openai_responses_items import (
-    KEY_ENV,
     items_to_wire,
     response_from_wire,
     tool_choice_to_wire,
@@ -35,6 +34,7 @@ __all__ = ["OpenAIResponses", "OpenAIResponsesClient", "ResponsesExtras", "Strea
 
 PROVIDER = "openai_responses"
 PATH = "/responses"
+KEY_ENV = "OPENAI_API_KEY"
 DEFAULT_MODEL = "gpt-4o-mini"
 MIN_OUTPUT_TOKENS = 16
 """The API rejects a smaller limit."""
@@ -111,22 +111,19 @@ class ResponsesExtras(ProviderOptions):
 class OpenAIResponsesClient(BackgroundModelClient):
     """A model behind `POST {api_base}/responses`: OpenAI itself, or a server with the same API."""
 
-    def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
+    def __init__(self, options: LLMOptions, *, api_key: ApiKeys | str | None, **more: Any) -> None:
         """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
         found, problems = read_extras(options, ResponsesExtras)
         assert isinstance(found, ResponsesExtras)
-        problems += [*endpoint_problems(options, api_key, path=PATH), *_problems_with_options(found)]
+        keys = as_api_keys(api_key, options, variable=KEY_ENV)
+        problems += [*endpoint_problems(options, keys, path=PATH), *_problems_with_options(found)]
         raise_for_problems(problems)
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        if api_key and httpx.URL(options.api_base or "").host.endswith(AZURE_HOSTS):
-            headers["api-key"] = api_key
         endpoint = endpoint_for(
             options,
             provider=PROVIDER,
             path=PATH,
-            key_env=options.api_key_env or KEY_ENV,
-            headers=headers,
-            api_key=api_key,
+            keys=keys,
+            key_headers=bearer_headers(options),
         )
         codec = OpenAIResponses(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)

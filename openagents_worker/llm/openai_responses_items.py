@@ -32,7 +32,6 @@ from openagents_worker.llm.messages import (
 from openagents_worker.llm.usage import usage_from_wire
 
 __all__ = [
-    "KEY_ENV",
     "WIRE_FORMAT",
     "items_to_wire",
     "response_from_wire",
@@ -50,7 +49,6 @@ INCOMPLETE = {
     "max_output_tokens": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
-KEY_ENV = "OPENAI_API_KEY"
 
 Wire = dict[str, Any]
 
@@ -242,7 +240,7 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
         status=None,
         headers={},
         provider=provider,
-        key_env=KEY_ENV,
+        key_origin="llm.api_key_env or llm.api_key_file",
         secrets=(),  # the client masks them
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -66,25 +65,32 @@ def price(
     stated = usage.metadata.get("stated_cost_usd")
     if isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= LARGEST_COUNT:
         cost: float | None = round(float(stated), 12)
-        return replace(
-            usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": {"stated": cost}}
-        )
+        return _with_cost(usage, cost, {"stated": cost})
     tier = usage.metadata.get("service_tier")
     tier = tier if isinstance(tier, str) and tier in SERVICE_TIERS else None
     rates = _rates(model, served, overrides, tier, usage.input_tokens)
-    tokens = _tokens_by_part(usage, rates)
-    breakdown = {
-        part: round(number * rate / 1_000_000, 12)
-        for part, number in tokens.items()
-        if number and (rate := rates[part]) is not None
-    }
-    known = all(rates[part] is not None for part, number in tokens.items() if number)
-    cost = round(sum(breakdown.values()), 12) if known else None
-    return replace(usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown})
+    breakdown: dict[str, float] = {}
+    is_known = True
+    for part, number in _tokens_by_part(usage, rates).items():
+        if number and (rate := rates[part]) is not None:
+            breakdown[part] = round(number * rate / 1_000_000, 12)
+        elif number:
+            is_known = False
+    return _with_cost(usage, round(sum(breakdown.values()), 12) if is_known else None, breakdown)
+
+
+def _with_cost(usage: LLMUsage, cost: float | None, breakdown: Mapping[str, float | None]) -> LLMUsage:
+    metadata = {**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown}
+    return LLMUsage(usage.input_tokens, usage.output_tokens, usage.total_tokens, metadata)
 
 
 def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
-    """The tokens of a call by part. A part with the rate of the whole it belongs to is not counted apart."""
+    """The tokens of a call by part. A part with the rate of the whole it belongs to is not counted apart.
+
+    Parts without tokens may be left out.
+    """
+    if not usage.metadata:
+        return {"input": usage.input_tokens, "output": usage.output_tokens}
     counted = {
         "cached_read": _count(usage, "cached_tokens"),
         "cached_write": _count(usage, "cache_creation_input_tokens"),
@@ -113,10 +119,16 @@ def _rates(
     model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, input_tokens: int
 ) -> Rates:
     """USD per million tokens by part; None: unknown."""
-    entry = _entry(model) or (_entry(served) if served else None) or {}
-    above = (int(limit) for limit in entry.get("above", ()))
-    limit = max((limit for limit in above if input_tokens > limit), default=0)
+    limits = _limits_of(model, served)
+    limit = max((limit for limit in limits if input_tokens > limit), default=0) if limits else 0
     return _rates_of(model, served, overrides, tier, limit)
+
+
+@lru_cache
+def _limits_of(model: str, served: str | None) -> tuple[int, ...]:
+    """The numbers of input tokens above which a model has other rates."""
+    entry = _entry(model) or (_entry(served) if served else None) or {}
+    return tuple(int(limit) for limit in entry.get("above", ()))
 
 
 @lru_cache  # an agent's model and prices are the same at every call

@@ -12,9 +12,12 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.anthropic_messages import AnthropicClient, AnthropicExtras
+from openagents_worker.llm.api_keys import ApiKeys, EnvironmentKey, KeyFile, key_resolver
 from openagents_worker.llm.base import LLMClient
-from openagents_worker.llm.connection_pool import proxy_problem
+from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
+from openagents_worker.llm.http import HttpModelClient
+from openagents_worker.llm.limits import LimitedClient, Limiter
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
@@ -31,7 +34,7 @@ ANTHROPIC_BASE_URL = "https://api.anthropic.com/v1"
 ANTHROPIC_KEY = "ANTHROPIC_API_KEY"
 
 MakeHttpClient = Callable[..., LLMClient]
-"""Creates a client from the options and `api_key`."""
+"""Creates a client from the options, `api_key` and `connections`."""
 
 
 def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
@@ -58,7 +61,10 @@ def _make_one(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     if make is None:
         hint = did_you_mean(options.provider, sorted(PROVIDERS), "known providers")
         raise PluginLoadError(f"unknown model provider {options.provider!r}", hint=hint)
-    return make(options, env)
+    client = make(options, env)
+    if options.limits is None or isinstance(client, HttpModelClient):  # it limits each try of a call
+        return client
+    return LimitedClient(client, Limiter(options, options.limits))
 
 
 def _checked_fallback(fields: Mapping[str, Any]) -> LLMOptions:
@@ -104,13 +110,11 @@ def _over_http(
     """A client with `base` as its URL, unless the agent has its own. `key`: the variable with the key, unless
     the agent names one. `owner`: the URL of the provider that requires a key."""
     options = options.model_copy(update={"api_base": options.api_base or base})
-    value = env.get(options.api_key_env or key)
-    environment_problems = [
-        *_key_problems(options, value, key, owner),
-        *_proxy_problems(options.api_base or ""),
-    ]
+    connections = ConnectionOptions.of(options, env)
+    keys, environment_problems = _keys(options, env, key, owner)
+    environment_problems += connections.problems(options)
     try:
-        client = make(options, api_key=value)
+        client = make(options, api_key=keys, connections=connections)
     except PluginConfigError as error:
         raise_for_problems([*environment_problems, *error.problems])
         raise
@@ -118,13 +122,31 @@ def _over_http(
     return client
 
 
-def _key_problems(options: LLMOptions, key: str | None, default: str, owner: str) -> Iterator[ConfigProblem]:
+def _keys(
+    options: LLMOptions, env: Mapping[str, str], default: str, owner: str
+) -> tuple[ApiKeys, list[ConfigProblem]]:
+    """Where the key of an agent comes from, and what is wrong with it at start."""
+    variable = options.api_key_env or default
+    named = EnvironmentKey(variable, env.get(variable), is_named=options.api_key_env is not None)
+    if options.api_key_file is None:
+        return named, list(_key_problems(options, named, owner))
+    if options.api_key_env is not None:
+        both = ConfigProblem(("api_key_file",), "api_key_env is set too", "remove one of them")
+        return named, [both]
+    try:
+        return KeyFile(options.api_key_file), []
+    except ValueError as error:
+        return named, [ConfigProblem(("api_key_file",), str(error))]
+
+
+def _key_problems(options: LLMOptions, key: EnvironmentKey, owner: str) -> Iterator[ConfigProblem]:
     """A missing key. It is required if `api_key_env` is set, and for the provider itself unless a header with
-    a key is configured. Other servers may need no key."""
-    name = options.api_key_env or default
+    a key is configured, or a function returns the keys. Other servers may need no key."""
+    name = key.variable
     has_own_header = any(header.lower() in ("authorization", "x-api-key") for header in options.extra_headers)
-    is_required = options.api_key_env or (_is_at(options.api_base or "", owner) and not has_own_header)
-    if is_required and not key:
+    has_other = has_own_header or key_resolver() is not None
+    is_required = key.is_named or (_is_at(options.api_base or "", owner) and not has_other)
+    if is_required and not key.value:
         hint = f"set {name} in the worker's environment and restart the worker"
         yield ConfigProblem(("api_key_env",), f"the environment variable {name} is not set", hint)
 
@@ -134,15 +156,6 @@ def _is_at(base: str, owner: str) -> bool:
         return httpx.URL(base).host == httpx.URL(owner).host
     except httpx.InvalidURL:
         return False
-
-
-def _proxy_problems(base: str) -> Iterator[ConfigProblem]:
-    try:
-        found = proxy_problem(base)
-    except httpx.InvalidURL:  # the client reports the invalid URL
-        return
-    if found is not None:
-        yield ConfigProblem(("api_base",), f"it cannot be reached: {found[0]}", found[1])
 
 
 PROVIDERS: dict[str, Callable[[LLMOptions, Mapping[str, str]], LLMClient]] = {

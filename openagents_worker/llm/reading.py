@@ -1,4 +1,4 @@
-"""Reading a provider's HTTP reply: the only place that tells a stream, a whole body and an error apart.
+"""Reading a provider's HTTP reply: the only place that distinguishes a stream, a whole body and an error.
 
 The first bytes decide, not the label: servers mislabel both. A reply with status 200 may be an error in the
 shape of any provider, a login page, or empty.
@@ -7,7 +7,7 @@ shape of any provider, a login page, or empty.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from openagents_worker.http_replies import (
     pieces_of,
 )
 from openagents_worker.jsontext import loads
+from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.base import Delta, DeltaKind, OnDelta, OnPiece
 from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.failures import error_in, failure, not_a_reply
@@ -42,29 +43,39 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A provider's URLs, headers and credentials."""
+    """A provider's URLs and headers, and where its key comes from."""
 
     provider: str
     url: str
     stream_url: str
-    headers: dict[str, str]
-    secrets: Sequence[str]
-    """Strings that no error message may contain."""
-    key_env: str
-    """The environment variable that holds the key; error hints name it."""
+    headers: dict[str, str] = field(repr=False)
+    """The headers of every request, without the key. They go before those with the key."""
+    secrets: Sequence[str] = field(repr=False)
+    """Strings that no error message may contain, beside the key."""
+    keys: ApiKeys
+    key_headers: Callable[[str], Mapping[str, str]]
+    """The headers with a key."""
 
 
 @dataclass(slots=True)
 class Exchange:
     """One model call with all its tries: the request body, the listeners and the measurements."""
 
-    body: dict[str, Any]
+    body: dict[str, Any] = field(repr=False)
     on_delta: OnDelta | None
     on_piece: OnPiece | None = None
     requests: int = 0
     """Requests that failed in this attempt."""
+    tokens: int = 0
+    """Estimated tokens of a request and its reply, if they are limited."""
     delivered: bool = False
     """Whether a listener has got a piece of the reply."""
+    key: str | None = field(default=None, repr=False)
+    """The key of the requests."""
+    request_headers: Mapping[str, str] | None = field(default=None, repr=False)
+    """The headers of every request of the call, with the key. None: the key is not known yet."""
+    secrets: Sequence[str] = field(default=(), repr=False)
+    """Strings that no error message may contain."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     """The headers of the newest reply."""
     took_ms: float = 0.0
@@ -110,14 +121,14 @@ class ReplyReading:
         """
         if not response.is_success:
             body, _ = await beginning_of(response, max_bytes=MAX_ERROR_BYTES)
-            raise self._failure(_json(body), response, response.status_code)
+            raise self._failure(_json(body), response, response.status_code, exchange)
         stream = pieces_of(response, max_bytes=self._max_bytes * STREAM_OVERHEAD, what="the stream")
         async with aclosing(stream):
             head = await _beginning(stream)
             if _is_stream(head, response.headers.get("content-type", ""), streaming=exchange.is_streamed):
                 return await self._read_stream(head, stream, response, exchange, elapsed_ms)
             body = _json(await self._read_whole_body(head, stream))
-        self._check_whole(body, response)
+        self._check_whole(body, response, exchange)
         if exchange.is_streamed:  # the server cannot stream: it sent one complete reply
             text = self._codec.reply(body, provider=self._endpoint.provider).output_text
             await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms)
@@ -137,18 +148,17 @@ class ReplyReading:
             raise ReplyTooLarge(f"the reply has more than {self._max_bytes} bytes")
         return bytes(body)
 
-    def _check_whole(self, body: Any, response: httpx.Response) -> None:
+    def _check_whole(self, body: Any, response: httpx.Response, exchange: Exchange) -> None:
         """Raises the error that a whole body is, if it is not a reply."""
         if isinstance(body, dict) and self._codec.is_reply(body):
             return
         if (error := error_in(body)) is not None:
-            raise self._failure(error, response, None)
+            raise self._failure(error, response, None, exchange)
         raise not_a_reply(
             body,
             headers=response.headers,
             provider=self._endpoint.provider,
-            key_env=self._endpoint.key_env,
-            secrets=self._endpoint.secrets,
+            secrets=exchange.secrets,
         )
 
     async def _read_stream(
@@ -169,7 +179,7 @@ class ReplyReading:
                 if data and data == self._codec.end_of_stream:
                     return True
                 if data:
-                    pieces = reply.add(self._parse_chunk(data, events.event, response))
+                    pieces = reply.add(self._parse_chunk(data, events.event, response, exchange))
                     if exchange.after_chunk is not None:
                         await exchange.after_chunk(reply)
                     if reply.begun:
@@ -190,27 +200,31 @@ class ReplyReading:
             raise httpx.RemoteProtocolError("the stream ended before its finish_reason")
         return reply.body()
 
-    def _parse_chunk(self, data: str, event: str, response: httpx.Response) -> dict[str, Any]:
+    def _parse_chunk(
+        self, data: str, event: str, response: httpx.Response, exchange: Exchange
+    ) -> dict[str, Any]:
         """Parse the data of one event. Raises the error that it reports."""
         chunk = _json(data)
         error = chunk if event == "error" else error_in(chunk)
         if error is not None or not isinstance(chunk, dict):
-            raise self._failure(chunk if error is None else error, response, None)
+            raise self._failure(chunk if error is None else error, response, None, exchange)
         return chunk
 
-    def _failure(self, body: Any, response: httpx.Response, status: int | None) -> LLMError:
+    def _failure(
+        self, body: Any, response: httpx.Response, status: int | None, exchange: Exchange
+    ) -> LLMError:
         return failure(
             body,
             status=status,
             headers=response.headers,
             provider=self._endpoint.provider,
-            key_env=self._endpoint.key_env,
-            secrets=self._endpoint.secrets,
+            key_origin=self._endpoint.keys.origin,
+            secrets=exchange.secrets,
         )
 
 
 async def _beginning(stream: AsyncGenerator[bytes]) -> bytes:
-    """The first pieces, until there are enough bytes to tell what follows."""
+    """The first pieces, until there are enough bytes to know what follows."""
     head = b""
     async for piece in stream:
         head += piece

@@ -153,8 +153,8 @@ _OF_LISTS = {"anyOf": "anyOf", "oneOf": "anyOf", "allOf": "allOf"}
 
 
 def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema as Anthropic's structured outputs accept it: every object forbids other fields, and there
-    are no limits of numbers, lengths and patterns. What the schema says beyond that is checked by us.
+    """The schema as Anthropic's structured outputs accept it: every object forbids other fields, without
+    limits of numbers, lengths and patterns. What the schema says beyond that is checked by us.
 
     >>> closed_schema({"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}})
     {'type': 'object', 'properties': {'n': {'type': 'integer'}}, 'additionalProperties': False}

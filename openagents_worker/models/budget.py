@@ -34,7 +34,7 @@ class RunBudget(RequestModel):
     )
 
     def within(self, limits: RunBudget | None) -> RunBudget:
-        """A budget with the smaller one of each two limits; None is no limit."""
+        """A budget with the smaller one of each two limits; None means unlimited."""
         if limits is None:
             return self
         both = [(name, getattr(self, name), getattr(limits, name)) for name in RunBudget.model_fields]

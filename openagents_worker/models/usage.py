@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.jsontext import LARGEST_COUNT
@@ -32,22 +34,29 @@ class RunUsage(BaseModel):
 
     def plus(self, delta: RunUsage) -> RunUsage:
         """The sum of two usages. No count exceeds 2^53. `ttft_ms` is the first known one."""
+        total = dict(self.__dict__)
+        own = delta.__dict__
+        for name in _COUNTS:
+            if own[name] or total[name] > LARGEST_COUNT:
+                total[name] = min(total[name] + own[name], LARGEST_COUNT)
         costs = dict(self.cost_breakdown)
         for name, usd in delta.cost_breakdown.items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
+        total["cost_breakdown"] = costs
         known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
-        return RunUsage(
-            llm_calls=min(self.llm_calls + delta.llm_calls, LARGEST_COUNT),
-            tool_calls=min(self.tool_calls + delta.tool_calls, LARGEST_COUNT),
-            input_tokens=min(self.input_tokens + delta.input_tokens, LARGEST_COUNT),
-            output_tokens=min(self.output_tokens + delta.output_tokens, LARGEST_COUNT),
-            total_tokens=min(self.total_tokens + delta.total_tokens, LARGEST_COUNT),
-            input_tokens_cached=min(self.input_tokens_cached + delta.input_tokens_cached, LARGEST_COUNT),
-            input_tokens_cache_creation=min(
-                self.input_tokens_cache_creation + delta.input_tokens_cache_creation, LARGEST_COUNT
-            ),
-            cost_usd=round(sum(known), 12) if known else None,
-            cost_breakdown=costs,
-            ttft_ms=self.ttft_ms if self.ttft_ms is not None else delta.ttft_ms,
-            llm_retry_count=min(self.llm_retry_count + delta.llm_retry_count, LARGEST_COUNT),
-        )
+        total["cost_usd"] = round(sum(known), 12) if known else None
+        if self.ttft_ms is None:
+            total["ttft_ms"] = delta.ttft_ms
+        return RunUsage(**total)
+
+    def known(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what was counted, and the costs that are known."""
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if value or (value is not None and name in _OPTIONAL)
+        }
+
+
+_OPTIONAL = frozenset(name for name, field in RunUsage.model_fields.items() if field.default is None)
+_COUNTS = tuple(name for name, field in RunUsage.model_fields.items() if field.annotation is int)

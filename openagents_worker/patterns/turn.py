@@ -11,10 +11,10 @@ of the memory, which may change in every turn, precede the question.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import TracebackType
 from typing import Any
 
 from openagents_worker.errors import (
@@ -294,35 +294,49 @@ def step_limit(context: RunContext, configured: int) -> int:
     return configured if allowed is None else min(configured, allowed)
 
 
-@asynccontextmanager
-async def step_deadline(context: RunContext, step: int, limit_ms: int | None) -> AsyncIterator[None]:
+class step_deadline:
     """End a step after `limit_ms` milliseconds with `StepTimeoutError`. Other TimeoutErrors are unchanged.
 
     If the runtime can retry the step later, it suspends the run here, and the pattern gets no error.
     """
-    if limit_ms is None:
-        yield
-        return
-    error = StepTimeoutError(f"Pattern step timed out after {limit_ms}ms at step {step}", step_number=step)
-    # Not asyncio.wait_for: it would run the step in another task, which changes the place of its calls.
-    deadline = asyncio.timeout(None)
-    loop = asyncio.get_running_loop()
 
-    def on_timeout() -> None:
-        suspend_for_retry = getattr(context, "suspend_for_retry", None)
-        if suspend_for_retry is None or not suspend_for_retry(error, f"step {step}"):
-            deadline.reschedule(loop.time())
+    __slots__ = ("_context", "_deadline", "_error", "_limit_ms", "_loop", "_step", "_timer")
 
-    timer = loop.call_later(limit_ms / 1000, on_timeout)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise error from None
-    finally:
-        timer.cancel()
+    def __init__(self, context: RunContext, step: int, limit_ms: int | None) -> None:
+        self._context = context
+        self._step = step
+        self._limit_ms = limit_ms
+        self._error: StepTimeoutError | None = None
+
+    async def __aenter__(self) -> None:
+        if self._limit_ms is None:
+            return
+        self._loop = asyncio.get_running_loop()
+        # Not asyncio.wait_for: it would run the step in another task, which changes the place of its calls.
+        self._deadline = asyncio.timeout(None)
+        await self._deadline.__aenter__()
+        self._timer = self._loop.call_later(self._limit_ms / 1000, self._on_timeout)
+
+    def _on_timeout(self) -> None:
+        self._error = StepTimeoutError(
+            f"Pattern step timed out after {self._limit_ms}ms at step {self._step}", step_number=self._step
+        )
+        suspend_for_retry = getattr(self._context, "suspend_for_retry", None)
+        if suspend_for_retry is None or not suspend_for_retry(self._error, f"step {self._step}"):
+            self._deadline.reschedule(self._loop.time())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._limit_ms is None:
+            return
+        self._timer.cancel()
+        try:
+            await self._deadline.__aexit__(kind, error, trace)
+        except TimeoutError:  # it was cancelled by the deadline
+            error = self._error
+        if self._error is not None and self._deadline.expired() and isinstance(error, TimeoutError):
+            raise self._error from None
 
 
 async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]]) -> list[ToolCallOutcome]:

@@ -25,7 +25,7 @@ __all__ = [
     "cell_of",
     "connection_of",
     "default_connection",
-    "front_door_app",
+    "default_app",
 ]
 
 ANSWER_TIMEOUT_S = 2.0  # short, because a caller waits for the answer
@@ -126,6 +126,6 @@ def connection_of(app: Celery) -> Connection:
     return cast(Connection, binding.connection)
 
 
-def front_door_app() -> Celery:
+def default_app() -> Celery:
     """The current app of `openagents_worker.run_agent`. Raises `ConfigError` if two apps are registered."""
     return default_connection().publishing.to_submit()[0]

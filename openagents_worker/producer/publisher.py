@@ -43,7 +43,7 @@ from openagents_worker.redis_url import (
 )
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.permission import is_no_permission
+from openagents_worker.store.permission import is_permission_error
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.signals import span
@@ -244,7 +244,7 @@ def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Sen
 
 def _condition(error: Exception) -> str:
     """The end of the hint. An error of kombu has the error of redis-py as its cause."""
-    if any(each is not None and is_no_permission(each) for each in (error, error.__cause__)):
+    if any(each is not None and is_permission_error(each) for each in (error, error.__cause__)):
         return f". {RedisNoPermission.code}: config/acl/producer.acl lists the permissions of a producer"
     return " when the broker can be reached"
 

@@ -16,8 +16,8 @@ from kombu.transport import redis
 
 from openagents_worker.loops import at_fork
 from openagents_worker.producer.broken_items import BrokenItems, put_keys_aside
-from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
-from openagents_worker.store.redis_errors import is_temporary_refusal, is_wrong_type
+from openagents_worker.store.permission import is_aborted_transaction, is_permission_error
+from openagents_worker.store.redis_errors import is_temporary_error, is_wrong_type
 
 __all__ = ["ANSWER_TIMEOUT_S", "TRANSPORTS", "PublishingChannel", "PublishingTransport"]
 
@@ -111,14 +111,14 @@ def _reconnecting(connection_class: Any, filter_answer: Callable[[Any], Any]) ->
             try:
                 return filter_answer(super().read_response(*args, **options))
             except Exception as error:
-                if is_no_permission(error):
+                if is_permission_error(error):
                     self.lacks_permission = True
                     raise
                 # A missing permission aborts the transaction, too. A new connection does not help: redis-py
                 # raises the original error.
                 is_refused = self.lacks_permission and is_aborted_transaction(error)
                 self.lacks_permission = False
-                if is_refused or not is_temporary_refusal(error):
+                if is_refused or not is_temporary_error(error):
                     raise
                 self.disconnect()
                 raise ConnectionError(f"Redis rejects commands for now: {error}") from error

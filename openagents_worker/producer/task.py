@@ -18,13 +18,13 @@ from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optio
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.client import AsyncClient, client_of
-from openagents_worker.producer.connection import connection_of, front_door_app
+from openagents_worker.producer.connection import connection_of, default_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.results import no_results_for_a_chord
 from openagents_worker.producer.task_options import STORED_OPTIONS, stamps_of
 
-__all__ = ["AgentTask", "ProducerTask", "front_door_task", "not_called", "run_agent"]
+__all__ = ["AgentTask", "ProducerTask", "default_task", "not_called", "run_agent"]
 
 SUPPORTED_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", *STORED_OPTIONS)
 # Celery beat and groups pass these internally. They are ignored: our own producer has timeouts.
@@ -276,7 +276,7 @@ def _with_run_id(request: Request, task_id: str | None) -> Request:
     return {**fields, "run_id": task_id}
 
 
-class _FrontDoorTask(ProducerTask):
+class _DefaultTask(ProducerTask):
     """The task of `openagents_worker.run_agent` while no app is registered.
 
     If an app is registered later, signatures of this task submit their runs through that app.
@@ -285,7 +285,7 @@ class _FrontDoorTask(ProducerTask):
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> RunHandle[Any]:
-        task = front_door_task()
+        task = default_task()
         if task is self:
             return super().apply_async(args, kwargs, **options)
         return task.apply_async(args, kwargs, **options)
@@ -293,24 +293,24 @@ class _FrontDoorTask(ProducerTask):
     def apply(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        task = front_door_task()
+        task = default_task()
         return super().apply(args, kwargs, **options) if task is self else task.apply(args, kwargs, **options)
 
 
-def front_door_task() -> AgentTask:
+def default_task() -> AgentTask:
     """The current task of `openagents_worker.run_agent`.
 
     It is the task of the app that is registered in this process. Without one, it is a task of a producer with
     the settings of the environment. Raises `ConfigError` if two apps are registered.
     """
-    app = front_door_app()
+    app = default_app()
     if RUN_AGENT not in app.tasks:
-        app.register_task(_FrontDoorTask())
+        app.register_task(_DefaultTask())
     return cast(AgentTask, app.tasks[RUN_AGENT])
 
 
-class _FrontDoor(Proxy):  # type: ignore[misc]  # Celery ships no types
-    """A proxy of `front_door_task()`.
+class _DefaultTaskProxy(Proxy):  # type: ignore[misc]  # Celery ships no types
+    """A proxy of `default_task()`.
 
     Test runners and `inspect` look at its class and its special attributes. These work without searching or
     making an app.
@@ -331,7 +331,7 @@ class _FrontDoor(Proxy):  # type: ignore[misc]  # Celery ships no types
             raise
 
 
-run_agent: AgentTask = cast(AgentTask, _FrontDoor(front_door_task, name=RUN_AGENT))
+run_agent: AgentTask = cast(AgentTask, _DefaultTaskProxy(default_task, name=RUN_AGENT))
 """`tasks.run_agent` of the registered app (`register(app)`), or of a producer with the settings of the
 environment.
 

@@ -32,6 +32,7 @@ from openagents_worker.runtime.history import read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.limits import RunLimits
 from openagents_worker.runtime.marks import marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
@@ -99,6 +100,7 @@ class Attempt:
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )
         self._code = RunCode(request.run_id, request.agent_id, self.latch, services.marks, lease.incarnation)
+        self._limits = RunLimits(self.identity, request.tenant or "", services, store=self._store)
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
         self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
@@ -229,6 +231,7 @@ class Attempt:
             durable=self._claimed.durable,
             max_record_bytes=self._settings.max_payload_bytes,
         )
+        recorder.limits = self._limits
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
         is_by_place = recorder.rules.format == BY_PLACE
@@ -317,6 +320,7 @@ class Attempt:
             return await self._parting.leave()
         finally:
             self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
+            await self._limits.close()
             await self._writer.close()
 
     def _ending_of(self, execution: asyncio.Task[Ending | None]) -> Ending | None:
@@ -376,6 +380,7 @@ class Attempt:
             ),
             why_cancelled=lambda: reason_of_cancellation(self._services.store, self.identity.run_id),
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),
+            tenant=self._limits.tenant,
         )
 
     async def _send_wakes(self, reply: WriteResult) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -178,17 +178,28 @@ class Nodes:
         """Whether the tasks of all other nodes of the run are done."""
         return not self.living or (len(self.living) == 1 and node in self.living)
 
-    @contextmanager
-    def inside(self, frame: Frame, call: OuterCall) -> Iterator[Frame]:
+    def inside(self, frame: Frame, call: OuterCall) -> AbstractContextManager[Frame]:
         """A context manager: calls made in its block are made inside `call`."""
-        inner = Frame(self, frame.node, (*frame.outer, call), frame.model_calls, frame)
-        token = _frame.set(inner)
-        try:
-            yield inner
-        finally:
-            _frame.reset(token)
-            inner.merge_into_parent()
-            frame.node.prompts.pop(call.id, None)
+        return _Inside(Frame(self, frame.node, (*frame.outer, call), frame.model_calls, frame))
+
+
+class _Inside:
+    """Makes a frame the current one for a block, and then adds its counts to those of its parent."""
+
+    __slots__ = ("_inner", "_token")
+
+    def __init__(self, inner: Frame) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> Frame:
+        self._token = _frame.set(self._inner)
+        return self._inner
+
+    def __exit__(self, *_: object) -> None:
+        inner = self._inner
+        _frame.reset(self._token)
+        inner.merge_into_parent()
+        inner.node.prompts.pop(inner.scope, None)
 
 
 def outside_runs(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from openagents_worker.errors import OpenAgentsError, StepTooLarge
 from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
@@ -38,6 +39,8 @@ class Outcome:
     """False if the call must not be repeated, although its error is retryable."""
     is_stored_form: bool = False
     """Whether value, state and artifacts are already as they are stored, see `storable`."""
+    waits_for: LimitWait | None = None
+    """The limit of the fleet for which the run must wait; then the call has no outcome yet."""
 
 
 MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
@@ -63,7 +66,7 @@ class NewRecords:
         self, query: CallQuery, info: CallInfo, outcome: Outcome, *, took_ms: int, model_calls: int
     ) -> tuple[Record, str]:
         """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
-        usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
+        usage = {name: value for name, value in outcome.usage.known().items() if value}
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
         try:

@@ -50,9 +50,16 @@ class Checkpoints:
             _, saved = self._assign_checkpoint(start)
             self._writer.defer_start(start.to_json(), saved)
 
-    async def store(self, record: Record, events: list[Event], text: str = "") -> None:
-        """Store a record. A cancellation during the write is raised after the write."""
-        storing = outside_runs(self._write(record, events, text), name=f"commit {self._run_id} {record.call}")
+    async def store(
+        self, record: Record, events: list[Event], text: str = "", usage: RunUsage | None = None
+    ) -> None:
+        """Store a record. A cancellation during the write is raised after the write.
+
+        `text` is its JSON and `usage` its usage, if they are known already.
+        """
+        storing = outside_runs(
+            self._write(record, events, text, usage), name=f"commit {self._run_id} {record.call}"
+        )
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -60,13 +67,16 @@ class Checkpoints:
             storing.result()
             raise
 
-    async def _write(self, record: Record, events: list[Event], text: str) -> None:
+    async def _write(
+        self, record: Record, events: list[Event], text: str, more: RunUsage | None = None
+    ) -> None:
         """Write a record with its events and the new usage of the run."""
         self.store_start()
         self._writer.end_deltas(record.call)
-        usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
+        usage = self.usage
         if record.usage:
-            events = [*events, ("usage.updated", {"usage": usage.model_dump(exclude_defaults=True)})]
+            usage = usage.plus(RunUsage(**record.usage) if more is None else more)
+            events = [*events, ("usage.updated", {"usage": usage.known()})]
         if not self._durable:
             self.usage = usage
             for event in events:

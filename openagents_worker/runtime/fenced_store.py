@@ -56,12 +56,16 @@ class FencedStore:
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""
-        return await self._await_or_latch(lambda: self._store.ask_until(question, self._must_not_write))
+        return await self._await_or_latch(lambda: self._store.ask_until(question, self.must_not_write))
 
     async def journal_page(self, position: int) -> Sequence[str]:
         """One page of the records of this run, starting at `position`."""
         call = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
-        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
+        return await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+
+    async def run(self, call: ScriptCall[T]) -> T:
+        """Run a script whose answer the caller handles. It is repeated as a write is."""
+        return await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
 
     def check_lease(self) -> None:
         """Raises `RunLatched` when the lease is over: no call may begin (rule EFFECTS 1 of the protocol)."""
@@ -69,16 +73,20 @@ class FencedStore:
             self._latch.set(LatchReason.FENCED, detail="the lease is over")
             raise RunLatched(LatchReason.FENCED)
 
+    def lose_run(self, detail: str) -> None:
+        """Latch the run: a script has answered that this worker does not own it."""
+        self._latch.set(LatchReason.FENCED, detail=detail)
+
     async def write(self, call: ScriptCall[WriteAnswer]) -> None:
         """Run a script that writes. Raises `RunLatched` if the run is fenced."""
         self._act_on_answer(
-            await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
+            await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
         )
 
     async def write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
         """Run a script that ends the ownership of the run. It returns wake-ups to send."""
         reply = await self._await_or_latch(
-            lambda: self._store.run_until(call, self._must_not_write), reraised=UNWRITABLE
+            lambda: self._store.run_until(call, self.must_not_write), reraised=UNWRITABLE
         )
         self._act_on_answer(reply.answer)
         return reply
@@ -120,12 +128,14 @@ class FencedStore:
             self._waits[task] = True
             task.cancel()
 
-    def _must_not_write(self) -> bool:
+    def must_not_write(self) -> bool:
         """Whether writes must stop: the lease is over or the run is fenced."""
         return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
 
     def _act_on_answer(self, answer: WriteAnswer) -> None:
         """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
+        if answer is WriteAnswer.OK:  # the usual one: comparing it with each case takes longer
+            return
         match answer:
             case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return

@@ -26,6 +26,7 @@ class RunIdentity:
     attempt: int
     life: int
     incarnation: str
+    tenant: str | None = None
 
     @classmethod
     def of(cls, claimed: Claimed, request: RunRequest, incarnation: str) -> RunIdentity:
@@ -38,6 +39,7 @@ class RunIdentity:
             claimed.attempt,
             claimed.life,
             incarnation,
+            request.tenant,
         )
 
     @property

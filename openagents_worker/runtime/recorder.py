@@ -21,10 +21,10 @@ from openagents_worker.errors import (
     error_from_wire,
 )
 from openagents_worker.llm.base import CallInfo, current_call
+from openagents_worker.llm.limits import FleetLimits
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
-    Event,
     MakeCall,
     NewRecords,
     Outcome,
@@ -74,6 +74,8 @@ class Recorder:
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
+        self.limits: FleetLimits | None = None
+        """The limits of the fleet for model calls. Set before the first call."""
         self._identity = identity
         self._history = history
         self._writer = writer
@@ -192,6 +194,8 @@ class Recorder:
             noted=self.checkpoints.noted.get(call_id),
             note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
+            tenant=self._identity.tenant,
+            limits=self.limits,
         )
         with CallInProgress(self.in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
@@ -207,12 +211,16 @@ class Recorder:
     async def _make_and_record(
         self, query: CallQuery, info: CallInfo, make: MakeCall
     ) -> tuple[Record | None, OpenAgentsError | None]:
-        """Make the call and store its record. Without a record: the run is suspended for a retry.
+        """Make the call and store its record. Without a record: the run is suspended, and makes it later.
 
         The second value is the error as it was raised.
         """
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
+        if outcome.waits_for is not None:
+            wait = outcome.waits_for
+            self._latch.set(LatchReason.LIMIT, call=wait.name, delay_ms=wait.delay_ms)
+            return None, None
         if outcome.error is not None and self._retries.should_retry(outcome.error, outcome, info):
             requests = getattr(outcome.error, "requests", 1)
             tries_key = self.rules.tries_fact(query, info.call_id, requests)
@@ -222,7 +230,7 @@ class Recorder:
             return None, outcome.error
         took = took_ms(self._loop.time() - began_s)
         record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
-        await self._commit(record, text, outcome.events)
+        await self._commit(record, text, outcome)
         return record, outcome.error
 
     async def _make_outcome(
@@ -261,10 +269,10 @@ class Recorder:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
+    async def _commit(self, record: Record, text: str, outcome: Outcome) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self.checkpoints.store(record, events, text)
+            await self.checkpoints.store(record, outcome.events, text, outcome.usage)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:

@@ -104,7 +104,8 @@ class ReplayByContent(Rules):
         ordinal = frame.model_calls
         if kind in MODEL_KINDS:
             frame.model_calls += 1
-        self._note_progress()
+        if not self._unused.is_empty:
+            self._waits.note_progress()
         content = content_digest(scope, kind, name, digest)
         core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
         return _ContentQuery(kind, name, content, core_content, frame.node.path, ordinal, frame)
@@ -117,7 +118,7 @@ class ReplayByContent(Rules):
 
     @property
     def is_replay_over(self) -> bool:
-        return self._unused.are_only_cancelled
+        return self._unused.is_empty or self._unused.are_only_cancelled
 
     # --- answering ---------------------------------------------------------------------------------------
 
@@ -279,7 +280,8 @@ class ReplayByContent(Rules):
 
     async def after_stored(self, took_ms: int) -> None:
         """Wait until the recorded outcomes were returned: a new outcome comes after them."""
-        self._note_progress()
+        if not self._unused.is_empty:
+            self._waits.note_progress()
         if not self._order.are_over:
             await self._order.wait_for_all(self._bound_s(took_ms))
 
@@ -313,11 +315,13 @@ class ReplayByContent(Rules):
 
     def call_begins(self) -> None:
         self._waits.in_flight += 1
-        self._note_progress()
+        if not self._unused.is_empty:
+            self._waits.note_progress()
 
     def call_ended(self) -> None:
         self._waits.in_flight -= 1
-        self._note_progress()
+        if not self._unused.is_empty:
+            self._waits.note_progress()
 
     def tries_fact(self, query: _ContentQuery, call_id: str, requests: int = 1) -> str:
         return self._retry_counts.name(query, call_id, requests)

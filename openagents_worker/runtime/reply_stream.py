@@ -72,10 +72,11 @@ class ReplyStream:
         their own.
         """
         of_call = {"call": call, "attempt": attempt}
-        payloads = [
-            *_payloads(self._reasoning, of_call, kind=DeltaKind.REASONING.value),
-            *_payloads(self._text, of_call, kind=DeltaKind.TEXT.value),
-        ]
+        payloads: list[str] = []
+        if self._reasoning:
+            payloads += _payloads(self._reasoning, of_call, kind=DeltaKind.REASONING.value)
+        if self._text:
+            payloads += _payloads(self._text, of_call, kind=DeltaKind.TEXT.value)
         for number, unsent in self._arguments.items():
             tool = {"tool_call": number, "tool_name": unsent.tool_name}
             payloads += _payloads(unsent, of_call, kind=DeltaKind.ARGUMENTS.value, **tool)

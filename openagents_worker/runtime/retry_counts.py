@@ -34,16 +34,18 @@ class RetryCounts:
 
     def failed_tries(self, query: CallQuery, call_id: str) -> int:
         """How often this call was retried later. A model call with a new prompt inherits the count."""
+        if not self._names:
+            return 0
         return sum(self._tries[name] for name in self._names_of(query, call_id))
 
     def requests_sent(self, query: CallQuery, call_id: str) -> int:
+        if not self._names:
+            return 0
         names = self._names_of(query, call_id)
         return sum(self._tries[name] * _parse_name(name)[3] for name in names)
 
     def _names_of(self, query: CallQuery, call_id: str) -> Sequence[str]:
         """The counts of a call; for a model call with a new prompt, those of its predecessor."""
-        if not self._names:
-            return ()
         names = self._names.get(call_id)
         if names is None and query.kind in MODEL_KINDS:
             names = self._names.get(_key_of(query.kind, query.branch, query.name))

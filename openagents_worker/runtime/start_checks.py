@@ -8,6 +8,7 @@ from typing import Any
 
 from openagents_worker.agents import (
     AgentsFile,
+    AppConfig,
     ContextAssemblerRef,
     LLMOptions,
     MemoryRef,
@@ -15,6 +16,7 @@ from openagents_worker.agents import (
     PluginRef,
     RuntimeOptions,
     ToolRef,
+    options_without_effect,
 )
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path
@@ -22,6 +24,7 @@ from openagents_worker.agents.problems import ConfigProblem, file_order, problem
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.api_keys import is_readable_by_all
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.patterns import BUILTIN_PATTERNS
@@ -29,7 +32,21 @@ from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.checks import schema_of_tool
 
-__all__ = ["find_problems"]
+__all__ = ["find_problems", "remarks"]
+
+
+def remarks(config: AppConfig) -> list[str]:
+    """One line for each option that has no effect, and for each file with a key that everybody can read."""
+    lines = options_without_effect(config)
+    for agent in config.agents:
+        for options in (agent.llm.model_dump(include={"api_key_file"}), *agent.llm.fallbacks):
+            path = options.get("api_key_file")
+            if isinstance(path, str) and is_readable_by_all(path):
+                lines.append(
+                    f"agent {agent.id!r}: every user of this machine can read {path}, which holds a key of a "
+                    "model; chmod 600"
+                )
+    return list(dict.fromkeys(lines))
 
 
 def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProblem]:

@@ -183,6 +183,8 @@ class user_code:
     cause. That error is retryable only if its class is.
     """
 
+    __slots__ = ("_prefix", "_wrap")
+
     def __init__(self, wrap: MakeCodedError, *, prefix: str = "") -> None:
         self._wrap = wrap
         self._prefix = prefix

@@ -260,6 +260,8 @@ class RunWriter:
 
         Without `before`: those that directly follow the stored journal.
         """
+        if not self._deferred:
+            return []
         if before is None:
             before = self._length
             for record in self._deferred:
@@ -309,9 +311,11 @@ class RunWriter:
         error_code: str,
         left_max_ms: int = 0,
         error_details: str = "",
+        **limit: str,
     ) -> WriteResult:
-        """Suspend the run. Raises `RunLatched` when another worker owns it. On any answer but OK it is not
-        suspended."""
+        """Suspend the run. `limit`: the arguments `limit` and `tenant` of the script.
+
+        Raises `RunLatched` when another worker owns the run. On any answer but OK it is not suspended."""
         if self._deferred:
             await self.flush()
         async with self._write_lock:
@@ -329,6 +333,7 @@ class RunWriter:
                     events=batch,
                     left_max_ms=left_max_ms,
                     error_details=error_details,
+                    **limit,
                 )
             )
 

@@ -28,7 +28,7 @@ from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
     AnswerLost,
     connection_broke,
-    is_temporary_refusal,
+    is_temporary_error,
     translate_errors,
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
@@ -44,12 +44,13 @@ __all__ = [
     "Plan",
     "Reader",
     "Store",
-    "is_temporary_refusal",
+    "is_temporary_error",
 ]
 
 T = TypeVar("T")
 
 POOL_TIMEOUT_S = 10.0  # to wait for a free connection: a thousand runs of a process may need one at once
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # between the tries of an operation; each is twice the last one
 MAX_CONNECTIONS = 32  # Redis executes commands in one thread: more connections do not make it faster
 
 
@@ -256,25 +257,21 @@ class AsyncStore:
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
         """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""
-        return await self._retry(lambda: self.run(call), until)
+        pauses = _Pauses(self._sleep, until)
+        while True:
+            try:
+                return await self.run(call)
+            except RedisUnreachable as error:
+                await pauses.after(error)
 
     async def ask_until(self, question: Callable[[Any], Awaitable[T]], until: Callable[[], bool]) -> T:
         """As `ask`, but repeats the read while Redis is unreachable, until `until()` returns True."""
-        return await self._retry(lambda: self.ask(question), until)
-
-    async def _retry(self, work: Callable[[], Awaitable[T]], until: Callable[[], bool]) -> T:
-        delay_s = 0.05
+        pauses = _Pauses(self._sleep, until)
         while True:
             try:
-                return await work()
-            except RedisRefused:
-                raise  # Redis would refuse it again
-            except RedisUnreachable:
-                if until():
-                    raise
-                # With jitter: runs must not retry at the same time.
-                await self._sleep(delay_s * (0.5 + random.random()))
-                delay_s = min(delay_s * 2, 1.0)
+                return await self.ask(question)
+            except RedisUnreachable as error:
+                await pauses.after(error)
 
     async def run_on_disk(self, call: ScriptCall[T]) -> T:
         """As `Store.run_on_disk`. It does not use the batcher: others would wait for the disk, too."""
@@ -331,6 +328,25 @@ class AsyncStore:
     async def close(self) -> None:
         """Close the connections of the running event loop, and those of event loops that are closed."""
         await self._on_loops.close()
+
+
+class _Pauses:
+    """The pauses between the tries of an operation while Redis is unreachable."""
+
+    __slots__ = ("_delay_s", "_sleep", "_until")
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]], until: Callable[[], bool]) -> None:
+        self._sleep = sleep
+        self._until = until
+        self._delay_s = FIRST_PAUSE_S
+
+    async def after(self, error: RedisUnreachable) -> None:
+        """Wait before the next try. Raises the error if there must not be one."""
+        if isinstance(error, RedisRefused) or self._until():  # Redis would refuse it again
+            raise error
+        # With jitter: runs must not retry at the same time.
+        await self._sleep(self._delay_s * (0.5 + random.random()))
+        self._delay_s = min(self._delay_s * 2, LONGEST_PAUSE_S)
 
 
 def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[[Any], Any] | None) -> Any:

@@ -123,17 +123,17 @@ class EventCursor:
         self.is_over = False
         self.page_size = first_page_size()
         self._wants_stored = after is not None
-        self._wanted = None if after is None else number_of("after", after) + 1
+        self._next_seq = None if after is None else number_of("after", after) + 1
         self._read_head: RunHead | None = None
         self._life: int | None = None
         self._ends_with_replay = False
-        self._first_skipped: int | None = None  # number of the first unreadable event before `wanted`
+        self._first_skipped: int | None = None  # number of the first unreadable event before `next_seq`
         self._replayed_until: datetime | None = None  # time of the last replayed event or reply text
 
     @property
-    def wanted(self) -> int:
+    def next_seq(self) -> int:
         """The number of the next event to return."""
-        return self._wanted or 1
+        return self._next_seq or 1
 
     def set_head(self, head: RunHead | None) -> None:
         """Set the head of the run, up to which the stream must be read. None: the record is deleted."""
@@ -142,16 +142,16 @@ class EventCursor:
             return
         self._read_head = head
         self._life = head.life if self._life is None else self._life
-        self._wanted = head.seq + 1 if self._wanted is None else self._wanted
+        self._next_seq = head.seq + 1 if self._next_seq is None else self._next_seq
         self._ends_with_replay = head.state.is_terminal or head.life > self._life
         self.is_behind = True
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
-        """The events of a page of the stream, read from `wanted` on, and of the streaming reply."""
+        """The events of a page of the stream, read from `next_seq` on, and of the streaming reply."""
         head = self._read_head
         assert head is not None, "call set_head first"
         for id_, fields in page:
-            if self.is_over or int(id_.partition("-")[0]) < self.wanted:
+            if self.is_over or int(id_.partition("-")[0]) < self.next_seq:
                 continue
             event = event_or_none(head, (id_, fields), self._codec)
             if event is None:
@@ -176,16 +176,16 @@ class EventCursor:
             return ()  # a message that another program published on our channel
         if event.seq is None:
             return (event,) if self._replayed_until is None or event.timestamp >= self._replayed_until else ()
-        if event.seq == self.wanted:
+        if event.seq == self.next_seq:
             return (*self._gap_before(event), self._mark_seen(event))
-        if event.seq > self.wanted:
+        if event.seq > self.next_seq:
             self.is_behind = True
         return ()
 
     def _mark_seen(self, event: RunEvent) -> RunEvent:
         """Move the cursor behind this event, and return it."""
         assert event.seq is not None
-        self._wanted = event.seq + 1
+        self._next_seq = event.seq + 1
         self.is_over = event.final and event.life >= (self._life or 1)
         return event
 
@@ -215,13 +215,13 @@ class EventCursor:
 
     def _skip_unreadable(self, seq: int) -> None:
         """Skip an unreadable event. The next readable event is preceded by `events.gap`."""
-        self._first_skipped = self._first_skipped or self.wanted
-        self._wanted = seq + 1
+        self._first_skipped = self._first_skipped or self.next_seq
+        self._next_seq = seq + 1
 
     def _gap_before(self, event: RunEvent) -> Iterator[RunEvent]:
         """An `events.gap` event if events before this one were deleted or cannot be read."""
         assert event.seq is not None
-        begin, self._first_skipped = self._first_skipped or self.wanted, None
+        begin, self._first_skipped = self._first_skipped or self.next_seq, None
         if event.seq > begin:
             gap = {"name": "events.gap", "seq": None, "worker": None, "final": False}
             yield event.model_copy(update={**gap, "payload": {"from": begin, "to": event.seq - 1}})

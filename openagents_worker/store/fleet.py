@@ -322,6 +322,6 @@ def _read_ended_runs(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
     answers = (yield question) if run_ids else []
     return {
         run_id
-        for run_id, untold in zip(run_ids, answers, strict=True)
-        if default_if_wrong_type(untold, None) == "1"
+        for run_id, notify_pending in zip(run_ids, answers, strict=True)
+        if default_if_wrong_type(notify_pending, None) == "1"
     }

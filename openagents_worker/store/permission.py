@@ -18,12 +18,12 @@ __all__ = [
     "DEFAULT_USER",
     "MISSING_RIGHTS_MARK",
     "is_aborted_transaction",
-    "is_no_permission",
+    "is_permission_error",
     "missing_rights_error",
-    "add_command_to_refusal",
-    "no_permission_error",
+    "add_command_to_permission_error",
+    "permission_error",
     "set_refused_command",
-    "add_rights_to_refusal",
+    "add_rights_to_permission_error",
     "user_of",
 ]
 
@@ -44,7 +44,7 @@ _NO_KEY = frozenset(
 )
 
 
-def is_no_permission(error: BaseException) -> bool:
+def is_permission_error(error: BaseException) -> bool:
     """Whether Redis refused a command because its user lacks a right. This may be an error of a script."""
     if isinstance(error, exceptions.NoPermissionError):
         return True
@@ -57,8 +57,8 @@ def is_aborted_transaction(error: BaseException) -> bool:
 
 
 @contextmanager
-def add_command_to_refusal(*command: Any) -> Generator[None]:
-    """Add this command to a refusal that is raised in the block: Redis does not always name it."""
+def add_command_to_permission_error(*command: Any) -> Generator[None]:
+    """Add this command to a permission error that is raised in the block: Redis does not always name it."""
     try:
         yield
     except exceptions.ResponseError as error:
@@ -67,12 +67,12 @@ def add_command_to_refusal(*command: Any) -> Generator[None]:
 
 
 def set_refused_command(error: Exception, command: Sequence[Any]) -> None:
-    """As `add_command_to_refusal`, for an exception that was caught already."""
-    if is_no_permission(error):
+    """As `add_command_to_permission_error`, for an exception that was caught already."""
+    if is_permission_error(error):
         _set_details(error, command=[str(word) for word in command[:3]])
 
 
-def add_rights_to_refusal(error: Exception, rights: Sequence[Right], prefix: str) -> None:
+def add_rights_to_permission_error(error: Exception, rights: Sequence[Right], prefix: str) -> None:
     """Add the missing rights to the error of a script, which contains their positions in `rights`, from 1."""
     _, found, positions = str(error).partition(MISSING_RIGHTS_MARK)
     if found:
@@ -84,8 +84,8 @@ def _set_details(error: Exception, **details: Any) -> None:
     error.openagents = {**getattr(error, "openagents", {}), **details}  # type: ignore[attr-defined]
 
 
-def no_permission_error(error: Exception, where: str, url: str) -> RedisNoPermission:
-    """The refusal as an error of the library. `where` is the URL without its secrets."""
+def permission_error(error: Exception, where: str, url: str) -> RedisNoPermission:
+    """The permission error of Redis as an error of the library. `where` is the URL without its secrets."""
     details: dict[str, Any] = getattr(error, "openagents", {})
     user = _user(error, url)
     if "lacking" in details:

@@ -19,7 +19,7 @@ from typing import Any
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.permission import add_command_to_permission_error
 
 __all__ = ["Inbox", "subscribed_inbox"]
 
@@ -243,8 +243,8 @@ class _SharedConnection:
                 await asyncio.sleep(0)
 
     async def _message(self, pubsub: Any, wait_s: float) -> Any:
-        # A refusal does not name the channel: it must be one of those that are not confirmed yet.
-        with add_command_to_refusal(
+        # A permission error does not name the channel: it must be one of those that are not confirmed yet.
+        with add_command_to_permission_error(
             "subscribe", *(channel for channel, count in self._unconfirmed.items() if count)
         ):
             return await pubsub.get_message(timeout=wait_s)

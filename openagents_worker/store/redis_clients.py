@@ -9,7 +9,7 @@ import redis
 import redis.asyncio as redis_async
 from redis import exceptions
 
-from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.permission import add_command_to_permission_error
 from openagents_worker.store.redis_errors import add_key_to_error
 
 __all__ = ["AsyncRedisClient", "RedisClient", "SingleConnectionClient", "is_connected"]
@@ -20,7 +20,7 @@ class RedisClient(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            with add_command_to_refusal(*args):
+            with add_command_to_permission_error(*args):
                 return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
         except exceptions.ResponseError as error:
             add_key_to_error(error, args)
@@ -43,7 +43,7 @@ class SingleConnectionClient(RedisClient):
         with self._lock:
             connection = self._open_connection()
             try:
-                with add_command_to_refusal(*args):
+                with add_command_to_permission_error(*args):
                     connection.send_command(*args)
                     return connection.read_response()
             except exceptions.ResponseError as error:
@@ -78,7 +78,7 @@ class AsyncRedisClient(redis_async.Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            with add_command_to_refusal(*args):
+            with add_command_to_permission_error(*args):
                 return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except exceptions.ResponseError as error:
             add_key_to_error(error, args)

@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from types import TracebackType
 from typing import Any, assert_never
 
 from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
-from openagents_worker.store.permission import is_no_permission, no_permission_error
+from openagents_worker.store.permission import is_permission_error, permission_error
 from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
     "translate_connect_errors",
     "default_if_wrong_type",
     "add_key_to_error",
-    "is_temporary_refusal",
+    "is_temporary_error",
     "translate_errors",
     "key_in_error",
     "wrong_type_error",
@@ -114,13 +115,13 @@ def failure_of(error: Exception) -> Failure:
         return Failure.LATER
     if isinstance(error, CONNECTION_LOST):
         return Failure.LOST
-    if is_no_permission(error):
+    if is_permission_error(error):
         return Failure.FINAL
     is_later = isinstance(error, exceptions.ResponseError) and _LATER_CODE.search(str(error)) is not None
     return Failure.LATER if is_later else Failure.FINAL
 
 
-def is_temporary_refusal(error: Exception) -> bool:
+def is_temporary_error(error: Exception) -> bool:
     """Whether Redis refuses the command temporarily, or because it is no longer the master."""
     return failure_of(error) is Failure.LATER
 
@@ -194,21 +195,31 @@ def translate_connect_errors() -> Iterator[None]:
         raise not_sent from error
 
 
-@contextmanager
-def translate_errors(url: str) -> Iterator[None]:
+class translate_errors:
     """Turn the errors of redis-py in this block into errors of the library. Other exceptions are not changed.
 
-    `url` is that of the Redis; the error contains it without its password.
+    `url` is that of the Redis; the error contains it without its password. A class and not a generator,
+    because it is entered for every command.
     """
-    try:
-        yield
-    except _ERRORS as error:
-        raise _translate(error, safe_url(url), url) from error
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if isinstance(error, _ERRORS):
+            raise _translate(error, safe_url(self._url), self._url) from error
 
 
 def _translate(error: Exception, where: str, url: str) -> RedisUnreachable:
-    if is_no_permission(error):
-        return no_permission_error(error, where, url)
+    if is_permission_error(error):
+        return permission_error(error, where, url)
     failure = failure_of(error)
     match failure:
         case Failure.NOT_SENT:

@@ -20,13 +20,13 @@ from openagents_worker.store.durability import (
 )
 from openagents_worker.store.permission import (
     DEFAULT_USER,
-    add_rights_to_refusal,
-    is_no_permission,
+    add_rights_to_permission_error,
+    is_permission_error,
     missing_rights_error,
     user_of,
 )
 from openagents_worker.store.plan import Commands, Plan
-from openagents_worker.store.redis_errors import AnswerLost, is_temporary_refusal, translate_errors
+from openagents_worker.store.redis_errors import AnswerLost, is_temporary_error, translate_errors
 from openagents_worker.store.scripts import Script, ScriptCall, lacking
 
 __all__ = ["ScriptRuns"]
@@ -106,7 +106,7 @@ def persistence(cell: Cell) -> Plan[PersistenceInfo]:
     answers = yield question
     with translate_errors(cell.url):
         for answer in answers:
-            if isinstance(answer, Exception) and is_temporary_refusal(answer):
+            if isinstance(answer, Exception) and is_temporary_error(answer):
                 raise answer
     return PersistenceInfo.of(answers)
 
@@ -132,8 +132,8 @@ class _ScriptPermissions:
     """Which scripts this process is known to be allowed to run.
 
     The first run of a script checks all rights of the Redis user that the script needs. An ACL user may lose
-    a right later, so its scripts check their rights in every run, in a short form. After a refusal, each
-    script is checked completely again, so that the error names every missing right.
+    a right later, so its scripts check their rights in every run, in a short form. After such an error,
+    each script is checked completely again, so that the error names every missing right.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -153,7 +153,7 @@ class _ScriptPermissions:
             self._permitted.add(script.sha)
 
     def handle_error(self, script: Script, error: Exception) -> None:
-        """If the error is a refusal, check all scripts again and add the missing rights to the error."""
-        if is_no_permission(error):
+        """If the user lacks a right, check all scripts again and add the missing rights to the error."""
+        if is_permission_error(error):
             self._permitted.clear()
-            add_rights_to_refusal(error, script.rights, self._prefix)
+            add_rights_to_permission_error(error, script.rights, self._prefix)

@@ -20,6 +20,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
     | {"recipients", "outbox", "outbox_tries"}
+    | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 

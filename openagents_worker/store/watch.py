@@ -48,7 +48,7 @@ from openagents_worker.store.event_cursor import (
     parse_head,
 )
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.permission import add_command_to_permission_error
 from openagents_worker.store.plan import CODEC, Emit
 from openagents_worker.store.pubsub import Inbox, subscribed_inbox
 from openagents_worker.store.records import run_not_found
@@ -182,7 +182,7 @@ def _live_events(cursor: EventCursor, silence_s: float, deadline: float | None) 
 def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any:
     """Read the next page of the stream and the text of the streaming reply, in one transaction."""
     pipeline = client.pipeline(transaction=True)
-    pipeline.xrange(keys("events", run_id), f"{cursor.wanted}-0", "+", cursor.page_size.count)
+    pipeline.xrange(keys("events", run_id), f"{cursor.next_seq}-0", "+", cursor.page_size.count)
     pipeline.hgetall(keys("reply", run_id))
     return pipeline.execute(raise_on_error=False)
 
@@ -277,7 +277,7 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
 
 def _subscribed(pubsub: Any, channel: str) -> Any:
     """Subscribe and return the confirmation; None if Redis does not answer in time."""
-    with add_command_to_refusal("subscribe", channel):
+    with add_command_to_permission_error("subscribe", channel):
         pubsub.subscribe(channel)
         return pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)
 

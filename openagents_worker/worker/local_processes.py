@@ -39,7 +39,7 @@ class ProcessIdentity:
 class ProcessState(StrEnum):
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"  # the system hides it: only its lease can tell
+    UNKNOWN = "unknown"  # the system hides it: only its lease shows it
 
 
 def this_process(proc: Path = PROC) -> ProcessIdentity | None:

@@ -24,6 +24,7 @@ from openagents_worker.store.scripts import (
     Wake,
     aside_news,
     end_lease,
+    limit_serve,
     reclaim,
     resend,
     resend_unread,
@@ -38,6 +39,7 @@ __all__ = ["GRACE_S", "OldestMessage", "Rescue", "RescueClock", "RescueLimits"]
 log = get_logger(__name__)
 
 LIMIT = 100  # runs per script call, which then takes a few milliseconds in Redis
+LIMITS = 10  # limits of the fleet per script call
 PERIOD_S = 0.75  # the longest delay of a run whose due time was set just after a check
 GRACE_S = 5.0  # a message arrives in milliseconds; after this time it may be lost
 MAX_GRACE_S = 600.0  # the longest grace where the broker's queue cannot be read
@@ -185,6 +187,7 @@ class Rescue:
         if self._clock() >= self._check_leases_at_s:
             await self._run_part("check leases", self._check_leases)
         due_in_s = await self._run_part("check due runs", self._check_due_runs)
+        await self._run_part("check limits", self._check_limits)
         for queue in self._queues:
             if self._clock() >= queue.check_at_s:
                 await self._run_part("check queue", partial(self._check_queue, queue))
@@ -277,6 +280,15 @@ class Rescue:
             await self._wake_all()
             first = await self._lowest_score(key)
         return PERIOD_S if first is None else max(self._seconds_until(first), 0)
+
+    async def _check_limits(self) -> None:
+        """Call runs that wait for limits of the fleet, unless model calls have called them meanwhile."""
+        first, seen = await self._lowest_score(self._store.keys("limits")), LIMITS
+        if first is None or self._seconds_until(first) > 0:
+            return
+        while seen == LIMITS:
+            wakes, seen = await self._store.run(limit_serve(most=LIMITS))
+            await self._send(wakes)
 
     async def _wake_all(self) -> int:
         """Wake all due runs; returns their number."""

@@ -57,7 +57,7 @@ class StallMonitor:
         leave: Leave = os._exit,
     ) -> None:
         """`loop_thread_ids` returns the operating system's and Python's id of the event loop's thread.
-        `is_busy` tells whether a task runs on the loop.
+        `is_busy` returns whether a task runs on the loop.
         """
         self._marks = marks
         self._cell = cell

@@ -194,7 +194,7 @@ class LoopWatchdog:
             # Do not count time in which the loop's thread was runnable but had no core.
             passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
             # Do not count time in which the whole process was stopped (SIGSTOP), which delays this tick too.
-            # A call that holds the GIL also delays it, but uses processor time: that tells the two apart.
+            # A call that holds the GIL also delays it, but uses processor time: that distinguishes the two.
             self._check_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
             last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
             self._check_lease(self._lease())

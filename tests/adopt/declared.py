@@ -58,6 +58,7 @@ EXTRA_OF = {
     "http_replies": "worker",
     "json_schema": BASE,
     "jsontext": BASE,
+    "llm.api_keys": BASE,
     "local": BASE,
     "loops": BASE,
     "memory": BASE,

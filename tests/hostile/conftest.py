@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.hostile.answers import check
 from tests.hostile.entry_points import ENTRY_POINTS
 from tests.hostile.table import PROPERTY, Attack, Case
 from tests.hostile.world import World, world_in
@@ -27,7 +28,7 @@ def attack(world: World, request: pytest.FixtureRequest) -> Attack:
         world.shown.clear()
         world.printed.clear()
         answer = ENTRY_POINTS[case.entry_point](world, case.input)
-        assert answer in case.codes
+        check(f"{request.node.path.stem}: {case.id}", answer, case.codes)
         world.goes_on(after=case.id)
 
     return attack

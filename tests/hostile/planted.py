@@ -18,10 +18,13 @@ from openagents_worker.memory.base import MemoryContext, MemoryPlugin
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
-__all__ = ["CONTROL", "HARMLESS", "NEEDLES", "SECRETS", "WAYS", "Secret"]
+__all__ = ["CONTROL", "FILE_KEY", "HARMLESS", "KEYS", "NEEDLES", "SECRETS", "WAYS", "Secret"]
 
 OWN_KEY = "plainly-named-9d1f77c0aa"
 """The value of the environment variable that `api_key_env` names: it has the form of no provider's key."""
+FILE_KEY = "plainly-named-44c0b1f6e2"
+TENANT_KEY = "plainly-named-b2e87a50d3"
+"""Keys in a file and from a registered function; they have the form of no provider's key either."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ def _secrets() -> Iterator[Secret]:
     yield one("ODBC", "Driver={SQL};Server=db;Uid=ann;Pwd=", "0dbc-14-pwd", ";")
     yield one("Telegram bot", "bot 123456789:", "AAF9x8Kq1Wz7Vn3Bm6Lp0Rt5Yh2Jc9Gf1Qe")
     yield one("this process's own key", "the gateway said: ", OWN_KEY)
+
+
+KEYS = (OWN_KEY, FILE_KEY, TENANT_KEY)
 
 
 SECRETS = tuple(_secrets())

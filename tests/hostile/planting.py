@@ -19,7 +19,7 @@ import redis
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
-from tests.hostile.planted import OWN_KEY
+from tests.hostile.planted import FILE_KEY, OWN_KEY
 from tests.support.deployment import PATIENCE_S, ROOT, Model, agent
 
 __all__ = ["Planting", "planting_in"]
@@ -27,6 +27,8 @@ __all__ = ["Planting", "planting_in"]
 TOOLS = {name: f"tests.hostile.planted.{name}" for name in ("leak", "control", "own_key")}
 AGENTS = (
     agent("clerk", tools=TOOLS, llm={"api_key_env": "PLANTED_KEY", "retry": {"max_attempts": 1}}),
+    agent("filed", llm={"api_key_file": "${KEY_FILE}", "retry": {"max_attempts": 1}}),
+    agent("tenanted", llm={"retry": {"max_attempts": 1}}),
     agent("pattern", pattern={"impl": "tests.hostile.planted.LeakyPattern"}),
     agent("memory", memory={"impl": "tests.hostile.planted.LeakyMemory", "on_error": "fail"}),
 )
@@ -122,6 +124,9 @@ def _heard(url: str) -> Generator[list[str]]:
 def planting_in(folder: Path) -> Generator[Planting]:
     file = folder / "agents.json"
     file.write_text(json.dumps({"version": "1.0", "agents": list(AGENTS)}))
+    key_file = folder / "key"
+    key_file.write_text(FILE_KEY)
+    key_file.chmod(0o644)
     model, log = Model(), []
     with ExitStack() as opened:
         opened.enter_context(model.server.serve_in_thread())
@@ -130,6 +135,8 @@ def planting_in(folder: Path) -> Generator[Planting]:
             "PYTHONPATH": str(ROOT),
             "MODEL_URL": model.server.url,
             "PLANTED_KEY": OWN_KEY,
+            "KEY_FILE": str(key_file),
+            "OPENAGENTS_IMPORTS": "tests.hostile.planted_keys",
             "OPENAGENTS_CONFIG": str(file),
             "OPENAGENTS_LOG_FORMAT": "json",
         }

@@ -30,7 +30,7 @@ PROPERTY = "hostile"  # under this name a report carries what its test has tried
 
 @dataclass(frozen=True)
 class Case:
-    """One input. `codes` are the valid answers."""
+    """One input. `codes` are the valid answers; of several, `answers.json` names the one of this version."""
 
     entry_point: str
     name: str

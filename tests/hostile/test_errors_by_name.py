@@ -173,7 +173,7 @@ HEADERS: dict[str, Any] = {
 }  # fmt: skip
 REPLIES = {name: answer for name, answer in FAULTY.items() if name not in HEADERS and name not in STREAMS}
 BODIES = {
-    f"the body {text!r}": (text, "llm.response")
+    f"the body {text!r}": (text, "llm.response" if text else "llm.connection")
     for text in (b"", b"null", b"7", b'"x"', b"[]", b"{", b"\xff", b"<html>", b'{"choices": null}',
     b'{"choices": [7]}',
                  b'{"choices": [{"message": []}]}', b'{"choices": [{"message": {"tool_calls": 7}}]}',)

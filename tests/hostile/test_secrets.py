@@ -21,7 +21,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.secret_forms import MASK
 from openagents_worker.settings import load_settings
 from tests.hostile.matrix import SECRETS as SECRETS_KIND
-from tests.hostile.planted import CONTROL, SECRETS, WAYS, Secret
+from tests.hostile.planted import CONTROL, KEYS, SECRETS, WAYS, Secret
 from tests.hostile.planting import Planting, planting_in
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World
@@ -149,6 +149,26 @@ def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Plant
     told = planting.model.asked(handle.id)[-1]["messages"][-1]["content"]
     assert f"refused with {MASK}" in told
     assert leaks([*shown_of(handle), *planting.everything()]) == []
+
+
+def test_a_models_key_is_in_no_output_wherever_it_comes_from(planting: Planting) -> None:
+    """From a variable, a file, or a registered function. The provider repeats it in its errors, and the
+    function in its exception."""
+    agents = ("clerk", "filed", "tenanted")
+    handles = []
+    for agent_id, key in zip(agents, KEYS, strict=True):
+        planting.model.will_say({"error": "response", "message": f"not {key}", "status": 401})
+        handles += planting.ended([planting.submit(agent_id, tenant="acme")])
+        planting.model.will_say({"text": "fine"})
+        handles += planting.ended([planting.submit(agent_id, tenant="acme")])
+    handles += planting.ended([planting.submit("tenanted", tenant="nobody")])
+
+    codes = [handle.record().reason_code for handle in handles]
+    assert codes == ["llm.auth", None] * len(agents) + ["llm.connection"]
+    seen = [line for handle in handles for line in (*shown_of(handle), *of_commands(planting, handle))]
+    found = [(where, text) for where, text in (*seen, *planting.everything()) if any(k in text for k in KEYS)]
+    assert found == []
+    assert any("every user of this machine can read" in line for line in planting.log)
 
 
 def test_a_secret_in_a_reason_is_in_no_output(planting: Planting) -> None:

@@ -43,9 +43,10 @@ async def conversation(
 ) -> AsyncIterator[tuple[Process, Script, ModelServer]]:
     script = Script()
     async with (
-        ModelServer(script, can_stream=can_stream) as server,
+        ModelServer(script) as server,
         process(redis_url, talker(server.url, **fields), settings=small(redis_url)) as p,
     ):
+        server.can_stream = can_stream
         yield p, script, server
 
 

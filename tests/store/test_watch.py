@@ -348,7 +348,7 @@ def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
 
     def read_on() -> None:
         while cursor.is_behind and not cursor.is_over:
-            seen.extend(cursor.replay(page(*stream[cursor.wanted - 1 :])))
+            seen.extend(cursor.replay(page(*stream[cursor.next_seq - 1 :])))
 
     for number in range(1, 32):
         if number - 1 == joined:

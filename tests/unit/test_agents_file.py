@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.agents import AppConfig, load_agents, notices
+from openagents_worker.agents import AppConfig, load_agents, options_without_effect
 from openagents_worker.errors import AgentNotFoundError, ConfigLoadError, ConfigValidationError
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_the_shipped_file_loads_without_any_variable() -> None:
     assert assistant.llm.api_base == "https://api.openai.com/v1"
     assert {tool.id for tool in assistant.tools} >= {"calc", "read_file", "save_artifact"}
     assert config.agent("echo").llm.provider == "mock"
-    assert notices(config) == []
+    assert options_without_effect(config) == []
 
 
 @pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in SHIPPED))
@@ -175,7 +175,7 @@ def test_selectors_that_mean_redis_here_are_accepted_with_one_notice_each() -> N
         multi_agent={"enabled": False},
         version="1.1",
     )
-    assert notices(config) == [
+    assert options_without_effect(config) == [
         "version '1.1' is read as '1.0'",
         "session.type 'sqlite': sessions are kept in Redis",
         "events.type 'async': events are kept in Redis",

@@ -16,6 +16,7 @@ from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigVa
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
+from tests.tls.certificates import Certificates
 from tests.unit import broken_plugins
 
 BROKEN = "tests.unit.broken_plugins"
@@ -138,6 +139,64 @@ TOOL = "agents[0].tools[0]"
             "plugin.load",
             "its module raised RuntimeError: no settings module",
         ),
+        (
+            agent(llm=OPENAI | {"api_key_file": "/no/such"}),
+            f"{MODEL}.api_key_file",
+            "plugin.config",
+            "/no/such cannot be read: No such file",
+        ),
+        (
+            agent(llm=OPENAI | {"api_key_file": "/"}),
+            f"{MODEL}.api_key_file",
+            "plugin.config",
+            "/ is not a file",
+        ),
+        (
+            agent(llm=OPENAI | {"api_key_file": "/dev/null"}),
+            f"{MODEL}.api_key_file",
+            "plugin.config",
+            "/dev/null is not a file",
+        ),
+        (
+            agent(llm=OPENAI | {"api_key_file": "/etc/hostname", "api_key_env": "K"}),
+            f"{MODEL}.api_key_file",
+            "plugin.config",
+            "api_key_env is set too; remove one of them",
+        ),
+        (
+            agent(llm=OPENAI | {"fallbacks": [{"api_key_file": "/no/such"}]}),
+            f"{MODEL}.fallbacks[0].api_key_file",
+            "plugin.config",
+            "/no/such cannot be read",
+        ),
+        (agent(llm=OPENAI | {"proxy": "socks4://h:1"}), f"{MODEL}.proxy", "plugin.config", "unknown scheme"),
+        (agent(llm=OPENAI | {"proxy": "h:3128"}), f"{MODEL}.proxy", "plugin.config", "has no scheme"),
+        (agent(llm=OPENAI | {"proxy": "http://"}), f"{MODEL}.proxy", "plugin.config", "is not a URL"),
+        (agent(llm=OPENAI | {"ca_file": "/no/such"}), f"{MODEL}.ca_file", "plugin.config", "No such file"),
+        (
+            agent(llm=OPENAI | {"ca_file": __file__}),
+            f"{MODEL}.ca_file",
+            "plugin.config",
+            "contains no PEM certificate",
+        ),
+        (
+            agent(llm=OPENAI | {"client_cert": "/no/such"}),
+            f"{MODEL}.client_cert",
+            "plugin.config",
+            "No such file",
+        ),
+        (
+            agent(llm=OPENAI | {"client_key": "/no/such"}),
+            f"{MODEL}.client_key",
+            "plugin.config",
+            "there is no client_cert",
+        ),
+        (
+            agent(llm=OPENAI | {"client_cert": __file__, "client_key_password_env": "P"}),
+            f"{MODEL}.client_key_password_env",
+            "plugin.config",
+            "P is not set",
+        ),
         (tool("Missing"), f"{TOOL}.impl", "plugin.load", "has no attribute 'Missing'"),
         (tool("A_TEXT"), f"{TOOL}.impl", "plugin.load", "not a class or a function: it is a str"),
         (tool("NoTool"), f"{TOOL}.impl", "plugin.load", "is not a tool: it has no invoke"),
@@ -256,6 +315,28 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
     )
     header = {"Authorization": "${KEY}"}
     assert found(agent(llm={"provider": "openai_compatible", "extra_headers": header}), {"KEY": SECRET}) == []
+
+
+def test_a_certificate_that_cannot_be_used_is_found_at_start(tmp_path: Path) -> None:
+    """Without its key, with another key, with a password that is missing, or not of an authority."""
+    made = Certificates.made(tmp_path)
+    other = made.ca.issue_cert("other@example.org")
+    other.private_key_pem.write_to_path(tmp_path / "other.key")
+    cert, encrypted = str(tmp_path / "client.crt"), str(tmp_path / "client-encrypted.key")
+
+    def problem(**options: str) -> str:
+        [(path, _, line)] = found(agent(llm=OPENAI | options), {"PASSWORD": "another one"})
+        assert path == f"{MODEL}.{next(iter(options))}"
+        return line
+
+    assert "no private key in the file of client_cert, and client_key is not set" in problem(client_cert=cert)
+    assert "no private key in the file of client_key" in problem(client_cert=cert, client_key=cert)
+    assert "do not belong together" in problem(client_cert=cert, client_key=str(tmp_path / "other.key"))
+    assert "set client_key_password_env" in problem(client_cert=cert, client_key=encrypted)
+    wrong = {"client_key": encrypted, "client_key_password_env": "PASSWORD"}
+    assert "a password, which does not fit" in problem(client_cert=cert, **wrong)
+    assert "is not a PEM certificate" in problem(client_cert=str(tmp_path / "client.key"))
+    assert "no certificate of an authority" in problem(ca_file=cert)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

@@ -8,7 +8,6 @@ from functools import partial
 
 import click
 
-from openagents_worker.agents import notices
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.terminal import dump, err, out
@@ -31,14 +30,15 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
     """
     require_extras("worker")
     from openagents_worker.cli.validation import validated
+    from openagents_worker.runtime.start_checks import remarks
 
     path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
-    agents, remarks = [agent.id for agent in config.agents], notices(config)
+    agents, found = [agent.id for agent in config.agents], remarks(config)
     if as_json:
-        dump({"file": path, "agents": agents, "notices": remarks})
+        dump({"file": path, "agents": agents, "notices": found})
         return
     out(f"{path}: valid; agents: {', '.join(agents)}")
-    for remark in remarks:
+    for remark in found:
         err(f"note: {remark}")
 
 

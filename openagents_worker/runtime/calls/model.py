@@ -20,6 +20,7 @@ from openagents_worker.llm.base import (
     ModelRequest,
     token_count,
 )
+from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.storable import stored_part
@@ -90,7 +91,10 @@ class RecordedModel(ModelClient):
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
-                reply = await self._send_request(self._watched(request, info))
+                try:
+                    reply = await self._send_request(self._watched(request, info))
+                except LimitWait as wait:
+                    return Outcome(waits_for=wait)
                 reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
@@ -104,8 +108,8 @@ class RecordedModel(ModelClient):
                 may_retry=not getattr(error, "is_final", False),
             )
         took_ms = round((self._clock() - started) * 1000, 1)
-        metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
-        metrics |= _speed_fields(reply)
+        metrics = {"latency_ms": took_ms, **usage.known(), **_speed_fields(reply)}
+        del metrics["llm_calls"]  # always 1
         payload = {
             "model": name,
             "call": info.call_id,
@@ -124,7 +128,7 @@ class RecordedModel(ModelClient):
         if not self._streams:
             if request.on_delta is None and request.on_piece is None:
                 return request
-            return replace(request, on_delta=None, on_piece=None)
+            return request.with_listeners(None, None)
 
         async def publish(text: str) -> None:
             self._writer.delta(info.call_id, text)
@@ -136,7 +140,7 @@ class RecordedModel(ModelClient):
             if request.on_piece is not None:
                 await request.on_piece(piece)
 
-        return replace(request, on_delta=publish, on_piece=publish_piece)
+        return request.with_listeners(publish, publish_piece)
 
     async def _send_request(self, request: ModelRequest) -> LLMResponse:
         if isinstance(self._inner, ModelClient):
@@ -191,6 +195,8 @@ def _limit_arguments(reply: LLMResponse, max_bytes: int) -> LLMResponse:
     """The reply without tool arguments that are too large to record. The model gets an error for these."""
     allowed = max(max_bytes - RECORD_OVERHEAD_BYTES, max_bytes // 2)
     calls = list(reply.tool_calls)
+    if not calls:
+        return reply
     sizes = [len(dumps([dict(call.arguments), call.raw_arguments or ""]).encode()) for call in calls]
     while calls and sum(sizes) + len(reply.output_text.encode()) > allowed and max(sizes):
         largest = sizes.index(max(sizes))

@@ -46,6 +46,8 @@ class RecordedTool:
         self._run = run
         self._guarded = in_order(run.guards, _execute)
         self._retry_requests = 0
+        self._failure_of_tool = tool_error(ToolError, tool.tool_id)
+        self._failure_of_result = tool_error(StepTooLarge, tool.tool_id)
 
     @property
     def concurrency_safe(self) -> bool:
@@ -78,9 +80,9 @@ class RecordedTool:
         context = CallContext(self._run.context, info.idempotency_key, info.call_id)
         call = ToolCall(self._tool, self._run, info, context, params)
         try:
-            with user_code(tool_error(ToolError, self.tool_id)):  # a guard may raise anything
+            with user_code(self._failure_of_tool):  # a guard may raise anything
                 value = await self._guarded(call)
-            with user_code(tool_error(StepTooLarge, self.tool_id)):
+            with user_code(self._failure_of_result):
                 return self._succeeded(call, value)
         except OpenAgentsError as error:
             return self._failed(call, error) if call.is_announced else Outcome(error=error)

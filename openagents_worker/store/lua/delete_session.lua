@@ -19,15 +19,15 @@ for _, gone in ipairs(queue) do redis.call('ZREM', k.session_queue(session_id), 
 if #queue == limit then return reply{answer = 'MORE'} end -- there may be more
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
-local found, untold_run = {}, nil
+local found, pending_run = {}, nil
 for _, id in ipairs(ids) do
   local fields = redis.pcall('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold')
-  local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key of a wrong type is deleted, too
+  local state, agent, queue, more, notify_pending = unpack(fields.err and {} or fields) -- a key of a wrong type is deleted, too
   if state and not TERMINAL[state] then return reply{answer = 'BUSY', run_id = id} end -- a delayed run: it is not in the queue of the session yet
-  if untold and even_if_not_notified == 0 then untold_run = untold_run or id end
+  if notify_pending and even_if_not_notified == 0 then pending_run = pending_run or id end
   found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = texts(decoded(more or ''))}
 end
-if untold_run then return reply{answer = 'UNTOLD', run_id = untold_run} end -- BUSY takes precedence, whatever the order of the runs
+if pending_run then return reply{answer = 'UNTOLD', run_id = pending_run} end -- BUSY takes precedence, whatever the order of the runs
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)

@@ -11,8 +11,8 @@ for i = 1, #messages, 4 do
   if last then
     gone = tonumber(last) > tonumber(sent_us)
   else
-    local state, untold = unpack(redis.call('HMGET', k.run(id), 'state', 'untold'))
-    if kind == 'ended' then gone = not (TERMINAL[state] and untold) else gone = TERMINAL[state] and not untold end
+    local state, notify_pending = unpack(redis.call('HMGET', k.run(id), 'state', 'untold'))
+    if kind == 'ended' then gone = not (TERMINAL[state] and notify_pending) else gone = TERMINAL[state] and not notify_pending end
   end
   if gone then found[#found + 1] = (i - 1) / 4 end
 end

@@ -1,8 +1,9 @@
 -- The owner suspends a run. kind: `retry`: due after delay_ms. `handover`: another worker continues it immediately. `left_to_others`: for a worker
--- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s).
+-- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s). `limit`: until the limit of the fleet `limit` has room, or
+-- after delay_ms at the latest.
 -- Returns `WriteResult`. OVERDUE: it was left to others for left_max_ms; nothing is written.
--- Events: those in `events`, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
---#include run
+-- Events: those in `events`, then run.retry_scheduled, run.handed_over or (once) run.left_to_others. None for `limit`: the call has emitted llm.limited.
+--#include limits
 --#include records
 --#include left
 local run = live(run_id, fence)
@@ -37,6 +38,10 @@ elseif kind == 'left_to_others' then
     events[#events + 1] = 'run.left_to_others'
     events[#events + 1] = '{"left_by":' .. q(run.owner) .. ',"delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code) .. '}'
   end
+elseif kind == 'limit' then
+  put_off()
+  redis.call('HSET', k.run(run_id), 'parked', at[2] .. ' ' .. limit)
+  enqueue(limit, tenant, run_id)
 elseif kind == 'handover' then
   redis.call('HSET', k.run(run_id), 'state', STATE.queued, unpack(at))
   events[#events + 1] = 'run.handed_over'
@@ -47,4 +52,5 @@ end
 leave(run)
 append(run, events)
 if kind == 'handover' then wakes[1] = wake_of(run) end
+if kind == 'limit' then wakes = serve(limit_of(limit)) end
 return reply{answer = 'OK', wakes = wakes, delay_ms = delay_ms}

@@ -36,6 +36,13 @@ from openagents_worker.store.scripts.control import (
     delete_session,
     resume,
 )
+from openagents_worker.store.scripts.limits import (
+    Admission,
+    AdmissionAnswer,
+    limit_serve,
+    limit_settle,
+    limit_take,
+)
 from openagents_worker.store.scripts.maintenance import (
     Pruned,
     aside_news,
@@ -68,6 +75,8 @@ from openagents_worker.store.scripts.workers import (
 )
 
 __all__ = [
+    "Admission",
+    "AdmissionAnswer",
     "CancelAnswer",
     "Cancelled",
     "ClaimAnswer",
@@ -109,6 +118,9 @@ __all__ = [
     "end_lease",
     "finish",
     "lacking",
+    "limit_serve",
+    "limit_settle",
+    "limit_take",
     "look",
     "mend_key",
     "notify",

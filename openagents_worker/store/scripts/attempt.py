@@ -181,6 +181,7 @@ class SuspendKind(StrEnum):
     RETRY = "retry"
     HANDOVER = "handover"
     LEFT_TO_OTHERS = "left_to_others"
+    LIMIT = "limit"
 
 
 @script_function
@@ -196,12 +197,15 @@ def suspend(
     events: Events,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
     error_details: Payload = "",
+    limit: str = "",
+    tenant: str = "",
 ) -> WriteResult:
     """Suspend a run, so that another attempt continues it (`SuspendKind`).
 
     `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
     continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
-    `error_details` is the error as JSON, for display.
+    `limit`: until the limit of the fleet with the name `limit` has room, but for `delay_ms` at most; the runs
+    of several tenants are served in turn. `error_details` is the error as JSON, for display.
     """
 
 

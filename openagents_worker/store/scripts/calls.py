@@ -41,7 +41,13 @@ class ScriptCall(Generic[T_co]):
     def argv(self, common: tuple[int, int, int], codec: PayloadCodec = PLAIN) -> list[str | int]:
         flat: list[str | int] = list(common)
         for value in self._encode(codec):
-            if isinstance(value, str):
+            kind = type(value)
+            if kind is str:
+                flat.append(value)
+            elif kind is list or kind is tuple:
+                flat.append(len(value))
+                flat += value
+            elif isinstance(value, str):
                 flat.append(value)
             elif isinstance(value, int):
                 # This includes bool. hiredis aborts the process for an integer of more than 64 bits.

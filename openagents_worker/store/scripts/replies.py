@@ -95,8 +95,11 @@ def decoder_of(hint: Any) -> Decoder:
         return _collection_decoder(origin, arguments[0])
     if origin is dict:
         return _decode_payload_pairs if is_payload(arguments[1]) else _decode_pairs
-    if hint is int or (isinstance(hint, type) and issubclass(hint, StrEnum)):
-        return lambda value, _: hint(value)
+    if hint is int:
+        return lambda value, _: int(value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        members = {member.value: member for member in hint}  # calling the class takes ten times as long
+        return lambda value, _: members.get(value) or hint(value)
     if is_payload(hint):
         return _decode_payload
     if hint is bool:

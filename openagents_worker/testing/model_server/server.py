@@ -79,19 +79,16 @@ class ModelServer:
         token_delay_ms: int = 0,
         before_piece: BeforePiece | None = None,
         log_path: str | Path | None = None,
-        can_stream: bool = True,
     ) -> None:
-        """`can_stream` False: replies are never streamed, even on request. Some real servers do this.
-
-        Raises `PluginConfigError` that names the indexes of invalid entries.
-        """
+        """Raises `PluginConfigError` that names the indexes of invalid entries."""
         self.host, self.port = host, port
+        self.can_stream = True
+        """False: replies are never streamed, even on request. Some real servers do this."""
         self.connections = 0
         """The number of connections that were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
         self._latency_ms = latency_ms
         self._before_piece = before_piece or _pause_before_piece(token_delay_ms / 1000)
-        self._can_stream = can_stream
         self._log = RequestLog(None if log_path is None else Path(log_path))
         self._background = BackgroundResponses(RESPONSES, self._before_piece, self._log)
         self._server: asyncio.Server | None = None
@@ -221,7 +218,7 @@ class ModelServer:
         except InvalidRequest as problem:
             await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
-        model_request = model_request if self._can_stream else replace(model_request, stream=False)
+        model_request = model_request if self.can_stream else replace(model_request, stream=False)
         answer = Answer(number, model_request, wire, connection, self._log, self._before_piece)
         answer.log_received()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -30,7 +30,9 @@ async def raw_server(*chunks: bytes, head: str = STREAM, status: str = "200 OK")
 
 
 @asynccontextmanager
-async def answering(reply: Callable[[Any], Sent], paths: list[str] | None = None) -> AsyncGenerator[str]:
+async def answering(
+    reply: Callable[[Any], Sent | Awaitable[Sent]], paths: list[str] | None = None
+) -> AsyncGenerator[str]:
     """Answers each request with what the function returns for its body. Yields the URL. `paths` collects the
     paths of the requests, with their queries."""
 
@@ -41,6 +43,8 @@ async def answering(reply: Callable[[Any], Sent], paths: list[str] | None = None
         lines = request.lower().split(b"\r\n")
         length = next(int(line[16:]) for line in lines if line.startswith(b"content-length:"))
         sent = reply(json.loads(await reader.readexactly(length)))
+        if isinstance(sent, Awaitable):
+            sent = await sent
         writer.write(f"HTTP/1.1 {sent.status}\r\n{sent.head}\r\nconnection: close\r\n\r\n".encode())
         for chunk in sent.chunks:
             writer.write(chunk)

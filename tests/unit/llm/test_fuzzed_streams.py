@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from openagents_worker.errors import LLMError
 from openagents_worker.http_replies import ReplyTooLarge, ReplyUnreadable
 from openagents_worker.llm import openai_chat_calls
+from openagents_worker.llm.api_keys import EnvironmentKey
 from openagents_worker.llm.base import Delta
 from openagents_worker.llm.opaque_fields import StreamedField
 from openagents_worker.llm.openai_chat_calls import StreamedCall
@@ -144,7 +145,9 @@ class _Chunks(httpx.AsyncByteStream):
 
 def _read(wire: Format, chunks: Sequence[bytes]) -> tuple[Any, list[tuple[str, str]]]:
     """The reply or the error of a stream, and its pieces: neighbours of one kind are one text."""
-    endpoint = Endpoint("p", "http://model/v1", "http://model/v1", {}, (), "KEY")
+    endpoint = Endpoint(
+        "p", "http://model/v1", "http://model/v1", {}, (), EnvironmentKey("KEY", None), lambda key: {}
+    )
     codec = wire.codec()
     heard: list[tuple[str, str]] = []
 

@@ -128,7 +128,7 @@ def test_a_failure_of_any_shape_is_an_error_with_a_code(body: Any, part: Any) ->
     """Its message contains the provider's text as far as it can be shown."""
     for found in (body, {"error": part}, {"error": {"message": part, "code": part, "type": part}}):
         for status in (None, 400, 429, 500):
-            error = failure(found, status=status, headers={}, provider="p", key_env="KEY", secrets=())
+            error = failure(found, status=status, headers={}, provider="p", key_origin="a file", secrets=())
             assert isinstance(error, LLMError)
             assert len(error.message.encode()) < 2_100
 
@@ -138,7 +138,7 @@ def test_a_status_in_a_code_has_three_digits() -> None:
 
     def implied(code: Any) -> type[LLMError]:
         body = {"error": {"message": "no", "code": code}}
-        return type(failure(body, status=None, headers={}, provider="p", key_env="K", secrets=()))
+        return type(failure(body, status=None, headers={}, provider="p", key_origin="a file", secrets=()))
 
     assert implied(429) is LLMRateLimitError
     assert implied("400") is LLMResponseError

@@ -248,7 +248,7 @@ async def test_a_process_that_cannot_load_its_modules_is_an_error_that_may_be_re
 async def test_a_large_schema_is_not_cached() -> None:
     """So many large schemas cannot fill the memory."""
     large = read_schema({"properties": {f"field_{n:04}": {"type": "string"} for n in range(500)}})
-    before = mistakes_module._cached_validator.cache_info().currsize
+    before = mistakes_module._cached_checks.cache_info().currsize
 
     assert mistakes_module.mistakes(large.text, {}, "field") is None
-    assert mistakes_module._cached_validator.cache_info().currsize == before
+    assert mistakes_module._cached_checks.cache_info().currsize == before

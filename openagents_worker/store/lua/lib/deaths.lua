@@ -61,11 +61,11 @@ local function end_of(incarnation, at)
     redis.call('ZREMRANGEBYRANK', k.lost_leases(), 0, -LEASES_KEPT - 1)
     redis.call('PEXPIRE', k.lost_leases(), KEPT_AFTER_LEASE_MS)
   end
-  local carried, suspects, answered, named, died = unpack(redis.call('HMGET', key, 'carried', 'suspects', 'answered', 'named', 'died'))
+  local owned, suspects, answered, named, died = unpack(redis.call('HMGET', key, 'carried', 'suspects', 'answered', 'named', 'died'))
   local nobody_died = answered or (not died and (blameless == 1 or were_lost_together(incarnation, at)))
   local half = redis.call('SCARD', k.worker_runs(incarnation)) % 2
   return {incarnation = incarnation, named = named, nobody_died = nobody_died,
-    alone = {n = carried == '1', s = suspects == '1'}, half = {n = half, s = half}}
+    alone = {n = owned == '1', s = suspects == '1'}, half = {n = half, s = half}}
 end
 
 -- has_new_record(run): whether a record was committed since the claim; nil if a worker of the previous version has claimed it

@@ -11,8 +11,8 @@ local function sent_again(queue, id, grace_ms)
   if run and TERMINAL[run.state] and redis.call('HEXISTS', k.run(id), 'untold') == 1 then
     local wake = wake_of(run)
     wake.is_ended = true
-    local tellings = redis.call('HINCRBY', k.run(id), 'tellings', 1)
-    local pause_ms = math.min(grace_ms * (2 ^ math.min(tellings, 20) - 2), 600000)
+    local notices = redis.call('HINCRBY', k.run(id), 'tellings', 1)
+    local pause_ms = math.min(grace_ms * (2 ^ math.min(notices, 20) - 2), 600000)
     redis.call('ZINCRBY', k.sent(queue), digits(pause_ms * 1000), id)
     return wake
   end

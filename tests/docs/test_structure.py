@@ -1,0 +1,34 @@
+"""How easy the code is to read: the figures of `bench/structure.py` that are counted in the sources."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.structure import (
+    LIMITS,
+    RETIRED_CLASSES,
+    RETIRED_FUNCTIONS,
+    RETIRED_MODULES,
+    STAY,
+    counted_in_sources,
+    names_of_the_list,
+)
+
+COUNTED = counted_in_sources()
+
+
+@pytest.mark.parametrize("figure", sorted(LIMITS.keys() & COUNTED.keys()))
+def test_each_figure_is_within_its_limit(figure: str) -> None:
+    """Retired words and names, long files, wide constructors, class names with two meanings."""
+    assert len(COUNTED[figure]) <= LIMITS[figure], "\n".join(COUNTED[figure])
+
+
+def test_each_name_that_stays_is_still_there() -> None:
+    assert sorted(STAY.keys() - set(names_of_the_list())) == []
+
+
+def test_each_retired_name_has_a_replacement() -> None:
+    """A reader who meets a failure above learns what to write."""
+    tables = (RETIRED_MODULES, RETIRED_CLASSES, RETIRED_FUNCTIONS)
+
+    assert [name for table in tables for name, replacement in table.items() if not replacement] == []
