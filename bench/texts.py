@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from openagents_worker.agents.variables import VARIABLE
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
+from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.script import words
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.redaction import redact, safe_message, safe_text, safe_url
@@ -25,6 +27,7 @@ from openagents_worker.tools.builtin import clock
 from openagents_worker.tools.builtin.compute import evaluate
 
 CHARS = 20_000
+STREAMED_CHARS = 4  # of a piece of a streamed reply
 TRIES = 3
 MAX_RATIO = 3.0
 JUDGED_FROM_MS = 20.0
@@ -43,6 +46,12 @@ FUNCTIONS: Mapping[str, Callable[[str], object]] = {
     "a reply in pieces": words,
     "a schema's names": lambda text: read_schema({"properties": {text: {"$ref": f"#/{text}"}}}),
     "a stream's lines": lambda text: list(SSEDecoder().feed(text.encode())),
+    "a stream's tool arguments": lambda text: _streamed(
+        text, lambda piece: {"tool_calls": [{"function": {"name": "add", "arguments": piece}}]}
+    ),
+    "a stream's reasoning": lambda text: _streamed(
+        text, lambda piece: {"reasoning_details": [{"type": "text", "index": 0, "text": piece}]}
+    ),
     "an answer as JSON": _parse_json_answer,
     "an event's payload": lambda text: redact({"text": text}),
     "an exception's text": safe_message,
@@ -50,6 +59,14 @@ FUNCTIONS: Mapping[str, Callable[[str], object]] = {
     "a URL": safe_url,
     "variables of the agents file": VARIABLE.findall,
 }
+
+
+def _streamed(text: str, delta: Callable[[str], Mapping[str, Any]]) -> None:
+    """Read a streamed reply that has the text in pieces of a few characters."""
+    reply = StreamedReply()
+    for at in range(0, len(text), STREAMED_CHARS):
+        reply.add({"choices": [{"delta": delta(text[at : at + STREAMED_CHARS])}]})
+    reply.body()
 
 
 def took_ms(function: Callable[[str], object], text: str) -> float:

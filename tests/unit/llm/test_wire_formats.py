@@ -19,10 +19,12 @@ from openagents_worker.errors import (
     PluginConfigError,
 )
 from openagents_worker.http_replies import ReplyTooLarge
+from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.base import ModelRequest as Request
 from openagents_worker.llm.conversation import UniqueCallIds, assistant_message, usable_calls
 from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.structured import response_format
+from openagents_worker.testing.model_server import FAULTS as ALL_FAULTS
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.unit.llm.test_conversation import MESSAGES, asks, call, result, user
 from tests.unit.llm.wire import (
@@ -123,6 +125,7 @@ FAULTS = {
     "error_in_200": LLMConnectionError,
     "garbage": LLMError,
     "half_character": None,
+    "hang": LLMConnectionError,
     "overloaded": LLMConnectionError,
     "rate_limit": LLMRateLimitError,
     "reset": LLMConnectionError,
@@ -138,10 +141,11 @@ FAULTS = {
 @STREAMED
 async def test_a_fault_has_the_same_error_with_every_provider(wire: Format, streamed: bool) -> None:
     """Retryable or not, with the provider's message and without the key."""
+    assert FAULTS.keys() == ALL_FAULTS.keys()
     found: dict[str, Any] = {}
     async with ModelServer(lambda request: {"error": request.messages[-1]["content"]}) as server:
         for fault in FAULTS:
-            slow = 150 if fault.startswith("slow") else 20_000
+            slow = 150 if fault.startswith("slow") or fault == "hang" else 20_000
             client = client_of(wire, server.url, timeout_ms=slow, retry={"max_attempts": 1})
             try:
                 found[fault] = await ask(client, [user(fault)], on_delta=_listener(streamed))
@@ -154,6 +158,53 @@ async def test_a_fault_has_the_same_error_with_every_provider(wire: Format, stre
             assert isinstance(found[fault], expected), (fault, found[fault])
     half = found["half_character"]
     assert isinstance(half, LLMError) or "\ufffd" in half.output_text
+
+
+@EVERY
+@STREAMED
+@pytest.mark.parametrize("fault", ["rate_limit", "overloaded", "server_error"])
+async def test_the_time_that_a_server_asks_for_reaches_the_run(
+    wire: Format, streamed: bool, fault: str
+) -> None:
+    """The error can be retried, and not earlier. Its request has an id."""
+    async with ModelServer([{"error": fault, "retry_after_ms": 1_500}]) as server:
+        client = client_of(wire, server.url, retry={"max_attempts": 1})
+        with pytest.raises(LLMRateLimitError) as caught:
+            await ask(client, on_delta=_listener(streamed))
+
+    assert caught.value.retryable
+    assert caught.value.retry_after_ms == 1_500
+    assert caught.value.request_id
+
+
+PROVIDERS_WITHOUT_HTTP = [
+    LLMOptions(provider="mock"),
+    LLMOptions(provider="scripted", script=[{"text": "Echo: hi (history=0)"}]),
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*(LLMOptions(provider=wire.provider, model=wire.model) for wire in FORMATS), *PROVIDERS_WITHOUT_HTTP],
+    ids=lambda options: options.provider,
+)
+@STREAMED
+async def test_a_reply_is_the_same_with_every_provider(options: LLMOptions, streamed: bool) -> None:
+    """Text, pieces, tokens, the reason of its end; and the journal gives it back as it was."""
+    heard = _listener(streamed)
+    async with ModelServer(lambda _: {"text": "Echo: hi (history=0)"}) as server:
+        env = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
+        client = make_client(options.model_copy(update={"api_base": server.url}), env=env)
+        reply = await ask(client, on_delta=heard)
+
+    assert (reply.output_text, reply.finish_reason) == ("Echo: hi (history=0)", "stop")
+    assert (reply.provider, reply.tool_calls) == (options.provider, ())
+    assert reply.model
+    assert reply.usage is not None
+    assert reply.usage.input_tokens > 0
+    assert reply.usage.output_tokens > 0
+    assert heard is None or heard.text == reply.output_text
+    assert LLMResponse.from_wire(json.loads(json.dumps(reply.to_wire()))).to_wire() == reply.to_wire()
 
 
 @EVERY
