@@ -51,7 +51,7 @@ from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing"]
+__all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing", "call_headers"]
 
 log = get_logger(__name__)
 
@@ -276,7 +276,7 @@ class HttpModelClient(ModelClient):
             "POST",
             self.stream_url if exchange.is_streamed else self.url,
             content=dumps(exchange.body).encode("utf-8", "replace"),  # lone surrogates cannot be encoded
-            headers={**(exchange.request_headers or {}), **_call_headers()},
+            headers={**(exchange.request_headers or {}), **call_headers()},
         )
         response = await with_translated_errors(http.send(request, stream=True))
         exchange.headers = response.headers
@@ -324,7 +324,7 @@ def _measures(exchange: Exchange, usage: LLMUsage) -> dict[str, Any]:
     return measures
 
 
-def _call_headers() -> dict[str, str]:
+def call_headers() -> dict[str, str]:
     """The headers by which a server, or a person who reads its log, recognises a repeated call."""
     info = current_call.get()
     if info is None:
