@@ -134,7 +134,7 @@ class LLMOptions(Part):
     provider: str = Field(
         default="mock",
         min_length=1,
-        description="The client: openai_compatible, openai_responses, anthropic, scripted or mock.",
+        description="The client: openai_compatible, openai_responses, anthropic, litellm, scripted or mock.",
     )
     model: str | None = Field(
         default=None, description="Name of the model at the provider. null: the provider's default."

@@ -14,7 +14,12 @@ from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
-from openagents_worker.llm.anthropic_replies import StreamedMessage, message_from_wire
+from openagents_worker.llm.anthropic_replies import (
+    StreamedMessage,
+    joined_parts,
+    message_from_wire,
+    paused_content,
+)
 from openagents_worker.llm.anthropic_requests import (
     add_breakpoints,
     messages_to_wire,
@@ -26,6 +31,7 @@ from openagents_worker.llm.base import LLMResponse, ModelRequest
 from openagents_worker.llm.endpoints import as_api_keys, endpoint_for, endpoint_problems
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
+from openagents_worker.llm.reading import Exchange
 from openagents_worker.llm.structured import (
     OUTPUT_TOOL,
     OutputSchema,
@@ -45,6 +51,8 @@ OLDEST_VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 8_192
 """The API requires `max_tokens`. Every model since Claude 3.5 may write so many; thinking is added to it."""
 MIN_THINKING_TOKENS = 1_024
+MAX_PAUSES = 10
+"""How often a reply is continued that the provider pauses (`pause_turn`): each time, its own tools ran."""
 
 _HAS_JSON_SCHEMA = re.compile(r"claude-(?:(?:opus|sonnet|haiku)-4-[5-9]|opus-4-1|[a-z]+-[5-9])")
 """Models with structured outputs: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs"""
@@ -129,6 +137,17 @@ class AnthropicClient(HttpModelClient):
         codec = AnthropicMessages(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
         self.keeps_format = found.structured_output != "auto"
+
+    async def _reply_body(self, exchange: Exchange) -> Any:
+        """The body of the reply. One that the provider has paused is continued, also by the next try."""
+        while True:
+            body = await super()._reply_body(exchange)
+            content = paused_content(body)
+            if content is None or len(exchange.parts) == MAX_PAUSES:
+                return joined_parts([*exchange.parts, body]) if exchange.parts else body
+            exchange.parts.append(body)
+            messages = [*exchange.body["messages"], {"role": "assistant", "content": content}]
+            exchange.body = {**exchange.body, "messages": messages}
 
 
 def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProblem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.errors import LLMResponseError
@@ -16,7 +16,7 @@ from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReade
 from openagents_worker.llm.structured import OUTPUT_TOOL
 from openagents_worker.llm.usage import usage_from_wire
 
-__all__ = ["StreamedMessage", "message_from_wire"]
+__all__ = ["StreamedMessage", "joined_parts", "message_from_wire", "paused_content"]
 
 FINISH_REASONS = {
     "end_turn": FinishReason.STOP,
@@ -25,7 +25,7 @@ FINISH_REASONS = {
     "max_tokens": FinishReason.LENGTH,
     "model_context_window_exceeded": FinishReason.LENGTH,
     "refusal": FinishReason.REFUSAL,
-    "pause_turn": FinishReason.OTHER,
+    "pause_turn": FinishReason.LENGTH,  # continued ten times, and still not complete
 }
 _OWN_CALL_FIELDS = ("caller", "toolset_name")
 """Fields of a call that the provider wants back."""
@@ -144,6 +144,58 @@ def _is_stored(value: Any) -> bool:
     return value is not None and value != {"type": "direct"}  # called by the model itself: the default
 
 
+# --- a turn that the provider has paused -----------------------------------------------------------------
+
+
+def paused_content(body: Any) -> list[Any] | None:
+    """The content of a reply that the provider pauses because its own tools take long; None for another one.
+
+    The provider continues it if it gets the content back as the last message.
+    """
+    if not isinstance(body, Mapping) or body.get("stop_reason") != "pause_turn":
+        return None
+    content = body.get("content")
+    if not isinstance(content, list) or not content:
+        return None
+    blocks = [block for block in content if isinstance(block, Mapping) and not _is_blank_block(block)]
+    if len(blocks) < 1 or any(block.get("type") == "tool_use" for block in blocks):
+        return None
+    if isinstance(text := blocks[-1].get("text"), str):  # the API rejects white space at the end
+        blocks[-1] = {**blocks[-1], "text": text.rstrip()}
+    return blocks
+
+
+def _is_blank_block(block: Mapping[str, Any]) -> bool:
+    return block.get("type") == "text" and not _text(block.get("text")).strip()
+
+
+def joined_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One message of the parts of a paused reply: all content, the sum of the usage, the rest of the last."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    content = [block for part in parts for block in part.get("content") or ()]
+    usage: dict[str, Any] = {}
+    for part in parts:
+        usage = _sum(usage, part.get("usage"))
+    return {**parts[-1], "content": content, "usage": usage}
+
+
+def _sum(total: dict[str, Any], usage: Any) -> dict[str, Any]:
+    """The sum of the numbers in two objects; of other values, the newer one."""
+    if not isinstance(usage, Mapping):
+        return total
+    summed = dict(total)
+    for name, value in usage.items():
+        before = total.get(name)
+        if isinstance(value, Mapping):
+            summed[name] = _sum(before if isinstance(before, dict) else {}, value)
+        elif type(value) in (int, float) and type(before) in (int, float):
+            summed[name] = before + value
+        elif value is not None or name not in summed:
+            summed[name] = value
+    return summed
+
+
 class StreamedMessage(BaseStreamReader):
     """Assembles the events of a streamed message into a complete message."""
 
@@ -233,9 +285,8 @@ class StreamedMessage(BaseStreamReader):
             block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         if not isinstance(block.get("input"), str):
             return block
-        return block | {
-            "input": _parsed(block["input"]) if block.get("name") == OUTPUT_TOOL else block["input"]
-        }
+        is_ours = block["type"] == "tool_use" and block.get("name") != OUTPUT_TOOL
+        return block if is_ours else block | {"input": _parsed(block["input"] or "{}")}
 
 
 def _deltas(kind: DeltaKind, text: str, tool_call: int = 0, tool_name: str = "") -> list[Delta]:

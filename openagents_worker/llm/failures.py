@@ -42,6 +42,7 @@ __all__ = [
     "not_a_reply",
     "presentable",
     "request_id_of",
+    "wait_of",
 ]
 
 _TOO_LONG = re.compile(
@@ -289,12 +290,18 @@ def presentable(text: str, secrets: Iterable[str]) -> str:
 # --- reading an error ------------------------------------------------------------------------------------
 
 
+def wait_of(headers: Mapping[str, str]) -> int | None:
+    """Milliseconds to wait before a retry, as the headers of a reply say it."""
+    after_ms = retry_after_ms(headers)
+    return rate_limit_reset_ms(headers) if after_ms is None else after_ms
+
+
 def _wait_ms(details: _Details, headers: Mapping[str, str]) -> int | None:
     """How long to wait before a retry: from the headers, or from the body, as Gemini sends it."""
     after_ms = retry_after_ms(headers)
     if after_ms is None:
         after_ms = duration_ms(details.retry_delay)
-    return rate_limit_reset_ms(headers) if after_ms is None else after_ms
+    return wait_of(headers) if after_ms is None else after_ms
 
 
 def _details(body: Any) -> _Details:

@@ -16,6 +16,7 @@ from openagents_worker.errors import (
     LLMAuthError,
     LLMConnectionError,
     LLMError,
+    LLMRateLimitError,
     LLMReplyFiltered,
     LLMReplyTooLarge,
     LLMResponseError,
@@ -42,7 +43,7 @@ from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.endpoints import with_query
-from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of
+from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of, wait_of
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
@@ -52,7 +53,7 @@ from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing"]
+__all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing", "call_headers"]
 
 log = get_logger(__name__)
 
@@ -262,6 +263,8 @@ class HttpModelClient(ModelClient):
             return self._codec.reply(await self._reply_body(exchange), provider=self.provider_name)
         except LLMError as error:
             error.request_id = error.request_id or request_id_of(exchange.headers)
+            if isinstance(error, LLMRateLimitError) and error.retry_after_ms is None:
+                error.retry_after_ms = wait_of(exchange.headers)  # a codec does not see the headers
             error.args = (presentable(error.message, exchange.secrets),)  # a codec knows no secrets
             raise
         except httpx.TransportError as error:
@@ -289,7 +292,7 @@ class HttpModelClient(ModelClient):
             "POST",
             self.stream_url if exchange.is_streamed else self.url,
             content=dumps(exchange.body).encode("utf-8", "replace"),  # lone surrogates cannot be encoded
-            headers={**(exchange.request_headers or {}), **_call_headers()},
+            headers={**(exchange.request_headers or {}), **call_headers(part=len(exchange.parts))},
         )
         response = await with_translated_errors(http.send(request, stream=True))
         exchange.headers = response.headers
@@ -337,12 +340,15 @@ def _measures(exchange: Exchange, usage: LLMUsage) -> dict[str, Any]:
     return measures
 
 
-def _call_headers() -> dict[str, str]:
-    """The headers by which a server, or a person who reads its log, recognises a repeated call."""
+def call_headers(*, part: int = 0) -> dict[str, str]:
+    """The headers by which a server, or a person who reads its log, recognises a repeated call.
+
+    `part` counts the requests that continue a reply, from 0: each of them has a key of its own.
+    """
     info = current_call.get()
     if info is None:
         return {}
     return {
-        "Idempotency-Key": header_text(info.idempotency_key),
+        "Idempotency-Key": header_text(f"{info.idempotency_key}:{part}" if part else info.idempotency_key),
         "X-Call": header_text(info.call_id),
     }

@@ -39,6 +39,7 @@ __all__ = [
     "MAX_BLOCKS",
     "MAX_NAME_CHARS",
     "MAX_URL_CHARS",
+    "READABLE_REASONING",
     "Block",
     "Message",
     "block_problem",
@@ -50,6 +51,7 @@ __all__ = [
     "has_content",
     "is_blank_text",
     "reasoning_text",
+    "result_content",
     "split_data_url",
     "without_empty",
 ]
@@ -78,7 +80,8 @@ _URL = re.compile(r"(?:https?|gs|s3|file)://\S+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([a-z0-9.+/-]+);base64,", re.IGNORECASE)
-_REASONING_FIELDS = ("reasoning_content", "reasoning")  # opaque fields that hold readable text
+READABLE_REASONING = ("reasoning_content", "reasoning")
+"""Opaque fields that hold readable text."""
 
 
 def content_blocks(content: Any) -> list[Block]:
@@ -144,7 +147,7 @@ def reasoning_text(content: Sequence[Block], provider_fields: Mapping[str, Any] 
     if text := "\n\n".join(text for text in shown if isinstance(text, str) and text):
         return text
     for fields in (provider_fields or {}).values():
-        for name in _REASONING_FIELDS:
+        for name in READABLE_REASONING:
             if isinstance(fields, Mapping) and isinstance(fields.get(name), str) and fields[name]:
                 return str(fields[name])
     return ""
@@ -155,6 +158,33 @@ def fields_of_format(holder: Mapping[str, Any], wire_format: str) -> dict[str, A
     every = holder.get("provider_fields")
     fields = every.get(wire_format) if isinstance(every, Mapping) else None
     return dict(fields) if isinstance(fields, Mapping) else {}
+
+
+def result_content(result: Any) -> Any:
+    """The content of a message with a tool's result. None: it is the result as text, or as JSON.
+
+    A result with images or files is a block of the type `image` or `file`, or a list of such blocks and of
+    `text` blocks. Each one must be valid and have no other fields: other JSON is not taken for an image.
+
+    >>> result_content({"type": "image", "url": "https://example.com/a.png"})
+    [{'type': 'image', 'url': 'https://example.com/a.png'}]
+    >>> result_content({"type": "image", "caption": "a sunset"}) is None
+    True
+    """
+    blocks = [result] if isinstance(result, Mapping) else result
+    if not isinstance(blocks, list | tuple) or not 0 < len(blocks) <= MAX_BLOCKS:
+        return None
+    kinds = {block.get("type") if isinstance(block, Mapping) else None for block in blocks}
+    if not all(isinstance(kind, str) for kind in kinds) or not kinds & _SOURCES.keys():
+        return None
+    return list(blocks) if all(map(_is_result_block, blocks)) else None
+
+
+def _is_result_block(block: Block) -> bool:
+    kind = block["type"]
+    if kind != "text" and kind not in _SOURCES:
+        return False
+    return set(block) <= {"type", *_TEXT_FIELDS[kind]} and block_problem(block) is None
 
 
 def data_url(block: Block) -> str:

@@ -28,9 +28,15 @@ __all__ = [
 
 WIRE_FORMAT = "chat_completions"
 
-OPAQUE_FIELDS = ("reasoning_content", "reasoning_details", "extra_content", "thinking_blocks")
+OPAQUE_FIELDS = (
+    "reasoning_content",
+    "reasoning_details",
+    "extra_content",
+    "thinking_blocks",
+    "provider_specific_fields",
+)
 """Fields of a message that its provider wants back with the next request of the turn: DeepSeek and Kimi;
-OpenRouter; Gemini; LiteLLM's proxy."""
+OpenRouter; Gemini; LiteLLM (two)."""
 READABLE_FIELDS = ("reasoning_content", "reasoning")
 """Fields with reasoning as text. Groq sends `reasoning` and rejects it in a request."""
 CALL_FIELDS = frozenset({"id", "type", "function", "index"})

@@ -18,6 +18,7 @@ from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.limits import LimitedClient, Limiter
+from openagents_worker.llm.litellm_client import NO_KEY, UNUSED_URL, LiteLLMClient, LiteLLMExtras
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
@@ -104,6 +105,19 @@ def _anthropic(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     return _over_http(AnthropicClient, options, env, base=base, key=ANTHROPIC_KEY, owner=ANTHROPIC_BASE_URL)
 
 
+def _litellm(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
+    """LiteLLM finds the key in a variable of its provider, unless the agent or a function has one."""
+    connections = ConnectionOptions.of(options, env)
+    keys, problems = _keys(options, env, NO_KEY, owner=UNUSED_URL)
+    try:
+        client = LiteLLMClient(options, api_key=keys, connections=connections)
+    except PluginConfigError as error:
+        raise_for_problems([*problems, *error.problems])
+        raise
+    raise_for_problems(problems)
+    return client
+
+
 def _over_http(
     make: MakeHttpClient, options: LLMOptions, env: Mapping[str, str], *, base: str, key: str, owner: str
 ) -> LLMClient:
@@ -160,6 +174,7 @@ def _is_at(base: str, owner: str) -> bool:
 
 PROVIDERS: dict[str, Callable[[LLMOptions, Mapping[str, str]], LLMClient]] = {
     "anthropic": _anthropic,
+    "litellm": _litellm,
     "mock": _mock,
     "openai_compatible": _openai_compatible,
     "openai_responses": _openai_responses,
@@ -167,6 +182,7 @@ PROVIDERS: dict[str, Callable[[LLMOptions, Mapping[str, str]], LLMClient]] = {
 }
 EXTRAS: dict[str, type[ProviderOptions]] = {
     "anthropic": AnthropicExtras,
+    "litellm": LiteLLMExtras,
     "mock": ProviderOptions,
     "openai_compatible": OpenAIExtras,
     "openai_responses": ResponsesExtras,

@@ -76,6 +76,8 @@ class Exchange:
     """The headers of every request of the call, with the key. None: the key is not known yet."""
     secrets: Sequence[str] = field(default=(), repr=False)
     """Strings that no error message may contain."""
+    parts: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """The bodies of the parts of a reply that the provider has paused."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     """The headers of the newest reply."""
     took_ms: float = 0.0

@@ -30,11 +30,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_OLD, dumps, replaced, size_of
-from openagents_worker.llm.base import FixedMessage, Message
+from openagents_worker.llm.base import FixedMessage, LLMResponse, Message
 from openagents_worker.llm.conversation import is_blank, repaired, user_text
+from openagents_worker.llm.messages import READABLE_REASONING
 
-__all__ = ["usable_entries", "model_messages", "turn_entries"]
+__all__ = ["answer_fields", "model_messages", "turn_entries", "usable_entries"]
 
+MAX_ANSWER_FIELDS_BYTES = 64 * 1024
+"""Largest size of the opaque fields of an answer as JSON: signatures, encrypted reasoning."""
 MAX_TOOL_MESSAGES_BYTES = 256 * 1024
 """Largest size of one turn's tool messages as JSON: every later run of the session pays for their tokens."""
 
@@ -48,9 +51,10 @@ def turn_entries(
 ) -> list[dict[str, Any]]:
     """The entries that a completed run adds to the transcript; none if its answer is blank.
 
-    Tool messages are left out if they are incomplete, not JSON or too large; if they are too large only with
-    their `provider_fields`, only these are left out. Raises TypeError or ValueError if the
-    output is not JSON.
+    `tool_messages` are the messages between question and answer. The last one may be the answer: its
+    `provider_fields` are stored. The messages are left out if they are incomplete, not JSON or too large; if
+    they are too large only with the bytes of images or with `provider_fields`, only these are left out.
+    Raises TypeError or ValueError if the output is not JSON.
     """
     answer = "" if output is None else output if isinstance(output, str) else dumps(output)
     if is_blank(answer):
@@ -62,9 +66,35 @@ def turn_entries(
         "stop_reason": stop_reason,
         "is_error": False,
     }
-    if kept := _complete_tool_messages(tool_messages):
+    between, fields = _without_answer(tool_messages)
+    if kept := _complete_tool_messages(between):
         entry["tool_messages"] = kept
+    if fields:
+        entry["provider_fields"] = fields
     return [{"role": "user", "content": user_text(question), **ids}, entry]
+
+
+def answer_fields(reply: LLMResponse) -> dict[str, dict[str, Any]]:
+    """The opaque fields of an answer that its provider wants back in later turns. Readable reasoning belongs
+    to its own turn: DeepSeek rejects it in a later one."""
+    kept = {
+        wire_format: {name: value for name, value in fields.items() if name not in READABLE_REASONING}
+        for wire_format, fields in reply.provider_fields.items()
+    }
+    return {wire_format: fields for wire_format, fields in kept.items() if fields}
+
+
+def _without_answer(messages: Any) -> tuple[Any, dict[str, Any]]:
+    """The messages without the answer at their end, and the answer's opaque fields."""
+    last = messages[-1] if isinstance(messages, list | tuple) and messages else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return messages, {}
+    fields = last.get("provider_fields")
+    try:
+        plain = replaced(dict(fields), MAX_NESTING) if isinstance(fields, Mapping) else {}
+        return messages[:-1], plain if size_of(plain) <= MAX_ANSWER_FIELDS_BYTES else {}
+    except (TypeError, ValueError, RecursionError):  # a custom pattern may return anything
+        return messages[:-1], {}
 
 
 def usable_entries(entries: Sequence[Any]) -> list[dict[str, Any]]:
@@ -118,6 +148,8 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
     try:
         plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
         if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
+            plain = [_without_bytes(message) for message in plain]
+        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
             plain = [_without_provider_fields(message) for message in plain]  # only their own turn needs them
         if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_tool_message, plain)):
             return []
@@ -128,6 +160,20 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
 
 def _is_tool_message(message: Message) -> bool:
     return message.get("role") == "tool" or bool(message.get("tool_calls"))
+
+
+def _without_bytes(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a note in place of the bytes of images and files."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    blocks = [
+        {"type": "text", "text": f"[{block['type']} left out: it is too large for later turns]"}
+        if isinstance(block, Mapping) and block.get("type") in ("image", "file") and block.get("data")
+        else block
+        for block in content
+    ]
+    return {**message, "content": blocks}
 
 
 def _without_provider_fields(message: Message) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class ReActPattern(PatternPlugin):
                 if not response.tool_calls:
                     answer = self._answer_in(response)
                     self.finish_reason = response.finish_reason
-                    conversation.add_answer(answer)
-                    self.turn_messages = conversation.calls_and_results
+                    conversation.add_answer(answer, response)
+                    self.turn_messages = conversation.turn_messages
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return answer
                 outcomes = await conversation.run_calls(response, step=step)

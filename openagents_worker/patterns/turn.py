@@ -41,7 +41,8 @@ from openagents_worker.llm.conversation import (
     user_text,
 )
 from openagents_worker.llm.failures import is_too_long
-from openagents_worker.llm.transcript import model_messages
+from openagents_worker.llm.messages import result_content
+from openagents_worker.llm.transcript import answer_fields, model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.suggest import did_you_mean
@@ -72,11 +73,12 @@ class ToolCallOutcome:
     def message(self) -> FixedMessage:
         message = {"role": "tool", "tool_call_id": self.call.id, "name": tool_name(self.call.name)}
         if self.error is None:
-            return FixedMessage(message, content=_text(self.result))
-        content = {"error": self.error.code, "message": self.error.message}
+            content = result_content(self.result)  # blocks, if the result has images or files
+            return FixedMessage(message, content=_text(self.result) if content is None else content)
+        problem = {"error": self.error.code, "message": self.error.message}
         if self.error.hint:
-            content["hint"] = self.error.hint
-        return FixedMessage(message, content=dumps(content), is_error=True)
+            problem["hint"] = self.error.hint
+        return FixedMessage(message, content=dumps(problem), is_error=True)
 
 
 class Conversation:
@@ -90,14 +92,18 @@ class Conversation:
         self._is_cut = False
 
     @property
-    def calls_and_results(self) -> Messages:
-        """The tool calls after the question, and their results: the session's transcript stores them."""
+    def turn_messages(self) -> Messages:
+        """What the session's transcript stores of the turn: the tool calls after the question, their results,
+        and the answer if it has opaque fields."""
         after_question = self._messages[self._question_at :]
-        return [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
+        kept = [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
+        return [*kept, *(message for message in after_question[-1:] if "provider_fields" in message)]
 
-    def add_answer(self, text: str) -> None:
-        """Append the model's answer."""
-        self._messages.append(FixedMessage(role="assistant", content=text))
+    def add_answer(self, text: str, reply: LLMResponse) -> None:
+        """Append the model's answer, with the opaque fields that its provider wants back."""
+        fields = answer_fields(reply)
+        message = FixedMessage(role="assistant", content=text)
+        self._messages.append(FixedMessage(message, provider_fields=fields) if fields else message)
 
     def add_problem(self, problem: str) -> None:
         """Append a user message that says what is wrong with the model's answer."""

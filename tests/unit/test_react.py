@@ -25,11 +25,14 @@ from openagents_worker.errors import (
     ToolUnavailableError,
 )
 from openagents_worker.llm.base import LLMResponse, LLMToolCall
+from openagents_worker.llm.transcript import model_messages, turn_entries
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.patterns.react import ReActPattern
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from openagents_worker.tools import tool
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from tests.unit.llm.wire import FORMATS, Format, client_of
 from tests.unit.run_fakes import FakeRun, Gate, ScriptedModel, asks, execute, says
 
 
@@ -97,6 +100,79 @@ async def test_the_first_request_shows_all_that_is_known() -> None:
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("gpt", 0.5, 100)
     assert [offered["function"]["name"] for offered in request["tools"]] == ["alpha", "zeta"]
     assert {offered["type"] for offered in request["tools"]} == {"function"}
+
+
+PIXEL = {"type": "image", "data": "iVBORw0KGgo=", "media_type": "image/png"}
+
+
+def camera(result: Any) -> Any:
+    """A tool that returns this."""
+
+    @tool(name="camera", description="Takes a photo.")
+    async def camera_tool() -> Any:
+        return result
+
+    return camera_tool.build()
+
+
+@pytest.mark.parametrize("wire", FORMATS, ids=lambda wire: wire.provider)
+async def test_an_image_that_a_tool_returns_is_shown_to_the_model(wire: Format) -> None:
+    """As an image, in the way of each wire format, not as text of base64."""
+    asked: list[dict[str, Any]] = []
+
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
+        asked.append(request.body)
+        return (
+            {"text": "a pixel"} if len(asked) > 1 else {"tool_calls": [{"name": "camera", "arguments": {}}]}
+        )
+
+    async with ModelServer(reply) as server:
+        client = client_of(wire, server.url)
+        run = FakeRun(client).give(camera=camera([{"type": "text", "text": "Here:"}, PIXEL]))  # type: ignore[arg-type]
+        answer = await execute(ReActPattern(), run)
+        await client.aclose()
+
+    assert answer == "a pixel"
+    shown = json.dumps(asked[1])
+    kinds = {"openai_compatible": '"image_url"', "openai_responses": '"input_image"', "anthropic": '"base64"'}
+    assert kinds[wire.provider] in shown
+    assert '\\"type\\"' not in shown  # as JSON inside a text
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [],
+        [{"type": "text", "text": "only text"}],
+        [{"type": "image", "caption": "a sunset"}],
+        [{**PIXEL, "alt": "a pixel"}],
+        [PIXEL, "text"],
+        [PIXEL, {"type": "table"}],
+        {"type": "image", "url": "not a URL"},
+        {"type": "image", "data": "not base64", "media_type": "image/png"},
+        {"image": PIXEL},
+    ],
+)
+async def test_other_json_is_not_taken_for_an_image(result: Any) -> None:
+    """The model gets it as JSON, unless every element is a valid block without other fields."""
+    model = ScriptedModel(asks(("camera", {})), says("done"))
+    await execute(ReActPattern(), FakeRun(model).give(camera=camera(result)))
+
+    content = model.requests[1]["messages"][-1]["content"]
+    assert json.loads(content) == result
+
+
+async def test_opaque_fields_of_an_answer_are_kept_for_the_transcript() -> None:
+    """Its provider wants them back in the next turn of the session, but no readable reasoning."""
+    opaque = {"chat_completions": {"extra_content": {"google": {"thought_signature": "s"}}}}
+    reasoning = {"chat_completions": {**opaque["chat_completions"], "reasoning_content": "The user wants …"}}
+    pattern = ReActPattern()
+    await execute(pattern, FakeRun(ScriptedModel(LLMResponse("391", provider_fields=reasoning))))
+
+    _, entry = turn_entries("17*23?", "391", {}, stop_reason="completed", tool_messages=pattern.turn_messages)
+    assert entry["provider_fields"] == opaque
+    assert "tool_messages" not in entry
+    assert model_messages([entry]) == [{"role": "assistant", "content": "391", "provider_fields": opaque}]
 
 
 async def test_an_agent_without_tools_offers_none() -> None:

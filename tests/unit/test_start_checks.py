@@ -169,6 +169,12 @@ TOOL = "agents[0].tools[0]"
             "plugin.config",
             "/no/such cannot be read",
         ),
+        (
+            agent(llm={"provider": "litellm", "model": "openai/gpt-4o"}),
+            f"{MODEL}.provider",
+            "plugin.config",
+            "LiteLLM is not installed; pip install 'openagents-worker[litellm]'",
+        ),
         (agent(llm=OPENAI | {"proxy": "socks4://h:1"}), f"{MODEL}.proxy", "plugin.config", "unknown scheme"),
         (agent(llm=OPENAI | {"proxy": "h:3128"}), f"{MODEL}.proxy", "plugin.config", "has no scheme"),
         (agent(llm=OPENAI | {"proxy": "http://"}), f"{MODEL}.proxy", "plugin.config", "is not a URL"),

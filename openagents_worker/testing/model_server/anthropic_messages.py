@@ -48,8 +48,8 @@ STOP_REASONS = {
     FinishReason.LENGTH: "max_tokens",
     FinishReason.CONTENT_FILTER: "refusal",
     FinishReason.REFUSAL: "refusal",
-    FinishReason.ERROR: "pause_turn",
-    FinishReason.OTHER: "pause_turn",
+    FinishReason.ERROR: "error",
+    FinishReason.OTHER: "other",
 }
 
 

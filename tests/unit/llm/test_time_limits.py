@@ -100,7 +100,7 @@ async def test_each_request_has_its_two_limits(
             asked.append(request.extensions["timeout"])
             return httpx.Response(200, json={"choices": [{"message": {"content": "hello"}}]})
 
-    monkeypatch.setattr("openagents_worker.llm.http.ConnectionPool", lambda url, **_: Listening())
+    monkeypatch.setattr("openagents_worker.llm.http.ConnectionPool", lambda url, options: Listening())
     client = OpenAICompatibleClient(
         LLMOptions(provider="openai_compatible", api_base="http://model.test", **options), api_key=None
     )

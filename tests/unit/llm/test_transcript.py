@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.llm.transcript import model_messages, turn_entries, usable_entries
+from openagents_worker.llm.transcript import (
+    MAX_ANSWER_FIELDS_BYTES,
+    MAX_TOOL_MESSAGES_BYTES,
+    model_messages,
+    turn_entries,
+    usable_entries,
+)
 
 IDS = {"run_id": "r1", "agent_id": "a"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "arguments": {}}]}
@@ -143,3 +149,40 @@ def test_of_many_turns_the_newest_are_shown() -> None:
         "re 3",
     ]
     assert len(model_messages(entries, turns=4)) == len(model_messages(entries)) == 9
+
+
+# --- images, and opaque fields of the answer -------------------------------------------------------------
+
+
+def test_bytes_of_images_that_are_too_large_are_left_out_of_a_transcript() -> None:
+    """The turn stays. Every later run of the session would pay for the bytes. A URL stays, too."""
+    photo = {"type": "image", "data": "A" * MAX_TOOL_MESSAGES_BYTES, "media_type": "image/png"}
+    linked = {"type": "image", "url": "https://example.com/a.png"}
+    result = RESULT | {"content": [{"type": "text", "text": "Here:"}, photo, linked]}
+
+    _, answer = turn_entries("hi", "2", IDS, stop_reason="completed", tool_messages=[CALLED, result])
+
+    text, left_out, kept = answer["tool_messages"][1]["content"]
+    assert (text["text"], kept) == ("Here:", linked)
+    assert left_out == {"type": "text", "text": "[image left out: it is too large for later turns]"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({"chat_completions": {"extra_content": 1}}, {"chat_completions": {"extra_content": 1}}),
+        ({}, None),
+        (None, None),
+        ("text", None),
+        ({"chat_completions": {"x": "y" * MAX_ANSWER_FIELDS_BYTES}}, None),
+        ({"chat_completions": object()}, None),
+    ],
+)
+def test_the_answer_at_the_end_of_the_messages_gives_its_opaque_fields(fields: Any, stored: Any) -> None:
+    """What is too large or not JSON is left out; the answer itself is the output of the run."""
+    last = {"role": "assistant", "content": "2", "provider_fields": fields}
+    messages = [CALLED, RESULT, last]
+    _, answer = turn_entries("hi", "two", IDS, stop_reason="completed", tool_messages=messages)
+
+    assert answer.get("provider_fields") == stored
+    assert (answer["content"], answer["tool_messages"]) == ("two", [CALLED, RESULT])
