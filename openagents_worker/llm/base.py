@@ -158,8 +158,8 @@ class LLMUsage:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             count = getattr(self, name)
-            if (limited := token_count(count)) is not count:
-                object.__setattr__(self, name, limited)
+            if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
+                object.__setattr__(self, name, token_count(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,17 @@ class ModelRequest:
 
     def with_listeners(self, on_delta: OnDelta | None, on_piece: OnPiece | None) -> ModelRequest:
         """The same request with these listeners."""
-        return ModelRequest(**self.content(), on_delta=on_delta, on_piece=on_piece)
+        return ModelRequest(
+            self.messages,
+            self.model,
+            self.temperature,
+            self.max_tokens,
+            self.tools,
+            self.tool_choice,
+            self.response_format,
+            on_delta,
+            on_piece,
+        )
 
     def content(self) -> dict[str, Any]:
         """All fields except the listeners, under the parameter names of `LLMClient.generate`."""

@@ -124,7 +124,9 @@ class Ending:
         """
         try:
             storable, problems = self._storable_artifacts()
-            whole = replace(self, artifacts=storable, not_stored=[each.message for each in problems])
+            whole = self
+            if self.artifacts or self.not_stored:
+                whole = replace(self, artifacts=storable, not_stored=[each.message for each in problems])
             texts: dict[str, str] = {}
             if self.error is None:
                 try:
@@ -159,7 +161,7 @@ class Ending:
             what = f"artifact {artifact.name!r}"
             sizes[what] = sizes.get(what, 0) + _bytes_of(artifact)
         _check_total_size(sizes)
-        return replace(self, output=output), texts
+        return self if output is self.output else replace(self, output=output), texts
 
     def _storable_artifacts(self) -> tuple[list[RunArtifact], list[OpenAgentsError]]:
         storable: list[RunArtifact] = []

@@ -108,6 +108,8 @@ async def read_history(
 
 
 def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
+    if not claimed.facts:
+        return {}
     notes = {fact.id: fact.value() for fact in Facts(claimed.facts).of(FactKind.RESPONSE)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
@@ -115,6 +117,8 @@ def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
 async def _read_records(claimed: Claimed, store: FencedStore, latch: Latch) -> list[Record]:
     """All records of the journal. If one has another format, the run is left to others."""
     records: list[Record] = []
+    if not claimed.journal_length:
+        return records
     async for text in read_pages(store.journal_page, claimed.journal, claimed.journal_length):
         try:
             records.append(Record.from_json(text, len(records)))

@@ -70,7 +70,7 @@ class Record:
         data["outcome"] = self.outcome
         if self.life > 1:
             data["life"] = self.life
-        optional = _OPTIONAL if self.v == BY_PLACE else _OPTIONAL + _LOOKUP_FIELDS
+        optional = _OPTIONAL if self.v == BY_PLACE else _OPTIONAL_BY_CONTENT
         data |= {k: v for k in optional if (v := getattr(self, k))}
         if self.outer and self.v != BY_PLACE:
             data["outer"] = [[outer.id, outer.kind, outer.node] for outer in self.outer]
@@ -129,7 +129,7 @@ def _check_shape(record: Record) -> None:
 _EMPTY: dict[str, Any] = {}
 _USAGE_TYPES = (int, float, dict)
 _OPTIONAL = ("usage", "state", "artifacts")
-_LOOKUP_FIELDS = ("node", "core", "took_ms", "model_calls")
+_OPTIONAL_BY_CONTENT = (*_OPTIONAL, "node", "core", "took_ms", "model_calls")
 
 
 def digest_of(canonical: str) -> str:

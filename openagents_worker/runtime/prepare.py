@@ -325,8 +325,7 @@ def emit_beginning(writer: RunWriter, claimed: Claimed, request: RunRequest, his
     if history.start_record is not None:
         return
     if claimed.attempt == 1:
-        writer.emit_run_event("run.requested", input_text=request.input_text)
-        writer.emit_run_event("session.run.started", input_text=request.input_text)
+        writer.emit_run_events(("run.requested", "session.run.started"), input_text=request.input_text)
         writer.emit_run_event("run.validated")
     writer.emit_run_event("session.acquired")
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -171,7 +171,11 @@ class executing:
 
 def class_path(plugin: object) -> str:
     """Module and name of the class of a plugin."""
-    kind = type(plugin)
+    return _path_of(type(plugin))  # type: ignore[arg-type]  # mypy looks at the hash of an object
+
+
+@lru_cache(maxsize=256)  # the plugins of a process have few classes
+def _path_of(kind: type) -> str:
     return f"{text_of(kind.__module__)}.{text_of(kind.__qualname__)}"
 
 

@@ -110,8 +110,17 @@ class RunWriter:
 
     def emit_run_event(self, name: str, **payload: Any) -> None:
         """Queue an event of the runtime. Its payload begins with the ids of run, session and agent."""
+        self._add(name, self._of_run(payload))
+
+    def emit_run_events(self, names: Sequence[str], **payload: Any) -> None:
+        """Queue several events with the same payload, as `emit_run_event` does."""
+        text = self._of_run(payload)
+        for name in names:
+            self._add(name, text)
+
+    def _of_run(self, payload: Mapping[str, Any]) -> str:
         more = self._text.payload(payload) if payload else "{}"
-        self._add(name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}")
+        return self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"
 
     def preview(self, content: Any) -> Any:
         """The masked and shortened content of a call, for an event. The journal holds the whole content."""

@@ -12,11 +12,13 @@ import asyncio
 import copy
 import select
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NamedTuple
 
 import redis
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
 from redis.utils import HIREDIS_AVAILABLE
 
 from openagents_worker.store.permission import set_refused_command
@@ -231,9 +233,15 @@ class _Pipeline:
 
 async def _read_answers(connection: Any, pending: deque[_QueuedCommand]) -> None:
     """Read one answer for each command, in order. Commands that are left in `pending` got no answer."""
+    received = _received_answers(connection)
     while pending:
         try:
-            answer, error_answer = await connection.read_response(), None
+            answer = received()
+            if isinstance(answer, Exception):
+                raise answer
+            if type(answer) not in _PLAIN_ANSWERS:
+                answer = await connection.read_response()
+            error_answer = None
         except exceptions.ResponseError as error:
             answer, error_answer = None, error.with_traceback(None)  # it would refer to this frame
             set_refused_command(error, pending[0].command)
@@ -242,6 +250,24 @@ async def _read_answers(connection: Any, pending: deque[_QueuedCommand]) -> None
             _set_answer(pending.popleft().answer, None, error)
             raise exceptions.ConnectionError(CLOSED) from error
         _set_answer(pending.popleft().answer, answer, error_answer)
+
+
+_PLAIN_ANSWERS = frozenset({str, list, int, type(None)})
+_NOTHING_RECEIVED = object()
+
+
+def _received_answers(connection: Any) -> Callable[[], Any]:
+    """A function that returns the next answer if it was received already, else something that is no answer.
+
+    Most answers of a pipeline arrive together. redis-py's `read_response` takes four coroutines for each.
+    """
+    reader = getattr(connection._parser, "_reader", None)
+    is_own = type(connection).read_response is not AbstractConnection.read_response
+    # A push notification (RESP3) is for redis-py: such connections subscribe to nothing, so none is expected.
+    if reader is None or is_own or not hasattr(reader, "gets"):
+        return lambda: _NOTHING_RECEIVED
+    gets: Callable[[], Any] = reader.gets
+    return gets
 
 
 def _pack(connection: Any, pending: deque[_QueuedCommand]) -> list[bytes]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, ParamSpec, TypeVar, cast, get_type_hints
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.codec import PLAIN, PayloadCodec
@@ -36,13 +36,14 @@ class ScriptCall(Generic[T_co]):
     _encoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def parse(self, reply: Reply, codec: PayloadCodec = PLAIN) -> T_co:
-        return cast(T_co, self.decode(reply, codec))
+        parsed: T_co = self.decode(reply, codec)
+        return parsed
 
     def argv(self, common: tuple[int, int, int], codec: PayloadCodec = PLAIN) -> list[str | int]:
         flat: list[str | int] = list(common)
         for value in self._encode(codec):
             kind = type(value)
-            if kind is str:
+            if kind is str or (kind is int and SMALLEST_INTEGER <= value <= LARGEST_INTEGER):
                 flat.append(value)
             elif kind is list or kind is tuple:
                 flat.append(len(value))
