@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from bench._client_process import ClientProcess, client_process
 from bench._raw_model import PIECES, WORDS_OF_A_WHOLE, raw_model
@@ -31,7 +30,7 @@ PACKAGES = {"chat": "openai", "responses": "openai", "messages": "anthropic"}
 def main(arguments: Sequence[str] = ()) -> int:
     """Print the table. Return 0 if all ratios are within the limits."""
     parser = argparse.ArgumentParser(prog="python -m bench llm", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without-packages", action="store_true", help="compare with bare httpx only")
     parser.add_argument("--only", choices=PACKAGES, help="measure one wire format")
     options = parser.parse_args(arguments)
@@ -50,8 +49,10 @@ def main(arguments: Sequence[str] = ()) -> int:
             for name, python in names.items()
         }
         forms = [options.only] if options.only else list(PACKAGES)
-        rows = [_measured(clients, form, way, options.rounds) for form in forms for way in CALLS]
-    return _report(rows, options.rounds, has_packages=packages is not None or options.without_packages)
+        _print_head(options.rounds)
+        rows = [(form, way) for form in forms for way in CALLS]
+        met = [_print_row(form, way, _measured(clients, form, way, options.rounds)) for form, way in rows]
+    return 0 if all(met) and (packages is not None or options.without_packages) else 1
 
 
 def _python_with_packages() -> Path | None:
@@ -71,14 +72,8 @@ def _versions(python: Path, *packages: str) -> str:
     return done.stdout.strip()
 
 
-class _Row(NamedTuple):
-    form: str
-    way: str
-    costs: dict[str, list[float]]
+def _measured(clients: dict[str, ClientProcess], form: str, way: str, rounds: int) -> dict[str, list[float]]:
     """The CPU time of a call in microseconds, by client, in the order of the rounds."""
-
-
-def _measured(clients: dict[str, ClientProcess], form: str, way: str, rounds: int) -> _Row:
     names = [name for name in clients if name in ("ours", "httpx", PACKAGES[form])]
     costs: dict[str, list[float]] = {name: [] for name in names}
     texts = set()
@@ -90,30 +85,30 @@ def _measured(clients: dict[str, ClientProcess], form: str, way: str, rounds: in
                 costs[name].append(cost)
     if len(texts) != 1:
         raise RuntimeError(f"{form}, {way}: the clients read different texts: {sorted(texts)}")
-    return _Row(form, way, costs)
+    return costs
 
 
-def _report(rows: Sequence[_Row], rounds: int, *, has_packages: bool) -> int:
+def _print_head(rounds: int) -> None:
     what = f"a whole reply of {WORDS_OF_A_WHOLE} words, a stream of {PIECES} pieces"
     print(f"\nCPU of a call in the client, in µs: {what}; median of {rounds} alternating rounds\n")
     print("| | ours | bare httpx | ours / httpx | limit | package | ours / package | limit |")
-    print("|---|---|---|---|---|---|---|---|")
-    met = has_packages
-    for row in rows:
-        ours, bare = row.costs["ours"], row.costs["httpx"]
-        ratio = _ratio(ours, bare)
-        met = met and ratio <= MAX_OF_HTTPX
-        line = f"| {row.form}, {row.way} | {_median(ours)} | {_median(bare)} | {ratio:.2f} | {MAX_OF_HTTPX} |"
-        package = PACKAGES[row.form]
-        if package in row.costs:
-            theirs = row.costs[package]
-            of_package = _ratio(ours, theirs)
-            met = met and of_package < MAX_OF_PACKAGE
-            line += f" {package}: {_median(theirs)} | {of_package:.2f} | below {MAX_OF_PACKAGE:.0f} |"
-        else:
-            line += f" {package}: not measured | | below {MAX_OF_PACKAGE:.0f} |"
-        print(line)
-    return 0 if met else 1
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+
+
+def _print_row(form: str, way: str, costs: dict[str, list[float]]) -> bool:
+    """Print a row of the table. Returns whether its ratios are within the limits."""
+    ours, bare, package = costs["ours"], costs["httpx"], PACKAGES[form]
+    ratio = _ratio(ours, bare)
+    met = ratio <= MAX_OF_HTTPX
+    line = f"| {form}, {way} | {_median(ours)} | {_median(bare)} | {ratio:.2f} | {MAX_OF_HTTPX} |"
+    if package in costs:
+        of_package = _ratio(ours, costs[package])
+        met = met and of_package < MAX_OF_PACKAGE
+        line += f" {package}: {_median(costs[package])} | {of_package:.2f} | below {MAX_OF_PACKAGE:.0f} |"
+    else:
+        line += f" {package}: not measured | | below {MAX_OF_PACKAGE:.0f} |"
+    print(line, flush=True)
+    return met
 
 
 def _median(costs: Sequence[float]) -> str:

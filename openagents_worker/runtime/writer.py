@@ -75,6 +75,7 @@ class RunWriter:
         """The format of the records of this run. A worker that cannot read it skips the run."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
+        self._is_flush_due = False
         self._deltas: dict[str, ReplyStream] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -157,13 +158,22 @@ class RunWriter:
             and not any(stream.has_unsent for stream in self._deltas.values())
         ):
             return  # a commit has stored everything meanwhile
-        self._begin_flush()
+        if self._flushing:
+            self._is_flush_due = True  # what waits until Redis has answered is sent together
+        else:
+            self._begin_flush()
 
     def _begin_flush(self) -> asyncio.Task[None]:
+        self._is_flush_due = False
         task = outside_runs(self._flush_quietly(), name=f"flush {self.run_id}")
         self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
+        task.add_done_callback(self._end_flush)
         return task
+
+    def _end_flush(self, task: asyncio.Task[None]) -> None:
+        self._flushing.discard(task)
+        if self._is_flush_due and not self._flushing:
+            self._begin_flush()
 
     async def _flush_quietly(self) -> None:
         """Flush in a task of the writer. No caller awaits it, so `RunLatched` is not raised."""
@@ -366,5 +376,6 @@ class RunWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None  # a timer holds a reference to this writer
+        self._is_flush_due = False
         for task in list(self._flushing):
             await asyncio.wait([task])

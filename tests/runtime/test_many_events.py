@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,7 +12,9 @@ from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import reply_stream, writer
 from openagents_worker.store.scripts import ScriptCall
+from tests.support.clocks import LoopClock
 from tests.support.runner import Process, agent, process
+from tests.support.waiting import await_for
 
 PLUGINS = __name__
 
@@ -54,6 +57,25 @@ class Shouts(PatternPlugin):
         return outcome
 
 
+class Streams(PatternPlugin):
+    """Publishes pieces of a reply for a second while Redis does not answer, and waits until all are sent."""
+
+    redis_answers: ClassVar[asyncio.Event]
+
+    async def execute(self) -> str:
+        clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
+        for _ in range(20):
+            run_writer.delta("c", "x")
+            clock.forward(writer.DELTA_S)
+            for _ in range(5):  # the timer, the flush, and its request
+                await asyncio.sleep(0)
+            MOST_PENDING.append(len(run_writer._flushing))
+        self.redis_answers.set()
+        await await_for(lambda: not run_writer._flushing, "all pieces are sent")
+        reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "hi"}])
+        return str(reply.output_text)
+
+
 MOST_PENDING: list[int] = []
 
 
@@ -90,6 +112,29 @@ async def test_thirty_thousand_events_are_stored_in_batches(redis_url: str) -> N
     assert numbers == list(range(30_000))[-len(numbers) :]
     assert max(words for _, words, _ in sizes) <= 2 * writer.BATCH_EVENTS + 10
     assert max(MOST_PENDING) <= writer.PENDING_EVENTS + 1
+
+
+async def test_pieces_that_wait_for_redis_are_sent_together(redis_url: str) -> None:
+    """A run has one request for its pieces in progress. All that arrive meanwhile go with the next one."""
+    MOST_PENDING.clear()
+    Streams.redis_answers = asyncio.Event()
+    sent: list[str] = []
+    async with process(redis_url, agent(pattern={"impl": f"{PLUGINS}.Streams"})) as worker:
+        run_until = worker.store.run_until
+
+        async def late(call: ScriptCall[Any], *rest: Any, **more: Any) -> Any:
+            words = [word for arg in call.args if isinstance(arg, list | tuple) for word in arg]
+            if texts := [word for word in words if '"kind":"text"' in word]:
+                sent.append("".join(json.loads(text[text.index("{") :])["text"] for text in texts))
+                await Streams.redis_answers.wait()
+            return await run_until(call, *rest, **more)
+
+        worker.store.run_until = late  # type: ignore[method-assign]
+        record = await worker.run()
+
+    assert record.state == "completed"
+    assert max(MOST_PENDING) == 1
+    assert [len(text) for text in sent[:2]] == [1, 19]  # and then the reply of the model
 
 
 async def test_large_events_are_stored_in_batches(redis_url: str) -> None:
