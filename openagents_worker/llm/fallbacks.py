@@ -7,7 +7,7 @@ delivered, nor if the request itself is refused: another model would see the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +87,12 @@ class FallbackClient(ModelClient):
         error.is_final = error.is_final or sent >= self._max_attempts
         return error
 
+    async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+        for client in self._clients:
+            if isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant):
+                return True
+        return False
+
     def count_tokens(self, text: str) -> int:
         return self._clients[0].count_tokens(text)
 
@@ -137,6 +143,7 @@ def _emit_fallback(error: LLMError, model: str, client: LLMClient) -> None:
         "code": error.code,
         "model": model,
         "fallback": f"{client.provider_name}/{client.model_id}",
+        **({"request_id": error.request_id} if error.request_id else {}),
     }
     log.warning("llm.fallback", run_id=call.run_id if call else None, **payload, error=error.message)
     if call is not None and call.emit is not None:
