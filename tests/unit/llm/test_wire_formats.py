@@ -578,6 +578,41 @@ def test_an_option_that_the_provider_does_not_take_is_a_problem(
     assert problem in str(caught.value)
 
 
+CHOSEN: dict[str, dict[str, Any]] = {
+    "openai_compatible": {"tool_choice": "auto", "logprobs": True, "moderation": {"model": "m"}},
+    "openai_responses": {
+        "access_programs": {"x": True},
+        "background": True,
+        "background_options": {"completion_window": "2h"},
+        "context_management": [{"type": "compaction"}],
+        "image": {"detail": "low"},
+        "include_obfuscation": False,
+        "max_tool_calls": 3,
+        "moderation": {"model": "m"},
+        "prompt_cache_options": {"mode": "explicit"},
+        "tool_choice": "auto",
+        "top_logprobs": 3,
+    },
+    "anthropic": {
+        "container": "c",
+        "diagnostics": {"previous_message_id": None},
+        "effort": "low",
+        "inference_geo": "eu",
+        "speed": "fast",
+        "tool_choice": "auto",
+        "top_k": 3,
+        "user_profile_id": "u",
+    },
+}
+
+
+@pytest.mark.parametrize("wire", FORMATS, ids=lambda wire: wire.provider)
+def test_the_test_server_accepts_every_option(wire: Format) -> None:
+    """It is as strict as the provider about unknown fields, so it has to know those of our options."""
+    client: Any = client_of(wire, "http://x.test/v1", **CHOSEN[wire.provider])
+    wire.check(client._codec.body(Request(HI, tools=TOOLS, on_delta=Heard()), wire.model))
+
+
 @pytest.mark.parametrize(("is_streamed", "sent"), [(True, {"include_obfuscation": False}), (False, None)])
 def test_the_obfuscation_of_a_stream_can_be_turned_off(is_streamed: bool, sent: Any) -> None:
     """It fills up every event of OpenAI's responses; the API rejects the option without a stream."""
