@@ -22,6 +22,8 @@ log = get_logger(__name__)
 
 UNAVAILABLE_STATUS = frozenset({401, 402, 403, 404})
 """Statuses of a provider that refuses this key or this model, but perhaps not another one."""
+KEYS = frozenset({"api_key_env", "api_key_file"})
+"""Where the key is. A fallback with one of these takes neither of them from the agent."""
 SHARED = frozenset(
     {
         "temperature",
@@ -43,7 +45,11 @@ def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
     """The complete `llm` section of each fallback. Prices are never taken over: the model is another one."""
     own = options.model_dump(exclude_unset=True, exclude={"fallbacks", "pricing"})
     shared = {name: value for name, value in own.items() if name in SHARED}
-    return [{**(shared if "provider" in entry else own), **entry} for entry in options.fallbacks]
+    without_key = {name: value for name, value in own.items() if name not in KEYS}
+    return [
+        {**(shared if "provider" in entry else without_key if KEYS & entry.keys() else own), **entry}
+        for entry in options.fallbacks
+    ]
 
 
 class FallbackClient(ModelClient):
