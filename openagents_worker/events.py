@@ -101,7 +101,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("llm.limited", "a request to the model waits for a limit of the fleet; if it has to wait for "
                "more than a second, the run is parked", "key delay_ms", "model call"),
         _event("llm.fallback", "the model has no tries left; the call continues with the next one in "
-               "`llm.fallbacks`", "code model fallback", "error call"),
+               "`llm.fallbacks`", "code model fallback", "error call request_id"),
         _event("llm.price_unknown", "the price of a model is not known, so the run has no cost; "
                "sent once for each model", "model", "call"),
         _event("usage.updated", "the usage of the run so far", "usage"),

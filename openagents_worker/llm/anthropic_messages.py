@@ -54,6 +54,17 @@ MIN_THINKING_TOKENS = 1_024
 MAX_PAUSES = 10
 """How often a reply is continued that the provider pauses (`pause_turn`): each time, its own tools ran."""
 
+_UNCHANGED = (
+    "container",
+    "diagnostics",
+    "inference_geo",
+    "metadata",
+    "service_tier",
+    "speed",
+    "stop_sequences",
+    "user_profile_id",
+)
+"""The options that are sent under their own names."""
 _HAS_JSON_SCHEMA = re.compile(r"claude-(?:(?:opus|sonnet|haiku)-4-[5-9]|opus-4-1|[a-z]+-[5-9])")
 """Models with structured outputs: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs"""
 
@@ -66,6 +77,22 @@ class AnthropicExtras(ProviderOptions):
         description="The version of the API. 2026-10-21 has no temperature, top_p and top_k.",
     )
     betas: list[str] = Field(default=[], description="Values of the header anthropic-beta.")
+    container: str | dict[str, Any] | None = Field(
+        default=None, description="The container in which the provider's own tools run. null: a new one."
+    )
+    diagnostics: dict[str, Any] | None = Field(
+        default=None, description="Which diagnostics the reply has. null: none."
+    )
+    inference_geo: str | None = Field(
+        default=None, description="The region in which the model runs. null: that of the workspace."
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None,
+        description="Whether the model must call a tool, and which one. null: the provider's default.",
+    )
+    user_profile_id: str | None = Field(
+        default=None, description="The profile of another party that the request is made for. null: none."
+    )
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="How much the model thinks and writes. null: the provider's default."
     )
@@ -203,7 +230,7 @@ class AnthropicMessages:
         system, messages = messages_to_wire(request.messages)
         tools = tools_to_wire(request.tools or (), messages)
         choice = tool_choice_to_wire(
-            request.tool_choice if request.tools else "none" if tools else None,
+            request.tool_choice or extras.tool_choice if request.tools else "none" if tools else None,
             parallel=extras.parallel_tool_calls,
             has_tools=bool(tools),
         )
@@ -228,10 +255,7 @@ class AnthropicMessages:
             "thinking": extras.thinking,
             "output_config": output_config or None,
             **self._sampling(request.temperature),
-            "stop_sequences": extras.stop_sequences,
-            "service_tier": extras.service_tier,
-            "speed": extras.speed,
-            "metadata": extras.metadata,
+            **{name: getattr(extras, name) for name in _UNCHANGED},
             "stream": True if request.is_streamed else None,
         }
         return {name: value for name, value in body.items() if value is not None}

@@ -411,3 +411,10 @@ class ModelClient:
     async def respond(self, request: ModelRequest) -> LLMResponse:
         """The model's reply to the request. Subclasses implement it."""
         raise NotImplementedError
+
+    async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+        """Cancel what a call has noted (`CallInfo.note`) and that goes on at the provider: its run is over.
+
+        Returns whether the note is this client's. Raises an error if the provider could not be told.
+        """
+        return False

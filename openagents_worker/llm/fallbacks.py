@@ -7,7 +7,7 @@ delivered, nor if the request itself is refused: another model would see the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,8 @@ log = get_logger(__name__)
 
 UNAVAILABLE_STATUS = frozenset({401, 402, 403, 404})
 """Statuses of a provider that refuses this key or this model, but perhaps not another one."""
+KEYS = frozenset({"api_key_env", "api_key_file"})
+"""Where the key is. A fallback with one of these takes neither of them from the agent."""
 SHARED = frozenset(
     {
         "temperature",
@@ -43,7 +45,11 @@ def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
     """The complete `llm` section of each fallback. Prices are never taken over: the model is another one."""
     own = options.model_dump(exclude_unset=True, exclude={"fallbacks", "pricing"})
     shared = {name: value for name, value in own.items() if name in SHARED}
-    return [{**(shared if "provider" in entry else own), **entry} for entry in options.fallbacks]
+    without_key = {name: value for name, value in own.items() if name not in KEYS}
+    return [
+        {**(shared if "provider" in entry else without_key if KEYS & entry.keys() else own), **entry}
+        for entry in options.fallbacks
+    ]
 
 
 class FallbackClient(ModelClient):
@@ -86,6 +92,12 @@ class FallbackClient(ModelClient):
         sent = error.requests + (call.requests if call is not None else 0)
         error.is_final = error.is_final or sent >= self._max_attempts
         return error
+
+    async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+        for client in self._clients:
+            if isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant):
+                return True
+        return False
 
     def count_tokens(self, text: str) -> int:
         return self._clients[0].count_tokens(text)
@@ -137,6 +149,7 @@ def _emit_fallback(error: LLMError, model: str, client: LLMClient) -> None:
         "code": error.code,
         "model": model,
         "fallback": f"{client.provider_name}/{client.model_id}",
+        **({"request_id": error.request_id} if error.request_id else {}),
     }
     log.warning("llm.fallback", run_id=call.run_id if call else None, **payload, error=error.message)
     if call is not None and call.emit is not None:

@@ -246,11 +246,15 @@ class HttpModelClient(ModelClient):
 
     def _authorize(self, exchange: Exchange, key: str | None) -> None:
         """Use this key for the requests of the call from now on."""
-        endpoint = self._endpoint
         exchange.key = key
-        exchange.secrets = [*endpoint.secrets, key] if key else endpoint.secrets
+        exchange.secrets = [*self._endpoint.secrets, key] if key else self._endpoint.secrets
+        exchange.request_headers = self._headers_with(key)
+
+    def _headers_with(self, key: str | None) -> dict[str, str]:
+        """The headers of every request. Those of the agent go before those with the key."""
+        endpoint = self._endpoint
         with_key = endpoint.key_headers(key) if key else {}
-        exchange.request_headers = {"accept-encoding": ACCEPT_ENCODING, **with_key, **endpoint.headers}
+        return {"accept-encoding": ACCEPT_ENCODING, **with_key, **endpoint.headers}
 
     def _tries(self, exchange: Exchange) -> int:
         """How many requests of the call have failed, in all attempts of its run."""

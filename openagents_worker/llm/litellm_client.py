@@ -186,7 +186,7 @@ async def _whole(arguments: Mapping[str, Any], exchange: Exchange) -> dict[str, 
     hidden = _hidden(reply)
     _note_headers(exchange, hidden)
     cost = hidden.get("response_cost")
-    if isinstance(cost, int | float) and cost > 0:  # zero: the library does not know the price
+    if isinstance(cost, int | float):
         exchange.headers[COST_HEADERS[0]] = repr(cost)
     return _plain(reply)
 

@@ -91,13 +91,16 @@ class BackgroundModelClient(HttpModelClient):
     def _noted(self) -> _Running:
         """The response that an earlier attempt of this call has created at this provider, if there is one."""
         call = current_call.get()
-        if call is None or call.noted is None or call.noted.get("api") != self._api:
-            return _Running()
-        name = call.noted.get("response_id")
-        if not isinstance(name, str) or not name:
+        name = None if call is None or call.noted is None else self._response_id(call.noted)
+        if call is None or name is None:
             return _Running()
         log.info("llm.response_continued", run_id=call.run_id, response_id=name)
         return _Running(name, is_from_before=True)
+
+    def _response_id(self, note: Mapping[str, Any]) -> str | None:
+        """The id in a note; None if the note is of another provider."""
+        name = note.get("response_id") if note.get("api") == self._api else None
+        return name if isinstance(name, str) and name else None
 
     @property
     def _api(self) -> str:
@@ -221,12 +224,27 @@ class BackgroundModelClient(HttpModelClient):
         if running.response_id is None or not is_given_up:
             return
         try:
-            async with asyncio.timeout(CANCEL_S):
-                http = await self._client()
-                url = self._url_of(running, "/cancel")
-                request = http.build_request("POST", url, headers=running.headers)
-                response = await http.send(request, stream=True)  # the body is not read: it may be large
-                await response.aclose()
-                response.raise_for_status()
+            await self._cancel(running)
         except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
             log.warning("llm.cancel_failed", response_id=running.response_id, error=type(error).__name__)
+
+    async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+        name = self._response_id(note)
+        if name is None:
+            return False
+        key = await self._endpoint.keys.key(self.provider_name, tenant)
+        try:
+            await self._cancel(_Running(name, headers=self._headers_with(key)))
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error or error.response.status_code in (401, 403, 408, 429):
+                raise
+        return True  # another status: the response has ended, or the provider does not know it any more
+
+    async def _cancel(self, running: _Running) -> None:
+        async with asyncio.timeout(CANCEL_S):
+            http = await self._client()
+            url = self._url_of(running, "/cancel")
+            request = http.build_request("POST", url, headers=running.headers)
+            response = await http.send(request, stream=True)  # the body is not read: it may be large
+            await response.aclose()
+            response.raise_for_status()

@@ -91,6 +91,24 @@ class OpenAIExtras(ProviderOptions):
     store: bool | None = Field(
         default=None, description="Whether the provider stores the reply. null: the provider's default."
     )
+    audio: dict[str, Any] | None = Field(
+        default=None, description="Voice and format of spoken output. null: none."
+    )
+    logprobs: bool | None = Field(
+        default=None, description="Whether the reply has the probabilities of its tokens. null: no."
+    )
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Number of likely tokens with their probabilities at each place; with logprobs. null: 0.",
+    )
+    moderation: dict[str, Any] | None = Field(
+        default=None, description="The moderation of the request and the reply. null: none."
+    )
+    prompt_cache_options: dict[str, Any] | None = Field(
+        default=None, description="Mode and lifetime of the prompt cache. null: the provider's default."
+    )
     modalities: list[str] | None = Field(
         default=None, description="Kinds of output, for example text. null: the provider's default."
     )

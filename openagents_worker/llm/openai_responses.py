@@ -43,6 +43,24 @@ ENCRYPTED = "reasoning.encrypted_content"
 _REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9])")
 """Models that think. They accept no temperature; their reasoning can be encrypted."""
 
+_UNCHANGED = (
+    "access_programs",
+    "context_management",
+    "image",
+    "metadata",
+    "moderation",
+    "prompt",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "top_logprobs",
+    "truncation",
+    "user",
+)
+"""The options that are sent under their own names."""
+
 CHARS_PER_ITEM = 200  # counts beside the text, so that many empty items reach the limit too
 
 
@@ -59,6 +77,42 @@ class ResponsesExtras(ProviderOptions):
         ge=50,
         le=60_000,
         description="Milliseconds between two requests for the state of a response in the background.",
+    )
+    background_options: dict[str, Any] | None = Field(
+        default=None, description="Options of a response in the background. null: the provider's default."
+    )
+    access_programs: dict[str, Any] | None = Field(
+        default=None, description="The provider's access programs that are used. null: none."
+    )
+    context_management: list[dict[str, Any]] | None = Field(
+        default=None, description="How the provider shortens a long conversation. null: not."
+    )
+    image: dict[str, Any] | None = Field(
+        default=None, description="How images in requests are read. null: the provider's default."
+    )
+    include_obfuscation: bool | None = Field(
+        default=None,
+        description="Whether the events of a stream are filled up to hide their length. null: the provider's "
+        "default.",
+    )
+    moderation: dict[str, Any] | None = Field(
+        default=None, description="The moderation of the request and the reply. null: none."
+    )
+    prompt: dict[str, Any] | None = Field(
+        default=None, description="A prompt template that is stored at the provider. null: none."
+    )
+    prompt_cache_options: dict[str, Any] | None = Field(
+        default=None, description="Mode and lifetime of the prompt cache. null: the provider's default."
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None,
+        description="Whether the model must call a tool, and which one. null: the provider's default.",
+    )
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Number of likely tokens with their probabilities at each place. null: none.",
     )
     include: list[str] = Field(
         default=[], description="Further parts of the reply, by OpenAI's names for `include`."
@@ -168,20 +222,20 @@ class OpenAIResponses:
             "text": self._text(request),
             "reasoning": _without_none(reasoning) or None,
             "tools": tools or None,
-            "tool_choice": tool_choice_to_wire(request.tool_choice) if tools else None,
+            "tool_choice": tool_choice_to_wire(request.tool_choice or extras.tool_choice) if tools else None,
             "parallel_tool_calls": extras.parallel_tool_calls if tools else None,
             "max_tool_calls": extras.max_tool_calls,
-            "metadata": extras.metadata,
-            "prompt_cache_key": extras.prompt_cache_key,
-            "prompt_cache_retention": extras.prompt_cache_retention,
-            "safety_identifier": extras.safety_identifier,
-            "service_tier": extras.service_tier,
-            "truncation": extras.truncation,
-            "user": extras.user,
+            **{name: getattr(extras, name) for name in _UNCHANGED},
             "background": True if extras.background else None,
-            "stream": True if request.is_streamed else None,
+            "background_options": extras.background_options if extras.background else None,
+            **(self._stream_fields() if request.is_streamed else {}),
         }
         return _without_none(body)
+
+    def _stream_fields(self) -> dict[str, Any]:
+        obfuscation = self._extras.include_obfuscation
+        options = None if obfuscation is None else {"include_obfuscation": obfuscation}
+        return {"stream": True, "stream_options": options}
 
     def _is_reasoning_model(self, model: str) -> bool:
         own = self._options.reasoning_model

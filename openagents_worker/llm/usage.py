@@ -90,8 +90,12 @@ def usage_from_wire(
 
 
 def stated_cost(headers: Mapping[str, str]) -> float | None:
-    """The cost in USD that a gateway states in the headers of its reply."""
-    return next((cost for name in COST_HEADERS if (cost := _amount(headers.get(name))) is not None), None)
+    """The cost in USD that a gateway states in the headers of its reply; None if it states none.
+
+    Zero is none: LiteLLM's proxy writes 0.0 if it does not know the price, and for every streamed reply,
+    whose tokens are not counted yet.
+    """
+    return next((cost for name in COST_HEADERS if (cost := _amount(headers.get(name)))), None)
 
 
 def _cost_in(usage: Mapping[str, Any]) -> float | None:

@@ -11,6 +11,7 @@ from openagents_worker.agents import (
     AgentDefinition,
     AppConfig,
     ContextAssemblerRef,
+    LLMOptions,
     PluginRef,
     read_agents_file,
 )
@@ -18,7 +19,7 @@ from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMClient, quiet_http_clients
+from openagents_worker.llm.base import LLMClient, ModelClient, quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget
@@ -109,6 +110,11 @@ class AgentParts:
                     errors.append(error)
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("several plugins", errors)
+
+
+def _is_in_background(options: LLMOptions) -> bool:
+    fields = [options.model_extra or {}, *options.fallbacks]
+    return any(each.get("background") for each in fields)
 
 
 def _toolset(plugin: Any) -> Toolset:
@@ -210,6 +216,20 @@ class Assembly:
         if client is None:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
+
+    def has_background_models(self) -> bool:
+        """Whether the call of a model may go on at its provider without a worker (`llm.background`)."""
+        return any(_is_in_background(agent.llm) for agent in self._definitions.values())
+
+    async def cancel_response(self, agent_id: str, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+        """Cancel what goes on at the provider of an agent's model; see `ModelClient.cancel_noted`.
+
+        Raises `AgentUnavailable` and `AgentNotFoundError` as `parts`.
+        """
+        if agent_id in self.unavailable:
+            raise self.unavailable[agent_id].error()
+        client = self.model(self._definitions.get(agent_id) or self.config.agent(agent_id))
+        return isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant)
 
     def shared(self, agent_id: str, slot: str, make: Callable[[], Any]) -> Any:
         """A part that all runs of an agent share, created by `make` on first use."""

@@ -22,6 +22,7 @@ from openagents_worker.models import (
 )
 from openagents_worker.store.client import AsyncStore, Plan, Store
 from openagents_worker.store.codec import PayloadCodec
+from openagents_worker.store.facts import Facts
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
@@ -37,6 +38,7 @@ from openagents_worker.store.states import STATES
 
 __all__ = [
     "RECORD_FIELDS",
+    "aread_facts",
     "aread_record",
     "aread_states",
     "check_task_options",
@@ -187,6 +189,18 @@ def record_plan(keys: Keys, run_id: str) -> Plan[RunRecord]:
     if record is None:
         raise run_not_found(run_id)
     return record
+
+
+def facts_plan(keys: Keys, run_id: str) -> Plan[Facts]:
+    """A plan that returns the facts of a run; none if it does not exist."""
+    codec: PayloadCodec = yield CODEC
+    fields = yield lambda r: r.hgetall(keys("facts", run_id))
+    return Facts({name: codec.decode(text) for name, text in fields.items()})
+
+
+def aread_facts(store: AsyncStore, run_id: str) -> Awaitable[Facts]:
+    """The facts of a run, for asyncio."""
+    return store.execute(facts_plan(store.keys, run_id))
 
 
 def read_record(store: Store, run_id: str) -> RunRecord:

@@ -160,6 +160,7 @@ WORKER = Role(
         _rights_on("workers", "ZRANGE"),
         _rights_on("host", "HGETALL"),
         _rights_on("limits", "ZRANGE"),
+        _rights_on("facts", "HGETALL"),
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),
         _rights_on("artifacts", "LRANGE", "LLEN"),

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from openagents_worker.concurrency import end_task
@@ -40,6 +40,7 @@ from openagents_worker.worker.heartbeat import (
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
+from openagents_worker.worker.open_responses import OpenResponses
 from openagents_worker.worker.outbox import Outbox, Recipients
 from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
@@ -107,6 +108,13 @@ class WorkerProcess:
         self._loop_thread.run(self._build())
         self._service = Service(self._background_parts())
 
+    def _all_recipients(self) -> Recipients:
+        """Those of the caller, and our own if calls of a model may go on without a worker."""
+        if not self._assembly.has_background_models():
+            return self._recipients
+        own = OpenResponses(self.store, self._assembly)
+        return replace(self._recipients, all=(*self._recipients.all, own))
+
     async def _build(self) -> None:
         """Create the parts, on the loop."""
         settings, limits = self.settings, self._limits
@@ -132,7 +140,7 @@ class WorkerProcess:
             leave=self._leave,
         )
         self._completion_acks = CompletionAcks(self.store, leave=self._leave)
-        self._outbox = Outbox(self.store, self._recipients, leave=self._leave)
+        self._outbox = Outbox(self.store, self._all_recipients(), leave=self._leave)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             self.store,

@@ -23,6 +23,19 @@ FIGURES = {
     ("sentinel.md", r"survives up to (\d+) s without"): "store.watch.RECONNECT_S",
     ("producer.md", r"An id has 1 to (\d+) printable"): "models.MAX_ID_CHARS",
     ("listing.md", r"up to (\d+) `labels`"): "models.MAX_LABELS",
+    ("models.md", r"by the first call after (\d+) s"): "llm.api_keys.FILE_CHECK_S",
+    ("models.md", r"It has (\d+) s\."): "llm.api_keys.RESOLVER_TIMEOUT_S",
+    ("models.md", r"is continued, up to (\d+) times"): "llm.anthropic_messages.MAX_PAUSES",
+    ("models.md", r"Up to (\d+) idle ones"): "llm.connection_pool.MAX_IDLE",
+    ("models.md", r"are kept for (\d+) seconds"): "llm.connection_pool.IDLE_S",
+    (
+        "messages.md",
+        r"tool messages in the transcript \| ([\d,]+);",
+    ): "llm.transcript.MAX_TOOL_MESSAGES_BYTES",
+    (
+        "messages.md",
+        r"`provider_fields` in the transcript \| ([\d,]+)",
+    ): "llm.transcript.MAX_ANSWER_FIELDS_BYTES",
 }
 """A page and the text around a figure, and the constant that the figure must equal."""
 

@@ -10,15 +10,45 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.llm.providers import EXTRAS
 from openagents_worker.llm.structured import response_format
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
-from tests.extras.vendor_program import GOLDEN, TALK
+from tests.extras.vendor_program import FIELDS, GOLDEN, TALK
 from tests.unit.llm.test_conversation import asks, call, result, user
 from tests.unit.llm.test_wire_formats import BLOCKS, CITY
 from tests.unit.llm.wire import ANTHROPIC, FORMATS, TOOLS, Format
 
 pytestmark = pytest.mark.extras
 TIMEOUT_S = 240
+
+WRITTEN = {"messages", "model", "max_tokens", "temperature", "tools", "stream"}
+"""Fields that the library writes from the conversation, and from options with names of their own."""
+NO_OPTION = {
+    "anthropic": {
+        "cache_control",  # prompt_caching, cache_ttl
+        "output_config",  # effort, structured_output
+        "system",
+        "workspace_id",  # a header: extra_headers
+    },
+    "openai_compatible": {
+        "functions",  # the old names of tools and tool_choice
+        "function_call",
+        "max_completion_tokens",  # max_tokens
+        "n",  # a reply has one choice
+        "response_format",
+    },
+    "openai_responses": {
+        "conversation",  # the conversation is ours, so that any worker can continue it
+        "previous_response_id",
+        "input",
+        "instructions",
+        "max_output_tokens",  # max_tokens
+        "reasoning",  # reasoning_effort, reasoning_summary
+        "stream_options",  # include_obfuscation
+        "text",  # verbosity, structured_output
+    },
+}
+"""Fields without an option of the same name, and the option or the reason."""
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +133,13 @@ def test_the_clients_of_the_vendors_understand_the_model_server(python: str) -> 
     assert [status for _, status in found["response"]] == [400, 400, 400]
     assert all(found["reset"])
     assert all(found["error_in_200"][1:]), "an error event; OpenAI's package returns response.failed"
+
+
+def test_every_field_of_a_request_can_be_set(python: str) -> None:
+    """As an option of `llm` with a check of its type, unless the library writes it. A field that is new at
+    the vendor fails here."""
+    fields = json.loads(_run(python, "-c", FIELDS))
+    options = {name: {*EXTRAS[name].model_fields, *WRITTEN, *NO_OPTION[name]} for name in fields}
+
+    missing = {name: sorted({*found} - options[name]) for name, found in fields.items()}
+    assert missing == {name: [] for name in fields}

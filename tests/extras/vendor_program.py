@@ -1,12 +1,24 @@
 """Programs of the vendors' own packages, run in an environment that has them and nothing of this repository.
 
+`FIELDS` prints the names of the fields that a request can have.
 `GOLDEN` reads request bodies from standard input and prints what is wrong with them by the packages' types.
 `TALK` has conversations with the model server, whole and streamed, and prints what the packages understood.
 """
 
 from __future__ import annotations
 
-__all__ = ["GOLDEN", "TALK"]
+__all__ = ["FIELDS", "GOLDEN", "TALK"]
+
+FIELDS = """
+import json
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming as Messages
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Chat
+from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming as Responses
+
+TYPES = {"anthropic": Messages, "openai_compatible": Chat, "openai_responses": Responses}
+names = {name: kind.__required_keys__ | kind.__optional_keys__ for name, kind in TYPES.items()}
+print(json.dumps({name: sorted(found) for name, found in names.items()}))
+"""
 
 GOLDEN = '''
 import json, sys

@@ -157,15 +157,18 @@ async def test_an_unknown_price_is_one_event_and_no_cost(redis_url: str) -> None
 
 async def test_a_fallback_is_recorded_with_its_call(redis_url: str) -> None:
     """The events say why, and which model answered."""
-    model = Model(BROKEN, ANSWER)
-    async with _run(redis_url, model, fallbacks=[{"model": "second"}]) as p:
+    broken = BROKEN._replace(head=f"{JSON}\r\nx-request-id: req-3")
+    model = Model(broken, broken, ANSWER)
+    retry = {"max_attempts": 2, "initial_backoff_ms": 0}
+    async with _run(redis_url, model, fallbacks=[{"model": "second"}], retry=retry) as p:
         result = (await p.run()).result
         events = {event["name"]: event["payload"] for event in await p.events()}
 
     assert result is not None
     assert result.final_output == "Done."
-    assert [asked["model"] for asked in model.asked] == ["m", "second"]
+    assert [asked["model"] for asked in model.asked] == ["m", "m", "second"]
     assert events["llm.fallback"]["code"] == "llm.connection"
+    assert events["llm.fallback"]["request_id"] == events["llm.retrying"]["request_id"] == "req-3"
     assert events["llm.succeeded"]["answered_by"] == "openai_compatible/second"
 
 

@@ -20,6 +20,7 @@ from openagents_worker import (
     RunResult,
     RunState,
     StopReason,
+    register_api_keys,
     register_deps,
     register_output,
     run_agent,
@@ -63,7 +64,14 @@ def an_answer_of_a_class() -> int:
     return answer.total if answer else 0
 
 
+async def key_of(provider: str, tenant: str | None) -> str:
+    """The key of a model, from a secret store."""
+    return f"{provider} {tenant or ''}"
+
+
 def what_a_plugin_registers() -> None:
+    register_api_keys(key_of)
+    register_api_keys(lambda provider, tenant: f"{provider} {tenant or ''}")
     register_deps("shop", dict[str, str])
     register_output("answer", Answer)
 

@@ -13,6 +13,8 @@ from openagents_worker.testing.model_server import ModelServer, ModelServerReque
 HEADERS = {"anthropic-version": "2026-10-21", "x-api-key": "k"}
 HI = {"role": "user", "content": "hi"}
 ADD = {"name": "add", "input_schema": {"type": "object"}}
+SEARCH = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "tea"}}
+FOUND = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
 BOTH = {
     "text": "two words",
     "tool_calls": [
@@ -214,6 +216,7 @@ async def test_what_is_not_text_is_handed_on_as_it_came() -> None:
         [HI, _uses("a"), _uses("b"), _results("a", "b")],
         [HI, HI, {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": ""}],
         [_uses("a"), _results("a")],
+        [HI, {"role": "assistant", "content": [SEARCH, FOUND]}],
     ],
 )
 async def test_messages_of_one_role_in_a_row_are_one_turn(messages: list[Any]) -> None:
@@ -222,6 +225,15 @@ async def test_messages_of_one_role_in_a_row_are_one_turn(messages: list[Any]) -
         reply = await _post(server, *messages)
 
     assert reply.status_code == 200
+
+
+async def test_tools_of_the_provider_are_accepted_beside_ours() -> None:
+    """Their fields are not checked. They can be chosen, too."""
+    search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
+    async with ModelServer(lambda _: {"text": "ok"}) as server:
+        for tools in ([search], [ADD, search]):
+            reply = await _post(server, HI, tools=tools, tool_choice={"type": "tool", "name": "web_search"})
+            assert reply.status_code == 200, reply.text
 
 
 UNANSWERED = (
@@ -302,6 +314,23 @@ async def test_calls_and_results_come_in_pairs(messages: list[Any], problem: str
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
             "messages: text content blocks must be non-empty",
+        ),
+        (
+            {"messages": [HI, {"role": "assistant", "content": "once "}]},
+            "messages: final assistant content cannot end with trailing whitespace",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
+            "messages.0.content.0: `server_tool_use` blocks can only be in `assistant` messages",
+        ),
+        (
+            {
+                "messages": [
+                    HI,
+                    {"role": "assistant", "content": [{"type": "server_tool_use", "input": "{}"}]},
+                ]
+            },
+            "messages.1.content.0.server_tool_use.input: Input should be",
         ),
         ({"messages": [{"role": "system", "content": "x"}, HI]}, 'messages: Unexpected role "system"'),
         ({"tools": [{"type": "function", "function": {}}]}, "tools.0.name: Field required"),

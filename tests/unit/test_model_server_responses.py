@@ -173,6 +173,16 @@ async def test_an_invalid_request_is_refused_in_the_words_of_the_api(
     assert server.log == []
 
 
+async def test_tools_of_the_provider_are_accepted_beside_ours(http: httpx.AsyncClient) -> None:
+    """Their fields are not checked. They can be chosen, too."""
+    search = {"type": "web_search", "search_context_size": "low"}
+    async with ModelServer(lambda _: {"text": "ok"}) as server:
+        for tools in ([search], [ADD, search]):
+            for choice in ("required", {"type": "web_search"}):
+                reply = await _post(http, server, tools=tools, tool_choice=choice)
+                assert reply.status_code == 200, reply.text
+
+
 # --- the background --------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openagents_worker.agents import load_agents, read_agents_file
 from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigValidationError, PluginLoadError
 from openagents_worker.runtime.assembly import Assembly
-from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.runtime.start_checks import find_problems, remarks
 from openagents_worker.settings import Settings
 from tests.tls.certificates import Certificates
 from tests.unit import broken_plugins
@@ -321,6 +321,23 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
     )
     header = {"Authorization": "${KEY}"}
     assert found(agent(llm={"provider": "openai_compatible", "extra_headers": header}), {"KEY": SECRET}) == []
+
+
+def test_a_key_that_everybody_can_read_is_remarked(tmp_path: Path) -> None:
+    """Also that of a fallback. It is no mistake: a secret that Kubernetes mounts has this mode by default."""
+    own, other, hidden = (tmp_path / name for name in ("own", "other", "hidden"))
+    for file, mode in ((own, 0o644), (other, 0o604), (hidden, 0o640)):
+        file.write_text("key")
+        file.chmod(mode)
+    llm = OPENAI | {"api_key_file": str(own), "fallbacks": [{"api_key_file": str(other)}]}
+    definitions = [agent(llm=llm), agent(id="b", llm=OPENAI | {"api_key_file": str(hidden)})]
+    file = read_agents_file(json.dumps({"agents": definitions}), env={})
+
+    assert find_problems(file, {}) == []
+    assert file.config is not None
+    assert [remark.partition(", which")[0] for remark in remarks(file.config)] == [
+        f"agent 'good': every user of this machine can read {path}" for path in (own, other)
+    ]
 
 
 def test_a_certificate_that_cannot_be_used_is_found_at_start(tmp_path: Path) -> None:

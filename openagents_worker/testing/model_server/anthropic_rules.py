@@ -6,81 +6,27 @@ Anthropic's API is checked with pydantic too, so its messages consist of the fie
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
+from openagents_worker.testing.model_server.anthropic_blocks import (
+    Block,
+    Message,
+    StrictModel,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    as_blocks,
+)
 from openagents_worker.testing.model_server.connection import ReceivedRequest
 from openagents_worker.testing.model_server.wire_format import InvalidRequest, seal
 
 __all__ = ["Message", "MessagesRequest", "Text", "Tool", "ToolResult", "ToolUse", "checked_request"]
-
-_CallId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
-
-
-def _blocks(content: Any) -> Any:
-    """A text as a list of one text block; an empty text as an empty list."""
-    if not isinstance(content, str):
-        return content
-    return [{"type": "text", "text": content}] if content else []
-
-
-class _StrictModel(BaseModel):
-    """Rejects unknown fields and converted types, as the API does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Text(_StrictModel):
-    type: Literal["text"]
-    text: str
-    cache_control: JsonValue = None
-    citations: JsonValue = None
-
-
-class _Opaque(BaseModel):
-    """A content block that scripts do not use. Its fields are not checked."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    type: Literal["document", "image", "redacted_thinking"]
-
-
-class Thinking(_StrictModel):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str
-
-
-class ToolUse(_StrictModel):
-    type: Literal["tool_use"]
-    id: _CallId
-    name: str
-    input: dict[str, JsonValue]
-    cache_control: JsonValue = None
-    caller: JsonValue = None
-
-
-_ResultBlock = Annotated[Text | _Opaque, Field(discriminator="type")]
-
-
-class ToolResult(_StrictModel):
-    type: Literal["tool_result"]
-    tool_use_id: _CallId
-    content: Annotated[list[_ResultBlock], BeforeValidator(_blocks)] = Field(default_factory=list)
-    is_error: bool = False
-    cache_control: JsonValue = None
-
-
-_Block = Text | ToolUse | ToolResult | Thinking | _Opaque
-_MessageBlock = Annotated[_Block, Field(discriminator="type")]
-
-
-class Message(_StrictModel):
-    role: Literal["user", "assistant", "system"]
-    content: Annotated[list[_MessageBlock], BeforeValidator(_blocks)]
 
 
 class _ObjectSchema(BaseModel):
@@ -89,7 +35,7 @@ class _ObjectSchema(BaseModel):
     type: Literal["object"]
 
 
-class Tool(_StrictModel):
+class Tool(StrictModel):
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
     input_schema: _ObjectSchema
     description: str | None = None
@@ -102,22 +48,22 @@ class Tool(_StrictModel):
     strict: bool = False
 
 
-class _AnyChoice(_StrictModel):
+class _AnyChoice(StrictModel):
     type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool = False
 
 
-class _NamedChoice(_StrictModel):
+class _NamedChoice(StrictModel):
     type: Literal["tool"]
     name: str
     disable_parallel_tool_use: bool = False
 
 
-class MessagesRequest(_StrictModel):
+class MessagesRequest(StrictModel):
     model: str
     messages: list[Message]
     max_tokens: int = Field(ge=1)
-    system: Annotated[list[Text], BeforeValidator(_blocks)] = Field(default_factory=list)
+    system: Annotated[list[Text], BeforeValidator(as_blocks)] = Field(default_factory=list)
     tools: list[Tool] = Field(default_factory=list)
     tool_choice: Annotated[_AnyChoice | _NamedChoice, Field(discriminator="type")] | None = None
     stream: bool = False
@@ -131,6 +77,7 @@ class MessagesRequest(_StrictModel):
     service_tier: JsonValue = None
     speed: JsonValue = None
     thinking: JsonValue = None
+    user_profile_id: JsonValue = None
 
 
 class _SampledRequest(MessagesRequest):
@@ -146,6 +93,7 @@ VERSIONS: Mapping[str, type[MessagesRequest]] = {
 
 
 OLDEST = "2023-06-01"
+_DATED = re.compile(r"[a-z_]+_20[0-9]{6}")
 MAX_BREAKPOINTS = 4
 MIN_THINKING_TOKENS = 1024
 
@@ -161,14 +109,15 @@ def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[
         body = json.loads(request.body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from error
+    own, others = _split_tools(body)
     try:
-        parsed = VERSIONS[version].model_validate(body)
+        parsed = VERSIONS[version].model_validate(own)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise InvalidRequest(": ".join([*_path(problem["loc"]), problem["msg"]])) from error
     if any(not block.text for block in parsed.system):
         raise InvalidRequest("system: text content blocks must be non-empty")
-    _check_tools(parsed)
+    _check_tools(parsed, others)
     _check_messages(parsed.messages)
     _check_blocks(parsed.messages, version)
     _check_pairs(parsed.messages)
@@ -181,8 +130,26 @@ def _path(places: Sequence[str | int]) -> list[str]:
     return [".".join(map(str, places))] if places else []
 
 
-def _check_tools(request: MessagesRequest) -> None:
-    names = [tool.name for tool in request.tools]
+def _split_tools(body: Any) -> tuple[Any, list[str]]:
+    """The body without the provider's own tools, whose fields are not checked, and their names."""
+    tools = body.get("tools") if isinstance(body, Mapping) else None
+    if not isinstance(tools, list):
+        return body, []
+    others = [tool for tool in tools if _is_of_provider(tool)]
+    return {**body, "tools": [tool for tool in tools if tool not in others]}, [
+        tool["name"] for tool in others
+    ]
+
+
+def _is_of_provider(tool: Any) -> bool:
+    """Whether a tool has a type of the provider with a date, for example `web_search_20250305`."""
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
+        return False
+    return isinstance(kind := tool.get("type"), str) and _DATED.fullmatch(kind) is not None
+
+
+def _check_tools(request: MessagesRequest, others: Sequence[str]) -> None:
+    names = [*(tool.name for tool in request.tools), *others]
     if len(set(names)) < len(names):
         raise InvalidRequest("tools: Tool names must be unique.")
     if request.tool_choice is not None and not names:
@@ -210,6 +177,14 @@ def _check_messages(messages: Sequence[Message]) -> None:
         if any(isinstance(block, Text) and not block.text for block in message.content):
             raise InvalidRequest("messages: text content blocks must be non-empty")
         before = message.role
+    _check_end(messages[-1])
+
+
+def _check_end(last: Message) -> None:
+    """Check a reply that the model continues."""
+    end = last.content[-1] if last.content else None
+    if last.role == "assistant" and isinstance(end, Text) and end.text != end.text.rstrip():
+        raise InvalidRequest("messages: final assistant content cannot end with trailing whitespace")
 
 
 def _check_blocks(messages: Sequence[Message], version: str) -> None:
@@ -285,12 +260,12 @@ def _breakpoints(value: Any) -> Iterator[Any]:
 # --- calls and their results -----------------------------------------------------------------------------
 
 
-SIDES = {"tool_use": "assistant", "tool_result": "user"}
+SIDES = {"tool_use": "assistant", "tool_result": "user", "server_tool_use": "assistant"}
 
 
 class _Placed(NamedTuple):
     place: str
-    block: _Block
+    block: Block
 
 
 class _Turn(NamedTuple):

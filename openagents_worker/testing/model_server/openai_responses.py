@@ -48,7 +48,7 @@ class OpenAIResponsesFormat:
             messages = tuple(_chat_messages(body))
             return ModelServerRequest(
                 messages=messages,
-                tools=tuple(_chat_tool(tool) for tool in body.get("tools") or ()),
+                tools=tuple(map(_chat_tool, body.get("tools") or ())),
                 model=body["model"],
                 stream=bool(body.get("stream")),
                 headers=request.headers,
@@ -143,6 +143,8 @@ def _text(content: Any) -> Any:
 
 
 def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if tool["type"] != "function":
+        return dict(tool)  # the provider's own
     function = {"name": tool["name"], "parameters": tool["parameters"]}
     described = {"description": tool["description"]} if tool.get("description") is not None else {}
     return {"type": "function", "function": function | described}

@@ -25,10 +25,20 @@ FIELDS = frozenset(
         *("model", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning"),
         *("safety_identifier", "service_tier", "store", "stream", "stream_options", "temperature", "text"),
         *("tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"),
+        *("access_programs", "background_options", "context_management", "image", "moderation"),
+        "prompt_cache_options",
     }
 )
 NOT_HERE = ("conversation", "previous_response_id", "prompt")
 """Fields of the real API that refer to what it has stored. This server has not."""
+
+OWN_TOOLS = frozenset(
+    {
+        *("apply_patch", "code_interpreter", "computer_use_preview", "custom", "file_search"),
+        *("image_generation", "local_shell", "mcp", "shell", "web_search", "web_search_preview"),
+    }
+)
+"""The types of the provider's own tools. Their fields are not checked."""
 
 ITEM_FIELDS = {
     "message": {"id", "type", "role", "content", "status", "phase"},
@@ -102,7 +112,10 @@ def _check_settings(body: Mapping[str, Any]) -> None:
 def _check_tools(body: Mapping[str, Any]) -> None:
     tools = body.get("tools") or ()
     names: set[str] = set()
+    others = [tool["type"] for tool in tools if isinstance(tool, Mapping) and tool.get("type") in OWN_TOOLS]
     for at, tool in enumerate(tools):
+        if isinstance(tool, Mapping) and tool.get("type") in OWN_TOOLS:
+            continue
         if not isinstance(tool, Mapping) or tool.get("type") != "function":
             raise InvalidRequest(f"Invalid value for 'tools[{at}].type': expected 'function'.")
         if "function" in tool:
@@ -118,7 +131,9 @@ def _check_tools(body: Mapping[str, Any]) -> None:
     choice = body.get("tool_choice")
     if choice is None or choice in ("none", "auto"):
         return
-    if choice == "required" and names:
+    if choice == "required" and (names or others):
+        return
+    if isinstance(choice, Mapping) and choice.get("type") in others:
         return
     if isinstance(choice, Mapping) and choice.get("type") == "function" and choice.get("name") in names:
         return

@@ -145,6 +145,41 @@ async def test_a_failed_response_has_the_code_that_any_provider_gets(
     assert message in error.message
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "ms"),
+    [
+        ("retry-after: 7", 7_000),
+        ("x-ratelimit-reset-tokens: 2s\r\nx-ratelimit-remaining-tokens: 0", 2_000),
+        ("server: x", None),
+    ],
+)
+async def test_a_failed_response_says_in_its_headers_how_long_to_wait(
+    headers: str, ms: int | None, streamed: bool
+) -> None:
+    """The error is in the body of a reply with status 200. It has the id of its request, too."""
+    failed = _failed("rate_limit_exceeded", "slow")
+    body = sse({"type": "response.failed", "response": failed}) if streamed else json.dumps(failed).encode()
+    head = f"{STREAM if streamed else JSON}\r\nx-request-id: req-7\r\n{headers}"
+
+    with pytest.raises(LLMRateLimitError) as caught:
+        await _asked(RESPONSES, lambda _: Sent((body,), head), streamed=streamed, retry={"max_attempts": 1})
+
+    assert (caught.value.retry_after_ms, caught.value.request_id) == (ms, "req-7")
+
+
+@pytest.mark.parametrize("wire", [CHAT, ANTHROPIC, RESPONSES], ids=lambda wire: wire.provider)
+async def test_a_rate_limit_says_in_its_headers_when_it_is_reset(wire: Format) -> None:
+    """If there is no Retry-After."""
+    head = f"{JSON}\r\nx-ratelimit-reset-requests: 1m30s\r\nx-ratelimit-remaining-requests: 0"
+    sent = Sent((b"{}",), head, "429 Slow")
+
+    with pytest.raises(LLMRateLimitError) as caught:
+        await _asked(wire, lambda _: sent, retry={"max_attempts": 1})
+
+    assert caught.value.retry_after_ms == 90_000
+
+
 GEMINI_LIMIT = (
     "You exceeded your current quota, please check your plan and billing details. For more information on "
     "this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +83,11 @@ OPTIONS: dict[str, Any] = {
     "metadata": {"team": "a"},
     "store": False,
     "modalities": ["text"],
+    "audio": {"voice": "alloy", "format": "wav"},
+    "logprobs": True,
+    "top_logprobs": 3,
+    "moderation": {"model": "omni-moderation-latest"},
+    "prompt_cache_options": {"mode": "explicit"},
     "prediction": {"type": "content", "content": "x"},
     "web_search_options": {"search_context_size": "low"},
 }
@@ -119,6 +125,9 @@ async def test_options_of_tools_are_not_sent_without_tools() -> None:
         ("metadata", {"a": 1}),
         ("verbosity", "loud"),
         ("store", "no way"),
+        ("top_logprobs", 21),
+        ("logprobs", "many"),
+        ("moderation", "strict"),
         ("extra_body", "x"),
         ("extra_query", {"a": {}}),
     ],
@@ -274,6 +283,29 @@ def test_a_mistake_in_a_fallback_is_found(entry: dict[str, Any], path: str) -> N
     with pytest.raises(PluginConfigError) as caught:
         make_client(options, env={})
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [("api_key_env", "api_key_file"), ("api_key_file", "api_key_env"), ("api_key_env", "api_key_env")],
+)
+async def test_a_fallback_with_a_key_of_its_own_takes_none_from_the_agent(
+    tmp_path: Path, own: str, other: str
+) -> None:
+    """An agent whose account is limited continues with another account of the same provider."""
+    (tmp_path / "key").write_text("plain-key-0000000002")
+    values = {"api_key_env": "SECOND", "api_key_file": str(tmp_path / "key")}
+    options = LLMOptions(
+        provider="openai_compatible",
+        api_base="http://127.0.0.1:1",
+        **{own: "FIRST" if own == "api_key_env" else str(tmp_path / "key")},
+        fallbacks=[{other: values[other]}],
+    )
+    client: Any = make_client(
+        options, env={"FIRST": "plain-key-0000000001", "SECOND": "plain-key-0000000002"}
+    )
+
+    assert client._clients[1]._endpoint.keys.value == "plain-key-0000000002"
 
 
 async def test_a_fallback_of_another_provider_shares_only_the_limits() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openagents_worker.agents import LLMRetryOptions
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.retry import pause_ms
-from openagents_worker.retry_after import retry_after_ms
+from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, rate_limit_reset_ms, retry_after_ms
 
 NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 
@@ -35,6 +35,64 @@ NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 def test_a_reply_says_how_long_to_stay_away(headers: dict[str, str], ms: int | None) -> None:
     """Milliseconds, seconds or a date, relative to the server's clock. Invalid values are ignored."""
     assert retry_after_ms(headers, now=NOON) == ms
+
+
+NOON_S = int(NOON.timestamp())
+
+
+@pytest.mark.parametrize(
+    ("headers", "ms"),
+    [
+        ({}, None),
+        ({"x-ratelimit-reset-requests": "1s"}, None),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-remaining-requests": "3"}, None),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-remaining-requests": "0"}, 1_000),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "6m0.5s",
+                "x-ratelimit-remaining-tokens": "0",
+            },
+            360_500,
+        ),
+        (
+            {
+                "x-ratelimit-reset-requests": "120ms",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "6m0s",
+                "x-ratelimit-remaining-tokens": "17",
+            },
+            120,
+        ),
+        (
+            {
+                "anthropic-ratelimit-input-tokens-reset": "2025-05-01T12:00:30Z",
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+            },
+            30_000,
+        ),
+        (
+            {"X-RateLimit-Reset": str((NOON_S + 9) * 1000), "x-ratelimit-reset": str((NOON_S + 9) * 1000),
+             "x-ratelimit-remaining": "0"},
+            9_000,
+        ),
+        ({"x-ratelimit-reset": str(NOON_S + 5), "x-ratelimit-remaining": "0"}, 5_000),
+        ({"ratelimit-reset": "50", "ratelimit-remaining": "0"}, 50_000),
+        ({"ratelimit-reset": "-50", "ratelimit-remaining": "0"}, 0),
+        ({"ratelimit-reset": "1e300", "ratelimit-remaining": "0"}, MAX_RETRY_AFTER_MS),
+        ({"ratelimit-reset": "nan", "ratelimit-remaining": "0"}, None),
+        ({"ratelimit-reset": "9" * 400, "ratelimit-remaining": "0"}, None),
+        ({"ratelimit-reset": "soon", "ratelimit-remaining": "0"}, None),
+        (
+            {"x-ratelimit-reset-tokens": "9" * 30 + "h", "x-ratelimit-remaining-tokens": "0"},
+            MAX_RETRY_AFTER_MS,
+        ),
+    ],
+)  # fmt: skip
+def test_the_headers_of_a_rate_limit_say_when_it_is_reset(headers: dict[str, str], ms: int | None) -> None:
+    """Of OpenAI, Anthropic, OpenRouter and the IETF. A limit that is not used up does not count."""
+    assert rate_limit_reset_ms(headers, now=NOON) == ms
 
 
 @given(

@@ -181,6 +181,10 @@ def test_a_cost_is_right_to_the_token(name: str) -> None:
     assert price(model, usage).metadata["cost_usd"] == pytest.approx(usd, abs=1e-12)
 
 
+COSTS_OF_NO_USE = ("free", "0.0", "-1", "nan", "inf", "")
+"""LiteLLM's proxy writes 0.0 for a streamed reply and for an unknown price."""
+
+
 def test_a_cost_that_the_provider_states_goes_first() -> None:
     """In the reply (OpenRouter, xAI), or in a header of a gateway (LiteLLM)."""
     wire = {"prompt_tokens": 10, "completion_tokens": 5}
@@ -193,7 +197,7 @@ def test_a_cost_that_the_provider_states_goes_first() -> None:
         assert usage is not None
         assert price("gpt-4o", usage, LLMPricing(input=9, output=9)).metadata["cost_usd"] == 0.5
     assert stated_cost({"x-litellm-response-cost": "0.25"}) == 0.25
-    assert stated_cost({"x-litellm-response-cost": "free"}) is None
+    assert [stated_cost({"x-litellm-response-cost": cost}) for cost in COSTS_OF_NO_USE] == [None] * 6
 
 
 def test_the_model_of_the_reply_is_priced_if_the_requested_name_is_unknown() -> None:

@@ -22,6 +22,7 @@ from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.base import ModelRequest as Request
 from openagents_worker.llm.conversation import UniqueCallIds, assistant_message, usable_calls
+from openagents_worker.llm.openai_responses import OpenAIResponses, ResponsesExtras
 from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.structured import response_format
 from openagents_worker.testing.model_server import FAULTS as ALL_FAULTS
@@ -628,6 +629,50 @@ def test_an_option_that_the_provider_does_not_take_is_a_problem(
     assert problem in str(caught.value)
 
 
+CHOSEN: dict[str, dict[str, Any]] = {
+    "openai_compatible": {"tool_choice": "auto", "logprobs": True, "moderation": {"model": "m"}},
+    "openai_responses": {
+        "access_programs": {"x": True},
+        "background": True,
+        "background_options": {"completion_window": "2h"},
+        "context_management": [{"type": "compaction"}],
+        "image": {"detail": "low"},
+        "include_obfuscation": False,
+        "max_tool_calls": 3,
+        "moderation": {"model": "m"},
+        "prompt_cache_options": {"mode": "explicit"},
+        "tool_choice": "auto",
+        "top_logprobs": 3,
+    },
+    "anthropic": {
+        "container": "c",
+        "diagnostics": {"previous_message_id": None},
+        "effort": "low",
+        "inference_geo": "eu",
+        "speed": "fast",
+        "tool_choice": "auto",
+        "top_k": 3,
+        "user_profile_id": "u",
+    },
+}
+
+
+@pytest.mark.parametrize("wire", FORMATS, ids=lambda wire: wire.provider)
+def test_the_test_server_accepts_every_option(wire: Format) -> None:
+    """It is as strict as the provider about unknown fields, so it has to know those of our options."""
+    client: Any = client_of(wire, "http://x.test/v1", **CHOSEN[wire.provider])
+    wire.check(client._codec.body(Request(HI, tools=TOOLS, on_delta=Heard()), wire.model))
+
+
+@pytest.mark.parametrize(("is_streamed", "sent"), [(True, {"include_obfuscation": False}), (False, None)])
+def test_the_obfuscation_of_a_stream_can_be_turned_off(is_streamed: bool, sent: Any) -> None:
+    """It fills up every event of OpenAI's responses; the API rejects the option without a stream."""
+    codec = OpenAIResponses(LLMOptions(), ResponsesExtras(include_obfuscation=False))
+    request = Request(HI, on_delta=Heard() if is_streamed else None)
+
+    assert codec.body(request, "gpt-5").get("stream_options") == sent
+
+
 def test_every_option_is_sent_where_the_provider_expects_it() -> None:
     """The names of the options are those of the providers."""
 
@@ -647,12 +692,30 @@ def test_every_option_is_sent_where_the_provider_expects_it() -> None:
         metadata={"user_id": "u"},
         parallel_tool_calls=False,
         cache_ttl="1h",
+        container="container_1",
+        inference_geo="eu",
+        user_profile_id="uprof_1",
+        diagnostics={"previous_message_id": None},
     )
     assert anthropic["max_tokens"] == 8_192 + 2_048
+    assert (anthropic["container"], anthropic["inference_geo"]) == ("container_1", "eu")
+    assert (anthropic["user_profile_id"], anthropic["diagnostics"]["previous_message_id"]) == (
+        "uprof_1",
+        None,
+    )
     assert (anthropic["output_config"], anthropic["stop_sequences"]) == ({"effort": "low"}, ["END"])
     assert anthropic["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
     assert anthropic["tools"][-1]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
 
+    unchanged = {
+        "access_programs": {"x": True},
+        "context_management": [{"type": "compaction"}],
+        "image": {"detail": "low"},
+        "moderation": {"model": "omni-moderation-latest"},
+        "prompt": {"id": "pmpt_1"},
+        "prompt_cache_options": {"mode": "explicit"},
+        "top_logprobs": 3,
+    }
     responses = body(
         "openai_responses",
         reasoning_effort="low",
@@ -663,7 +726,15 @@ def test_every_option_is_sent_where_the_provider_expects_it() -> None:
         service_tier="flex",
         reasoning_model=True,
         temperature=0.5,
+        tool_choice="required",
+        **unchanged,
     )
+    assert unchanged.items() <= responses.items()
+    assert responses["tool_choice"] == "required"
+    named = {"type": "function", "function": {"name": "add"}}
+    assert body("anthropic", tool_choice="required")["tool_choice"] == {"type": "any"}
+    assert body("anthropic", tool_choice=named)["tool_choice"] == {"type": "tool", "name": "add"}
+    assert body("openai_responses", tool_choice=named)["tool_choice"] == {"type": "function", "name": "add"}
     assert responses["reasoning"] == {"effort": "low", "summary": "auto"}
     assert (responses["text"], responses["max_output_tokens"]) == ({"verbosity": "low"}, 16)
     assert (responses["store"], responses["include"]) == (False, ["reasoning.encrypted_content"])
