@@ -4,7 +4,7 @@
 -- A request may be ahead of the schedule by BURST_US at most, so no window of time gets much more than its share, also after an idle time.
 -- A run that has to wait for longer than a call waits is parked in a queue of the limit. `serve` calls the next runs of the queue shortly before
 -- there is room for them.
-local BURST_US = 500000 -- 5 % of ten seconds
+local BURST_US = 250000 -- 2.5 % of ten seconds
 local AHEAD_MS = 2000 -- runs are called so long before their requests may be sent: a wake-up takes time. They wait inside their calls
 local CALLED_MS = 10000 -- a run that was called and has not arrived after this time blocks no room for others. It may still arrive
 local LOOK_AGAIN_MS = 1000 -- when workers check a queue again, if no request begins or ends in between
