@@ -125,7 +125,8 @@ def _in_window(times: Sequence[float], first: int) -> int:
 
 
 def _turns(arrivals: Sequence[Arrival]) -> float:
-    """The requests of the second tenant, as a part of half of all, from its first to its last one."""
+    """The requests of the second tenant, as a part of half of all, while many of its runs wait: from its
+    first request until nine tenths of its requests were sent."""
     of_second = [at for at, each in enumerate(arrivals) if each.tenant == SECOND]
-    both = Counter(each.tenant for each in arrivals[of_second[0] : of_second[-1] + 1])
+    both = Counter(each.tenant for each in arrivals[of_second[0] : of_second[len(of_second) * 9 // 10]])
     return both[SECOND] / (both.total() / 2)

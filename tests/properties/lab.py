@@ -49,6 +49,16 @@ earlier(KEYS[1] .. ':due', ms)
 earlier(KEYS[1] .. ':lost', ms)
 earlier(KEYS[1] .. ':silent', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':false_alarms:*')) do earlier(key, ms) end
+earlier(KEYS[1] .. ':limits', ms)
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':limit:*')) do
+  if string.find(key, ':calle?[ds]$') then earlier(key, ms) end
+  if redis.call('TYPE', key).ok == 'hash' then
+    for field, by in pairs({next_us = ms * 1000, next_tokens_us = ms * 1000, blocked_until_ms = ms}) do
+      local at = redis.call('HGET', key, field)
+      if at then redis.call('HSET', key, field, string.format('%.0f', at - by)) end
+    end
+  end
+end
 local watched = redis.call('HGETALL', KEYS[1] .. ':watched')
 for i = 1, #watched, 2 do
   local server, at = string.match(watched[i + 1], '^(%S+) (%d+)$')

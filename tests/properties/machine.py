@@ -40,7 +40,7 @@ from tests.properties.truth import (
     Truth,
 )
 
-__all__ = ["BATCH", "Protocol", "play", "protocol_in"]
+__all__ = ["ACTS", "BATCH", "Act", "Protocol", "play", "protocol_in"]
 
 BATCH = 10  # histories per seed: Hypothesis varies earlier ones, which finds less than new random ones
 STEPS = 40
@@ -107,12 +107,17 @@ ACTS: list[Act] = []
 
 
 def act(
-    weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]
+    weight: int = 1,
+    *,
+    when: Callable[[Any], object] = bool,
+    among: list[Act] = ACTS,
+    **options: Sequence[Any],
 ) -> Callable[[F], F]:
-    """Make an act of a method. Acts with more weight are chosen more often."""
+    """Make an act of a method, for the machine with the acts `among`. Acts with more weight are chosen more
+    often."""
 
     def known(method: F) -> F:
-        ACTS.extend([Act(method.__name__, when, options)] * weight)
+        among.extend([Act(method.__name__, when, options)] * weight)
         return method
 
     return known
@@ -135,11 +140,12 @@ def process_of(incarnation: str) -> str:
 
 class Protocol(RuleBasedStateMachine):
     lab: ClassVar[Lab]
+    acts: ClassVar[Sequence[Act]] = ACTS
 
     def __init__(self) -> None:
         super().__init__()
         self.lab.clear()
-        self.truth = Truth()
+        self.truth = self.new_truth()
         self.saved: tuple[Snapshot, Truth] | None = None
         self.requests: dict[str, Run] = {}  # every run that was ever submitted
         self.fences: set[tuple[str, str]] = set()
@@ -149,6 +155,9 @@ class Protocol(RuleBasedStateMachine):
         self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
+
+    def new_truth(self) -> Truth:
+        return Truth()
 
     @initialize(details=st.tuples(choices, choices, choices))
     def begin(self, details: tuple[int, ...]) -> None:
@@ -160,7 +169,7 @@ class Protocol(RuleBasedStateMachine):
     # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
     @rule(which=choices, details=st.tuples(*[choices] * 7))
     def do(self, which: int, details: tuple[int, ...]) -> None:
-        act = pick([act for act in ACTS if act.possible(self)], which)
+        act = pick([act for act in self.acts if act.possible(self)], which)
         arguments = act.arguments(details)
         note(f"{act.name}({', '.join(f'{name}={value}' for name, value in arguments.items())})")
         getattr(self, act.name)(**arguments)
@@ -767,12 +776,16 @@ class Protocol(RuleBasedStateMachine):
                     self.tell_of(run_id, run.life)
             for worker in self.workers:
                 for attempt in list(worker.carries.values()):
-                    for kind in ("commit", "finish", "finish"):
-                        if attempt is worker.carries.get(attempt.run_id):
-                            self.step(worker, attempt, kind)
+                    self.work_fairly(worker, attempt)
             self.holds()
         stuck = [run for run in self.truth.runs.values() if not run.over or run.untold]
         raise AssertionError(f"stuck for ever: {stuck}")
+
+    def work_fairly(self, worker: Worker, attempt: Attempt) -> None:
+        """An attempt whose writes all arrive. It may be stopped by what happened before."""
+        for kind in ("commit", "finish", "finish"):
+            if attempt is worker.carries.get(attempt.run_id):
+                self.step(worker, attempt, kind)
 
     def teardown(self) -> None:
         try:
@@ -784,14 +797,14 @@ class Protocol(RuleBasedStateMachine):
             self.lab.clear()
 
 
-def protocol_in(lab: Lab) -> type[Protocol]:
-    return type("ProtocolInTheLab", (Protocol,), {"lab": lab})
+def protocol_in(lab: Lab, machine: type[Protocol] = Protocol) -> type[Protocol]:
+    return type("ProtocolInTheLab", (machine,), {"lab": lab})
 
 
-def play(lab: Lab, seed: int) -> None:
+def play(lab: Lab, seed: int, machine: type[Protocol] = Protocol) -> None:
     """Play histories in this laboratory; the seed determines them. Raises when one breaks a promise."""
     run_state_machine_as_test(
-        hypothesis.seed(seed)(protocol_in(lab)),
+        hypothesis.seed(seed)(protocol_in(lab, machine)),
         settings=hypothesis.settings(
             max_examples=BATCH,
             stateful_step_count=STEPS,

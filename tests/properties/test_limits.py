@@ -1,0 +1,125 @@
+"""Limits of the fleet under all faults, and that every guard of their scripts is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from importlib import resources
+
+import pytest
+
+from tests.properties.lab import Lab
+from tests.properties.limits import LimitedProtocol
+from tests.properties.machine import BATCH, play
+
+EXAMPLES = int(os.environ.get("OPENAGENTS_TEST_EXAMPLES", "20"))  # thousands for a long hunt
+SEEDS = 20
+
+GUARDS = {
+    "only the owner of a run reserves": (
+        "if state ~= STATE.running or owner_fence ~= fence then return reply{answer = 'FENCED'} end",
+        "",
+    ),
+    "a repeated request is reserved once": (
+        "if reserved then return reply{answer = 'OK'",
+        "if false then return reply{answer = 'OK'",
+    ),
+    "concurrent requests are limited": (
+        "local is_full = limit.max_concurrency > 0 and",
+        "local is_full = false and",
+    ),
+    "requests per minute are limited": (
+        "at = math.max(at, limit.next_us - BURST_US)",
+        "at = math.max(at, 0)",
+    ),
+    "the share of an attempt that has ended comes back": (
+        "      if not holds(oldest[i]) then",
+        "      if false then",
+    ),
+    "the share of an attempt that owns its run is kept": (
+        "return state == STATE.running and fence == F",
+        "return state == STATE.running and fence ~= F",
+    ),
+    "a run that continues on another worker does not keep the share of the first one": (
+        "return state == STATE.running and fence == F",
+        "return state == STATE.running",
+    ),
+    "a new request does not get ahead of runs that wait": ("if is_full or others > 0 or", "if is_full or"),
+    "a new request does not take the room of runs that were called": ("  called = expected(limit)\n", ""),
+    "a run that was called does not wait for others": ("if was_called then", "if false then"),
+    "a request that has ended is not settled twice": ("  redis.call('ZREM', k.limit_calls(name), id)\n", ""),
+    "a pause holds for all": (
+        "local at = math.max(NOW_US, limit.blocked_until_ms * 1000)",
+        "local at = NOW_US",
+    ),
+    "no more runs are called than there is room for": ("return count - expected(limit)", "return count"),
+    "a run that is called leaves the queue": (
+        "    redis.call('ZREM', k.limit_queue(limit.name), R)\n",
+        "",
+    ),
+    "only a run that is parked there is called": (
+        "if is_parked_at(limit.name, run) then",
+        "if run and not TERMINAL[run.state] then",
+    ),
+    "a run that waits keeps its place": ("elseif not redis.call('ZSCORE', queue, R) then", "else"),
+    "a run that was called in vain gets the first place": (
+        "if redis.call('ZREM', k.limit_called(name), R) == 1 then",
+        "if false then",
+    ),
+    "tenants take turns": ("digits(place), R)", "digits(NOW_MS), R)"),
+    "a run that is served leaves the queue": (
+        "redis.call('ZREM', k.limit_queue(name), run_id)\n",
+        "",
+    ),
+    "a run that is served is not expected any more": (
+        "redis.call('ZREM', k.limit_called(name), run_id)\n",
+        "",
+    ),
+    "a run that is parked when there is room is called at once": (
+        "if kind == 'limit' then wakes = serve(limit_of(limit)) end",
+        "",
+    ),
+    "a queue that nobody serves is checked again": (
+        "    redis.call('ZADD', k.limits(), digits(NOW_MS + LOOK_AGAIN_MS), limit.name)\n",
+        "",
+    ),
+}
+
+
+@pytest.fixture
+def lab(redis_url: str) -> Generator[Lab]:
+    lab = Lab(redis_url)
+    yield lab
+    lab.close()
+
+
+@pytest.mark.parametrize("seed", range(EXAMPLES // BATCH))
+def test_whatever_happens_limits_hold_and_every_run_ends(lab: Lab, seed: int) -> None:
+    """Lost, duplicate and late messages, answers and requests; deaths; a Redis that loses a second."""
+    play(lab, seed, LimitedProtocol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_a_guard_a_promise_is_broken(redis_url: str, guard: str) -> None:
+    """One of many random histories shows the purpose of the guard."""
+    broken = Lab(redis_url, (GUARDS[guard],))
+    try:
+        with pytest.raises(AssertionError):
+            _play_all(broken)
+    finally:
+        broken.clear()
+        broken.close()
+
+
+def _play_all(lab: Lab) -> None:
+    for seed in range(SEEDS):
+        play(lab, seed, LimitedProtocol)
+
+
+def test_every_guard_stands_in_a_script() -> None:
+    lua = resources.files("openagents_worker.store").joinpath("lua")
+    files = [*lua.iterdir(), *lua.joinpath("lib").iterdir()]
+    everything = "\n".join(file.read_text("utf-8") for file in files if file.name.endswith(".lua"))
+
+    assert [old for old, _ in GUARDS.values() if old not in everything] == []
