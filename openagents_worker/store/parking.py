@@ -84,16 +84,12 @@ class Park:
     @property
     def reason(self) -> str:
         """What the run waits for, for people: `waiting for signal payment`."""
-        return f"waiting for {', '.join(dict.fromkeys(map(_described, self.waits)))}"
+        return f"waiting for {', '.join(dict.fromkeys(map(str, parse_waiting(self.waits_text))))}"
 
 
 def _iso_text(at_ms: int) -> str:
     at = datetime.fromtimestamp(at_ms / 1000, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _described(wait: Wait) -> str:
-    return f"{wait.kind} {wait.name}" if wait.name else wait.kind.value
 
 
 def parse_waiting(text: str) -> tuple[Waiting, ...]:
