@@ -67,7 +67,7 @@ class RunLimits:
         """See `FleetLimits`."""
         call = current_call.get()
         assert call is not None, "a request is limited only inside a recorded call"
-        wait = _Wait(call, limit.name)
+        wait = _Wait(call, limit.name, self.tenant)
         while True:
             self._requests += 1
             reserved = _Reserved(self, limit.name, f"{call.call_id}#{self._requests}", tokens)
@@ -165,13 +165,14 @@ class RunLimits:
 class _Wait:
     """How a call has waited for its request so far."""
 
-    def __init__(self, call: CallInfo, name: str) -> None:
+    def __init__(self, call: CallInfo, name: str, tenant: str) -> None:
         self.may_park = call.may_suspend and call.kind == "model"
         self.waited_ms = 0.0
         self.late = 0
         """How often the request was reserved and not sent in time."""
         self._call = call
         self._name = name
+        self._tenant = tenant
         self._is_announced = False
 
     def announce(self, delay_ms: int) -> None:
@@ -188,7 +189,7 @@ class _Wait:
         if self.may_park and not (is_soon and self.waited_ms < WAIT_MS):
             delay_ms = max(delay_ms, 1)
             self.announce(delay_ms)
-            raise LimitWait(self._name, delay_ms)
+            raise LimitWait(self._name, delay_ms, self._tenant)
         if self.waited_ms >= PATIENCE_MS:
             raise LLMRateLimitError(
                 f"the limit {self._name!r} of the fleet had no room for {PATIENCE_MS / 1000:.0f} s",

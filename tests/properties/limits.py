@@ -6,6 +6,7 @@ so the second one allows one request per tick.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,7 @@ from tests.properties.machine import (
     act,
     pick,
 )
-from tests.properties.truth import Run, Truth, Wakes
+from tests.properties.truth import PARKED, PARKS, Run, Truth, Wakes
 
 __all__ = ["LimitedProtocol"]
 
@@ -104,11 +105,13 @@ class LimitedTruth(Truth):
             limit.blocked_until = max(limit.blocked_until, self.now + blocked)
         return self._serve(limit, name)
 
-    def park(self, run_id: str, fence: str, name: str, tenant: str) -> tuple[str, Wakes]:
-        run = self.writer(run_id, fence)
-        if not run or run.cancel:
-            return "CANCEL" if run else "FENCED", set()
-        self._at(run, "retrying", self.now + 1.5)
+    def park_for_limit(
+        self, run_id: str, fence: str, name: str, tenant: str, delay: float, facts_seen: int
+    ) -> tuple[str, Wakes]:
+        answer, wakes = super().park(run_id, fence, "waiting", (), delay, facts_seen)
+        run = self.runs.get(run_id)
+        if answer != "OK" or not run or run.state != "waiting":
+            return answer, wakes
         self.parked[run_id] = name
         limit = self.limits[name]
         first = min(limit.queue.values(), default=0)
@@ -161,9 +164,9 @@ class LimitedTruth(Truth):
                 break
             del limit.queue[run_id]
             run = self.runs.get(run_id)
-            if run and run.state == "retrying" and self.parked.get(run_id) == name:
+            if run and run.state in PARKED and self.parked.get(run_id) == name:
                 limit.called[run_id] = self.now
-                wakes |= self._queued(run)
+                wakes |= self._unpark(run)
         limit.look_at = self.now if limit.queue else None
         if not limit.queue:
             limit.tenants.clear()
@@ -240,29 +243,36 @@ class LimitedProtocol(Protocol):
             del self.reserved[name, id_]
 
     @limit_act(10, when=lambda self: self.at_work, w=ANY, i=ANY, name=NAMES, way=WAYS)
-    def park(self, w: int, i: int, name: str, way: Way) -> None:
+    def wait_for_limit(self, w: int, i: int, name: str, way: Way) -> None:
         worker = pick(self.at_work, w)
         self.step(worker, worker.carries[pick(sorted(worker.carries), i)], f"limit {name}", way)
 
     def write(self, attempt: Attempt, kind: str) -> Write:
-        if not kind.startswith("limit "):
-            return super().write(attempt, kind)
+        name = kind.removeprefix("limit ")
+        if name == kind or attempt.format < PARKS:
+            return super().write(attempt, kind if name == kind else "handover")
         attempt.batch_no += 1
-        run_id, fence, name = attempt.run_id, attempt.fence, kind.removeprefix("limit ")
-        tenant = TENANTS[self.requests[run_id].session]
+        run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
+        tenant, until_ms = TENANTS[self.requests[run_id].session], self.lab.now_ms() + int(1.5 * TICK_MS)
         call = scripts.suspend(
             run_id=run_id,
             fence=fence,
-            kind="limit",
-            delay_ms=int(1.5 * TICK_MS),
+            kind="park",
+            delay_ms=0,
             call="",
             error_code="",
             batch_no=attempt.batch_no,
             events=[],
+            park_state="waiting",
+            waits=json.dumps([{"kind": "limit", "name": name, "until_ms": until_ms}]),
+            waiting_payload="{}",
+            due_ms=until_ms,
+            facts_seen=seen,
+            format=PARKS,
             limit=name,
             tenant=tenant,
         )
-        return Write(kind, call, lambda truth: truth.park(run_id, fence, name, tenant))
+        return Write("park", call, lambda truth: truth.park_for_limit(run_id, fence, name, tenant, 1.5, seen))
 
     @limit_act(2, lost=LOST)
     def serve(self, lost: bool) -> None:

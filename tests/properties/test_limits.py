@@ -76,7 +76,7 @@ GUARDS = {
         "",
     ),
     "a run that is parked when there is room is called at once": (
-        "if kind == 'limit' then wakes = serve(limit_of(limit)) end",
+        "  wakes = serve(limit_of(limit))\n",
         "",
     ),
     "a queue that nobody serves is checked again": (

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.store.scripts import Admission
 from tests.store.test_scripts import Bench
 
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
+FAR_MS = 253_370_764_800_000  # the year 9999
 ONE_A_MINUTE = {"requests_per_minute": 1}
 
 
@@ -59,10 +61,14 @@ class Fleet:
             "suspend",
             run_id=run_id,
             fence=self.fences[run_id],
-            kind="limit",
-            delay_ms=HOUR_MS,
+            kind="park",
+            delay_ms=0,
             call="",
             error_code="",
+            park_state="waiting",
+            waits=dumps([{"kind": "limit", "name": "k", "until_ms": FAR_MS}]),
+            waiting_payload="{}",
+            due_ms=FAR_MS,
             limit="k",
             tenant=tenant,
         )
@@ -80,6 +86,11 @@ class Fleet:
         for field, factor in (("next_us", 1000), ("next_tokens_us", 1000), ("blocked_until_ms", 1)):
             if (at := self.bench.redis.hget(key, field)) is not None:
                 self.bench.redis.hset(key, field, str(int(at) - ms * factor))
+
+    def time_out(self, run_id: str) -> None:
+        """The run continues because its wait is over, not because it is called."""
+        self.bench.redis.zadd(self.bench.store.keys("timeouts"), {run_id: 1}, xx=True)
+        assert [wake.run_id for wake in self.bench.do("wake").wakes] == [run_id]
 
     @property
     def queue(self) -> list[str]:
@@ -314,8 +325,7 @@ def test_a_run_that_waits_keeps_its_place(bench: Bench) -> None:
     fleet.take("r1")
     fleet.park("r2")
     fleet.park("r3")
-    bench.lab.make_due("r2")
-    bench.do("wake")
+    fleet.time_out("r2")
 
     fleet.again("r2")
     answer = fleet.take("r2").answer
@@ -349,8 +359,7 @@ def test_a_run_that_does_not_wait_any_more_is_not_called(bench: Bench) -> None:
     for run_id in ("r2", "r3", "r4"):
         fleet.park(run_id)
     bench.do("cancel", run_id="r2")
-    bench.lab.make_due("r3")
-    bench.do("wake")
+    fleet.time_out("r3")
     fleet.again("r3")
     bench.do("suspend", run_id="r3", fence=fleet.fences["r3"])
 

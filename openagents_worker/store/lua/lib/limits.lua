@@ -1,4 +1,4 @@
---#include run
+--#include parked
 -- Limits of the fleet. A limit has a name, and numbers that each caller passes: requests and tokens per minute, and concurrent requests.
 -- Requests and tokens are paced with the generic cell rate algorithm (GCRA, ITU-T I.371): `next_us` is when the next request would be on schedule.
 -- A request may be ahead of the schedule by BURST_US at most, so no window of time gets much more than its share, also after an idle time.
@@ -125,7 +125,7 @@ local function room(limit)
 end
 
 local function is_parked_at(name, run)
-  return run and run.state == STATE.retrying and redis.call('HGET', k.run(run.id), 'parked') == run.fence .. ' ' .. name
+  return run and PARKED[run.state] and redis.call('HGET', k.run(run.id), 'queued_at') == run.fence .. ' ' .. name
 end
 
 -- serve(limit): calls the next runs of the queue; returns their wake-ups. An entry of a run that does not wait here any more is dropped
@@ -140,9 +140,7 @@ local function serve(limit)
     redis.call('ZREM', k.limit_queue(limit.name), R)
     if is_parked_at(limit.name, run) then
       redis.call('ZADD', k.limit_called(limit.name), digits(NOW_MS), R)
-      redis.call('HSET', k.run(R), 'state', STATE.queued)
-      redis.call('ZREM', k.due(), R)
-      wakes[#wakes + 1] = wake_of(run)
+      wakes[#wakes + 1] = unpark(run, {kind = 'limit', name = limit.name})
       free = free - 1
     end
   end
