@@ -98,6 +98,9 @@ _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("sent", "ZCARD", "ZRANGE"),
     _rights_on("sent_again", "HGETALL"),
     _rights_on("aside", "LRANGE"),
+    _rights_on("limits", "ZRANGE"),
+    _rights_on("limit_queue", "ZCARD"),
+    _rights_on("limit_calls", "ZCARD"),
     # `status` checks the types of the keys without an id.
     *(_rights_on(spec.name, "TYPE") for spec in KEYS if "{}" not in spec.template),
 )
