@@ -106,8 +106,8 @@ def status_lines(
         lines += [Safe(""), *found]
     if fleet.limits:
         waiting = [(limit.name, str(limit.waiting), str(limit.in_use)) for limit in fleet.limits]
-        header = ("LIMIT", "WAITING", "IN USE")
-        lines += [Safe(""), *table(header, waiting, flexible=("LIMIT",), width=columns())]
+        found = table(("LIMIT", "WAITING", "IN USE"), waiting, flexible=("LIMIT",), width=columns())
+        lines += [Safe(""), *found]
     if aside:
         rows = [
             (

@@ -112,6 +112,7 @@ class Rescue:
         self._redis_ahead_ms = 0.0  # the clock of Redis minus the local clock
         self._check_leases_at_s = 0.0
         self._log_dead_letters_at_s = 0.0
+        self._first_limit_ms: float | None = None
         self._failed = False
         self._prune_at_s = self._clock() + PRUNE_PERIOD_S * self._chance()
         self._redis_run_id = ""
@@ -282,20 +283,24 @@ class Rescue:
 
     async def _check_limits(self) -> None:
         """Call runs that wait for limits of the fleet, unless model calls have called them meanwhile."""
-        first, seen = await self._lowest_score(self._store.keys("limits")), LIMITS
+        first, seen = self._first_limit_ms, LIMITS
         if first is None or self._seconds_until(first) > 0:
             return
+        self._first_limit_ms = None
         while seen == LIMITS:
             wakes, seen = await self._store.run(limit_serve(most=LIMITS))
             await self._send(wakes)
 
     async def _first_due_ms(self) -> float | None:
-        """When the first run is due, or the first wait of a parked run is over; None if there is none."""
+        """When the first run is due, or the first wait of a parked run is over; None if there is none.
+
+        Also reads when the first limit of the fleet is checked, with the same round trip."""
         pipe: Any
         async with self._store.redis.pipeline(transaction=False) as pipe:
-            for name in ("due", "timeouts"):
+            for name in ("limits", "due", "timeouts"):
                 pipe.zrange(self._store.keys(name), 0, 0, withscores=True)
-            found = await self._store.ask(lambda _: pipe.execute())
+            limits, *found = await self._store.ask(lambda _: pipe.execute())
+        self._first_limit_ms = limits[0][1] if limits else None
         return min((score for entries in found for _, score in entries), default=None)
 
     async def _wake_all(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from openagents_worker.llm.base import CallInfo, LLMResponse, LLMUsage, ModelReq
 from openagents_worker.llm.limits import Limiter, RequestLimit, limit_name
 from openagents_worker.llm.providers import make_client
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.testing.model_server import ModelServer
+from tests.unit.llm.test_background import Notes, ask_in_background
 
 
 def _agent(agent_id: str, **llm: Any) -> dict[str, Any]:
@@ -152,3 +154,23 @@ async def test_a_fallback_has_the_limit_of_its_own_model(limits: Recorded) -> No
     await make_client(options, env={}).generate(messages=[{"role": "user", "content": "hi"}])
 
     assert [limit.name for limit, _ in limits.reserved] == ["scripted:first", "scripted:second"]
+
+
+class LimitedNotes(Notes):
+    def __init__(self, limits: Recorded) -> None:
+        super().__init__()
+        self.limits = limits
+
+    def info(self) -> CallInfo:
+        return replace(super().info(), limits=self.limits)
+
+
+async def test_a_response_that_goes_on_in_the_background_is_reserved_once() -> None:
+    """The next attempt only gets its reply."""
+    recorded = Recorded()
+    notes = LimitedNotes(recorded)
+    async with ModelServer([{"text": "hello"}]) as server:
+        replies = [await ask_in_background(server, notes, None, limits={}) for _ in range(2)]
+
+    assert [reply.output_text for reply in replies] == ["hello", "hello"]
+    assert len(recorded.reserved) == len(recorded.ended) == 1
