@@ -29,9 +29,9 @@ WAIT_MS = 1_000
 """The longest wait inside a call."""
 ASK_AGAIN_MS = 100
 """When a call asks again if all concurrent requests are in use. With jitter."""
-LATE_MS = 500
+LATE_MS = 400
 """A reserved request that can be sent only so late, because the process was busy, is reserved again. Late
-requests come together with those after them: half a second is 5 % of a window of ten seconds."""
+requests come together with those after them: this is 4 % of a window of ten seconds."""
 MAX_LATE = 1
 """How often a request is reserved again: each time loses what was reserved."""
 LATE_WAIT_MS = 3_000

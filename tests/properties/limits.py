@@ -87,7 +87,8 @@ class LimitedTruth(Truth):
         waits_for_others = may_park and run_id not in limit.called
         others = len(limit.queue.keys() - {run_id}) if waits_for_others else 0
         called = self._expected(limit) if waits_for_others else 0
-        is_soon = self._has_slot(limit) and not (limit.per_tick and called)
+        is_soon = self._has_slot(limit)
+        others = 0 if limit.per_tick and is_soon else others  # the runs that were called are late
         is_full = bool(limit.at_once) and self._in_use(limit) + called >= limit.at_once
         if is_full or others or not is_soon:
             is_busy = is_full and not others and is_soon

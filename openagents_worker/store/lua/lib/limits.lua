@@ -54,6 +54,12 @@ end
 -- reservation(R, F, call): the id of a reserved request of the attempt with the fence F
 local function reservation(R, F, call) return F .. ' ' .. enc(call) .. ' ' .. R end
 
+-- is_idle(limit): whether nothing has used the schedule for so long that time is being lost
+local function is_idle(limit)
+  return limit.requests_per_minute + limit.tokens_per_minute > 0 and limit.next_us <= NOW_US and limit.next_tokens_us <= NOW_US
+    and limit.blocked_until_ms <= NOW_MS
+end
+
 -- holds(id): whether the attempt that made this reservation still owns its run. An attempt that has ended, or whose worker died, does not
 local function holds(id)
   local F, R = string.match(id, '^(%S+) %S+ (.*)$')
