@@ -92,6 +92,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "reclaim": {"limit": 100, "max_recoveries": 5, "blameless": False, "heartbeat_ms": 0},
     "accuse": {"run_id": "r1", "incarnation": "w1"},
     "wake": {"limit": 100},
+    "first_due": {},
     "replaced": {"messages": ["q", "r1", "1", ""]},
     "resend": {"queue": "q", "oldest_us": 2**53 - 1, "grace_ms": 0, "limit": 100},
     "resend_unread": {"queue": "q", "grace_ms": 0, "max_grace_ms": 600_000, "limit": 100},
