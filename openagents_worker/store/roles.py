@@ -149,7 +149,8 @@ _REMOTE_CONTROL = (
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
     "confirm_notices", "emit",
-    "end_lease", "finish", "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
+    "end_lease", "finish", "first_due",
+    "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
     "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
 )  # fmt: skip
@@ -162,7 +163,6 @@ WORKER = Role(
         _rights_on("agents", "HEXISTS"),
         _rights_on("workers", "ZRANGE"),
         _rights_on("host", "HGETALL"),
-        _rights_on("limits", "ZRANGE"),
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),
         _rights_on("artifacts", "LRANGE", "LLEN"),

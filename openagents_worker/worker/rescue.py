@@ -24,6 +24,7 @@ from openagents_worker.store.scripts import (
     Wake,
     aside_news,
     end_lease,
+    first_due,
     limit_serve,
     reclaim,
     resend,
@@ -294,14 +295,10 @@ class Rescue:
     async def _first_due_ms(self) -> float | None:
         """When the first run is due, or the first wait of a parked run is over; None if there is none.
 
-        Also reads when the first limit of the fleet is checked, with the same round trip."""
-        pipe: Any
-        async with self._store.redis.pipeline(transaction=False) as pipe:
-            for name in ("limits", "due", "timeouts"):
-                pipe.zrange(self._store.keys(name), 0, 0, withscores=True)
-            limits, *found = await self._store.ask(lambda _: pipe.execute())
-        self._first_limit_ms = limits[0][1] if limits else None
-        return min((score for entries in found for _, score in entries), default=None)
+        Also finds out when the first limit of the fleet is checked."""
+        found = await self._store.run(first_due())
+        self._first_limit_ms = None if found.limit_ms is None else float(found.limit_ms)
+        return None if found.run_ms is None else float(found.run_ms)
 
     async def _wake_all(self) -> int:
         """Wake all due runs; returns their number."""
