@@ -110,7 +110,8 @@ def _fields(
         for name in names:
             field = model.model_fields[name]
             value = _value(schema["properties"][name], schema.get("$defs", {}))
-            value = f"[{value}](#{SECTIONS[name]})" if "object" in value and name in SECTIONS else value
+            section = SECTIONS.get(f"{model.__name__}.{name}") or SECTIONS.get(name)
+            value = f"[{value}](#{section})" if "object" in value and section else value
             meaning = field.description or _text(named or model.__name__, name)
             yield f"| `{name}` | {value} | {_shown(field)} | {_cell(_first_upper(meaning))} |\n"
 
@@ -132,6 +133,7 @@ SECTIONS = {
     "context_assembler": "context_assembler",
     "limits": "limits",
     "llm": "llm",
+    "LLMOptions.limits": "llmlimits",
     "logging": "logging",
     "memory": "memory",
     "pattern": "pattern",
@@ -278,6 +280,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "llm": _fields(agents.LLMOptions),
     "pricing": _fields(agents.LLMPricing),
     "retry": _fields(agents.LLMRetryOptions),
+    "model limits": _fields(agents.LLMLimits),
     "tool": _fields(agents.ToolRef, first=("id", "type", "impl", "config")),
     "builtin tools": _tools,
     "builtin tool options": _tool_options,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
         SessionBusy,
+        SignalTimeout,
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         RunState,
         RunUsage,
         StopReason,
+        Waiting,
     )
     from openagents_worker.producer.client import (
         AsyncClient,
@@ -72,8 +74,10 @@ __all__ = [
     "RunState",
     "RunUsage",
     "SessionBusy",
+    "SignalTimeout",
     "StopReason",
     "SubmitUnknown",
+    "Waiting",
     "register",
     "register_api_keys",
     "register_deps",
@@ -104,8 +108,10 @@ _MODULE_OF = {
     "RunState": "models",
     "RunUsage": "models",
     "SessionBusy": "errors",
+    "SignalTimeout": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "Waiting": "models",
     "register": "celery.register",
     "register_api_keys": "llm.api_keys",
     "register_deps": "runtime.registry",

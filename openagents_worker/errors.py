@@ -278,7 +278,7 @@ class RunNotFound(UserError):
 
 
 class RunConflict(UserError):
-    """The `run_id` belongs to another request. Nothing was accepted."""
+    """The `run_id` belongs to another request, or its run is over. Nothing was accepted."""
 
     code = "run.conflict"
     http_status = 409
@@ -494,6 +494,15 @@ class AgentUnavailable(ExecutionError):
 
     code = "agent.unavailable"
     http_status = 503
+
+
+class SignalTimeout(ExecutionError):
+    """No value was sent to the run in time, and `receive` has no default."""
+
+    code = "signal.timeout"
+    http_status = 504
+    extra_fields = ("signal",)
+    signal: str | None = None
 
 
 class OtherFormat(ExecutionError):

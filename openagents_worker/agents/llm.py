@@ -125,6 +125,11 @@ class LLMLimits(Part):
         default=None, ge=1, le=1_000_000, description="Largest number of requests at once. null: no limit."
     )
 
+    @property
+    def numbers(self) -> tuple[int | None, ...]:
+        """The limits without their name."""
+        return self.requests_per_minute, self.tokens_per_minute, self.max_concurrency
+
 
 class LLMOptions(Part):
     """The model of an agent. Other keys (`seed`, `top_p` …) are the provider's options; it checks them."""

@@ -104,6 +104,10 @@ def status_lines(
     if agents:
         found = table(("AGENT", "QUEUE", "WORKERS"), agents, flexible=("WORKERS", "AGENT"), width=columns())
         lines += [Safe(""), *found]
+    if fleet.limits:
+        waiting = [(limit.name, str(limit.waiting), str(limit.in_use)) for limit in fleet.limits]
+        found = table(("LIMIT", "WAITING", "IN USE"), waiting, flexible=("LIMIT",), width=columns())
+        lines += [Safe(""), *found]
     if aside:
         rows = [
             (
@@ -135,6 +139,7 @@ def status_json(
         "workers": [worker_json(worker) for worker in fleet.workers],
         "queues": [asdict(queue) for queue in fleet.queues],
         "agents": [asdict(agent) for agent in fleet.agents],
+        "limits": [asdict(limit) for limit in fleet.limits],
         "unreadable": [{**asdict(one), "since": one.since.isoformat()} for one in unreadable],
         "put_aside": [{**asdict(one), "since": one.since.isoformat()} for one in aside],
     }

@@ -214,9 +214,13 @@ class HttpModelClient(ModelClient):
             return pause
         return None if exchange.delivered or pause > 2 * retry.max_backoff_ms else pause
 
+    def is_sent_already(self) -> bool:
+        """Whether an earlier try has sent the request of this call, and this one only gets its reply."""
+        return False
+
     async def _send_within_limits(self, exchange: Exchange) -> LLMResponse:
         """One try, as soon as the limits of the fleet allow it. Raises `LimitWait` if that is not soon."""
-        if self._limiter is None:
+        if self._limiter is None or self.is_sent_already():
             return await self._send_once(exchange)
         model = exchange.body["model"]
         return await self._limiter.send(

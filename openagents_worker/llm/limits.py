@@ -42,11 +42,12 @@ class LimitWait(BaseException):
     It is not an `Exception`, so that no client takes it for a failure of its request.
     """
 
-    def __init__(self, name: str, delay_ms: int) -> None:
-        """`delay_ms` is the estimated time until there is room."""
+    def __init__(self, name: str, delay_ms: int, tenant: str = "") -> None:
+        """`delay_ms` is the estimated time until there is room. `tenant`: that of the run, for its turn."""
         super().__init__(f"the limit {name!r} has no room for about {delay_ms} ms")
         self.name = name
         self.delay_ms = delay_ms
+        self.tenant = tenant
 
 
 class Reserved(Protocol):

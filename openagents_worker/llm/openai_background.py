@@ -86,6 +86,10 @@ class BackgroundModelClient(HttpModelClient):
         finally:
             _running.reset(token)
 
+    def is_sent_already(self) -> bool:
+        running = _running.get()
+        return running is not None and running.exists()
+
     # --- notes -------------------------------------------------------------------------------------------
 
     def _noted(self) -> _Running:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
 from openagents_worker.llm.base import LLMClient
+from openagents_worker.tools.base import WaitingContext
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
 
@@ -37,7 +38,7 @@ class RunTool(Protocol):
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any: ...
 
 
-class RunContext(Protocol):
+class RunContext(WaitingContext, Protocol):
     """The run, as its pattern sees it."""
 
     agent_id: str

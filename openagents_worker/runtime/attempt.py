@@ -26,6 +26,7 @@ from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, finish_run, reason_of_cancellation
 from openagents_worker.runtime.history import read_history
@@ -63,7 +64,6 @@ from openagents_worker.tools.offload import work_off_loop
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
 log = get_logger(__name__)
-
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
@@ -99,6 +99,7 @@ class Attempt:
         self._writer = RunWriter(
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )
+        self.facts = RunFacts(claimed, self._store)
         self._code = RunCode(request.run_id, request.agent_id, self.latch, services.marks, lease.incarnation)
         self._limits = RunLimits(self.identity, request.tenant or "", services, store=self._store)
         self.supervision = Supervision(self._code, self.latch)
@@ -217,8 +218,7 @@ class Attempt:
         history = await read_history(
             self._claimed, parts.definition_hash, tries=self._tries, store=self._store, latch=self.latch
         )
-        sessions = SessionStore(self._store)
-        state_before = self._claimed.session_state
+        sessions, state_before = SessionStore(self._store), self._claimed.session_state
         if state_before is None:
             state_before = await sessions.load_state_texts(self.identity.session_id)
         self._state_before = state_before
@@ -230,6 +230,7 @@ class Attempt:
             latch=self.latch,
             durable=self._claimed.durable,
             max_record_bytes=self._settings.max_payload_bytes,
+            facts=self.facts,
         )
         recorder.limits = self._limits
         emit_beginning(self._writer, self._claimed, self.request, history)
@@ -321,6 +322,7 @@ class Attempt:
         finally:
             self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
             await self._limits.close()
+            await self.facts.close()
             await self._writer.close()
 
     def _ending_of(self, execution: asyncio.Task[Ending | None]) -> Ending | None:
@@ -380,7 +382,6 @@ class Attempt:
             ),
             why_cancelled=lambda: reason_of_cancellation(self._services.store, self.identity.run_id),
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),
-            tenant=self._limits.tenant,
         )
 
     async def _send_wakes(self, reply: WriteResult) -> None:

@@ -64,7 +64,7 @@ class OuterCall:
 class Node:
     """An asyncio task of a run."""
 
-    __slots__ = ("has_diverged", "path", "prompts", "task")
+    __slots__ = ("drawn", "has_diverged", "path", "prompts", "task")
 
     def __init__(self, path: str, task: asyncio.Task[Any] | None = None) -> None:
         self.path = path
@@ -73,6 +73,8 @@ class Node:
         """Whether it has made a call that differs from its own unused records."""
         self.prompts: dict[str, Any] = {}
         """Digest state of the prompts of its model calls, by scope. See `PromptDigests`."""
+        self.drawn: Counter[str] = Counter()
+        """How many values were derived from this place in the program, by scope."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +94,16 @@ class Frame:
     def scope(self) -> str:
         """The id of the innermost enclosing call; empty if there is none."""
         return self.outer[-1].id if self.outer else ""
+
+    def enclosing(self, call_id: str) -> tuple[OuterCall, str]:
+        """The call with this id in which this code executes, and the id of the call around that one."""
+        at = next(at for at, call in enumerate(self.outer) if call.id == call_id)
+        return self.outer[at], self.outer[at - 1].id if at else ""
+
+    def draw(self) -> str:
+        """A text that names this place in the program and how often it was used, the same in each attempt."""
+        self.node.drawn[self.scope] += 1
+        return f"{self.node.path}\0{self.scope}\0{self.node.drawn[self.scope]}"
 
     def merge_into_parent(self) -> None:
         """Add the model calls of this frame to those of its parent."""
@@ -173,6 +185,10 @@ class Nodes:
         node.task = None
         if (on_end := self._on_end()) is not None:
             on_end(node)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of the run that are not done."""
+        return [node.task for node in self.living if node.task is not None]
 
     def is_alone(self, node: Node) -> bool:
         """Whether the tasks of all other nodes of the run are done."""

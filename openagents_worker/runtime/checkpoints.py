@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.models import RunUsage
@@ -52,14 +52,20 @@ class Checkpoints:
             self._writer.defer_start(start.to_json(), saved)
 
     async def store(
-        self, record: Record, events: list[Event], text: str = "", usage: RunUsage | None = None
+        self,
+        record: Record,
+        events: list[Event],
+        text: str = "",
+        usage: RunUsage | None = None,
+        taken: Sequence[str] = (),
     ) -> None:
         """Store a record. A cancellation during the write is raised after the write.
 
-        `text` is its JSON and `usage` its usage, if they are known already.
+        `text` is its JSON and `usage` its usage, if they are known already. `taken` are the names of the
+        facts that the record replaces.
         """
         storing = outside_runs(
-            self._write(record, events, text, usage), name=f"commit {self._run_id} {record.call}"
+            self._write(record, events, text, usage, taken), name=f"commit {self._run_id} {record.call}"
         )
         try:
             await asyncio.shield(storing)
@@ -69,7 +75,7 @@ class Checkpoints:
             raise
 
     async def _write(
-        self, record: Record, events: list[Event], text: str, more: RunUsage | None = None
+        self, record: Record, events: list[Event], text: str, more: RunUsage | None, taken: Sequence[str]
     ) -> None:
         """Write a record with its events and the new usage of the run."""
         self.store_start()
@@ -82,16 +88,19 @@ class Checkpoints:
             self.usage = usage
             for event in events:
                 self._writer.emit(*event)
+            if taken:
+                await self._writer.take_facts(taken)
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
-        noted = self.noted.pop(record.call, None)
+        if self.noted.pop(record.call, None) is not None:
+            taken = (*taken, Fact(FactKind.RESPONSE, record.call, "").name)
         await self._writer.commit(
             position,
             text or record.to_json(),
             usage,
             [*events, saved],
-            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
+            taken=taken,
         )
 
     def recorded_check(self, key: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.store.parking import Park
 
 __all__ = ["Latch", "LatchReason", "RunLatched"]
 
@@ -20,25 +21,21 @@ class LatchReason(StrEnum):
     FENCED = "fenced"  # another worker owns the run, or the lease is over: no write is allowed
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"  # of its budget, or the soft limit of its Celery task: the run fails
-    LIMIT = "limit"  # a limit of the fleet has no room: continue when it has
     RETRY = "retry"  # a retryable error: continue later
     LEFT_TO_OTHERS = "left_to_others"  # this worker cannot execute the run, another one may
+    PARKED = "parked"  # it waits for a fact or a time, and nothing else of it can go on
     HANDOVER = "handover"  # this worker stops: continue on another one at once
 
 
 _RANK = {
-    LatchReason.HANDOVER: 0,
-    LatchReason.LIMIT: 1,
+    LatchReason.PARKED: 0,
+    LatchReason.HANDOVER: 1,
     LatchReason.RETRY: 2,
     LatchReason.LEFT_TO_OTHERS: 3,
     LatchReason.TIME_LIMIT: 4,
     LatchReason.CANCELLED: 5,
     LatchReason.FENCED: 6,
 }
-
-
-SUSPENDS = frozenset({LatchReason.LIMIT, LatchReason.RETRY, LatchReason.LEFT_TO_OTHERS, LatchReason.HANDOVER})
-"""Reasons for which the run is suspended: calls in progress may end before that."""
 
 
 class RunLatched(BaseException):
@@ -60,28 +57,20 @@ class Latch:
         self.reason: LatchReason | None = None
         self.error: OpenAgentsError | None = None
         self.call = ""
-        """What the next attempt makes again: the name of the count of a call; for a limit, its name."""
-        self.delay_ms = 0
-        """For a limit: the estimated time until it has room."""
         self.detail = ""
+        self.park: Park | None = None
+        """How the run is parked; set with the reason `PARKED`."""
         self.is_set: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop_now = asyncio.Event()
         self._when_fenced: list[Callable[[], None]] = []
 
     def set(
-        self,
-        reason: LatchReason,
-        *,
-        error: OpenAgentsError | None = None,
-        call: str = "",
-        detail: str = "",
-        delay_ms: int = 0,
+        self, reason: LatchReason, *, error: OpenAgentsError | None = None, call: str = "", detail: str = ""
     ) -> None:
         """Set the reason, unless a graver or equal one is set."""
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
         self.reason, self.error, self.call, self.detail = reason, error, call, detail
-        self.delay_ms = delay_ms
         if not self.is_set.done():
             self.is_set.set_result(None)
         if not self.lets_calls_end:
@@ -91,6 +80,12 @@ class Latch:
             for callback in callbacks:
                 callback()
 
+    def set_parked(self, park: Park) -> None:
+        """Stop because the run waits, unless it stops already."""
+        if self.reason is None:
+            self.park = park
+            self.set(LatchReason.PARKED)
+
     def when_fenced(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when the reason becomes `FENCED`."""
         self._when_fenced.append(callback)
@@ -98,7 +93,12 @@ class Latch:
     @property
     def lets_calls_end(self) -> bool:
         """Whether calls in progress may end and be recorded before the run is suspended."""
-        return self.reason in SUSPENDS
+        return self.reason in (
+            LatchReason.PARKED,
+            LatchReason.RETRY,
+            LatchReason.LEFT_TO_OTHERS,
+            LatchReason.HANDOVER,
+        )
 
     def hurry(self) -> None:
         """Cancel calls in progress instead of waiting for them. The next attempt makes them again."""

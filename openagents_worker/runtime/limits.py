@@ -7,6 +7,7 @@ its request has ended, or when the attempt does not own the run any more.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
@@ -28,6 +29,13 @@ WAIT_MS = 1_000
 """The longest wait inside a call."""
 ASK_AGAIN_MS = 100
 """When a call asks again if all concurrent requests are in use. With jitter."""
+LATE_MS = 400
+"""A reserved request that can be sent only so late, because the process was busy, is reserved again. Late
+requests come together with those after them: this is 4 % of a window of ten seconds."""
+MAX_LATE = 1
+"""How often a request is reserved again: each time loses what was reserved."""
+LATE_WAIT_MS = 3_000
+"""The longest wait of such a request: longer than other runs are called ahead."""
 PATIENCE_MS = 60_000
 """The longest wait inside a call of a run that cannot be parked."""
 MAX_TOKENS = 1_000_000_000
@@ -44,12 +52,14 @@ class RunLimits:
         *,
         store: FencedStore,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tenant = tenant
         self._ids = {"run_id": identity.run_id, "fence": identity.fence}
         self._services = services
         self._store = store
         self._sleep = sleep
+        self._clock = clock
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,46 +67,40 @@ class RunLimits:
         """See `FleetLimits`."""
         call = current_call.get()
         assert call is not None, "a request is limited only inside a recorded call"
-        self._requests += 1
-        reserved = _Reserved(self, limit.name, f"{call.call_id}#{self._requests}", min(tokens, MAX_TOKENS))
-        may_park = call.may_suspend and call.kind == "model"
-        waited_ms, is_announced = 0, False
+        wait = _Wait(call, limit.name, self.tenant)
         while True:
-            admission = await self._ask(limit, reserved, may_park=may_park)
-            delay_ms = admission.delay_ms
-            if delay_ms and not is_announced:
-                is_announced = True
-                _emit_limited(call, limit.name, delay_ms)
+            self._requests += 1
+            reserved = _Reserved(self, limit.name, f"{call.call_id}#{self._requests}", tokens)
+            asked_s = self._clock()
+            admission = await self._ask(limit, reserved, may_park=wait.may_park, was_late=wait.late > 0)
+            wait.announce(admission.delay_ms)
             match admission.answer:
                 case AdmissionAnswer.OK:
-                    await self._wait_for_slot(reserved, delay_ms)
-                    return reserved
+                    if await self._is_in_time(reserved, asked_s, admission.delay_ms, wait):
+                        return reserved
                 case AdmissionAnswer.FENCED:
                     self._store.lose_run("another worker owns the run")
                     raise RunLatched(LatchReason.FENCED)
                 case AdmissionAnswer.LATER | AdmissionAnswer.BUSY as answer:
-                    is_soon = answer is AdmissionAnswer.BUSY and waited_ms < WAIT_MS
-                    if may_park and not is_soon:
-                        if not is_announced:
-                            _emit_limited(call, limit.name, delay_ms)
-                        raise LimitWait(limit.name, max(delay_ms, 1))
-                    if waited_ms >= PATIENCE_MS:
-                        raise _no_room(limit.name, delay_ms)
+                    wait.check(admission.delay_ms, is_soon=answer is AdmissionAnswer.BUSY)
                     pause_ms = ASK_AGAIN_MS * (0.5 + self._services.random_unit())
                     await self._sleep(pause_ms / 1000)
-                    waited_ms += round(pause_ms)
+                    wait.waited_ms += pause_ms
                 case _:
                     assert_never(admission.answer)
 
-    async def _ask(self, limit: RequestLimit, reserved: _Reserved, *, may_park: bool) -> Admission:
+    async def _ask(
+        self, limit: RequestLimit, reserved: _Reserved, *, may_park: bool, was_late: bool
+    ) -> Admission:
+        """Ask for a request. One that was late does not wait for the turn of its run again."""
         admission = await self._store.run(
             scripts.limit_take(
                 name=limit.name,
                 **self._ids,
                 call=reserved.call,
                 tokens=reserved.tokens,
-                wait_ms=WAIT_MS,
-                may_park=may_park,
+                wait_ms=LATE_WAIT_MS if was_late else WAIT_MS,
+                may_park=may_park and not was_late,
                 requests_per_minute=limit.requests_per_minute,
                 tokens_per_minute=limit.tokens_per_minute,
                 max_concurrency=limit.max_concurrency,
@@ -106,16 +110,31 @@ class RunLimits:
             self._start(self._services.send_wakes(admission.wakes))
         return admission
 
-    async def _wait_for_slot(self, reserved: _Reserved, delay_ms: int) -> None:
+    async def _is_in_time(self, reserved: _Reserved, asked_s: float, delay_ms: int, wait: _Wait) -> bool:
+        """Wait until the request may be sent. False: this process was so late that the request would crowd
+        those after it. Its time is lost, and it must be reserved again."""
         try:
             await self._sleep(delay_ms / 1000)
         except BaseException:
             reserved.end(used=0, was_sent=False)
             raise
+        late_ms = (self._clock() - asked_s) * 1000 - delay_ms
+        if late_ms <= LATE_MS or wait.late >= MAX_LATE:
+            return True
+        wait.late += 1
+        await self._settle(self._settlement(reserved, used=0, was_sent=False))
+        return False
 
     def settle(self, reserved: _Reserved, *, used: int, was_sent: bool, blocked_ms: int) -> None:
         """End a reservation in a task of its own: the call does not wait for it."""
-        call = scripts.limit_settle(
+        self._start(
+            self._settle(self._settlement(reserved, used=used, was_sent=was_sent, blocked_ms=blocked_ms))
+        )
+
+    def _settlement(
+        self, reserved: _Reserved, *, used: int, was_sent: bool, blocked_ms: int = 0
+    ) -> scripts.ScriptCall[tuple[Wake, ...]]:
+        return scripts.limit_settle(
             name=reserved.name,
             **self._ids,
             call=reserved.call,
@@ -124,7 +143,6 @@ class RunLimits:
             was_sent=was_sent,
             blocked_ms=min(blocked_ms, self._services.settings.retry_after_max_ms),
         )
-        self._start(self._settle(call))
 
     async def _settle(self, call: scripts.ScriptCall[tuple[Wake, ...]]) -> None:
         # If it fails, the reservation ends with the attempt.
@@ -144,6 +162,42 @@ class RunLimits:
             await asyncio.wait(list(self._tasks))
 
 
+class _Wait:
+    """How a call has waited for its request so far."""
+
+    def __init__(self, call: CallInfo, name: str, tenant: str) -> None:
+        self.may_park = call.may_suspend and call.kind == "model"
+        self.waited_ms = 0.0
+        self.late = 0
+        """How often the request was reserved and not sent in time."""
+        self._call = call
+        self._name = name
+        self._tenant = tenant
+        self._is_announced = False
+
+    def announce(self, delay_ms: int) -> None:
+        """Emit `llm.limited`, once."""
+        if delay_ms and not self._is_announced and self._call.emit is not None:
+            self._is_announced = True
+            model, call_id = self._call.name, self._call.call_id
+            payload = {"key": self._name, "delay_ms": delay_ms, "model": model, "call": call_id}
+            self._call.emit("llm.limited", payload)
+
+    def check(self, delay_ms: int, *, is_soon: bool) -> None:
+        """Raises `LimitWait`, or `LLMRateLimitError` for a run that cannot be parked, unless the call may ask
+        again."""
+        if self.may_park and not (is_soon and self.waited_ms < WAIT_MS):
+            delay_ms = max(delay_ms, 1)
+            self.announce(delay_ms)
+            raise LimitWait(self._name, delay_ms, self._tenant)
+        if self.waited_ms >= PATIENCE_MS:
+            raise LLMRateLimitError(
+                f"the limit {self._name!r} of the fleet had no room for {PATIENCE_MS / 1000:.0f} s",
+                hint="llm.limits is for all workers together; a durable run waits for as long as it takes",
+                retry_after_ms=max(delay_ms, 1),
+            )
+
+
 class _Reserved:
     """A reserved request; see `openagents_worker.llm.limits.Reserved`."""
 
@@ -153,7 +207,7 @@ class _Reserved:
         self._limits = limits
         self.name = name
         self.call = call
-        self.tokens = tokens
+        self.tokens = min(tokens, MAX_TOKENS)
 
     def end(self, *, used: int | None = None, was_sent: bool = True, retry_after_ms: int = 0) -> None:
         known = -1 if used is None else min(used, MAX_TOKENS)
@@ -162,18 +216,3 @@ class _Reserved:
 
 async def _awaited(work: Awaitable[None]) -> None:
     await work
-
-
-def _emit_limited(call: CallInfo, name: str, delay_ms: int) -> None:
-    if call.emit is not None:
-        call.emit(
-            "llm.limited", {"key": name, "delay_ms": delay_ms, "model": call.name, "call": call.call_id}
-        )
-
-
-def _no_room(name: str, delay_ms: int) -> LLMRateLimitError:
-    return LLMRateLimitError(
-        f"the limit {name!r} of the fleet had no room for a request within {PATIENCE_MS / 1000:.0f} s",
-        hint="llm.limits is for all workers together; a durable run waits for as long as it takes",
-        retry_after_ms=max(delay_ms, 1),
-    )

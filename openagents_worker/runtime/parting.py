@@ -2,8 +2,9 @@
 
 | latch reason | what is written | when the run continues |
 |---|---|---|
+| `parked` | suspended, `run.waiting` | when a fact or the time ends one of its waits |
+|  | a fact has arrived meanwhile: as `handover` | at once, on any worker |
 | `handover` | suspended, `run.handed_over` | at once, on another worker |
-| `limit` | suspended, in the queue of a limit of the fleet | when the limit has room |
 | `retry` | suspended until due; counts a try of the call | when due, up to `max_resume_attempts` times |
 | `left_to_others` | suspended, longer each time | on a worker that can execute it |
 |  | after `left_to_others_max_s`: failed, `agent.unavailable` | never |
@@ -37,10 +38,6 @@ log = get_logger(__name__)
 
 UNAVAILABLE_RETRY_MS = 500
 """First delay for a run whose agent this worker cannot serve; another process often can."""
-
-
-LIMIT_SERVED_MS = 10_000
-"""A run that waits for a limit, and that nobody has called for so long after its turn, asks again itself."""
 
 
 class AttemptOutcome(StrEnum):
@@ -80,11 +77,8 @@ class Parting:
         back_off_ms: Callable[[OpenAgentsError, str], int],
         why_cancelled: Callable[[], Awaitable[str]],
         left_max_ms: int,
-        tenant: str = "",
     ) -> None:
-        """`finish` ends the run with an error. `back_off_ms` gives the delay before a retry.
-
-        `tenant` is that of the run."""
+        """`finish` ends the run with an error. `back_off_ms` gives the delay before a retry."""
         self._latch = latch
         self._writer = writer
         self._finish = finish
@@ -92,7 +86,6 @@ class Parting:
         self._back_off_ms = back_off_ms
         self._why_cancelled = why_cancelled
         self._left_max_ms = left_max_ms
-        self._tenant = tenant
 
     async def leave(self) -> AttemptResult:
         """End the attempt for the reason of the latch, or for a graver one that is set meanwhile."""
@@ -110,10 +103,10 @@ class Parting:
     async def _leave_for(self, reason: LatchReason | None) -> AttemptResult | None:
         """The result of the attempt; None if the latch now has another reason."""
         match reason:
+            case LatchReason.PARKED:
+                return await self._park()
             case LatchReason.HANDOVER:
                 return await self._hand_over()
-            case LatchReason.LIMIT:
-                return await self._wait_for_limit()
             case LatchReason.RETRY:
                 return await self._retry_later()
             case LatchReason.LEFT_TO_OTHERS:
@@ -137,29 +130,25 @@ class Parting:
         assert self._latch.error is not None, f"the latch has the reason {self._latch.reason} but no error"
         return self._latch.error
 
+    async def _park(self) -> AttemptResult | None:
+        park = self._latch.park
+        assert park is not None, "the latch has the reason parked but does not say how"
+        reply = await self._writer.suspend(
+            kind=SuspendKind.PARK, delay_ms=0, call="", error_code="", park=park
+        )
+        if reply.answer is not WriteAnswer.OK:
+            return None
+        await self._send_wakes(reply)
+        return AttemptResult(
+            AttemptOutcome.SUSPENDED, "handover" if reply.wakes and not park.limit else park.reason
+        )
+
     async def _hand_over(self) -> AttemptResult | None:
         reply = await self._writer.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
         if reply.answer is not WriteAnswer.OK:
             return None
         await self._send_wakes(reply)
         return AttemptResult(AttemptOutcome.SUSPENDED, "handover")
-
-    async def _wait_for_limit(self) -> AttemptResult | None:
-        """Park the run until the limit has room. This does not count as a retry."""
-        name, expected_ms = self._latch.call, self._latch.delay_ms
-        reply = await self._writer.suspend(
-            kind=SuspendKind.LIMIT,
-            delay_ms=2 * expected_ms + LIMIT_SERVED_MS,
-            call="",
-            error_code="",
-            limit=name,
-            tenant=self._tenant,
-        )
-        if reply.answer is not WriteAnswer.OK:
-            return None
-        log.info("run.limited", run_id=self._writer.run_id, key=name, delay_ms=expected_ms)
-        await self._send_wakes(reply)
-        return AttemptResult(AttemptOutcome.SUSPENDED, "limit", delay_ms=expected_ms)
 
     async def _retry_later(self) -> AttemptResult | None:
         error, call = self._error, self._latch.call

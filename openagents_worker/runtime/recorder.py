@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 from openagents_worker.errors import (
@@ -33,6 +34,7 @@ from openagents_worker.runtime.call_outcome import (
 )
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.checkpoints import Checkpoints
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
@@ -43,6 +45,7 @@ from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContra
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
+from openagents_worker.runtime.waits import Waits
 from openagents_worker.runtime.writer import RunWriter
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
@@ -63,6 +66,7 @@ class Recorder:
         latch: Latch,
         durable: bool,
         max_record_bytes: int,
+        facts: RunFacts,
     ) -> None:
         self.checkpoints = Checkpoints(identity, history, writer, durable=durable)
         self.verdict: OpenAgentsError | None = None
@@ -84,6 +88,11 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
+        self.in_progress.when_blocked = self.rules.call_ended
+        self.in_progress.when_unblocked = self.rules.call_begins
+        self.waits = Waits(
+            facts, writer=writer, latch=latch, calls=self.in_progress, rules=self.rules, durable=durable
+        )
         self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
         self._pattern_events = PatternEvents(history.rules, writer)
 
@@ -218,8 +227,7 @@ class Recorder:
         began_s = self._loop.time()
         outcome, model_calls = await self._make_outcome(query, info, make, began_s)
         if outcome.waits_for is not None:
-            wait = outcome.waits_for
-            self._latch.set(LatchReason.LIMIT, call=wait.name, delay_ms=wait.delay_ms)
+            self.waits.park_for_limit(info.call_id, outcome.waits_for)
             return None, None
         if outcome.error is not None and self._retries.should_retry(outcome.error, outcome, info):
             requests = getattr(outcome.error, "requests", 1)
@@ -230,7 +238,8 @@ class Recorder:
             return None, outcome.error
         took = took_ms(self._loop.time() - began_s)
         record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
-        await self._commit(record, text, outcome)
+        taken = [*outcome.taken, *self.waits.taken_by(info.call_id)]
+        await self._commit(record, text, outcome, taken)
         return record, outcome.error
 
     async def _make_outcome(
@@ -255,7 +264,7 @@ class Recorder:
             cancelled = self._records.new(
                 query, info, {"cancelled": True}, took_ms(self._loop.time() - began_s)
             )
-            await self.checkpoints.store(cancelled, [])
+            await self.checkpoints.store(cancelled, [], taken=self.waits.taken_by(info.call_id))
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
             return Outcome(error=coded(error, PatternError), may_retry=False), 0
@@ -263,16 +272,21 @@ class Recorder:
             self.rules.call_ended()
             current_call.reset(token)
 
+    def derived(self) -> bytes:
+        """Random bytes that are the same in every attempt: they derive from the run and from the place."""
+        seed = f"{self._identity.run_id}\0{self._identity.uid}\0{self.rules.draw()}"
+        return blake2b(seed.encode(errors="surrogatepass"), digest_size=32).digest()
+
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
         """Suspend the run for a retry, because a part of the pattern failed. False if that is refused."""
         return self._retries.suspend(error, part)
 
     # --- records -----------------------------------------------------------------------------------------
 
-    async def _commit(self, record: Record, text: str, outcome: Outcome) -> None:
+    async def _commit(self, record: Record, text: str, outcome: Outcome, taken: Sequence[str]) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self.checkpoints.store(record, outcome.events, text, outcome.usage)
+            await self.checkpoints.store(record, outcome.events, text, outcome.usage, taken)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:

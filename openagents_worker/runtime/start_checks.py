@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from openagents_worker.agents import (
     AgentsFile,
     AppConfig,
     ContextAssemblerRef,
+    LLMLimits,
     LLMOptions,
     MemoryRef,
     PatternRef,
@@ -19,12 +20,13 @@ from openagents_worker.agents import (
     options_without_effect,
 )
 from openagents_worker.agents.part import Part
-from openagents_worker.agents.positions import Path
+from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import is_readable_by_all
+from openagents_worker.llm.limits import limit_name
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.patterns import BUILTIN_PATTERNS
@@ -59,7 +61,25 @@ def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProble
             limits[agent_path] = part
         found = _problems_of_part(part, limits.get(agent_path) or RuntimeOptions(), env)
         problems += [file.located(problem.under(*path)) for problem in found]
+    problems += [file.located(problem) for problem in _different_limits(file)]
     return sorted(problems, key=file_order)
+
+
+def _different_limits(file: AgentsFile) -> Iterator[ConfigProblem]:
+    """Limits of the fleet with the same key and other numbers than those of an earlier agent."""
+    first: dict[str, tuple[Path, LLMLimits]] = {}
+    for path, part in file.parts():
+        if not isinstance(part, LLMOptions) or part.limits is None:
+            continue
+        own = (*path, "limits")
+        key = limit_name(part.limits.key, provider=part.provider, model=part.model or "", tenant="")
+        place, earlier = first.setdefault(key, (own, part.limits))
+        if part.limits.numbers != earlier.numbers:
+            yield ConfigProblem(
+                own,
+                f"the limit {key!r} has other numbers in {json_path(place)}",
+                "agents with the same key share one limit: use the same numbers, or another key",
+            )
 
 
 def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]) -> Iterable[ConfigProblem]:

@@ -25,7 +25,8 @@ from openagents_worker.runtime.reply_stream import ReplyStream
 from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import PARKS, WRITTEN
+from openagents_worker.store.parking import Park
 from openagents_worker.store.scripts import SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
@@ -73,6 +74,10 @@ class RunWriter:
         self._deferred: list[_DeferredRecord] = []
         self.format = WRITTEN
         """The format of the records of this run. A worker that cannot read it skips the run."""
+        self.facts_at_suspend: dict[str, Fact] = {}
+        """Facts, by name, that are stored when the run is suspended, whatever the reason: its open waits."""
+        self.closed_at_park: set[str] = set()
+        """Names of facts that are deleted when the run is parked: what they say begins again afterwards."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._is_flush_due = False
@@ -260,8 +265,15 @@ class RunWriter:
                 position, [record], usage, self._take_batch(events), self._take_deferred(position), taken
             )
 
+    async def take_facts(self, names: Sequence[str]) -> None:
+        """Delete facts that a run without records has received."""
+        await self._write_facts(taken=names)
+
     async def write_fact(self, fact: Fact) -> None:
         """Store a fact ahead of the record that will replace it, after all queued events."""
+        await self._write_facts(facts=[fact.name, fact.text])
+
+    async def _write_facts(self, **facts: Sequence[str]) -> None:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
@@ -271,7 +283,7 @@ class RunWriter:
                     fence=self.fence,
                     batch_no=self._batch_no,
                     events=batch,
-                    facts=[fact.name, fact.text],
+                    **facts,
                 )
             )
 
@@ -331,13 +343,13 @@ class RunWriter:
         error_code: str,
         left_max_ms: int = 0,
         error_details: str = "",
-        **limit: str,
+        park: Park | None = None,
     ) -> WriteResult:
-        """Suspend the run. `limit`: the arguments `limit` and `tenant` of the script.
-
-        Raises `RunLatched` when another worker owns the run. On any answer but OK it is not suspended."""
+        """Suspend the run. Raises `RunLatched` when another worker owns it. On any answer but OK it is not
+        suspended. `park` says how a run is parked."""
         if self._deferred:
             await self.flush()
+        facts = chain.from_iterable((fact.name, fact.text) for fact in self.facts_at_suspend.values())
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
@@ -353,9 +365,24 @@ class RunWriter:
                     events=batch,
                     left_max_ms=left_max_ms,
                     error_details=error_details,
-                    **limit,
+                    facts=list(facts),
+                    **({} if park is None else self._parked(park)),
                 )
             )
+
+    def _parked(self, park: Park) -> dict[str, Any]:
+        """The arguments of the script `suspend` for a run that is parked."""
+        return {
+            "park_state": park.state,
+            "waits": park.waits_text,
+            "waiting_payload": park.event_payload,
+            "due_ms": park.due_ms,
+            "closed": sorted(self.closed_at_park),
+            "facts_seen": park.facts_seen,
+            "limit": park.limit,
+            "tenant": park.tenant,
+            "format": PARKS,
+        }
 
     async def finish(self, **ending: Any) -> WriteResult:
         """End the run. `ending` holds arguments of the script `finish`; the writer adds the others."""

@@ -16,6 +16,7 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys, decode_id
+from openagents_worker.store.limits import LimitInfo, read_limits
 from openagents_worker.store.redis_errors import default_if_wrong_type
 
 __all__ = [
@@ -126,11 +127,12 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Workers, queues and agents at one moment."""
+    """Workers, queues, agents, and the limits for which runs wait, at one moment."""
 
     workers: tuple[WorkerInfo, ...]
     queues: tuple[QueueInfo, ...]
     agents: tuple[AgentInfo, ...]
+    limits: tuple[LimitInfo, ...] = ()
 
 
 def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
@@ -178,7 +180,8 @@ def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     names |= yield from _queues_with_runs(keys)
     queues = yield from _read_queues(keys, sorted(names), workers)
-    return Fleet(workers, queues, agents)
+    limits = yield from read_limits(keys)
+    return Fleet(workers, queues, agents, limits)
 
 
 _UNKNOWN_START = datetime.fromtimestamp(0, UTC)

@@ -98,6 +98,9 @@ _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("sent", "ZCARD", "ZRANGE"),
     _rights_on("sent_again", "HGETALL"),
     _rights_on("aside", "LRANGE"),
+    _rights_on("limits", "ZRANGE"),
+    _rights_on("limit_queue", "ZCARD"),
+    _rights_on("limit_calls", "ZCARD"),
     # `status` checks the types of the keys without an id.
     *(_rights_on(spec.name, "TYPE") for spec in KEYS if "{}" not in spec.template),
 )
@@ -109,8 +112,8 @@ WATCHER = Role(
 )
 PRODUCER = Role(
     RoleName.PRODUCER,
-    "submits, watches, cancels, resumes and deletes runs",
-    scripts=("submit", "cancel", "resume", "delete_session", "page", "mend_key"),
+    "submits, watches, cancels, resumes and deletes runs, and sends values to them",
+    scripts=("submit", "cancel", "resume", "fact", "delete_session", "page", "mend_key"),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
@@ -146,7 +149,8 @@ _REMOTE_CONTROL = (
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
     "confirm_notices", "emit",
-    "end_lease", "finish", "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
+    "end_lease", "finish", "first_due",
+    "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
     "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
 )  # fmt: skip
@@ -159,7 +163,6 @@ WORKER = Role(
         _rights_on("agents", "HEXISTS"),
         _rights_on("workers", "ZRANGE"),
         _rights_on("host", "HGETALL"),
-        _rights_on("limits", "ZRANGE"),
         _rights_on("facts", "HGETALL"),
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),

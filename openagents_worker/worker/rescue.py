@@ -24,6 +24,7 @@ from openagents_worker.store.scripts import (
     Wake,
     aside_news,
     end_lease,
+    first_due,
     limit_serve,
     reclaim,
     resend,
@@ -112,6 +113,7 @@ class Rescue:
         self._redis_ahead_ms = 0.0  # the clock of Redis minus the local clock
         self._check_leases_at_s = 0.0
         self._log_dead_letters_at_s = 0.0
+        self._first_limit_ms: float | None = None
         self._failed = False
         self._prune_at_s = self._clock() + PRUNE_PERIOD_S * self._chance()
         self._redis_run_id = ""
@@ -274,21 +276,29 @@ class Rescue:
 
     async def _check_due_runs(self) -> float:
         """Wake due runs; returns the seconds until the next run is due."""
-        key = self._store.keys("due")
-        first = await self._lowest_score(key)
+        first = await self._first_due_ms()
         if first is not None and self._seconds_until(first) <= 0:
             await self._wake_all()
-            first = await self._lowest_score(key)
+            first = await self._first_due_ms()
         return PERIOD_S if first is None else max(self._seconds_until(first), 0)
 
     async def _check_limits(self) -> None:
         """Call runs that wait for limits of the fleet, unless model calls have called them meanwhile."""
-        first, seen = await self._lowest_score(self._store.keys("limits")), LIMITS
+        first, seen = self._first_limit_ms, LIMITS
         if first is None or self._seconds_until(first) > 0:
             return
+        self._first_limit_ms = None
         while seen == LIMITS:
             wakes, seen = await self._store.run(limit_serve(most=LIMITS))
             await self._send(wakes)
+
+    async def _first_due_ms(self) -> float | None:
+        """When the first run is due, or the first wait of a parked run is over; None if there is none.
+
+        Also finds out when the first limit of the fleet is checked."""
+        found = await self._store.run(first_due())
+        self._first_limit_ms = None if found.limit_ms is None else float(found.limit_ms)
+        return None if found.run_ms is None else float(found.run_ms)
 
     async def _wake_all(self) -> int:
         """Wake all due runs; returns their number."""

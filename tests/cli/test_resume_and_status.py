@@ -167,6 +167,21 @@ def test_status_lists_the_problems(command: Command, client: Client, hand: Hand)
     client.cancel("r2")
 
 
+def test_status_shows_the_limits_for_which_runs_wait(command: Command, client: Client) -> None:
+    keys, redis = client.store.keys, client.store.redis
+    redis.zadd(keys("limits"), {"mock:m": 1})
+    redis.zadd(keys("limit_queue", "mock:m"), {"r1": 0, "r2": 1})
+    redis.zadd(keys("limit_calls", "mock:m"), {"1:n c r3": 1})
+    for key in (keys("limits"), keys("limit_queue", "mock:m"), keys("limit_calls", "mock:m")):
+        redis.pexpire(key, 60_000)
+
+    lines = [line.split() for line in command("status").out.splitlines()]
+
+    assert ["LIMIT", "WAITING", "IN", "USE"] in lines
+    assert ["mock:m", "2", "1"] in lines
+    assert command("status", "--json").json["limits"] == [{"name": "mock:m", "waiting": 2, "in_use": 1}]
+
+
 def test_status_of_a_deployment_without_workers(command: Command) -> None:
     """It says how to start one."""
     shown = command("status")

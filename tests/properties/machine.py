@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -34,13 +34,15 @@ from tests.properties.truth import (
     HEARTBEAT,
     LEASE,
     MAX_RECOVERIES,
+    PARKS,
     RENEWED_WITHIN,
     SILENCE,
     Run,
     Truth,
+    Wait,
 )
 
-__all__ = ["BATCH", "Protocol", "play", "protocol_in"]
+__all__ = ["ACTS", "BATCH", "Act", "Protocol", "play", "protocol_in"]
 
 BATCH = 10  # histories per seed: Hypothesis varies earlier ones, which finds less than new random ones
 STEPS = 40
@@ -75,6 +77,8 @@ class Attempt:
     length: int
     usage: int
     format: int
+    facts_seen: int = 0
+    facts: tuple[str, ...] = ()  # names of facts that it has read and not taken
     batch_no: int = 0
     unanswered: Write | None = None
 
@@ -107,12 +111,17 @@ ACTS: list[Act] = []
 
 
 def act(
-    weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]
+    weight: int = 1,
+    *,
+    when: Callable[[Any], object] = bool,
+    among: list[Act] = ACTS,
+    **options: Sequence[Any],
 ) -> Callable[[F], F]:
-    """Make an act of a method. Acts with more weight are chosen more often."""
+    """Make an act of a method, for the machine with the acts `among`. Acts with more weight are chosen more
+    often."""
 
     def known(method: F) -> F:
-        ACTS.extend([Act(method.__name__, when, options)] * weight)
+        among.extend([Act(method.__name__, when, options)] * weight)
         return method
 
     return known
@@ -120,6 +129,30 @@ def act(
 
 def pick(among: Sequence[T], choice: int) -> T:
     return among[choice % len(among)]
+
+
+@dataclass(frozen=True)
+class Parking:
+    """How a run parks: its state, what it waits for, and for how many ticks at most (0: for ever)."""
+
+    state: str
+    waits: tuple[Wait, ...]
+    delay: float = 0.0
+
+
+SIGNALS = ("signal:a:", "signal:b:")
+DECISIONS = ("approval:x", "approval:y")
+PARKING = {
+    "receive": Parking("waiting", (Wait(SIGNALS[0]),)),
+    "receive_in_time": Parking("waiting", (Wait(SIGNALS[1]),), 1.5),
+    "sleep": Parking("waiting", (), 2.5),
+    "ask": Parking("awaiting_approval", tuple(Wait(name, needs_all=True) for name in DECISIONS)),
+}
+
+
+def _signals(facts: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the signals among the facts of a run."""
+    return tuple(sorted(name for name in facts if name.startswith("signal:")))
 
 
 ANY = range(120)  # an index into what exists at that moment
@@ -135,20 +168,24 @@ def process_of(incarnation: str) -> str:
 
 class Protocol(RuleBasedStateMachine):
     lab: ClassVar[Lab]
+    acts: ClassVar[Sequence[Act]] = ACTS
 
     def __init__(self) -> None:
         super().__init__()
         self.lab.clear()
-        self.truth = Truth()
+        self.truth = self.new_truth()
         self.saved: tuple[Snapshot, Truth] | None = None
         self.requests: dict[str, Run] = {}  # every run that was ever submitted
         self.fences: set[tuple[str, str]] = set()
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
-        self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
+        self.workers = [Worker(), Worker(listens=False), Worker(format=PARKS)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
+
+    def new_truth(self) -> Truth:
+        return Truth()
 
     @initialize(details=st.tuples(choices, choices, choices))
     def begin(self, details: tuple[int, ...]) -> None:
@@ -160,7 +197,7 @@ class Protocol(RuleBasedStateMachine):
     # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
     @rule(which=choices, details=st.tuples(*[choices] * 7))
     def do(self, which: int, details: tuple[int, ...]) -> None:
-        act = pick([act for act in ACTS if act.possible(self)], which)
+        act = pick([act for act in self.acts if act.possible(self)], which)
         arguments = act.arguments(details)
         note(f"{act.name}({', '.join(f'{name}={value}' for name, value in arguments.items())})")
         getattr(self, act.name)(**arguments)
@@ -256,6 +293,33 @@ class Protocol(RuleBasedStateMachine):
                 self.messages.append(run_id)
         self.messages += [resumed.also.run_id] if resumed.also else []
 
+    @act(
+        4,
+        when=lambda self: self.requests,
+        i=ANY,
+        name=(*SIGNALS, *DECISIONS),
+        message_id=("", "", "m1", "m2"),
+        lost=LOST,
+    )
+    def send_fact(self, i: int, name: str, message_id: str, lost: bool) -> None:
+        """Somebody sends a value to a run, or decides something."""
+        run_id, value = pick(sorted(self.requests), i), str(next(self.numbers))
+        message_id = message_id if name in SIGNALS else ""
+        call = scripts.fact(
+            run_id=run_id,
+            name=name,
+            value=value,
+            message_id=message_id,
+            max_facts=1000,
+            max_bytes=100_000,
+        )
+        run = self.truth.runs.get(run_id)
+        first = run.facts.get(name, "") if run else ""
+        result, (expected, wakes) = self.lab.run(call), self.truth.fact(run_id, name, value, message_id)
+        assert result.answer == expected, f"{name} of {run_id}: {result.answer}, but it is {expected}"
+        assert result.value == (first if expected == "ALREADY" else ""), f"first decision about {name}"
+        self.send(result.wakes, wakes, lost)
+
     @act(session=("s", "t"), even_if_not_notified=(False, True))
     def delete_session(self, session: str, even_if_not_notified: bool) -> None:
         call = scripts.delete_session(
@@ -326,9 +390,11 @@ class Protocol(RuleBasedStateMachine):
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
-            worker.carries[run_id] = Attempt(
+            attempt = worker.carries[run_id] = Attempt(
                 run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
             )
+            attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
+            assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
 
     @act(
         28,
@@ -345,6 +411,7 @@ class Protocol(RuleBasedStateMachine):
             "finish",
             "lost",
             "hand_back",
+            *PARKING,
         ),
         way=WAYS,
     )
@@ -375,11 +442,31 @@ class Protocol(RuleBasedStateMachine):
             attempt.usage += 1
         return done and (write.kind in ("commit", "emit") or answer is WriteAnswer.CANCEL)
 
+    @act(2, when=lambda self: self.at_work, w=ANY, i=ANY)
+    def read_facts(self, w: int, i: int) -> None:
+        """A worker was told of a fact, and reads the facts of the run."""
+        worker = pick(self.at_work, w)
+        attempt = worker.carries[pick(sorted(worker.carries), i)]
+        if attempt.unanswered is None:
+            keys, run_id = self.lab.keys, attempt.run_id
+            attempt.facts_seen = int(self.lab.redis.hget(keys("run", run_id), "facts_no") or 0)
+            attempt.facts = _signals(self.lab.redis.hgetall(keys("facts", run_id)))
+
     @act(
         3,
         when=lambda self: self.zombies,
         i=ANY,
-        kind=("commit", "emit", "retry", "handover", "left_to_others", "finish", "lost", "hand_back"),
+        kind=(
+            "commit",
+            "emit",
+            "retry",
+            "handover",
+            "left_to_others",
+            "finish",
+            "lost",
+            "hand_back",
+            "receive",
+        ),
     )
     def write_late(self, i: int, kind: str) -> None:
         """A former owner writes: it lost the run, was paused, or died while a command was on its way."""
@@ -407,6 +494,8 @@ class Protocol(RuleBasedStateMachine):
                 **ids, incarnation=attempt.incarnation, kind=why, max_recoveries=MAX_RECOVERIES
             )
             return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence, why))
+        if kind in PARKING and attempt.format < PARKS:
+            kind = "handover"  # a worker of the version before
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
         if kind == "emit":
@@ -416,6 +505,7 @@ class Protocol(RuleBasedStateMachine):
             record = json.dumps({"by": fence, "number": number, "usage": 1})
             start = json.dumps({"by": fence, "number": number, "usage": 0})
             records = [record] if position else [start, record]
+            taken, attempt.facts = "".join(attempt.facts[:1]), attempt.facts[1:]
             call = scripts.commit(
                 **ids,
                 position=position,
@@ -424,12 +514,13 @@ class Protocol(RuleBasedStateMachine):
                 batch_no=batch_no,
                 events=events,
                 format=attempt.format,
+                taken=[taken] if taken else [],
             )
             return Write(
                 kind,
                 call,
                 lambda truth: truth.commit(
-                    run_id, fence, position, records, total, batch_no, number, attempt.format
+                    run_id, fence, position, records, total, batch_no, number, attempt.format, taken
                 ),
                 len(records),
             )
@@ -453,6 +544,8 @@ class Protocol(RuleBasedStateMachine):
             )
             used, form = attempt.usage, attempt.format
             return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number, form))
+        if kind in PARKING:
+            return self.park(attempt, PARKING[kind], batch_no)
         call = scripts.suspend(
             **ids,
             kind=kind,
@@ -463,6 +556,34 @@ class Protocol(RuleBasedStateMachine):
             events=[],
         )
         return Write(kind, call, lambda truth: truth.suspend(run_id, fence, kind, 1.5))
+
+    def park(self, attempt: Attempt, parking: Parking, batch_no: int) -> Write:
+        run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
+        until_ms = self.lab.now_ms() + int(parking.delay * TICK_MS) if parking.delay else 0
+        waits = [{"kind": "signal", "fact": wait.fact, "needs_all": wait.needs_all} for wait in parking.waits]
+        if until_ms:
+            waits.append({"kind": "timer", "until_ms": until_ms})
+        call = scripts.suspend(
+            run_id=run_id,
+            fence=fence,
+            kind="park",
+            delay_ms=0,
+            call="",
+            error_code="",
+            batch_no=batch_no,
+            events=[],
+            park_state=parking.state,
+            waits=json.dumps(waits),
+            waiting_payload="{}",
+            due_ms=until_ms,
+            facts_seen=seen,
+            format=PARKS,
+        )
+        return Write(
+            "park",
+            call,
+            lambda truth: truth.park(run_id, fence, parking.state, parking.waits, parking.delay, seen),
+        )
 
     # --- leases ---
 
@@ -489,7 +610,10 @@ class Protocol(RuleBasedStateMachine):
             self.register(worker, previous=worker.incarnation)
             return
         assert renewal.owned == self.truth.owned(worker.incarnation)
-        assert renewal.notices == self.truth.cancel_requested(worker.incarnation)
+        announced = self.truth.announcements(worker.incarnation)
+        assert renewal.notices == self.truth.cancel_requested(worker.incarnation) | announced
+        self.lab.run(scripts.confirm_notices(incarnation=worker.incarnation, notices=sorted(announced)))
+        self.truth.announced.pop(worker.incarnation, None)
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
             stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)
@@ -759,6 +883,7 @@ class Protocol(RuleBasedStateMachine):
             self.look()
             while self.reclaim_some(100, blameless=False, lost=False):
                 pass
+            self.end_waits()
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
@@ -767,12 +892,22 @@ class Protocol(RuleBasedStateMachine):
                     self.tell_of(run_id, run.life)
             for worker in self.workers:
                 for attempt in list(worker.carries.values()):
-                    for kind in ("commit", "finish", "finish"):
-                        if attempt is worker.carries.get(attempt.run_id):
-                            self.step(worker, attempt, kind)
+                    self.work_fairly(worker, attempt)
             self.holds()
         stuck = [run for run in self.truth.runs.values() if not run.over or run.untold]
         raise AssertionError(f"stuck for ever: {stuck}")
+
+    def work_fairly(self, worker: Worker, attempt: Attempt) -> None:
+        """An attempt whose writes all arrive. It may be stopped by what happened before."""
+        for kind in ("commit", "finish", "finish"):
+            if attempt is worker.carries.get(attempt.run_id):
+                self.step(worker, attempt, kind)
+
+    def end_waits(self) -> None:
+        """Everybody decides and sends what parked runs wait for."""
+        for run in list(self.truth.runs.values()):
+            for wait in run.waits:
+                self.send_fact(sorted(self.requests).index(run.id), wait.fact, "", lost=False)
 
     def teardown(self) -> None:
         try:
@@ -784,14 +919,14 @@ class Protocol(RuleBasedStateMachine):
             self.lab.clear()
 
 
-def protocol_in(lab: Lab) -> type[Protocol]:
-    return type("ProtocolInTheLab", (Protocol,), {"lab": lab})
+def protocol_in(lab: Lab, machine: type[Protocol] = Protocol) -> type[Protocol]:
+    return type("ProtocolInTheLab", (machine,), {"lab": lab})
 
 
-def play(lab: Lab, seed: int) -> None:
+def play(lab: Lab, seed: int, machine: type[Protocol] = Protocol) -> None:
     """Play histories in this laboratory; the seed determines them. Raises when one breaks a promise."""
     run_state_machine_as_test(
-        hypothesis.seed(seed)(protocol_in(lab)),
+        hypothesis.seed(seed)(protocol_in(lab, machine)),
         settings=hypothesis.settings(
             max_examples=BATCH,
             stateful_step_count=STEPS,

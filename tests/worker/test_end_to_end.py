@@ -36,6 +36,7 @@ NEED_A_FAULT = {
     "run.resumed": "a run that failed is resumed by hand",
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
+    "llm.limited": "a limit of the fleet has no room",
     "events.gap": "a watcher starts after the events were trimmed",
 }
 """Events that need a fault; each is tested with its fault elsewhere."""

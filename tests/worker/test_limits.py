@@ -81,7 +81,7 @@ def test_two_workers_never_exceed_the_limit_and_serve_tenants_in_turn(both: Any)
 
 
 def test_the_requests_of_a_killed_worker_are_available_again(both: Any) -> None:
-    """It is killed while its request is in flight: its run is executed again, and others are served."""
+    """It is killed with a request in flight: its run continues elsewhere, and runs that wait are served."""
     installation, other = both
     gate = Gate()
     installation.model.may_answer = gate.may_answer

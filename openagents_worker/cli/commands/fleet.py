@@ -46,7 +46,7 @@ def workers(as_json: bool) -> None:
 @click.command()
 @as_json_option
 def status(as_json: bool) -> None:
-    """Show problems, workers, queues, agents.
+    """Show problems, workers, queues, agents, and limits of the fleet for which runs wait.
 
     OLDEST is the longest waiting time of a run in the queue. SENT AGAIN counts lost messages that were
     replaced. The exit code is 0 even if there are problems; `--json` lists them in `problems`.

@@ -1,6 +1,7 @@
 -- An attempt asks to send a request to a model. OK: the request is reserved, and may be sent in delay_ms. BUSY: all concurrent requests are in use, and
 -- no run waits: ask again. LATER: not within `wait_ms`, or other runs wait; delay_ms is an estimate. FENCED: the caller does not own the run.
--- Only OK reserves anything. A repeated call with the same `call` reserves it once. A run that cannot be parked does not wait for others.
+-- Only OK reserves anything. A repeated call with the same `call` reserves it once. A run that cannot be parked does not wait for others,
+-- and neither does any run while the runs that were called do not use the requests per minute.
 -- Returns `Admission`
 --#include limits
 local state, owner_fence = unpack(redis.call('HMGET', k.run(run_id), 'state', 'fence'))
@@ -19,6 +20,7 @@ elseif may_park == 1 then
   called = expected(limit)
 end
 local delay_ms = (slot(limit) - NOW_US + called * interval_us(limit)) / 1000
+if is_idle(limit) then others, delay_ms = 0, 0 end -- the runs that were called are late
 local is_full = limit.max_concurrency > 0 and in_use(limit) + called >= limit.max_concurrency
 if is_full or others > 0 or delay_ms > longest_ms then
   return reply{answer = is_full and others == 0 and delay_ms <= longest_ms and 'BUSY' or 'LATER',

@@ -30,10 +30,13 @@ from openagents_worker.store.scripts.control import (
     Cancelled,
     DeleteAnswer,
     Deleted,
+    FactAnswer,
+    FactResult,
     ResumeAnswer,
     Resumed,
     cancel,
     delete_session,
+    fact,
     resume,
 )
 from openagents_worker.store.scripts.limits import (
@@ -52,7 +55,14 @@ from openagents_worker.store.scripts.maintenance import (
     put_aside,
 )
 from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, outbox_take
-from openagents_worker.store.scripts.sending import confirm_completion, replaced, resend, resend_unread, wake
+from openagents_worker.store.scripts.sending import (
+    confirm_completion,
+    first_due,
+    replaced,
+    resend,
+    resend_unread,
+    wake,
+)
 from openagents_worker.store.scripts.source import Script
 from openagents_worker.store.scripts.submission import SubmitAnswer, Submitted, reject, submit
 from openagents_worker.store.scripts.wakes import Wake, Woken
@@ -83,6 +93,8 @@ __all__ = [
     "Claimed",
     "DeleteAnswer",
     "Deleted",
+    "FactAnswer",
+    "FactResult",
     "FalseAlarm",
     "LookResult",
     "MAX_RECOVERIES",
@@ -116,7 +128,9 @@ __all__ = [
     "delete_session",
     "emit",
     "end_lease",
+    "fact",
     "finish",
+    "first_due",
     "lacking",
     "limit_serve",
     "limit_settle",

@@ -67,7 +67,8 @@ class Claimed:
     `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
     else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
-    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
+    time of Redis. `session_state` maps keys to JSON; None if it is too large for this
     answer.
     """
 
@@ -89,6 +90,8 @@ class Claimed:
     active_ms: int = 0
     durable: bool = True
     facts: dict[str, Payload] | None = None
+    facts_no: int = 0
+    now_ms: int = 0
     journal_length: int = 0
     journal: tuple[Payload, ...] = ()
     messages: int = 0
@@ -148,10 +151,19 @@ class WriteResult:
 
 
 @script_function
-def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: PayloadPairs = ()) -> WriteAnswer:
+def emit(
+    *,
+    run_id: str,
+    fence: str,
+    batch_no: int,
+    events: Events,
+    facts: PayloadPairs = (),
+    taken: Sequence[str] = (),
+) -> WriteAnswer:
     """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
+    `taken` are the names of facts that a run without records has received.
     """
 
 
@@ -181,7 +193,7 @@ class SuspendKind(StrEnum):
     RETRY = "retry"
     HANDOVER = "handover"
     LEFT_TO_OTHERS = "left_to_others"
-    LIMIT = "limit"
+    PARK = "park"
 
 
 @script_function
@@ -197,6 +209,14 @@ def suspend(
     events: Events,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
     error_details: Payload = "",
+    park_state: str = "",
+    waits: str = "",
+    waiting_payload: Payload = "",
+    due_ms: int = 0,
+    facts: PayloadPairs = (),
+    closed: Sequence[str] = (),
+    facts_seen: int = 0,
+    format: int = WRITTEN,
     limit: str = "",
     tenant: str = "",
 ) -> WriteResult:
@@ -204,8 +224,9 @@ def suspend(
 
     `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
     continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
-    `limit`: until the limit of the fleet with the name `limit` has room, but for `delay_ms` at most; the runs
-    of several tenants are served in turn. `error_details` is the error as JSON, for display.
+    `error_details` is the error as JSON, for display. `park`: until a fact ends one of its waits, see
+    `store.parking.Park`; the wakes are not empty if a fact arrived meanwhile. With `limit`, it waits for that
+    limit of the fleet, and the wakes are those of the runs that are called.
     """
 
 

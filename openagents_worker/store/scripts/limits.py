@@ -68,7 +68,8 @@ def limit_settle(
 ) -> tuple[Wake, ...]:
     """End a reserved request. `tokens` were reserved, `used` is what it used (-1: as reserved).
 
-    `blocked_ms`: nobody may send a request for so long. Repeating this changes nothing more.
+    A request that was not sent is given back if its time is still to come. `blocked_ms`: nobody may send a
+    request for so long. Repeating this changes nothing more.
     """
 
 

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from openagents_worker.store.scripts.calls import script_function
 from openagents_worker.store.scripts.wakes import Wake, Woken
 
-__all__ = ["confirm_completion", "replaced", "resend", "resend_unread", "wake"]
+__all__ = ["confirm_completion", "first_due", "replaced", "resend", "resend_unread", "wake"]
 
 
 @script_function
 def wake(*, limit: int) -> Woken:
     """Wake runs that are due."""
+
+
+class FirstDue(NamedTuple):
+    """The answer of `first_due`: ms since 1970 as text, None if there is none.
+
+    `run_ms`: when the first run is due, or the first wait of a parked run is over. `limit_ms`: when the queue
+    of a limit of the fleet is checked next.
+    """
+
+    run_ms: str | None = None
+    limit_ms: str | None = None
+
+
+@script_function
+def first_due() -> FirstDue:
+    """Find out when `wake` and `limit_serve` have something to do."""
 
 
 @script_function

@@ -44,7 +44,9 @@ class Notes:
         )
 
 
-async def _ask(server: ModelServer, notes: Notes, heard: Heard | None, **options: Any) -> LLMResponse:
+async def ask_in_background(
+    server: ModelServer, notes: Notes, heard: Heard | None, **options: Any
+) -> LLMResponse:
     options = BACKGROUND | options
     client = client_of(RESPONSES, server.url, **options)
     token = current_call.set(notes.info())
@@ -64,7 +66,7 @@ async def test_the_id_of_the_response_is_noted_before_its_text(streamed: bool) -
     """One request is sent; a reply that is not streamed is polled."""
     notes, heard = Notes(), Heard() if streamed else None
     async with ModelServer([{"text": TEXT}]) as server:
-        reply = await _ask(server, notes, heard)
+        reply = await ask_in_background(server, notes, heard)
 
     assert reply.output_text == TEXT
     assert [note["response_id"] for note in notes.notes] == [reply.response_id]
@@ -78,7 +80,7 @@ async def test_a_stream_that_breaks_is_continued_where_it_broke(fault: str) -> N
     """No piece is missing, and none comes twice."""
     heard = Heard()
     async with ModelServer([{"error": fault}, {"text": TEXT}]) as server:
-        reply = await _ask(server, Notes(), heard)
+        reply = await ask_in_background(server, Notes(), heard)
 
     assert (reply.output_text, heard.text) == (TEXT, TEXT)
     assert _events(server) == ["received", "retrieved"]
@@ -94,13 +96,13 @@ async def test_the_next_attempt_continues_the_response(streamed: bool) -> None:
             await begun.wait()
 
     async with ModelServer([{"text": TEXT}], before_piece=hold) as server:
-        first = asyncio.create_task(_ask(server, notes, Heard() if streamed else None))
+        first = asyncio.create_task(ask_in_background(server, notes, Heard() if streamed else None))
         await await_for(lambda: notes.notes, "the id is noted")
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         begun.set()
-        reply = await _ask(server, notes, Heard() if streamed else None)
+        reply = await ask_in_background(server, notes, Heard() if streamed else None)
 
     assert reply.output_text == TEXT
     assert _events(server).count("received") == 1
@@ -112,7 +114,7 @@ async def test_a_call_that_is_given_up_is_cancelled_at_the_provider() -> None:
     notes = Notes()
     notes.is_given_up = True
     async with ModelServer(lambda _: {"text": TEXT, "latency_ms": 3_600_000}) as server:
-        call = asyncio.create_task(_ask(server, notes, Heard()))
+        call = asyncio.create_task(ask_in_background(server, notes, Heard()))
         await await_for(lambda: notes.notes, "the id is noted")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -128,10 +130,10 @@ async def test_a_response_that_has_failed_or_is_gone_is_asked_for_anew(streamed:
     script = [{"error": "error_in_200", "message": "no more"}, {"text": TEXT}]
     async with ModelServer(script) as server:
         with pytest.raises(LLMConnectionError, match="no more"):
-            await _ask(server, notes, Heard() if streamed else None)
-        reply = await _ask(server, notes, Heard() if streamed else None)
+            await ask_in_background(server, notes, Heard() if streamed else None)
+        reply = await ask_in_background(server, notes, Heard() if streamed else None)
         notes.notes.append({**notes.notes[-1], "response_id": "resp_4711"})
-        again = await _ask(server, notes, Heard() if streamed else None)
+        again = await ask_in_background(server, notes, Heard() if streamed else None)
 
     assert (reply.output_text, again.output_text) == (TEXT, TEXT)
     assert _events(server).count("received") == 3
@@ -141,8 +143,8 @@ async def test_a_note_about_another_provider_is_not_used() -> None:
     """The agent got another `api_base` between two attempts."""
     notes = Notes()
     async with ModelServer([{"text": "old"}]) as old, ModelServer([{"text": "new"}]) as new:
-        await _ask(old, notes, Heard())
-        reply = await _ask(new, notes, Heard())
+        await ask_in_background(old, notes, Heard())
+        reply = await ask_in_background(new, notes, Heard())
 
     assert reply.output_text == "new"
     assert _events(new) == ["received"]

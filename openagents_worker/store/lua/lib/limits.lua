@@ -1,10 +1,10 @@
---#include run
+--#include parked
 -- Limits of the fleet. A limit has a name, and numbers that each caller passes: requests and tokens per minute, and concurrent requests.
 -- Requests and tokens are paced with the generic cell rate algorithm (GCRA, ITU-T I.371): `next_us` is when the next request would be on schedule.
 -- A request may be ahead of the schedule by BURST_US at most, so no window of time gets much more than its share, also after an idle time.
 -- A run that has to wait for longer than a call waits is parked in a queue of the limit. `serve` calls the next runs of the queue shortly before
 -- there is room for them.
-local BURST_US = 500000 -- 5 % of ten seconds
+local BURST_US = 250000 -- 2.5 % of ten seconds
 local AHEAD_MS = 2000 -- runs are called so long before their requests may be sent: a wake-up takes time. They wait inside their calls
 local CALLED_MS = 10000 -- a run that was called and has not arrived after this time blocks no room for others. It may still arrive
 local LOOK_AGAIN_MS = 1000 -- when workers check a queue again, if no request begins or ends in between
@@ -53,6 +53,12 @@ end
 
 -- reservation(R, F, call): the id of a reserved request of the attempt with the fence F
 local function reservation(R, F, call) return F .. ' ' .. enc(call) .. ' ' .. R end
+
+-- is_idle(limit): whether nothing has used the schedule for so long that time is being lost
+local function is_idle(limit)
+  return limit.requests_per_minute + limit.tokens_per_minute > 0 and limit.next_us <= NOW_US and limit.next_tokens_us <= NOW_US
+    and limit.blocked_until_ms <= NOW_MS
+end
 
 -- holds(id): whether the attempt that made this reservation still owns its run. An attempt that has ended, or whose worker died, does not
 local function holds(id)
@@ -125,7 +131,7 @@ local function room(limit)
 end
 
 local function is_parked_at(name, run)
-  return run and run.state == STATE.retrying and redis.call('HGET', k.run(run.id), 'parked') == run.fence .. ' ' .. name
+  return run and PARKED[run.state] and redis.call('HGET', k.run(run.id), 'queued_at') == run.fence .. ' ' .. name
 end
 
 -- serve(limit): calls the next runs of the queue; returns their wake-ups. An entry of a run that does not wait here any more is dropped
@@ -140,9 +146,7 @@ local function serve(limit)
     redis.call('ZREM', k.limit_queue(limit.name), R)
     if is_parked_at(limit.name, run) then
       redis.call('ZADD', k.limit_called(limit.name), digits(NOW_MS), R)
-      redis.call('HSET', k.run(R), 'state', STATE.queued)
-      redis.call('ZREM', k.due(), R)
-      wakes[#wakes + 1] = wake_of(run)
+      wakes[#wakes + 1] = unpark(run, {kind = 'limit', name = limit.name})
       free = free - 1
     end
   end
