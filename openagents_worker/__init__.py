@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
+    from openagents_worker.tools.base import Reconciled
     from openagents_worker.tools.function import tool
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "AsyncRunHandle",
     "Client",
     "OpenAgentsError",
+    "Reconciled",
     "RedisUnreachable",
     "RequestInvalid",
     "RunArtifact",
@@ -87,6 +89,7 @@ _MODULE_OF = {
     "AsyncRunHandle": "producer.handle",
     "Client": "producer.client",
     "OpenAgentsError": "errors",
+    "Reconciled": "tools.base",
     "RedisUnreachable": "errors",
     "RequestInvalid": "errors",
     "RunArtifact": "models",

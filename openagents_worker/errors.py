@@ -461,6 +461,17 @@ class ReplayMismatch(ExecutionError):
     code = "run.replay_mismatch"
 
 
+class OutcomeUnknown(ExecutionError):
+    """A call with effects was interrupted before its outcome was stored, and it must not be repeated."""
+
+    code = "run.outcome_unknown"
+    extra_fields = ("call_id",)
+
+    def __init__(self, message: str = "", *, call_id: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.call_id = call_id
+
+
 class RunPoisoned(ExecutionError):
     """The run killed its worker process too often without committing a step in between."""
 

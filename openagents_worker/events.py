@@ -109,6 +109,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "call_id code message type error_details"),
         _event("worker.loop_blocked", "the run blocked the event loop of its worker", "blocked_ms stack",
                "kind name call_id agent_id plugin"),
+        _event("tool.outcome_resolved", "it was decided what becomes of a call that was interrupted",
+               "call_id action", "by tool_id note"),
         _event("tool.retry_requested", "a tool asks the model for other arguments",
                "tool_id attempt error", "call_id"),
         _event("validation.retry", "the answer does not match the `output_type`; the model gets the reason",

@@ -145,6 +145,11 @@ class ToolRef(PluginRef):
         description="Timeout of one call in milliseconds. It overrides the timeout of the tool. "
         "null: the timeout of the tool.",
     )
+    on_interrupted: Literal["ask", "rerun", "fail"] = Field(
+        default="ask",
+        description="What happens to an interrupted call of a tool with durable_idempotent = False: "
+        "ask (the run pauses until somebody decides), rerun (the call is made again), fail (the run fails).",
+    )
 
 
 # --- agents ----------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ class CallInfo:
     make the call again gets the note. None: nothing can be stored, because the run is not durable."""
     is_given_up: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
     """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
+    effect: Any = field(default=None, repr=False, compare=False)
+    """What the runtime knows about a call that must not be repeated; None for any other call."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

@@ -9,6 +9,7 @@ from typing import Any
 from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.effects import Effects
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
@@ -23,7 +24,13 @@ class Checkpoints:
     """The checkpoints of one attempt. Each of them is a record with its events and the usage of the run."""
 
     def __init__(
-        self, identity: RunIdentity, history: RunHistory, writer: RunWriter, *, durable: bool
+        self,
+        identity: RunIdentity,
+        history: RunHistory,
+        writer: RunWriter,
+        effects: Effects,
+        *,
+        durable: bool,
     ) -> None:
         self.usage = RunUsage()
         self.position = history.length
@@ -35,6 +42,7 @@ class Checkpoints:
         self._format = history.rules.format
         self._transcript_length = history.start.transcript_length
         self._writer = writer
+        self._effects = effects
         self._durable = durable
         self._checks = dict(history.checks)
         self._start: Record | None = None
@@ -74,13 +82,15 @@ class Checkpoints:
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
-        noted = self.noted.pop(record.call, None)
+        taken = self._effects.taken_by(record)
+        if self.noted.pop(record.call, None) is not None:
+            taken = [*taken, Fact(FactKind.RESPONSE, record.call, "").name]
         await self._writer.commit(
             position,
             text or record.to_json(),
             usage,
             [*events, saved],
-            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
+            taken=taken,
         )
 
     def recorded_check(self, key: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from openagents_worker.runtime.call_ids import (
     OuterCall,
     content_digest,
     content_of,
+    name_of,
 )
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
@@ -50,6 +51,8 @@ class _ContentQuery(CallQuery):
     frame: Frame
     takes_over: str = ""
     """The id of an unfinished call of another node that this call continues."""
+    begun_as: str = ""
+    """The id of an interrupted call with effects and other arguments, in whose place this call is made."""
 
     @property
     def node(self) -> Node:
@@ -66,8 +69,15 @@ class ReplayByContent(Rules):
     format = BY_CONTENT
 
     def __init__(
-        self, records: Iterable[Record], *, life: int, latch: Latch, tries: Mapping[str, int]
+        self,
+        records: Iterable[Record],
+        *,
+        life: int,
+        latch: Latch,
+        tries: Mapping[str, int],
+        begun: Iterable[Record] = (),
     ) -> None:
+        """`begun` are the intents of calls with effects: records without an outcome."""
         self._latch = latch
         self._loop = asyncio.get_running_loop()
         self._nodes = Nodes(self._on_node_end)
@@ -76,7 +86,7 @@ class ReplayByContent(Rules):
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
         self._waits = ReplayWaits(self._loop, latch)
-        loaded = sort_records(records, life)
+        loaded = sort_records(records, life, begun)
         self._unused = UnusedRecords(loaded)
         for call_id in loaded.used_ids:
             self._ids.mark_used(call_id)
@@ -224,6 +234,9 @@ class ReplayByContent(Rules):
             await self._waits.until(lambda: is_taken() or self._nodes.is_alone(query.node), keys)
             if is_taken() or self._latch.reason is not None:
                 return None
+        if isinstance(own, OpenCall) and _is_begun_with_other_arguments(own, query):
+            query.begun_as = own.id
+            return None
         raise ReplayContradiction(
             f"the program makes the call {query.kind} {query.name} in {query.branch or 'the pattern'}, "
             f"where the journal holds {described(own)}"
@@ -297,7 +310,13 @@ class ReplayByContent(Rules):
             self._unused.remove_open(call)
             self._wake(("taken", call.id))
             return call.id
+        if query.begun_as and self._is_open(query.begun_as):
+            self._unused.remove_open(self._unused.open_calls(content_of(query.begun_as))[query.begun_as])
+            self._wake(("taken", query.begun_as))
         return self._ids.next_id(query.name, query.content)
+
+    def begun_as(self, query: _ContentQuery, call_id: str) -> str:
+        return query.begun_as or call_id
 
     def _open_call_for(self, query: _ContentQuery) -> OpenCall | None:
         """The open call that this call continues: of its own node, of another node, or of an earlier life."""
@@ -373,3 +392,8 @@ class ReplayByContent(Rules):
             self._wake(("node", node.path))
             if len(self._nodes.living) <= 1:
                 self._wake(ALONE)
+
+
+def _is_begun_with_other_arguments(call: OpenCall, query: _ContentQuery) -> bool:
+    """Whether the call with effects was begun in this place of the program, with other arguments."""
+    return call.has_intent and call.kind == query.kind and name_of(call.id) == query.name

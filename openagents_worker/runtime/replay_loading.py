@@ -25,6 +25,8 @@ class OpenCall:
     is_begun: bool = True
     """False for a call that failed in an earlier life. It is made again if the program makes it; it is not a
     contradiction if the program does not."""
+    has_intent: bool = False
+    """Whether the call has effects that may have happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,11 @@ class LoadedRecords:
     """The ids of the calls that are not made again."""
 
 
-def sort_records(records: Iterable[Record], life: int) -> LoadedRecords:
-    """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again."""
+def sort_records(records: Iterable[Record], life: int, begun: Iterable[Record] = ()) -> LoadedRecords:
+    """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again.
+
+    `begun` are the intents of calls with effects: records without an outcome.
+    """
     stored, cancelled_after_record = _last_of_each_call(records)
     reopened = _reopened_calls(stored.values(), life)
     ended = stored.keys() - reopened
@@ -61,7 +66,18 @@ def sort_records(records: Iterable[Record], life: int) -> LoadedRecords:
                 loaded.inside_call[outer_id].append(record)
         else:
             loaded.replayed.append(record)
+    for intent in begun:
+        if intent.call not in stored and not any(outer.id in ended for outer in intent.outer):
+            _add_interrupted(loaded, intent, stored)
     return loaded
+
+
+def _add_interrupted(loaded: LoadedRecords, intent: Record, stored: Mapping[str, Record]) -> None:
+    """Add a call that was interrupted after its intent was stored, and the unfinished calls around it."""
+    open_call = OpenCall(intent.call, intent.kind, intent.node, intent.scope, has_intent=True)
+    for call in (*_unfinished_outer_calls(intent, stored), open_call):
+        loaded.used_ids.append(call.id)
+        loaded.open_calls.append(call)
 
 
 def _last_of_each_call(records: Iterable[Record]) -> tuple[dict[str, Record], set[str]]:

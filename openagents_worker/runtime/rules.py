@@ -82,6 +82,10 @@ class Rules(ABC):
     def assign_id(self, query: Any, again: Record | None = None) -> str:
         """The call id for a call that is made now. `again`: the record of its earlier cancellation."""
 
+    def begun_as(self, query: Any, call_id: str) -> str:
+        """The id under which an earlier attempt began this call with effects, if it was interrupted."""
+        return call_id
+
     @abstractmethod
     def inside(self, query: Any, call_id: str) -> AbstractContextManager[Any]:
         """A context manager: calls made in its block are made inside this call."""

@@ -25,7 +25,7 @@ from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.scripts import SuspendKind, WriteResult
+from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
 
@@ -250,6 +250,39 @@ class RunWriter:
                     facts=[fact.name, fact.text],
                 )
             )
+
+    async def write_intent(
+        self, call: str, intent: str, knows_decision: bool, taken: Sequence[str] = ()
+    ) -> str:
+        """Store the intent of a call with effects, after all queued events and records.
+
+        Returns '', or a decision (JSON) about an earlier intent of the call: then it is not stored. With
+        `OPENAGENTS_DURABILITY=strict` it is on disk when this returns.
+        """
+        if self._deferred:
+            await self.flush()
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            begun = await self.store.write_ahead(
+                scripts.intent(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    call=call,
+                    value=intent,
+                    knows_decision=knows_decision,
+                    batch_no=self._batch_no,
+                    events=batch,
+                    taken=taken,
+                )
+            )
+            return begun.decision
+
+    def report(self, call: ScriptCall[scripts.DecideResult], call_id: str) -> None:
+        """Report the outcome of a call to the next owner of the run, in a task that `close` awaits."""
+        task = outside_runs(self.store.report(call, call_id), name=f"report {self.run_id}")
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
 
     def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
         """Take the deferred records that can be stored now: those before position `before`.

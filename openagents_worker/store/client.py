@@ -254,9 +254,12 @@ class AsyncStore:
                     steps.answer = await batcher.execute(*command)
             return steps.result
 
-    async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
-        """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""
-        return await self._retry(lambda: self.run(call), until)
+    async def run_until(self, call: ScriptCall[T], until: Callable[[], bool], *, on_disk: bool = False) -> T:
+        """Run a script, and repeat it while Redis is unreachable, until `until()` returns True.
+
+        With `on_disk` its writes are on disk, see `Store.run_on_disk`.
+        """
+        return await self._retry(lambda: self.run_on_disk(call) if on_disk else self.run(call), until)
 
     async def ask_until(self, question: Callable[[Any], Awaitable[T]], until: Callable[[], bool]) -> T:
         """As `ask`, but repeats the read while Redis is unreachable, until `until()` returns True."""

@@ -27,6 +27,9 @@ class FactKind(StrEnum):
 
     TRIES = "tries"
     INTENT = "intent"
+    FENCE = "fence"
+    RESOLUTION = "resolution"
+    ASK = "ask"
     APPROVAL = "approval"
     CHILD = "child"
     SIGNAL = "signal"
@@ -50,8 +53,14 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.TRIES: FactSpec(
         "call -> how often the run was suspended to retry it", is_count=True, ends_with_life=True
     ),
-    FactKind.INTENT: FactSpec("call with effects -> fence, digest and values of the attempt that began it"),
-    FactKind.APPROVAL: FactSpec("call -> the decision, who made it and when, the digest of what was shown"),
+    FactKind.INTENT: FactSpec("call with effects that was begun -> its record without an outcome"),
+    FactKind.FENCE: FactSpec("call with effects that was begun -> the fence of its attempt, as plain text"),
+    FactKind.RESOLUTION: FactSpec(
+        "call with effects that was interrupted -> what to do with it, who decided that and when",
+        ends_with_life=True,
+    ),
+    FactKind.ASK: FactSpec("call that waits for an approval -> what is shown", ends_with_life=True),
+    FactKind.APPROVAL: FactSpec("call -> the decision about its approval, who made it and when"),
     FactKind.CHILD: FactSpec("call -> the result of the child run"),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),

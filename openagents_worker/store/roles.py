@@ -110,7 +110,7 @@ WATCHER = Role(
 PRODUCER = Role(
     RoleName.PRODUCER,
     "submits, watches, cancels, resumes and deletes runs",
-    scripts=("submit", "cancel", "resume", "delete_session", "page", "mend_key"),
+    scripts=("submit", "cancel", "resume", "decide", "delete_session", "page", "mend_key"),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
@@ -145,10 +145,11 @@ _REMOTE_CONTROL = (
 )
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
-    "confirm_notices", "emit",
-    "end_lease", "finish", "look", "mend_key", "notify",
+    "confirm_notices", "decide", "emit",
+    "end_lease", "finish", "intent", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
-    "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
+    "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire",
+    "suspend", "wake",
 )  # fmt: skip
 WORKER = Role(
     RoleName.WORKER,

@@ -21,7 +21,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
     | {"recipients", "outbox", "outbox_tries"}
 )
-_LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
+_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal"})
 
 
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:

@@ -28,7 +28,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.offload import importable
 from openagents_worker.tools.typed import TypedTool
 
@@ -36,6 +36,9 @@ __all__ = ["DecoratedFunction", "FunctionTool", "tool"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Reconcile = Callable[[dict[str, Any], str, ToolContext | None], Awaitable[Reconciled]]
+"""Finds out whether an interrupted call had its effect: see `ToolPlugin.reconcile`."""
 
 
 class FunctionTool(TypedTool):
@@ -58,9 +61,17 @@ class FunctionTool(TypedTool):
         self.description = decorated.description
         self.durable_idempotent = decorated.durable_idempotent
         self.Params = decorated.params
+        self._reconcile = decorated.reconcile
 
     def execution_spec(self) -> ToolExecutionSpec:
         return self._execution_spec
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        if self._reconcile is None:
+            return Reconciled.unknown()
+        return await self._reconcile(params, idempotency_key, context)
 
     async def run(self, args: BaseModel, context: ToolContext | None) -> Any:
         fields = type(args).model_fields
@@ -88,6 +99,7 @@ class DecoratedFunction(Generic[P, R]):
         description: str | None,
         durable_idempotent: bool,
         spec: ToolExecutionSpec,
+        reconcile: Reconcile | None = None,
     ) -> None:
         update_wrapper(self, function)
         self.function = function
@@ -95,6 +107,7 @@ class DecoratedFunction(Generic[P, R]):
         self.description = description or _first_paragraph(function)
         self.durable_idempotent = durable_idempotent
         self.spec = spec
+        self.reconcile = reconcile
         self.context_name, self.params = _parameters(function, self.tool_name)
         if spec.cpu_bound:
             _check_cpu_bound(function, self.tool_name, self.context_name)
@@ -127,6 +140,7 @@ def tool(
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
     cpu_bound: bool = False,
+    reconcile: Reconcile | None = None,
 ) -> Callable[[Callable[P, R]], DecoratedFunction[P, R]]: ...
 
 
@@ -140,12 +154,14 @@ def tool(
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
     cpu_bound: bool = False,
+    reconcile: Reconcile | None = None,
 ) -> Any:
     """Make a tool of a function: name, description and schema come from its signature and docstring.
 
     A parameter named `context` (or annotated with `ToolContext`) receives the run's context and is not an
     argument for the model. `durable_idempotent=False` means that the effect is visible to others, so a call
-    with a lost outcome is not repeated without permission. `cpu_bound=True` runs the function in another
+    with a lost outcome is not repeated without permission; `reconcile(params, idempotency_key, context)` may
+    find out whether it had its effect (`ToolPlugin.reconcile`). `cpu_bound=True` runs the function in another
     process: it must be defined at the top level of a module, its arguments and its result are copied, and it
     gets no context. Raises `PluginConfigError` for an unsupported signature.
     """
@@ -159,6 +175,7 @@ def tool(
             spec=ToolExecutionSpec(
                 concurrency_safe=concurrency_safe, default_timeout_ms=timeout_ms, cpu_bound=cpu_bound
             ),
+            reconcile=reconcile,
         )
 
     return decorate if function is None else decorate(function)

@@ -205,7 +205,7 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
             needed = False
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
-        elif spec in ("run", "facts", "events", "journal"):
+        elif spec in ("run", "facts", "decisions", "events", "journal"):
             needed = id_ in truth.runs and not truth.runs[id_].over
         else:
             needed = bool(truth.places.get(id_))

@@ -56,6 +56,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_no": 1,
         "events": ["run.checkpoint_saved", "{}"],
     },
+    "intent": {
+        "run_id": "r1",
+        "call": "pay:aa:1",
+        "value": '{"call":"pay:aa:1"}',
+        "knows_decision": False,
+        "batch_no": 1,
+        "events": ["tool.called", "{}"],
+    },
+    "decide": {
+        "run_id": "r1",
+        "kind": "resolution",
+        "call": "pay:aa:1",
+        "value": '{"action":"skip"}',
+        "event": "tool.outcome_resolved",
+        "payload": "{}",
+    },
     "suspend": {
         "run_id": "r1",
         "kind": "retry",

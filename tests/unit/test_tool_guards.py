@@ -169,6 +169,11 @@ async def test_only_allow_approves_a_call(make_call: Any, decision: Any) -> None
         assert await passed(guards.approval, make_call(tool, hints={"approvals": {key: "allow"}}))
 
 
+async def test_a_call_without_effects_needs_no_intent(make_call: Any) -> None:
+    """`tests/runtime/test_effects.py` shows what becomes of a call that has one."""
+    assert await passed(guards.intent, make_call())
+
+
 async def test_a_call_begins_only_under_the_lease(make_call: Any, events: Events) -> None:
     assert await passed(guards.lease_margin, make_call())
     events.has_lease = False

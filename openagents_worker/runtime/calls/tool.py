@@ -17,9 +17,10 @@ from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_js
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
-from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.calls.tool_call import BoundTool, RecordedOutcome, ToolCall, ToolRun, in_order
 from openagents_worker.runtime.context import CallContext
-from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import stored_artifact, stored_part
@@ -80,6 +81,8 @@ class RecordedTool:
         try:
             with user_code(tool_error(ToolError, self.tool_id)):  # a guard may raise anything
                 value = await self._guarded(call)
+            if isinstance(value, RecordedOutcome):
+                return self._outcome_of(call, value.record)
             with user_code(tool_error(StepTooLarge, self.tool_id)):
                 return self._succeeded(call, value)
         except OpenAgentsError as error:
@@ -93,14 +96,28 @@ class RecordedTool:
             state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
         stored = stored_part(f"the result of {self.tool_id}", value)
         artifacts = [stored_artifact(artifact, self.tool_id) for artifact in call.context.artifacts]
-        preview = self._run.writer.preview(stored)
-        payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
         return Outcome(
             value=stored,
             usage=RunUsage(tool_calls=1),
             state=state,
             artifacts=artifacts,
-            events=[("tool.succeeded", payload)],
+            events=[self._success(call, stored)],
+            is_stored_form=True,
+        )
+
+    def _success(self, call: ToolCall, result: Any) -> Event:
+        preview = self._run.writer.preview(result)
+        return "tool.succeeded", {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
+
+    def _outcome_of(self, call: ToolCall, record: Record) -> Outcome:
+        """The outcome of a call that another attempt has made."""
+        value = record.outcome.get("ok")
+        return Outcome(
+            value=value,
+            usage=RunUsage(**record.usage),
+            state=record.state,
+            artifacts=record.artifacts,
+            events=[self._success(call, value)],
             is_stored_form=True,
         )
 

@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget
 from openagents_worker.runtime.context import AttemptContext, CallContext
+from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 from openagents_worker.tools.toolset import Toolset
 
-__all__ = ["BoundTool", "Guard", "Proceed", "ToolCall", "ToolRun", "in_order"]
+__all__ = [
+    "BoundTool",
+    "Guard",
+    "Proceed",
+    "RecordedOutcome",
+    "ToolCall",
+    "ToolPolicy",
+    "ToolRun",
+    "in_order",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPolicy:
+    """What the agents file decides about the calls of a tool."""
+
+    on_interrupted: Literal["ask", "rerun", "fail"] = "ask"
 
 
 class BoundTool:
@@ -30,6 +47,7 @@ class BoundTool:
         *,
         timeout_ms: int | None = None,
         default_timeout_ms: int | None = None,
+        policy: ToolPolicy = ToolPolicy(),
     ) -> None:
         """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
 
@@ -46,6 +64,7 @@ class BoundTool:
             ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
         )
         self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
+        self.policy = policy
         self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
 
     @cached_property
@@ -84,6 +103,13 @@ class ToolCall:
     @property
     def tool_id(self) -> str:
         return self.tool.tool_id
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutcome:
+    """The result of a call that another attempt has made: its record, with changes of the state."""
+
+    record: Record
 
 
 Proceed = Callable[[ToolCall], Awaitable[Any]]

@@ -12,6 +12,7 @@ from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPai
 from openagents_worker.store.scripts.wakes import Wake
 
 __all__ = [
+    "Begun",
     "ClaimAnswer",
     "Claimed",
     "LEFT_TO_OTHERS_MAX_MS",
@@ -25,6 +26,7 @@ __all__ = [
     "commit",
     "emit",
     "finish",
+    "intent",
     "page",
     "release",
     "suspend",
@@ -152,6 +154,33 @@ def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: Paylo
     """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer of `intent`. With a `decision` (JSON) about an earlier intent, nothing was written."""
+
+    answer: WriteAnswer
+    decision: Payload = ""
+
+
+@script_function
+def intent(
+    *,
+    run_id: str,
+    fence: str,
+    call: str,
+    value: Payload,
+    knows_decision: bool,
+    batch_no: int,
+    events: Events,
+    taken: Sequence[str] = (),
+) -> Begun:
+    """Write that a call with effects begins now, together with a batch of events.
+
+    `value` is the intent (JSON), `taken` are the names of further facts that it replaces. `knows_decision`:
+    whether the caller follows a decision about an earlier intent of this call.
     """
 
 
