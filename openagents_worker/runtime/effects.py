@@ -8,7 +8,7 @@ it comes from a person, or from the worker that made the call and learned its ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,7 +19,7 @@ from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.call_outcome import NewRecords
 from openagents_worker.runtime.journal import Record
-from openagents_worker.runtime.rules import CallQuery
+from openagents_worker.runtime.rules import CallQuery, OpenCall
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact, FactKind, Facts
@@ -84,6 +84,15 @@ class InterruptedCalls:
         if not begun:
             return cls()
         return cls(begun, {fact.id: Resolution.of(fact.value()) for fact in facts.of(FactKind.RESOLUTION)})
+
+    def open_calls(self) -> Iterator[OpenCall]:
+        """The calls that were begun, with the unfinished calls around them."""
+        for intent in self.begun.values():
+            scope = ""
+            for outer in intent.outer:
+                yield OpenCall(outer.id, outer.kind, outer.node, scope)
+                scope = outer.id
+            yield OpenCall(intent.call, intent.kind, intent.node, scope, has_intent=True)
 
 
 class Effects:

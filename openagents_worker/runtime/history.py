@@ -15,6 +15,7 @@ from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import Tries
 from openagents_worker.runtime.rules import Rules
+from openagents_worker.runtime.waits import open_waits
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
@@ -102,7 +103,7 @@ async def read_history(
     if format_ == BY_PLACE:
         rules = ReplayByPlace(replayed, life=claimed.life, latch=latch, tries=tries.of_call)
     else:
-        begun = interrupted.begun.values()
+        begun = [*interrupted.open_calls(), *open_waits(claimed.facts)]
         rules = ReplayByContent(replayed, begun=begun, life=claimed.life, latch=latch, tries=tries.of_call)
     return RunHistory(
         start_record=start_record,

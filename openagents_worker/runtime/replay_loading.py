@@ -10,23 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.rules import OpenCall
 
-__all__ = ["LoadedRecords", "OpenCall", "sort_records"]
-
-
-@dataclass(slots=True, eq=False)
-class OpenCall:
-    """An unfinished call of an earlier attempt: calls inside it are recorded, but not its outcome."""
-
-    id: str
-    kind: str
-    node: str
-    scope: str
-    is_begun: bool = True
-    """False for a call that failed in an earlier life. It is made again if the program makes it; it is not a
-    contradiction if the program does not."""
-    has_intent: bool = False
-    """Whether the call has effects that may have happened."""
+__all__ = ["LoadedRecords", "sort_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +30,10 @@ class LoadedRecords:
     """The ids of the calls that are not made again."""
 
 
-def sort_records(records: Iterable[Record], life: int, begun: Iterable[Record] = ()) -> LoadedRecords:
+def sort_records(records: Iterable[Record], life: int, begun: Iterable[OpenCall] = ()) -> LoadedRecords:
     """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again.
 
-    `begun` are the intents of calls with effects: records without an outcome.
+    `begun` are the calls of which facts are stored.
     """
     stored, cancelled_after_record = _last_of_each_call(records)
     reopened = _reopened_calls(stored.values(), life)
@@ -66,18 +52,11 @@ def sort_records(records: Iterable[Record], life: int, begun: Iterable[Record] =
                 loaded.inside_call[outer_id].append(record)
         else:
             loaded.replayed.append(record)
-    for intent in begun:
-        if intent.call not in stored and not any(outer.id in ended for outer in intent.outer):
-            _add_interrupted(loaded, intent, stored)
+    for open_call in begun:
+        if open_call.id not in stored and open_call.scope not in ended:
+            loaded.used_ids.append(open_call.id)
+            loaded.open_calls.append(open_call)
     return loaded
-
-
-def _add_interrupted(loaded: LoadedRecords, intent: Record, stored: Mapping[str, Record]) -> None:
-    """Add a call that was interrupted after its intent was stored, and the unfinished calls around it."""
-    open_call = OpenCall(intent.call, intent.kind, intent.node, intent.scope, has_intent=True)
-    for call in (*_unfinished_outer_calls(intent, stored), open_call):
-        loaded.used_ids.append(call.id)
-        loaded.open_calls.append(call)
 
 
 def _last_of_each_call(records: Iterable[Record]) -> tuple[dict[str, Record], set[str]]:

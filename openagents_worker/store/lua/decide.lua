@@ -2,8 +2,7 @@
 -- outcome was stored; the worker that made it passes its fence when it learns the outcome, everybody else passes ''. A call that an attempt is
 -- making is not pending. The first decision counts: it is stored as a fact, and kept with the run.
 -- Returns `DecideResult`. Event `event` with `payload`.
---#include run
---#include records
+--#include parked
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 local facts, kept = k.facts(run_id), k.decisions(run_id)
@@ -25,5 +24,5 @@ if TERMINAL[run.state] then return reply{answer = 'GONE', decision = redis.call(
 if not is_pending() then return reply{answer = 'NOT_PENDING', decision = redis.call('HGET', kept, call) or ''} end
 redis.call('HSET', kept, call, value)
 append(run, {event, payload})
-redis.call('HSET', facts, name, value)
-return reply{answer = 'OK', wakes = {}}
+local wakes = store_fact(run, name, value)
+return reply{answer = 'OK', wakes = wakes}

@@ -1,6 +1,17 @@
--- Wakes runs that are due: retries become queued, delayed runs enter their sessions, and a run that was not started before it expired ends.
--- At most `limit` runs in a call. Returns `Woken`
+-- Wakes runs that are due: retries become queued, delayed runs enter their sessions, a parked run whose wait has timed out continues, and a run
+-- that was not started before it expired ends. At most `limit` runs in a call. Returns `Woken`. Event run.woken
 --#include end_run
+--#include parked
+-- timed_out(R): the wait of a parked run that ends first
+local function timed_out(R)
+  local first = {}
+  for _, wait in ipairs(waits_of(R)) do
+    local until_ms = tonumber(wait.until_ms)
+    if until_ms and until_ms < (tonumber(first.until_ms) or math.huge) then first = wait end
+  end
+  return first
+end
+
 local wakes = {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)
 for _, id in ipairs(ids) do
@@ -20,4 +31,10 @@ for _, id in ipairs(ids) do
   end
   for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
 end
-return reply{wakes = wakes, examined = #ids}
+local parked = redis.call('ZRANGEBYSCORE', k.timeouts(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit - #ids)
+for _, id in ipairs(parked) do
+  local run = load(id)
+  redis.call('ZREM', k.timeouts(), id)
+  if run and PARKED[run.state] then wakes[#wakes + 1] = unpark(run, timed_out(id)) end
+end
+return reply{wakes = wakes, examined = #ids + #parked}

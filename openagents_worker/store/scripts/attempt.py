@@ -69,7 +69,8 @@ class Claimed:
     `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
     else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
-    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
+    time of Redis. `session_state` maps keys to JSON; None if it is too large for this
     answer.
     """
 
@@ -91,6 +92,8 @@ class Claimed:
     active_ms: int = 0
     durable: bool = True
     facts: dict[str, Payload] | None = None
+    facts_no: int = 0
+    now_ms: int = 0
     journal_length: int = 0
     journal: tuple[Payload, ...] = ()
     messages: int = 0
@@ -210,6 +213,7 @@ class SuspendKind(StrEnum):
     RETRY = "retry"
     HANDOVER = "handover"
     LEFT_TO_OTHERS = "left_to_others"
+    PARK = "park"
 
 
 @script_function
@@ -225,12 +229,21 @@ def suspend(
     events: Events,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
     error_details: Payload = "",
+    park_state: str = "",
+    waits: str = "",
+    waiting_payload: Payload = "",
+    due_ms: int = 0,
+    facts: PayloadPairs = (),
+    closed: Sequence[str] = (),
+    facts_seen: int = 0,
+    format: int = WRITTEN,
 ) -> WriteResult:
     """Suspend a run, so that another attempt continues it (`SuspendKind`).
 
     `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
     continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
-    `error_details` is the error as JSON, for display.
+    `error_details` is the error as JSON, for display. `park`: until a fact ends one of its waits, see
+    `store.parking.Park`; the wakes are not empty if a fact arrived meanwhile.
     """
 
 
