@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openagents_worker.celery.register import register
     from openagents_worker.errors import (
         AgentNotFoundError,
+        ApprovalNotPending,
         OpenAgentsError,
         RedisUnreachable,
         RequestInvalid,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     )
     from openagents_worker.events import RunEvent
     from openagents_worker.models import (
+        Approval,
+        Decision,
         RunArtifact,
         RunBudget,
         RunRecord,
@@ -53,9 +56,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentNotFoundError",
+    "Approval",
+    "ApprovalNotPending",
     "AsyncClient",
     "AsyncRunHandle",
     "Client",
+    "Decision",
     "OpenAgentsError",
     "Reconciled",
     "RedisUnreachable",
@@ -85,9 +91,12 @@ __all__ = [
 
 _MODULE_OF = {
     "AgentNotFoundError": "errors",
+    "Approval": "models",
+    "ApprovalNotPending": "errors",
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
     "Client": "producer.client",
+    "Decision": "models",
     "OpenAgentsError": "errors",
     "Reconciled": "tools.base",
     "RedisUnreachable": "errors",

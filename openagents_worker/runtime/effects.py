@@ -103,7 +103,9 @@ class Effects:
         self._records = records
         self._writer = writer
         self._stored: dict[str, list[str]] = {}
-        """The names of the facts of each call that its record replaces."""
+        """The names of the facts of each intent, by the id of the call whose record replaces them."""
+        self._others: dict[str, list[str]] = {}
+        """The names of other facts of a call that its record replaces."""
 
     def of(self, query: CallQuery, call_id: str, begun_as: str) -> Effect:
         """A call that is made now. `begun_as` is the id under which an earlier attempt began it."""
@@ -113,16 +115,22 @@ class Effects:
             self._stored[call_id] = _facts_of(begun_as)
         return effect
 
+    def replaces(self, call_id: str, fact_name: str) -> None:
+        """The record of this call will replace this fact."""
+        self._others.setdefault(call_id, []).append(fact_name)
+
     def taken_by(self, record: Record) -> Sequence[str]:
         """The names of the facts that a record replaces.
 
         A cancelled call keeps its intent, because a later attempt may have to make it. So does a call whose
         outcome stays unknown.
         """
-        names = self._stored.get(record.call)
-        if names is None or record.is_cancelled or _is_unknown(record):
-            return ()
-        return self._stored.pop(record.call)
+        others = self._others.pop(record.call, ()) if self._others else ()
+        names = self._stored.pop(record.call, None)
+        if names is None:
+            return others
+        self._writer.closed_at_park.difference_update(names)
+        return others if record.is_cancelled or _is_unknown(record) else [*others, *names]
 
     async def write_intent(self, effect: Effect, info: CallInfo) -> Resolution | None:
         """Store the intent of a call. Returns the decision about an earlier one, if it is new: then the
@@ -137,6 +145,7 @@ class Effects:
         if decision:
             return Resolution.of(loads(decision))
         self._stored[info.call_id] = own
+        self._writer.closed_at_park.update(own)  # a call that parks begins again at its first line
         return None
 
     def report(self, call_id: str, tool_id: str, resolution: Mapping[str, Any]) -> None:
@@ -177,6 +186,11 @@ class Effect:
         key = begun.get("key") if isinstance(begun, dict) else None
         return key if isinstance(key, str) else None
 
+    @property
+    def began_in_life(self) -> int:
+        """The number of the life in which an earlier attempt began the call; 0 if none has."""
+        return self.interrupted.life if self.interrupted is not None else 0
+
     async def write_intent(self, info: CallInfo) -> bool:
         """Store that the call begins. False if somebody has decided about an earlier intent: then
         `resolution` is that decision, and nothing is stored."""
@@ -200,7 +214,7 @@ class Effect:
 
 
 def _facts_of(call_id: str) -> list[str]:
-    kinds = (FactKind.INTENT, FactKind.FENCE, FactKind.RESOLUTION)
+    kinds = (FactKind.INTENT, FactKind.FENCE, FactKind.RESOLUTION, FactKind.WAIT)
     return [Fact(kind, call_id, "").name for kind in kinds]
 
 

@@ -19,7 +19,14 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Begun, DecideResult, ScriptCall, WriteAnswer, WriteResult
+from openagents_worker.store.scripts import (
+    Begun,
+    DecideAnswer,
+    DecideResult,
+    ScriptCall,
+    WriteAnswer,
+    WriteResult,
+)
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["FencedStore"]
@@ -87,6 +94,20 @@ class FencedStore:
         )
         self._act_on_answer(begun.answer)
         return begun
+
+    async def decide(self, call: ScriptCall[DecideResult]) -> str:
+        """Decide about a call of this run. Returns the first decision (JSON), '' if it is this one."""
+        decided = await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
+        match decided.answer:
+            case DecideAnswer.OK:
+                return ""
+            case DecideAnswer.ALREADY:
+                return decided.decision
+            case DecideAnswer.GONE | DecideAnswer.NOT_PENDING | DecideAnswer.UNKNOWN:
+                self._latch.set(LatchReason.FENCED, detail=f"decide: {decided.answer}")
+                raise RunLatched(LatchReason.FENCED)
+            case _:
+                assert_never(decided.answer)
 
     async def report(self, call: ScriptCall[DecideResult], call_id: str) -> None:
         """Report the outcome of a call of a run that is fenced. It is repeated for a short time."""

@@ -65,6 +65,8 @@ class RunHistory:
     tries: Tries
     noted: Mapping[str, Mapping[str, Any]]
     """What earlier attempts noted about calls that are not recorded yet, by call id."""
+    facts: Facts
+    """The facts of the run, as of the claim."""
     interrupted: InterruptedCalls
     """Calls with effects that earlier attempts have begun and not recorded."""
     definition_changed: bool
@@ -98,7 +100,8 @@ async def read_history(
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
     replayed = [record for record in records if record.kind != CHECK]
-    interrupted = InterruptedCalls.of(Facts(claimed.facts))
+    facts = Facts(claimed.facts)
+    interrupted = InterruptedCalls.of(facts)
     rules: Rules
     if format_ == BY_PLACE:
         rules = ReplayByPlace(replayed, life=claimed.life, latch=latch, tries=tries.of_call)
@@ -113,6 +116,7 @@ async def read_history(
         checks=checks_of(records, claimed.life),
         tries=tries,
         noted=_response_notes(claimed),
+        facts=facts,
         interrupted=interrupted,
         definition_changed=start.definition_hash != current_start.definition_hash,
     )

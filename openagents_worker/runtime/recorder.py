@@ -24,6 +24,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.runtime.approvals import Approvals
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
     Event,
@@ -71,6 +72,7 @@ class Recorder:
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.effects = Effects(history.interrupted, self._records, writer)
         """The calls that must not be repeated without permission."""
+        self.approvals = Approvals(history.facts, writer)
         self.checkpoints = Checkpoints(identity, history, writer, self.effects, durable=durable)
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
@@ -125,6 +127,14 @@ class Recorder:
     @property
     def run_id(self) -> str:
         return self._identity.run_id
+
+    @property
+    def life(self) -> int:
+        return self._identity.life
+
+    def replaces(self, call_id: str, fact_name: str) -> None:
+        """The record of this call will replace this fact."""
+        self.effects.replaces(call_id, fact_name)
 
     @property
     def usage(self) -> RunUsage:

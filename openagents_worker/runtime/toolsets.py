@@ -54,7 +54,7 @@ class RunTools:
         self._start = start
         definition = parts.definition
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
-        self._policies = {ref.id: ToolPolicy(on_interrupted=ref.on_interrupted) for ref in definition.tools}
+        self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
         executor = definition.tool_executor
         is_safe = executor is not None and executor.type == "safe"
         self._default_timeout_ms = DEFAULT_TOOL_TIMEOUT_MS if is_safe else None

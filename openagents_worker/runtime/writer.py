@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import RunUsage
 from openagents_worker.redaction import shown_json
@@ -282,6 +283,41 @@ class RunWriter:
                 )
             )
             return begun.decision
+
+    async def ask(self, call: str, question: str) -> None:
+        """Store what is asked about a call (JSON), after all queued events."""
+        if self._deferred:
+            await self.flush()
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            await self.store.write(
+                scripts.ask(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    call=call,
+                    value=question,
+                    batch_no=self._batch_no,
+                    events=batch,
+                )
+            )
+
+    async def decide_approval(self, call: str, event: str, decision: Mapping[str, Any]) -> str:
+        """Decide about the approval of a call. Returns the first decision (JSON), '' if it is this one."""
+        return await self.store.decide(
+            scripts.decide(
+                run_id=self.run_id,
+                kind=scripts.DecisionKind.APPROVAL,
+                call=call,
+                value=dumps(decision),
+                event=event,
+                payload=self._text.payload(decision),
+            )
+        )
+
+    def shown(self, content: Any) -> Any:
+        """The masked content of a call for a person who decides about it. It is not shortened."""
+        return self._text.shown(content)
 
     def report(self, call: ScriptCall[scripts.DecideResult], call_id: str) -> None:
         """Report the outcome of a call to the next owner of the run, in a task that `close` awaits."""

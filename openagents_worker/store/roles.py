@@ -144,7 +144,7 @@ _REMOTE_CONTROL = (
     BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
 _SCRIPTS_OF_A_WORKER = (
-    "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
+    "accuse", "alarm", "aside_news", "ask", "cancel", "claim", "commit", "confirm_completion",
     "confirm_notices", "decide", "emit",
     "end_lease", "finish", "intent", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",

@@ -32,7 +32,7 @@ from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded, acl_words, guarded
 from tests.support.script_calls import call
 
-FENCED = ("commit", "emit", "finish", "intent", "release", "suspend")
+FENCED = ("ask", "commit", "emit", "finish", "intent", "release", "suspend")
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from openagents_worker import Reconciled
-from openagents_worker.models import RunRecord, RunState
+from openagents_worker.models import RunRecord, RunState, WaitKind
 from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import DecideAnswer, DecideResult
 from tests.runtime import plugins
@@ -164,6 +165,57 @@ async def test_a_tool_that_cannot_tell_leaves_it_to_the_agents_file(redis_url: s
     async with interrupted(paying("Reconciling", on_interrupted="fail"), redis_url) as (_, two):
         assert code_of(await ended(two)) == REFUSED
         assert begun() == 1
+
+
+async def test_a_run_waits_until_somebody_knows_what_became_of_its_call(redis_url: str) -> None:
+    """It holds no slot, and nothing is called. The decision wakes it."""
+    async with interrupted(paying(), redis_url) as (_, two):
+        call = await call_in_question(two)
+        assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
+        record = await two.record()
+        assert record.state is RunState.PAUSED
+        (waiting,) = record.waiting
+        assert (waiting.kind, waiting.name, waiting.call_id) == (WaitKind.OUTCOME, "charge", call)
+        assert begun() == 1
+        assert (await two.event_names()).count("run.outcome_unknown") == 1
+        decided = await resolve(two, call, "rerun")
+        assert [wake.run_id for wake in decided.wakes] == ["r1"]
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        assert await facts(two) == {}
+
+
+async def test_a_late_outcome_wakes_a_run_that_waits_for_it(redis_url: str) -> None:
+    """A worker that was believed dead ends its call, while the run waits for a person."""
+    definition = paying()
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        executing = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        await two.store.redis.zadd(two.store.keys("workers"), {one.lease.incarnation: 1})
+        await two.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+        assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
+        assert (await two.record()).state is RunState.PAUSED
+        plugins.GATES["charge-0"].set()
+        plugins.GATES["charge-1"].set()
+        await executing
+        assert (await two.record()).state is RunState.QUEUED
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+async def test_a_resumed_run_asks_although_its_tool_fails_runs(redis_url: str) -> None:
+    """Somebody has resumed the failed run: that is no permission to repeat the call."""
+    async with interrupted(paying(on_interrupted="fail"), redis_url) as (_, two):
+        assert code_of(await ended(two)) == REFUSED
+        resumed = scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
+        await two.store.run(resumed)
+        assert (await ended(two)).state is RunState.PAUSED
+        assert begun() == 1
+        await two.store.run(scripts.cancel(run_id="r1", reason="", force=False))
 
 
 async def test_a_person_decides_that_a_call_is_made_again(redis_url: str) -> None:

@@ -603,7 +603,7 @@ OPTIONS = {"NX", "XX", "PX", "LIMIT", "WITHSCORES", "MAXLEN", "REV"}
     [
         (SubmitAnswer, ["submit"]),
         (ClaimAnswer, ["claim"]),
-        (WriteAnswer, ["emit", "intent", "commit", "suspend", "finish", "release"]),
+        (WriteAnswer, ["ask", "emit", "intent", "commit", "suspend", "finish", "release"]),
         (CancelAnswer, ["cancel"]),
         (DecideAnswer, ["decide"]),
         (ResumeAnswer, ["resume"]),
@@ -787,7 +787,7 @@ def test_a_finish_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
     assert without_ttl(bench.lab.read()) == without_ttl(before)
 
 
-WRITES = ("emit", "intent", "commit", "suspend", "finish")
+WRITES = ("ask", "emit", "intent", "commit", "suspend", "finish")
 
 
 @pytest.mark.parametrize("script", WRITES)
@@ -1277,6 +1277,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "claim": ("claim", {"run_id": "r6"}),
     "claim a retry": ("claim", {"run_id": "r3"}),
     "claim a delayed run": ("claim", {"run_id": "r4"}),
+    "ask": ("ask", {}),
     "emit": ("emit", {}),
     "intent": ("intent", {}),
     "commit": ("commit", {}),
@@ -1297,7 +1298,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
     "confirm_completion": ("confirm_completion", {"runs": ["r7", "1"]}),
 }
-FENCED = ("emit", "intent", "commit", "suspend", "finish", "release")
+FENCED = ("ask", "emit", "intent", "commit", "suspend", "finish", "release")
 
 
 @pytest.mark.parametrize("name", CALLS)

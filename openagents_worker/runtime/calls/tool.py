@@ -15,7 +15,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_json, replaced
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
+from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.calls.tool_call import BoundTool, RecordedOutcome, ToolCall, ToolRun, in_order
@@ -52,6 +52,10 @@ class RecordedTool:
     def concurrency_safe(self) -> bool:
         return self._tool.spec.concurrency_safe
 
+    @property
+    def may_need_approval(self) -> bool:
+        return self._tool.may_need_approval
+
     def describe(self) -> dict[str, Any]:
         return dict(self._tool.description)
 
@@ -86,7 +90,9 @@ class RecordedTool:
             with user_code(tool_error(StepTooLarge, self.tool_id)):
                 return self._succeeded(call, value)
         except OpenAgentsError as error:
-            return self._failed(call, error) if call.is_announced else Outcome(error=error)
+            outcome = self._failed(call, error) if call.is_announced else Outcome(error=error)
+            outcome.decision = _stored(call.decision)
+            return outcome
 
     def _succeeded(self, call: ToolCall, value: Any) -> Outcome:
         """The outcome of a call as it is stored. Raises `StepTooDeep` or `StepTooLarge`, naming the part."""
@@ -102,6 +108,7 @@ class RecordedTool:
             state=state,
             artifacts=artifacts,
             events=[self._success(call, stored)],
+            decision=_stored(call.decision),
             is_stored_form=True,
         )
 
@@ -153,6 +160,11 @@ class RecordedTool:
             may_retry=self._tool.may_repeat or not call.has_begun,
             usage=RunUsage(tool_calls=1),
         )
+
+
+def _stored(decision: Decision | None) -> dict[str, Any] | None:
+    """A decision as it is stored with the outcome of its call."""
+    return None if decision is None else decision.model_dump(mode="json", exclude_none=True)
 
 
 async def _execute(call: ToolCall) -> Any:

@@ -22,6 +22,7 @@ __all__ = [
     "SuspendKind",
     "WriteAnswer",
     "WriteResult",
+    "ask",
     "claim",
     "commit",
     "emit",
@@ -158,6 +159,11 @@ def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: Paylo
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
     """
+
+
+@script_function
+def ask(*, run_id: str, fence: str, call: str, value: Payload, batch_no: int, events: Events) -> WriteAnswer:
+    """Ask for the approval of a call, together with a batch of events. `value` is what is shown (JSON)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import asyncio
 from typing import Any, assert_never
 
 from openagents_worker.errors import OpenAgentsError, OutcomeUnknown, ToolError, error_from_wire
+from openagents_worker.models import WaitKind
 from openagents_worker.runtime.calls.tool_call import Proceed, RecordedOutcome, ToolCall
-from openagents_worker.runtime.effects import Effect, ResolutionAction
+from openagents_worker.runtime.effects import Effect, Resolution, ResolutionAction
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.user_code import described_in_log, tool_error, user_code, user_error_of
+from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import Reconciled
 
@@ -78,9 +80,31 @@ async def _outcome_without_resolution(call: ToolCall, effect: Effect) -> _Known 
     reconciled = await _reconciled(call)
     if reconciled.state == "done":
         return _Known(reconciled.result)
-    if reconciled.state == "not_done" or call.tool.policy.on_interrupted == "rerun":
+    if reconciled.state == "not_done":
         return None
-    raise _unknown(call, "on_interrupted of the tool is fail")
+    match call.tool.policy.on_interrupted:
+        case "rerun":
+            return None
+        case "fail" if effect.began_in_life == call.run.context.recorder.life:
+            raise _unknown(call, "on_interrupted of the tool is fail")
+        case "ask" | "fail":  # somebody has resumed the failed run
+            effect.resolution = await _decided(call, effect)
+            return await _known_outcome(call, effect)
+        case _:
+            assert_never(call.tool.policy.on_interrupted)
+
+
+async def _decided(call: ToolCall, effect: Effect) -> Resolution:
+    """Wait until somebody decides about the call. The run holds no slot meanwhile."""
+    recorder, info = call.run.context.recorder, call.info
+    assert effect.interrupted is not None
+    begun_as = effect.interrupted.call
+    if recorder.waits.facts.stored_wait(info.call_id) is None:  # an earlier attempt has not asked yet
+        call.run.writer.emit("run.outcome_unknown", {"tool_id": call.tool_id, "call_id": begun_as})
+    name = Fact(FactKind.RESOLUTION, begun_as, "").name
+    fact = await recorder.waits.until(info, WaitKind.OUTCOME, name=call.tool_id, fact=name)
+    assert fact is not None, "the wait has no time-out"
+    return Resolution.of(fact.value(run_id=recorder.run_id))
 
 
 async def _reconciled(call: ToolCall) -> Reconciled:

@@ -13,6 +13,7 @@ local function end_run(run, ending)
   redis.call('ZREM', k.due(), run.id)
   redis.call('ZREM', k.timeouts(), run.id)
   redis.call('ZREM', k.sent(run.queue), run.id)
+  redis.call('ZREM', k.index(APPROVALS), run.id)
   append(run, {ending.name, ending.payload, 'session.run.completed', ending.completed}, true)
 
   local wakes = {}
