@@ -155,11 +155,11 @@ class ToolRef(PluginRef):
         ge=1,
         le=LONGEST_MS,
         description="Milliseconds after which approval_default decides about a call that waits for approval. "
-        "null: it waits for ever.",
+        "null: it waits forever.",
     )
     approval_default: Literal["deny", "approve", "fail"] = Field(
         default="deny",
-        description="The decision if nobody decides in time: deny (the model is told), approve, "
+        description="The decision if nobody decides in time: deny (an error for the model), approve, "
         "fail (the run fails).",
     )
     on_interrupted: Literal["ask", "rerun", "fail"] = Field(

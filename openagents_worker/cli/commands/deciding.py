@@ -118,7 +118,7 @@ def approve(
 def deny(run_id: str, call_id: str, note: str | None, by: str | None, as_json: bool) -> None:
     """Deny a call that waits for an approval.
 
-    The model is told that the call was denied, and the note. CALL is the id of the call, or the beginning of
+    The model gets the denial and the note as the result of the call. CALL is its id, or the beginning of
     it.
     """
     with Client() as client:

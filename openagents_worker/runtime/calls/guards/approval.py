@@ -22,7 +22,7 @@ async def approval(call: ToolCall, proceed: Proceed) -> Any:
     """Waits for a decision about a call that needs an approval; the run holds no slot meanwhile.
 
     A decision in the request (`context_hints`) counts first. Raises `PermanentToolError` for a call that was
-    denied, which the model is told, and `ApprovalTimeout` to end the run.
+    denied, as an error for the model, and `ApprovalTimeout` to end the run.
     """
     gate = _gate(call)
     if gate is False:
