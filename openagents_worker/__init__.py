@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
         SessionBusy,
+        SignalTimeout,
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         RunState,
         RunUsage,
         StopReason,
+        Waiting,
     )
     from openagents_worker.producer.client import (
         AsyncClient,
@@ -79,8 +81,10 @@ __all__ = [
     "RunState",
     "RunUsage",
     "SessionBusy",
+    "SignalTimeout",
     "StopReason",
     "SubmitUnknown",
+    "Waiting",
     "register",
     "register_deps",
     "register_output",
@@ -114,8 +118,10 @@ _MODULE_OF = {
     "RunState": "models",
     "RunUsage": "models",
     "SessionBusy": "errors",
+    "SignalTimeout": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "Waiting": "models",
     "register": "celery.register",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",

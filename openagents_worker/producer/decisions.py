@@ -227,7 +227,7 @@ class Decisions:
         )
 
     def deny(self, run_id: str, call_id: str, *, by: str, note: str | None = None) -> Decision:
-        """Deny a call that waits for an approval. The model gets `note` as the result. Raises as `approve`."""
+        """Deny a call that waits for an approval. The model gets `note`. Raises as `approve` does."""
         publishing, keys = self.connection.publishing, self.connection.store.keys
         return self.connection.execute(deny(publishing, keys, run_id, call_id, by=by, note=note))
 

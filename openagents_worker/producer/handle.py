@@ -13,13 +13,13 @@ from typing import Any, Generic, Protocol, cast
 
 from celery import states
 from celery.result import assert_will_not_block
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
-from openagents_worker.producer import plans
+from openagents_worker.producer import plans, sending
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
     AsyncConnection,
@@ -131,6 +131,14 @@ class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
     def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
+
+    def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
+        """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
+
+        The same `message_id` counts once: give one if you repeat a call. Raises `RunNotFound`, `RunConflict`
+        if the run is over, `RequestInvalid`, and `RequestTooLarge`.
+        """
+        self.connection.execute(sending.send(self.connection.publishing, self.id, name, value, message_id))
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -296,6 +304,11 @@ class AsyncRunHandle(AsyncRunDecisions, Generic[OutputT]):
     async def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return await self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
+
+    async def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
+        """Send a value to the run, as `RunHandle.send` does."""
+        plan = sending.send(self.connection.publishing, self.id, name, value, message_id)
+        await self.connection.execute(plan)
 
     async def revoke(self) -> None:
         """Cancel the run."""

@@ -129,22 +129,14 @@ class ReplayByContent(Rules):
         return self._nodes.current_frame().node.path
 
     def place_of(self, call_id: str) -> OpenCall:
-        frame = self._nodes.current_frame()
-        scope = ""
-        for outer in frame.outer:
-            if outer.id == call_id:
-                return OpenCall(call_id, outer.kind, outer.node, scope)
-            scope = outer.id
-        raise ValueError(f"the call {call_id} is not being made here")
+        call, scope = self._nodes.current_frame().enclosing(call_id)
+        return OpenCall(call_id, call.kind, call.node, scope)
 
     def draw(self) -> str:
-        frame = self._nodes.current_frame()
-        drawn = frame.node.drawn
-        drawn[frame.scope] += 1
-        return f"{frame.node.path}\0{frame.scope}\0{drawn[frame.scope]}"
+        return self._nodes.current_frame().draw()
 
     def tasks(self) -> Collection[asyncio.Task[Any]]:
-        return [node.task for node in self._nodes.living if node.task is not None]
+        return self._nodes.tasks()
 
     def is_inside_a_call(self) -> bool:
         return bool(self._nodes.current_frame().outer)

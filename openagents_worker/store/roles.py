@@ -82,6 +82,7 @@ COMMANDS_TO_RUN_SCRIPTS = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
 _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("run", "HMGET", "HGET"),
     _rights_on("events", "XRANGE"),
+    _rights_on("facts", "HKEYS", "HMGET"),
     _rights_on("reply", "HGETALL"),
     _rights_on("channel", "SUBSCRIBE"),
     _rights_on("session", "HGETALL", "HGET", "EXISTS", "MEMORY|USAGE"),
@@ -109,8 +110,8 @@ WATCHER = Role(
 )
 PRODUCER = Role(
     RoleName.PRODUCER,
-    "submits, watches, cancels, resumes and deletes runs",
-    scripts=("submit", "cancel", "resume", "decide", "delete_session", "page", "mend_key"),
+    "submits, watches, cancels, resumes and deletes runs, sends them values, and decides about calls",
+    scripts=("submit", "cancel", "resume", "decide", "fact", "delete_session", "page", "mend_key"),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(

@@ -14,7 +14,6 @@ from openagents_worker.models import RunState
 from tests.support.supervised_deployment import World
 from tests.support.waiting import wait_for
 
-
 KILLED_IN_A_CALL = 0.1  # of the runs: while their payment is in flight
 KILLED_AT_RANDOM = 0.05  # workers for each run
 
