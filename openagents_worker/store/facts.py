@@ -17,7 +17,7 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 
-__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_in_lua"]
+__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_as_text", "facts_in_lua"]
 
 MAX_COUNT_DIGITS = 10  # a longer count was not written by this library and is ignored
 
@@ -170,8 +170,13 @@ def facts_in_lua(script: str) -> str:
     >>> facts_in_lua("return FACT.tries .. call")
     "return 'tries:' .. call"
     """
-    text = re.sub(r"\bFACT\.(\w+)", lambda found: f"'{FactKind(found[1]).value}:'", script)
+    text = facts_as_text(script)
     if "ENDS_WITH_LIFE" not in script:
         return text
     ending = ", ".join(f"{kind.value} = true" for kind, spec in FACTS.items() if spec.ends_with_life)
     return f"local ENDS_WITH_LIFE = {{{ending}}}\n{text}"
+
+
+def facts_as_text(lua: str) -> str:
+    """Replace `FACT.tries` by `'tries:'`. Raises `ValueError` for a kind that does not exist."""
+    return re.sub(r"\bFACT\.(\w+)", lambda found: f"'{FactKind(found[1]).value}:'", lua)
