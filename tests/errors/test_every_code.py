@@ -358,6 +358,20 @@ def a_run_makes_its_workers_die(shop: Installation) -> Met:
         return ended(shop.client.handle("poison"))
 
 
+@provokes("approval.timeout")
+def nobody_decides_about_a_payment_in_time(shop: Installation) -> Met:
+    return ended(shop.client.submit({**GOOD, "agent_id": "hesitant", "session_id": "hesitant"}))
+
+
+@provokes("approval.not_pending")
+def somebody_approves_what_nobody_asked_about(shop: Installation) -> Met:
+    handle = hanging(shop, session_id="approved")
+    try:
+        return raised(lambda: handle.approve("pay:00:1", by="anna"))
+    finally:
+        handle.cancel()
+
+
 @provokes("run.outcome_unknown")
 def a_worker_dies_while_it_pays(shop: Installation) -> Met:
     tools = [{"id": "pay", "impl": f"{PLUGINS}.pay", "on_interrupted": "fail"}]
@@ -514,6 +528,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         agent("short-eared", llm={"max_reply_bytes": 1_024}),
         agent("passing-on", tools=own, pattern={"impl": f"{PLUGINS}.PassesOn"}),
         numbers("drifting", [1, -1], drifts=True),
+        harness.agent(
+            "hesitant",
+            tools=[
+                {
+                    "id": "pay",
+                    "impl": f"{PLUGINS}.pay",
+                    "approval": "always",
+                    "approval_timeout_ms": 1,
+                    "approval_default": "fail",
+                }
+            ],
+            pattern={"impl": f"{PLUGINS}.Pays"},
+        ),
         numbers("changed", [2]),
     ]
     env = {"OPENAGENTS_MAX_PAYLOAD_BYTES": str(MAX_BYTES), "OPENAGENTS_MAX_RECOVERIES": "1"}
