@@ -147,7 +147,7 @@ _REMOTE_CONTROL = (
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "ask", "cancel", "claim", "commit", "confirm_completion",
     "confirm_notices", "decide", "emit",
-    "end_lease", "finish", "intent", "look", "mend_key", "notify",
+    "end_lease", "finish", "first_due", "intent", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
     "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire",
     "suspend", "wake",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Generator
 from functools import partial
 
@@ -16,6 +15,7 @@ from tests.support.waiting import wait_for
 
 KILLED_IN_A_CALL = 0.1  # of the runs: while their payment is in flight
 KILLED_AT_RANDOM = 0.05  # workers for each run
+KILL_CHANCE = 0.1  # each time the person looks at what waits
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,6 @@ class Storm:
             for run_id in self.runs
         }
         self._kills = round(count * KILLED_AT_RANDOM)
-        self._next_kill_s = 0.0
 
     def begin(self) -> None:
         for run_id in self.runs:
@@ -81,8 +80,8 @@ class Storm:
         for approval in self.world.client.approvals(limit=1000):
             if approval.run_id in self.wishes and self.random.random() < 0.5:
                 self.decide(approval)
-        if self._kills and time.monotonic() > self._next_kill_s and (ready := self.world.ready()):
-            self._kills, self._next_kill_s = self._kills - 1, time.monotonic() + self.random.uniform(0.5, 1.5)
+        if self._kills and self.random.random() < KILL_CHANCE and (ready := self.world.ready()):
+            self._kills -= 1
             self.world.kill(self.random.choice(ready))
         return all(self.world.record(run_id).state.is_terminal for run_id in self.runs)
 
