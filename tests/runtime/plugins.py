@@ -405,3 +405,13 @@ class Clocked(_Pattern):
     async def execute(self) -> Any:
         Clocked.count += 1
         return await self.context.tools["charge"].invoke({"who": f"at {Clocked.count}", "gate": "charge"})
+
+
+class Patient(OnceOnly):
+    """Waits for a value before it charges."""
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("begin", "charge", params.get("who"), context.idempotency_key))
+        await context.receive("go")
+        LOG.append(("end", "charge", params.get("who")))
+        return {"charged": params.get("who")}

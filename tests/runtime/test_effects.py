@@ -6,14 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from openagents_worker import Reconciled
+from openagents_worker import AsyncClient, Reconciled
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRecord, RunState, WaitKind
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import DecideAnswer, DecideResult
 from tests.runtime import plugins
@@ -361,3 +364,36 @@ async def test_a_run_that_is_not_durable_writes_no_intent(redis_url: str) -> Non
         for number in range(2):
             plugins.GATES[f"charge-{number}"].set()
         await executing
+
+
+async def test_a_call_that_parks_is_not_an_interrupted_one(redis_url: str) -> None:
+    """It begins again at its first line. The suspension that parks the run closes its intent."""
+    async with (
+        process(redis_url, paying("Patient", on_interrupted="fail")) as p,
+        AsyncClient(redis_url) as client,
+    ):
+        await p.submit()
+        for number in range(2):
+            assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
+            assert (await p.record()).state is RunState.WAITING
+            assert not any(name.startswith("intent:") for name in await facts(p))
+            await client.send("r1", "go", number)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        assert await facts(p) == {}
+
+
+async def test_with_strict_durability_the_intent_is_on_disk_before_the_call(tmp_path: Path) -> None:
+    """Otherwise a crash of Redis may lose it, and the call would be repeated unasked."""
+    redis = await asyncio.to_thread(EmbeddedRedis(tmp_path / "data").__enter__)
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis.url, "OPENAGENTS_DURABILITY": "strict"})
+    try:
+        async with process(redis.url, paying(), settings=settings) as p:
+            await p.submit()
+            plugins.GATES["charge-0"].set()
+            plugins.GATES["charge-1"].set()
+            assert (await ended(p)).state is RunState.COMPLETED
+            stats = await p.store.redis.info("commandstats")
+            assert stats["cmdstat_waitaof"]["calls"] >= 2, "one for each intent"
+    finally:
+        await asyncio.to_thread(redis.__exit__, None, None, None)
