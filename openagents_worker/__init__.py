@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openagents_worker.celery.register import register
     from openagents_worker.errors import (
         AgentNotFoundError,
+        ApprovalNotPending,
         OpenAgentsError,
         RedisUnreachable,
         RequestInvalid,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from openagents_worker.events import RunEvent
     from openagents_worker.llm.api_keys import register_api_keys
     from openagents_worker.models import (
+        Approval,
+        Decision,
         RunArtifact,
         RunBudget,
         RunRecord,
@@ -51,14 +54,19 @@ if TYPE_CHECKING:
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
+    from openagents_worker.tools.base import Reconciled
     from openagents_worker.tools.function import tool
 
 __all__ = [
     "AgentNotFoundError",
+    "Approval",
+    "ApprovalNotPending",
     "AsyncClient",
     "AsyncRunHandle",
     "Client",
+    "Decision",
     "OpenAgentsError",
+    "Reconciled",
     "RedisUnreachable",
     "RequestInvalid",
     "RunArtifact",
@@ -89,10 +97,14 @@ __all__ = [
 
 _MODULE_OF = {
     "AgentNotFoundError": "errors",
+    "Approval": "models",
+    "ApprovalNotPending": "errors",
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
     "Client": "producer.client",
+    "Decision": "models",
     "OpenAgentsError": "errors",
+    "Reconciled": "tools.base",
     "RedisUnreachable": "errors",
     "RequestInvalid": "errors",
     "RunArtifact": "models",

@@ -284,6 +284,24 @@ class RunConflict(UserError):
     http_status = 409
 
 
+class ApprovalNotPending(UserError):
+    """The call does not wait for a decision: somebody has decided before, or its run has ended.
+
+    `decision` is the first decision, as a `Decision`; None if there was none.
+    """
+
+    code = "approval.not_pending"
+    http_status = 409
+    extra_fields = ("call_id",)
+
+    def __init__(
+        self, message: str = "", *, call_id: str | None = None, decision: Any = None, **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.call_id = call_id
+        self.decision = decision
+
+
 class SessionBusy(UserError):
     """A run of the session has not ended. Nothing was accepted (`on_busy="reject"`) or deleted."""
 
@@ -467,6 +485,24 @@ class ReplayMismatch(ExecutionError):
     """The program asked for a call that contradicts the journal. Nothing was executed."""
 
     code = "run.replay_mismatch"
+
+
+class ApprovalTimeout(ExecutionError):
+    """Nobody has decided in time about a call that needs an approval, and `approval_default` is fail."""
+
+    code = "approval.timeout"
+    http_status = 504
+
+
+class OutcomeUnknown(ExecutionError):
+    """A call with effects was interrupted before its outcome was stored, and it must not be repeated."""
+
+    code = "run.outcome_unknown"
+    extra_fields = ("call_id",)
+
+    def __init__(self, message: str = "", *, call_id: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.call_id = call_id
 
 
 class RunPoisoned(ExecutionError):

@@ -145,6 +145,28 @@ class ToolRef(PluginRef):
         description="Timeout of one call in milliseconds. It overrides the timeout of the tool. "
         "null: the timeout of the tool.",
     )
+    approval: Literal["always", "never"] | None = Field(
+        default=None,
+        description="Whether each call waits until somebody approves it: always, never. "
+        "null: as the tool itself says.",
+    )
+    approval_timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds after which approval_default decides about a call that waits for approval. "
+        "null: it waits forever.",
+    )
+    approval_default: Literal["deny", "approve", "fail"] = Field(
+        default="deny",
+        description="The decision if nobody decides in time: deny (an error for the model), approve, "
+        "fail (the run fails).",
+    )
+    on_interrupted: Literal["ask", "rerun", "fail"] = Field(
+        default="ask",
+        description="What happens to an interrupted call of a tool with durable_idempotent = False: "
+        "ask (the run pauses until somebody decides), rerun (the call is made again), fail (the run fails).",
+    )
 
 
 # --- agents ----------------------------------------------------------------------------------------------

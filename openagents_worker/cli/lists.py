@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from openagents_worker.cli.display import STATE_COLOURS, short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import age_text, clock_time
-from openagents_worker.models import RunRecord
+from openagents_worker.models import Approval, RunRecord
+from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.sessions import SessionView
 
-__all__ = ["missing_run_line", "run_table", "session_lines", "session_table"]
+__all__ = ["approval_table", "missing_run_line", "run_table", "session_lines", "session_table"]
 
 
 def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
@@ -32,6 +33,27 @@ def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
         ("AGE", "STATE", "REASON", "RUN", "AGENT", "SESSION", "TOKENS"),
         rows,
         flexible=("SESSION", "AGENT", "REASON"),
+        width=columns(),
+    )
+
+
+def approval_table(approvals: Sequence[Approval]) -> list[Safe]:
+    """A table of the calls that wait for an approval."""
+    rows = [
+        (
+            clock_time(one.requested_at.timestamp() * 1000),
+            clock_time(one.expires_at.timestamp() * 1000) if one.expires_at else "-",
+            one.run_id,
+            short_call_id(one.call_id),
+            one.agent_id,
+            short(one.arguments),
+        )
+        for one in approvals
+    ]
+    return table(
+        ("ASKED", "EXPIRES", "RUN", "CALL", "AGENT", "ARGUMENTS"),
+        rows,
+        flexible=("ARGUMENTS", "AGENT"),
         width=columns(),
     )
 

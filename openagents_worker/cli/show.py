@@ -13,13 +13,13 @@ from openagents_worker.cli.run_summary import (
     CallState,
     CallSummary,
     RunSummary,
-    short_call_id,
     summarize_events,
 )
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import clock_time, duration_text
 from openagents_worker.cli.waiting import WaitingReason, read_waiting_reason
 from openagents_worker.models import RunRecord
+from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.store.client import Store
 from openagents_worker.store.records import read_record
 from openagents_worker.store.watch import history

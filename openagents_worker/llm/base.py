@@ -119,6 +119,8 @@ class CallInfo:
     """The tenant of the run."""
     limits: FleetLimits | None = field(default=None, repr=False, compare=False)
     """The limits of the fleet for the requests of this call."""
+    effect: Any = field(default=None, repr=False, compare=False)
+    """What the runtime knows about a call that must not be repeated; None for any other call."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

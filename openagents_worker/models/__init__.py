@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openagents_worker.models.budget import RunBudget
+from openagents_worker.models.decisions import Approval, Decision
 from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.models.fields import MAX_ID_CHARS, Id
 from openagents_worker.models.parsing import DEFAULT_MAX_PAYLOAD_BYTES, parse_request
@@ -19,6 +20,8 @@ __all__ = [
     "MAX_ID_CHARS",
     "MAX_LABELS",
     "MAX_MESSAGE_CHARS",
+    "Approval",
+    "Decision",
     "ErrorDetails",
     "Id",
     "OutputT",

@@ -45,6 +45,7 @@ from openagents_worker.llm.messages import result_content
 from openagents_worker.llm.transcript import answer_fields, model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
+from openagents_worker.patterns.call_order import begin_together
 from openagents_worker.suggest import did_you_mean
 
 __all__ = [
@@ -203,8 +204,12 @@ class Conversation:
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
         """Run the calls and return the outcomes in the same order.
 
-        Consecutive calls run concurrently if their tools are `concurrency_safe`.
+        Consecutive calls run concurrently if their tools are `concurrency_safe`. If some may need an
+        approval, they are asked about together.
         """
+        if len(calls) > 1 and any(map(self._may_need_approval, calls)):
+            together = [(self._run_call(call), self._is_concurrency_safe(call)) for call in calls]
+            return await _run_concurrently(begin_together(together))
         outcomes: list[ToolCallOutcome] = []
         for safe, consecutive in groupby(calls, key=self._is_concurrency_safe):
             group = list(consecutive)
@@ -217,6 +222,9 @@ class Conversation:
     def _is_concurrency_safe(self, call: LLMToolCall) -> bool:
         tool = self._context.tools.get(call.name)
         return tool is not None and tool.concurrency_safe
+
+    def _may_need_approval(self, call: LLMToolCall) -> bool:
+        return bool(getattr(self._context.tools.get(call.name), "may_need_approval", False))
 
     async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
         """Run one call. Errors of the tool become its outcome; errors of the run are raised."""

@@ -26,6 +26,7 @@ from openagents_worker.producer.connection import (
     connection_of,
     default_connection,
 )
+from openagents_worker.producer.decisions import AsyncDecisions, Decisions
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.operations import AsyncOperations, Operations
@@ -49,7 +50,7 @@ from openagents_worker.submission.submit import Request
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
 
 
-class Client(Operations):
+class Client(Operations, Decisions):
     """Submits runs and reads them by id. It is thread-safe and opens connections when they are needed.
 
     With `app`, messages are sent through that Celery app, which the client does not close. Without arguments
@@ -147,7 +148,7 @@ class Client(Operations):
         self._publishing.close_own_app()
 
 
-class AsyncClient(AsyncOperations):
+class AsyncClient(AsyncOperations, AsyncDecisions):
     """The `Client` for asyncio. It can be used on several event loops; each has separate connections."""
 
     def __init__(

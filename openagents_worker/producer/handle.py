@@ -27,6 +27,7 @@ from openagents_worker.producer.connection import (
     connection_of,
     default_connection,
 )
+from openagents_worker.producer.decisions import AsyncRunDecisions, RunDecisions
 from openagents_worker.producer.run_results import (
     CELERY_STATES,
     WaitTimeout,
@@ -59,7 +60,7 @@ class HasAsyncConnection(Protocol):
     def connection(self) -> AsyncConnection: ...
 
 
-class RunHandle(RunResultInChain, Generic[OutputT]):
+class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
     """A producer's view of one run. It is a Celery `AsyncResult`.
 
     Methods that read the run raise `RunNotFound` for an unknown or expired id, and `RedisUnreachable` if
@@ -263,7 +264,7 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
-class AsyncRunHandle(Generic[OutputT]):
+class AsyncRunHandle(AsyncRunDecisions, Generic[OutputT]):
     """A producer's view of one run for asyncio, with the methods of `RunHandle`."""
 
     def __init__(

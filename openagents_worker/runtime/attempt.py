@@ -95,7 +95,10 @@ class Attempt:
         self._request_error = request_error
         self._services = services
         self._settings = services.settings
-        self._store = FencedStore(self.identity, services.store, lease=lease, latch=self.latch)
+        on_disk = services.settings.durability == "strict"
+        self._store = FencedStore(
+            self.identity, services.store, lease=lease, latch=self.latch, on_disk=on_disk
+        )
         self._writer = RunWriter(
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )

@@ -40,6 +40,8 @@ class Outcome:
     """Names of facts that the record replaces."""
     may_retry: bool = True
     """False if the call must not be repeated, although its error is retryable."""
+    decision: Mapping[str, Any] | None = None
+    """The decision about the approval of the call, as it is stored with the outcome."""
     is_stored_form: bool = False
     """Whether value, state and artifacts are already as they are stored, see `storable`."""
     waits_for: LimitWait | None = None
@@ -79,6 +81,8 @@ class NewRecords:
                 if outcome.error is None
                 else {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
             )
+            if outcome.decision is not None:
+                result["decision"] = dict(outcome.decision)
             changed: dict[str, Any] = {"state": stored.state, "artifacts": stored.artifacts}
             record = self.new(query, info, result, took_ms, **changed, **more)
             text = record.to_json()

@@ -10,6 +10,7 @@ from openagents_worker.models import RunUsage
 from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.effects import Effects
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
@@ -24,7 +25,13 @@ class Checkpoints:
     """The checkpoints of one attempt. Each of them is a record with its events and the usage of the run."""
 
     def __init__(
-        self, identity: RunIdentity, history: RunHistory, writer: RunWriter, *, durable: bool
+        self,
+        identity: RunIdentity,
+        history: RunHistory,
+        writer: RunWriter,
+        effects: Effects,
+        *,
+        durable: bool,
     ) -> None:
         self.usage = NO_USAGE
         self.position = history.length
@@ -36,6 +43,7 @@ class Checkpoints:
         self._format = history.rules.format
         self._transcript_length = history.start.transcript_length
         self._writer = writer
+        self._effects = effects
         self._durable = durable
         self._checks = dict(history.checks)
         self._start: Record | None = None
@@ -93,8 +101,9 @@ class Checkpoints:
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
+        taken = [*taken, *self._effects.taken_by(record)]
         if self.noted.pop(record.call, None) is not None:
-            taken = (*taken, Fact(FactKind.RESPONSE, record.call, "").name)
+            taken = [*taken, Fact(FactKind.RESPONSE, record.call, "").name]
         await self._writer.commit(
             position,
             text or record.to_json(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.errors import StepTooLarge, text_of
+from openagents_worker.jsontext import MAX_NESTING
 from openagents_worker.redaction import MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.services import Services
 from openagents_worker.secret_text import mask_prose, mask_short_prose
@@ -32,6 +33,12 @@ class EventText:
     def preview(self, content: Any) -> Any:
         """The masked and shortened content of a call, for an event. The journal holds the whole content."""
         return redact(content, self._redact_keys, max_chars=self._preview_chars, mask=mask_prose)
+
+    def shown(self, content: Any) -> Any:
+        """The masked content, not shortened."""
+        return redact(
+            content, self._redact_keys, max_chars=None, max_items=None, max_depth=MAX_NESTING, mask=mask_prose
+        )
 
     def checked(self, name: str, payload: Mapping[str, Any]) -> tuple[str, str]:
         """Name and payload of an event of user code. Raises `StepTooLarge`.

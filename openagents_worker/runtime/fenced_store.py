@@ -19,7 +19,14 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import ScriptCall, WriteAnswer, WriteResult
+from openagents_worker.store.scripts import (
+    Begun,
+    DecideAnswer,
+    DecideResult,
+    ScriptCall,
+    WriteAnswer,
+    WriteResult,
+)
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["FencedStore"]
@@ -29,18 +36,23 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 _Errors = tuple[type[Exception], ...]
+REPORT_S = 5.0  # the next owner asks a person meanwhile; the end of the attempt waits that long at most
 UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
 
 class FencedStore:
     """Reads and writes of one attempt. They stop as soon as the run is fenced, or the lease is over."""
 
-    def __init__(self, identity: RunIdentity, store: AsyncStore, *, lease: Lease, latch: Latch) -> None:
+    def __init__(
+        self, identity: RunIdentity, store: AsyncStore, *, lease: Lease, latch: Latch, on_disk: bool = False
+    ) -> None:
+        """`on_disk`: intents are on disk before their calls begin."""
         self.run_id = identity.run_id
         self.fence = identity.fence
         self._store = store
         self._lease = lease
         self._latch = latch
+        self._on_disk = on_disk
         self._loop = asyncio.get_running_loop()
         self._waits: dict[asyncio.Task[Any], bool] = {}
         """The tasks that wait for Redis, and whether `_stop_waiting` has cancelled them."""
@@ -82,6 +94,38 @@ class FencedStore:
         self._act_on_answer(
             await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
         )
+
+    async def write_ahead(self, call: ScriptCall[Begun]) -> Begun:
+        """Run a script that writes an intent, on disk if the durability is strict."""
+        begun = await self._await_or_latch(
+            lambda: self._store.run_until(call, self.must_not_write, on_disk=self._on_disk)
+        )
+        self._act_on_answer(begun.answer)
+        return begun
+
+    async def decide(self, call: ScriptCall[DecideResult]) -> str:
+        """Decide about a call of this run. Returns the first decision (JSON), '' if it is this one."""
+        decided = await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        match decided.answer:
+            case DecideAnswer.OK:
+                return ""
+            case DecideAnswer.ALREADY:
+                return decided.decision
+            case DecideAnswer.GONE | DecideAnswer.NOT_PENDING | DecideAnswer.UNKNOWN:
+                self._latch.set(LatchReason.FENCED, detail=f"decide: {decided.answer}")
+                raise RunLatched(LatchReason.FENCED)
+            case _:
+                assert_never(decided.answer)
+
+    async def report(self, call: ScriptCall[DecideResult], call_id: str) -> None:
+        """Report the outcome of a call of a run that is fenced. It is repeated for a short time."""
+        end_s = self._loop.time() + REPORT_S
+        try:
+            decided = await self._store.run_until(call, lambda: self._loop.time() > end_s)
+        except OpenAgentsError as error:
+            log.warning("run.late_outcome_lost", run_id=self.run_id, call_id=call_id, error=error.message)
+            return
+        log.warning("run.late_outcome", run_id=self.run_id, call_id=call_id, answer=str(decided.answer))
 
     async def write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
         """Run a script that ends the ownership of the run. It returns wake-ups to send."""

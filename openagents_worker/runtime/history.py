@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
+from openagents_worker.runtime.effects import InterruptedCalls
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -64,6 +65,10 @@ class RunHistory:
     tries: Tries
     noted: Mapping[str, Mapping[str, Any]]
     """What earlier attempts noted about calls that are not recorded yet, by call id."""
+    facts: Facts
+    """The facts of the run, as of the claim."""
+    interrupted: InterruptedCalls
+    """Calls with effects that earlier attempts have begun and not recorded."""
     definition_changed: bool
     """Whether the definition of the agent has changed since the run began."""
 
@@ -94,18 +99,25 @@ async def read_history(
     start = RunStart.of(start_record) if start_record else current_start
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
-    kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
     replayed = [record for record in records if record.kind != CHECK]
+    facts = Facts(claimed.facts)
+    interrupted = InterruptedCalls.of(facts)
+    rules: Rules
+    if format_ == BY_PLACE:
+        rules = ReplayByPlace(replayed, life=claimed.life, latch=latch, tries=tries.of_call)
+    else:
+        begun = [*interrupted.open_calls(), *open_waits(claimed.facts)]
+        rules = ReplayByContent(replayed, begun=begun, life=claimed.life, latch=latch, tries=tries.of_call)
     return RunHistory(
         start_record=start_record,
         start=start,
-        rules=kind(
-            replayed, life=claimed.life, latch=latch, tries=tries.of_call, begun=open_waits(claimed.facts)
-        ),
+        rules=rules,
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,
         noted=_response_notes(claimed),
+        facts=facts,
+        interrupted=interrupted,
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
 

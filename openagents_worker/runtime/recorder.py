@@ -17,6 +17,7 @@ from openagents_worker.errors import (
     BudgetExhausted,
     MaxStepsExceeded,
     OpenAgentsError,
+    OutcomeUnknown,
     PatternError,
     ReplayMismatch,
     error_from_wire,
@@ -24,6 +25,7 @@ from openagents_worker.errors import (
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.llm.limits import FleetLimits
 from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.runtime.approvals import Approvals
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
     MakeCall,
@@ -34,6 +36,7 @@ from openagents_worker.runtime.call_outcome import (
 )
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.checkpoints import Checkpoints
+from openagents_worker.runtime.effects import Effects
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
@@ -68,14 +71,17 @@ class Recorder:
         max_record_bytes: int,
         facts: RunFacts,
     ) -> None:
-        self.checkpoints = Checkpoints(identity, history, writer, durable=durable)
+        self._records = NewRecords(identity, history.rules, max_record_bytes)
+        self.effects = Effects(history.interrupted, self._records, writer)
+        """The calls that must not be repeated without permission."""
+        self.approvals = Approvals(history.facts, writer)
+        self.checkpoints = Checkpoints(identity, history, writer, self.effects, durable=durable)
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
         self.changed_tools: Sequence[str] = ()
         """Tools that are described in another way than when the run began."""
         self.rules = history.rules
         self.max_record_bytes = max_record_bytes
-        self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
         self.limits: FleetLimits | None = None
@@ -129,6 +135,14 @@ class Recorder:
         return self._identity.run_id
 
     @property
+    def life(self) -> int:
+        return self._identity.life
+
+    def replaces(self, call_id: str, fact_name: str) -> None:
+        """The record of this call will replace this fact."""
+        self.effects.replaces(call_id, fact_name)
+
+    @property
     def usage(self) -> RunUsage:
         """The usage of the run so far."""
         return self.checkpoints.usage
@@ -143,8 +157,8 @@ class Recorder:
 
     async def _find_record(self, query: CallQuery) -> Record | None:
         """The record that answers the call, None if there is none. Raises `ReplayMismatch`."""
-        if isinstance(self.verdict, ReplayMismatch):
-            raise self.verdict  # after a mismatch, no call is executed
+        if isinstance(self.verdict, ReplayMismatch | OutcomeUnknown):
+            raise self.verdict  # after it, no call is executed
         try:
             record = await self.rules.find(query)
         except ReplayContradiction as contradiction:
@@ -188,10 +202,14 @@ class Recorder:
         """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
         self._writer.store.check_lease()
         call_id = self.rules.assign_id(query, again)
+        effect = None
+        if not may_repeat and self._durable:
+            effect = self.effects.of(query, call_id, self.rules.begun_as(query, call_id))
         info = CallInfo(
             run_id=self._identity.run_id,
             call_id=call_id,
-            idempotency_key=f"{self._identity.run_id}:{self._identity.uid}:{call_id}",
+            idempotency_key=(effect and effect.idempotency_key)
+            or f"{self._identity.run_id}:{self._identity.uid}:{call_id}",
             ordinal=query.ordinal,
             failed_tries=self.rules.failed_tries(query, call_id),
             requests=self.rules.requests_sent(query, call_id),
@@ -205,6 +223,7 @@ class Recorder:
             is_given_up=self._is_given_up,
             tenant=self._identity.tenant,
             limits=self.limits,
+            effect=effect,
         )
         with CallInProgress(self.in_progress, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
@@ -239,7 +258,12 @@ class Recorder:
         took = took_ms(self._loop.time() - began_s)
         record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
         taken = [*outcome.taken, *self.waits.taken_by(info.call_id)]
-        await self._commit(record, text, outcome, taken)
+        try:
+            await self._commit(record, text, outcome, taken)
+        except RunLatched:
+            if info.effect is not None and self._latch.reason is LatchReason.FENCED:
+                info.effect.report_outcome(info, text)
+            raise
         return record, outcome.error
 
     async def _make_outcome(
@@ -328,8 +352,8 @@ class Recorder:
             error = error_from_wire(record.outcome["error"])
             if made is not None and made.code == error.code:
                 set_original(error, original_of(made))
-            if isinstance(error, BudgetExhausted | MaxStepsExceeded):
-                self.verdict = error  # a pattern cannot continue past a budget
+            if isinstance(error, BudgetExhausted | MaxStepsExceeded | OutcomeUnknown):
+                self.verdict = error  # a pattern cannot continue past it
             raise error
         return record.outcome.get("ok")
 

@@ -21,6 +21,7 @@ from openagents_worker.runtime.call_ids import (
     OuterCall,
     content_digest,
     content_of,
+    name_of,
 )
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
@@ -56,6 +57,8 @@ class _ContentQuery(CallQuery):
     frame: Frame
     takes_over: str = ""
     """The id of an unfinished call of another node that this call continues."""
+    begun_as: str = ""
+    """The id of an interrupted call with effects and other arguments, in whose place this call is made."""
 
     @property
     def node(self) -> Node:
@@ -248,6 +251,9 @@ class ReplayByContent(Rules):
             await self._waits.until(lambda: is_taken() or self._nodes.is_alone(query.node), keys)
             if is_taken() or self._latch.reason is not None:
                 return None
+        if isinstance(own, OpenCall) and _is_begun_with_other_arguments(own, query):
+            query.begun_as = own.id
+            return None
         raise ReplayContradiction(
             f"the program makes the call {query.kind} {query.name} in {query.branch or 'the pattern'}, "
             f"where the journal holds {described(own)}"
@@ -322,7 +328,13 @@ class ReplayByContent(Rules):
             self._unused.remove_open(call)
             self._wake(("taken", call.id))
             return call.id
+        if query.begun_as and self._is_open(query.begun_as):
+            self._unused.remove_open(self._unused.open_calls(content_of(query.begun_as))[query.begun_as])
+            self._wake(("taken", query.begun_as))
         return self._ids.next_id(query.name, query.content)
+
+    def begun_as(self, query: _ContentQuery, call_id: str) -> str:
+        return query.begun_as or call_id
 
     def _open_call_for(self, query: _ContentQuery) -> OpenCall | None:
         """The open call that this call continues: of its own node, of another node, or of an earlier life."""
@@ -400,3 +412,8 @@ class ReplayByContent(Rules):
             self._wake(("node", node.path))
             if len(self._nodes.living) <= 1:
                 self._wake(ALONE)
+
+
+def _is_begun_with_other_arguments(call: OpenCall, query: _ContentQuery) -> bool:
+    """Whether the call with effects was begun in this place of the program, with other arguments."""
+    return call.has_intent and call.kind == query.kind and name_of(call.id) == query.name

@@ -53,7 +53,7 @@ def sort_records(records: Iterable[Record], life: int, begun: Iterable[OpenCall]
         else:
             loaded.replayed.append(record)
     for open_call in begun:
-        if open_call.id not in stored:
+        if open_call.id not in stored and open_call.scope not in ended:
             loaded.used_ids.append(open_call.id)
             loaded.open_calls.append(open_call)
     return loaded

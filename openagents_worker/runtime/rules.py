@@ -60,6 +60,8 @@ class OpenCall:
     is_begun: bool = True
     """False for a call that need not be made again: it failed in an earlier life, or it only waits. It is
     continued if the program makes it; it is not a contradiction if the program does not."""
+    has_intent: bool = False
+    """Whether the call has effects that may have happened."""
 
 
 class Rules(ABC):
@@ -103,6 +105,10 @@ class Rules(ABC):
     @abstractmethod
     def assign_id(self, query: Any, again: Record | None = None) -> str:
         """The call id for a call that is made now. `again`: the record of its earlier cancellation."""
+
+    def begun_as(self, query: Any, call_id: str) -> str:
+        """The id under which an earlier attempt began this call with effects, if it was interrupted."""
+        return call_id
 
     @abstractmethod
     def inside(self, query: Any, call_id: str) -> AbstractContextManager[Any]:

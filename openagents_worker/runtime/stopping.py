@@ -42,6 +42,8 @@ class CodeStopper:
         if recorder is not None and self._latch.lets_calls_end:
             await self._let_calls_end(recorder)
         began = time.monotonic()
+        if recorder is not None and self._is_outcome_wanted(recorder):
+            await self._let_calls_end(recorder, at_most_s=self._grace_s / 3)
         while self._executes(execution):
             left_s = self._grace_s - (time.monotonic() - began)
             if left_s <= 0:
@@ -69,11 +71,19 @@ class CodeStopper:
             "tasks": sorted(task.get_name() for task in self._code.tasks()),
         }
 
-    async def _let_calls_end(self, recorder: Recorder) -> None:
-        """Wait until no call can end by itself any more, or until the latch says that calls must stop."""
+    def _is_outcome_wanted(self, recorder: Recorder) -> bool:
+        """Whether another worker would have to ask a person about a call that this one is making."""
+        return self._latch.reason is LatchReason.FENCED and not recorder.in_progress.may_repeat()
+
+    async def _let_calls_end(self, recorder: Recorder, at_most_s: float | None = None) -> None:
+        """Wait until no call can end by itself any more, or until the latch says that calls must stop.
+
+        With `at_most_s`, only this time limits the wait.
+        """
         run_id = self._code.run_id
         quiet = asyncio.create_task(recorder.in_progress.wait(), name=f"quiet {run_id}")
-        stop_now = asyncio.create_task(self._latch.wait_stop_now(), name=f"stop {run_id}")
+        stopping = self._latch.wait_stop_now() if at_most_s is None else asyncio.sleep(at_most_s)
+        stop_now = asyncio.create_task(stopping, name=f"stop {run_id}")
         await asyncio.wait({quiet, stop_now}, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()
         stop_now.cancel()

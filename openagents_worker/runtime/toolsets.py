@@ -23,7 +23,7 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.calls.tool_call import BoundTool
+from openagents_worker.runtime.calls.tool_call import BoundTool, ToolPolicy
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -54,6 +54,7 @@ class RunTools:
         self._start = start
         definition = parts.definition
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
+        self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
         executor = definition.tool_executor
         is_safe = executor is not None and executor.type == "safe"
         self._default_timeout_ms = DEFAULT_TOOL_TIMEOUT_MS if is_safe else None
@@ -107,6 +108,7 @@ class RunTools:
             toolset,
             timeout_ms=self._timeouts_ms.get(source_id),
             default_timeout_ms=self._default_timeout_ms,
+            policy=self._policies.get(source_id, ToolPolicy()),
         )
 
     async def _listed(self, toolset_id: str, toolset: Toolset) -> list[ListedTool]:

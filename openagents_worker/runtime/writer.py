@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import RunUsage
 from openagents_worker.models.usage import NO_USAGE
@@ -27,7 +28,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import PARKS, WRITTEN
 from openagents_worker.store.parking import Park
-from openagents_worker.store.scripts import SuspendKind, WriteResult
+from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
 
@@ -286,6 +287,74 @@ class RunWriter:
                     **facts,
                 )
             )
+
+    async def write_intent(
+        self, call: str, intent: str, knows_decision: bool, taken: Sequence[str] = ()
+    ) -> str:
+        """Store the intent of a call with effects, after all queued events and records.
+
+        Returns '', or a decision (JSON) about an earlier intent of the call: then it is not stored. With
+        `OPENAGENTS_DURABILITY=strict` it is on disk when this returns.
+        """
+        if self._deferred:
+            await self.flush()
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            begun = await self.store.write_ahead(
+                scripts.intent(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    call=call,
+                    value=intent,
+                    knows_decision=knows_decision,
+                    batch_no=self._batch_no,
+                    events=batch,
+                    taken=taken,
+                )
+            )
+            return begun.decision
+
+    async def ask(self, call: str, question: str) -> None:
+        """Store what is asked about a call (JSON), after all queued events."""
+        if self._deferred:
+            await self.flush()
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            await self.store.write(
+                scripts.ask(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    call=call,
+                    value=question,
+                    batch_no=self._batch_no,
+                    events=batch,
+                )
+            )
+
+    async def decide_approval(self, call: str, event: str, decision: Mapping[str, Any]) -> str:
+        """Decide about the approval of a call. Returns the first decision (JSON), '' if it is this one."""
+        return await self.store.decide(
+            scripts.decide(
+                run_id=self.run_id,
+                kind=scripts.DecisionKind.APPROVAL,
+                call=call,
+                value=dumps(decision),
+                event=event,
+                payload=self._text.payload(decision),
+            )
+        )
+
+    def shown(self, content: Any) -> Any:
+        """The masked content of a call for a person who decides about it. It is not shortened."""
+        return self._text.shown(content)
+
+    def report(self, call: ScriptCall[scripts.DecideResult], call_id: str) -> None:
+        """Report the outcome of a call to the next owner of the run, in a task that `close` awaits."""
+        task = outside_runs(self.store.report(call, call_id), name=f"report {self.run_id}")
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
 
     def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
         """Take the deferred records that can be stored now: those before position `before`.

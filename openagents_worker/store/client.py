@@ -263,12 +263,15 @@ class AsyncStore:
                 result: T = done.value
                 return result
 
-    async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
-        """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""
+    async def run_until(self, call: ScriptCall[T], until: Callable[[], bool], *, on_disk: bool = False) -> T:
+        """Run a script, and repeat it while Redis is unreachable, until `until()` returns True.
+
+        With `on_disk` its writes are on disk, see `Store.run_on_disk`.
+        """
         pauses = _Pauses(self._sleep, until)
         while True:
             try:
-                return await self.run(call)
+                return await (self.run_on_disk(call) if on_disk else self.run(call))
             except RedisUnreachable as error:
                 await pauses.after(error)
 

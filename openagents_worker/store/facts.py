@@ -17,7 +17,7 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 
-__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_in_lua"]
+__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_as_text", "facts_in_lua"]
 
 MAX_COUNT_DIGITS = 10  # a longer count was not written by this library and is ignored
 
@@ -27,6 +27,9 @@ class FactKind(StrEnum):
 
     TRIES = "tries"
     INTENT = "intent"
+    FENCE = "fence"
+    RESOLUTION = "resolution"
+    ASK = "ask"
     APPROVAL = "approval"
     CHILD = "child"
     SIGNAL = "signal"
@@ -51,8 +54,14 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.TRIES: FactSpec(
         "call -> how often the run was suspended to retry it", is_count=True, ends_with_life=True
     ),
-    FactKind.INTENT: FactSpec("call with effects -> fence, digest and values of the attempt that began it"),
-    FactKind.APPROVAL: FactSpec("call -> the decision, who made it and when, the digest of what was shown"),
+    FactKind.INTENT: FactSpec("call with effects that was begun -> its record without an outcome"),
+    FactKind.FENCE: FactSpec("call with effects that was begun -> the fence of its attempt, as plain text"),
+    FactKind.RESOLUTION: FactSpec(
+        "call with effects that was interrupted -> what to do with it, who decided that and when",
+        ends_with_life=True,
+    ),
+    FactKind.ASK: FactSpec("call that waits for an approval -> what is shown", ends_with_life=True),
+    FactKind.APPROVAL: FactSpec("call -> the decision about its approval, who made it and when"),
     FactKind.CHILD: FactSpec("call -> the result of the child run"),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),
@@ -161,8 +170,13 @@ def facts_in_lua(script: str) -> str:
     >>> facts_in_lua("return FACT.tries .. call")
     "return 'tries:' .. call"
     """
-    text = re.sub(r"\bFACT\.(\w+)", lambda found: f"'{FactKind(found[1]).value}:'", script)
+    text = facts_as_text(script)
     if "ENDS_WITH_LIFE" not in script:
         return text
     ending = ", ".join(f"{kind.value} = true" for kind, spec in FACTS.items() if spec.ends_with_life)
     return f"local ENDS_WITH_LIFE = {{{ending}}}\n{text}"
+
+
+def facts_as_text(lua: str) -> str:
+    """Replace `FACT.tries` by `'tries:'`. Raises `ValueError` for a kind that does not exist."""
+    return re.sub(r"\bFACT\.(\w+)", lambda found: f"'{FactKind(found[1]).value}:'", lua)

@@ -52,6 +52,13 @@ KEYS = (
         _RUN,
     ),
     KeySpec(
+        "decisions",
+        "run:{}:decisions",
+        "hash",
+        "call -> the decision about it as JSON: who, when, what was shown",
+        _RUN,
+    ),
+    KeySpec(
         "facts",
         "run:{}:facts",
         "hash",
@@ -344,7 +351,9 @@ KEYS = (
     ),
 )
 
-LEFT_IN_PLACE = frozenset({"run", "facts", "journal", "transcript", "artifacts", "session_state"})
+LEFT_IN_PLACE = frozenset(
+    {"run", "facts", "decisions", "journal", "transcript", "artifacts", "session_state"}
+)
 """Kinds of keys that are never moved. If such a key has a wrong type, operations that need it fail with an
 error that names the key. Any other key of a wrong type is renamed to `aside_key`, and the operation continues
 as if the key did not exist: it cannot contain data of this library."""

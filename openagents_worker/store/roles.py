@@ -82,6 +82,7 @@ COMMANDS_TO_RUN_SCRIPTS = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
 _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("run", "HMGET", "HGET"),
     _rights_on("events", "XRANGE"),
+    _rights_on("facts", "HKEYS", "HMGET"),
     _rights_on("reply", "HGETALL"),
     _rights_on("channel", "SUBSCRIBE"),
     _rights_on("session", "HGETALL", "HGET", "EXISTS", "MEMORY|USAGE"),
@@ -112,8 +113,8 @@ WATCHER = Role(
 )
 PRODUCER = Role(
     RoleName.PRODUCER,
-    "submits, watches, cancels, resumes and deletes runs, and sends values to them",
-    scripts=("submit", "cancel", "resume", "fact", "delete_session", "page", "mend_key"),
+    "submits, watches, cancels, resumes and deletes runs, sends them values, and decides about calls",
+    scripts=("submit", "cancel", "resume", "decide", "fact", "delete_session", "page", "mend_key"),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
@@ -147,12 +148,13 @@ _REMOTE_CONTROL = (
     BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
 _SCRIPTS_OF_A_WORKER = (
-    "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
-    "confirm_notices", "emit",
-    "end_lease", "finish", "first_due",
+    "accuse", "alarm", "aside_news", "ask", "cancel", "claim", "commit", "confirm_completion",
+    "confirm_notices", "decide", "emit",
+    "end_lease", "finish", "first_due", "intent",
     "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
-    "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
+    "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire",
+    "suspend", "wake",
 )  # fmt: skip
 WORKER = Role(
     RoleName.WORKER,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from openagents_worker.agents.plugin import Plugin
 
-__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin", "WaitingContext"]
+__all__ = ["Reconciled", "ToolContext", "ToolExecutionSpec", "ToolPlugin", "WaitingContext"]
 
 
 class ToolExecutionSpec(BaseModel):
@@ -80,6 +81,33 @@ class ToolContext(WaitingContext, Protocol):
     async def emit(self, event_name: str, **payload: Any) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a tool has found out about an interrupted call: whether the effect has happened.
+
+    >>> Reconciled.done({"receipt": 17}).result
+    {'receipt': 17}
+    """
+
+    state: Literal["done", "not_done", "unknown"]
+    result: JsonValue = None
+
+    @classmethod
+    def done(cls, result: JsonValue = None) -> Self:
+        """The effect has happened. `result` becomes the result of the call."""
+        return cls("done", result)
+
+    @classmethod
+    def not_done(cls) -> Self:
+        """The effect has not happened and will not happen any more: the call is made again."""
+        return cls("not_done")
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """The tool cannot tell: `on_interrupted` decides."""
+        return cls("unknown")
+
+
 class ToolPlugin(Plugin):
     """Base class of tools. It is optional: a class with the same methods works too (the original SDK's duck
     type).
@@ -129,6 +157,16 @@ class ToolPlugin(Plugin):
         exception: BaseException | None = None,
     ) -> None:
         """Called after each `invoke`, also after one that failed."""
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        """Find out whether an interrupted call had its effect, for example by its idempotency key.
+
+        Called only if `durable_idempotent` is False, before `on_interrupted` of the agents file decides. An
+        exception counts as unknown.
+        """
+        return Reconciled.unknown()
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
         return self.execution_spec().approval_mode == "always"

@@ -21,14 +21,25 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import update_wrapper
 from types import SimpleNamespace
-from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    cast,
+    get_args,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.offload import importable
 from openagents_worker.tools.typed import TypedTool
 
@@ -36,6 +47,12 @@ __all__ = ["DecoratedFunction", "FunctionTool", "tool"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+ApprovalCheck = Callable[[dict[str, Any], ToolContext], bool]
+"""Says whether a call with these arguments needs an approval."""
+
+Reconcile = Callable[[dict[str, Any], str, ToolContext | None], Awaitable[Reconciled]]
+"""Finds out whether an interrupted call had its effect: see `ToolPlugin.reconcile`."""
 
 
 class FunctionTool(TypedTool):
@@ -58,9 +75,28 @@ class FunctionTool(TypedTool):
         self.description = decorated.description
         self.durable_idempotent = decorated.durable_idempotent
         self.Params = decorated.params
+        self._reconcile = decorated.reconcile
+        self._approval = decorated.approval
 
     def execution_spec(self) -> ToolExecutionSpec:
         return self._execution_spec
+
+    @property
+    def has_approval_check(self) -> bool:
+        """Whether a function decides for each call if it needs an approval."""
+        return self._approval is not None
+
+    def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
+        if self._approval is None:
+            return super().requires_approval(params, context)
+        return self._approval(params, cast(ToolContext, context))
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        if self._reconcile is None:
+            return Reconciled.unknown()
+        return await self._reconcile(params, idempotency_key, context)
 
     async def run(self, args: BaseModel, context: ToolContext | None) -> Any:
         fields = type(args).model_fields
@@ -88,6 +124,8 @@ class DecoratedFunction(Generic[P, R]):
         description: str | None,
         durable_idempotent: bool,
         spec: ToolExecutionSpec,
+        reconcile: Reconcile | None = None,
+        approval: ApprovalCheck | None = None,
     ) -> None:
         update_wrapper(self, function)
         self.function = function
@@ -95,6 +133,8 @@ class DecoratedFunction(Generic[P, R]):
         self.description = description or _first_paragraph(function)
         self.durable_idempotent = durable_idempotent
         self.spec = spec
+        self.reconcile = reconcile
+        self.approval = approval
         self.context_name, self.params = _parameters(function, self.tool_name)
         if spec.cpu_bound:
             _check_cpu_bound(function, self.tool_name, self.context_name)
@@ -127,6 +167,8 @@ def tool(
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
     cpu_bound: bool = False,
+    approval: Literal["always", "never"] | ApprovalCheck | None = None,
+    reconcile: Reconcile | None = None,
 ) -> Callable[[Callable[P, R]], DecoratedFunction[P, R]]: ...
 
 
@@ -140,15 +182,25 @@ def tool(
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
     cpu_bound: bool = False,
+    approval: Literal["always", "never"] | ApprovalCheck | None = None,
+    reconcile: Reconcile | None = None,
 ) -> Any:
     """Make a tool of a function: name, description and schema come from its signature and docstring.
 
     A parameter named `context` (or annotated with `ToolContext`) receives the run's context and is not an
     argument for the model. `durable_idempotent=False` means that the effect is visible to others, so a call
-    with a lost outcome is not repeated without permission. `cpu_bound=True` runs the function in another
+    with a lost outcome is not repeated without permission; `reconcile(params, idempotency_key, context)` may
+    find out whether it had its effect (`ToolPlugin.reconcile`). `cpu_bound=True` runs the function in another
     process: it must be defined at the top level of a module, its arguments and its result are copied, and it
-    gets no context. Raises `PluginConfigError` for an unsupported signature.
+    gets no context. `approval`: whether each call waits until somebody approves it; a function
+    `(params, context)` decides this for one call. Raises `PluginConfigError` for an unsupported signature.
     """
+
+    if not (approval is None or approval in ("always", "never") or callable(approval)):
+        raise PluginConfigError(
+            f"approval cannot be {approval!r}",
+            hint='it is "always", "never" or a function (params, context) -> bool',
+        )
 
     def decorate(function: Callable[P, R]) -> DecoratedFunction[P, R]:
         return DecoratedFunction(
@@ -157,8 +209,13 @@ def tool(
             description=description,
             durable_idempotent=durable_idempotent,
             spec=ToolExecutionSpec(
-                concurrency_safe=concurrency_safe, default_timeout_ms=timeout_ms, cpu_bound=cpu_bound
+                concurrency_safe=concurrency_safe,
+                default_timeout_ms=timeout_ms,
+                cpu_bound=cpu_bound,
+                approval_mode=approval if isinstance(approval, str) else "inherit",
             ),
+            reconcile=reconcile,
+            approval=approval if callable(approval) else None,
         )
 
     return decorate if function is None else decorate(function)

@@ -13,8 +13,8 @@ from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
 __all__ = [
-    *("HINT", "Buggy", "Numbers", "PassesOn", "Quitter"),
-    *("await_answer", "complain", "crash", "dawdle", "echo", "pile", "spoil"),
+    *("HINT", "PAYMENTS", "Buggy", "Numbers", "PassesOn", "Pays", "Quitter"),
+    *("await_answer", "complain", "crash", "dawdle", "echo", "pay", "pile", "spoil"),
 ]
 
 HINT = "ask whoever wrote the plugin"
@@ -51,6 +51,23 @@ async def crash() -> None:
 async def dawdle() -> None:
     """Takes longer than it may."""
     await asyncio.Event().wait()
+
+
+PAYMENTS: list[str] = []
+
+
+@tool(durable_idempotent=False)
+async def pay() -> None:
+    """Begins to pay, and takes for ever."""
+    PAYMENTS.append("begun")
+    await asyncio.Event().wait()
+
+
+class Pays(PatternPlugin):
+    """Pays."""
+
+    async def execute(self) -> None:
+        await self.context.tools["pay"].invoke({})
 
 
 @tool

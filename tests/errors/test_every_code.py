@@ -33,12 +33,12 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
-from tests.errors.plugins import HINT
+from tests.errors.plugins import HINT, PAYMENTS
 from tests.support import runner as harness
 from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
 from tests.support.lossy_proxy import Proxy, closed_port
 from tests.support.scripts import Hand
-from tests.support.waiting import wait_for
+from tests.support.waiting import await_for, wait_for
 
 LIBRARY = Path(openagents_worker.__file__).parent
 PLUGINS = "tests.errors.plugins"
@@ -364,6 +364,41 @@ def a_run_makes_its_workers_die(shop: Installation) -> Met:
         return ended(shop.client.handle("poison"))
 
 
+@provokes("approval.timeout")
+def nobody_decides_about_a_payment_in_time(shop: Installation) -> Met:
+    return ended(shop.client.submit({**GOOD, "agent_id": "hesitant", "session_id": "hesitant"}))
+
+
+@provokes("approval.not_pending")
+def somebody_approves_what_nobody_asked_about(shop: Installation) -> Met:
+    handle = hanging(shop, session_id="approved")
+    try:
+        return raised(lambda: handle.approve("pay:00:1", by="anna"))
+    finally:
+        handle.cancel()
+
+
+@provokes("run.outcome_unknown")
+def a_worker_dies_while_it_pays(shop: Installation) -> Met:
+    tools = [{"id": "pay", "impl": f"{PLUGINS}.pay", "on_interrupted": "fail"}]
+    payer = harness.agent("payer", tools=tools, pattern={"impl": f"{PLUGINS}.Pays"})
+
+    async def interrupted() -> None:
+        url = shop.stack.redis_url
+        async with (
+            harness.process(url, payer, name="one") as one,
+            harness.process(url, payer, name="two") as two,
+        ):
+            await one.submit("paid", agent_id="payer", session_id="paid")
+            dying = asyncio.create_task(one.execute("paid"))
+            await await_for(lambda: PAYMENTS == ["begun"], "it begins to pay")
+            await harness.crash(one, "paid", dying)
+            await two.execute("paid")
+
+    asyncio.run(interrupted())
+    return ended(shop.client.handle("paid"))
+
+
 # --- what goes wrong in a tool ---------------------------------------------------------------------------
 
 
@@ -502,6 +537,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         agent("short-eared", llm={"max_reply_bytes": 1_024}),
         agent("passing-on", tools=own, pattern={"impl": f"{PLUGINS}.PassesOn"}),
         numbers("drifting", [1, -1], drifts=True),
+        harness.agent(
+            "hesitant",
+            tools=[
+                {
+                    "id": "pay",
+                    "impl": f"{PLUGINS}.pay",
+                    "approval": "always",
+                    "approval_timeout_ms": 1,
+                    "approval_default": "fail",
+                }
+            ],
+            pattern={"impl": f"{PLUGINS}.Pays"},
+        ),
         numbers("changed", [2]),
     ]
     env = {"OPENAGENTS_MAX_PAYLOAD_BYTES": str(MAX_BYTES), "OPENAGENTS_MAX_RECOVERIES": "1"}

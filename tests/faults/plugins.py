@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openagents_worker import tool
+from openagents_worker import Reconciled, tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 
@@ -28,8 +28,10 @@ __all__ = [
     "Hold",
     "Impatient",
     "Limited",
+    "Pay",
     "Refused",
     "Segfault",
+    "Settle",
     "Step",
     "Stubborn",
     "hold_in_thread",
@@ -90,6 +92,7 @@ class Step:
             event=moment,
             tool=self.name,
             n=params["n"],
+            **{"cents": params["cents"]} if "cents" in params else {},
             run=context.run_id,
             session=context.session_id,
             key=context.idempotency_key,
@@ -106,6 +109,29 @@ class Refused(Step):
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
         self._reached("end", params, context)
         raise PermanentToolError("refused", self.name)
+
+
+class Pay(Step):
+    """Has an effect that must not happen twice: it logs `paid` between its begin and its end."""
+
+    name = "pay"
+    durable_idempotent = False
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        self._reached("paid", params, context)
+        return {"paid": params["n"], "cents": params.get("cents")}
+
+
+class Settle(Pay):
+    """Finds out by its key whether an interrupted payment was made."""
+
+    name = "settle"
+
+    async def reconcile(self, params: dict[str, Any], idempotency_key: str, context: Any) -> Reconciled:
+        entries = [json.loads(line) for line in self._log.read_text().splitlines()]
+        if any(e["event"] == "paid" and e["key"] == idempotency_key for e in entries):
+            return Reconciled.done({"paid": params["n"], "cents": params.get("cents")})
+        return Reconciled.not_done()
 
 
 class Limited(Step):

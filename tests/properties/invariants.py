@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from openagents_worker.store.keys import ANY_TYPE, Keys, KeySpec, spec_of
 from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT
 from tests.properties.lab import Entry, View
+from tests.properties.payments import waits_for_approval
 from tests.properties.truth import PARKED, TERMINAL, Run, Suspicion, Truth
 from tests.support.stored_events import shown as shown_events
 
@@ -90,6 +91,8 @@ def _check_facts(cell: _Cell, run: Run) -> None:
     facts = {name: text for name, text in cell.get("facts", run.id).items() if not name.startswith("tries:")}
     assert facts == run.facts, f"{run.id} has the facts {facts}, but must have {run.facts}"
     record = cell.get("run", run.id)
+    is_listed = run.id in cell.get("index", "approvals")
+    assert is_listed is waits_for_approval(run), f"{run.id} is in the list of approvals: {is_listed}"
     if run.state in PARKED:
         waits = [wait["fact"] for wait in json.loads(record["waits"]) if wait.get("fact")]
         assert waits == [wait.fact for wait in run.waits], f"{run.id} waits for {waits}, not {run.waits}"
@@ -221,7 +224,7 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
             needed = False
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
-        elif spec in ("run", "facts", "events", "journal"):
+        elif spec in ("run", "facts", "decisions", "events", "journal"):
             needed = id_ in truth.runs and not truth.runs[id_].over
         else:
             needed = bool(truth.places.get(id_))

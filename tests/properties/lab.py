@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.codec import PLAIN, PayloadCodec
+from openagents_worker.store.facts import facts_as_text
 from openagents_worker.store.scripts import Script, ScriptCall
 from openagents_worker.store.states import states_as_text
 
@@ -129,7 +130,7 @@ class Lab:
         self.redis: Any = self.store.redis
         self._raw: Any = Store(Cell(url)).redis
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
-        self._altered = [(states_as_text(old), states_as_text(new)) for old, new in altered]
+        self._altered = [(_as_loaded(old), _as_loaded(new)) for old, new in altered]
         self._scripts: dict[str, Script] = {}
         self._listening = self.redis.pubsub()
         self._read = self.redis.register_script(_READ)
@@ -199,7 +200,9 @@ class Lab:
 
     def forget(self, run_id: str) -> None:
         """As if the record had expired; its wake-ups were removed days before."""
-        self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
+        self.redis.delete(
+            *(self.keys(kind, run_id) for kind in ("run", "facts", "decisions", "events", "journal"))
+        )
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)
         self.redis.zrem(self.keys("due"), run_id)
@@ -240,3 +243,8 @@ class Lab:
             changed.sha = sha1(changed.source.encode(), usedforsecurity=False).hexdigest()
             self._scripts[script.name] = changed
         return self._scripts[script.name]
+
+
+def _as_loaded(lua: str) -> str:
+    """A part of a script as it is sent to Redis."""
+    return facts_as_text(states_as_text(lua))

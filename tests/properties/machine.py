@@ -30,6 +30,15 @@ from openagents_worker.store.scripts import ScriptCall, Wake, WriteAnswer
 from openagents_worker.store.ttl import ttl_violations
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
+from tests.properties.payments import (
+    CALL,
+    FACTS_OF_CALL,
+    RESOLUTION,
+    Payments,
+    ask_call,
+    decide_call,
+    intent_call,
+)
 from tests.properties.truth import (
     HEARTBEAT,
     LEASE,
@@ -65,6 +74,7 @@ class Write:
     call: ScriptCall[Any]
     on: Callable[[Truth], Any]
     records: int = 0
+    ends_payment: bool = False
 
 
 @dataclass
@@ -79,6 +89,9 @@ class Attempt:
     format: int
     facts_seen: int = 0
     facts: tuple[str, ...] = ()  # names of facts that it has read and not taken
+    is_interrupted: bool = False  # an earlier attempt has begun the payment
+    decision: str = ""  # about that payment, as far as it is known
+    is_paying: bool = False
     batch_no: int = 0
     unanswered: Write | None = None
 
@@ -146,6 +159,7 @@ PARKING = {
     "receive": Parking("waiting", (Wait(SIGNALS[0]),)),
     "receive_in_time": Parking("waiting", (Wait(SIGNALS[1]),), 1.5),
     "sleep": Parking("waiting", (), 2.5),
+    "outcome": Parking("paused", (Wait(RESOLUTION),)),
     "ask": Parking("awaiting_approval", tuple(Wait(name, needs_all=True) for name in DECISIONS)),
 }
 
@@ -180,6 +194,9 @@ class Protocol(RuleBasedStateMachine):
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
+        self.payments = Payments()
+        self.last_reply: Any = None
+        self.expected_decision = ""
         self.workers = [Worker(), Worker(listens=False), Worker(format=PARKS)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
@@ -394,6 +411,8 @@ class Protocol(RuleBasedStateMachine):
                 run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
             )
             attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
+            attempt.is_interrupted = f"intent:{CALL}" in (claimed.facts or {})
+            attempt.decision = (claimed.facts or {}).get(RESOLUTION, "")
             assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
 
     @act(
@@ -411,7 +430,11 @@ class Protocol(RuleBasedStateMachine):
             "finish",
             "lost",
             "hand_back",
-            *PARKING,
+            *(kind for kind in PARKING if kind != "outcome"),  # which is a part of `pay`
+            "pay",
+            "pay",
+            "pay",
+            "question",
         ),
         way=WAYS,
     )
@@ -423,6 +446,10 @@ class Protocol(RuleBasedStateMachine):
     def step(self, worker: Worker, attempt: Attempt, kind: str, way: Way = "answered") -> None:
         if not self.continue_attempt(attempt, kind, way):
             self.zombies.append(worker.carries.pop(attempt.run_id))
+
+    @property
+    def truth_ids(self) -> list[str]:
+        return sorted(self.truth.runs)
 
     @property
     def at_work(self) -> list[Worker]:
@@ -440,7 +467,11 @@ class Protocol(RuleBasedStateMachine):
         if write.kind == "commit" and done:
             attempt.length += write.records
             attempt.usage += 1
-        return done and (write.kind in ("commit", "emit") or answer is WriteAnswer.CANCEL)
+            if write.ends_payment:
+                attempt.is_paying, attempt.is_interrupted, attempt.decision = False, False, ""
+        if write.kind == "pay" and done:
+            self.pays(attempt)
+        return done and (write.kind in ("commit", "emit", "pay") or answer is WriteAnswer.CANCEL)
 
     @act(2, when=lambda self: self.at_work, w=ANY, i=ANY)
     def read_facts(self, w: int, i: int) -> None:
@@ -475,7 +506,8 @@ class Protocol(RuleBasedStateMachine):
     def execute(self, write: Write, run_id: str) -> WriteAnswer:
         got = self.lab.run(write.call)
         expected = write.on(self.truth)
-        answer, wakes = (got, ()) if isinstance(got, WriteAnswer) else (got.answer, got.wakes)
+        self.last_reply = got
+        answer, wakes = (got, ()) if isinstance(got, WriteAnswer) else (got.answer, getattr(got, "wakes", ()))
         wanted, to_wake = expected if isinstance(expected, tuple) else (expected, set())
         assert answer == wanted, f"{write.kind} of {run_id}: {answer}, but it is {wanted}"
         self.send(wakes, to_wake, lost=False)
@@ -494,8 +526,11 @@ class Protocol(RuleBasedStateMachine):
                 **ids, incarnation=attempt.incarnation, kind=why, max_recoveries=MAX_RECOVERIES
             )
             return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence, why))
+        if kind == "pay":
+            kind = self.next_of_payment(attempt)
         if kind in PARKING and attempt.format < PARKS:
             kind = "handover"  # a worker of the version before
+        is_end_of_payment, kind = kind == "end_payment", "commit" if kind == "end_payment" else kind
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
         if kind == "emit":
@@ -505,7 +540,9 @@ class Protocol(RuleBasedStateMachine):
             record = json.dumps({"by": fence, "number": number, "usage": 1})
             start = json.dumps({"by": fence, "number": number, "usage": 0})
             records = [record] if position else [start, record]
-            taken, attempt.facts = "".join(attempt.facts[:1]), attempt.facts[1:]
+            taken, attempt.facts = attempt.facts[:1], attempt.facts[1:]
+            if is_end_of_payment:
+                taken = (*taken, *FACTS_OF_CALL)
             call = scripts.commit(
                 **ids,
                 position=position,
@@ -514,16 +551,17 @@ class Protocol(RuleBasedStateMachine):
                 batch_no=batch_no,
                 events=events,
                 format=attempt.format,
-                taken=[taken] if taken else [],
+                taken=list(taken),
             )
-            return Write(
-                kind,
-                call,
-                lambda truth: truth.commit(
-                    run_id, fence, position, records, total, batch_no, number, attempt.format, taken
-                ),
-                len(records),
-            )
+            form = attempt.format
+
+            def on(truth: Truth) -> str:
+                answer = truth.commit(run_id, fence, position, records, total, batch_no, number, form, taken)
+                if is_end_of_payment and answer in ("OK", "CANCEL"):
+                    self.payments.is_recorded(truth.runs[run_id])
+                return answer
+
+            return Write(kind, call, on, len(records), is_end_of_payment)
         if kind == "finish":
             messages = [f"question {number}", f"answer {number}"]
             call = scripts.finish(
@@ -544,6 +582,13 @@ class Protocol(RuleBasedStateMachine):
             )
             used, form = attempt.usage, attempt.format
             return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number, form))
+        if kind == "begin_payment":
+            return self.begin_payment(attempt, ids, batch_no, number)
+        if kind == "question":
+            asking = ask_call(ids, number, batch_no)
+            return Write(
+                "emit", asking, lambda truth: truth.ask(run_id, fence, str(number), batch_no, number)
+            )
         if kind in PARKING:
             return self.park(attempt, PARKING[kind], batch_no)
         call = scripts.suspend(
@@ -556,6 +601,65 @@ class Protocol(RuleBasedStateMachine):
             events=[],
         )
         return Write(kind, call, lambda truth: truth.suspend(run_id, fence, kind, 1.5))
+
+    # --- payments ---
+
+    def next_of_payment(self, attempt: Attempt) -> str:
+        """What a worker does that has to pay: begin, record the outcome, or wait for a decision."""
+        if attempt.format < PARKS:
+            return "emit"  # a worker of the version before knows no intents
+        if attempt.is_paying or attempt.decision.startswith("skip"):
+            return "end_payment"
+        return "outcome" if attempt.is_interrupted and not attempt.decision else "begin_payment"
+
+    def begin_payment(self, attempt: Attempt, ids: dict[str, str], batch_no: int, number: int) -> Write:
+        knows = bool(attempt.decision)
+        call = intent_call(ids, number, knows, batch_no)
+
+        def on(truth: Truth) -> Any:
+            answer, self.expected_decision = truth.intent(
+                ids["run_id"], ids["fence"], str(number), knows, batch_no, number
+            )
+            return answer
+
+        return Write("pay", call, on)
+
+    def pays(self, attempt: Attempt) -> None:
+        """The worker knows that its intent is stored, or it knows a decision about an earlier one."""
+        assert self.last_reply.decision == self.expected_decision
+        if self.last_reply.decision:
+            attempt.is_interrupted, attempt.decision = True, self.last_reply.decision
+            return
+        attempt.is_paying, attempt.is_interrupted, attempt.decision = True, False, ""
+        if run := self.truth.runs.get(attempt.run_id):
+            self.payments.happens(run, self.truth.lost_a_second)
+
+    @act(
+        3,
+        when=lambda self: self.requests,
+        i=ANY,
+        action=("rerun", "skip", "approve", "deny"),
+        lost=LOST,
+    )
+    def decide(self, i: int, action: str, lost: bool) -> None:
+        """A person decides about a payment, or about an approval."""
+        self.decide_of(pick(sorted(self.requests), i), action, "", lost)
+
+    @act(2, when=lambda self: any(zombie.is_paying for zombie in self.zombies), i=ANY, lost=LOST)
+    def report(self, i: int, lost: bool) -> None:
+        """A worker that has lost the run reports what became of its payment."""
+        zombie = pick([zombie for zombie in self.zombies if zombie.is_paying], i)
+        self.decide_of(zombie.run_id, "skip", zombie.fence, lost)
+
+    def decide_of(self, run_id: str, action: str, fence: str, lost: bool) -> None:
+        kind = "resolution" if action in ("rerun", "skip") else "approval"
+        value = f"{action} {next(self.numbers)}"
+        result = self.lab.run(decide_call(run_id, kind, value, fence))
+        expected, wakes = self.truth.decide(run_id, kind, value, fence)
+        assert result.answer == expected, f"{action} of {run_id}: {result.answer}, but it is {expected}"
+        if expected == "OK" and action == "rerun":
+            self.payments.may_happen_again(self.truth.runs[run_id])
+        self.send(result.wakes, wakes, lost)
 
     def park(self, attempt: Attempt, parking: Parking, batch_no: int) -> Write:
         run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
@@ -907,6 +1011,9 @@ class Protocol(RuleBasedStateMachine):
         """Everybody decides and sends what parked runs wait for."""
         for run in list(self.truth.runs.values()):
             for wait in run.waits:
+                if wait.fact == RESOLUTION:
+                    self.decide_of(run.id, "skip", "", lost=False)
+                    continue
                 self.send_fact(sorted(self.requests).index(run.id), wait.fact, "", lost=False)
 
     def teardown(self) -> None:

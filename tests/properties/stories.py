@@ -496,6 +496,87 @@ class Stories(_Words):
         self.m.wake(100, lost=False)
         self._send("signal:a:")
 
+    # --- payments ---
+
+    def _decide(self, action: str) -> None:
+        self.m.decide_of(self.m.truth_ids[0], action, "", lost=False)
+        self.m.holds()
+
+    def _pays_and_dies(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("pay")
+        self.die()
+
+    def a_payment_is_interrupted(self) -> None:
+        """The next worker finds the intent, waits, and pays when somebody has decided that it may."""
+        self._pays_and_dies()
+        self.deliver(NEW)
+        self.work("pay")
+        self._decide("rerun")
+        self._decide("skip")
+        self.deliver(NEW)
+        self.work("pay")
+        self.work("pay")
+
+    def a_payment_is_decided_while_the_next_worker_prepares(self) -> None:
+        """It has not read the decision: the script that stores the intent must tell it."""
+        self._pays_and_dies()
+        self.deliver(NEW)
+        self.m.workers[NEW].carries[self.m.truth_ids[0]].is_interrupted = False  # it may pay unasked
+        self.m.payments.may_happen_again(next(iter(self.m.truth.runs.values())))
+        self._decide("skip")
+        self.work("pay")
+        self.work("pay")
+
+    def a_payment_is_decided_while_it_is_made(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("pay")
+        self._decide("rerun")
+        self.die()
+        self._decide("rerun")
+        self.deliver(NEW)
+        self.work("pay")
+
+    def a_worker_reports_what_became_of_its_payment(self) -> None:
+        """But not once another worker has paid again."""
+        self._pays_and_dies()
+        self.m.report(0, lost=False)
+        self.deliver(NEW)
+        self.work("pay")
+        self._pays_and_dies_again()
+
+    def _pays_and_dies_again(self) -> None:
+        self.work("pay")
+        self.die()
+        self._decide("rerun")
+        self.deliver(NEW)
+        self.work("pay")
+        self.die()
+        for which in range(3):
+            self.m.report(which, lost=False)
+        self.m.holds()
+
+    def an_approval_is_decided_once(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self._decide("approve")
+        self.work("question")
+        self._decide("approve")
+        self._decide("deny")
+        self.cancel(force=True)
+        self._decide("deny")
+
+    def a_run_with_an_open_question_is_cancelled(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("question")
+        self.cancel(force=True)
+        self._decide("approve")
+        self.m.resume(0, lost=False)
+        self._decide("approve")
+
     def an_old_worker_gets_a_run_that_was_parked(self) -> None:
         self._parks("receive")
         self._send("signal:a:")

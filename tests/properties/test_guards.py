@@ -662,6 +662,61 @@ GUARDS = (
         ("'seq', count) - count", "'seq', count) - count + (final and 1 or 0)"),
     ),
 )
+GUARDS += (
+    Guard(
+        "an intent replaces no decision that its worker does not know",
+        ("knows_decision == 0 and redis.call('HGET'", "false and redis.call('HGET'"),
+        story="a_payment_is_decided_while_the_next_worker_prepares",
+    ),
+    Guard(
+        "an intent is stored before the call",
+        ("redis.call('HSET', facts, FACT.intent .. call, value, FACT.fence .. call, fence)", ""),
+        story="a_payment_is_interrupted",
+    ),
+    Guard(
+        "the first decision about a call counts",
+        ("if decision then return reply{answer = 'ALREADY', decision = decision} end", ""),
+        story="a_payment_is_interrupted",
+    ),
+    Guard(
+        "a call that is being made is not decided",
+        ("return not (run.state == STATE.running and begun_by == run.fence)", "return true"),
+        story="a_payment_is_decided_while_it_is_made",
+    ),
+    Guard(
+        "a worker reports only the call that it made last",
+        (" or (fence ~= '' and begun_by ~= fence) then return false end", " then return false end"),
+        story="a_worker_reports_what_became_of_its_payment",
+    ),
+    Guard(
+        "only a call that was asked about is approved",
+        ("return redis.call('HEXISTS', facts, FACT.ask .. call) == 1 end", "return true end"),
+        story="an_approval_is_decided_once",
+    ),
+    Guard(
+        "a run that has ended is not decided about",
+        (
+            "if TERMINAL[run.state] then return reply{answer = 'GONE'",
+            "if false then return reply{answer = 'GONE'",
+        ),
+        story="a_run_with_an_open_question_is_cancelled",
+    ),
+    Guard(
+        "a decided approval is not listed",
+        ("if kind == 'approval' and not waits_for_approval() then", "if false then"),
+        story="an_approval_is_decided_once",
+    ),
+    Guard(
+        "a run that has ended is not listed",
+        ("  redis.call('ZREM', k.index(APPROVALS), run.id)\n", ""),
+        story="a_run_with_an_open_question_is_cancelled",
+    ),
+    Guard(
+        "a question ends with its life",
+        ("if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then", "if false then"),
+        story="a_run_with_an_open_question_is_cancelled",
+    ),
+)
 STORIES = [name for name in vars(Stories) if not name.startswith("_")]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from tests.properties.payments import ENDING_WITH_LIFE, PaymentsTruth
+
 __all__ = ["LEASE", "MAX_RECOVERIES", "RENEWED_WITHIN", "SILENCE", "Run", "Truth"]
 
 LEASE = 3.5  # ticks
@@ -21,7 +23,7 @@ TOO_MANY_ALARMS = 3
 MAX_RECOVERIES = 2
 MOST_SPARED = 3  # in a row
 TERMINAL = ("completed", "failed", "cancelled")
-PARKED = ("waiting", "awaiting_approval")
+PARKED = ("waiting", "awaiting_approval", "paused")
 PARKS = 3  # the format of a run that was parked
 
 Wakes = set[str]
@@ -127,7 +129,7 @@ class Gone:
     taken: dict[str, int] = field(default_factory=dict)
 
 
-class Truth:
+class Truth(PaymentsTruth):
     def __init__(self) -> None:
         self.server = "server1"  # the current server; it does not know earlier connections
         self.listening: set[str] = set()  # incarnations with a connection
@@ -221,6 +223,8 @@ class Truth:
         run.stuck = run.retries = run.emit_no = 0
         run.expires = 0.0
         run.suspicion = Suspicion()
+        for name in ENDING_WITH_LIFE:
+            run.facts.pop(name, None)
         self._place(run)
         return "OK"
 
@@ -421,7 +425,7 @@ class Truth:
         batch_no: int,
         number: int,
         format_: int,
-        taken: str = "",
+        taken: tuple[str, ...] = (),
     ) -> str:
         run = self.writer(run_id, fence)
         if not run:
@@ -435,7 +439,8 @@ class Truth:
             run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
             run.suspicion, run.has_new_record = Suspicion(), True
             run.format = max(run.format, format_)
-            run.facts.pop(taken, None)
+            for name in taken:
+                run.facts.pop(name, None)
         return "CANCEL" if run.cancel else "OK"
 
     def suspend(self, run_id: str, fence: str, kind: str, delay: float) -> tuple[str, Wakes]:

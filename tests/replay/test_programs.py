@@ -21,11 +21,15 @@ from tests.support.deployment import ROOT
 
 SOME = 30
 SOME_THAT_WAIT = 10  # each of them takes several attempts
+SOME_WITH_EFFECTS = 20
 MANY = 2_000
 
 
-def problems(redis_url: str, seed: int, *, waits: bool = False) -> list[tuple[str, str]]:
-    """The problems of the program of this seed. With `waits`, it also receives values and sleeps.
+def problems(
+    redis_url: str, seed: int, *, waits: bool = False, has_effects: bool = False
+) -> list[tuple[str, str]]:
+    """The problems of the program of this seed. With `waits`, it also receives values and sleeps. With
+    `has_effects`, its tools must not be repeated.
 
     A program whose result depends on its own time (sleeps, limits) continues as one of its possible
     executions. If that contradicts the journal, the run is stopped. That is not a problem.
@@ -42,6 +46,7 @@ def problems(redis_url: str, seed: int, *, waits: bool = False) -> list[tuple[st
         has_jitter=has_jitter,
         depends_on_time=depends_on_time,
         is_sampled=program.is_sampled,
+        has_effects=has_effects,
     ).run()
     may_contradict = depends_on_time and (has_jitter or program.has_limits)
     return [problem for problem in found if not (may_contradict and problem[0] == "mismatch")]
@@ -57,6 +62,12 @@ def test_a_program_continues_after_every_kill(redis_url: str, seed: int) -> None
 def test_a_program_that_waits_continues_after_every_kill(redis_url: str, seed: int) -> None:
     """The same for programs that park: each value is received once, at its place."""
     assert problems(redis_url, seed, waits=True) == []
+
+
+@pytest.mark.parametrize("seed", range(SOME_WITH_EFFECTS))
+def test_each_effect_of_a_program_happens_once_after_every_kill(redis_url: str, seed: int) -> None:
+    """The same for tools with effects that know what became of a call: calls in flight happen once, too."""
+    assert problems(redis_url, seed, has_effects=True, waits=seed % 2 == 1) == []
 
 
 @pytest.mark.parametrize("seed", range(SOME, SOME + 20))
@@ -95,9 +106,11 @@ def test_newer_pythons(version: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(3_600)
 def test_two_thousand_programs(redis_url: str) -> None:
     """Like above. The failure lists the seeds and their problems."""
-    for waits in (False, True):
+    for waits, has_effects in ((False, False), (True, False), (False, True), (True, True)):
         found = {
-            seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed, waits=waits))
+            seed: wrong
+            for seed in range(SOME, MANY)
+            if (wrong := problems(redis_url, seed, waits=waits, has_effects=has_effects))
         }
         assert found == {}
 

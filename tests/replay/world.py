@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
+from openagents_worker import Reconciled
 from openagents_worker.agents import load_agents
 from openagents_worker.errors import PermanentToolError
 from openagents_worker.llm.base import CallInfo, LLMResponse
@@ -69,6 +70,8 @@ class Effect:
     process: Process
     is_recorded: bool = False
     is_over: bool = False
+    value: Any = None
+    """What the call returns, if its tool can say later that it was made."""
 
 
 @dataclass
@@ -79,6 +82,8 @@ class World:
     log: list[Effect] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     process: Process | None = None
+    has_effects: bool = False
+    """Whether the tools must not be repeated unasked. They know which calls were made."""
 
     @property
     def is_dead(self) -> bool:
@@ -87,6 +92,8 @@ class World:
     def begin(self, content: str, key: str, subject: Any) -> Effect:
         assert self.process is not None
         for effect in self.log:
+            if effect.key == key and effect.value is not None:
+                self.problem("twice", f"{subject or content} has happened, and is made again")
             if effect.key == key and effect.is_recorded:
                 self.problem("twice", f"{subject or content} was finished, and is made again")
             if effect.key == key and effect.process is self.process and not effect.is_over:
@@ -138,18 +145,37 @@ class Tool:
         if world.is_dead:
             raise asyncio.CancelledError
         effect = world.begin(digest(params), context.idempotency_key, asked.subject)
+        if world.has_effects and asked.body is None and not asked.fails:
+            effect.value = _value(asked, world)
         try:
             await asyncio.sleep(_latency_s(asked))
-            value: Any = digest(asked.want)[:4]
+            value: Any = effect.value or _value(asked, world)
             if asked.body is not None:
                 value = await asked.body()
-            elif asked.sampled:
-                value = f"s{world.rng.randrange(10**9)}"
             if asked.fails:
                 raise PermanentToolError("failed", "flaky")
             return {"value": value, "for": asked.want}
         finally:
             effect.is_over = True
+
+
+def _value(asked: Asked, world: World) -> str:
+    return f"s{world.rng.randrange(10**9)}" if asked.sampled else digest(asked.want)[:4]
+
+
+class ToolWithEffects(Tool):
+    """A tool that must not be repeated unasked, and that knows which of its calls were made."""
+
+    durable_idempotent = False
+
+    async def reconcile(self, params: dict[str, Any], idempotency_key: str, context: Any) -> Reconciled:
+        asked, world = _asked.get(), _world.get()
+        assert asked is not None
+        assert world is not None
+        for effect in world.log:
+            if effect.key == idempotency_key and effect.value is not None:
+                return Reconciled.done({"value": effect.value, "for": asked.want})
+        return Reconciled.not_done()
 
 
 class Model:
@@ -368,7 +394,7 @@ class StoreOfProcess:
             if effect.key.split(":", 2)[2] in known:
                 effect.is_recorded = True
 
-    async def run_until(self, call: Any, until: Callable[[], bool]) -> Any:
+    async def run_until(self, call: Any, until: Callable[[], bool], *, on_disk: bool = False) -> Any:
         return await self.run(call)
 
     async def ask(self, question: Callable[[Any], Any]) -> Any:
@@ -424,14 +450,15 @@ class Case:
     has_jitter: bool = True
     depends_on_time: bool = False
     is_sampled: bool = False
+    has_effects: bool = False
 
     def run(self) -> list[tuple[str, str]]:
-        world = World(random.Random(self.seed))
+        world = World(random.Random(self.seed), has_effects=self.has_effects)
         output = self._execute(world, [*self.kills, None], self.has_jitter)
         self._count(world)
         kinds = {kind for kind, _ in world.problems}
         if not (self.depends_on_time or self.is_sampled or kinds & {"mismatch", "hang"}):
-            alone = World(random.Random(self.seed))
+            alone = World(random.Random(self.seed), has_effects=self.has_effects)
             expected = self._execute(alone, [None], False)
             if json.dumps(expected, sort_keys=True) != json.dumps(output, sort_keys=True):
                 world.problem("result", f"{output!r} instead of {expected!r}")
@@ -544,7 +571,8 @@ class Case:
 
 def _runner(process: Process, world: World, name: str) -> tuple[Runner, Assembly]:
     here = __name__
-    tools = [{"id": tool, "impl": f"{here}.Tool"} for tool in (*TOOLS, *MORE_TOOLS)]
+    impl = f"{here}.ToolWithEffects" if world.has_effects else f"{here}.Tool"
+    tools = [{"id": tool, "impl": impl} for tool in (*TOOLS, *MORE_TOOLS)]
     agent = {
         "id": "a",
         "name": "a",

@@ -26,6 +26,7 @@ def reset() -> None:
     LOG.clear()
     GATES.clear()
     FAILURES.clear()
+    ANSWERS.clear()
 
 
 def executed(name: str) -> list[Any]:
@@ -370,3 +371,47 @@ class LeavesItsTools(_Pattern):
     async def execute(self) -> Any:
         LOG.append(("left", self.context.tools["charge"]))
         return "done"
+
+
+class Reconciling(OnceOnly):
+    """Says of an interrupted call what `ANSWERS` holds: a `Reconciled`, an exception, or any other value."""
+
+    async def reconcile(self, params: dict[str, Any], key: str, context: Any) -> Any:
+        LOG.append(("reconcile", "charge", params.get("who"), key))
+        answer = ANSWERS.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+ANSWERS: list[Any] = []
+
+
+class Undeterred(_Pattern):
+    """Charges, and charges somebody else if that fails."""
+
+    async def execute(self) -> Any:
+        try:
+            return await self.context.tools["charge"].invoke({"who": "a", "gate": "charge"})
+        except Exception:
+            return await self.context.tools["charge"].invoke({"who": "b"})
+
+
+class Clocked(_Pattern):
+    """Charges once, with an argument that differs in every attempt."""
+
+    count = 0
+
+    async def execute(self) -> Any:
+        Clocked.count += 1
+        return await self.context.tools["charge"].invoke({"who": f"at {Clocked.count}", "gate": "charge"})
+
+
+class Patient(OnceOnly):
+    """Waits for a value before it charges."""
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("begin", "charge", params.get("who"), context.idempotency_key))
+        await context.receive("go")
+        LOG.append(("end", "charge", params.get("who")))
+        return {"charged": params.get("who")}

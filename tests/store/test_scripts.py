@@ -21,6 +21,7 @@ from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
     CancelAnswer,
     ClaimAnswer,
+    DecideAnswer,
     DeleteAnswer,
     ResumeAnswer,
     SubmitAnswer,
@@ -602,8 +603,9 @@ OPTIONS = {"NX", "XX", "PX", "LIMIT", "WITHSCORES", "MAXLEN", "REV"}
     [
         (SubmitAnswer, ["submit"]),
         (ClaimAnswer, ["claim"]),
-        (WriteAnswer, ["emit", "commit", "suspend", "finish", "release"]),
+        (WriteAnswer, ["ask", "emit", "intent", "commit", "suspend", "finish", "release"]),
         (CancelAnswer, ["cancel"]),
+        (DecideAnswer, ["decide"]),
         (ResumeAnswer, ["resume"]),
         (DeleteAnswer, ["delete_session"]),
     ],
@@ -785,7 +787,7 @@ def test_a_finish_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
     assert without_ttl(bench.lab.read()) == without_ttl(before)
 
 
-WRITES = ("emit", "commit", "suspend", "finish")
+WRITES = ("ask", "emit", "intent", "commit", "suspend", "finish")
 
 
 @pytest.mark.parametrize("script", WRITES)
@@ -1275,7 +1277,9 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "claim": ("claim", {"run_id": "r6"}),
     "claim a retry": ("claim", {"run_id": "r3"}),
     "claim a delayed run": ("claim", {"run_id": "r4"}),
+    "ask": ("ask", {}),
     "emit": ("emit", {}),
+    "intent": ("intent", {}),
     "commit": ("commit", {}),
     "suspend": ("suspend", {}),
     "hand over": ("suspend", {"kind": "handover"}),
@@ -1294,7 +1298,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
     "confirm_completion": ("confirm_completion", {"runs": ["r7", "1"]}),
 }
-FENCED = ("emit", "commit", "suspend", "finish", "release")
+FENCED = ("ask", "emit", "intent", "commit", "suspend", "finish", "release")
 
 
 @pytest.mark.parametrize("name", CALLS)

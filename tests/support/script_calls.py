@@ -47,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
     "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
     "release": {"run_id": "r1", "incarnation": "w1", "kind": "handover"},
+    "ask": {"run_id": "r1", "call": "pay:aa:1", "value": "{}", "batch_no": 1, "events": []},
     "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},
     "commit": {
         "run_id": "r1",
@@ -55,6 +56,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "usage": '{"llm_calls":1}',
         "batch_no": 1,
         "events": ["run.checkpoint_saved", "{}"],
+    },
+    "intent": {
+        "run_id": "r1",
+        "call": "pay:aa:1",
+        "value": '{"call":"pay:aa:1"}',
+        "knows_decision": False,
+        "batch_no": 1,
+        "events": ["tool.called", "{}"],
+    },
+    "decide": {
+        "run_id": "r1",
+        "kind": "resolution",
+        "call": "pay:aa:1",
+        "value": '{"action":"skip"}',
+        "event": "tool.outcome_resolved",
+        "payload": "{}",
     },
     "suspend": {
         "run_id": "r1",

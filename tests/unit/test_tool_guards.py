@@ -23,8 +23,10 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget, RunRequest
+from openagents_worker.patterns.call_order import begin_together
 from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.tools.base import ToolPlugin
@@ -97,7 +99,10 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
     ) -> ToolCall:
         hints = limits.pop("hints", {})
         request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
-        context: Any = SimpleNamespace(run_id="r", agent_id="a", run_request=request, state={})
+        recorder = SimpleNamespace(in_progress=CallsInProgress())
+        context: Any = SimpleNamespace(
+            run_id="r", agent_id="a", run_request=request, state={}, recorder=recorder
+        )
         info = CallInfo(
             run_id="r",
             call_id="c1",
@@ -167,6 +172,34 @@ async def test_only_allow_approves_a_call(make_call: Any, decision: Any) -> None
         await passed(guards.approval, make_call(tool, hints=hints))
     for key in ("c1", "refund", "*"):
         assert await passed(guards.approval, make_call(tool, hints={"approvals": {key: "allow"}}))
+
+
+async def test_a_call_is_executed_after_those_before_it_in_its_turn(make_call: Any) -> None:
+    """Each has its turn when the earlier ones have ended, whatever the order in which they are approved."""
+    gate, log = asyncio.Event(), []
+
+    def guarded(name: str, ready: asyncio.Event | None) -> Any:
+        async def execute(_: ToolCall) -> None:
+            log.append(name)
+
+        async def call() -> None:
+            if ready is not None:
+                await ready.wait()
+            await guards.order(make_call(), execute)
+
+        return call()
+
+    calls = begin_together([(guarded("first", gate), False), (guarded("second", None), False)])
+    tasks = [asyncio.create_task(call) for call in calls]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert log == ["first", "second"]
+
+
+async def test_a_call_without_effects_needs_no_intent(make_call: Any) -> None:
+    """`tests/runtime/test_effects.py` shows what becomes of a call that has one."""
+    assert await passed(guards.intent, make_call())
 
 
 async def test_a_call_begins_only_under_the_lease(make_call: Any, events: Events) -> None:

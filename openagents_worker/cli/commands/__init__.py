@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
+from openagents_worker.cli.commands import (
+    configuration,
+    deciding,
+    fleet,
+    processes,
+    resuming,
+    runs,
+    sessions,
+)
 from openagents_worker.cli.exits import Exit, exit_code_of, show_error
 from openagents_worker.cli.streams import (
     OutputLost,
@@ -28,7 +36,7 @@ NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
 )
 
 SUBJECTS = (
-    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS)),
+    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS)),
     ("Sessions", sessions.COMMANDS),
     ("The deployment", fleet.COMMANDS),
     ("Processes", processes.COMMANDS),

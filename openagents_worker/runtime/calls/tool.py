@@ -15,11 +15,12 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_json, replaced
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
+from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
-from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.calls.tool_call import BoundTool, RecordedOutcome, ToolCall, ToolRun, in_order
 from openagents_worker.runtime.context import CallContext
-from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import stored_artifact, stored_part
@@ -53,6 +54,10 @@ class RecordedTool:
     def concurrency_safe(self) -> bool:
         return self._tool.spec.concurrency_safe
 
+    @property
+    def may_need_approval(self) -> bool:
+        return self._tool.may_need_approval
+
     def describe(self) -> dict[str, Any]:
         return dict(self._tool.description)
 
@@ -82,10 +87,14 @@ class RecordedTool:
         try:
             with user_code(self._failure_of_tool):  # a guard may raise anything
                 value = await self._guarded(call)
+            if isinstance(value, RecordedOutcome):
+                return self._outcome_of(call, value.record)
             with user_code(self._failure_of_result):
                 return self._succeeded(call, value)
         except OpenAgentsError as error:
-            return self._failed(call, error) if call.is_announced else Outcome(error=error)
+            outcome = self._failed(call, error) if call.is_announced else Outcome(error=error)
+            outcome.decision = _stored(call.decision)
+            return outcome
 
     def _succeeded(self, call: ToolCall, value: Any) -> Outcome:
         """The outcome of a call as it is stored. Raises `StepTooDeep` or `StepTooLarge`, naming the part."""
@@ -95,14 +104,29 @@ class RecordedTool:
             state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
         stored = stored_part(f"the result of {self.tool_id}", value)
         artifacts = [stored_artifact(artifact, self.tool_id) for artifact in call.context.artifacts]
-        preview = self._run.writer.preview(stored)
-        payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
         return Outcome(
             value=stored,
             usage=RunUsage(tool_calls=1),
             state=state,
             artifacts=artifacts,
-            events=[("tool.succeeded", payload)],
+            events=[self._success(call, stored)],
+            decision=_stored(call.decision),
+            is_stored_form=True,
+        )
+
+    def _success(self, call: ToolCall, result: Any) -> Event:
+        preview = self._run.writer.preview(result)
+        return "tool.succeeded", {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
+
+    def _outcome_of(self, call: ToolCall, record: Record) -> Outcome:
+        """The outcome of a call that another attempt has made."""
+        value = record.outcome.get("ok")
+        return Outcome(
+            value=value,
+            usage=RunUsage(**record.usage),
+            state=record.state,
+            artifacts=record.artifacts,
+            events=[self._success(call, value)],
             is_stored_form=True,
         )
 
@@ -138,6 +162,11 @@ class RecordedTool:
             may_retry=self._tool.may_repeat or not call.has_begun,
             usage=RunUsage(tool_calls=1),
         )
+
+
+def _stored(decision: Decision | None) -> dict[str, Any] | None:
+    """A decision as it is stored with the outcome of its call."""
+    return None if decision is None else decision.model_dump(mode="json", exclude_none=True)
 
 
 async def _execute(call: ToolCall) -> Any:

@@ -5,18 +5,45 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
+from openagents_worker.agents.schema import ToolRef
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import RunBudget
+from openagents_worker.models import Decision, RunBudget
 from openagents_worker.runtime.context import AttemptContext, CallContext
+from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
+from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.toolset import Toolset
 
-__all__ = ["BoundTool", "Guard", "Proceed", "ToolCall", "ToolRun", "in_order"]
+__all__ = [
+    "BoundTool",
+    "Guard",
+    "Proceed",
+    "RecordedOutcome",
+    "ToolCall",
+    "ToolPolicy",
+    "ToolRun",
+    "in_order",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPolicy:
+    """What the agents file decides about the calls of a tool."""
+
+    on_interrupted: Literal["ask", "rerun", "fail"] = "ask"
+    approval: Literal["always", "never"] | None = None
+    """None: the tool itself says whether a call needs an approval."""
+    approval_timeout_ms: int | None = None
+    approval_default: Literal["deny", "approve", "fail"] = "deny"
+
+    @classmethod
+    def of(cls, ref: ToolRef) -> ToolPolicy:
+        return cls(ref.on_interrupted, ref.approval, ref.approval_timeout_ms, ref.approval_default)
 
 
 class BoundTool:
@@ -30,6 +57,7 @@ class BoundTool:
         *,
         timeout_ms: int | None = None,
         default_timeout_ms: int | None = None,
+        policy: ToolPolicy = ToolPolicy(),
     ) -> None:
         """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
 
@@ -46,12 +74,25 @@ class BoundTool:
             ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
         )
         self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
+        self.policy = policy
+        self.may_need_approval = _may_need_approval(plugin, self.spec, policy)
         self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
 
     @cached_property
     def checked_schema(self) -> Schema:
         """The schema, ready for checks of arguments. Raises `PluginConfigError` if it is not accepted."""
         return schema_of_tool(self.schema)
+
+
+def _may_need_approval(plugin: Any, spec: ToolExecutionSpec, policy: ToolPolicy) -> bool:
+    """Whether some calls of the tool may have to wait for an approval."""
+    if policy.approval is not None:
+        return policy.approval == "always"
+    check = getattr(type(plugin), "requires_approval", None)
+    if check is FunctionTool.requires_approval:
+        return plugin.has_approval_check or spec.approval_mode == "always"
+    is_default = check is None or check is ToolPlugin.requires_approval
+    return spec.approval_mode == "always" if is_default else True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +119,21 @@ class ToolCall:
     params: dict[str, Any]
     is_announced: bool = False
     """Whether the event `tool.called` is emitted: then another event says how the call has ended."""
+    decision: Decision | None = None
+    """The decision about its approval."""
     has_begun: bool = False
     """Whether code of the tool was called that may have had side effects."""
 
     @property
     def tool_id(self) -> str:
         return self.tool.tool_id
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutcome:
+    """The result of a call that another attempt has made: its record, with changes of the state."""
+
+    record: Record
 
 
 Proceed = Callable[[ToolCall], Awaitable[Any]]

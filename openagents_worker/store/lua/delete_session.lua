@@ -31,7 +31,7 @@ if pending_run then return reply{answer = 'UNTOLD', run_id = pending_run} end --
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)
-  redis.call('UNLINK', k.run(run.id), k.facts(run.id), k.message_ids(run.id), k.events(run.id), k.journal(run.id), k.reply(run.id))
+  redis.call('UNLINK', k.reply(run.id), k.message_ids(run.id), unpack(keys_of(run.id)))
 end
 if #ids == limit then return reply{answer = 'MORE', runs = #ids} end
 redis.call('ZREM', k.index(SESSIONS), session_id)

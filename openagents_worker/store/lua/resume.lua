@@ -38,7 +38,7 @@ end
 for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
   if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run_id), fact) end -- such as the count of retries
 end
-for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
+for _, key in ipairs(keys_of(run_id)) do redis.call('PERSIST', key) end
 append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(latest)) .. ',"life":' .. digits(run.life)
   .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
 local wake = place(run)

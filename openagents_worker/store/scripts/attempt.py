@@ -12,6 +12,7 @@ from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPai
 from openagents_worker.store.scripts.wakes import Wake
 
 __all__ = [
+    "Begun",
     "ClaimAnswer",
     "Claimed",
     "LEFT_TO_OTHERS_MAX_MS",
@@ -21,10 +22,12 @@ __all__ = [
     "SuspendKind",
     "WriteAnswer",
     "WriteResult",
+    "ask",
     "claim",
     "commit",
     "emit",
     "finish",
+    "intent",
     "page",
     "release",
     "suspend",
@@ -164,6 +167,38 @@ def emit(
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
     `taken` are the names of facts that a run without records has received.
+    """
+
+
+@script_function
+def ask(*, run_id: str, fence: str, call: str, value: Payload, batch_no: int, events: Events) -> WriteAnswer:
+    """Ask for the approval of a call, together with a batch of events. `value` is what is shown (JSON)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer of `intent`. With a `decision` (JSON) about an earlier intent, nothing was written."""
+
+    answer: WriteAnswer
+    decision: Payload = ""
+
+
+@script_function
+def intent(
+    *,
+    run_id: str,
+    fence: str,
+    call: str,
+    value: Payload,
+    knows_decision: bool,
+    batch_no: int,
+    events: Events,
+    taken: Sequence[str] = (),
+) -> Begun:
+    """Write that a call with effects begins now, together with a batch of events.
+
+    `value` is the intent (JSON), `taken` are the names of further facts that it replaces. `knows_decision`:
+    whether the caller follows a decision about an earlier intent of this call.
     """
 
 

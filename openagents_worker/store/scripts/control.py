@@ -12,6 +12,9 @@ from openagents_worker.store.scripts.wakes import Wake
 __all__ = [
     "CancelAnswer",
     "Cancelled",
+    "DecideAnswer",
+    "DecideResult",
+    "DecisionKind",
     "DeleteAnswer",
     "Deleted",
     "FactAnswer",
@@ -19,6 +22,7 @@ __all__ = [
     "ResumeAnswer",
     "Resumed",
     "cancel",
+    "decide",
     "delete_session",
     "fact",
     "resume",
@@ -95,6 +99,44 @@ def resume(
     """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means the latest one.
 
     `canvas` are new task options (JSON), '' keeps the old ones. `by` is who resumes the run, for the event.
+    """
+
+
+class DecisionKind(StrEnum):
+    """What a decision is about: the approval of a call, or a call whose outcome is unknown."""
+
+    APPROVAL = "approval"
+    RESOLUTION = "resolution"
+
+
+class DecideAnswer(StrEnum):
+    """ALREADY: somebody has decided before. GONE: the run has ended. NOT_PENDING: no call with this id waits
+    for a decision."""
+
+    OK = "OK"
+    ALREADY = "ALREADY"
+    GONE = "GONE"
+    NOT_PENDING = "NOT_PENDING"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class DecideResult:
+    """The answer of `decide`. `decision` (JSON) is the first decision about the call, if it is known."""
+
+    answer: DecideAnswer
+    wakes: tuple[Wake, ...] = ()
+    decision: Payload = ""
+
+
+@script_function
+def decide(
+    *, run_id: str, kind: str, call: str, value: Payload, event: str, payload: Payload, fence: str = ""
+) -> DecideResult:
+    """Decide about a call (`DecisionKind`).
+
+    `value` is the decision (JSON), `payload` that of the event. `fence` is that of the attempt that made an
+    interrupted call and now knows its outcome; '' for everybody else.
     """
 
 

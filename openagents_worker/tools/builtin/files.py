@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import Field
 
 from openagents_worker.errors import PermanentToolError, ToolValidationError
-from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools.base import Reconciled, ToolContext
 from openagents_worker.tools.builtin import search
 from openagents_worker.tools.builtin.file_tool import READS, WRITES, FileTool
 from openagents_worker.tools.typed import TypedTool
@@ -73,6 +73,12 @@ class WriteFile(FileTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         return await asyncio.to_thread(self._write, args)
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        """Writing the whole file again is harmless. Whether a text was appended cannot be said."""
+        return Reconciled.not_done() if params.get("mode", "w") == "w" else Reconciled.unknown()
 
     def _write(self, args: Params) -> dict[str, Any]:
         content = args.content.encode("utf-8", errors="replace")
@@ -147,6 +153,15 @@ class DeleteFile(FileTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         return await asyncio.to_thread(self._delete, args)
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        """What is not there any more was deleted."""
+        place = self.resolved(params["path"], follow=False)
+        if await asyncio.to_thread(os.path.lexists, place):
+            return Reconciled.not_done()
+        return Reconciled.done({"path": params["path"], "deleted": True})
 
     def _delete(self, args: Params) -> dict[str, Any]:
         place = self.resolved(args.path, follow=False)

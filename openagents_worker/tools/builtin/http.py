@@ -36,7 +36,7 @@ from openagents_worker.http_replies import (
 from openagents_worker.loops import PerLoop, http_transports
 from openagents_worker.models import header_text
 from openagents_worker.retry_after import retry_after_ms
-from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.builtin.networks import is_public
 from openagents_worker.tools.typed import TypedTool
@@ -136,6 +136,13 @@ class HttpRequest(TypedTool):
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise self._failure(request, error, reason, ToolUnavailableError) from error
+
+    async def reconcile(
+        self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
+    ) -> Reconciled:
+        """GET and HEAD may be repeated. Only the server knows what became of any other request."""
+        is_safe = params.get("method", "GET") in SAFE_METHODS
+        return Reconciled.not_done() if is_safe else Reconciled.unknown()
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -126,3 +127,26 @@ async def test_an_artifact_needs_a_run() -> None:
     """Outside of a run it cannot be stored."""
     with pytest.raises(PermanentToolError):
         await BUILTIN_TOOLS["save_artifact"]().invoke({"name": "a", "content": "b"}, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "state"),
+    [
+        ("write_file", {"path": "there.txt", "content": "x"}, "not_done"),
+        ("write_file", {"path": "there.txt", "content": "x", "mode": "a"}, "unknown"),
+        ("delete_file", {"path": "there.txt"}, "not_done"),
+        ("delete_file", {"path": "gone.txt"}, "done"),
+        ("http_request", {"url": "https://example.com/"}, "not_done"),
+        ("http_request", {"url": "https://example.com/", "method": "POST"}, "unknown"),
+    ],
+)
+async def test_an_interrupted_call_whose_repetition_is_harmless_asks_nobody(
+    tmp_path: Path, kind: str, arguments: dict[str, Any], state: str
+) -> None:
+    """`reconcile` says so. Whoever can only guess leaves it to `on_interrupted`."""
+    (tmp_path / "there.txt").write_text("x")
+    made = BUILTIN_TOOLS[kind]({"root": str(tmp_path)} if "path" in arguments else {})
+    reconciled = await made.reconcile(arguments, "key", None)
+    assert reconciled.state == state
+    if state == "done":
+        assert reconciled.result == {"path": "gone.txt", "deleted": True}

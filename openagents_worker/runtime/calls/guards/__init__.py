@@ -10,7 +10,9 @@ from openagents_worker.runtime.calls.guards.arguments import arguments
 from openagents_worker.runtime.calls.guards.budget import budget
 from openagents_worker.runtime.calls.guards.deadline import deadline
 from openagents_worker.runtime.calls.guards.hooks import hooks
+from openagents_worker.runtime.calls.guards.intent import intent
 from openagents_worker.runtime.calls.guards.lease_margin import lease_margin
+from openagents_worker.runtime.calls.guards.order import order
 from openagents_worker.runtime.calls.tool_call import Guard
 
 __all__ = ["GUARDS"]
@@ -20,6 +22,8 @@ GUARDS: tuple[Guard, ...] = (
     announcement,
     arguments,  # before the approval: nobody is asked about a call that is invalid
     approval,
+    order,  # after the approval: calls of one turn are asked about together
+    intent,  # after the approval: the intent holds the arguments with which the tool is called
     lease_margin,  # after the checks, which may take longer than the lease
     hooks,  # around the deadline: `after_invoke` learns that the tool took too long
     deadline,

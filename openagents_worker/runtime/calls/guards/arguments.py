@@ -8,18 +8,23 @@ from openagents_worker.errors import CheckLimitExceeded, ToolValidationError
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
 
-__all__ = ["arguments"]
+__all__ = ["arguments", "check_arguments"]
 
 SHOWN_SCHEMA_CHARS = 500  # of the schema, in the hint for the model
 
 
 async def arguments(call: ToolCall, proceed: Proceed) -> Any:
     """Check the arguments of the call. Raises `ToolValidationError` with a text for the model."""
+    await check_arguments(call)
+    return await proceed(call)
+
+
+async def check_arguments(call: ToolCall) -> None:
+    """Raises `ToolValidationError` if the arguments do not match the schema, or if the tool refuses them."""
     problem = await _schema_problem(call) or _problem_of_tool(call)
     if problem is not None:
         shown = dumps(call.tool.schema)[:SHOWN_SCHEMA_CHARS]
         raise ToolValidationError(problem, call.tool_id, hint=f"the parameters are {shown}")
-    return await proceed(call)
 
 
 async def _schema_problem(call: ToolCall) -> str | None:

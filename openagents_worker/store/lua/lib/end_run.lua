@@ -13,6 +13,7 @@ local function end_run(run, ending)
   redis.call('ZREM', k.due(), run.id)
   redis.call('ZREM', k.timeouts(), run.id)
   redis.call('ZREM', k.sent(run.queue), run.id)
+  redis.call('ZREM', k.index(APPROVALS), run.id)
   append(run, {ending.name, ending.payload, 'session.run.completed', ending.completed}, true)
 
   local wakes = {}
@@ -37,7 +38,7 @@ local function end_run(run, ending)
   local head = repaired(S)
   if head then wakes[#wakes + 1] = head end
 
-  for _, name in ipairs({key, k.facts(run.id), k.events(run.id), k.journal(run.id)}) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
+  for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
   if redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then
     for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, SESSION_TTL_MS) end
   end

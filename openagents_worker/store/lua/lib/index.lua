@@ -1,6 +1,7 @@
 --#include time
 -- The indexes of runs and sessions. The script that creates a run or a session also writes its indexes.
 local SESSIONS = 'sessions' -- the index of sessions; all others are indexes of runs
+local APPROVALS = 'approvals' -- the index of the runs with calls that wait for an approval
 local LOOKED_AT = 2 -- entries that are examined when one is added: an index shrinks if more than half of its entries have expired
 
 local function ttl_ms_of(name) return name == SESSIONS and SESSION_TTL_MS or RUN_TTL_MS end

@@ -20,6 +20,9 @@ end
 
 local COUNTS_FROM = #RUN_FIELDS - 3
 
+-- keys_of(R): the keys that live as long as the run
+local function keys_of(R) return {k.run(R), k.facts(R), k.decisions(R), k.events(R), k.journal(R)} end
+
 -- load(R): the record as a table with numbers as numbers; nil if it does not exist. An invalid number counts as 0
 local function load(R)
   local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
@@ -27,7 +30,7 @@ local function load(R)
     if not is_wrong_type(values) then redis.call('HMGET', k.run(R), 'state') end
     local A = aside() -- this run cannot be executed, and its keys must expire
     A.note(k.run(R), 'redis.wrong_type', 'the key of a run record is a ' .. A.type_of(k.run(R)) .. ': the run is skipped')
-    for _, key in ipairs({k.run(R), k.facts(R), k.events(R), k.journal(R)}) do redis.call('PEXPIRE', key, RUN_TTL_MS) end
+    for _, key in ipairs(keys_of(R)) do redis.call('PEXPIRE', key, RUN_TTL_MS) end
     return nil
   end
   if not values[1] then return nil end

@@ -1,0 +1,399 @@
+"""Calls with effects: a call that was interrupted before its outcome was stored is never repeated unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker import AsyncClient, Reconciled
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.models import RunRecord, RunState, WaitKind
+from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.scripts import DecideAnswer, DecideResult
+from tests.runtime import plugins
+from tests.support.runner import Process, agent, crash, process
+from tests.support.waiting import await_for
+
+REFUSED = "run.outcome_unknown"
+
+
+def paying(tool: str = "OnceOnly", *, pattern: str = "Steps", **options: Any) -> dict[str, Any]:
+    """An agent that charges twice with a tool that must not be repeated."""
+    return agent(
+        pattern={"impl": f"tests.runtime.plugins.{pattern}", "config": {"n": 2}},
+        tools=[{"id": "charge", "impl": f"tests.runtime.plugins.{tool}", **options}],
+    )
+
+
+@asynccontextmanager
+async def interrupted(
+    definition: dict[str, Any], redis_url: str, *, charge: int = 1
+) -> AsyncIterator[tuple[Process, Process]]:
+    """Two workers. The first one has died in this charge of the run."""
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        dying = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == charge, "the charge begins")
+        await crash(one, "r1", dying)
+        for gate in ("charge-0", "charge-1", "charge", "then"):
+            plugins.GATES[gate].set()
+        yield one, two
+
+
+def begun() -> int:
+    return sum(entry[0] == "begin" for entry in plugins.LOG)
+
+
+async def facts(p: Process) -> dict[str, str]:
+    stored: dict[str, str] = await p.store.redis.hgetall(p.store.keys("facts", "r1"))
+    return stored
+
+
+async def call_in_question(p: Process) -> str:
+    """The id of the only call with an intent."""
+    (name,) = [name for name in await facts(p) if name.startswith("intent:")]
+    return name.removeprefix("intent:")
+
+
+async def resolve(p: Process, call: str, action: str, *, fence: str = "", **more: Any) -> DecideResult:
+    value = {"action": action, "by": "anna", "at": "2026-01-01T00:00:00Z", **more}
+    payload = json.dumps({"call_id": call, "action": action, "by": "anna"})
+    return await p.store.run(
+        scripts.decide(
+            run_id="r1",
+            kind="resolution",
+            call=call,
+            value=json.dumps(value),
+            event="tool.outcome_resolved",
+            payload=payload,
+            fence=fence,
+        )
+    )
+
+
+def code_of(record: RunRecord) -> str | None:
+    assert record.result is not None
+    details = record.result.error_details
+    return details.code if details is not None else None
+
+
+async def ended(p: Process) -> RunRecord:
+    await p.execute()
+    return await p.record()
+
+
+async def test_a_call_with_effects_leaves_an_intent_until_its_record_is_stored(redis_url: str) -> None:
+    """The intent is written before the tool is called. The record of the call replaces it."""
+    async with process(redis_url, paying()) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        call = await call_in_question(p)
+        intent = json.loads((await facts(p))[f"intent:{call}"])
+        assert intent["outcome"]["begun"]["key"] == f"r1:u1:{call}" == plugins.LOG[0][3]
+        assert "tool.called" in await p.event_names(), "the event was stored in the same round trip"
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        await executing
+        assert await facts(p) == {}
+
+
+async def test_a_call_that_may_be_repeated_has_no_intent(redis_url: str) -> None:
+    async with process(redis_url, paying("Charge")) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        assert await facts(p) == {}
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        await executing
+
+
+async def test_an_interrupted_call_is_repeated_if_the_agents_file_allows_it(redis_url: str) -> None:
+    """It is made with the same idempotency key, under a new intent."""
+    async with interrupted(paying(on_interrupted="rerun"), redis_url) as (_, two):
+        record = await ended(two)
+        assert record.state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        keys = [entry[3] for entry in plugins.LOG if entry[:3] == ("begin", "charge", 0)]
+        assert len(keys) == 2
+        assert len(set(keys)) == 1
+        assert await facts(two) == {}
+
+
+async def test_an_interrupted_call_fails_the_run_if_the_agents_file_says_so(redis_url: str) -> None:
+    """The error cannot be caught by the pattern, and the tool is not called again."""
+    async with interrupted(paying(pattern="Undeterred", on_interrupted="fail"), redis_url) as (_, two):
+        record = await ended(two)
+        assert code_of(record) == REFUSED
+        assert begun() == 1
+
+
+async def test_a_tool_that_knows_the_outcome_is_asked_first(redis_url: str) -> None:
+    """`reconcile` gets the arguments and the key of the call. Its result is that of the call."""
+    plugins.ANSWERS.append(Reconciled.done({"charged": "before"}))
+    async with interrupted(paying("Reconciling", on_interrupted="fail"), redis_url) as (_, two):
+        record = await ended(two)
+        assert record.state is RunState.COMPLETED
+        assert plugins.executed("charge") == [1]
+        (asked,) = [entry for entry in plugins.LOG if entry[0] == "reconcile"]
+        assert asked[2:] == (0, plugins.LOG[0][3])
+        assert (await two.journal())[1]["outcome"] == {"ok": {"charged": "before"}}
+        assert await facts(two) == {}
+
+
+async def test_a_call_that_had_no_effect_is_made_again(redis_url: str) -> None:
+    plugins.ANSWERS.append(Reconciled.not_done())
+    async with interrupted(paying("Reconciling", on_interrupted="fail"), redis_url) as (_, two):
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+@pytest.mark.parametrize("answer", [Reconciled.unknown(), ZeroDivisionError("a bug"), {"done": True}])
+async def test_a_tool_that_cannot_tell_leaves_it_to_the_agents_file(redis_url: str, answer: Any) -> None:
+    """So does an error of `reconcile`, and a value that is not its own."""
+    plugins.ANSWERS.append(answer)
+    async with interrupted(paying("Reconciling", on_interrupted="fail"), redis_url) as (_, two):
+        assert code_of(await ended(two)) == REFUSED
+        assert begun() == 1
+
+
+async def test_a_run_waits_until_somebody_knows_what_became_of_its_call(redis_url: str) -> None:
+    """It holds no slot, and nothing is called. The decision wakes it."""
+    async with interrupted(paying(), redis_url) as (_, two):
+        call = await call_in_question(two)
+        assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
+        record = await two.record()
+        assert record.state is RunState.PAUSED
+        (waiting,) = record.waiting
+        assert (waiting.kind, waiting.name, waiting.call_id) == (WaitKind.OUTCOME, "charge", call)
+        assert begun() == 1
+        assert (await two.event_names()).count("run.outcome_unknown") == 1
+        decided = await resolve(two, call, "rerun")
+        assert [wake.run_id for wake in decided.wakes] == ["r1"]
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        assert await facts(two) == {}
+
+
+async def test_a_late_outcome_wakes_a_run_that_waits_for_it(redis_url: str) -> None:
+    """A worker that was believed dead ends its call, while the run waits for a person."""
+    definition = paying()
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        executing = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        await two.store.redis.zadd(two.store.keys("workers"), {one.lease.incarnation: 1})
+        await two.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+        assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
+        assert (await two.record()).state is RunState.PAUSED
+        plugins.GATES["charge-0"].set()
+        plugins.GATES["charge-1"].set()
+        await executing
+        assert (await two.record()).state is RunState.QUEUED
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+async def test_a_resumed_run_asks_although_its_tool_fails_runs(redis_url: str) -> None:
+    """Somebody has resumed the failed run: that is no permission to repeat the call."""
+    async with interrupted(paying(on_interrupted="fail"), redis_url) as (_, two):
+        assert code_of(await ended(two)) == REFUSED
+        resumed = scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
+        await two.store.run(resumed)
+        assert (await ended(two)).state is RunState.PAUSED
+        assert begun() == 1
+        await two.store.run(scripts.cancel(run_id="r1", reason="", force=False))
+
+
+async def test_a_person_decides_that_a_call_is_made_again(redis_url: str) -> None:
+    async with interrupted(paying(on_interrupted="fail"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        assert (await resolve(two, call, "rerun")).answer is DecideAnswer.OK
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        assert await facts(two) == {}
+
+
+async def test_a_person_gives_the_result_of_a_call(redis_url: str) -> None:
+    async with interrupted(paying(on_interrupted="fail"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        await resolve(two, call, "skip", result={"charged": "by hand"})
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [1]
+        assert (await two.journal())[1]["outcome"] == {"ok": {"charged": "by hand"}}
+
+
+async def test_the_first_decision_counts(redis_url: str) -> None:
+    async with interrupted(paying(on_interrupted="fail"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        await resolve(two, call, "skip", result=1)
+        second = await resolve(two, call, "rerun")
+        assert second.answer is DecideAnswer.ALREADY
+        assert json.loads(second.decision)["action"] == "skip"
+
+
+async def test_only_interrupted_calls_can_be_resolved(redis_url: str) -> None:
+    """Not one that is being made, not one that was never begun, and not one of a run that has ended."""
+    async with process(redis_url, paying()) as p:
+        assert (await resolve(p, "charge:00:1", "rerun")).answer is DecideAnswer.UNKNOWN
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        call = await call_in_question(p)
+        assert (await resolve(p, call, "rerun")).answer is DecideAnswer.NOT_PENDING
+        assert (await resolve(p, "charge:00:1", "rerun")).answer is DecideAnswer.NOT_PENDING
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        await executing
+        assert (await resolve(p, call, "rerun")).answer is DecideAnswer.GONE
+
+
+async def test_a_decision_that_comes_while_the_run_is_prepared_counts(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt has read the facts already. It learns of the decision when it writes its intent."""
+    async with interrupted(paying(on_interrupted="rerun"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        original = Recorder.call
+
+        async def decided_first(self: Recorder, kind: str, *args: Any, **options: Any) -> Any:
+            if kind == "tool":
+                await resolve(two, call, "skip", result="by hand")
+            return await original(self, kind, *args, **options)
+
+        monkeypatch.setattr(Recorder, "call", decided_first)
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [1]
+        assert (await two.journal())[1]["outcome"] == {"ok": "by hand"}
+
+
+async def test_a_failed_run_that_is_resumed_does_not_repeat_the_call_either(redis_url: str) -> None:
+    """The intent stays until somebody knows the outcome. A decision holds for one life."""
+    async with interrupted(paying(on_interrupted="ask"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        await resolve(two, call, "fail", note="who knows")
+        record = await ended(two)
+        assert code_of(record) == REFUSED
+        assert record.result is not None
+        assert record.result.error_details is not None
+        assert "anna" in record.result.error_details.message
+        assert list(await facts(two)) == [f"intent:{call}", f"fence:{call}", f"resolution:{call}"]
+        resumed = scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
+        await two.store.run(resumed)
+        assert list(await facts(two)) == [f"intent:{call}", f"fence:{call}"]
+        await resolve(two, call, "rerun")
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+async def test_a_call_that_the_program_cancelled_keeps_its_intent(redis_url: str) -> None:
+    """A later attempt that does not cancel it must not repeat it. One that cancels it again is not asked."""
+    definition = paying(pattern="Impatient", on_interrupted="rerun")
+    async with interrupted(definition, redis_url, charge=2) as (_, two):
+        assert sum(name.startswith("intent:") for name in await facts(two)) == 2
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert [entry[2] for entry in plugins.LOG if entry[0] == "begin"] == ["slow", "then", "then"]
+        assert sum(name.startswith("intent:") for name in await facts(two)) == 1
+
+
+async def test_an_interrupted_call_with_other_arguments_is_in_question_too(redis_url: str) -> None:
+    """Its arguments depend on a clock. A call that is made again has the key of the first one."""
+    plugins.Clocked.count = 0
+    async with interrupted(paying(pattern="Clocked", on_interrupted="fail"), redis_url) as (_, two):
+        call = await call_in_question(two)
+        await resolve(two, call, "rerun")
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == ["at 2"]
+        assert len({entry[3] for entry in plugins.LOG if entry[0] == "begin"}) == 1
+        assert await facts(two) == {}
+
+
+async def test_other_arguments_without_a_decision_are_not_used(redis_url: str) -> None:
+    plugins.Clocked.count = 0
+    async with interrupted(paying(pattern="Clocked", on_interrupted="fail"), redis_url) as (_, two):
+        assert code_of(await ended(two)) == REFUSED
+        assert begun() == 1
+
+
+async def test_a_worker_that_lost_the_run_reports_the_outcome_of_its_call(redis_url: str) -> None:
+    """The tool had ended, but the commit was refused: the next attempt takes the outcome as it is."""
+    definition = paying(on_interrupted="fail")
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        executing = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        await two.store.redis.zadd(two.store.keys("workers"), {one.lease.incarnation: 1})
+        await two.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+        plugins.GATES["charge-0"].set()
+        plugins.GATES["charge-1"].set()
+        assert (await executing).reason == "fenced"
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        record = await two.record()
+        assert record.usage.tool_calls == 2
+        state = await two.store.redis.hgetall(two.store.keys("session_state", "s1"))
+        assert json.loads(state["charged"]) == [0, 1], "the change of the state came with the outcome"
+        assert "tool.outcome_resolved" in await two.event_names()
+
+
+async def test_a_run_that_is_not_durable_writes_no_intent(redis_url: str) -> None:
+    async with process(redis_url, paying()) as p:
+        await p.submit(durable=False)
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        assert await facts(p) == {}
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        await executing
+
+
+async def test_a_call_that_parks_is_not_an_interrupted_one(redis_url: str) -> None:
+    """It begins again at its first line. The suspension that parks the run closes its intent."""
+    async with (
+        process(redis_url, paying("Patient", on_interrupted="fail")) as p,
+        AsyncClient(redis_url) as client,
+    ):
+        await p.submit()
+        for number in range(2):
+            assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
+            assert (await p.record()).state is RunState.WAITING
+            assert not any(name.startswith("intent:") for name in await facts(p))
+            await client.send("r1", "go", number)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+        assert await facts(p) == {}
+
+
+async def test_with_strict_durability_the_intent_is_on_disk_before_the_call(tmp_path: Path) -> None:
+    """Otherwise a crash of Redis may lose it, and the call would be repeated unasked."""
+    redis = await asyncio.to_thread(EmbeddedRedis(tmp_path / "data").__enter__)
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis.url, "OPENAGENTS_DURABILITY": "strict"})
+    try:
+        async with process(redis.url, paying(), settings=settings) as p:
+            await p.submit()
+            plugins.GATES["charge-0"].set()
+            plugins.GATES["charge-1"].set()
+            assert (await ended(p)).state is RunState.COMPLETED
+            stats = await p.store.redis.info("commandstats")
+            assert stats["cmdstat_waitaof"]["calls"] >= 2, "one for each intent"
+    finally:
+        await asyncio.to_thread(redis.__exit__, None, None, None)
