@@ -8,7 +8,8 @@ answer.
 | completed with an answer | the turn |
 | completed without an answer (no text, or None) | nothing |
 | failed for any reason: rejected by the provider, step limit or budget reached, invalid output … | nothing |
-| was cancelled or poisoned | nothing |
+| was interrupted by another run (`on_busy="interrupt"`) | the turn so far, with a note as its answer |
+| was cancelled otherwise, rolled back or poisoned | nothing |
 
 Reasons for adding nothing: A provider that rejected a question (content filter, too long) would reject it
 again with every later question of the session. A question without an answer breaks the alternation of roles.
@@ -33,10 +34,13 @@ from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_
 from openagents_worker.llm.base import FixedMessage, Message
 from openagents_worker.llm.conversation import is_blank, repaired, user_text
 
-__all__ = ["usable_entries", "model_messages", "turn_entries"]
+__all__ = ["INTERRUPTED", "interrupted_entries", "model_messages", "turn_entries", "usable_entries"]
 
 MAX_TOOL_MESSAGES_BYTES = 256 * 1024
 """Largest size of one turn's tool messages as JSON: every later run of the session pays for their tokens."""
+
+INTERRUPTED = "(The user interrupted this turn with a new message, before there was an answer.)"
+"""The answer in the turn of an interrupted run."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name", "provider_fields")
@@ -60,6 +64,25 @@ def turn_entries(
         "content": answer,
         **ids,
         "stop_reason": stop_reason,
+        "is_error": False,
+    }
+    if kept := _complete_tool_messages(tool_messages):
+        entry["tool_messages"] = kept
+    return [{"role": "user", "content": user_text(question), **ids}, entry]
+
+
+def interrupted_entries(
+    question: str, ids: Mapping[str, str], *, tool_messages: Any = ()
+) -> list[dict[str, Any]]:
+    """The entries that a run adds to the transcript if another run has interrupted it: always two.
+
+    A tool call without a result gets one that says that the call was interrupted.
+    """
+    entry = {
+        "role": "assistant",
+        "content": INTERRUPTED,
+        **ids,
+        "stop_reason": "cancelled",
         "is_error": False,
     }
     if kept := _complete_tool_messages(tool_messages):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pydantic import Field, field_validator
 
 from openagents_worker.errors import MaxStepsExceeded
@@ -59,6 +62,10 @@ class ReActPattern(PatternPlugin):
         )
         self._steps = 0
         return await self._run_steps()
+
+    def turn_so_far(self) -> Sequence[Mapping[str, Any]]:
+        """The tool calls so far and their results. A call without a result gets one that says why."""
+        return self._conversation.calls_and_results_so_far if hasattr(self, "_conversation") else ()
 
     async def try_again(self, problem: str) -> str:
         """Get another answer in the same conversation. `problem` says why the last one is invalid. The step

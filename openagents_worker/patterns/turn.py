@@ -27,6 +27,7 @@ from openagents_worker.errors import (
     OpenAgentsError,
     StepTimeoutError,
     StepTooLarge,
+    ToolCancelledError,
     ToolNotFoundError,
     ToolValidationError,
 )
@@ -58,6 +59,10 @@ __all__ = [
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
 MAX_REFUSAL_CHARS = 500  # of the model's words, in the error of the run
 
+INTERRUPTED_CALL = "the run was interrupted before this call had ended; it may have had an effect"
+NOT_CALLED = "the run was interrupted before this call began"
+"""Results of calls in the turn of an interrupted run, for the model."""
+
 Messages = list[dict[str, Any]]
 
 
@@ -88,12 +93,28 @@ class Conversation:
         self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
         self._is_cut = False
+        self._unfinished: tuple[FixedMessage, Sequence[LLMToolCall]] | None = None
+        self._outcomes: dict[str | None, ToolCallOutcome | None] = {}
+        """The outcomes of the calls of the current reply, by call id. None: the call has begun."""
 
     @property
     def calls_and_results(self) -> Messages:
         """The tool calls after the question, and their results: the session's transcript stores them."""
         after_question = self._messages[self._question_at :]
         return [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
+
+    @property
+    def calls_and_results_so_far(self) -> Messages:
+        """The same while calls are running: each of these has a result that says that it was interrupted."""
+        if self._unfinished is None:
+            return self.calls_and_results
+        message, calls = self._unfinished
+        outcomes = [self._outcomes.get(call.id) or self._interrupted(call) for call in calls]
+        return [*self.calls_and_results, message, *(outcome.message() for outcome in outcomes)]
+
+    def _interrupted(self, call: LLMToolCall) -> ToolCallOutcome:
+        problem = INTERRUPTED_CALL if call.id in self._outcomes else NOT_CALLED
+        return ToolCallOutcome(call, error=ToolCancelledError(problem, call.name))
 
     def add_answer(self, text: str) -> None:
         """Append the model's answer."""
@@ -186,12 +207,15 @@ class Conversation:
         """Run the tool calls of a reply, and append them and their results to the messages."""
         calls = usable_calls(response.tool_calls, self._ids, step)
         self._is_cut = response.finish_reason == FinishReason.LENGTH
+        message = assistant_message(response, calls)
+        self._unfinished, self._outcomes = (message, calls), {}
         outcomes = await self._run_in_order(calls)
+        self._unfinished = None
         succeeded = [outcome for outcome in outcomes if outcome.error is None]
         self._context.tool_results.extend(
             {"tool_id": each.call.name, "result": each.result} for each in succeeded
         )
-        self._messages += [assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
+        self._messages += [message, *(outcome.message() for outcome in outcomes)]
         return outcomes
 
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
@@ -214,6 +238,11 @@ class Conversation:
 
     async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
         """Run one call. Errors of the tool become its outcome; errors of the run are raised."""
+        self._outcomes[call.id] = None
+        outcome = self._outcomes[call.id] = await self._outcome_of(call)
+        return outcome
+
+    async def _outcome_of(self, call: LLMToolCall) -> ToolCallOutcome:
         try:
             return ToolCallOutcome(call, result=await self._invoke(call))
         except StepTooLarge as error:

@@ -188,7 +188,7 @@ def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
     if accepted.first:
         send_first(app, accepted.first)
     if accepted.also:
-        send_wakes(app, [accepted.also])
+        send_wakes(app, accepted.also)
 
 
 def _task_options(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:

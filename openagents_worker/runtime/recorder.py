@@ -63,7 +63,9 @@ class Recorder:
         latch: Latch,
         durable: bool,
         max_record_bytes: int,
+        replays_only: bool = False,
     ) -> None:
+        """`replays_only`: the run was interrupted, so the first call that is not in the journal ends it."""
         self.checkpoints = Checkpoints(identity, history, writer, durable=durable)
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
@@ -79,6 +81,7 @@ class Recorder:
         self._writer = writer
         self._latch = latch
         self._durable = durable
+        self._replays_only = replays_only
         self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
@@ -176,6 +179,9 @@ class Recorder:
     ) -> Any:
         """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
         self._writer.store.check_lease()
+        if self._replays_only:
+            self._latch.set(LatchReason.CANCELLED)
+            raise RunLatched(LatchReason.CANCELLED)
         call_id = self.rules.assign_id(query, again)
         info = CallInfo(
             run_id=self._identity.run_id,

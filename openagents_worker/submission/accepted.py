@@ -13,7 +13,7 @@ __all__ = ["Accepted", "accepted_as", "error_of"]
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted run. The caller sends `first`, its first message, and `also`, a wake-up of another run.
+    """An accepted run. The caller sends `first`, its first message, and `also`, wake-ups of other runs.
 
     `state` is a `RunState`, or a state of a newer version.
     """
@@ -25,7 +25,7 @@ class Accepted:
     queue: str
     is_new: bool
     first: Wake | None = None
-    also: Wake | None = None
+    also: tuple[Wake, ...] = ()
 
 
 def accepted_as(request: RunRequest, answer: Submitted | Resumed, canvas: str, *, is_new: bool) -> Accepted:

@@ -22,6 +22,10 @@ from openagents_worker.suggest import agent_hint
 __all__ = ["NewRun", "SubmitOptions"]
 
 
+INTERRUPTING = ("interrupt", "rollback")
+"""The values of `on_busy` with which a run ends the run that works in its session."""
+
+
 class SubmitOptions(TypedDict, total=False):
     """How a run is submitted, besides its request."""
 
@@ -62,7 +66,7 @@ class NewRun:
             default_queue=settings.queue,
             digest=digest_of(request),
             uid=secrets.token_hex(8),
-            request=request.model_dump_json(exclude_none=True, exclude=_default_fields(request)),
+            request=request.model_dump_json(exclude_none=True, exclude=_left_out(request)),
             canvas=self.canvas,
             durable=settings.durable_default if request.durable is None else request.durable,
             delay_ms=self.delay_ms,
@@ -72,6 +76,7 @@ class NewRun:
             expires_ms=self.expires_ms,
             tell=True,
             input_text=request.input_text,
+            interrupts=request.on_busy if request.on_busy in INTERRUPTING else "",
         )
 
     def accepted(self, answer: Submitted) -> Accepted:
@@ -113,6 +118,14 @@ def _default_fields(request: RunRequest) -> set[str]:
     of requests that do not use it.
     """
     return set() if request.labels else {"labels"}
+
+
+def _left_out(request: RunRequest) -> set[str]:
+    """Fields that are not stored in the request: older workers could not read these values of `on_busy`.
+
+    The record has them in a field of its own.
+    """
+    return _default_fields(request) | ({"on_busy"} if request.on_busy in INTERRUPTING else set())
 
 
 def digest_of(request: RunRequest) -> str:

@@ -68,12 +68,13 @@ def _check_record(cell: _Cell, run: Run) -> None:
     record = cell.get("run", run.id)
     told = {
         name: record.get(name) or ""
-        for name in ("state", "owner", "cancel", "attempt", "retries", "stuck", "format")
+        for name in ("state", "owner", "cancel", "interrupted", "attempt", "retries", "stuck", "format")
     }
     true = {
         "state": run.state,
         "owner": run.owner,
         "cancel": "1" if run.cancel else "",
+        "interrupted": run.interrupted,
         "attempt": str(run.attempts),
         "retries": str(run.retries),
         "stuck": str(run.stuck),
@@ -151,7 +152,7 @@ def _check_place(cell: _Cell, run: Run) -> None:
     }
     where = {name for name, there in places.items() if there}
     wanted = {"scheduled": {"due"}, "retrying": {"due"}}.get(run.state, set() if run.over else {run.state})
-    if run.may_expire:
+    if run.may_expire or (run.force_at and not run.over):
         wanted = wanted | {"due"}
     if run.untold:
         wanted = wanted | {"queued"}  # until Celery was notified

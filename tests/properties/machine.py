@@ -154,7 +154,7 @@ class Protocol(RuleBasedStateMachine):
     def begin(self, details: tuple[int, ...]) -> None:
         """Three runs, so that every history has something to lose."""
         for session in (pick("sst", choice) for choice in details):
-            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+            self.submit(session, 0, durable=True, expires=0, tell=False, busy="", lost=False)
 
     # Hypothesis switches a random half of its rules off in each example, and most histories would be void: so
     # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
@@ -175,15 +175,16 @@ class Protocol(RuleBasedStateMachine):
         durable=(True, True, True, False),
         expires=(0, 0, 0, 1.25, 2.25),
         tell=(False, True),
-        reject=(False, False, True),
+        busy=("", "", "reject", "interrupt", "rollback"),
         lost=LOST,
     )
     def submit(
-        self, session: str, delay: float, durable: bool, expires: float, tell: bool, reject: bool, lost: bool
+        self, session: str, delay: float, durable: bool, expires: float, tell: bool, busy: str, lost: bool
     ) -> None:
-        asked = Run(f"r{next(self.numbers)}", session, "same", durable, tell)
+        on_busy = busy if busy in ("interrupt", "rollback") else ""
+        asked = Run(f"r{next(self.numbers)}", session, "same", durable, tell, on_busy=on_busy)
         self.requests[asked.id] = asked
-        self.offer(asked, delay, expires, reject, lost)
+        self.offer(asked, delay, expires, busy == "reject", lost)
 
     @act(
         when=lambda self: self.requests,
@@ -215,10 +216,14 @@ class Protocol(RuleBasedStateMachine):
                 parent_run_id="",
                 expires_ms=int(expires * TICK_MS),
                 tell=asked.tell,
+                interrupts=asked.on_busy,
             )
         )
         expected = self.truth.submit(asked, delay, expires, reject)
         assert submitted.answer == expected, f"submit {run_id}: {submitted.answer}, but it is {expected}"
+        if expected == "NEW" and not delay:
+            also = {wake.run_id for wake in submitted.also}
+            assert also == self.truth.woken - {run_id}, f"{self.truth.woken} must be woken: {also}"
         if expected in ("NEW", "SAME"):
             run = self.truth.runs[run_id]
             assert submitted.state == run.state
@@ -226,7 +231,7 @@ class Protocol(RuleBasedStateMachine):
             assert (submitted.sent_us is not None) == is_sent, f"message of {run_id}"
             if is_sent and not lost:
                 self.messages.append(run_id)
-        self.messages += [submitted.also.run_id] if submitted.also else []
+        self.messages += [wake.run_id for wake in submitted.also]
 
     @act(when=lambda self: self.requests, i=ANY, force=(False, False, True), lost=LOST)
     def cancel(self, i: int, force: bool, lost: bool) -> None:
@@ -254,7 +259,7 @@ class Protocol(RuleBasedStateMachine):
             assert (resumed.state, resumed.sent_us is not None) == (run.state, run.state == "queued")
             if run.state == "queued" and not lost:
                 self.messages.append(run_id)
-        self.messages += [resumed.also.run_id] if resumed.also else []
+        self.messages += [wake.run_id for wake in resumed.also]
 
     @act(session=("s", "t"), even_if_not_notified=(False, True))
     def delete_session(self, session: str, even_if_not_notified: bool) -> None:
@@ -323,6 +328,7 @@ class Protocol(RuleBasedStateMachine):
             run.retries,
             run.recoveries,
         )
+        assert claimed.is_interrupted is run.is_told, f"{run_id} is interrupted: {claimed.is_interrupted}"
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
@@ -343,6 +349,7 @@ class Protocol(RuleBasedStateMachine):
             "handover",
             "left_to_others",
             "finish",
+            "obey",
             "lost",
             "hand_back",
         ),
@@ -433,13 +440,14 @@ class Protocol(RuleBasedStateMachine):
                 ),
                 len(records),
             )
-        if kind == "finish":
+        if kind in ("finish", "obey"):
+            state = "completed" if kind == "finish" else "cancelled"
             messages = [f"question {number}", f"answer {number}"]
             call = scripts.finish(
                 **ids,
-                end_state="completed",
+                end_state=state,
                 result="{}",
-                event="run.completed",
+                event=f"run.{state}",
                 payload="{}",
                 completed="{}",
                 transcript=messages,
@@ -452,7 +460,11 @@ class Protocol(RuleBasedStateMachine):
                 format=attempt.format,
             )
             used, form = attempt.usage, attempt.format
-            return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number, form))
+            return Write(
+                kind,
+                call,
+                lambda truth: truth.finish(run_id, fence, messages, used, number, form, batch_no, state),
+            )
         call = scripts.suspend(
             **ids,
             kind=kind,
@@ -666,8 +678,19 @@ class Protocol(RuleBasedStateMachine):
 
     @act(2, limit=LIMITS, lost=LOST)
     def wake(self, limit: int, lost: bool) -> None:
-        wakes, _ = self.lab.run(scripts.wake(limit=limit))
-        self.send(wakes, self.truth.wake(limit), lost)
+        wakes, _, overdue = self.lab.run(scripts.wake(limit=limit))
+        expected, to_end = self.truth.wake(limit)
+        self.send(wakes, expected, lost)
+        assert set(overdue) == to_end, f"{overdue} are overdue, and must be {to_end}"
+        for run_id in overdue if not lost else ():  # the worker may die before it ends them
+            self.end_overdue(run_id)
+
+    def end_overdue(self, run_id: str) -> None:
+        messages = [f"question of {run_id}", "interrupted"]
+        call = scripts.cancel(run_id=run_id, reason="interrupted", force=True, transcript=messages)
+        cancelled, (expected, wakes) = self.lab.run(call), self.truth.cancel(run_id, True, messages)
+        assert cancelled.answer == expected, f"end {run_id}: {cancelled.answer}, but it is {expected}"
+        self.send(cancelled.wakes, wakes, lost=False)
 
     @act(2, back=(None, 0, 1), lost=LOST)
     def resend(self, back: int | None, lost: bool) -> None:
@@ -721,7 +744,7 @@ class Protocol(RuleBasedStateMachine):
         elif how == "cancel":
             self.cancel(sorted(self.requests).index(waiting), force=False, lost=False)
         elif how == "submit":
-            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+            self.submit(session, 0, durable=True, expires=0, tell=False, busy="", lost=False)
         else:
             self.offer(self.requests[lost], 0, 0, reject=False, lost=False)
 

@@ -335,6 +335,77 @@ GUARDS = (
         story="a_run_is_resumed",
     ),
     Guard(
+        "a run that is rolled back does not complete",
+        ("if run.interrupted == 'rollback' and end_state == STATE.completed then", "if false then"),
+        story="a_run_that_is_rolled_back_completes",
+    ),
+    Guard(
+        "an interrupting run waits in front of the others",
+        ("if run.on_busy ~= '' then return FRONT", "if false then return FRONT"),
+        story="a_run_that_waits_is_not_passed_by_those_that_came_before_it",
+    ),
+    Guard(
+        "interrupting runs keep their order",
+        ("return FRONT + count_up(k.session(S), 'front')", "return FRONT - count_up(k.session(S), 'front')"),
+        story="an_interrupting_run_is_interrupted",
+    ),
+    Guard(
+        "an interrupting run that waits is interrupted",
+        ("ipairs({before or '', held or ''})", "ipairs({held or ''})"),
+        story="an_interrupting_run_is_interrupted",
+    ),
+    Guard(
+        "a run that is interrupted while it is suspended is woken",
+        ("  return {wake_of(run)}\nend\n\n-- enter(run)", "  return {}\nend\n\n-- enter(run)"),
+        story="a_run_is_interrupted_while_it_is_suspended",
+    ),
+    Guard(
+        "a worker writes the turn of an interrupted run",
+        ("run.cancel == '1' and run.interrupted == 'interrupt' end", "false end"),
+        story="a_run_is_interrupted_while_it_is_suspended",
+    ),
+    Guard(
+        "an interrupted run is ended by force",
+        ("    redis.call('ZADD', k.due(), force_at, run.id)\n", ""),
+        story="an_interrupted_run_does_not_end",
+    ),
+    Guard(
+        "an interrupted run that is claimed is still ended by force",
+        (
+            "if run.force_at == 0 then redis.call('ZREM', k.due(), run_id) end",
+            "redis.call('ZREM', k.due(), run_id)",
+        ),
+        story="an_interrupted_run_is_claimed_late",
+    ),
+    Guard(
+        "a worker that dies before it ends an interrupted run by force is replaced",
+        ("digits(NOW_MS + OVERDUE_AGAIN_MS)", "digits(NOW_MS + 2 ^ 40)"),
+        story="an_interrupted_run_does_not_end",
+    ),
+    Guard(
+        "an interrupted run whose worker dies still gets its turn",
+        (
+            "    if says_so_itself(run) then\n      more = {wake_of(run)}",
+            "    if false then\n      more = {}",
+        ),
+        story="the_worker_of_an_interrupted_run_dies",
+    ),
+    Guard(
+        "an interrupted run that is given back still gets its turn",
+        ("if kind == 'handover' or says_so_itself(run) then return", "if kind == 'handover' then return"),
+        story="an_interrupted_run_is_given_back",
+    ),
+    Guard(
+        "a request to cancel an interrupted run does not take its turn",
+        ("if says_so_itself(run) and run.owner == '' and force == 0 then", "if false then"),
+        story="an_interrupted_run_is_cancelled",
+    ),
+    Guard(
+        "a new life of an interrupting run waits",
+        ("run.life + 1, 0, '' -- it waits", "run.life + 1, 0, run.on_busy -- it waits"),
+        story="an_interrupting_run_is_resumed",
+    ),
+    Guard(
         "a completed run is not resumed",
         ("if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",

@@ -317,9 +317,9 @@ class Talk:
         self._script.by_run[run_id] = list(says)
         return run_id
 
-    async def _submit(self, *says: dict[str, Any]) -> str:
+    async def _submit(self, *says: dict[str, Any], **fields: Any) -> str:
         run_id = self._new(says)
-        await self._p.submit(run_id, session_id=self.session)
+        await self._p.submit(run_id, session_id=self.session, **fields)
         return run_id
 
     # The endings, each with the error code of the run; None if it completes.
@@ -403,6 +403,41 @@ class Talk:
         self._p.runner.latch(run_id, LatchReason.CANCELLED)
         await executing
         assert (await self._p.record(run_id)).state is RunState.CANCELLED
+
+    async def interrupted_in_a_tool(self) -> None:
+        await self._stopped_by_another_run("interrupt")
+
+    async def rolled_back_in_a_tool(self) -> None:
+        await self._stopped_by_another_run("rollback")
+
+    async def _stopped_by_another_run(self, on_busy: str) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {}), ("add", {"x": 2})), ANSWER)
+        executing = asyncio.create_task(self._p.execute(run_id))
+        await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
+        following = await self._submit(ANSWER, on_busy=on_busy)
+        self._p.runner.latch(run_id, LatchReason.CANCELLED)
+        await executing
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+        await self._p.execute(following)
+        assert code_of(await self._p.record(following)) is None
+
+    async def interrupted_before_it_began(self) -> None:
+        run_id = await self._submit(ANSWER)
+        following = await self._submit(ANSWER, on_busy="interrupt")
+        for each in (run_id, following):
+            await self._p.execute(each)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+
+    async def killed_and_interrupted(self) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
+        async with self._dying_in_a_tool(run_id) as (dying, executing):
+            following = await self._submit(ANSWER, on_busy="interrupt")
+            await crash(dying, run_id, executing)
+        talking.BEGUN.clear()
+        for each in (run_id, following):
+            await self._p.execute(each)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+        assert not talking.BEGUN, "a call of the interrupted run is made again"
 
     async def killed_and_completed(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)

@@ -199,8 +199,8 @@ def test_submit_repairs_a_session_whose_holder_is_deleted(bench: Bench) -> None:
 
     submitted = bench.do("submit", run_id="r3")
 
-    assert submitted.also is not None
-    assert (submitted.state, submitted.also.run_id, bench.holder()) == ("waiting_session", "r2", "r2")
+    [also] = submitted.also
+    assert (submitted.state, also.run_id, bench.holder()) == ("waiting_session", "r2", "r2")
 
 
 # --- leases ----------------------------------------------------------------------------------------------

@@ -1,13 +1,24 @@
 -- Wakes runs that are due: retries become queued, delayed runs enter their sessions, and a run that was not started before it expired ends.
--- At most `limit` runs in a call. Returns `Woken`
---#include end_run
-local wakes = {}
+-- At most `limit` runs in a call. Returns `WokenRuns`
+-- A run that was interrupted and has not ended in time is ended by force. `overdue` are those that the caller must end, because they
+-- leave a turn in the transcript.
+--#include interrupt
+local OVERDUE_AGAIN_MS = 1000 -- so long the caller has to end an overdue run
+local wakes, overdue = {}, {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)
 for _, id in ipairs(ids) do
   local run = load(id)
   local more = {}
   redis.call('ZREM', k.due(), id)
-  if run and run.owner == '' and not TERMINAL[run.state] then
+  if run and run.force_at > 0 and not TERMINAL[run.state] then
+    local is_overdue = holder(run.session) == id -- else it ends when it becomes the holder
+    if is_overdue and not says_so_itself(run) then
+      more = cancelled(run, run.cancel_reason)
+    else
+      if is_overdue then overdue[#overdue + 1] = id end
+      redis.call('ZADD', k.due(), digits(NOW_MS + OVERDUE_AGAIN_MS), id)
+    end
+  elseif run and run.owner == '' and not TERMINAL[run.state] then
     if expired(run) then
       more = cancelled(run, 'expired')
     elseif run.due <= NOW_MS and run.state == STATE.retrying then
@@ -15,9 +26,9 @@ for _, id in ipairs(ids) do
       look_in_time(run)
       more = {wake_of(run)}
     elseif run.due <= NOW_MS and run.state == STATE.scheduled then
-      more = {place(run)}
+      more = enter(run)
     end
   end
   for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
 end
-return reply{wakes = wakes, examined = #ids}
+return reply{wakes = wakes, examined = #ids, overdue = overdue}

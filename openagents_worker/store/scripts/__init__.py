@@ -48,7 +48,7 @@ from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, o
 from openagents_worker.store.scripts.sending import confirm_completion, replaced, resend, resend_unread, wake
 from openagents_worker.store.scripts.source import Script
 from openagents_worker.store.scripts.submission import SubmitAnswer, Submitted, reject, submit
-from openagents_worker.store.scripts.wakes import Wake, Woken
+from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
 from openagents_worker.store.scripts.workers import (
     FalseAlarm,
     LookResult,
@@ -94,6 +94,7 @@ __all__ = [
     "Taken",
     "Wake",
     "Woken",
+    "WokenRuns",
     "WriteAnswer",
     "WriteResult",
     "accuse",

@@ -67,7 +67,8 @@ class Claimed:
     `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
     else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
-    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    numbers of items in the session. `is_interrupted`: the run must end as interrupted, and no new call of it
+    may begin. `session_state` maps keys to JSON; None if it is too large for this
     answer.
     """
 
@@ -93,6 +94,7 @@ class Claimed:
     journal: tuple[Payload, ...] = ()
     messages: int = 0
     artifacts: int = 0
+    is_interrupted: bool = False
     session_state: dict[str, Payload] | None = None
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openagents_worker.store.scripts.calls import script_function
-from openagents_worker.store.scripts.wakes import Wake, Woken
+from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
 
 __all__ = ["confirm_completion", "replaced", "resend", "resend_unread", "wake"]
 
 
 @script_function
-def wake(*, limit: int) -> Woken:
+def wake(*, limit: int) -> WokenRuns:
     """Wake runs that are due."""
 
 
