@@ -76,7 +76,7 @@ class Parting:
         cancel: Callable[[], Awaitable[AttemptResult]],
         left_max_ms: int,
     ) -> None:
-        """`finish` ends the run with an error, `cancel` as cancelled. `back_off_ms` is the delay of a retry."""
+        """`finish` ends the run with an error, `cancel` as cancelled. `back_off_ms` delays a retry."""
         self._latch = latch
         self._writer = writer
         self._finish = finish

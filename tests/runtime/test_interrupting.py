@@ -118,10 +118,12 @@ async def test_a_run_that_is_rolled_back_never_completes(
 async def test_a_suspended_run_ends_at_once(redis_url: str, on_busy: str) -> None:
     """A worker replays an interrupted run to write its turn, and makes no call."""
     async with worker(redis_url) as (p, script):
-        script.by_run["r1"] = [calls(("add", {"x": 1})), {"error": "rate_limit", "status": 429}]
-        await p.submit("r1", input_text="First.")
-        await p.execute("r1")
-        assert (await p.record("r1")).state is RunState.RETRYING
+        executing = await in_a_tool(p)
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        await p.runner.hurry_all()
+        await executing
+        assert (await p.record("r1")).state is RunState.QUEUED
+        talking.BEGUN.clear()
         asked = len(script.asked["r1"])
         submitted = await p.submit("r2", on_busy=on_busy)
         if on_busy == "interrupt":
@@ -129,7 +131,7 @@ async def test_a_suspended_run_ends_at_once(redis_url: str, on_busy: str) -> Non
             await p.execute("r1")
         assert (await p.record("r1")).state is RunState.CANCELLED
         assert (await p.record("r2")).state is RunState.QUEUED
-        assert len(script.asked["r1"]) == asked
+        assert (len(script.asked["r1"]), talking.BEGUN) == (asked, [])
         transcript = await p.transcript()
 
     if on_busy == "rollback":
@@ -137,7 +139,7 @@ async def test_a_suspended_run_ends_at_once(redis_url: str, on_busy: str) -> Non
         return
     question, answer = transcript
     assert (question["content"], answer["content"]) == ("First.", INTERRUPTED)
-    assert [message["role"] for message in answer["tool_messages"]] == ["assistant", "tool"]
+    assert [message["role"] for message in answer["tool_messages"]] == ["assistant", *["tool"] * 3]
     assert usable_entries(transcript) == transcript
 
 
