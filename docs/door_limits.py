@@ -9,6 +9,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.loading import MAX_AGENTS
 from openagents_worker.celery.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
+from openagents_worker.store.signals import MAX_SIGNALS
 
 __all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]
 
@@ -42,8 +43,14 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (("store/lua/submit.lua", "HKEYS"), ("store/fleet.py", "HGETALL")),
     ),
     "facts": (
-        "what was decided for one run: one entry a call, approval or child of it",
-        (("store/lua/claim.lua", "HGETALL"), ("store/lua/resume.lua", "HKEYS")),
+        "what was decided for one run: one entry a call, approval or child of it, and "
+        f"{MAX_SIGNALS:,} values that were sent to it and that it did not receive yet",
+        (
+            ("store/lua/claim.lua", "HGETALL"),
+            ("store/lua/fact.lua", "HKEYS"),
+            ("store/lua/resume.lua", "HKEYS"),
+            ("runtime/facts.py", "HGETALL"),
+        ),
     ),
     "fleet": (
         WORKERS,

@@ -488,6 +488,15 @@ class AgentUnavailable(ExecutionError):
     http_status = 503
 
 
+class SignalTimeout(ExecutionError):
+    """No value was sent to the run in time, and `receive` has no default."""
+
+    code = "signal.timeout"
+    http_status = 504
+    extra_fields = ("signal",)
+    signal: str | None = None
+
+
 class OtherFormat(ExecutionError):
     """A run or session has a format that this version of the library cannot read."""
 

@@ -34,6 +34,10 @@ STATE_COLOURS = {
     "retry_scheduled": "yellow",
     "running": "cyan",
     "retrying": "yellow",
+    "awaiting_approval": "yellow",
+    "waiting_child": "yellow",
+    "waiting": "yellow",
+    "paused": "yellow",
 }
 CALL_IDS = ("call_id",)
 HIDDEN_FIELDS = {"agent_id", "session_id", "run_id", "error_details", "_metrics", "call"}

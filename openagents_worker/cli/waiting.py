@@ -21,6 +21,7 @@ class WaitKind(StrEnum):
     RETRY = "retry"
     SESSION = "session"
     WORKER = "worker"
+    FACT = "fact"  # what a parked run waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,20 @@ def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None
             problem = why_not_served(workers, run.queue, run.agent_id) or why_no_free_slot(workers, run.queue)
             text = problem or f"no worker of queue {run.queue} has started it yet"
             return WaitingReason(WaitKind.WORKER, text)
+        case RunState.AWAITING_APPROVAL | RunState.WAITING_CHILD | RunState.WAITING | RunState.PAUSED:
+            now_ms = yield from _now_ms(keys)
+            until = f"; it continues {_due(run.due_ms, now_ms)} at the latest" if run.due_ms else ""
+            return WaitingReason(WaitKind.FACT, f"{_waited_for(run)}{until}", run.due_ms)
         case RunState.RUNNING | RunState.COMPLETED | RunState.FAILED | RunState.CANCELLED:
             return None
         case _:
             assert_never(run.state)
+
+
+def _waited_for(run: RunRecord) -> str:
+    """What a parked run waits for: `waits for signal paid and for a timer`."""
+    each = [f"for {wait.kind} {wait.name}" if wait.name else f"for a {wait.kind}" for wait in run.waiting]
+    return f"waits {' and '.join(dict.fromkeys(each)) or 'for a decision'}"
 
 
 def why_not_served(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:

@@ -11,6 +11,7 @@ from openagents_worker.models.request import MAX_LABELS, RunRequest, output_clas
 from openagents_worker.models.result import OutputT, RunArtifact, RunResult, run_failed
 from openagents_worker.models.states import RunState, StopReason
 from openagents_worker.models.usage import RunUsage
+from openagents_worker.models.waiting import Waiting, WaitKind
 from openagents_worker.printable import header_text
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "RunState",
     "RunUsage",
     "StopReason",
+    "WaitKind",
+    "Waiting",
     "header_text",
     "output_class_of",
     "parse_request",

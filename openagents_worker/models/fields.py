@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from openagents_worker.queue_names import problem_with_queue
 
-__all__ = ["MAX_ID_CHARS", "CheckpointId", "Id", "LabelName", "QueueName"]
+__all__ = ["MAX_ID_CHARS", "CheckpointId", "Id", "LabelName", "QueueName", "problem_with_id"]
 
 MAX_ID_CHARS = 256
 
 
-def _checked_id(value: str) -> str:
+def _wrong_in_id(value: str) -> str | None:
+    """What is wrong with an id; None if nothing is."""
     # The space is the only printable character that is whitespace.
     is_clean = value.isprintable() and " " not in value
     bad = None if is_clean else next(c for c in value if c.isspace() or not c.isprintable())
     if not value or len(value) > MAX_ID_CHARS or bad is not None:
-        found = f"it contains {bad!r}" if bad is not None else f"it has {len(value)} characters"
+        return f"it contains {bad!r}" if bad is not None else f"it has {len(value)} characters"
+    return None
+
+
+def problem_with_id(value: Any) -> str | None:
+    """Why the value cannot be an id, as the rest of a sentence about it; None if it can."""
+    found = _wrong_in_id(value) if isinstance(value, str) else f"it is a {type(value).__name__}"
+    if found is None:
+        return None
+    return f"must have 1 to {MAX_ID_CHARS} printable characters and no whitespace; {found}"
+
+
+def _checked_id(value: str) -> str:
+    if found := _wrong_in_id(value):
         raise PydanticCustomError(
             "id",
             "an id must have 1 to {limit} printable characters and no whitespace; {found}",

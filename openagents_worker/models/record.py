@@ -12,6 +12,7 @@ from openagents_worker.models.request import RunRequest
 from openagents_worker.models.result import RunResult
 from openagents_worker.models.states import RunState
 from openagents_worker.models.usage import RunUsage
+from openagents_worker.models.waiting import Waiting
 
 __all__ = ["RunRecord"]
 
@@ -20,8 +21,9 @@ class RunRecord(StoredModel):
     """The current state of a run in Redis. Times are milliseconds since 1970 by the clock of Redis.
 
     `retries` counts the retries after retryable errors in all lives; `last_error` is the last of these
-    errors. `duration_ms` is the sum of all finished attempts. It does not include waiting times (in a queue,
-    for the session, for a retry).
+    errors. `waiting` is what a parked run waits for; `due_ms` is then the earliest time at which it continues
+    by itself. `duration_ms` is the sum of all finished attempts. It does not include waiting times (in a
+    queue, for the session, for a retry, parked).
     """
 
     run_id: str  # not an `Id`: a message from outside may contain an invalid id, and its run fails
@@ -42,6 +44,7 @@ class RunRecord(StoredModel):
     due_ms: int | None = None
     duration_ms: int = 0
     usage: RunUsage = Field(default_factory=RunUsage)
+    waiting: tuple[Waiting, ...] = ()
     last_error: ErrorDetails | None = None
     request: RunRequest | None = None
     result: RunResult[Any] | None = None

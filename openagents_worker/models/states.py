@@ -19,13 +19,21 @@ class StopReason(StrEnum):
 
 
 class RunState(StrEnum):
-    """The state of a run. The last three are terminal."""
+    """The state of a run. The last three are terminal.
+
+    From `AWAITING_APPROVAL` to `PAUSED`, the run is parked: it waits for a decision, for another run or for a
+    time, and holds no slot of a worker.
+    """
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
     WAITING_SESSION = "waiting_session"
     RUNNING = "running"
     RETRYING = "retrying"
+    AWAITING_APPROVAL = "awaiting_approval"
+    WAITING_CHILD = "waiting_child"
+    WAITING = "waiting"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"

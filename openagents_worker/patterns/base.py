@@ -8,7 +8,10 @@ So a pattern needs no checkpoints of its own, but it must be deterministic apart
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from random import Random
 from typing import Any, Protocol
+from uuid import UUID
 
 from pydantic import Field
 
@@ -70,6 +73,28 @@ class RunContext(Protocol):
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
     ) -> None: ...
+
+    async def sleep(self, delay: float | timedelta) -> None:
+        """Wait for seconds or a `timedelta`. A long wait parks the run."""
+        ...
+
+    async def receive(
+        self, name: str, *, timeout: float | timedelta | None = None, type: Any = None, default: Any = ...
+    ) -> Any:
+        """The next value that is sent to the run under this name. Raises `SignalTimeout`."""
+        ...
+
+    async def now(self) -> datetime:
+        """The current time (UTC), the same in every attempt."""
+        ...
+
+    def uuid4(self) -> UUID:
+        """A new UUID, the same in every attempt."""
+        ...
+
+    def random(self) -> Random:
+        """A new random generator, with the same numbers in every attempt."""
+        ...
 
 
 class PatternPlugin(Plugin):

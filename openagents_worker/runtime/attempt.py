@@ -24,10 +24,11 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.clock import RunClock
+from openagents_worker.runtime.clock import RedisClock, RunClock
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, cancellation_of, finish_run
 from openagents_worker.runtime.history import read_history
@@ -55,6 +56,7 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
+from openagents_worker.runtime.waits import Waits
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed, WriteResult
@@ -101,6 +103,7 @@ class Attempt:
         self._writer = RunWriter(
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )
+        self.facts = RunFacts(claimed, self._store)
         self._code = RunCode(request.run_id, request.agent_id, self.latch, services.marks, lease.incarnation)
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
@@ -244,6 +247,15 @@ class Attempt:
             replays_only=self._claimed.is_interrupted,
             max_record_bytes=self._settings.max_payload_bytes,
         )
+        recorder.waits = Waits(
+            self.facts,
+            clock=RedisClock(self._claimed.now_ms),
+            writer=self._writer,
+            latch=self.latch,
+            calls=recorder.in_progress,
+            rules=recorder.rules,
+            durable=self._claimed.durable,
+        )
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
         is_by_place = recorder.rules.format == BY_PLACE
@@ -333,6 +345,9 @@ class Attempt:
             return await self._parting.leave()
         finally:
             self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
+            if self._recorder is not None:
+                self._recorder.waits.close()
+            await self.facts.close()
             await self._writer.close()
 
     def _ending_of(self, execution: asyncio.Task[Ending | None]) -> Ending | None:

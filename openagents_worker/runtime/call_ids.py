@@ -64,7 +64,7 @@ class OuterCall:
 class Node:
     """An asyncio task of a run."""
 
-    __slots__ = ("has_diverged", "path", "prompts", "task")
+    __slots__ = ("drawn", "has_diverged", "path", "prompts", "task")
 
     def __init__(self, path: str, task: asyncio.Task[Any] | None = None) -> None:
         self.path = path
@@ -73,6 +73,8 @@ class Node:
         """Whether it has made a call that differs from its own unused records."""
         self.prompts: dict[str, Any] = {}
         """Digest state of the prompts of its model calls, by scope. See `PromptDigests`."""
+        self.drawn: Counter[str] = Counter()
+        """How many values were derived from this place in the program, by scope."""
 
 
 @dataclass(slots=True, eq=False)

@@ -34,6 +34,8 @@ class Outcome:
     state: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    """Names of facts that the record replaces."""
     may_retry: bool = True
     """False if the call must not be repeated, although its error is retryable."""
     is_stored_form: bool = False

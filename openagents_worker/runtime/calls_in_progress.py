@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
@@ -50,9 +50,17 @@ class CallsInProgress:
         self._stopping = asyncio.Event()
         self._none_can_end = asyncio.Event()
         self._none_can_end.set()
+        self.begun = 0
+        """How many calls were begun so far."""
+        self.when_none_can_end: Callable[[], object] = lambda: None
+        """Called each time when calls are in progress and none of them can end by itself."""
+        self.when_blocked: Callable[[], object] = lambda: None
+        self.when_unblocked: Callable[[], object] = lambda: None
+        """Called for each call that cannot end by itself any more, and that can again."""
 
     def add(self, call: CallInProgress) -> None:
         self._calls.add(call)
+        self.begun += 1
         self._none_can_end.clear()
 
     def discard(self, call: CallInProgress) -> None:
@@ -82,9 +90,27 @@ class CallsInProgress:
         for call in list(self._calls):
             call.task.cancel()
 
+    @property
+    def none_can_end(self) -> bool:
+        """Whether no call can end by itself. A call that waits for a fact or a time cannot."""
+        return self._none_can_end.is_set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context manager: the current call and the calls around it cannot end while its block waits."""
+        try:
+            with _outer_calls_blocked(self):
+                yield
+        finally:
+            if self.unblocked():
+                self._none_can_end.clear()
+
     def _signal_if_none_can_end(self) -> None:
-        if not self._calls or all(call.blocked for call in self._calls):
+        if not self._calls:
             self._none_can_end.set()
+        elif all(call.blocked for call in self._calls):
+            self._none_can_end.set()
+            self.when_none_can_end()
 
 
 @contextmanager
@@ -93,6 +119,8 @@ def _outer_calls_blocked(calls: CallsInProgress) -> Iterator[None]:
     call = _innermost_call.get()
     while call is not None:
         call.blocked += 1
+        if call.blocked == 1:
+            calls.when_blocked()
         outer.append(call)
         call = call.outer
     calls._signal_if_none_can_end()
@@ -101,3 +129,5 @@ def _outer_calls_blocked(calls: CallsInProgress) -> Iterator[None]:
     finally:
         for call in outer:
             call.blocked -= 1
+            if call.blocked == 0:
+                calls.when_unblocked()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.models import RunUsage
@@ -50,9 +50,16 @@ class Checkpoints:
             _, saved = self._assign_checkpoint(start)
             self._writer.defer_start(start.to_json(), saved)
 
-    async def store(self, record: Record, events: list[Event], text: str = "") -> None:
-        """Store a record. A cancellation during the write is raised after the write."""
-        storing = outside_runs(self._write(record, events, text), name=f"commit {self._run_id} {record.call}")
+    async def store(
+        self, record: Record, events: list[Event], text: str = "", taken: Sequence[str] = ()
+    ) -> None:
+        """Store a record. A cancellation during the write is raised after the write.
+
+        `taken` are the names of the facts that the record replaces.
+        """
+        storing = outside_runs(
+            self._write(record, events, text, taken), name=f"commit {self._run_id} {record.call}"
+        )
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -60,7 +67,7 @@ class Checkpoints:
             storing.result()
             raise
 
-    async def _write(self, record: Record, events: list[Event], text: str) -> None:
+    async def _write(self, record: Record, events: list[Event], text: str, taken: Sequence[str]) -> None:
         """Write a record with its events and the new usage of the run."""
         self.store_start()
         self._writer.end_deltas(record.call)
@@ -74,13 +81,14 @@ class Checkpoints:
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
-        noted = self.noted.pop(record.call, None)
+        if self.noted.pop(record.call, None) is not None:
+            taken = (*taken, Fact(FactKind.RESPONSE, record.call, "").name)
         await self._writer.commit(
             position,
             text or record.to_json(),
             usage,
             [*events, saved],
-            taken=() if noted is None else [Fact(FactKind.RESPONSE, record.call, "").name],
+            taken=taken,
         )
 
     def recorded_check(self, key: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The clock of a run: how long it has been active, and how much of its time limit is left."""
+"""The clocks of a run: how long it has been active, how much of its limit is left, the time of Redis."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import time
 
 from openagents_worker.errors import BudgetExhausted
 
-__all__ = ["RunClock"]
+__all__ = ["RedisClock", "RunClock"]
+
+
+class RedisClock:
+    """The clock of Redis, as of the claim and the time since then. All stored times come from that clock."""
+
+    def __init__(self, now_ms: int) -> None:
+        """`now_ms` is the time of Redis when the run was claimed, ms since 1970."""
+        self._ahead_ms = now_ms - time.monotonic() * 1000
+
+    def now_ms(self) -> int:
+        return int(time.monotonic() * 1000 + self._ahead_ms)
 
 
 class RunClock:

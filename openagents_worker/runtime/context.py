@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
 from typing import Any
+from uuid import UUID
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
+from openagents_worker.runtime.calls import waiting
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay
 from openagents_worker.runtime.storable import artifact_of
@@ -84,6 +88,36 @@ class AttemptContext:
     async def emit(self, event_name: str, **payload: Any) -> None:
         """Emit an event of the run. It is stored within milliseconds. Replay does not emit it again."""
         await self.recorder.emit(event_name, payload)
+
+    async def sleep(self, delay: float | timedelta) -> None:
+        """Wait for this time: seconds, or a `timedelta`. A long wait parks the run: it holds no slot.
+
+        Recorded: after a crash, the time is counted from where the wait began.
+        """
+        await waiting.sleep(self.recorder, delay)
+
+    async def receive(
+        self, name: str, *, timeout: float | timedelta | None = None, type: Any = None, default: Any = ...
+    ) -> Any:
+        """The next value that is sent to the run under this name. Values are kept until they are received.
+
+        A wait parks the run: it holds no slot. `timeout`: seconds, or a `timedelta`; then `default` is
+        returned, or `SignalTimeout` is raised if there is none. `type`: a type as pydantic knows them; an
+        invalid value raises `InvalidInputError`.
+        """
+        return await waiting.receive(self.recorder, name, timeout, type, default)
+
+    async def now(self) -> datetime:
+        """The current time (UTC), recorded: the same in every attempt."""
+        return await waiting.now(self.recorder)
+
+    def uuid4(self) -> UUID:
+        """A new UUID, the same in every attempt."""
+        return UUID(bytes=self.recorder.derived()[:16], version=4)
+
+    def random(self) -> Random:
+        """A new random generator, with the same numbers in every attempt."""
+        return Random(self.recorder.derived())
 
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
         """Suspend the run because of an error and execute it again later, as after a failed call.

@@ -14,6 +14,7 @@ from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import Tries
 from openagents_worker.runtime.rules import Rules
+from openagents_worker.runtime.waits import open_waits
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
@@ -98,7 +99,9 @@ async def read_history(
     return RunHistory(
         start_record=start_record,
         start=start,
-        rules=kind(replayed, life=claimed.life, latch=latch, tries=tries.of_call),
+        rules=kind(
+            replayed, life=claimed.life, latch=latch, tries=tries.of_call, begun=open_waits(claimed.facts)
+        ),
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,

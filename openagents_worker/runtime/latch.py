@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.store.parking import Park
 
 __all__ = ["Latch", "LatchReason", "RunLatched"]
 
@@ -22,16 +23,18 @@ class LatchReason(StrEnum):
     TIME_LIMIT = "time_limit"  # of its budget, or the soft limit of its Celery task: the run fails
     RETRY = "retry"  # a retryable error: continue later
     LEFT_TO_OTHERS = "left_to_others"  # this worker cannot execute the run, another one may
+    PARKED = "parked"  # it waits for a fact or a time, and nothing else of it can go on
     HANDOVER = "handover"  # this worker stops: continue on another one at once
 
 
 _RANK = {
-    LatchReason.HANDOVER: 0,
-    LatchReason.RETRY: 1,
-    LatchReason.LEFT_TO_OTHERS: 2,
-    LatchReason.TIME_LIMIT: 3,
-    LatchReason.CANCELLED: 4,
-    LatchReason.FENCED: 5,
+    LatchReason.PARKED: 0,
+    LatchReason.HANDOVER: 1,
+    LatchReason.RETRY: 2,
+    LatchReason.LEFT_TO_OTHERS: 3,
+    LatchReason.TIME_LIMIT: 4,
+    LatchReason.CANCELLED: 5,
+    LatchReason.FENCED: 6,
 }
 
 
@@ -55,6 +58,8 @@ class Latch:
         self.error: OpenAgentsError | None = None
         self.call = ""
         self.detail = ""
+        self.park: Park | None = None
+        """How the run is parked; set with the reason `PARKED`."""
         self.is_set: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop_now = asyncio.Event()
         self._when_fenced: list[Callable[[], None]] = []
@@ -75,6 +80,12 @@ class Latch:
             for callback in callbacks:
                 callback()
 
+    def set_parked(self, park: Park) -> None:
+        """Stop because the run waits, unless it stops already."""
+        if self.reason is None:
+            self.park = park
+            self.set(LatchReason.PARKED)
+
     def when_fenced(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when the reason becomes `FENCED`."""
         self._when_fenced.append(callback)
@@ -82,7 +93,12 @@ class Latch:
     @property
     def lets_calls_end(self) -> bool:
         """Whether calls in progress may end and be recorded before the run is suspended."""
-        return self.reason in (LatchReason.RETRY, LatchReason.LEFT_TO_OTHERS, LatchReason.HANDOVER)
+        return self.reason in (
+            LatchReason.PARKED,
+            LatchReason.RETRY,
+            LatchReason.LEFT_TO_OTHERS,
+            LatchReason.HANDOVER,
+        )
 
     def hurry(self) -> None:
         """Cancel calls in progress instead of waiting for them. The next attempt makes them again."""

@@ -2,6 +2,8 @@
 
 | latch reason | what is written | when the run continues |
 |---|---|---|
+| `parked` | suspended, `run.waiting` | when a fact or the time ends one of its waits |
+|  | a fact has arrived meanwhile: as `handover` | at once, on any worker |
 | `handover` | suspended, `run.handed_over` | at once, on another worker |
 | `retry` | suspended until due; counts a try of the call | when due, up to `max_resume_attempts` times |
 | `left_to_others` | suspended, longer each time | on a worker that can execute it |
@@ -101,6 +103,8 @@ class Parting:
     async def _leave_for(self, reason: LatchReason | None) -> AttemptResult | None:
         """The result of the attempt; None if the latch now has another reason."""
         match reason:
+            case LatchReason.PARKED:
+                return await self._park()
             case LatchReason.HANDOVER:
                 return await self._hand_over()
             case LatchReason.RETRY:
@@ -125,6 +129,17 @@ class Parting:
     def _error(self) -> OpenAgentsError:
         assert self._latch.error is not None, f"the latch has the reason {self._latch.reason} but no error"
         return self._latch.error
+
+    async def _park(self) -> AttemptResult | None:
+        park = self._latch.park
+        assert park is not None, "the latch has the reason parked but does not say how"
+        reply = await self._writer.suspend(
+            kind=SuspendKind.PARK, delay_ms=0, call="", error_code="", park=park
+        )
+        if reply.answer is not WriteAnswer.OK:
+            return None
+        await self._send_wakes(reply)
+        return AttemptResult(AttemptOutcome.SUSPENDED, "handover" if reply.wakes else park.reason)
 
     async def _hand_over(self) -> AttemptResult | None:
         reply = await self._writer.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")

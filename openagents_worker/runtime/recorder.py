@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 from openagents_worker.errors import (
@@ -43,6 +44,7 @@ from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContra
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
+from openagents_worker.runtime.waits import Waits
 from openagents_worker.runtime.writer import RunWriter
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
@@ -76,6 +78,7 @@ class Recorder:
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
+        self.waits: Waits = None  # type: ignore[assignment]  # set before the first call
         self._identity = identity
         self._history = history
         self._writer = writer
@@ -85,6 +88,8 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
+        self.in_progress.when_blocked = self.rules.call_ended
+        self.in_progress.when_unblocked = self.rules.call_begins
         self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
         self._pattern_events = PatternEvents(history.rules, writer)
 
@@ -228,7 +233,8 @@ class Recorder:
             return None, outcome.error
         took = took_ms(self._loop.time() - began_s)
         record, text = self._records.of(query, info, outcome, took_ms=took, model_calls=model_calls)
-        await self._commit(record, text, outcome.events)
+        taken = [*outcome.taken, *self.waits.taken_by(info.call_id)]
+        await self._commit(record, text, outcome.events, taken)
         return record, outcome.error
 
     async def _make_outcome(
@@ -253,7 +259,7 @@ class Recorder:
             cancelled = self._records.new(
                 query, info, {"cancelled": True}, took_ms(self._loop.time() - began_s)
             )
-            await self.checkpoints.store(cancelled, [])
+            await self.checkpoints.store(cancelled, [], taken=self.waits.taken_by(info.call_id))
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
             return Outcome(error=coded(error, PatternError), may_retry=False), 0
@@ -261,16 +267,21 @@ class Recorder:
             self.rules.call_ended()
             current_call.reset(token)
 
+    def derived(self) -> bytes:
+        """Random bytes that are the same in every attempt: they derive from the run and from the place."""
+        seed = f"{self._identity.run_id}\0{self._identity.uid}\0{self.rules.draw()}"
+        return blake2b(seed.encode(errors="surrogatepass"), digest_size=32).digest()
+
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
         """Suspend the run for a retry, because a part of the pattern failed. False if that is refused."""
         return self._retries.suspend(error, part)
 
     # --- records -----------------------------------------------------------------------------------------
 
-    async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
+    async def _commit(self, record: Record, text: str, events: list[Event], taken: Sequence[str]) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self.checkpoints.store(record, events, text)
+            await self.checkpoints.store(record, events, text, taken)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:

@@ -8,7 +8,7 @@ were recorded. If a call contradicts the journal, nothing is executed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,16 @@ from openagents_worker.runtime.call_ids import (
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.prompts import PromptDigests
-from openagents_worker.runtime.replay_loading import OpenCall, sort_records
+from openagents_worker.runtime.replay_loading import sort_records
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
-from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.rules import (
+    MODEL_KINDS,
+    CallQuery,
+    OpenCall,
+    ReplayContradiction,
+    Rules,
+)
 from openagents_worker.runtime.turns import OutcomeOrder
 from openagents_worker.runtime.unused_records import UnusedRecords, described
 from openagents_worker.store.formats import BY_CONTENT
@@ -66,8 +72,15 @@ class ReplayByContent(Rules):
     format = BY_CONTENT
 
     def __init__(
-        self, records: Iterable[Record], *, life: int, latch: Latch, tries: Mapping[str, int]
+        self,
+        records: Iterable[Record],
+        *,
+        life: int,
+        latch: Latch,
+        tries: Mapping[str, int],
+        begun: Iterable[OpenCall] = (),
     ) -> None:
+        """`begun` are unfinished calls of which facts are stored."""
         self._latch = latch
         self._loop = asyncio.get_running_loop()
         self._nodes = Nodes(self._on_node_end)
@@ -76,7 +89,7 @@ class ReplayByContent(Rules):
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
         self._waits = ReplayWaits(self._loop, latch)
-        loaded = sort_records(records, life)
+        loaded = sort_records(records, life, begun)
         self._unused = UnusedRecords(loaded)
         for call_id in loaded.used_ids:
             self._ids.mark_used(call_id)
@@ -111,6 +124,24 @@ class ReplayByContent(Rules):
 
     def branch(self) -> str:
         return self._nodes.current_frame().node.path
+
+    def place_of(self, call_id: str) -> OpenCall:
+        frame = self._nodes.current_frame()
+        scope = ""
+        for outer in frame.outer:
+            if outer.id == call_id:
+                return OpenCall(call_id, outer.kind, outer.node, scope)
+            scope = outer.id
+        raise ValueError(f"the call {call_id} is not being made here")
+
+    def draw(self) -> str:
+        frame = self._nodes.current_frame()
+        drawn = frame.node.drawn
+        drawn[frame.scope] += 1
+        return f"{frame.node.path}\0{frame.scope}\0{drawn[frame.scope]}"
+
+    def tasks(self) -> Collection[asyncio.Task[Any]]:
+        return [node.task for node in self._nodes.living if node.task is not None]
 
     def is_inside_a_call(self) -> bool:
         return bool(self._nodes.current_frame().outer)

@@ -6,8 +6,9 @@ make their first calls in the same order in every attempt.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +18,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.place import PlaceIds
-from openagents_worker.runtime.rules import REMEMBER, CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.rules import REMEMBER, CallQuery, OpenCall, ReplayContradiction, Rules
 from openagents_worker.store.formats import BY_PLACE
 
 __all__ = ["ReplayByPlace"]
@@ -34,8 +35,15 @@ class ReplayByPlace(Rules):
     format = BY_PLACE
 
     def __init__(
-        self, records: Iterable[Record], *, life: int, latch: Latch, tries: Mapping[str, int]
+        self,
+        records: Iterable[Record],
+        *,
+        life: int,
+        latch: Latch,
+        tries: Mapping[str, int],
+        begun: Iterable[OpenCall] = (),
     ) -> None:
+        """`begun` is not needed: the place of a call is its id."""
         self._latch = latch
         self._tries = tries
         self._place_ids = PlaceIds()
@@ -122,6 +130,15 @@ class ReplayByPlace(Rules):
 
     def call_ended(self) -> None:
         """Not needed: no call waits for the end of other calls."""
+
+    def place_of(self, call_id: str) -> OpenCall:
+        return OpenCall(call_id, "", self.branch(), "", is_begun=False)
+
+    def draw(self) -> str:
+        return self._place_ids.enter()
+
+    def tasks(self) -> Collection[asyncio.Task[Any]]:
+        return ()
 
     def branch(self) -> str:
         return self._place_ids.branch()

@@ -10,21 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.rules import OpenCall
 
-__all__ = ["LoadedRecords", "OpenCall", "sort_records"]
-
-
-@dataclass(slots=True, eq=False)
-class OpenCall:
-    """An unfinished call of an earlier attempt: calls inside it are recorded, but not its outcome."""
-
-    id: str
-    kind: str
-    node: str
-    scope: str
-    is_begun: bool = True
-    """False for a call that failed in an earlier life. It is made again if the program makes it; it is not a
-    contradiction if the program does not."""
+__all__ = ["LoadedRecords", "sort_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +30,11 @@ class LoadedRecords:
     """The ids of the calls that are not made again."""
 
 
-def sort_records(records: Iterable[Record], life: int) -> LoadedRecords:
-    """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again."""
+def sort_records(records: Iterable[Record], life: int, begun: Iterable[OpenCall] = ()) -> LoadedRecords:
+    """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again.
+
+    `begun` are the calls of which facts are stored.
+    """
     stored, cancelled_after_record = _last_of_each_call(records)
     reopened = _reopened_calls(stored.values(), life)
     ended = stored.keys() - reopened
@@ -61,6 +52,10 @@ def sort_records(records: Iterable[Record], life: int) -> LoadedRecords:
                 loaded.inside_call[outer_id].append(record)
         else:
             loaded.replayed.append(record)
+    for open_call in begun:
+        if open_call.id not in stored:
+            loaded.used_ids.append(open_call.id)
+            loaded.open_calls.append(open_call)
     return loaded
 
 

@@ -5,15 +5,24 @@ A run is replayed to its end by the rules under which it began. Its first record
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.runtime.journal import Record
 
-__all__ = ["MODEL_KINDS", "PREPARE_PART", "REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
+__all__ = [
+    "MODEL_KINDS",
+    "PREPARE_PART",
+    "REMEMBER",
+    "CallQuery",
+    "OpenCall",
+    "ReplayContradiction",
+    "Rules",
+]
 
 PREPARE_PART = "prepare"
 """The part of a run before its pattern, in runs that are replayed by place."""
@@ -38,6 +47,19 @@ class CallQuery:
     branch: str
     ordinal: int
     """How many calls of its kind came before it in its branch. It is the same in every attempt."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """An unfinished call of an earlier attempt: calls inside it are recorded, or facts of it are stored."""
+
+    id: str
+    kind: str
+    node: str
+    scope: str
+    is_begun: bool = True
+    """False for a call that need not be made again: it failed in an earlier life, or it only waits. It is
+    continued if the program makes it; it is not a contradiction if the program does not."""
 
 
 class Rules(ABC):
@@ -109,6 +131,18 @@ class Rules(ABC):
     @abstractmethod
     def branch(self) -> str:
         """The branch of the program to which the current task belongs."""
+
+    @abstractmethod
+    def place_of(self, call_id: str) -> OpenCall:
+        """Where the call that is being made was entered, so that a later attempt finds it again."""
+
+    @abstractmethod
+    def draw(self) -> str:
+        """A text that differs for each draw of the program, and is the same in every attempt."""
+
+    @abstractmethod
+    def tasks(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks of the program that have not ended, as far as they are known."""
 
     @abstractmethod
     def is_inside_a_call(self) -> bool:

@@ -263,6 +263,12 @@ class Runner:
         else:
             self._stops.call(lambda: attempt.latch.set(reason, detail=detail))
 
+    def announce_fact(self, run_id: str, number: int) -> None:
+        """There is a fact about a run of this process. Must be called on the event loop."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.facts.announce(number)
+
     def interrupt(self, run_id: str, by: Exception) -> None:
         """Stop a run whose Celery task exceeded its soft time limit `by`. It ends as failed.
 

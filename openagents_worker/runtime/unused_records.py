@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from openagents_worker.runtime.call_ids import content_of, name_of
 from openagents_worker.runtime.journal import Record
-from openagents_worker.runtime.replay_loading import LoadedRecords, OpenCall
-from openagents_worker.runtime.rules import REMEMBER
+from openagents_worker.runtime.replay_loading import LoadedRecords
+from openagents_worker.runtime.rules import REMEMBER, OpenCall
 
 __all__ = ["UnusedRecords", "described"]
 

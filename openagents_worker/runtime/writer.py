@@ -24,7 +24,8 @@ from openagents_worker.runtime.reply_stream import ReplyStream
 from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import PARKS, WRITTEN
+from openagents_worker.store.parking import Park
 from openagents_worker.store.scripts import SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
@@ -72,6 +73,10 @@ class RunWriter:
         self._deferred: list[_DeferredRecord] = []
         self.format = WRITTEN
         """The format of the records of this run. A worker that cannot read it skips the run."""
+        self.facts_at_suspend: dict[str, Fact] = {}
+        """Facts, by name, that are stored when the run is suspended, whatever the reason: its open waits."""
+        self.closed_at_park: set[str] = set()
+        """Names of facts that are deleted when the run is parked: what they say begins again afterwards."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._deltas: dict[str, ReplyStream] = {}
@@ -305,11 +310,13 @@ class RunWriter:
         error_code: str,
         left_max_ms: int = 0,
         error_details: str = "",
+        park: Park | None = None,
     ) -> WriteResult:
         """Suspend the run. Raises `RunLatched` when another worker owns it. On any answer but OK it is not
-        suspended."""
+        suspended. `park` says how a run is parked."""
         if self._deferred:
             await self.flush()
+        facts = chain.from_iterable((fact.name, fact.text) for fact in self.facts_at_suspend.values())
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
@@ -325,8 +332,22 @@ class RunWriter:
                     events=batch,
                     left_max_ms=left_max_ms,
                     error_details=error_details,
+                    facts=list(facts),
+                    **({} if park is None else self._parked(park)),
                 )
             )
+
+    def _parked(self, park: Park) -> dict[str, Any]:
+        """The arguments of the script `suspend` for a run that is parked."""
+        return {
+            "park_state": park.state,
+            "waits": park.waits_text,
+            "waiting_payload": park.event_payload,
+            "due_ms": park.due_ms,
+            "closed": sorted(self.closed_at_park),
+            "facts_seen": park.facts_seen,
+            "format": PARKS,
+        }
 
     async def finish(self, **ending: Any) -> WriteResult:
         """End the run. `ending` holds arguments of the script `finish`; the writer adds the others."""

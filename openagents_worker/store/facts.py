@@ -9,7 +9,7 @@ still there, or in the record that replaced it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,6 +33,7 @@ class FactKind(StrEnum):
     STEER = "steer"
     EXTEND = "extend"
     RESPONSE = "response"
+    WAIT = "wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.RESPONSE: FactSpec(
         "model call -> its response that goes on in the background at the provider", ends_with_life=True
     ),
+    FactKind.WAIT: FactSpec("call that waits -> what it waits for, until when (ms), and where it was made"),
     FactKind.EXTEND: FactSpec("number -> an extension of the budget, in this order"),
 }
 
@@ -112,6 +114,19 @@ class Facts:
         """The facts of a kind whose id begins with `prefix`. Numbers at the end of ids are in order."""
         found = (fact for fact in self._facts.values() if fact.kind is kind and fact.id.startswith(prefix))
         return iter(sorted(found, key=lambda fact: _order(fact.id)))
+
+    def first_of(self, name: str, taken: Collection[str] = ()) -> Fact | None:
+        """The fact with this name, or the first numbered one if the name ends with a colon.
+
+        None if there is none, or if it is in `taken`.
+        """
+        if not name.endswith(":"):
+            return None if name in taken else self._facts.get(name)
+        kind, _, prefix = name.partition(":")
+        for fact in self.of(FactKind(kind), prefix):
+            if fact.name[len(name) :].isdecimal() and fact.name not in taken:
+                return fact
+        return None
 
     def counts(self, kind: FactKind) -> dict[str, int]:
         """id -> number, for a kind whose values are counts."""

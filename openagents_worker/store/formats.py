@@ -18,6 +18,7 @@ __all__ = [
     "BY_CONTENT",
     "BY_PLACE",
     "NEWEST_READ",
+    "PARKS",
     "PARSE_ERRORS",
     "OLDEST_READ",
     "WRITTEN",
@@ -36,9 +37,11 @@ BY_CONTENT = 2
 """A format of runs: replay finds a recorded call by its content (kind, name, arguments).
 
 The first journal record has this format, and so has the run from then on."""
+PARKS = 3
+"""A format of runs: the run has been parked, in a state that the versions before do not know."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
-NEWEST_READ = 2
+NEWEST_READ = 3
 MAX_PROBLEM_CHARS = 500
 OLDEST_READ = WRITTEN - 2  # runs may wait for days, so they may have started two upgrades ago
 

@@ -205,6 +205,20 @@ KEYS = (
         "due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"
     ),
     KeySpec(
+        "timeouts",
+        "timeouts",
+        "zset",
+        "parked run -> ms when it continues without the facts that it waits for",
+        "permanent; wake empties it",
+    ),
+    KeySpec(
+        "message_ids",
+        "run:{}:message_ids",
+        "zset",
+        "id of a message that was sent to the run -> its number; the last ten thousand",
+        "a week after the last message",
+    ),
+    KeySpec(
         "sent",
         "sent:{}",
         "zset",

@@ -13,9 +13,11 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
 
-__all__ = ["CANCEL", "MAX_NOTICE_CHARS", "Notice", "NoticeUnreadable", "parse_notice"]
+__all__ = ["CANCEL", "FACT", "MAX_NOTICE_CHARS", "Notice", "NoticeUnreadable", "parse_notice"]
 
 CANCEL = "cancel"
+FACT = "fact"
+"""There is a new fact about a run; `number` says which."""
 MAX_NOTICE_CHARS = 64 * 1024
 MAX_KIND_CHARS = 64
 _MARK = " "

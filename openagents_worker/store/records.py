@@ -31,6 +31,7 @@ from openagents_worker.store.formats import (
     translate_parse_errors,
 )
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.parking import parse_waiting
 from openagents_worker.store.plan import CODEC
 from openagents_worker.store.redis_errors import default_if_wrong_type
 from openagents_worker.store.states import STATES
@@ -74,6 +75,7 @@ RECORD_FIELDS = (
     "usage",
     "last_error",
     "last_error_details",
+    "waits",
     "request",
     "result",
     "format",
@@ -118,9 +120,10 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         created_ms=time_ms("created"),
         started_ms=time_ms("started"),
         ended_ms=time_ms("ended") if state.is_terminal else None,
-        due_ms=time_ms("due") if STATES[state].has_due else None,
+        due_ms=time_ms("due") if STATES[state].has_due or STATES[state].is_parked else None,
         duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
+        waiting=parse_waiting(field["waits"]) if STATES[state].is_parked else (),
         last_error=_last_error(field["last_error"], field["last_error_details"]),
         request=_with_on_busy(
             _request_or_none(field["request"], stored_format(field["format"]), is_over=bool(field["result"])),

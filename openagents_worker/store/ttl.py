@@ -13,13 +13,13 @@ __all__ = ["ALWAYS_EXPIRING", "PERMANENT", "ttl_violations"]
 
 PERMANENT = frozenset(
     {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
-    | {"indexes"}
+    | {"indexes", "timeouts"}
 )
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
-    | {"recipients", "outbox", "outbox_tries"}
+    | {"message_ids", "recipients", "outbox", "outbox_tries"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 

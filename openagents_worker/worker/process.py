@@ -22,7 +22,7 @@ from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
-from openagents_worker.store.notice import CANCEL
+from openagents_worker.store.notice import CANCEL, FACT
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.worker.accusing import accuse_run
@@ -206,7 +206,10 @@ class WorkerProcess:
 
     def _notice_handlers(self) -> Mapping[str, NoticeHandler]:
         """What this process does with a notice, by the kind of the notice. A subclass adds kinds."""
-        return {CANCEL: lambda notice: self.runner.latch(notice.run_id, LatchReason.CANCELLED)}
+        return {
+            CANCEL: lambda notice: self.runner.latch(notice.run_id, LatchReason.CANCELLED),
+            FACT: lambda notice: self.runner.announce_fact(notice.run_id, int(notice.fields["number"])),
+        }
 
     def _registration(self, own: ProcessIdentity | None) -> WorkerRegistration:
         """What the process announces in Redis."""

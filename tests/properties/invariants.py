@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from openagents_worker.store.keys import ANY_TYPE, Keys, KeySpec, spec_of
 from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT
 from tests.properties.lab import Entry, View
-from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
+from tests.properties.truth import PARKED, TERMINAL, Run, Suspicion, Truth
 from tests.support.stored_events import shown as shown_events
 
 __all__ = ["check"]
@@ -36,7 +36,7 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
         owned = truth.owned(incarnation)
         assert cell.get("worker_runs", incarnation) == owned, f"{incarnation} owns something else"
     for incarnation in cell.ids("worker_box"):
-        requests = truth.cancel_requested(incarnation)
+        requests = truth.cancel_requested(incarnation) | truth.announcements(incarnation)
         assert cell.get("worker_box", incarnation) == requests, f"{incarnation} has other notices"
     _check_connections(cell, truth)
     _check_life_times(cell, truth)
@@ -82,8 +82,18 @@ def _check_record(cell: _Cell, run: Run) -> None:
     }
     assert told == true, f"{run.id} is {told}, but must be {true}"
     _check_suspicion(record, run)
+    _check_facts(cell, run)
     if run.fence:
         assert record["fence"] == run.fence, f"the fence of {run.id} changed while it was being carried"
+
+
+def _check_facts(cell: _Cell, run: Run) -> None:
+    facts = {name: text for name, text in cell.get("facts", run.id).items() if not name.startswith("tries:")}
+    assert facts == run.facts, f"{run.id} has the facts {facts}, but must have {run.facts}"
+    record = cell.get("run", run.id)
+    if run.state in PARKED:
+        waits = [wait["fact"] for wait in json.loads(record["waits"]) if wait.get("fact")]
+        assert waits == [wait.fact for wait in run.waits], f"{run.id} waits for {waits}, not {run.waits}"
 
 
 def _check_suspicion(record: dict[str, str], run: Run) -> None:
@@ -128,6 +138,8 @@ def _check_events(cell: _Cell, run: Run) -> None:
     assert len(left) == len(run.left), f"{run.id} was left, and that is told again and again"
     told = [event["payload"]["number"] for event in events if event["name"] == "told"]
     assert told == run.told, f"{run.id} told {run.told}, and {told} is stored"
+    waited = names.count("run.waiting"), names.count("run.woken")
+    assert waited == (run.parks, run.wakes), f"{run.id} parked and woke in secret: {waited}"
     for life in range(1, run.life + 1):
         shown = [event for event in events if event["life"] == life]
         terminal = [event["name"] for event in shown if event["name"] in TERMINAL_EVENTS]
@@ -147,11 +159,15 @@ def _check_place(cell: _Cell, run: Run) -> None:
     places = {
         "queued": run.id in cell.get("sent", "q"),
         "due": run.id in cell.get("due"),
+        "timeouts": run.id in cell.get("timeouts"),
         "running": bool(run.owner) and run.id in cell.get("worker_runs", run.owner),
         "waiting_session": run.id in session_queue,
     }
     where = {name for name, there in places.items() if there}
     wanted = {"scheduled": {"due"}, "retrying": {"due"}}.get(run.state, set() if run.over else {run.state})
+    if run.state in PARKED:
+        assert run.waits or run.until, f"{run.id} is parked and waits for nothing"
+        wanted = {"timeouts"} if run.until else set()
     if run.may_expire or (run.force_at and not run.over):
         wanted = wanted | {"due"}
     if run.untold:

@@ -51,6 +51,7 @@ local function earlier(key, by)
 end
 earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
+earlier(KEYS[1] .. ':timeouts', ms)
 earlier(KEYS[1] .. ':lost', ms)
 earlier(KEYS[1] .. ':silent', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':false_alarms:*')) do earlier(key, ms) end
@@ -148,6 +149,10 @@ class Lab:
         """As if so much time had passed."""
         self._let_pass(keys=[self.store.cell.prefix], args=[ms])
 
+    def now_ms(self) -> int:
+        seconds, micros = self.redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
     def make_due(self, run_id: str) -> None:
         """As if the time for which this run is suspended were over."""
         due = self.keys("due")
@@ -155,8 +160,7 @@ class Lab:
             self.redis.zscore(due, run_id) is not None
             and self.redis.hget(self.keys("run", run_id), "state") == "retrying"
         ):
-            seconds, micros = self.redis.time()
-            now_ms = seconds * 1000 + micros // 1000
+            now_ms = self.now_ms()
             self.redis.zadd(due, {run_id: now_ms})
             self.redis.hset(self.keys("run", run_id), "due", now_ms)
 
@@ -194,6 +198,7 @@ class Lab:
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)
         self.redis.zrem(self.keys("due"), run_id)
+        self.redis.zrem(self.keys("timeouts"), run_id)
 
     def becomes_foreign(self, name: str, *ids: str) -> str:
         """As if another program had written this key, which must not exist. Returns the key."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
@@ -34,10 +34,12 @@ from tests.properties.truth import (
     HEARTBEAT,
     LEASE,
     MAX_RECOVERIES,
+    PARKS,
     RENEWED_WITHIN,
     SILENCE,
     Run,
     Truth,
+    Wait,
 )
 
 __all__ = ["BATCH", "Protocol", "play", "protocol_in"]
@@ -75,6 +77,8 @@ class Attempt:
     length: int
     usage: int
     format: int
+    facts_seen: int = 0
+    facts: tuple[str, ...] = ()  # names of facts that it has read and not taken
     batch_no: int = 0
     unanswered: Write | None = None
 
@@ -122,6 +126,30 @@ def pick(among: Sequence[T], choice: int) -> T:
     return among[choice % len(among)]
 
 
+@dataclass(frozen=True)
+class Parking:
+    """How a run parks: its state, what it waits for, and for how many ticks at most (0: for ever)."""
+
+    state: str
+    waits: tuple[Wait, ...]
+    delay: float = 0.0
+
+
+SIGNALS = ("signal:a:", "signal:b:")
+DECISIONS = ("approval:x", "approval:y")
+PARKING = {
+    "receive": Parking("waiting", (Wait(SIGNALS[0]),)),
+    "receive_in_time": Parking("waiting", (Wait(SIGNALS[1]),), 1.5),
+    "sleep": Parking("waiting", (), 2.5),
+    "ask": Parking("awaiting_approval", tuple(Wait(name, needs_all=True) for name in DECISIONS)),
+}
+
+
+def _signals(facts: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the signals among the facts of a run."""
+    return tuple(sorted(name for name in facts if name.startswith("signal:")))
+
+
 ANY = range(120)  # an index into what exists at that moment
 LOST = (False, False, False, True)
 WAYS = ("answered", "answered", "lost", "repeated")
@@ -146,7 +174,7 @@ class Protocol(RuleBasedStateMachine):
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
-        self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
+        self.workers = [Worker(), Worker(listens=False), Worker(format=PARKS)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
 
@@ -261,6 +289,33 @@ class Protocol(RuleBasedStateMachine):
                 self.messages.append(run_id)
         self.messages += [wake.run_id for wake in resumed.also]
 
+    @act(
+        4,
+        when=lambda self: self.requests,
+        i=ANY,
+        name=(*SIGNALS, *DECISIONS),
+        message_id=("", "", "m1", "m2"),
+        lost=LOST,
+    )
+    def send_fact(self, i: int, name: str, message_id: str, lost: bool) -> None:
+        """Somebody sends a value to a run, or decides something."""
+        run_id, value = pick(sorted(self.requests), i), str(next(self.numbers))
+        message_id = message_id if name in SIGNALS else ""
+        call = scripts.fact(
+            run_id=run_id,
+            name=name,
+            value=value,
+            message_id=message_id,
+            max_facts=1000,
+            max_bytes=100_000,
+        )
+        run = self.truth.runs.get(run_id)
+        first = run.facts.get(name, "") if run else ""
+        result, (expected, wakes) = self.lab.run(call), self.truth.fact(run_id, name, value, message_id)
+        assert result.answer == expected, f"{name} of {run_id}: {result.answer}, but it is {expected}"
+        assert result.value == (first if expected == "ALREADY" else ""), f"first decision about {name}"
+        self.send(result.wakes, wakes, lost)
+
     @act(session=("s", "t"), even_if_not_notified=(False, True))
     def delete_session(self, session: str, even_if_not_notified: bool) -> None:
         call = scripts.delete_session(
@@ -332,9 +387,11 @@ class Protocol(RuleBasedStateMachine):
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
-            worker.carries[run_id] = Attempt(
+            attempt = worker.carries[run_id] = Attempt(
                 run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
             )
+            attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
+            assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
 
     @act(
         28,
@@ -352,6 +409,7 @@ class Protocol(RuleBasedStateMachine):
             "obey",
             "lost",
             "hand_back",
+            *PARKING,
         ),
         way=WAYS,
     )
@@ -382,11 +440,31 @@ class Protocol(RuleBasedStateMachine):
             attempt.usage += 1
         return done and (write.kind in ("commit", "emit") or answer is WriteAnswer.CANCEL)
 
+    @act(2, when=lambda self: self.at_work, w=ANY, i=ANY)
+    def read_facts(self, w: int, i: int) -> None:
+        """A worker was told of a fact, and reads the facts of the run."""
+        worker = pick(self.at_work, w)
+        attempt = worker.carries[pick(sorted(worker.carries), i)]
+        if attempt.unanswered is None:
+            keys, run_id = self.lab.keys, attempt.run_id
+            attempt.facts_seen = int(self.lab.redis.hget(keys("run", run_id), "facts_no") or 0)
+            attempt.facts = _signals(self.lab.redis.hgetall(keys("facts", run_id)))
+
     @act(
         3,
         when=lambda self: self.zombies,
         i=ANY,
-        kind=("commit", "emit", "retry", "handover", "left_to_others", "finish", "lost", "hand_back"),
+        kind=(
+            "commit",
+            "emit",
+            "retry",
+            "handover",
+            "left_to_others",
+            "finish",
+            "lost",
+            "hand_back",
+            "receive",
+        ),
     )
     def write_late(self, i: int, kind: str) -> None:
         """A former owner writes: it lost the run, was paused, or died while a command was on its way."""
@@ -414,6 +492,8 @@ class Protocol(RuleBasedStateMachine):
                 **ids, incarnation=attempt.incarnation, kind=why, max_recoveries=MAX_RECOVERIES
             )
             return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence, why))
+        if kind in PARKING and attempt.format < PARKS:
+            kind = "handover"  # a worker of the version before
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
         if kind == "emit":
@@ -423,6 +503,7 @@ class Protocol(RuleBasedStateMachine):
             record = json.dumps({"by": fence, "number": number, "usage": 1})
             start = json.dumps({"by": fence, "number": number, "usage": 0})
             records = [record] if position else [start, record]
+            taken, attempt.facts = "".join(attempt.facts[:1]), attempt.facts[1:]
             call = scripts.commit(
                 **ids,
                 position=position,
@@ -431,12 +512,13 @@ class Protocol(RuleBasedStateMachine):
                 batch_no=batch_no,
                 events=events,
                 format=attempt.format,
+                taken=[taken] if taken else [],
             )
             return Write(
                 kind,
                 call,
                 lambda truth: truth.commit(
-                    run_id, fence, position, records, total, batch_no, number, attempt.format
+                    run_id, fence, position, records, total, batch_no, number, attempt.format, taken
                 ),
                 len(records),
             )
@@ -465,6 +547,8 @@ class Protocol(RuleBasedStateMachine):
                 call,
                 lambda truth: truth.finish(run_id, fence, messages, used, number, form, batch_no, state),
             )
+        if kind in PARKING:
+            return self.park(attempt, PARKING[kind], batch_no)
         call = scripts.suspend(
             **ids,
             kind=kind,
@@ -475,6 +559,34 @@ class Protocol(RuleBasedStateMachine):
             events=[],
         )
         return Write(kind, call, lambda truth: truth.suspend(run_id, fence, kind, 1.5))
+
+    def park(self, attempt: Attempt, parking: Parking, batch_no: int) -> Write:
+        run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
+        until_ms = self.lab.now_ms() + int(parking.delay * TICK_MS) if parking.delay else 0
+        waits = [{"kind": "signal", "fact": wait.fact, "needs_all": wait.needs_all} for wait in parking.waits]
+        if until_ms:
+            waits.append({"kind": "timer", "until_ms": until_ms})
+        call = scripts.suspend(
+            run_id=run_id,
+            fence=fence,
+            kind="park",
+            delay_ms=0,
+            call="",
+            error_code="",
+            batch_no=batch_no,
+            events=[],
+            park_state=parking.state,
+            waits=json.dumps(waits),
+            waiting_payload="{}",
+            due_ms=until_ms,
+            facts_seen=seen,
+            format=PARKS,
+        )
+        return Write(
+            "park",
+            call,
+            lambda truth: truth.park(run_id, fence, parking.state, parking.waits, parking.delay, seen),
+        )
 
     # --- leases ---
 
@@ -501,7 +613,10 @@ class Protocol(RuleBasedStateMachine):
             self.register(worker, previous=worker.incarnation)
             return
         assert renewal.owned == self.truth.owned(worker.incarnation)
-        assert renewal.notices == self.truth.cancel_requested(worker.incarnation)
+        announced = self.truth.announcements(worker.incarnation)
+        assert renewal.notices == self.truth.cancel_requested(worker.incarnation) | announced
+        self.lab.run(scripts.confirm_notices(incarnation=worker.incarnation, notices=sorted(announced)))
+        self.truth.announced.pop(worker.incarnation, None)
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
             stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)
@@ -782,6 +897,7 @@ class Protocol(RuleBasedStateMachine):
             self.look()
             while self.reclaim_some(100, blameless=False, lost=False):
                 pass
+            self.end_waits()
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
@@ -796,6 +912,12 @@ class Protocol(RuleBasedStateMachine):
             self.holds()
         stuck = [run for run in self.truth.runs.values() if not run.over or run.untold]
         raise AssertionError(f"stuck for ever: {stuck}")
+
+    def end_waits(self) -> None:
+        """Everybody decides and sends what parked runs wait for."""
+        for run in list(self.truth.runs.values()):
+            for wait in run.waits:
+                self.send_fact(sorted(self.requests).index(run.id), wait.fact, "", lost=False)
 
     def teardown(self) -> None:
         try:

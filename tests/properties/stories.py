@@ -432,6 +432,83 @@ class Stories(_Words):
             self.m.beat(0)
             self.m.holds()
 
+    # --- parked runs ---
+
+    def _parks(self, kind: str) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work(kind)
+
+    def _send(self, name: str, message_id: str = "") -> None:
+        self.m.send_fact(0, name, message_id, lost=False)
+        self.m.holds()
+
+    def a_value_wakes_a_parked_run(self) -> None:
+        self._parks("receive")
+        self._send("signal:b:")
+        self._send("signal:a:")
+        self.deliver(NEW)
+        self._send("signal:a:")
+        self.work("commit")
+
+    def a_value_comes_while_the_run_parks(self) -> None:
+        """The worker has not read it: the script that parks the run must find it."""
+        self.submit()
+        self.deliver(NEW)
+        self._send("signal:a:")
+        self.work("receive")
+        self.deliver(NEW)
+        self.work("commit")
+
+    def a_value_is_sent_twice(self) -> None:
+        self.submit()
+        self._send("signal:a:", "m1")
+        self._send("signal:a:", "m1")
+        self._send("signal:a:", "m2")
+
+    def an_id_of_a_run_is_used_again(self) -> None:
+        """The messages of the earlier run do not count for the new one."""
+        self.submit()
+        self._send("signal:a:", "m1")
+        self.cancel()
+        self.m.forget(0)
+        self.m.submit_again(0, "same", lost=False)
+        self._send("signal:a:", "m1")
+
+    def two_decisions_are_made(self) -> None:
+        self._parks("ask")
+        self._send("approval:x")
+        self._send("approval:x")
+        self._send("approval:y")
+        self.deliver(NEW)
+
+    def a_message_comes_to_a_parked_run(self) -> None:
+        self.submit()
+        self.deliver(NEW, doubled=True)
+        self.work("receive")
+        self.deliver(NEW)
+
+    def a_parked_run_times_out(self) -> None:
+        self._parks("receive_in_time")
+        self.m.wake(100, lost=False)
+        self.m.let_pass(2)
+        self.m.wake(100, lost=False)
+        self.deliver(NEW)
+
+    def a_parked_run_is_cancelled_before_its_time(self) -> None:
+        self._parks("sleep")
+        self.cancel()
+        self.m.let_pass(4)
+        self.m.wake(100, lost=False)
+        self._send("signal:a:")
+
+    def an_old_worker_gets_a_run_that_was_parked(self) -> None:
+        self._parks("receive")
+        self._send("signal:a:")
+        self.deliver(0)
+        self.m.wake(1, lost=False)
+        self.deliver(NEW)
+
     # --- an upgrade ---
 
     def a_run_of_the_new_format_comes_to_old_workers(self) -> None:

@@ -649,6 +649,86 @@ GUARDS = (
         story="the_transcript_of_a_session_has_a_wrong_type",
     ),
     Guard(
+        "a run does not park while there is a fact that it has not read",
+        ("whole(field_of(run_id, 'facts_no')) ~= facts_seen", "false"),
+        story="a_value_comes_while_the_run_parks",
+    ),
+    Guard(
+        "a fact wakes the run that waits for it",
+        ("  return {unpark(run, ended)}\n", "  return {}\n"),
+        story="a_value_wakes_a_parked_run",
+    ),
+    Guard(
+        "a fact wakes no run that waits for another one",
+        ("if is_ended_by(wait, fact) then ended", "if true then ended"),
+        story="a_value_wakes_a_parked_run",
+    ),
+    Guard(
+        "a fact wakes only a parked run",
+        ("  if not PARKED[run.state] then return {} end\n", ""),
+        ("'waits', 'due')\n", "'due')\n"),
+        story="a_value_wakes_a_parked_run",
+    ),
+    Guard(
+        "a run continues when all decisions are made",
+        ("if ended.needs_all == true then", "if false then"),
+        story="two_decisions_are_made",
+    ),
+    Guard(
+        "the first decision counts",
+        (
+            "  if first then return reply{answer = 'ALREADY'",
+            "  if false then return reply{answer = 'ALREADY'",
+        ),
+        story="two_decisions_are_made",
+    ),
+    Guard(
+        "a message counts once",
+        ("if message_id ~= '' and redis.call('ZSCORE'", "if false and redis.call('ZSCORE'"),
+        story="a_value_is_sent_twice",
+    ),
+    Guard(
+        "a run does not know the messages of an earlier run with its id",
+        ("  redis.call('DEL', k.message_ids(R))", "  -- "),
+        story="an_id_of_a_run_is_used_again",
+    ),
+    Guard(
+        "a run that has ended gets no facts",
+        (
+            "if TERMINAL[run.state] then return reply{answer = 'ENDED'",
+            "if false then return reply{answer = 'ENDED'",
+        ),
+        story="a_parked_run_is_cancelled_before_its_time",
+    ),
+    Guard(
+        "a parked run is not executed",
+        (
+            "if run.state ~= STATE.queued then return reply{answer = 'PARKED'",
+            "if false then return reply{answer = 'PARKED'",
+        ),
+        story="a_message_comes_to_a_parked_run",
+    ),
+    Guard(
+        "a time-out ends with its wait",
+        ("  redis.call('ZREM', k.timeouts(), run.id)\n", ""),
+        story="a_parked_run_is_cancelled_before_its_time",
+    ),
+    Guard(
+        "a time-out wakes the run",
+        ("then wakes[#wakes + 1] = unpark(run, timed_out(id)) end", "then end"),
+        story="a_parked_run_times_out",
+    ),
+    Guard(
+        "a record takes its facts",
+        ("for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end\n", ""),
+        story="a_value_wakes_a_parked_run",
+    ),
+    Guard(
+        "a run that was parked has the format that says so",
+        ("'format', math.max(run.format, format), unpack(at)", "unpack(at)"),
+        story="an_old_worker_gets_a_run_that_was_parked",
+    ),
+    Guard(
         "every event has the next number",
         ("'seq', count) - count", "'seq', count) - count + (final and 1 or 0)"),
     ),

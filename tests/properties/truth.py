@@ -23,6 +23,8 @@ MOST_SPARED = 3  # in a row
 FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
 OVERDUE_AGAIN = 0.5
 TERMINAL = ("completed", "failed", "cancelled")
+PARKED = ("waiting", "awaiting_approval")
+PARKS = 3  # the format of a run that was parked
 
 Wakes = set[str]
 
@@ -50,6 +52,18 @@ class End:
     blamed: dict[str, tuple[int, Suspicion]] = field(
         default_factory=dict
     )  # the suspicion against each run before
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a parked run waits for: a fact, or numbered facts if its name ends with a colon."""
+
+    fact: str
+    needs_all: bool = False
+
+    def is_ended_by(self, name: str) -> bool:
+        number = name.removeprefix(self.fact)
+        return name == self.fact or (self.fact.endswith(":") and number != name and number.isdecimal())
 
 
 @dataclass
@@ -88,6 +102,13 @@ class Run:
     journal: list[str] = field(default_factory=list)
     usage: int = 0
     told: list[int] = field(default_factory=list)  # numbers of the events that its attempts have emitted
+    facts: dict[str, str] = field(default_factory=dict)  # from outside, not taken yet
+    facts_no: int = 0  # the number of the newest fact
+    message_ids: set[str] = field(default_factory=set)
+    waits: tuple[Wait, ...] = ()
+    until: float = 0.0  # tick at which a parked run continues without facts; 0: never
+    parks: int = 0
+    wakes: int = 0
 
     @property
     def held(self) -> Suspicion:
@@ -139,6 +160,7 @@ class Truth:
         self.formats: dict[str, int] = {}  # of sessions
         self.lost_a_second = False
         self.woken: Wakes = set()  # by the last submission
+        self.announced: dict[str, set[tuple[str, int]]] = {}  # facts that workers were told of: run, number
         self._no = 0
 
     # --- questions ---
@@ -154,6 +176,13 @@ class Truth:
             run_id
             for run_id in self.owned(incarnation)
             if self.runs[run_id].cancel and not self.runs[run_id].is_told
+        }
+
+    def announcements(self, incarnation: str) -> set[str]:
+        """The notices of facts in the box of a worker."""
+        return {
+            f' {{"kind":"fact","number":{number},"run":"{run_id}"}}'
+            for run_id, number in self.announced.get(incarnation, ())
         }
 
     def group_in(self, incarnation: str) -> set[str]:
@@ -182,7 +211,14 @@ class Truth:
         self._no += 1
         until = self.now + expires if expires else 0.0
         run = self.runs[asked.id] = replace(
-            asked, expires=until, born=self._no, journal=[], told=[], left=set()
+            asked,
+            expires=until,
+            born=self._no,
+            journal=[],
+            told=[],
+            left=set(),
+            facts={},
+            message_ids=set(),
         )
         if delay:
             self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
@@ -230,6 +266,28 @@ class Truth:
             self.transcript.setdefault(run.session, []).extend(messages)
         return "CANCELLED", self._end(run, "cancelled")
 
+    def fact(self, run_id: str, name: str, value: str, message_id: str) -> tuple[str, Wakes]:
+        """A name that ends with a colon gets the number of the fact."""
+        run = self.runs.get(run_id)
+        if not run or run.over:
+            return ("ENDED" if run else "UNKNOWN"), set()
+        if name.endswith(":") and message_id in run.message_ids:
+            return "SAME", set()
+        if name in run.facts:
+            return "ALREADY", set()
+        run.facts_no += 1
+        name = f"{name}{run.facts_no}" if name.endswith(":") else name
+        run.facts[name] = value
+        run.message_ids |= {message_id} - {""}
+        if run.owner:
+            self.announced.setdefault(run.owner, set()).add((run_id, run.facts_no))
+        ended = next((wait for wait in run.waits if wait.is_ended_by(name)), None)
+        if not ended:
+            return "OK", set()
+        if ended.needs_all and not all(wait.fact in run.facts for wait in run.waits if wait.needs_all):
+            return "OK", set()
+        return "OK", self._unpark(run)
+
     def delete_session(self, session: str, even_if_not_notified: bool) -> str:
         runs = [run for run in self.runs.values() if run.session == session]
         if any(not run.over for run in runs):
@@ -266,6 +324,7 @@ class Truth:
             self._answers(incarnation)
             return "OVER"
         self.leases.pop(incarnation, None)
+        self.announced.pop(incarnation, None)
         return "GONE"
 
     def accuse(self, run_id: str, incarnation: str) -> bool:
@@ -352,6 +411,8 @@ class Truth:
         if self.holder(run.session) != run_id:
             return "WAITING", woken
         needs = max(run.format, self.formats.get(run.session, 0))
+        if run.state in PARKED:
+            return "OTHER_FORMAT" if needs > newest else "PARKED", set()
         if needs > newest and run.says_so_itself:
             return "OTHER_FORMAT", set()
         if needs > newest:
@@ -390,6 +451,7 @@ class Truth:
         batch_no: int,
         number: int,
         format_: int,
+        taken: str = "",
     ) -> str:
         run = self.writer(run_id, fence)
         if not run:
@@ -403,6 +465,7 @@ class Truth:
             run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
             run.suspicion, run.has_new_record = Suspicion(), True
             run.format = max(run.format, format_)
+            run.facts.pop(taken, None)
         return "CANCEL" if run.cancel else "OK"
 
     def suspend(self, run_id: str, fence: str, kind: str, delay: float) -> tuple[str, Wakes]:
@@ -417,6 +480,20 @@ class Truth:
             self._at(run, "retrying", self.now)  # being left to others takes time
             return "OK", set()
         return "OK", self._queued(run)
+
+    def park(
+        self, run_id: str, fence: str, state: str, waits: tuple[Wait, ...], delay: float, facts_seen: int
+    ) -> tuple[str, Wakes]:
+        """The run waits for these facts, at most `delay` ticks; 0: for ever."""
+        run = self.writer(run_id, fence)
+        if not run or run.cancel:
+            return "CANCEL" if run else "FENCED", set()
+        if run.facts_no != facts_seen:
+            return "OK", self._queued(run)
+        self._at(run, state, self.now)
+        run.waits, run.until, run.format = waits, self.now + delay if delay else 0.0, max(run.format, PARKS)
+        run.parks += 1
+        return "OK", set()
 
     def finish(
         self,
@@ -482,6 +559,7 @@ class Truth:
                 wakes |= self._queued(run)
         if not self.owned(incarnation):
             del self.leases[incarnation]
+            self.announced.pop(incarnation, None)
             self._forget_connection(incarnation)
         return wakes
 
@@ -563,7 +641,9 @@ class Truth:
         ]
         wakes: Wakes = set()
         overdue: set[str] = set()
-        for run in [self.runs[run_id] for at, _, run_id in sorted(due)[:limit] if at <= self.now]:
+        woken = [self.runs[run_id] for at, _, run_id in sorted(due)[:limit] if at <= self.now]
+        parked = sorted((run.until, run.no, run.id) for run in self.runs.values() if run.until)
+        for run in woken:
             if run.force_at:
                 is_overdue = run.force_at <= self.now and self.holder(run.session) == run.id
                 if is_overdue and not run.says_so_itself:
@@ -575,6 +655,10 @@ class Truth:
                 wakes |= self._end(run, "cancelled")
             else:
                 wakes |= self._queued(run) if run.state == "retrying" else self._enter(run)
+        for at, _, run_id in parked[: limit - len(woken)]:
+            # In the meantime, a run that came due may have ended its wait.
+            if at <= self.now and self.runs[run_id].until:
+                wakes |= self._unpark(self.runs[run_id])
         return wakes, overdue
 
     def resend(self, older_than: float) -> Wakes:
@@ -606,10 +690,15 @@ class Truth:
     def _at(self, run: Run, state: str, since: float) -> None:
         self._no += 1
         run.state, run.since, run.no, run.owner, run.fence = state, since, self._no, "", ""
+        run.waits, run.until = (), 0.0
 
     def _queued(self, run: Run) -> Wakes:
         self._at(run, "queued", self.now)
         return {run.id}
+
+    def _unpark(self, run: Run) -> Wakes:
+        run.wakes += 1
+        return self._queued(run)
 
     def _place(self, run: Run) -> Wakes:
         """A run that is submitted again because its record was lost keeps its place."""

@@ -31,7 +31,7 @@ if untold_run then return reply{answer = 'UNTOLD', run_id = untold_run} end -- B
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)
-  redis.call('UNLINK', k.run(run.id), k.facts(run.id), k.events(run.id), k.journal(run.id), k.reply(run.id))
+  redis.call('UNLINK', k.run(run.id), k.facts(run.id), k.message_ids(run.id), k.events(run.id), k.journal(run.id), k.reply(run.id))
 end
 if #ids == limit then return reply{answer = 'MORE', runs = #ids} end
 redis.call('ZREM', k.index(SESSIONS), session_id)

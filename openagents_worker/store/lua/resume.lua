@@ -29,7 +29,7 @@ if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end
 run.life, run.expires, run.on_busy = run.life + 1, 0, '' -- it waits for its session
 redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted', 'force_at', 'on_busy')
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted', 'force_at', 'on_busy')
 redis.call('ZREM', k.sent(run.queue), run_id)
 if canvas ~= '' then
   redis.call('HSET', k.run(run_id), 'canvas', canvas)

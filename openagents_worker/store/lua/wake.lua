@@ -1,9 +1,20 @@
--- Wakes runs that are due: retries become queued, delayed runs enter their sessions, and a run that was not started before it expired ends.
--- At most `limit` runs in a call. Returns `WokenRuns`
+-- Wakes runs that are due: retries become queued, delayed runs enter their sessions, a parked run whose wait has timed out continues, and a run
+-- that was not started before it expired ends. At most `limit` runs in a call. Returns `WokenRuns`. Event run.woken
 -- A run that was interrupted and has not ended in time is ended by force. `overdue` are those that the caller must end, because they
 -- leave a turn in the transcript.
 --#include interrupt
+--#include parked
 local OVERDUE_AGAIN_MS = 1000 -- so long the caller has to end an overdue run
+-- timed_out(R): the wait of a parked run that ends first
+local function timed_out(R)
+  local first = {}
+  for _, wait in ipairs(waits_of(R)) do
+    local until_ms = tonumber(wait.until_ms)
+    if until_ms and until_ms < (tonumber(first.until_ms) or math.huge) then first = wait end
+  end
+  return first
+end
+
 local wakes, overdue = {}, {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)
 for _, id in ipairs(ids) do
@@ -31,4 +42,10 @@ for _, id in ipairs(ids) do
   end
   for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
 end
-return reply{wakes = wakes, examined = #ids, overdue = overdue}
+local parked = redis.call('ZRANGEBYSCORE', k.timeouts(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit - #ids)
+for _, id in ipairs(parked) do
+  local run = load(id)
+  redis.call('ZREM', k.timeouts(), id)
+  if run and PARKED[run.state] then wakes[#wakes + 1] = unpark(run, timed_out(id)) end
+end
+return reply{wakes = wakes, examined = #ids + #parked, overdue = overdue}

@@ -67,8 +67,9 @@ class Claimed:
     `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
     else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
-    numbers of items in the session. `is_interrupted`: the run must end as interrupted, and no new call of it
-    may begin. `session_state` maps keys to JSON; None if it is too large for this
+    numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
+    time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
+    `session_state` maps keys to JSON; None if it is too large for this
     answer.
     """
 
@@ -90,6 +91,8 @@ class Claimed:
     active_ms: int = 0
     durable: bool = True
     facts: dict[str, Payload] | None = None
+    facts_no: int = 0
+    now_ms: int = 0
     journal_length: int = 0
     journal: tuple[Payload, ...] = ()
     messages: int = 0
@@ -183,6 +186,7 @@ class SuspendKind(StrEnum):
     RETRY = "retry"
     HANDOVER = "handover"
     LEFT_TO_OTHERS = "left_to_others"
+    PARK = "park"
 
 
 @script_function
@@ -198,12 +202,21 @@ def suspend(
     events: Events,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
     error_details: Payload = "",
+    park_state: str = "",
+    waits: str = "",
+    waiting_payload: Payload = "",
+    due_ms: int = 0,
+    facts: PayloadPairs = (),
+    closed: Sequence[str] = (),
+    facts_seen: int = 0,
+    format: int = WRITTEN,
 ) -> WriteResult:
     """Suspend a run, so that another attempt continues it (`SuspendKind`).
 
     `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
     continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
-    `error_details` is the error as JSON, for display.
+    `error_details` is the error as JSON, for display. `park`: until a fact ends one of its waits, see
+    `store.parking.Park`; the wakes are not empty if a fact arrived meanwhile.
     """
 
 

@@ -15,10 +15,13 @@ __all__ = [
     "Cancelled",
     "DeleteAnswer",
     "Deleted",
+    "FactAnswer",
+    "FactResult",
     "ResumeAnswer",
     "Resumed",
     "cancel",
     "delete_session",
+    "fact",
     "resume",
 ]
 
@@ -128,4 +131,38 @@ def delete_session(*, session_id: str, limit: int, even_if_not_notified: bool) -
     """Delete up to `limit` ended runs of a session, and the session itself with the last of them.
 
     `even_if_not_notified`: do not wait until Celery was notified of the end of the runs.
+    """
+
+
+class FactAnswer(StrEnum):
+    """SAME: a message with this id was stored before. ALREADY: this was decided before. ENDED: the run is
+    over. FULL: the run has too many facts that it did not take yet."""
+
+    OK = "OK"
+    SAME = "SAME"
+    ALREADY = "ALREADY"
+    ENDED = "ENDED"
+    FULL = "FULL"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class FactResult:
+    """The answer of `fact`. `state` is the state of the run before. `value` is the first decision (JSON) for
+    ALREADY."""
+
+    answer: FactAnswer
+    wakes: tuple[Wake, ...] = ()
+    state: str = ""
+    value: Payload = ""
+
+
+@script_function
+def fact(
+    *, run_id: str, name: str, value: Payload, message_id: str, max_facts: int, max_bytes: int
+) -> FactResult:
+    """Store a fact about a run, and wake the run if it is parked and waits for this fact.
+
+    `name` is `kind:id` for a fact that is decided once, or `kind:id:` for one that gets a number. The limits
+    hold for numbered facts, together with all other facts of the run that it did not take yet.
     """

@@ -11,6 +11,7 @@ local function end_run(run, ending)
     'fence', ending.keep_fence and run.fence or next_fence(run), 'owner', '')
   leave(run)
   redis.call('ZREM', k.due(), run.id)
+  redis.call('ZREM', k.timeouts(), run.id)
   redis.call('ZREM', k.sent(run.queue), run.id)
   append(run, {ending.name, ending.payload, 'session.run.completed', ending.completed}, true)
 

@@ -23,6 +23,8 @@ local function interrupted(run, mode, by)
   end
   if redis.call('HGET', k.session(run.session), 'holder') ~= run.id then return {} end -- it ends when it becomes the holder
   redis.call('HSET', k.run(run.id), 'state', STATE.queued)
+  redis.call('HDEL', k.run(run.id), 'waits')
+  redis.call('ZREM', k.timeouts(), run.id)
   return {wake_of(run)}
 end
 

@@ -15,6 +15,7 @@ local function new_run(R, own, indexes)
     end
   end
   redis.call('HSET', k.run(R), unpack(fields))
+  redis.call('DEL', k.message_ids(R)) -- of an earlier run with this id
   for _, name in ipairs(indexes) do list_in(name, R) end
   return load(R)
 end

@@ -1,0 +1,95 @@
+"""The facts of a run: the only place where an attempt reads what was decided outside of its journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.latch import RunLatched
+from openagents_worker.store.facts import Fact, FactKind, Facts
+from openagents_worker.store.scripts import Claimed
+
+__all__ = ["RunFacts"]
+
+
+class RunFacts:
+    """The facts of one run: those of its claim, and those that were announced since then.
+
+    A fact that a call has taken is not returned again. The commit of that call deletes it.
+    """
+
+    def __init__(self, claimed: Claimed, store: FencedStore) -> None:
+        self._facts = Facts(claimed.facts)
+        self._store = store
+        self._taken: set[str] = set()
+        self._reading: asyncio.Task[None] | None = None
+        self._announced = self.seen = claimed.facts_no
+        """`seen` is the number of the newest fact from outside that was read."""
+        self.when_changed: list[Callable[[], object]] = []
+        """Called after new facts were read."""
+
+    def take(self, name: str) -> Fact | None:
+        """Take the fact with this name, or the first numbered one if the name ends with a colon."""
+        fact = self._facts.first_of(name, self._taken) if name else None
+        if fact is not None:
+            self._taken.add(fact.name)
+        return fact
+
+    def stored_wait(self, call_id: str) -> dict[str, Any] | None:
+        """What an earlier attempt has stored of a call that was waiting; None if it was not."""
+        fact = self._facts.get(FactKind.WAIT, call_id)
+        value = fact.value() if fact is not None and fact.name not in self._taken else None
+        return value if isinstance(value, dict) else None
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These facts are being replaced by a record."""
+        self._taken.update(names)
+
+    def of(self, kind: FactKind, prefix: str = "") -> list[Fact]:
+        """The facts of a kind that no call has taken, in their order."""
+        return [fact for fact in self._facts.of(kind, prefix) if fact.name not in self._taken]
+
+    def announce(self, number: int) -> None:
+        """There is a fact with this number: read it, unless it was read already. Called on the loop."""
+        self._announced = max(self._announced, number)
+        if self._announced > self.seen and self._reading is None:
+            self._reading = outside_runs(self._read_announced(), name=f"facts {self._store.run_id}")
+
+    async def refresh(self) -> None:
+        """Read the facts again: one may have been stored that was not announced yet. Raises `RunLatched`."""
+        keys, run_id = self._store.keys, self._store.run_id
+
+        def question(client: Any) -> Any:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.hget(keys("run", run_id), "facts_no")
+            pipeline.hgetall(keys("facts", run_id))
+            return pipeline.execute()
+
+        number, fields = await self._store.ask(question)
+        decode = self._store.codec.decode
+        self._facts = Facts({name: decode(text) for name, text in fields.items()})
+        self.seen = max(self.seen, int(number or 0))
+        for callback in list(self.when_changed):
+            callback()
+
+    async def _read_announced(self) -> None:
+        try:
+            while self._announced > self.seen:
+                before = self.seen
+                await self.refresh()
+                if self.seen == before:
+                    return  # the number was not of this run
+        except RunLatched:
+            return
+        finally:
+            self._reading = None
+
+    async def close(self) -> None:
+        """Stop reading."""
+        self.when_changed.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])

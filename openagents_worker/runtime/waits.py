@@ -1,0 +1,237 @@
+"""Waits: the only place where a recorded call waits for a fact or a time, and that decides when a run parks.
+
+A run parks when nothing of it can go on: every call in progress waits, and so does its program. Then it holds
+no slot, and the next attempt makes the waiting calls again. A wait that ends within `IN_PLACE_MS` does not
+park the run, because parking and continuing costs more than it saves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import WaitKind
+from openagents_worker.runtime.awaited import is_waiting_for
+from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.calls_in_progress import CallsInProgress
+from openagents_worker.runtime.clock import RedisClock
+from openagents_worker.runtime.facts import RunFacts
+from openagents_worker.runtime.latch import Latch, RunLatched
+from openagents_worker.runtime.replay_waits import QUIET_S
+from openagents_worker.runtime.rules import OpenCall, Rules
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store.facts import Fact, FactKind, Facts
+from openagents_worker.store.parking import Park, Wait
+
+__all__ = ["IN_PLACE_MS", "Waits", "open_waits"]
+
+IN_PLACE_MS = 1_000
+PARK_AFTER_S = 0.05  # the program makes its next call within milliseconds
+PARK_BUSY_AFTER_S = 2 * QUIET_S  # for a program that may do something else than wait for its calls
+
+
+@dataclass(slots=True, eq=False)
+class _OpenWait:
+    wait: Wait
+    fact: Fact
+    """What is stored of the wait, so that the next attempt continues it."""
+    ended: asyncio.Future[Fact | None]
+    is_stored: bool = False
+    task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
+
+
+class Waits:
+    """The open waits of one attempt."""
+
+    def __init__(
+        self,
+        facts: RunFacts,
+        *,
+        clock: RedisClock,
+        writer: RunWriter,
+        latch: Latch,
+        calls: CallsInProgress,
+        rules: Rules,
+        durable: bool,
+    ) -> None:
+        """A run that is not durable never parks: its attempt waits in place."""
+        self.facts = facts
+        self.clock = clock
+        self._writer = writer
+        self._latch = latch
+        self._calls = calls
+        self._rules = rules
+        self._durable = durable
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[str, _OpenWait] = {}
+        self._taken: dict[str, list[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+        facts.when_changed.append(self._look_for_facts)
+        calls.when_none_can_end = self._plan_to_park
+
+    async def until(
+        self,
+        info: CallInfo,
+        kind: WaitKind,
+        *,
+        name: str = "",
+        fact: str = "",
+        timeout_ms: int | None = None,
+        needs_all: bool = False,
+    ) -> Fact | None:
+        """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
+
+        The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
+        waits. Without a fact, this waits for the time only. The record of the call replaces the fact.
+        """
+        wait = self._wait_of(info, kind, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all)
+        found = self._facts_or_time(wait)
+        if found is None and fact:
+            await self.facts.refresh()
+            found = self._facts_or_time(wait)
+        if found is None:
+            found = await self._wait(wait)
+        if isinstance(found, Fact):
+            self._taken.setdefault(info.call_id, []).append(found.name)
+            return found
+        return None
+
+    def taken_by(self, call_id: str) -> list[str]:
+        """The names of the facts that the record of this call replaces."""
+        names = self._taken.pop(call_id, [])
+        self.facts.forget(names)
+        return names
+
+    def close(self) -> None:
+        """The attempt has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._calls.when_none_can_end = lambda: None
+        self._open.clear()
+
+    # --- one wait ----------------------------------------------------------------------------------------
+
+    def _wait_of(self, info: CallInfo, kind: WaitKind, *, timeout_ms: int | None, **fields: Any) -> Wait:
+        """The wait of a call. An earlier attempt may have begun it: then its time-out is that of before."""
+        stored = self.facts.stored_wait(info.call_id)
+        if stored is not None:
+            self._taken.setdefault(info.call_id, []).append(_fact_name(info.call_id))
+            until_ms = stored.get("until_ms", 0)
+            until_ms = until_ms if isinstance(until_ms, int) else 0
+        else:
+            until_ms = 0 if timeout_ms is None else self.clock.now_ms() + max(0, timeout_ms)
+        return Wait(kind, call_id=info.call_id, until_ms=until_ms, **fields)
+
+    def _facts_or_time(self, wait: Wait) -> Fact | bool | None:
+        """The fact that ends the wait; True: its time is over; None: neither."""
+        fact = self.facts.take(wait.fact)
+        if fact is not None:
+            return fact
+        return True if wait.until_ms and wait.until_ms <= self.clock.now_ms() else None
+
+    async def _wait(self, wait: Wait) -> Fact | None:
+        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future())
+        self._open[wait.call_id] = opened
+        self._writer.facts_at_suspend[opened.fact.name] = opened.fact
+        timer = None
+        if wait.until_ms:
+            left_s = (wait.until_ms - self.clock.now_ms()) / 1000
+            timer = self._loop.call_later(max(0.0, left_s), _end, opened.ended, None)
+        self._plan_to_park()
+        try:
+            with self._calls.waiting():
+                return await opened.ended
+        finally:
+            if timer is not None:
+                timer.cancel()
+            del self._open[wait.call_id]
+            if self._latch.reason is None:  # else the suspension stores it
+                del self._writer.facts_at_suspend[opened.fact.name]
+                if opened.is_stored:
+                    self._taken.setdefault(wait.call_id, []).append(opened.fact.name)
+
+    def _fact_of(self, wait: Wait) -> Fact:
+        place = self._rules.place_of(wait.call_id)
+        value = {**wait.to_json(), "call_kind": place.kind, "node": place.node, "scope": place.scope}
+        return Fact.of(FactKind.WAIT, wait.call_id, value)
+
+    def _look_for_facts(self) -> None:
+        """New facts were read: end the waits for them, in the order in which they began."""
+        for opened in list(self._open.values()):
+            if not opened.ended.done() and (fact := self.facts.take(opened.wait.fact)) is not None:
+                _end(opened.ended, fact)
+
+    # --- parking -----------------------------------------------------------------------------------------
+
+    def _plan_to_park(self) -> None:
+        """Park soon, unless something of the run goes on then."""
+        if self._open and self._latch.reason is None and self._durable:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(PARK_AFTER_S, self._park_if_quiet, self._calls.begun, False)
+
+    def _park_if_quiet(self, begun: int, has_been_busy: bool) -> None:
+        self._timer = None
+        if not self._open or self._latch.reason is not None or not self._calls.none_can_end:
+            self._write_ahead()
+            return
+        if begun != self._calls.begun:
+            self._plan_to_park()
+            return
+        if not has_been_busy and not self._program_waits():
+            self._write_ahead()
+            later_s = PARK_BUSY_AFTER_S - PARK_AFTER_S
+            self._timer = self._loop.call_later(later_s, self._park_if_quiet, begun, True)
+            return
+        if any(opened.ended.done() for opened in self._open.values()):
+            return
+        waits = [opened.wait for opened in self._open.values()]
+        park = Park(waits, self.facts.seen)
+        if not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS:
+            self._latch.set_parked(park)
+
+    def _program_waits(self) -> bool:
+        """Whether every task of the program waits for a call that waits."""
+        waiting = {opened.task for opened in self._open.values()}
+        return all(is_waiting_for(task, waiting) for task in self._rules.tasks())
+
+    def _write_ahead(self) -> None:
+        """Store the waits now, because the run goes on: if its worker dies, their time-outs stay."""
+        facts = [opened for opened in self._open.values() if not opened.is_stored and opened.wait.until_ms]
+        if not facts or self._latch.reason is not None or not self._durable:
+            return
+        task = outside_runs(self._write(facts), name=f"waits {self._writer.run_id}")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write(self, waits: Iterable[_OpenWait]) -> None:
+        for opened in waits:
+            opened.is_stored = True
+            try:
+                await self._writer.write_fact(opened.fact)
+            except RunLatched:
+                return
+
+
+def _end(future: asyncio.Future[Fact | None], fact: Fact | None) -> None:
+    if not future.done():
+        future.set_result(fact)
+
+
+def _fact_name(call_id: str) -> str:
+    return f"{FactKind.WAIT}:{call_id}"
+
+
+def open_waits(fields: Mapping[str, str] | None) -> Collection[OpenCall]:
+    """The calls that were waiting when the run was suspended. `fields` are the facts of the run."""
+    found = []
+    for fact in Facts(fields).of(FactKind.WAIT):
+        value = fact.value()
+        if isinstance(value, dict):
+            kind, node, scope = (str(value.get(name, "")) for name in ("call_kind", "node", "scope"))
+            found.append(OpenCall(fact.id, kind, node, scope, is_begun=False))
+    return found

@@ -1,0 +1,312 @@
+"""A run that waits for a signal or a time: it parks, holds no slot, and continues where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from openagents_worker.models import WaitKind
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.store import scripts
+from openagents_worker.store.formats import PARKS
+from openagents_worker.store.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, signal_fact
+from tests.runtime import plugins
+from tests.support.runner import Process, agent, calls, crash, process, scripted
+from tests.support.waiting import await_for
+
+HERE = "tests.runtime.waiting"
+
+
+def waiting(name: str, **config: Any) -> dict[str, Any]:
+    """An agent with this pattern and the tools `charge` and `ask`."""
+    return agent(
+        pattern={"impl": f"{HERE}.{name}", "config": config},
+        tools=[
+            {"id": "charge", "impl": "tests.runtime.plugins.Charge"},
+            {"id": "ask", "impl": f"{HERE}.AskTool"},
+        ],
+    )
+
+
+async def send(p: Process, name: str, value: Any, message_id: str = "", run_id: str = "r1") -> Any:
+    call = scripts.fact(
+        run_id=run_id,
+        name=signal_fact(name),
+        value=json.dumps(value),
+        message_id=message_id,
+        max_facts=MAX_SIGNALS,
+        max_bytes=MAX_SIGNALS_BYTES,
+    )
+    return await p.store.run(call)
+
+
+async def time_out(p: Process, run_id: str = "r1") -> None:
+    """Let the time of a parked run be over."""
+    redis, keys = p.store.redis, p.store.keys
+    facts = await redis.hgetall(keys("facts", run_id))
+    for name, text in facts.items():
+        if name.startswith("wait:") and "until_ms" in json.loads(text):
+            await redis.hset(keys("facts", run_id), name, json.dumps({**json.loads(text), "until_ms": 1}))
+    await redis.zadd(keys("timeouts"), {run_id: 1}, xx=True)
+    assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10))).wakes] == [run_id]
+
+
+async def test_a_receive_parks_the_run_and_a_sent_value_wakes_it(redis_url: str) -> None:
+    """A parked run has no owner. The value is stored before the run is woken, and taken with its record."""
+    async with process(redis_url, waiting("Receives")) as p:
+        await p.submit()
+        result = await p.execute()
+        assert (result.kind, result.reason) == (AttemptOutcome.SUSPENDED, "waiting for signal paid")
+        record = await p.record()
+        assert (record.state, record.worker, record.due_ms) == ("waiting", None, None)
+        [wait] = record.waiting
+        assert (wait.kind, wait.name, wait.until) == (WaitKind.SIGNAL, "paid", None)
+        assert (await p.execute()).reason == "parked"
+
+        sent = await send(p, "paid", {"amount": 3})
+        assert [wake.run_id for wake in sent.wakes] == ["r1"]
+        assert (await p.record()).waiting == ()
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [{"amount": 3}]
+        assert plugins.executed("charge") == ["before", "after"]
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+        names = await p.event_names()
+        assert [name for name in names if name in ("run.waiting", "run.woken", "signal.received")] == [
+            "run.waiting",
+            "run.woken",
+            "signal.received",
+        ]
+        assert await p.store.redis.hget(p.store.keys("run", "r1"), "format") == str(PARKS)
+
+
+async def test_values_are_kept_in_order_and_a_message_counts_once(redis_url: str) -> None:
+    """Values that were sent before anybody waits are kept, in order, and each is received once."""
+    async with process(redis_url, waiting("Receives", count=3)) as p:
+        await p.submit()
+        await send(p, "paid", 1, "m1")
+        await send(p, "other", "x")
+        await send(p, "paid", 2)
+        assert (await send(p, "paid", 1, "m1")).answer == "SAME"
+        await p.execute()
+        assert (await p.record()).state == "waiting"
+        assert (await send(p, "other", "y")).wakes == ()
+        await send(p, "paid", 3, "m3")
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [1, 2, 3]
+        ended = await send(p, "paid", 4)
+        assert (ended.answer, ended.state) == ("ENDED", "completed")
+        assert (await send(p, "paid", 4, run_id="r2")).answer == "UNKNOWN"
+
+
+@pytest.mark.parametrize("config", [{}, {"default": "late"}])
+async def test_a_receive_times_out(redis_url: str, config: dict[str, Any]) -> None:
+    async with process(redis_url, waiting("Receives", timeout=3600, **config)) as p:
+        await p.submit()
+        await p.execute()
+        record = await p.record()
+        assert record.due_ms is not None
+        assert record.waiting[0].until is not None
+        await time_out(p)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        expected = ["late"] if config else ["signal.timeout", "paid"]
+        assert record.result.final_output == expected
+        assert plugins.executed("charge") == ["before", "after"]
+
+
+async def test_a_sleep_of_a_year_is_one_entry_until_it_is_over(redis_url: str) -> None:
+    """The time is counted from the first attempt that slept, whatever woke the run before it was over."""
+    year = 365 * 86_400
+    async with process(redis_url, waiting("Sleeps", delay=year)) as p:
+        await p.submit()
+        await p.execute()
+        due_ms = (await p.record()).due_ms
+        assert due_ms is not None
+        assert await p.store.redis.zscore(p.store.keys("timeouts"), "r1") == due_ms
+        assert (await p.store.run(scripts.wake(limit=10))).wakes == ()
+        await p.store.redis.hset(p.store.keys("run", "r1"), "state", "queued")
+        await p.execute()
+        assert (await p.record()).due_ms == due_ms
+        await time_out(p)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == "slept"
+        assert plugins.executed("charge") == ["before", "after"]
+        assert await p.store.redis.zcard(p.store.keys("timeouts")) == 0
+
+
+async def test_a_short_sleep_does_not_park(redis_url: str) -> None:
+    async with process(redis_url, waiting("Sleeps", delay=0.1)) as p:
+        record = await p.run()
+        assert (record.state, record.attempt) == ("completed", 1)
+
+
+async def test_a_run_that_is_not_durable_waits_in_place(redis_url: str) -> None:
+    """It cannot continue in another attempt. A value reaches it through its worker."""
+    async with process(redis_url, waiting("Receives")) as p:
+        await p.submit(durable=False)
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.executed("charge") == ["before"], "the first charge")
+        await send(p, "paid", 1)
+        box = await p.store.redis.smembers(p.store.keys("worker_box", p.lease.incarnation))
+        [notice] = [json.loads(text) for text in box]
+        assert notice == {"kind": "fact", "number": 1, "run": "r1"}
+        p.runner.announce_fact("r1", 1)
+        await executing
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [1]
+
+
+@pytest.mark.parametrize("way", ["gather", "group", "as_completed"])
+async def test_branches_that_all_wait_park_together(redis_url: str, way: str) -> None:
+    """The record lists all waits. The run wakes when the first can go on, and parks for the rest."""
+    async with process(redis_url, waiting("Branches", names=["a", "b", "sleep3600"], way=way)) as p:
+        await p.submit()
+        await p.execute()
+        record = await p.record()
+        assert sorted((wait.kind, wait.name) for wait in record.waiting) == [
+            ("signal", "a"),
+            ("signal", "b"),
+            ("timer", ""),
+        ]
+        due_ms = record.due_ms
+        await send(p, "b", 2)
+        await p.execute()
+        record = await p.record()
+        assert sorted(wait.kind for wait in record.waiting) == ["signal", "timer"]
+        assert record.due_ms == due_ms
+        await time_out(p)
+        await p.execute()
+        await send(p, "a", 1)
+        await p.execute()
+        record = await p.record()
+        assert record.state == "completed", record.result
+        assert sorted(plugins.executed("charge")) == ["a", "b"]
+
+
+async def test_a_run_does_not_park_while_a_call_goes_on(redis_url: str) -> None:
+    """What waits beside a call in progress waits in place. Its time-out is stored if the worker dies."""
+    async with process(redis_url, waiting("Branches", names=["charge1", "sleep3600", "b"])) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+
+        async def stored() -> list[str]:
+            facts = await p.store.redis.hgetall(p.store.keys("facts", "r1"))
+            return [name for name in facts if name.startswith("wait:")]
+
+        await await_for(stored, "the time-out of the sleep")
+        assert (await p.record()).state == "running"
+        [name] = await stored()
+        until = json.loads(await p.store.redis.hget(p.store.keys("facts", "r1"), name))["until_ms"]
+        await crash(p, "r1", executing)
+    plugins.GATES["charge1"].set()
+    async with process(redis_url, waiting("Branches", names=["charge1", "sleep3600", "b"])) as q:
+        await q.execute()
+        record = await q.record()
+        assert (record.state, record.due_ms) == ("waiting", until)
+        assert plugins.executed("charge") == ["charge1"]
+
+
+async def test_a_wait_that_is_cancelled_by_the_pattern_leaves_nothing(redis_url: str) -> None:
+    async with process(redis_url, waiting("Branches", names=["a", "sleep3600"], way="first")) as p:
+        await p.submit()
+        await p.execute()
+        await send(p, "a", 1)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [["a", 1]]
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+
+
+async def test_a_tool_that_parks_begins_again_and_keeps_its_inner_calls(redis_url: str) -> None:
+    definition = waiting("Receives") | {
+        "pattern": {"type": "react"},
+        "llm": scripted(calls(("ask", {})), {"text": "thanks"}),
+    }
+    async with process(redis_url, definition) as p:
+        await p.submit()
+        await p.execute()
+        [wait] = (await p.record()).waiting
+        assert (wait.kind, wait.name) == ("signal", "answer")
+        await send(p, "answer", 42)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == "thanks"
+        assert plugins.executed("charge") == ["inside", "inside again"]
+        assert plugins.LOG.count(("begin", "ask")) == 2
+        assert record.usage.llm_calls == 2
+
+
+async def test_chance_and_time_are_the_same_in_every_attempt(redis_url: str) -> None:
+    async with process(redis_url, waiting("Chance")) as p:
+        await p.submit()
+        await p.execute()
+        await send(p, "go", None)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        drawn = [list(entry[1:]) for entry in plugins.LOG if entry[0] == "drawn"]
+        assert drawn[0] == drawn[1] == record.result.final_output[:3]
+        assert len(set(map(str, record.result.final_output))) == 6
+
+
+async def test_a_value_sent_while_the_run_parks_is_not_missed(redis_url: str) -> None:
+    """The script that parks the run finds that there is a newer fact: the run continues at once."""
+    async with process(redis_url, waiting("Receives")) as p:
+        await p.submit()
+        sent: list[Any] = []
+        ask = type(p.store).run_until
+
+        async def slow(store: Any, call: Any, *arguments: Any) -> Any:
+            if call.script.name == "suspend":
+                sent.append(await send(p, "paid", 7))
+            return await ask(store, call, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(p.store), "run_until", slow)
+            result = await p.execute()
+        assert (result.reason, sent[0].wakes) == ("handover", ())
+        assert [wake.run_id for wake in p.wakes] == ["r1"]
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [7]
+
+
+async def test_a_parked_run_can_be_cancelled(redis_url: str) -> None:
+    async with process(redis_url, waiting("Receives", timeout=3600)) as p:
+        await p.submit()
+        await p.execute()
+        cancelled = await p.store.run(scripts.cancel(run_id="r1", reason="enough", force=False))
+        assert cancelled.answer == "CANCELLED"
+        record = await p.record()
+        assert (record.state, record.waiting, record.due_ms) == ("cancelled", (), None)
+        assert await p.store.redis.zcard(p.store.keys("timeouts")) == 0
+
+
+async def test_a_wait_is_stored_when_the_run_is_handed_over(redis_url: str) -> None:
+    """The worker stops while the run waits in place beside a call: the time-out is that of before."""
+    async with process(redis_url, waiting("Branches", names=["charge1", "sleep3600"])) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: any(e[:2] == ("begin", "charge") for e in plugins.LOG), "the charge")
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        plugins.GATES["charge1"].set()
+        assert (await executing).reason == "handover"
+        facts = await p.store.redis.hgetall(p.store.keys("facts", "r1"))
+        [until] = [json.loads(text)["until_ms"] for name, text in facts.items() if "wait:" in name]
+        await p.execute()
+        assert (await p.record()).due_ms == until
