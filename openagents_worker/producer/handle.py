@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, cast
 from celery import states
 from celery.result import assert_will_not_block
 from pydantic import BaseModel
+from typing_extensions import Unpack
 
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
@@ -39,6 +40,7 @@ from openagents_worker.producer.run_results import (
 from openagents_worker.store.records import is_notify_pending
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.store.watch import awatch, watch
+from openagents_worker.submission.submit import ForkOptions
 
 PREDECESSOR_PAUSE_S = 0.1
 
@@ -130,6 +132,12 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
     def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
+
+    def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
+        """A new run that continues from a checkpoint of this run, as `Client.fork`."""
+        connection = self.connection
+        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
+        return RunHandle(connection.execute(plan), client=self)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -295,6 +303,12 @@ class AsyncRunHandle(Generic[OutputT]):
     async def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return await self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
+
+    async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
+        """A new run that continues from a checkpoint of this run, as `Client.fork`."""
+        connection = self.connection
+        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
+        return AsyncRunHandle(await connection.execute(plan), client=self)
 
     async def revoke(self) -> None:
         """Cancel the run."""

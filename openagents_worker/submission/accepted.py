@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.models import RunRequest, RunState
-from openagents_worker.store.scripts import Resumed, Submitted, Wake
+from openagents_worker.store.scripts import Forked, Resumed, Submitted, Wake
 
 __all__ = ["Accepted", "accepted_as", "error_of"]
 
@@ -28,7 +28,9 @@ class Accepted:
     also: tuple[Wake, ...] = ()
 
 
-def accepted_as(request: RunRequest, answer: Submitted | Resumed, canvas: str, *, is_new: bool) -> Accepted:
+def accepted_as(
+    request: RunRequest, answer: Submitted | Resumed | Forked, canvas: str, *, is_new: bool
+) -> Accepted:
     """The accepted run of a request, from the answer of its script. `canvas` has its task options."""
     first = None
     if answer.sent_us is not None and answer.state == RunState.QUEUED:

@@ -19,7 +19,7 @@ from openagents_worker.submission.accepted import Accepted, accepted_as, error_o
 from openagents_worker.submission.queue_choice import checked_queue
 from openagents_worker.suggest import agent_hint
 
-__all__ = ["NewRun", "SubmitOptions"]
+__all__ = ["INTERRUPTING", "NewRun", "SubmitOptions", "digest_of", "stored_text"]
 
 
 INTERRUPTING = ("interrupt", "rollback")
@@ -66,7 +66,7 @@ class NewRun:
             default_queue=settings.queue,
             digest=digest_of(request),
             uid=secrets.token_hex(8),
-            request=request.model_dump_json(exclude_none=True, exclude=_left_out(request)),
+            request=stored_text(request),
             canvas=self.canvas,
             durable=settings.durable_default if request.durable is None else request.durable,
             delay_ms=self.delay_ms,
@@ -120,12 +120,14 @@ def _default_fields(request: RunRequest) -> set[str]:
     return set() if request.labels else {"labels"}
 
 
-def _left_out(request: RunRequest) -> set[str]:
-    """Fields that are not stored in the request: older workers could not read these values of `on_busy`.
+def stored_text(request: RunRequest) -> str:
+    """The request as JSON, as the record of its run has it.
 
-    The record has them in a field of its own.
+    Some values of `on_busy` are not in it, because older workers could not read them. The record has them in
+    a field of its own.
     """
-    return _default_fields(request) | ({"on_busy"} if request.on_busy in INTERRUPTING else set())
+    left_out = {"on_busy"} if request.on_busy in INTERRUPTING else set()
+    return request.model_dump_json(exclude_none=True, exclude=_default_fields(request) | left_out)
 
 
 def digest_of(request: RunRequest) -> str:

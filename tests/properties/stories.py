@@ -629,6 +629,15 @@ class Stories(_Words):
         self.deliver(1)
         self.m.work(0, 0, "obey", "answered")
 
+    def a_run_is_interrupted_while_it_waits_for_a_signal(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("sleep")
+        self.submit(busy="interrupt")
+        self.deliver(NEW)
+        self.m.work(0, 0, "obey", "answered")
+
     def a_run_is_rolled_back_while_it_is_suspended(self) -> None:
         self.submit(tell=True)
         self.deliver(0)
@@ -729,6 +738,7 @@ class Stories(_Words):
     def an_interrupting_run_is_resumed(self) -> None:
         self.submit()
         self.submit(busy="interrupt")
+        self.submit()
         self.m.cancel(1, force=True, lost=False)
         self.m.holds()
         self.m.resume(1, lost=False)

@@ -936,10 +936,10 @@ def test_only_due_runs_are_woken(bench: Bench) -> None:
     bench.do("submit", run_id="r2", delay_ms=HOUR_MS)
     bench.do("submit", run_id="r3", delay_ms=9 * HOUR_MS)
     bench.do("suspend", run_id="r4", fence=bench.claimed("r4", session_id="s4"), delay_ms=HOUR_MS)
-    assert bench.do("wake") == ((), 0)
+    assert bench.do("wake") == ((), 0, ())
 
     bench.lab.let_pass(3 * HOUR_MS)
-    wakes, seen = bench.do("wake")
+    wakes, seen, _ = bench.do("wake")
 
     assert (set(woken(wakes)), seen) == ({"r2", "r4"}, 3)
     assert (bench.holder(), bench.field("state", "r1")) == ("r2", "waiting_session")
@@ -1406,7 +1406,7 @@ def test_an_id_may_have_any_character(bench: Bench, run_id: str) -> None:
     bench.lab.let_pass(2 * HOUR_MS)
     bench.do("register", incarnation=worker)
 
-    [wake], _ = bench.do("wake")
+    [wake] = bench.do("wake").wakes
     assert (wake.run_id, wake.session_id, wake.agent_id, wake.queue) == tuple(wild.values())
     fence = bench.claim(run_id, worker)
     assert bench.do("renew", incarnation=worker).owned == {run_id}

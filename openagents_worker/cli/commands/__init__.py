@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
+from openagents_worker.cli.commands import configuration, fleet, forking, processes, resuming, runs, sessions
 from openagents_worker.cli.exits import Exit, exit_code_of, show_error
 from openagents_worker.cli.streams import (
     OutputLost,
@@ -28,8 +28,8 @@ NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
 )
 
 SUBJECTS = (
-    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS)),
-    ("Sessions", sessions.COMMANDS),
+    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *forking.COMMANDS)),
+    ("Sessions", (*sessions.COMMANDS, *forking.SESSION_COMMANDS)),
     ("The deployment", fleet.COMMANDS),
     ("Processes", processes.COMMANDS),
     ("Configuration", configuration.COMMANDS),

@@ -39,6 +39,13 @@ from openagents_worker.store.scripts.control import (
     fact,
     resume,
 )
+from openagents_worker.store.scripts.forking import (
+    ForkAnswer,
+    Forked,
+    ForkSessionAnswer,
+    fork,
+    fork_session,
+)
 from openagents_worker.store.scripts.maintenance import (
     Pruned,
     aside_news,
@@ -80,6 +87,9 @@ __all__ = [
     "FactAnswer",
     "FactResult",
     "FalseAlarm",
+    "ForkAnswer",
+    "ForkSessionAnswer",
+    "Forked",
     "LookResult",
     "MAX_RECOVERIES",
     "PAGE_BYTES",
@@ -115,6 +125,8 @@ __all__ = [
     "end_lease",
     "fact",
     "finish",
+    "fork",
+    "fork_session",
     "lacking",
     "look",
     "mend_key",
