@@ -290,6 +290,50 @@ class Protocol(RuleBasedStateMachine):
         self.messages += [wake.run_id for wake in resumed.also]
 
     @act(
+        when=lambda self: self.truth.runs and len(self.truth.runs) < MAX_RUNS,
+        i=ANY,
+        steps=(0, 1, 2, 5),
+        is_own_session=(False, True),
+        messages=(0, 2, 4),
+        lost=LOST,
+    )
+    def fork(self, i: int, steps: int, is_own_session: bool, messages: int, lost: bool) -> None:
+        """A producer starts a run from a checkpoint of another one. The same fork again is the same run."""
+        source = self.truth.runs[pick(sorted(self.truth.runs), i)]
+        run_id = f"r{next(self.numbers)}"
+        session = source.session if is_own_session else f"fork of {run_id}"
+        self.fork_to(source, Run(run_id, session, "fork", source.durable, True), steps, messages, lost)
+
+    def fork_to(self, source: Run, asked: Run, steps: int, messages: int, lost: bool) -> None:
+        call = scripts.fork(
+            run_id=asked.id,
+            from_run_id=source.id,
+            steps=steps,
+            session_id=asked.session,
+            digest=asked.digest,
+            uid="u",
+            request="{}",
+            messages=messages,
+            artifacts=0,
+            lists=[TENANT],
+            tell=True,
+        )
+        expected = self.truth.fork(source.id, asked, steps, messages)
+        for answer_of in ("first", "again"):
+            forked = self.lab.run(call)
+            assert forked.answer == expected, f"fork of {source.id}: {forked.answer}, but it is {expected}"
+            if answer_of == "first":
+                self.messages += [wake.run_id for wake in forked.also]
+            if expected not in ("NEW", "SAME"):
+                return
+            expected = "SAME"
+        run = self.truth.runs[asked.id]
+        self.requests[asked.id] = asked
+        assert (forked.state, forked.sent_us is not None) == (run.state, run.state == "queued")
+        if run.state == "queued" and not lost:
+            self.messages.append(asked.id)
+
+    @act(
         4,
         when=lambda self: self.requests,
         i=ANY,
@@ -388,10 +432,14 @@ class Protocol(RuleBasedStateMachine):
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
             attempt = worker.carries[run_id] = Attempt(
-                run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
+                run_id, worker.incarnation, claimed.fence, len(run.journal), self.used_by(run), worker.format
             )
             attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
             assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
+
+    def used_by(self, run: Run) -> int:
+        """The usage of a run, as an attempt counts it: a fork counts the records that it has copied."""
+        return run.usage or sum(json.loads(text)["usage"] for text in run.journal[: run.copied])
 
     @act(
         28,

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from openagents_worker.errors import RedisRefused, RedisWrongType
 from tests.properties.machine import Protocol, Way
+from tests.properties.truth import Run
 
 __all__ = ["Stories", "tell"]
 
@@ -750,6 +751,68 @@ class Stories(_Words):
         del self.m.truth.runs[lost]
         self.m.lab.forget(lost)
         self.submit(busy="interrupt")
+
+    # --- forks ---
+
+    def _fork(self, steps: int, session: str, *, messages: int = 100) -> None:
+        source = next(iter(self.m.truth.runs.values()))
+        asked = Run("forked", session, "fork", source.durable, True)
+        self.m.fork_to(source, asked, steps, messages, lost=False)
+        self.m.holds()
+
+    def a_run_is_forked_at_each_of_its_steps(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("finish")
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("commit")
+        source = list(self.m.truth.runs.values())[1]
+        for steps in range(4):
+            asked = Run(f"forked {steps}", f"session {steps}", "fork", True, True)
+            self.m.fork_to(source, asked, steps, 1, lost=False)
+            self.m.holds()
+
+    def a_fork_goes_on(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("commit")
+        self.work("finish")
+        self._fork(1, "new", messages=0)
+        self.m.messages.reverse()
+        self.deliver(0)
+        self.work("commit")
+        self.work("finish")
+
+    def a_fork_waits_for_its_own_session(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self._fork(1, "s")
+
+    def a_run_without_records_is_forked(self) -> None:
+        self.submit()
+        self._fork(0, "new")
+
+    def a_fork_survives_its_source(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.cancel(force=True)
+        self._fork(0, "new")
+        self.m.forget(0)
+        self.m.holds()
+        self.deliver(1)
+
+    def a_parked_run_is_forked(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("sleep")
+        self._fork(1, "new")
+        self.deliver(0)
 
     # --- a holder whose record is gone ---
 

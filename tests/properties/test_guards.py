@@ -74,8 +74,8 @@ GUARDS = (
     Guard(
         "claim ends a run with a cancel request",
         (
-            "if run.cancel == '1' then return reply{answer = 'CANCELLED'",
-            "if false then return reply{answer = 'CANCELLED'",
+            "if run.cancel == '1' and not says_so_itself(run) then return",
+            "if false then return",
         ),
         story="a_run_is_cancelled_while_its_worker_hands_it_back",
     ),
@@ -248,8 +248,8 @@ GUARDS = (
     Guard(
         "a run that was claimed needs no message",
         (
-            "redis.call('ZREM', k.sent(run.queue), run_id)\nredis.call('ZREM', k.due(), run_id)\nappend",
-            "redis.call('ZREM', k.due(), run_id)\nappend",
+            "redis.call('ZREM', k.sent(run.queue), run_id)\nif run.force_at == 0",
+            "if run.force_at == 0",
         ),
     ),
     Guard(
@@ -406,6 +406,46 @@ GUARDS = (
         story="an_interrupting_run_is_resumed",
     ),
     Guard(
+        "a fork has no records after its checkpoint",
+        ("redis.call('LTRIM', k.journal(run_id), 0, steps)", ""),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "a fork has the records up to its checkpoint",
+        ("redis.call('COPY', k.journal(from_run_id), k.journal(run_id), 'REPLACE')", ""),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "the journal of a fork does not expire with that of its source",
+        ("redis.call('PERSIST', k.journal(run_id))\nif is_new_session", "if is_new_session"),
+        story="a_fork_survives_its_source",
+    ),
+    Guard(
+        "a fork needs a record that exists",
+        ("if steps >= length then", "if false then"),
+        story="a_run_is_forked_at_each_of_its_steps",
+    ),
+    Guard(
+        "a run without records is not forked",
+        ("if length == 0 then return reply{answer = 'NO_CHECKPOINT'} end", ""),
+        story="a_run_without_records_is_forked",
+    ),
+    Guard(
+        "the session of a fork ends where the run began",
+        ("redis.call('LTRIM', to, 0, count - 1)", ""),
+        story="a_run_is_forked_at_each_of_its_steps",
+    ),
+    Guard(
+        "the same fork again is the same run",
+        ("if known_digest then\n  if known_digest ~= digest", "if false then\n  if known_digest ~= digest"),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "a fork is left to workers that read its format",
+        ("new_run(run_id, {format = source.format, state", "new_run(run_id, {format = 1, state"),
+        story="a_parked_run_is_forked",
+    ),
+    Guard(
         "a completed run is not resumed",
         ("if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",
@@ -440,8 +480,8 @@ GUARDS = (
     Guard(
         "reclaim ends a run with a cancel request",
         (
-            "    if run.cancel == '1' then\n      more = cancelled",
-            "    if false then\n      more = cancelled",
+            "    elseif run.cancel == '1' then\n      more = cancelled",
+            "    elseif false then\n      more = cancelled",
         ),
         story="the_worker_of_a_run_with_a_cancel_request_dies",
     ),

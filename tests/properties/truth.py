@@ -100,6 +100,7 @@ class Run:
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
+    copied: int = 0  # records of its journal that are copies of those of another run
     usage: int = 0
     told: list[int] = field(default_factory=list)  # numbers of the events that its attempts have emitted
     facts: dict[str, str] = field(default_factory=dict)  # from outside, not taken yet
@@ -241,6 +242,33 @@ class Truth:
         run.suspicion = Suspicion()
         self._place(run)
         return "OK"
+
+    def fork(self, from_run_id: str, asked: Run, steps: int, messages: int) -> str:
+        source = self.runs.get(from_run_id)
+        if not source:
+            return "UNKNOWN"
+        if from_run_id in self.lost_journals or not source.journal:
+            return "NO_CHECKPOINT"
+        if steps >= len(source.journal):
+            return "OTHER_CHECKPOINT"
+        self._no += 1
+        journal = source.journal[: steps + 1]
+        self.runs[asked.id] = run = replace(
+            asked,
+            born=self._no,
+            journal=journal,
+            copied=len(journal),
+            format=source.format,
+            told=[],
+            left=set(),
+        )
+        run.facts, run.message_ids = {}, set()
+        if run.session != source.session:
+            self.transcript[run.session] = self.transcript.get(source.session, [])[:messages]
+            if source.session in self.formats:
+                self.formats[run.session] = self.formats[source.session]
+        self._place(run)
+        return "NEW"
 
     def told(self, run_id: str, life: int) -> bool:
         run = self.runs.get(run_id)
