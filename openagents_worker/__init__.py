@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
         SessionBusy,
+        SignalTimeout,
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         RunState,
         RunUsage,
         StopReason,
+        Waiting,
     )
     from openagents_worker.producer.client import (
         AsyncClient,
@@ -71,8 +73,10 @@ __all__ = [
     "RunState",
     "RunUsage",
     "SessionBusy",
+    "SignalTimeout",
     "StopReason",
     "SubmitUnknown",
+    "Waiting",
     "register",
     "register_deps",
     "register_output",
@@ -102,8 +106,10 @@ _MODULE_OF = {
     "RunState": "models",
     "RunUsage": "models",
     "SessionBusy": "errors",
+    "SignalTimeout": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "Waiting": "models",
     "register": "celery.register",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",

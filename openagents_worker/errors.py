@@ -270,7 +270,7 @@ class RunNotFound(UserError):
 
 
 class RunConflict(UserError):
-    """The `run_id` belongs to another request. Nothing was accepted."""
+    """The `run_id` belongs to another request, or its run is over. Nothing was accepted."""
 
     code = "run.conflict"
     http_status = 409

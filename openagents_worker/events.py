@@ -57,10 +57,15 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "", "previous_worker"),
         _event("run.left_to_others", "a worker cannot execute the run (format, agent); it is left to others",
                "left_by delay_ms", "format newest_read error_code"),
+        _event("run.waiting", "the run is parked until one of these waits ends, and holds no slot",
+               "waiting due_at"),
+        _event("run.woken", "the parked run continues: this wait has ended", "kind", "name call_id"),
+        _event("signal.received", "the run has received a value that was sent to it", "name", "call_id"),
         _event("run.poisoned", "the run killed too many workers, or was released too often, without a commit",
                "recoveries", "limit"),
         _event("run.cancel_requested", "the cancellation of the run was requested, by a user or by another "
                "run of the session (`mode`: interrupt or rollback)", "", "reason mode by_run_id"),
+        _event("run.steered", "the run has taken a message that was sent to it while it worked", "text by"),
         _event("run.forked", "the run continues from a checkpoint of another run; calls that had begun there "
                "are not known to it", "from_run_id checkpoint_id", "dropped_intents"),
         _event("worker.false_alarm", "the worker was declared dead but is alive; the recovery does not count",

@@ -20,7 +20,7 @@ def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
         (
             "-" if run.created_ms is None else age_text(now_ms - run.created_ms),
             styled(run.state, fg=STATE_COLOURS.get(run.state)),
-            run.reason_code or "",
+            run.reason_code or ", ".join(dict.fromkeys(map(str, run.waiting))),
             run.run_id,
             run.agent_id,
             run.session_id,

@@ -179,11 +179,20 @@ def _ending(event: RunEvent) -> tuple[str, str | None] | None:
             return f"retry in {_delay_text(payload.get('delay_ms'))}", str(payload.get("error_code") or "")
         case "run.recovered":
             return "recovered from a dead worker", None
+        case "run.waiting":
+            return f"parked: {_waits_text(payload.get('waiting'))}", None
         case "run.handed_over":
             return "handed over by a stopping worker", None
         case "run.left_to_others":
             return "left to other workers", str(payload.get("error_code") or "") or None
     return None
+
+
+def _waits_text(waiting: Any) -> str:
+    """What the event `run.waiting` lists: `signal paid, timer`."""
+    waits = [wait for wait in waiting if isinstance(wait, dict)] if isinstance(waiting, list) else []
+    each = [" ".join(str(wait[key]) for key in ("kind", "name") if wait.get(key)) for wait in waits]
+    return ", ".join(dict.fromkeys(each)) or "waiting"
 
 
 def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:

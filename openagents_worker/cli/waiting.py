@@ -71,7 +71,7 @@ def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None
 
 def _waited_for(run: RunRecord) -> str:
     """What a parked run waits for: `waits for signal paid and for a timer`."""
-    each = [f"for {wait.kind} {wait.name}" if wait.name else f"for a {wait.kind}" for wait in run.waiting]
+    each = [f"for {wait}" if wait.name else f"for a {wait}" for wait in run.waiting]
     return f"waits {' and '.join(dict.fromkeys(each)) or 'for a decision'}"
 
 

@@ -150,7 +150,9 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
 
 
 def _is_tool_message(message: Message) -> bool:
-    return message.get("role") == "tool" or bool(message.get("tool_calls"))
+    """Whether a message may stand between question and answer: also a text that was sent to the run, and the
+    answer before it."""
+    return message.get("role") in ("tool", "user") or message.get("role") == "assistant"
 
 
 def _without_provider_fields(message: Message) -> dict[str, Any]:

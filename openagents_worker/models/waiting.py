@@ -34,3 +34,7 @@ class Waiting(StoredModel):
     name: str = ""
     call_id: str = ""
     until: datetime | None = None
+
+    def __str__(self) -> str:
+        """The kind and the name: `signal paid`."""
+        return f"{self.kind} {self.name}" if self.name else self.kind.value

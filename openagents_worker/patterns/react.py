@@ -81,6 +81,9 @@ class ReActPattern(PatternPlugin):
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step)
                 response = await conversation.ask(step=step)
+                if not response.tool_calls and await conversation.take_steering(response.output_text):
+                    await self.emit("pattern.step_finished", step=step, action="steered")
+                    continue
                 if not response.tool_calls:
                     answer = self._answer_in(response)
                     self.finish_reason = response.finish_reason

@@ -93,6 +93,8 @@ class Conversation:
         self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
         self._is_cut = False
+        self._steered: Messages = []
+        """Messages that were sent to the run, and the answers that they followed."""
         self._unfinished: tuple[FixedMessage, Sequence[LLMToolCall]] | None = None
         self._outcomes: dict[str | None, ToolCallOutcome | None] = {}
         """The outcomes of the calls of the current reply, by call id. None: the call has begun."""
@@ -100,8 +102,11 @@ class Conversation:
     @property
     def calls_and_results(self) -> Messages:
         """The tool calls after the question, and their results: the session's transcript stores them."""
-        after_question = self._messages[self._question_at :]
-        return [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
+        return [message for message in self._messages[self._question_at :] if self._is_kept(message)]
+
+    def _is_kept(self, message: dict[str, Any]) -> bool:
+        is_call_or_result = message["role"] == "tool" or "tool_calls" in message
+        return is_call_or_result or any(message is steered for steered in self._steered)
 
     @property
     def calls_and_results_so_far(self) -> Messages:
@@ -149,8 +154,29 @@ class Conversation:
         ]
         return "\n\n".join([*memory_sections, f"## question\n{question}"]) if memory_sections else question
 
+    async def take_steering(self, answer: str | None = None) -> bool:
+        """Append the messages that were sent to the run since the last time; returns whether there were any.
+
+        `answer` is the answer of the model that they follow, if they arrived after it.
+        """
+        take_steering = getattr(self._context, "take_steering", None)
+        texts = await take_steering() if take_steering is not None else ()
+        if texts and answer and not is_blank(answer):
+            self._add_steered(FixedMessage(role="assistant", content=answer))
+        for text in texts:
+            self._add_steered(FixedMessage(role="user", content=text))
+        return bool(texts)
+
+    def _add_steered(self, message: FixedMessage) -> None:
+        self._messages.append(message)
+        self._steered.append(message)
+
     async def ask(self, *, step: int) -> LLMResponse:
-        """The model's reply. If the request exceeds the model's context, it is repeated with less history."""
+        """The model's reply, to a request with the messages that were sent to the run meanwhile.
+
+        If the request exceeds the model's context, it is repeated with less history.
+        """
+        await self.take_steering()
         while True:
             try:
                 return await self._generate()

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 from celery import Celery
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.models import RunRecord, output_class_of
-from openagents_worker.producer import plans
+from openagents_worker.producer import plans, sending
 from openagents_worker.producer.connection import (
     AsyncConnection,
     Connection,
@@ -95,6 +95,14 @@ class Client(Operations):
         """
         return self._execute(plans.cancel(self._publishing, run_id, reason))
 
+    def send(self, run_id: str, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
+        """Send a value to a run, as `RunHandle.send` does."""
+        self._execute(sending.send(self._publishing, run_id, name, value, message_id))
+
+    def steer(self, run_id: str, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into a run, as `RunHandle.steer` does."""
+        self._execute(sending.steer(self._publishing, run_id, text, by, message_id))
+
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
         return checkpoints(self.store, text_of_caller("run_id", run_id))
@@ -170,6 +178,18 @@ class AsyncClient(AsyncOperations):
     async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run, as `Client.cancel` does. Raises `RunNotFound`."""
         return await self._execute(plans.cancel(self._publishing, run_id, reason))
+
+    async def send(
+        self, run_id: str, name: str, value: JsonValue = None, *, message_id: str | None = None
+    ) -> None:
+        """Send a value to a run, as `RunHandle.send` does."""
+        await self._execute(sending.send(self._publishing, run_id, name, value, message_id))
+
+    async def steer(
+        self, run_id: str, text: str, *, by: str | None = None, message_id: str | None = None
+    ) -> None:
+        """Put a user message into a run, as `RunHandle.steer` does."""
+        await self._execute(sending.steer(self._publishing, run_id, text, by, message_id))
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""

@@ -13,14 +13,14 @@ from typing import Any, Generic, Protocol, cast
 
 from celery import states
 from celery.result import assert_will_not_block
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
-from openagents_worker.producer import plans
+from openagents_worker.producer import plans, sending
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
     AsyncConnection,
@@ -138,6 +138,22 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         connection = self.connection
         plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
         return RunHandle(connection.execute(plan), client=self)
+
+    def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
+        """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
+
+        The same `message_id` counts once: give one if you repeat a call. Raises `RunNotFound`, `RunConflict`
+        if the run is over, `RequestInvalid`, and `RequestTooLarge`.
+        """
+        self.connection.execute(sending.send(self.connection.publishing, self.id, name, value, message_id))
+
+    def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into the run: the model sees it in its next call, in every pattern of ours.
+
+        It does not interrupt anything. The event `run.steered` says that the run has it. A message that
+        arrives after the last call of the model is not used. Arguments and errors as those of `send`.
+        """
+        self.connection.execute(sending.steer(self.connection.publishing, self.id, text, by, message_id))
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -309,6 +325,16 @@ class AsyncRunHandle(Generic[OutputT]):
         connection = self.connection
         plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
         return AsyncRunHandle(await connection.execute(plan), client=self)
+
+    async def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
+        """Send a value to the run, as `RunHandle.send` does."""
+        plan = sending.send(self.connection.publishing, self.id, name, value, message_id)
+        await self.connection.execute(plan)
+
+    async def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into the run, as `RunHandle.steer` does."""
+        plan = sending.steer(self.connection.publishing, self.id, text, by, message_id)
+        await self.connection.execute(plan)
 
     async def revoke(self) -> None:
         """Cancel the run."""

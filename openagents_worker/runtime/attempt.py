@@ -24,7 +24,7 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.clock import RedisClock, RunClock
+from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
@@ -56,7 +56,6 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
-from openagents_worker.runtime.waits import Waits
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed, WriteResult
@@ -67,7 +66,6 @@ from openagents_worker.tools.offload import work_off_loop
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
 log = get_logger(__name__)
-
 DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
@@ -232,8 +230,7 @@ class Attempt:
         history = await read_history(
             self._claimed, parts.definition_hash, tries=self._tries, store=self._store, latch=self.latch
         )
-        sessions = SessionStore(self._store)
-        state_before = self._claimed.session_state
+        sessions, state_before = SessionStore(self._store), self._claimed.session_state
         if state_before is None:
             state_before = await sessions.load_state_texts(self.identity.session_id)
         self._state_before = state_before
@@ -246,15 +243,7 @@ class Attempt:
             durable=self._claimed.durable,
             replays_only=self._claimed.is_interrupted,
             max_record_bytes=self._settings.max_payload_bytes,
-        )
-        recorder.waits = Waits(
-            self.facts,
-            clock=RedisClock(self._claimed.now_ms),
-            writer=self._writer,
-            latch=self.latch,
-            calls=recorder.in_progress,
-            rules=recorder.rules,
-            durable=self._claimed.durable,
+            facts=self.facts,
         )
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
@@ -345,8 +334,6 @@ class Attempt:
             return await self._parting.leave()
         finally:
             self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
-            if self._recorder is not None:
-                self._recorder.waits.close()
             await self.facts.close()
             await self._writer.close()
 

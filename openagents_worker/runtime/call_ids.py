@@ -95,6 +95,16 @@ class Frame:
         """The id of the innermost enclosing call; empty if there is none."""
         return self.outer[-1].id if self.outer else ""
 
+    def enclosing(self, call_id: str) -> tuple[OuterCall, str]:
+        """The call with this id in which this code executes, and the id of the call around that one."""
+        at = next(at for at, call in enumerate(self.outer) if call.id == call_id)
+        return self.outer[at], self.outer[at - 1].id if at else ""
+
+    def draw(self) -> str:
+        """A text that names this place in the program and how often it was used, the same in each attempt."""
+        self.node.drawn[self.scope] += 1
+        return f"{self.node.path}\0{self.scope}\0{self.node.drawn[self.scope]}"
+
     def merge_into_parent(self) -> None:
         """Add the model calls of this frame to those of its parent."""
         if self.parent is not None:
@@ -175,6 +185,10 @@ class Nodes:
         node.task = None
         if (on_end := self._on_end()) is not None:
             on_end(node)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of the run that are not done."""
+        return [node.task for node in self.living if node.task is not None]
 
     def is_alone(self, node: Node) -> bool:
         """Whether the tasks of all other nodes of the run are done."""

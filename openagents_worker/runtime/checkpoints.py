@@ -78,6 +78,8 @@ class Checkpoints:
             self.usage = usage
             for event in events:
                 self._writer.emit(*event)
+            if taken:
+                await self._writer.take_facts(taken)
             return
         position, saved = self._assign_checkpoint(record)
         self.usage = usage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from openagents_worker.errors import BudgetExhausted
@@ -14,10 +15,11 @@ class RedisClock:
 
     def __init__(self, now_ms: int) -> None:
         """`now_ms` is the time of Redis when the run was claimed, ms since 1970."""
-        self._ahead_ms = now_ms - time.monotonic() * 1000
+        self._loop = asyncio.get_running_loop()
+        self._ahead_ms = now_ms - self._loop.time() * 1000
 
     def now_ms(self) -> int:
-        return int(time.monotonic() * 1000 + self._ahead_ms)
+        return int(self._loop.time() * 1000 + self._ahead_ms)
 
 
 class RunClock:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.clock import RedisClock
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.store.facts import Fact, FactKind, Facts
@@ -22,6 +23,7 @@ class RunFacts:
     """
 
     def __init__(self, claimed: Claimed, store: FencedStore) -> None:
+        self.clock = RedisClock(claimed.now_ms)
         self._facts = Facts(claimed.facts)
         self._store = store
         self._taken: set[str] = set()
@@ -30,6 +32,8 @@ class RunFacts:
         """`seen` is the number of the newest fact from outside that was read."""
         self.when_changed: list[Callable[[], object]] = []
         """Called after new facts were read."""
+        self.when_closed: Callable[[], object] = lambda: None
+        """Called when the attempt has ended."""
 
     def take(self, name: str) -> Fact | None:
         """Take the fact with this name, or the first numbered one if the name ends with a colon."""
@@ -88,8 +92,10 @@ class RunFacts:
             self._reading = None
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stop reading: the attempt has ended."""
+        self.when_closed()
         self.when_changed.clear()
+        self.when_closed = lambda: None
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])

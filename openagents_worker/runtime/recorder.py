@@ -34,6 +34,7 @@ from openagents_worker.runtime.call_outcome import (
 )
 from openagents_worker.runtime.calls_in_progress import CallInProgress, CallsInProgress
 from openagents_worker.runtime.checkpoints import Checkpoints
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
@@ -65,6 +66,7 @@ class Recorder:
         latch: Latch,
         durable: bool,
         max_record_bytes: int,
+        facts: RunFacts,
         replays_only: bool = False,
     ) -> None:
         """`replays_only`: the run was interrupted, so the first call that is not in the journal ends it."""
@@ -78,7 +80,6 @@ class Recorder:
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
-        self.waits: Waits = None  # type: ignore[assignment]  # set before the first call
         self._identity = identity
         self._history = history
         self._writer = writer
@@ -90,6 +91,9 @@ class Recorder:
         self.in_progress = CallsInProgress()
         self.in_progress.when_blocked = self.rules.call_ended
         self.in_progress.when_unblocked = self.rules.call_begins
+        self.waits = Waits(
+            facts, writer=writer, latch=latch, calls=self.in_progress, rules=self.rules, durable=durable
+        )
         self._retries = Retries(history.tries, writer, latch, self.in_progress, durable=durable)
         self._pattern_events = PatternEvents(history.rules, writer)
 

@@ -30,6 +30,7 @@ from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
 from openagents_worker.runtime.rules import (
     MODEL_KINDS,
+    STEER,
     CallQuery,
     OpenCall,
     ReplayContradiction,
@@ -45,7 +46,7 @@ SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
 CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
-OWN_KINDS = frozenset({"now"})
+OWN_KINDS = frozenset({"now", STEER})
 """Kinds of calls without meaningful arguments. A record of another node never answers them."""
 
 
@@ -126,25 +127,22 @@ class ReplayByContent(Rules):
         return self._nodes.current_frame().node.path
 
     def place_of(self, call_id: str) -> OpenCall:
-        frame = self._nodes.current_frame()
-        scope = ""
-        for outer in frame.outer:
-            if outer.id == call_id:
-                return OpenCall(call_id, outer.kind, outer.node, scope)
-            scope = outer.id
-        raise ValueError(f"the call {call_id} is not being made here")
+        call, scope = self._nodes.current_frame().enclosing(call_id)
+        return OpenCall(call_id, call.kind, call.node, scope)
 
     def draw(self) -> str:
-        frame = self._nodes.current_frame()
-        drawn = frame.node.drawn
-        drawn[frame.scope] += 1
-        return f"{frame.node.path}\0{frame.scope}\0{drawn[frame.scope]}"
+        return self._nodes.current_frame().draw()
 
     def tasks(self) -> Collection[asyncio.Task[Any]]:
-        return [node.task for node in self._nodes.living if node.task is not None]
+        return self._nodes.tasks()
 
     def is_inside_a_call(self) -> bool:
         return bool(self._nodes.current_frame().outer)
+
+    def next_kind(self) -> str | None:
+        frame = self._nodes.current_frame()
+        following = None if self._unused.is_empty else self._unused.next_of_node(frame.node.path, frame.scope)
+        return None if following is None else following.kind
 
     @property
     def is_replay_over(self) -> bool:

@@ -74,6 +74,8 @@ class Runner:
         self._claim_patience_s = settings.time_limits.claim_patience_s
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
+        self._early_facts: dict[str, int] = {}
+        """Facts of runs that are being claimed, whose attempts do not exist yet."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._stops = Stops()
@@ -86,6 +88,7 @@ class Runner:
         with _CountedClaim(self._claiming, run_id):
             lease, claimed = await self._claim(run_id, format_)
             if claimed.answer is not ClaimAnswer.CLAIMED:
+                self._early_facts.pop(run_id, None)
                 return await self._skip(run_id, claimed)
             # After the end of the lease, another worker may recover the run at any moment.
             if lease.remaining_s() <= 0 or not self.accepting:
@@ -122,6 +125,7 @@ class Runner:
         """The run counts as owned by this process inside the block."""
         self._attempts[run_id] = attempt
         self._idle.clear()
+        attempt.facts.announce(self._early_facts.pop(run_id, 0))
         try:
             yield
         finally:
@@ -268,6 +272,8 @@ class Runner:
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             attempt.facts.announce(number)
+        elif run_id in self._claiming:
+            self._early_facts[run_id] = number
 
     def interrupt(self, run_id: str, by: Exception) -> None:
         """Stop a run whose Celery task exceeded its soft time limit `by`. It ends as failed.

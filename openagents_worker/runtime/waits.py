@@ -17,7 +17,6 @@ from openagents_worker.models import WaitKind
 from openagents_worker.runtime.awaited import is_waiting_for
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
-from openagents_worker.runtime.clock import RedisClock
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.latch import Latch, RunLatched
 from openagents_worker.runtime.replay_waits import QUIET_S
@@ -50,7 +49,6 @@ class Waits:
         self,
         facts: RunFacts,
         *,
-        clock: RedisClock,
         writer: RunWriter,
         latch: Latch,
         calls: CallsInProgress,
@@ -59,7 +57,7 @@ class Waits:
     ) -> None:
         """A run that is not durable never parks: its attempt waits in place."""
         self.facts = facts
-        self.clock = clock
+        self.clock = facts.clock
         self._writer = writer
         self._latch = latch
         self._calls = calls
@@ -71,6 +69,7 @@ class Waits:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
         facts.when_changed.append(self._look_for_facts)
+        facts.when_closed = self._close
         calls.when_none_can_end = self._plan_to_park
 
     async def until(
@@ -106,7 +105,7 @@ class Waits:
         self.facts.forget(names)
         return names
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """The attempt has ended."""
         if self._timer is not None:
             self._timer.cancel()

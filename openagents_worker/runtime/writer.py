@@ -241,8 +241,15 @@ class RunWriter:
                 position, [record], usage, self._take_batch(events), self._take_deferred(position), taken
             )
 
+    async def take_facts(self, names: Sequence[str]) -> None:
+        """Delete facts that a run without records has received."""
+        await self._write_facts(taken=names)
+
     async def write_fact(self, fact: Fact) -> None:
         """Store a fact ahead of the record that will replace it, after all queued events."""
+        await self._write_facts(facts=[fact.name, fact.text])
+
+    async def _write_facts(self, **facts: Sequence[str]) -> None:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
@@ -252,7 +259,7 @@ class RunWriter:
                     fence=self.fence,
                     batch_no=self._batch_no,
                     events=batch,
-                    facts=[fact.name, fact.text],
+                    **facts,
                 )
             )
 

@@ -17,6 +17,9 @@ from openagents_worker.store.states import parked_state
 __all__ = ["Park", "Wait", "parse_waiting"]
 
 
+REASON_CHARS = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """One wait of a run that parks.
@@ -83,17 +86,15 @@ class Park:
 
     @property
     def reason(self) -> str:
-        """What the run waits for, for people: `waiting for signal payment`."""
-        return f"waiting for {', '.join(dict.fromkeys(map(_described, self.waits)))}"
+        """What the run waits for, for people: `waiting for signal payment until 2026-03-01T12:00:00.000Z`."""
+        waited = ", ".join(dict.fromkeys(map(str, parse_waiting(self.waits_text))))
+        waited = waited if len(waited) <= REASON_CHARS else f"{waited[:REASON_CHARS]}…"
+        return f"waiting for {waited}{f' until {_iso_text(self.due_ms)}' if self.due_ms else ''}"
 
 
 def _iso_text(at_ms: int) -> str:
     at = datetime.fromtimestamp(at_ms / 1000, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _described(wait: Wait) -> str:
-    return f"{wait.kind} {wait.name}" if wait.name else wait.kind.value
 
 
 def parse_waiting(text: str) -> tuple[Waiting, ...]:

@@ -272,12 +272,20 @@ class Rescue:
 
     async def _check_due_runs(self) -> float:
         """Wake due runs; returns the seconds until the next run is due."""
-        key = self._store.keys("due")
-        first = await self._lowest_score(key)
+        first = await self._first_due_ms()
         if first is not None and self._seconds_until(first) <= 0:
             await self._wake_all()
-            first = await self._lowest_score(key)
+            first = await self._first_due_ms()
         return PERIOD_S if first is None else max(self._seconds_until(first), 0)
+
+    async def _first_due_ms(self) -> float | None:
+        """When the first run is due, or the first wait of a parked run is over; None if there is none."""
+        pipe: Any
+        async with self._store.redis.pipeline(transaction=False) as pipe:
+            for name in ("due", "timeouts"):
+                pipe.zrange(self._store.keys(name), 0, 0, withscores=True)
+            found = await self._store.ask(lambda _: pipe.execute())
+        return min((score for entries in found for _, score in entries), default=None)
 
     async def _wake_all(self) -> int:
         """Wake all due runs; returns their number."""

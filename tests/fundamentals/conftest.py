@@ -10,7 +10,10 @@ from openagents_worker import Client
 from openagents_worker.producer.task import AgentTask
 from tests.support.deployment import Installation, Model, agent, installed
 
-TOOLS = {tool: f"tests.fundamentals.shop.{tool}" for tool in ("price", "pay", "deliver", "ring")}
+TOOLS = {
+    tool: f"tests.fundamentals.shop.{tool}"
+    for tool in ("price", "pay", "deliver", "ring", "ask_the_customer", "wait_for_the_bank")
+}
 
 AGENTS = (
     agent("clerk", tools=TOOLS),

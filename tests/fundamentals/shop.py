@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolUnavailableError
@@ -58,3 +60,18 @@ async def ring(context: ToolContext) -> None:
     if not (first_call := Path(os.environ[DIARY]) / f"{context.run_id} phoned").exists():
         first_call.touch()
         raise ToolUnavailableError("the supplier does not answer", "ring")
+
+
+@tool
+async def ask_the_customer(question: str, context: ToolContext) -> Any:
+    """Asks the customer, whose answer may take days."""
+    note("asked", context, question=question)
+    return await context.receive("answer")
+
+
+@tool
+async def wait_for_the_bank(hours: float, context: ToolContext) -> str:
+    """Waits until the bank has booked the payment."""
+    await context.sleep(timedelta(hours=hours))
+    note("booked", context)
+    return "booked"

@@ -19,6 +19,7 @@ from tests.replay.world import Api, ToolFailed
 Statement = tuple[str, int, Any]
 
 ALWAYS = ["tool", "tool", "twin", "model", "clock", "jitter", "retry", "fed", "now", "quick"]
+WAITS = ["receive", "receive", "receive_twin", "wait", "wait"]
 NESTING = ["gather", "gather", "group", "nested", "sorted_done", "outer", "shield", "best_of", "spawn"]
 DEPENDING_ON_TIME = ["fed_done", "race", "pool", "timeout"]
 
@@ -34,8 +35,9 @@ class Generated:
     """Whether it has time limits of its own."""
 
 
-def generate(seed: int, depends_on_time: bool) -> Generated:
-    maker = _Maker(random.Random(seed), depends_on_time)
+def generate(seed: int, depends_on_time: bool, *, waits: bool = False) -> Generated:
+    """With `waits`, the program also receives values and sleeps."""
+    maker = _Maker(random.Random(seed), depends_on_time, waits)
     tree = maker.block(2, 4)
     has_clock = {number: maker.chance.random() < 0.3 for number in range(200)}
     interpreter = _Interpreter(has_clock)
@@ -47,8 +49,9 @@ def generate(seed: int, depends_on_time: bool) -> Generated:
 
 
 class _Maker:
-    def __init__(self, chance: random.Random, depends_on_time: bool) -> None:
+    def __init__(self, chance: random.Random, depends_on_time: bool, waits: bool) -> None:
         self.chance = chance
+        self._waits = WAITS if waits else []
         self.is_sampled = False
         self.has_limits = False
         self._depends_on_time = depends_on_time
@@ -58,7 +61,7 @@ class _Maker:
         return [self._statement(depth) for _ in range(self.chance.randint(1, width))]
 
     def _statement(self, depth: int) -> Statement:
-        kinds = list(ALWAYS)
+        kinds = ALWAYS + self._waits
         if depth:
             kinds += NESTING + (DEPENDING_ON_TIME if self._depends_on_time else ["pool"])
         kind = self.chance.choice(kinds)
@@ -113,6 +116,15 @@ class _Interpreter:
 
     async def _jitter(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
         await api.sleep()
+
+    async def _receive(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
+        await api.receive(me)
+
+    async def _receive_twin(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
+        await api.receive("twin")
+
+    async def _wait(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
+        await api.wait((0, 0.2, 30, 86_400)[number % 4])
 
     async def _fed(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
         done.append(await api.tool("fed", me, done[-3:], subject=me))

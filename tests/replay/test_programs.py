@@ -20,18 +20,19 @@ from tests.replay.world import Case, Kill, number_of_process
 from tests.support.deployment import ROOT
 
 SOME = 30
+SOME_THAT_WAIT = 10  # each of them takes several attempts
 MANY = 2_000
 
 
-def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
-    """The problems of the program of this seed.
+def problems(redis_url: str, seed: int, *, waits: bool = False) -> list[tuple[str, str]]:
+    """The problems of the program of this seed. With `waits`, it also receives values and sleeps.
 
     A program whose result depends on its own time (sleeps, limits) continues as one of its possible
     executions. If that contradicts the journal, the run is stopped. That is not a problem.
     """
     chance = random.Random(seed)
     depends_on_time, has_jitter = chance.random() < 0.35, chance.random() < 0.6
-    program = generate(seed, depends_on_time)
+    program = generate(seed, depends_on_time, waits=waits)
     kills = [Kill(chance.randint(2, 14), chance.random() < 0.7) for _ in range(chance.randint(1, 4))]
     found = Case(
         program.run,
@@ -50,6 +51,12 @@ def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
 def test_a_program_continues_after_every_kill(redis_url: str, seed: int) -> None:
     """Same result, finished calls once, calls in flight with the same key, no mismatch, no hang."""
     assert problems(redis_url, seed) == []
+
+
+@pytest.mark.parametrize("seed", range(SOME_THAT_WAIT))
+def test_a_program_that_waits_continues_after_every_kill(redis_url: str, seed: int) -> None:
+    """The same for programs that park: each value is received once, at its place."""
+    assert problems(redis_url, seed, waits=True) == []
 
 
 @pytest.mark.parametrize("seed", range(SOME, SOME + 20))
@@ -88,8 +95,11 @@ def test_newer_pythons(version: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(3_600)
 def test_two_thousand_programs(redis_url: str) -> None:
     """Like above. The failure lists the seeds and their problems."""
-    found = {seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed))}
-    assert found == {}
+    for waits in (False, True):
+        found = {
+            seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed, waits=waits))
+        }
+        assert found == {}
 
 
 def _python(version: str) -> str | None:

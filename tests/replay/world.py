@@ -27,8 +27,10 @@ from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Wake
+from openagents_worker.store.signals import signal_fact
 from tests.support.runner import FixedLease
 
 TOO_LATE_S = 2_000.0
@@ -246,6 +248,16 @@ class Api:
         value: float = await self._context.recorder.call("now", "now", "", make)
         return value
 
+    async def receive(self, name: str) -> None:
+        """Receive a value that somebody sends while the run is parked, and check that it is that one."""
+        value = await self._context.receive(name)
+        if value != digest(name):
+            self._world.problem("crossed", f"{name} received {value}")
+
+    async def wait(self, delay_s: float) -> None:
+        """A recorded sleep."""
+        await self._context.sleep(delay_s)
+
     async def sleep(self) -> None:
         await asyncio.sleep(self.rng.choice((0, 0.02, 0.3, 1.0)) if self.has_jitter else 0)
 
@@ -333,6 +345,10 @@ class StoreOfProcess:
     def keys(self) -> Keys:
         return self.cell.keys
 
+    @property
+    def codec(self) -> PayloadCodec:
+        return self.cell.codec
+
     async def run(self, call: Any) -> Any:
         return await self._process.command(lambda: self._run(call))
 
@@ -390,6 +406,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 RUN = "r1"
+MANY_ATTEMPTS = 100  # a program has fewer waits
 
 
 @dataclass
@@ -429,15 +446,34 @@ class Case:
         try:
             store.redis.flushall()
             _submit(store)
-            for number, kill in enumerate(kills):
-                ended, output = self._attempt(world, store, kill, number, has_jitter)
+            left, numbers = list(kills), iter(range(MANY_ATTEMPTS))
+            while left and (number := next(numbers, None)) is not None:
+                ended, output = self._attempt(world, store, left[0], number, has_jitter)
                 if ended:
                     return output
-                _reclaim(store)
+                if not self._ends_a_wait(world, store):  # the process was killed
+                    _reclaim(store)
+                    del left[0]
+            if left:
+                world.problem("hang", "the run parks again and again")
             return None
         finally:
             store.redis.flushall()
             store.close()
+
+    def _ends_a_wait(self, world: World, store: Store) -> bool:
+        """If the run is parked, end one of its waits, or several, so that it continues."""
+        waits: Any = store.redis.hget(store.keys("run", RUN), "waits")
+        if store.redis.hget(store.keys("run", RUN), "state") != "waiting":
+            return False
+        signals = [wait["name"] for wait in json.loads(waits) if wait["kind"] == "signal"]
+        has_time = store.redis.zscore(store.keys("timeouts"), RUN) is not None
+        if has_time and (not signals or world.rng.random() < 0.5):
+            _time_out(store)
+        else:
+            for name in world.rng.sample(signals, world.rng.randint(1, len(signals))):
+                send(store, name)
+        return True
 
     def _attempt(
         self, world: World, store: Store, kill: Kill | None, number: int, has_jitter: bool
@@ -477,6 +513,8 @@ class Case:
     def _ending(self, world: World, store: Store, executing: asyncio.Task[Any]) -> tuple[bool, Any]:
         executing.result()
         result: Any = store.redis.hget(store.keys("run", RUN), "result")
+        if result is None:
+            return False, None  # it is parked
         ended = json.loads(result)
         details = ended.get("error_details")
         if details and details["code"] == "run.replay_mismatch":
@@ -552,6 +590,31 @@ def _submit(store: Store) -> None:
             parent_run_id="",
         )
     )
+
+
+def send(store: Store, name: str) -> None:
+    """Send the value that belongs to this name."""
+    call = scripts.fact(
+        run_id=RUN,
+        name=signal_fact(name),
+        value=json.dumps(digest(name)),
+        message_id="",
+        max_facts=1000,
+        max_bytes=100_000,
+    )
+    store.run(call)
+
+
+def _time_out(store: Store) -> None:
+    """The time of the first wait of the parked run is over."""
+    facts: Any = store.redis.hgetall(store.keys("facts", RUN))
+    waits = [(json.loads(text), name) for name, text in facts.items() if name.startswith("wait:")]
+    first, name = min(
+        ((wait, name) for wait, name in waits if "until_ms" in wait), key=lambda each: each[0]["until_ms"]
+    )
+    store.redis.hset(store.keys("facts", RUN), name, json.dumps({**first, "until_ms": 1}))
+    store.redis.zadd(store.keys("timeouts"), {RUN: 1})
+    assert [wake.run_id for wake in store.run(scripts.wake(limit=10)).wakes] == [RUN]
 
 
 def _reclaim(store: Store) -> None:

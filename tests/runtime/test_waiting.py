@@ -166,6 +166,7 @@ async def test_a_run_that_is_not_durable_waits_in_place(redis_url: str) -> None:
         record = await p.record()
         assert record.result is not None
         assert record.result.final_output == [1]
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
 
 
 @pytest.mark.parametrize("way", ["gather", "group", "as_completed"])

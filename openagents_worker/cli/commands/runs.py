@@ -12,6 +12,7 @@ import click
 
 from openagents_worker.cli.commands.options import (
     as_json_option,
+    current_user,
     filter_options,
     parse_pairs,
     show_page,
@@ -25,6 +26,7 @@ from openagents_worker.cli.run_summary import CallSummary, find_call, short_call
 from openagents_worker.cli.show import call_lines, read_run_details
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.errors import RequestInvalid
+from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
@@ -184,7 +186,7 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None
     """List runs, newest first.
 
     AGE is the time since the run was accepted. REASON is the code of the error with which it failed or for
-    which it waits.
+    which it waits, or what a parked run waits for.
 
     \b
     openagents-worker runs --state failed --since 1h
@@ -220,6 +222,36 @@ def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
         out(f"{run_id}: {answer.lower()}")
 
 
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("name")
+@click.argument("value", metavar="[JSON]", required=False)
+@click.option("--message-id", default=None, help="The same id counts once: for a command that is repeated.")
+@as_json_option
+def send(run_id: str, name: str, value: str | None, message_id: str | None, as_json: bool) -> None:
+    """Send a value to a run.
+
+    A pattern or a tool gets it from context.receive(NAME). The value is kept until then. A run that is parked
+    because it waits for the value continues.
+
+    \b
+    openagents-worker send 2f9c1e paid '{"amount": 12}'
+    openagents-worker send 2f9c1e stop
+    """
+    try:
+        sent = loads(value) if value is not None else None
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(
+            f"{value!r} is not JSON: {error}; a text needs quotes of its own: '\"text\"'", param_hint="JSON"
+        ) from None
+    with Client() as client:
+        client.send(run_id, name, sent, message_id=message_id)
+    if as_json:
+        dump({"run_id": run_id, "name": name})
+    else:
+        out(f"{run_id}: {name} was sent")
+
+
 def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
     follower = Follower(as_json=as_json)
     try:
@@ -235,4 +267,26 @@ def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED
 
 
-COMMANDS = (run_, watch, show, runs_, cancel)
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("text", metavar="TEXT")
+@click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
+@click.option("--message-id", default=None, help="The same id counts once.")
+@as_json_option
+def steer(run_id: str, text: str, by: str | None, message_id: str | None, as_json: bool) -> None:
+    """Put a user message into a run.
+
+    The model sees it in its next call. Nothing is interrupted.
+
+    \b
+    openagents-worker steer 2f9c1e "Only the German ones, please."
+    """
+    with Client() as client:
+        client.steer(run_id, text, by=by or current_user(), message_id=message_id)
+    if as_json:
+        dump({"run_id": run_id})
+    else:
+        out(f"{run_id}: sent")
+
+
+COMMANDS = (run_, watch, show, runs_, cancel, send, steer)

@@ -153,10 +153,19 @@ class WriteResult:
 
 
 @script_function
-def emit(*, run_id: str, fence: str, batch_no: int, events: Events, facts: PayloadPairs = ()) -> WriteAnswer:
+def emit(
+    *,
+    run_id: str,
+    fence: str,
+    batch_no: int,
+    events: Events,
+    facts: PayloadPairs = (),
+    taken: Sequence[str] = (),
+) -> WriteAnswer:
     """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
+    `taken` are the names of facts that a run without records has received.
     """
 
 

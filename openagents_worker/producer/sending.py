@@ -1,0 +1,85 @@
+"""Sending. The only place where a producer stores a fact about a run, such as a value that is sent to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, assert_never
+
+from openagents_worker.arguments import optional_text, text_of_caller
+from openagents_worker.errors import RequestInvalid, RequestTooLarge, RunConflict
+from openagents_worker.producer.plans import Sending
+from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.redaction import shown_reason
+from openagents_worker.store import scripts
+from openagents_worker.store.client import Plan
+from openagents_worker.store.facts import FactKind
+from openagents_worker.store.records import run_not_found
+from openagents_worker.store.scripts import FactAnswer, FactResult
+from openagents_worker.store.signals import (
+    MAX_SIGNALS,
+    MAX_SIGNALS_BYTES,
+    check_message_id,
+    check_signal_name,
+    signal_fact,
+    signal_text,
+)
+
+__all__ = ["send", "steer", "store_fact"]
+
+
+def send(publishing: PublishingApp, run_id: str, name: str, value: Any, message_id: str | None) -> Plan[None]:
+    """Send a value to a run. Raises `RunNotFound`, `RunConflict` if it is over, and for invalid arguments."""
+    check_signal_name(name)
+    check_message_id(message_id)
+    text = signal_text(value, publishing.settings.max_payload_bytes)
+    yield from store_fact(publishing, run_id, signal_fact(name), text, message_id)
+
+
+def steer(
+    publishing: PublishingApp, run_id: str, text: str, by: str | None, message_id: str | None
+) -> Plan[None]:
+    """Send a user message to a run. Raises as `send` does."""
+    if not isinstance(text, str) or not text.strip():
+        raise RequestInvalid("the text of steer must be a text that is not empty")
+    check_message_id(message_id)
+    value = {"text": text, "by": shown_reason(optional_text("by", by))}
+    message = signal_text(value, publishing.settings.max_payload_bytes)
+    yield from store_fact(publishing, run_id, f"{FactKind.STEER}:", message, message_id)
+
+
+def store_fact(
+    publishing: PublishingApp, run_id: str, name: str, value: str, message_id: str | None = None
+) -> Plan[FactResult]:
+    """Store a fact about a run, and send the message that wakes it. The arguments are those of the script.
+
+    The answer is OK, SAME or ALREADY. Raises `RunNotFound`, `RunConflict` for a run that is over, and
+    `RequestTooLarge` if the run has too many facts that it did not take yet.
+    """
+    result: FactResult = yield scripts.fact(
+        run_id=text_of_caller("run_id", run_id),
+        name=name,
+        value=value,
+        message_id=message_id or "",
+        max_facts=MAX_SIGNALS,
+        max_bytes=MAX_SIGNALS_BYTES,
+    )
+    match result.answer:
+        case FactAnswer.UNKNOWN:
+            raise run_not_found(run_id)
+        case FactAnswer.ENDED:
+            raise RunConflict(
+                f"the run {run_id!r} is over ({result.state}): it receives nothing any more", run_id=run_id
+            )
+        case FactAnswer.FULL:
+            raise RequestTooLarge(
+                f"the run {run_id!r} has not received what was sent to it before: "
+                f"{MAX_SIGNALS:,} values or {MAX_SIGNALS_BYTES:,} bytes at most may wait for it",
+                hint="send it again when the run has received some of the values",
+                run_id=run_id,
+            )
+        case FactAnswer.OK | FactAnswer.SAME | FactAnswer.ALREADY:
+            if result.wakes:
+                yield Sending(partial(publishing.send_wakes, result.wakes))
+            return result
+        case _:
+            assert_never(result.answer)
