@@ -66,9 +66,7 @@ def turn_entries(
         "stop_reason": stop_reason,
         "is_error": False,
     }
-    if kept := _complete_tool_messages(tool_messages):
-        entry["tool_messages"] = kept
-    return [{"role": "user", "content": user_text(question), **ids}, entry]
+    return _turn(question, entry, ids, tool_messages)
 
 
 def interrupted_entries(
@@ -85,9 +83,21 @@ def interrupted_entries(
         "stop_reason": "cancelled",
         "is_error": False,
     }
-    if kept := _complete_tool_messages(tool_messages):
-        entry["tool_messages"] = kept
-    return [{"role": "user", "content": user_text(question), **ids}, entry]
+    return _turn(question, entry, ids, tool_messages)
+
+
+def _turn(
+    question: str, answer: dict[str, Any], ids: Mapping[str, str], tool_messages: Any
+) -> list[dict[str, Any]]:
+    """The two entries of a turn. A message that was sent to the run before its first call belongs to the
+    question, because roles must alternate."""
+    asked = user_text(question)
+    kept = _complete_tool_messages(tool_messages)
+    if kept and kept[0]["role"] == "user":
+        asked = f"{asked}\n\n{kept.pop(0)['content']}"
+    if kept:
+        answer["tool_messages"] = kept
+    return [{"role": "user", "content": asked, **ids}, answer]
 
 
 def usable_entries(entries: Sequence[Any]) -> list[dict[str, Any]]:

@@ -93,20 +93,18 @@ class Conversation:
         self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
         self._is_cut = False
-        self._steered: Messages = []
-        """Messages that were sent to the run, and the answers that they followed."""
+        self._turn: Messages = []
         self._unfinished: tuple[FixedMessage, Sequence[LLMToolCall]] | None = None
         self._outcomes: dict[str | None, ToolCallOutcome | None] = {}
         """The outcomes of the calls of the current reply, by call id. None: the call has begun."""
 
     @property
     def calls_and_results(self) -> Messages:
-        """The tool calls after the question, and their results: the session's transcript stores them."""
-        return [message for message in self._messages[self._question_at :] if self._is_kept(message)]
+        """The tool calls after the question, and their results: the session's transcript stores them.
 
-    def _is_kept(self, message: dict[str, Any]) -> bool:
-        is_call_or_result = message["role"] == "tool" or "tool_calls" in message
-        return is_call_or_result or any(message is steered for steered in self._steered)
+        Also the messages that were sent to the run meanwhile, and the answers that they followed.
+        """
+        return list(self._turn)
 
     @property
     def calls_and_results_so_far(self) -> Messages:
@@ -161,15 +159,22 @@ class Conversation:
         """
         take_steering = getattr(self._context, "take_steering", None)
         texts = await take_steering() if take_steering is not None else ()
-        if texts and answer and not is_blank(answer):
-            self._add_steered(FixedMessage(role="assistant", content=answer))
-        for text in texts:
-            self._add_steered(FixedMessage(role="user", content=text))
-        return bool(texts)
+        if not texts:
+            return False
+        if answer and not is_blank(answer):
+            self._add_to_turn(FixedMessage(role="assistant", content=answer))
+        steered = FixedMessage(role="user", content="\n\n".join(texts))
+        last = self._messages[-1]
+        if last["role"] == "user":  # some models need alternating roles
+            self._messages[-1] = FixedMessage(last, content=f"{last['content']}\n\n{steered['content']}")
+            self._turn.append(steered)
+        else:
+            self._add_to_turn(steered)
+        return True
 
-    def _add_steered(self, message: FixedMessage) -> None:
-        self._messages.append(message)
-        self._steered.append(message)
+    def _add_to_turn(self, *messages: FixedMessage) -> None:
+        self._messages += messages
+        self._turn += messages
 
     async def ask(self, *, step: int) -> LLMResponse:
         """The model's reply, to a request with the messages that were sent to the run meanwhile.
@@ -241,7 +246,7 @@ class Conversation:
         self._context.tool_results.extend(
             {"tool_id": each.call.name, "result": each.result} for each in succeeded
         )
-        self._messages += [message, *(outcome.message() for outcome in outcomes)]
+        self._add_to_turn(message, *(outcome.message() for outcome in outcomes))
         return outcomes
 
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:

@@ -94,14 +94,27 @@ async def test_the_next_model_call_contains_the_messages(redis_url: str) -> None
         await p.run("r2")
         later = script.asked["r2"][0].body["messages"]
 
-    expected = [("user", "Find books."), ("tool", "gone"), ("user", "In German."), ("user", "Cheap ones.")]
+    expected = [("user", "Find books."), ("tool", "gone"), ("user", "In German.\n\nCheap ones.")]
     assert messages_of(script.asked["r1"][-1]) == expected
     steered = [event["payload"] for event in events if event["name"] == "run.steered"]
     assert steered == [{"text": "In German.", "by": "ada"}, {"text": "Cheap ones.", "by": "ada"}]
     assert not [name for name in facts if name.startswith("steer:")]
     assert usable_entries(transcript) == transcript
     said = [message["content"] for message in later if message["role"] == "user"]
-    assert said == ["Find books.", "In German.", "Cheap ones.", "hi"]
+    assert said == ["Find books.", "In German.\n\nCheap ones.", "hi"]
+
+
+async def test_a_message_before_the_first_call_belongs_to_the_question(redis_url: str) -> None:
+    """Roles alternate, as some models demand."""
+    async with worker(redis_url) as (p, script, _):
+        script.by_run["r1"] = [ANSWER]
+        await p.submit("r1", input_text="Find books.")
+        await steer(p, "In German.")
+        await p.execute("r1")
+        question, _answer = await p.transcript()
+
+    assert messages_of(script.asked["r1"][0]) == [("user", "Find books.\n\nIn German.")]
+    assert question["content"] == "Find books.\n\nIn German."
 
 
 async def test_replay_takes_the_messages_where_they_were_taken(redis_url: str) -> None:
