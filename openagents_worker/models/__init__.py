@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openagents_worker.models.budget import RunBudget
+from openagents_worker.models.budget import EXTENDABLE, RunBudget
 from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.models.fields import MAX_ID_CHARS, Id
 from openagents_worker.models.parsing import DEFAULT_MAX_PAYLOAD_BYTES, parse_request
@@ -23,6 +23,7 @@ __all__ = [
     "Id",
     "OutputT",
     "RunArtifact",
+    "EXTENDABLE",
     "RunBudget",
     "RunRecord",
     "RunRequest",

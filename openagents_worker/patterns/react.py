@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from openagents_worker.errors import MaxStepsExceeded
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.patterns.turn import (
     Conversation,
     checked_answer,
     last_error,
+    more_steps,
     step_deadline,
     step_limit,
 )
@@ -76,7 +77,9 @@ class ReActPattern(PatternPlugin):
     async def _run_steps(self) -> str:
         conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
-        for step in range(self._steps + 1, limit + 1):
+        for step in count(self._steps + 1):
+            if step > limit:
+                limit = await more_steps(self.context, limit)
             self._steps = step
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step)
@@ -96,7 +99,7 @@ class ReActPattern(PatternPlugin):
             failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
             if failed_turns == self.cfg.max_tool_errors_in_a_row:
                 raise last_error(outcomes)
-        raise MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+        raise AssertionError("the steps are counted without end")
 
     def _answer_in(self, response: LLMResponse) -> str:
         """The answer. If the run has an `output_type`, the check of the output reports an empty one."""

@@ -24,6 +24,7 @@ from openagents_worker.errors import (
     LLMReplyRefused,
     LLMReplyTruncated,
     LLMResponseError,
+    MaxStepsExceeded,
     OpenAgentsError,
     StepTimeoutError,
     StepTooLarge,
@@ -52,6 +53,7 @@ __all__ = [
     "ToolCallOutcome",
     "checked_answer",
     "last_error",
+    "more_steps",
     "step_deadline",
     "step_limit",
 ]
@@ -352,6 +354,19 @@ def step_limit(context: RunContext, configured: int) -> int:
     budget = getattr(context.run_request, "budget", None)
     allowed: int | None = getattr(budget, "max_steps", None)
     return configured if allowed is None else min(configured, allowed)
+
+
+async def more_steps(context: RunContext, limit: int) -> int:
+    """The number of steps that the run may make now, after `limit` steps: somebody has extended its budget.
+
+    Raises `MaxStepsExceeded`. With `on_breach: pause`, the run waits here.
+    """
+    exceeded = MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+    ask = getattr(context, "more_steps", None)
+    if ask is None:
+        raise exceeded
+    extended: int = await ask(limit, exceeded)
+    return extended
 
 
 @asynccontextmanager

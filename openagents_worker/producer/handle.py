@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, closing
 from typing import Any, Generic, Protocol, cast
 
@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.models import OutputT, RunBudget, RunRecord, RunResult, RunState
 from openagents_worker.producer import plans, sending
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
@@ -154,6 +154,16 @@ class RunHandle(RunResultInChain, Generic[OutputT]):
         arrives after the last call of the model is not used. Arguments and errors as those of `send`.
         """
         self.connection.execute(sending.steer(self.connection.publishing, self.id, text, by, message_id))
+
+    def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
+        """Extend the budget of the run: limits of steps, tool calls, cost or tokens, none of them smaller.
+
+        A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
+        extension when it needs it. Raises as `send` does.
+        """
+        connection = self.connection
+        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
+        connection.execute(plan)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -335,6 +345,12 @@ class AsyncRunHandle(Generic[OutputT]):
         """Put a user message into the run, as `RunHandle.steer` does."""
         plan = sending.steer(self.connection.publishing, self.id, text, by, message_id)
         await self.connection.execute(plan)
+
+    async def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
+        """Extend the budget of the run, as `RunHandle.extend` does."""
+        connection = self.connection
+        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
+        await connection.execute(plan)
 
     async def revoke(self) -> None:
         """Cancel the run."""

@@ -22,7 +22,7 @@ from openagents_worker.errors import (
     error_from_wire,
 )
 from openagents_worker.llm.base import CallInfo, current_call
-from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.models import RunArtifact, RunBudget, RunUsage, WaitKind
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
     Event,
@@ -41,11 +41,12 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
-from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction
+from openagents_worker.runtime.rules import EXTEND, MODEL_KINDS, CallQuery, ReplayContradiction
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.waits import Waits
+from openagents_worker.runtime.working_budget import WorkingBudget, limits_in
 from openagents_worker.runtime.writer import RunWriter
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
@@ -80,6 +81,8 @@ class Recorder:
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.context: RecordedContext | None = None
         """What the records change. Set before the first call."""
+        self.budget = WorkingBudget(RunBudget(), durable=durable)
+        """The limits of the run. Set before the first call."""
         self._identity = identity
         self._history = history
         self._writer = writer
@@ -124,6 +127,10 @@ class Recorder:
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
+
+    @property
+    def is_durable(self) -> bool:
+        return self._durable
 
     @property
     def run_id(self) -> str:
@@ -312,7 +319,10 @@ class Recorder:
         return self._answer_with(record)
 
     def _apply(self, record: Record) -> None:
-        """Apply the state changes and artifacts of a record to the context of the run."""
+        """Apply the state changes and artifacts of a record to the context of the run, and an extension."""
+        if record.kind == EXTEND:
+            self.budget.extend(limits_in(record.outcome.get("ok")))
+            self.waits.check_again(WaitKind.BUDGET)
         if not (record.state or record.artifacts):
             return
         assert self.context is not None

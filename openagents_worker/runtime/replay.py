@@ -29,6 +29,7 @@ from openagents_worker.runtime.replay_loading import sort_records
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
 from openagents_worker.runtime.rules import (
+    EXTEND,
     MODEL_KINDS,
     STEER,
     CallQuery,
@@ -46,7 +47,7 @@ SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
 CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
-OWN_KINDS = frozenset({"now", STEER})
+OWN_KINDS = frozenset({"now", STEER, EXTEND})
 """Kinds of calls without meaningful arguments. A record of another node never answers them."""
 
 

@@ -17,6 +17,7 @@ from openagents_worker.runtime.journal import Record
 __all__ = [
     "MODEL_KINDS",
     "PREPARE_PART",
+    "EXTEND",
     "REMEMBER",
     "STEER",
     "CallQuery",
@@ -31,6 +32,8 @@ REMEMBER = "remember"
 """The part of a run after its pattern, in which the memory stores the turn. It has its own records."""
 STEER = "steer"
 """The kind of the call that takes messages for a run. It is made only when there are messages."""
+EXTEND = "extend"
+"""The kind of the call that waits for an extension of the budget, and takes it."""
 MODEL_KINDS = frozenset({"model", "http"})
 """Kinds of calls whose argument is a prompt. It can contain data that is not recorded, such as a date."""
 
