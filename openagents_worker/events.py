@@ -63,7 +63,14 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("signal.received", "the run has received a value that was sent to it", "name", "call_id"),
         _event("run.poisoned", "the run killed too many workers, or was released too often, without a commit",
                "recoveries", "limit"),
-        _event("run.cancel_requested", "the cancellation of the run was requested", "", "reason"),
+        _event("run.cancel_requested", "the cancellation of the run was requested, by a user or by another "
+               "run of the session (`mode`: interrupt or rollback)", "", "reason mode by_run_id"),
+        _event("run.budget_exceeded", "a limit of the budget is used up, and the run waits for an extension",
+               "kind limit current"),
+        _event("run.budget_extended", "the run has taken an extension of its budget", "budget by"),
+        _event("run.steered", "the run has taken a message that was sent to it while it worked", "text by"),
+        _event("run.forked", "the run continues from a checkpoint of another run; calls that had begun there "
+               "are not known to it", "from_run_id checkpoint_id", "dropped_intents"),
         _event("worker.false_alarm", "the worker was declared dead but is alive; the recovery does not count",
                "alive seen_by"),
         # the execution of a run

@@ -207,7 +207,7 @@ async def _accept(process: CeleryProcess, request: RunRequest, message: TaskMess
             log.warning("message.conflict", run_id=request.run_id, hint="another request has this id")
             raise Ignore(f"the run id {request.run_id} belongs to another request") from None
         else:
-            await process.send_wakes([accepted.also] if accepted.also is not None else [])
+            await process.send_wakes(accepted.also)
             return accepted.run_id
 
 

@@ -120,7 +120,7 @@ class RunAgent(RunTask, AgentTask):
         )
         with self.processes.eager():
             accepted = submit(client.store, request, settings=client.settings, canvas=canvas, **how)
-            self.execute_wakes([accepted.also] if accepted.also is not None else [])
+            self.execute_wakes(accepted.also)
             result = self.execute_here(accepted.run_id, linked)
         if result.state == states.RETRY:
             return _Waiting(result.id, result.result, result.state, name=self.name)

@@ -8,7 +8,8 @@ answer.
 | completed with an answer | the turn |
 | completed without an answer (no text, or None) | nothing |
 | failed for any reason: rejected by the provider, step limit or budget reached, invalid output … | nothing |
-| was cancelled or poisoned | nothing |
+| was interrupted by another run (`on_busy="interrupt"`) | the turn so far, with a note as its answer |
+| was cancelled otherwise, rolled back or poisoned | nothing |
 
 Reasons for adding nothing: A provider that rejected a question (content filter, too long) would reject it
 again with every later question of the session. A question without an answer breaks the alternation of roles.
@@ -34,12 +35,22 @@ from openagents_worker.llm.base import FixedMessage, LLMResponse, Message
 from openagents_worker.llm.conversation import is_blank, repaired, user_text
 from openagents_worker.llm.messages import READABLE_REASONING
 
-__all__ = ["answer_fields", "model_messages", "turn_entries", "usable_entries"]
+__all__ = [
+    "INTERRUPTED",
+    "answer_fields",
+    "interrupted_entries",
+    "model_messages",
+    "turn_entries",
+    "usable_entries",
+]
 
 MAX_ANSWER_FIELDS_BYTES = 64 * 1024
 """Largest size of the opaque fields of an answer as JSON: signatures, encrypted reasoning."""
 MAX_TOOL_MESSAGES_BYTES = 256 * 1024
 """Largest size of one turn's tool messages as JSON: every later run of the session pays for their tokens."""
+
+INTERRUPTED = "(The user interrupted this turn with a new message, before there was an answer.)"
+"""The answer in the turn of an interrupted run."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name", "provider_fields")
@@ -66,12 +77,41 @@ def turn_entries(
         "stop_reason": stop_reason,
         "is_error": False,
     }
+    return _turn(question, entry, ids, tool_messages)
+
+
+def interrupted_entries(
+    question: str, ids: Mapping[str, str], *, tool_messages: Any = ()
+) -> list[dict[str, Any]]:
+    """The entries that a run adds to the transcript if another run has interrupted it: always two.
+
+    A tool call without a result gets one that says that the call was interrupted.
+    """
+    entry = {
+        "role": "assistant",
+        "content": INTERRUPTED,
+        **ids,
+        "stop_reason": "cancelled",
+        "is_error": False,
+    }
+    return _turn(question, entry, ids, tool_messages)
+
+
+def _turn(
+    question: str, answer: dict[str, Any], ids: Mapping[str, str], tool_messages: Any
+) -> list[dict[str, Any]]:
+    """The two entries of a turn. A message that was sent to the run before its first call belongs to the
+    question, because roles must alternate."""
+    asked = user_text(question)
     between, fields = _without_answer(tool_messages)
-    if kept := _complete_tool_messages(between):
-        entry["tool_messages"] = kept
+    kept = _complete_tool_messages(between)
+    if kept and kept[0]["role"] == "user":
+        asked = f"{asked}\n\n{kept.pop(0)['content']}"
+    if kept:
+        answer["tool_messages"] = kept
     if fields:
-        entry["provider_fields"] = fields
-    return [{"role": "user", "content": user_text(question), **ids}, entry]
+        answer["provider_fields"] = fields
+    return [{"role": "user", "content": asked, **ids}, answer]
 
 
 def answer_fields(reply: LLMResponse) -> dict[str, dict[str, Any]]:
@@ -159,7 +199,9 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
 
 
 def _is_tool_message(message: Message) -> bool:
-    return message.get("role") == "tool" or bool(message.get("tool_calls"))
+    """Whether a message may stand between question and answer: also a text that was sent to the run, and the
+    answer before it."""
+    return message.get("role") in ("tool", "user") or message.get("role") == "assistant"
 
 
 def _without_bytes(message: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openagents_worker.models.budget import RunBudget
+from openagents_worker.models.budget import EXTENDABLE, RunBudget
 from openagents_worker.models.decisions import Approval, Decision
 from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.models.fields import MAX_ID_CHARS, Id
@@ -26,6 +26,7 @@ __all__ = [
     "Id",
     "OutputT",
     "RunArtifact",
+    "EXTENDABLE",
     "RunBudget",
     "RunRecord",
     "RunRequest",

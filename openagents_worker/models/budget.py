@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from openagents_worker.models.base import RequestModel
 
-__all__ = ["RunBudget"]
+__all__ = ["EXTENDABLE", "RunBudget"]
+
+EXTENDABLE = ("max_steps", "max_tool_calls", "max_cost_usd", "max_total_tokens")
+"""The limits that can be extended while a run works."""
 
 
 class RunBudget(RequestModel):
@@ -24,6 +29,14 @@ class RunBudget(RequestModel):
     max_cost_usd: float | None = Field(
         default=None, ge=0, description="USD that the model's calls may cost. null: no limit."
     )
+    max_total_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens that the model's calls may use in total. null: no limit."
+    )
+    on_breach: Literal["end", "pause"] | None = Field(
+        default=None,
+        description="What happens when steps, tool calls, cost or tokens are used up: the run ends (end), or "
+        "waits until somebody extends its budget (pause). null: end.",
+    )
     max_resume_attempts: int | None = Field(
         default=None, ge=0, description="Number of retries of one failed call. null: 3."
     )
@@ -34,10 +47,12 @@ class RunBudget(RequestModel):
     )
 
     def within(self, limits: RunBudget | None) -> RunBudget:
-        """A budget with the smaller one of each two limits; None means unlimited."""
+        """A budget with the smaller one of each two limits; None: no limit. Its `on_breach` precedes."""
         if limits is None:
             return self
-        both = [(name, getattr(self, name), getattr(limits, name)) for name in RunBudget.model_fields]
+        names = [name for name in RunBudget.model_fields if name != "on_breach"]
+        both = [(name, getattr(self, name), getattr(limits, name)) for name in names]
         return RunBudget(
-            **{name: min((n for n in (a, b) if n is not None), default=None) for name, a, b in both}
+            on_breach=self.on_breach or limits.on_breach,
+            **{name: min((n for n in (a, b) if n is not None), default=None) for name, a, b in both},
         )

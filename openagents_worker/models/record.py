@@ -46,6 +46,8 @@ class RunRecord(StoredModel):
     usage: RunUsage = Field(default_factory=RunUsage)
     waiting: tuple[Waiting, ...] = ()
     last_error: ErrorDetails | None = None
+    forked_from: str | None = None
+    """The checkpoint of another run from which this run continues (`Client.fork`)."""
     request: RunRequest | None = None
     result: RunResult[Any] | None = None
 

@@ -60,8 +60,12 @@ class RunRequest(RequestModel):
 
     A pydantic class is sent as its schema, and `wait()` parses the answer to the class.
     """
-    on_busy: Literal["enqueue", "reject"] = "enqueue"
-    """If the session already has a run: `enqueue` lets this run wait, `reject` raises `session.busy`."""
+    on_busy: Literal["enqueue", "reject", "interrupt", "rollback"] = "enqueue"
+    """If the session already has a run: `enqueue` lets this run wait, `reject` raises `session.busy`.
+
+    `interrupt` and `rollback` end the run that works there, and this run is the next one. With `interrupt`,
+    the transcript keeps the question, the finished tool calls, and a note. With `rollback`, it keeps nothing.
+    """
     resume_from_checkpoint: CheckpointId | None = None
     """The last checkpoint, `{run_id}:step:{n}`, of a failed or cancelled run. That run continues.
 

@@ -107,6 +107,10 @@ class PatternPlugin(Plugin):
         """Execute the run and return its output."""
         raise NotImplementedError
 
+    def turn_so_far(self) -> Sequence[Mapping[str, Any]]:
+        """The `turn_messages` of a run that another run of its session interrupts (`on_busy="interrupt"`)."""
+        return self.turn_messages
+
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self.context.emit(event_name, **payload)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
 from pydantic import Field, field_validator
 
-from openagents_worker.errors import MaxStepsExceeded
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.patterns.turn import (
     Conversation,
     checked_answer,
     last_error,
+    more_steps,
     step_deadline,
     step_limit,
 )
@@ -60,6 +64,10 @@ class ReActPattern(PatternPlugin):
         self._steps = 0
         return await self._run_steps()
 
+    def turn_so_far(self) -> Sequence[Mapping[str, Any]]:
+        """The tool calls so far and their results. A call without a result gets one that says why."""
+        return self._conversation.turn_so_far if hasattr(self, "_conversation") else ()
+
     async def try_again(self, problem: str) -> str:
         """Get another answer in the same conversation. `problem` says why the last one is invalid. The step
         count continues."""
@@ -69,11 +77,16 @@ class ReActPattern(PatternPlugin):
     async def _run_steps(self) -> str:
         conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
-        for step in range(self._steps + 1, limit + 1):
+        for step in count(self._steps + 1):
+            if step > limit:
+                limit = await more_steps(self.context, limit)
             self._steps = step
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step)
                 response = await conversation.ask(step=step)
+                if not response.tool_calls and await conversation.take_steering(response.output_text):
+                    await self.emit("pattern.step_finished", step=step, action="steered")
+                    continue
                 if not response.tool_calls:
                     answer = self._answer_in(response)
                     self.finish_reason = response.finish_reason
@@ -86,7 +99,7 @@ class ReActPattern(PatternPlugin):
             failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
             if failed_turns == self.cfg.max_tool_errors_in_a_row:
                 raise last_error(outcomes)
-        raise MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+        raise AssertionError("the steps are counted without end")
 
     def _answer_in(self, response: LLMResponse) -> str:
         """The answer. If the run has an `output_type`, the check of the output reports an empty one."""

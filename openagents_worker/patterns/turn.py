@@ -24,9 +24,11 @@ from openagents_worker.errors import (
     LLMReplyRefused,
     LLMReplyTruncated,
     LLMResponseError,
+    MaxStepsExceeded,
     OpenAgentsError,
     StepTimeoutError,
     StepTooLarge,
+    ToolCancelledError,
     ToolNotFoundError,
     ToolValidationError,
 )
@@ -53,12 +55,17 @@ __all__ = [
     "ToolCallOutcome",
     "checked_answer",
     "last_error",
+    "more_steps",
     "step_deadline",
     "step_limit",
 ]
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
 MAX_REFUSAL_CHARS = 500  # of the model's words, in the error of the run
+
+INTERRUPTED_CALL = "the run was interrupted before this call had ended; it may have had an effect"
+NOT_CALLED = "the run was interrupted before this call began"
+"""Results of calls in the turn of an interrupted run, for the model."""
 
 Messages = list[dict[str, Any]]
 
@@ -91,14 +98,30 @@ class Conversation:
         self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
         self._is_cut = False
+        self._turn: Messages = []
+        self._unfinished: tuple[FixedMessage, Sequence[LLMToolCall]] | None = None
+        self._outcomes: dict[str | None, ToolCallOutcome | None] = {}
+        """The outcomes of the calls of the current reply, by call id. None: the call has begun."""
 
     @property
     def turn_messages(self) -> Messages:
         """What the session's transcript stores of the turn: the tool calls after the question, their results,
-        and the answer if it has opaque fields."""
-        after_question = self._messages[self._question_at :]
-        kept = [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
-        return [*kept, *(message for message in after_question[-1:] if "provider_fields" in message)]
+        the messages that were sent to the run meanwhile with the answers that they followed, and the answer
+        if it has opaque fields."""
+        return [*self._turn, *(message for message in self._messages[-1:] if "provider_fields" in message)]
+
+    @property
+    def turn_so_far(self) -> Messages:
+        """The same while calls are running: each of these has a result that says that it was interrupted."""
+        if self._unfinished is None:
+            return list(self._turn)
+        message, calls = self._unfinished
+        outcomes = [self._outcomes.get(call.id) or self._interrupted(call) for call in calls]
+        return [*self._turn, message, *(outcome.message() for outcome in outcomes)]
+
+    def _interrupted(self, call: LLMToolCall) -> ToolCallOutcome:
+        problem = INTERRUPTED_CALL if call.id in self._outcomes else NOT_CALLED
+        return ToolCallOutcome(call, error=ToolCancelledError(problem, call.name))
 
     def add_answer(self, text: str, reply: LLMResponse) -> None:
         """Append the model's answer, with the opaque fields that its provider wants back."""
@@ -135,8 +158,36 @@ class Conversation:
         ]
         return "\n\n".join([*memory_sections, f"## question\n{question}"]) if memory_sections else question
 
+    async def take_steering(self, answer: str | None = None) -> bool:
+        """Append the messages that were sent to the run since the last time; returns whether there were any.
+
+        `answer` is the answer of the model that they follow, if they arrived after it.
+        """
+        take_steering = getattr(self._context, "take_steering", None)
+        texts = await take_steering() if take_steering is not None else ()
+        if not texts:
+            return False
+        if answer and not is_blank(answer):
+            self._add_to_turn(FixedMessage(role="assistant", content=answer))
+        steered = FixedMessage(role="user", content="\n\n".join(texts))
+        last = self._messages[-1]
+        if last["role"] == "user":  # some models need alternating roles
+            self._messages[-1] = FixedMessage(last, content=f"{last['content']}\n\n{steered['content']}")
+            self._turn.append(steered)
+        else:
+            self._add_to_turn(steered)
+        return True
+
+    def _add_to_turn(self, *messages: FixedMessage) -> None:
+        self._messages += messages
+        self._turn += messages
+
     async def ask(self, *, step: int) -> LLMResponse:
-        """The model's reply. If the request exceeds the model's context, it is repeated with less history."""
+        """The model's reply, to a request with the messages that were sent to the run meanwhile.
+
+        If the request exceeds the model's context, it is repeated with less history.
+        """
+        await self.take_steering()
         while True:
             try:
                 return await self._generate()
@@ -193,12 +244,15 @@ class Conversation:
         """Run the tool calls of a reply, and append them and their results to the messages."""
         calls = usable_calls(response.tool_calls, self._ids, step)
         self._is_cut = response.finish_reason == FinishReason.LENGTH
+        message = assistant_message(response, calls)
+        self._unfinished, self._outcomes = (message, calls), {}
         outcomes = await self._run_in_order(calls)
+        self._unfinished = None
         succeeded = [outcome for outcome in outcomes if outcome.error is None]
         self._context.tool_results.extend(
             {"tool_id": each.call.name, "result": each.result} for each in succeeded
         )
-        self._messages += [assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
+        self._add_to_turn(message, *(outcome.message() for outcome in outcomes))
         return outcomes
 
     async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
@@ -228,6 +282,11 @@ class Conversation:
 
     async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
         """Run one call. Errors of the tool become its outcome; errors of the run are raised."""
+        self._outcomes[call.id] = None
+        outcome = self._outcomes[call.id] = await self._outcome_of(call)
+        return outcome
+
+    async def _outcome_of(self, call: LLMToolCall) -> ToolCallOutcome:
         try:
             return ToolCallOutcome(call, result=await self._invoke(call))
         except StepTooLarge as error:
@@ -306,6 +365,19 @@ def step_limit(context: RunContext, configured: int) -> int:
     budget = getattr(context.run_request, "budget", None)
     allowed: int | None = getattr(budget, "max_steps", None)
     return configured if allowed is None else min(configured, allowed)
+
+
+async def more_steps(context: RunContext, limit: int) -> int:
+    """The number of steps that the run may make now, after `limit` steps: somebody has extended its budget.
+
+    Raises `MaxStepsExceeded`. With `on_breach: pause`, the run waits here.
+    """
+    exceeded = MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+    ask = getattr(context, "more_steps", None)
+    if ask is None:
+        raise exceeded
+    extended: int = await ask(limit, exceeded)
+    return extended
 
 
 class step_deadline:

@@ -9,7 +9,7 @@ with Client() as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 from celery import Celery
@@ -17,7 +17,7 @@ from pydantic import BaseModel, JsonValue
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import text_of_caller
-from openagents_worker.models import RunRecord, output_class_of
+from openagents_worker.models import RunBudget, RunRecord, output_class_of
 from openagents_worker.producer import plans, sending
 from openagents_worker.producer.connection import (
     AsyncConnection,
@@ -100,6 +100,14 @@ class Client(Operations, Decisions):
         """Send a value to a run, as `RunHandle.send` does."""
         self._execute(sending.send(self._publishing, run_id, name, value, message_id))
 
+    def steer(self, run_id: str, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into a run, as `RunHandle.steer` does."""
+        self._execute(sending.steer(self._publishing, run_id, text, by, message_id))
+
+    def extend(self, run_id: str, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
+        """Extend the budget of a run, as `RunHandle.extend` does."""
+        self._execute(sending.extend(self._publishing, self._keys, run_id, budget, by))
+
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
         return checkpoints(self.store, text_of_caller("run_id", run_id))
@@ -181,6 +189,18 @@ class AsyncClient(AsyncOperations, AsyncDecisions):
     ) -> None:
         """Send a value to a run, as `RunHandle.send` does."""
         await self._execute(sending.send(self._publishing, run_id, name, value, message_id))
+
+    async def steer(
+        self, run_id: str, text: str, *, by: str | None = None, message_id: str | None = None
+    ) -> None:
+        """Put a user message into a run, as `RunHandle.steer` does."""
+        await self._execute(sending.steer(self._publishing, run_id, text, by, message_id))
+
+    async def extend(
+        self, run_id: str, budget: RunBudget | Mapping[str, Any], *, by: str | None = None
+    ) -> None:
+        """Extend the budget of a run, as `RunHandle.extend` does."""
+        await self._execute(sending.extend(self._publishing, self._keys, run_id, budget, by))
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
         """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, closing
 from typing import Any, Generic, Protocol, cast
 
 from celery import states
 from celery.result import assert_will_not_block
 from pydantic import BaseModel, JsonValue
+from typing_extensions import Unpack
 
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.models import OutputT, RunBudget, RunRecord, RunResult, RunState
 from openagents_worker.producer import plans, sending
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
@@ -40,6 +41,7 @@ from openagents_worker.producer.run_results import (
 from openagents_worker.store.records import is_notify_pending
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.store.watch import awatch, watch
+from openagents_worker.submission.submit import ForkOptions
 
 PREDECESSOR_PAUSE_S = 0.1
 
@@ -132,6 +134,12 @@ class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
 
+    def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
+        """A new run that continues from a checkpoint of this run, as `Client.fork`."""
+        connection = self.connection
+        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
+        return RunHandle(connection.execute(plan), client=self)
+
     def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
         """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
 
@@ -139,6 +147,24 @@ class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
         if the run is over, `RequestInvalid`, and `RequestTooLarge`.
         """
         self.connection.execute(sending.send(self.connection.publishing, self.id, name, value, message_id))
+
+    def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into the run: the model sees it in its next call, in every pattern of ours.
+
+        It does not interrupt anything. The event `run.steered` says that the run has it. A message that
+        arrives after the last call of the model is not used. Arguments and errors as those of `send`.
+        """
+        self.connection.execute(sending.steer(self.connection.publishing, self.id, text, by, message_id))
+
+    def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
+        """Extend the budget of the run: limits of steps, tool calls, cost or tokens, none of them smaller.
+
+        A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
+        extension when it needs it. Raises as `send` does.
+        """
+        connection = self.connection
+        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
+        connection.execute(plan)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -305,10 +331,27 @@ class AsyncRunHandle(AsyncRunDecisions, Generic[OutputT]):
         """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return await self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
 
+    async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
+        """A new run that continues from a checkpoint of this run, as `Client.fork`."""
+        connection = self.connection
+        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
+        return AsyncRunHandle(await connection.execute(plan), client=self)
+
     async def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
         """Send a value to the run, as `RunHandle.send` does."""
         plan = sending.send(self.connection.publishing, self.id, name, value, message_id)
         await self.connection.execute(plan)
+
+    async def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
+        """Put a user message into the run, as `RunHandle.steer` does."""
+        plan = sending.steer(self.connection.publishing, self.id, text, by, message_id)
+        await self.connection.execute(plan)
+
+    async def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
+        """Extend the budget of the run, as `RunHandle.extend` does."""
+        connection = self.connection
+        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
+        await connection.execute(plan)
 
     async def revoke(self) -> None:
         """Cancel the run."""

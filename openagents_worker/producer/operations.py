@@ -25,6 +25,8 @@ from openagents_worker.store.fleet import (
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import Problem, RunFilters, list_problems
+from openagents_worker.submission.fork import fork_session
+from openagents_worker.submission.submit import ForkOptions
 
 __all__ = ["AsyncOperations", "Operations"]
 
@@ -87,6 +89,26 @@ class Operations(_Connected):
         """
         plan = plans.resume(self._publishing, self._keys, run_id, by)
         return RunHandle(self._execute(plan), client=self)
+
+    def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
+        """Start a new run that continues from a checkpoint (`{run_id}:step:{n}`) of a run, in any state.
+
+        The calls up to the checkpoint are not made again: the new run has a copy of their records. Later
+        calls get new idempotency keys, and need their own approvals. `input_text` replaces the question.
+        By default, the new run has a new session: a copy of that of the run as it was when the run began,
+        with the state of now. With the session_id of the run, it waits at the end of that session. Another
+        session must not exist. `run_id` is the id of the new run: the same fork again is the same run.
+        Raises `RequestInvalid`, `RunNotFound`, `RunConflict`, or `ConfigError` for an unknown checkpoint.
+        """
+        plan = plans.fork(self._publishing, self._keys, checkpoint_id, **options)
+        return RunHandle(self._execute(plan), client=self)
+
+    def fork_session(self, session_id: str, new_session_id: str | None = None) -> str:
+        """Copy the transcript, the artifacts and the state of a session. Returns the id of the new session.
+
+        Raises `SessionNotFound`, `RequestInvalid`, or `RunConflict` if the new session exists.
+        """
+        return self._execute(fork_session(session_id, new_session_id))
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
@@ -152,6 +174,15 @@ class AsyncOperations(_Connected):
         """The same as `Client.resume`."""
         plan = plans.resume(self._publishing, self._keys, run_id, by)
         return AsyncRunHandle(await self._execute(plan), client=self)
+
+    async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
+        """The same as `Client.fork`."""
+        plan = plans.fork(self._publishing, self._keys, checkpoint_id, **options)
+        return AsyncRunHandle(await self._execute(plan), client=self)
+
+    async def fork_session(self, session_id: str, new_session_id: str | None = None) -> str:
+        """The same as `Client.fork_session`."""
+        return await self._execute(fork_session(session_id, new_session_id))
 
     async def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]

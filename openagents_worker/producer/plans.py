@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypedDict
 
 from celery import Celery
+from typing_extensions import Unpack
 
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import OpenAgentsError, RecordUnreadable, RedisUnreachable, RequestInvalid
@@ -28,11 +29,28 @@ from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
 from openagents_worker.store.records import record_plan, run_not_found, states_plan
 from openagents_worker.store.scripts import CancelAnswer
-from openagents_worker.submission.submit import Accepted, Request, resumption, submission
+from openagents_worker.submission.submit import (
+    Accepted,
+    ForkOptions,
+    Request,
+    forking,
+    resumption,
+    submission,
+)
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.signals import with_traceparent
 
-__all__ = ["ClientOptions", "ResumeAll", "Sending", "cancel", "ended_record", "record", "resume", "submit"]
+__all__ = [
+    "ClientOptions",
+    "ResumeAll",
+    "Sending",
+    "cancel",
+    "ended_record",
+    "fork",
+    "record",
+    "resume",
+    "submit",
+]
 
 SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission at most five
 
@@ -89,6 +107,30 @@ def resume(publishing: PublishingApp, keys: Keys, run_id: str, by: str | None) -
     app, settings = publishing.to_submit()
     run = yield from record(keys, run_id)
     accepted = yield from resumption(run, settings, by=by or "")
+    yield Sending(partial(_send_accepted, app, accepted, started_s))
+    return accepted.run_id
+
+
+def fork(
+    publishing: PublishingApp,
+    keys: Keys,
+    checkpoint_id: str,
+    of_run: str = "",
+    **options: Unpack[ForkOptions],
+) -> Plan[str]:
+    """Create a run from a checkpoint, and send its message. Returns the id of the new run.
+
+    The checkpoint must be one of the run `of_run`, unless that is empty.
+    """
+    started_s = time.monotonic()
+    app, settings = publishing.to_submit()
+    run_id = text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0]
+    if of_run and run_id != of_run:
+        raise RequestInvalid(
+            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run!r}",
+            hint=f"the checkpoints of this run have the form '{of_run}:step:{{n}}'",
+        )
+    accepted = yield from forking(keys, settings, checkpoint_id, **options)
     yield Sending(partial(_send_accepted, app, accepted, started_s))
     return accepted.run_id
 
@@ -188,7 +230,7 @@ def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
     if accepted.first:
         send_first(app, accepted.first)
     if accepted.also:
-        send_wakes(app, [accepted.also])
+        send_wakes(app, accepted.also)
 
 
 def _task_options(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, assert_never
 
-from openagents_worker.arguments import text_of_caller
-from openagents_worker.errors import RequestTooLarge, RunConflict
+from pydantic import ValidationError
+
+from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
+from openagents_worker.errors import RequestInvalid, RequestTooLarge, RunConflict
+from openagents_worker.jsontext import dumps
+from openagents_worker.models import EXTENDABLE, RunBudget, RunRecord
 from openagents_worker.producer.plans import Sending
 from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.redaction import shown_reason
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
-from openagents_worker.store.records import run_not_found
+from openagents_worker.store.facts import FactKind
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.records import record_plan, run_not_found
 from openagents_worker.store.scripts import FactAnswer, FactResult
 from openagents_worker.store.signals import (
     MAX_SIGNALS,
@@ -22,7 +30,7 @@ from openagents_worker.store.signals import (
     signal_text,
 )
 
-__all__ = ["send", "store_fact"]
+__all__ = ["extend", "send", "steer", "store_fact"]
 
 
 def send(publishing: PublishingApp, run_id: str, name: str, value: Any, message_id: str | None) -> Plan[None]:
@@ -31,6 +39,56 @@ def send(publishing: PublishingApp, run_id: str, name: str, value: Any, message_
     check_message_id(message_id)
     text = signal_text(value, publishing.settings.max_payload_bytes)
     yield from store_fact(publishing, run_id, signal_fact(name), text, message_id)
+
+
+def steer(
+    publishing: PublishingApp, run_id: str, text: str, by: str | None, message_id: str | None
+) -> Plan[None]:
+    """Send a user message to a run. Raises as `send` does."""
+    if not isinstance(text, str) or not text.strip():
+        raise RequestInvalid("the text of steer must be a text that is not empty")
+    check_message_id(message_id)
+    value = {"text": text, "by": shown_reason(optional_text("by", by))}
+    message = signal_text(value, publishing.settings.max_payload_bytes)
+    yield from store_fact(publishing, run_id, f"{FactKind.STEER}:", message, message_id)
+
+
+def extend(
+    publishing: PublishingApp, keys: Keys, run_id: str, budget: RunBudget | Mapping[str, Any], by: str | None
+) -> Plan[None]:
+    """Extend the budget of a run. Raises `RequestInvalid`, and as `send` does."""
+    limits = _extension_of(budget)
+    by = optional_text("by", by)
+    run: RunRecord = yield from record_plan(keys, text_of_caller("run_id", run_id))
+    before = (run.request.budget if run.request else None) or RunBudget()
+    for name, limit in limits.items():
+        old = getattr(before, name)
+        if old is not None and limit < old:
+            raise RequestInvalid(
+                f"{name}: the new limit {limit} is smaller than the limit {old} of the run", run_id=run_id
+            )
+    yield from store_fact(
+        publishing, run_id, f"{FactKind.EXTEND}:", dumps({"budget": limits, "by": shown_reason(by)})
+    )
+
+
+def _extension_of(budget: RunBudget | Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of an extension by name. Raises `RequestInvalid`."""
+    try:
+        parsed = budget if isinstance(budget, RunBudget) else RunBudget.model_validate(budget)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found[:5])
+        raise RequestInvalid(f"the budget is not valid: {problems}") from None
+    limits = parsed.model_dump(exclude_none=True)
+    if other := sorted(limits.keys() - set(EXTENDABLE)):
+        raise RequestInvalid(
+            f"{other[0]} cannot be extended", hint=f"these limits can: {', '.join(EXTENDABLE)}"
+        )
+    if not limits:
+        raise RequestInvalid("the budget has no limit", hint=f"give one of {', '.join(EXTENDABLE)}")
+    reject_unstorable(limits, "budget")
+    return limits
 
 
 def store_fact(

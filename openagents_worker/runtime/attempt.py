@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
+from dataclasses import replace
 from typing import Any
 
 from openagents_worker.errors import (
@@ -18,6 +19,7 @@ from openagents_worker.errors import (
     OpenAgentsError,
     OtherFormat,
     PatternError,
+    RunCancelled,
 )
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
@@ -28,7 +30,7 @@ from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
-from openagents_worker.runtime.finishing import SessionState, finish_run, reason_of_cancellation
+from openagents_worker.runtime.finishing import SessionState, cancellation_of, finish_run
 from openagents_worker.runtime.history import read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -49,6 +51,7 @@ from openagents_worker.runtime.user_code import (
     class_path,
     coded,
     current_run,
+    described,
     described_in_log,
     executing,
     user_code,
@@ -112,6 +115,7 @@ class Attempt:
         self._recorder: Recorder | None = None
         self._context: AttemptContext | None = None
         self._state_before: Mapping[str, str] = {}
+        self._pattern: Any = None
         self._turn_messages: Any = ()
         self._finish_reason: str | None = None
 
@@ -154,7 +158,7 @@ class Attempt:
         if self._context is not None:
             self._context.tools = {}
             self._context.recorder.context = None
-        self._context = self._recorder = None
+        self._context = self._recorder = self._pattern = None
 
     # --- work --------------------------------------------------------------------------------------------
 
@@ -162,6 +166,7 @@ class Attempt:
         """Prepare, think and remember. Returns how the run ends; None if it was latched."""
         parts: AgentParts | None = None
         try:
+            self._stop_if_nothing_to_replay()
             parts = await self._make_parts()
             with user_code(PatternError):
                 async with AsyncExitStack() as exit_stack:
@@ -173,10 +178,19 @@ class Attempt:
         except RunLatched:
             return None
         except OpenAgentsError as error:
+            if self._claimed.is_interrupted:  # it ends as interrupted, whatever its replay has raised
+                self.latch.set(LatchReason.CANCELLED)
+                return None
             return self._ending(error=self._verdict(error))
         finally:
             if parts is not None:
                 await self._close(parts)
+
+    def _stop_if_nothing_to_replay(self) -> None:
+        """Raises `RunLatched` for an interrupted run without a record: nothing of it may be executed."""
+        if self._claimed.is_interrupted and not self._claimed.journal_length:
+            self.latch.set(LatchReason.CANCELLED)
+            raise RunLatched(LatchReason.CANCELLED)
 
     async def _make_parts(self) -> AgentParts:
         """The parts of the agent. Raises the error that ends the run; `RunLatched` to leave it to others."""
@@ -232,6 +246,7 @@ class Attempt:
             writer=self._writer,
             latch=self.latch,
             durable=self._claimed.durable,
+            replays_only=self._claimed.is_interrupted,
             max_record_bytes=self._settings.max_payload_bytes,
             facts=self.facts,
         )
@@ -247,6 +262,7 @@ class Attempt:
         self._context = recorder.context = context
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
+        self._pattern = prepared.pattern
         recorder.checkpoints.store_start()
         emit_resumed(self._writer, self._claimed)
         if is_by_place:
@@ -370,6 +386,14 @@ class Attempt:
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )
 
+    async def _finish_as_cancelled(self) -> AttemptResult:
+        """Write that the run was cancelled. If another run has interrupted it, its session gets a turn."""
+        cancellation = await cancellation_of(self._services.store, self.identity.run_id)
+        ending = self._ending(error=RunCancelled(cancellation.reason))
+        if cancellation.is_interrupted:
+            ending = replace(ending, is_interrupted=True, turn_messages=_turn_so_far(self._pattern))
+        return await self._finish(ending)
+
     @property
     def _parting(self) -> Parting:
         return Parting(
@@ -383,7 +407,7 @@ class Attempt:
                 self._services.random_unit,
                 longest_ms=self._settings.retry_after_max_ms,
             ),
-            why_cancelled=lambda: reason_of_cancellation(self._services.store, self.identity.run_id),
+            cancel=self._finish_as_cancelled,
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),
         )
 
@@ -393,6 +417,16 @@ class Attempt:
 
     def _log_warning(self, event: str, error: OpenAgentsError) -> None:
         log.warning(event, **self.identity.ids, **described_in_log(error), user_error=user_error_of(error))
+
+
+def _turn_so_far(pattern: Any) -> Any:
+    """The tool calls and results so far of a pattern that was stopped; none if it has no valid ones."""
+    try:
+        turn_so_far = getattr(pattern, "turn_so_far", None)
+        return turn_so_far() if callable(turn_so_far) else getattr(pattern, "turn_messages", ())
+    except Exception as error:  # noqa: BLE001 - code of a plugin may raise anything
+        log.warning("run.turn_not_stored", error=described(error))
+        return ()
 
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:

@@ -14,7 +14,7 @@ from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
-from openagents_worker.runtime.calls import waiting
+from openagents_worker.runtime.calls import extending, steering, waiting
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay
 from openagents_worker.runtime.storable import artifact_of
@@ -106,6 +106,20 @@ class AttemptContext:
         invalid value raises `RequestInvalid`.
         """
         return await waiting.receive(self.recorder, name, timeout, type, default)
+
+    async def take_steering(self) -> list[str]:
+        """The messages for the run that arrived since the last time (`RunHandle.steer`); mostly none.
+
+        Taking some is recorded. The patterns of this library do it before each model call.
+        """
+        return await steering.take_steering(self.recorder)
+
+    async def more_steps(self, limit: int, exhausted: OpenAgentsError) -> int:
+        """The number of steps that the run may make, after `limit` steps.
+
+        Waits for an extension of the budget if the budget says so; else raises `exhausted`.
+        """
+        return await extending.more_steps(self.recorder, limit, exhausted)
 
     async def now(self) -> datetime:
         """The current time (UTC), recorded: the same in every attempt."""

@@ -19,7 +19,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.jsontext import dumps, size_of
-from openagents_worker.llm.transcript import turn_entries
+from openagents_worker.llm.transcript import interrupted_entries, turn_entries
 from openagents_worker.models import (
     MAX_MESSAGE_CHARS,
     ErrorDetails,
@@ -81,6 +81,8 @@ class Ending:
     """Why parts of the run were left out: one message for each part that cannot be stored."""
     is_bare: bool = False
     """Whether nothing is written to the session."""
+    is_interrupted: bool = False
+    """Whether another run has interrupted this one, so that the session gets the turn so far."""
 
     @property
     def stop_reason(self) -> StopReason:
@@ -222,9 +224,11 @@ class Ending:
 
     def _messages(self) -> list[dict[str, Any]]:
         """The messages that the run appends to the transcript: its turn, or none."""
+        ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
+        if self.is_interrupted and self.state == "cancelled" and not self.is_bare:
+            return interrupted_entries(self.request.input_text, ids, tool_messages=self.turn_messages)
         if self.error is not None or self.is_bare:
             return []
-        ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
         return turn_entries(
             self.request.input_text,
             self.output,

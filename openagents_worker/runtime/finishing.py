@@ -9,15 +9,16 @@ from typing import Any
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.ending import Ending
 from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult
 from openagents_worker.runtime.user_code import described, described_in_log, user_error_of
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import WriteResult
+from openagents_worker.store.scripts import WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.sentry import report_unless_logged
 
-__all__ = ["SessionState", "finish_run", "reason_of_cancellation"]
+__all__ = ["Cancellation", "SessionState", "cancellation_of", "finish_run"]
 
 log = get_logger(__name__)
 
@@ -28,6 +29,14 @@ class SessionState:
 
     before: Mapping[str, str]
     after: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Why a run is cancelled. `is_interrupted`: by another run, and its session gets the turn so far."""
+
+    reason: str
+    is_interrupted: bool = False
 
 
 async def finish_run(
@@ -47,6 +56,8 @@ async def finish_run(
         log.exception("run.end_not_stored", run_id=identity.run_id)
         stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
         reply = await writer.finish(**stored.arguments)
+    if reply.answer is WriteAnswer.CANCEL:  # it is rolled back, so it must not complete
+        raise RunLatched(LatchReason.CANCELLED)
     await send_wakes(reply)
     _log_end(identity, stored.ending)
     return AttemptResult(
@@ -74,11 +85,11 @@ def _log_end(identity: RunIdentity, ending: Ending) -> None:
         log.warning("run.not_all_stored", run_id=identity.run_id, not_stored=ending.not_stored)
 
 
-async def reason_of_cancellation(store: AsyncStore, run_id: str) -> str:
-    """The reason given with the cancellation, from the run record."""
+async def cancellation_of(store: AsyncStore, run_id: str) -> Cancellation:
+    """The cancellation that was requested, from the run record."""
     key = store.keys("run", run_id)
     try:
-        reason = await store.ask(lambda r: r.hget(key, "cancel_reason"))
+        reason, mode = await store.ask(lambda r: r.hmget(key, "cancel_reason", "interrupted"))
     except RedisUnreachable:  # end the run without the reason
-        reason = None
-    return str(reason or "cancelled")
+        reason = mode = None
+    return Cancellation(str(reason or "cancelled"), is_interrupted=mode == "interrupt")

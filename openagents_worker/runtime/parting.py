@@ -9,7 +9,7 @@
 | `left_to_others` | suspended, longer each time | on a worker that can execute it |
 |  | after `left_to_others_max_s`: failed, `agent.unavailable` | never |
 | `time_limit` | failed, with the error of the latch | never |
-| `cancelled` | cancelled | never |
+| `cancelled` | cancelled; if another run has interrupted it, with the turn so far in its session | never |
 | `fenced` | nothing: another worker owns the run, or will recover it | on that worker |
 
 A write can find out that the run was cancelled, or that another worker owns it. Then the latch has a graver
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
-from openagents_worker.errors import AgentUnavailable, OpenAgentsError, RunCancelled
+from openagents_worker.errors import AgentUnavailable, OpenAgentsError
 from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.user_code import described_in_log
@@ -75,16 +75,16 @@ class Parting:
         finish: Callable[[OpenAgentsError], Awaitable[AttemptResult]],
         send_wakes: Callable[[WriteResult], Awaitable[None]],
         back_off_ms: Callable[[OpenAgentsError, str], int],
-        why_cancelled: Callable[[], Awaitable[str]],
+        cancel: Callable[[], Awaitable[AttemptResult]],
         left_max_ms: int,
     ) -> None:
-        """`finish` ends the run with an error. `back_off_ms` gives the delay before a retry."""
+        """`finish` ends the run with an error, `cancel` as cancelled. `back_off_ms` delays a retry."""
         self._latch = latch
         self._writer = writer
         self._finish = finish
         self._send_wakes = send_wakes
         self._back_off_ms = back_off_ms
-        self._why_cancelled = why_cancelled
+        self._cancel = cancel
         self._left_max_ms = left_max_ms
 
     async def leave(self) -> AttemptResult:
@@ -114,7 +114,7 @@ class Parting:
             case LatchReason.TIME_LIMIT:
                 return await self._finish(self._error)
             case LatchReason.CANCELLED:
-                return await self._finish(RunCancelled(await self._why_cancelled()))
+                return await self._cancel()
             case LatchReason.FENCED:
                 log.of_run(
                     logging.WARNING, "run.fenced", run_id=self._writer.run_id, detail=self._latch.detail

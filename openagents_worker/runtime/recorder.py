@@ -24,7 +24,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.llm.limits import FleetLimits
-from openagents_worker.models import RunArtifact, RunUsage
+from openagents_worker.models import RunArtifact, RunBudget, RunUsage, WaitKind
 from openagents_worker.runtime.approvals import Approvals
 from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
@@ -44,11 +44,12 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
-from openagents_worker.runtime.rules import MODEL_KINDS, CallQuery, ReplayContradiction
+from openagents_worker.runtime.rules import EXTEND, MODEL_KINDS, CallQuery, ReplayContradiction
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.waits import Waits
+from openagents_worker.runtime.working_budget import WorkingBudget, limits_in
 from openagents_worker.runtime.writer import RunWriter
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
@@ -70,7 +71,9 @@ class Recorder:
         durable: bool,
         max_record_bytes: int,
         facts: RunFacts,
+        replays_only: bool = False,
     ) -> None:
+        """`replays_only`: the run was interrupted, so the first call that is not in the journal ends it."""
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.effects = Effects(history.interrupted, self._records, writer)
         """The calls that must not be repeated without permission."""
@@ -86,11 +89,14 @@ class Recorder:
         """What the records change. Set before the first call."""
         self.limits: FleetLimits | None = None
         """The limits of the fleet for model calls. Set before the first call."""
+        self.budget = WorkingBudget(RunBudget(), durable=durable)
+        """The limits of the run. Set before the first call."""
         self._identity = identity
         self._history = history
         self._writer = writer
         self._latch = latch
         self._durable = durable
+        self._replays_only = replays_only
         self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
@@ -129,6 +135,10 @@ class Recorder:
             return await self._answer_from(record)
         await self._stop_if_latched()
         return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
+
+    @property
+    def is_durable(self) -> bool:
+        return self._durable
 
     @property
     def run_id(self) -> str:
@@ -201,6 +211,9 @@ class Recorder:
     ) -> Any:
         """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
         self._writer.store.check_lease()
+        if self._replays_only:
+            self._latch.set(LatchReason.CANCELLED)
+            raise RunLatched(LatchReason.CANCELLED)
         call_id = self.rules.assign_id(query, again)
         effect = None
         if not may_repeat and self._durable:
@@ -337,7 +350,10 @@ class Recorder:
         return self._answer_with(record)
 
     def _apply(self, record: Record) -> None:
-        """Apply the state changes and artifacts of a record to the context of the run."""
+        """Apply the state changes and artifacts of a record to the context of the run, and an extension."""
+        if record.kind == EXTEND:
+            self.budget.extend(limits_in(record.outcome.get("ok")))
+            self.waits.check_again(WaitKind.BUDGET)
         if not (record.state or record.artifacts):
             return
         assert self.context is not None

@@ -30,7 +30,9 @@ from openagents_worker.runtime.replay_loading import sort_records
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
 from openagents_worker.runtime.rules import (
+    EXTEND,
     MODEL_KINDS,
+    STEER,
     CallQuery,
     OpenCall,
     ReplayContradiction,
@@ -46,7 +48,7 @@ SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
 CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
-OWN_KINDS = frozenset({"now"})
+OWN_KINDS = frozenset({"now", STEER, EXTEND})
 """Kinds of calls without meaningful arguments. A record of another node never answers them."""
 
 
@@ -141,6 +143,11 @@ class ReplayByContent(Rules):
 
     def is_inside_a_call(self) -> bool:
         return bool(self._nodes.current_frame().outer)
+
+    def next_kind(self) -> str | None:
+        frame = self._nodes.current_frame()
+        following = None if self._unused.is_empty else self._unused.next_of_node(frame.node.path, frame.scope)
+        return None if following is None else following.kind
 
     @property
     def is_replay_over(self) -> bool:

@@ -17,7 +17,9 @@ from openagents_worker.runtime.journal import Record
 __all__ = [
     "MODEL_KINDS",
     "PREPARE_PART",
+    "EXTEND",
     "REMEMBER",
+    "STEER",
     "CallQuery",
     "OpenCall",
     "ReplayContradiction",
@@ -28,6 +30,10 @@ PREPARE_PART = "prepare"
 """The part of a run before its pattern, in runs that are replayed by place."""
 REMEMBER = "remember"
 """The part of a run after its pattern, in which the memory stores the turn. It has its own records."""
+STEER = "steer"
+"""The kind of the call that takes messages for a run. It is made only when there are messages."""
+EXTEND = "extend"
+"""The kind of the call that waits for an extension of the budget, and takes it."""
 MODEL_KINDS = frozenset({"model", "http"})
 """Kinds of calls whose argument is a prompt. It can contain data that is not recorded, such as a date."""
 
@@ -153,6 +159,10 @@ class Rules(ABC):
     @abstractmethod
     def is_inside_a_call(self) -> bool:
         """Whether the current code executes inside a recorded call."""
+
+    @abstractmethod
+    def next_kind(self) -> str | None:
+        """The kind of the next recorded call of the current task; None if all further calls of it are new."""
 
     @property
     @abstractmethod

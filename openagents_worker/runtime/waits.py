@@ -110,6 +110,12 @@ class Waits:
         wait = Wait(WaitKind.LIMIT, limit.name, call_id, until_ms)
         self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
 
+    def check_again(self, kind: WaitKind) -> None:
+        """End the waits of a kind as if they had timed out: their calls look again what they wait for."""
+        for opened in list(self._open.values()):
+            if opened.wait.kind is kind:
+                _end(opened.ended, None)
+
     def taken_by(self, call_id: str) -> list[str]:
         """The names of the facts that the record of this call replaces."""
         names = self._taken.pop(call_id, [])

@@ -81,6 +81,8 @@ RECORD_FIELDS = (
     "request",
     "result",
     "format",
+    "on_busy",
+    "forked_from",
 )
 
 
@@ -125,9 +127,11 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         waiting=parse_waiting(field["waits"]) if STATES[state].is_parked else (),
+        forked_from=field["forked_from"] or None,
         last_error=_last_error(field["last_error"], field["last_error_details"]),
-        request=_request_or_none(
-            field["request"], stored_format(field["format"]), is_over=bool(field["result"])
+        request=_with_on_busy(
+            _request_or_none(field["request"], stored_format(field["format"]), is_over=bool(field["result"])),
+            field["on_busy"],
         ),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
@@ -151,6 +155,11 @@ def _request_or_none(text: str, format_: int, *, is_over: bool) -> RunRequest | 
         if can_read(format_) and not is_over:
             raise
         return None
+
+
+def _with_on_busy(request: RunRequest | None, on_busy: str) -> RunRequest | None:
+    """The request with the value of `on_busy` that is stored outside of it."""
+    return request.model_copy(update={"on_busy": on_busy}) if request and on_busy else request
 
 
 def parse_request(run_id: str, text: str) -> RunRequest:

@@ -39,6 +39,7 @@ _TEMPLATE_OF = {spec.name: spec.template for spec in KEYS} | {
 _TYPE_OF_COMMAND = {
     "EXPIRE": "any", "PEXPIRE": "any", "PERSIST": "any", "PTTL": "any", "TTL": "any", "TYPE": "any",
     "EXISTS": "any", "DEL": "any", "UNLINK": "any", "MEMORY|USAGE": "any", "RENAME": "any",
+    "COPY": "any",
     "GET": "string", "SET": "string", "GETDEL": "string", "STRLEN": "string", "INCR": "string",
     "LINDEX": "list", "LLEN": "list", "LPOP": "list", "LPUSH": "list", "LRANGE": "list", "LREM": "list",
     "LTRIM": "list", "RPOP": "list", "RPUSH": "list",

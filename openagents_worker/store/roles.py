@@ -114,7 +114,18 @@ WATCHER = Role(
 PRODUCER = Role(
     RoleName.PRODUCER,
     "submits, watches, cancels, resumes and deletes runs, sends them values, and decides about calls",
-    scripts=("submit", "cancel", "resume", "decide", "fact", "delete_session", "page", "mend_key"),
+    scripts=(
+        "submit",
+        "cancel",
+        "resume",
+        "decide",
+        "fact",
+        "delete_session",
+        "page",
+        "mend_key",
+        "fork",
+        "fork_session",
+    ),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.models import RunRequest, RunState
-from openagents_worker.store.scripts import Resumed, Submitted, Wake
+from openagents_worker.store.scripts import Forked, Resumed, Submitted, Wake
 
 __all__ = ["Accepted", "accepted_as", "error_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted run. The caller sends `first`, its first message, and `also`, a wake-up of another run.
+    """An accepted run. The caller sends `first`, its first message, and `also`, wake-ups of other runs.
 
     `state` is a `RunState`, or a state of a newer version.
     """
@@ -25,10 +25,12 @@ class Accepted:
     queue: str
     is_new: bool
     first: Wake | None = None
-    also: Wake | None = None
+    also: tuple[Wake, ...] = ()
 
 
-def accepted_as(request: RunRequest, answer: Submitted | Resumed, canvas: str, *, is_new: bool) -> Accepted:
+def accepted_as(
+    request: RunRequest, answer: Submitted | Resumed | Forked, canvas: str, *, is_new: bool
+) -> Accepted:
     """The accepted run of a request, from the answer of its script. `canvas` has its task options."""
     first = None
     if answer.sent_us is not None and answer.state == RunState.QUEUED:

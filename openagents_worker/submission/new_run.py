@@ -19,7 +19,11 @@ from openagents_worker.submission.accepted import Accepted, accepted_as, error_o
 from openagents_worker.submission.queue_choice import checked_queue
 from openagents_worker.suggest import agent_hint
 
-__all__ = ["NewRun", "SubmitOptions"]
+__all__ = ["INTERRUPTING", "NewRun", "SubmitOptions", "digest_of", "stored_text"]
+
+
+INTERRUPTING = ("interrupt", "rollback")
+"""The values of `on_busy` with which a run ends the run that works in its session."""
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -62,7 +66,7 @@ class NewRun:
             default_queue=settings.queue,
             digest=digest_of(request),
             uid=secrets.token_hex(8),
-            request=request.model_dump_json(exclude_none=True, exclude=_default_fields(request)),
+            request=stored_text(request),
             canvas=self.canvas,
             durable=settings.durable_default if request.durable is None else request.durable,
             delay_ms=self.delay_ms,
@@ -72,6 +76,7 @@ class NewRun:
             expires_ms=self.expires_ms,
             tell=True,
             input_text=request.input_text,
+            interrupts=request.on_busy if request.on_busy in INTERRUPTING else "",
         )
 
     def accepted(self, answer: Submitted) -> Accepted:
@@ -113,6 +118,16 @@ def _default_fields(request: RunRequest) -> set[str]:
     of requests that do not use it.
     """
     return set() if request.labels else {"labels"}
+
+
+def stored_text(request: RunRequest) -> str:
+    """The request as JSON, as the record of its run has it.
+
+    Some values of `on_busy` are not in it, because older workers could not read them. The record has them in
+    a field of its own.
+    """
+    left_out = {"on_busy"} if request.on_busy in INTERRUPTING else set()
+    return request.model_dump_json(exclude_none=True, exclude=_default_fields(request) | left_out)
 
 
 def digest_of(request: RunRequest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from typing_extensions import Unpack
 
@@ -13,17 +13,39 @@ from openagents_worker.errors import RedisUnreachable, SubmitUnknown
 from openagents_worker.models import RunRecord, RunRequest, parse_request
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import OnDisk, Plan
 from openagents_worker.store.scripts import ScriptCall
 from openagents_worker.submission.accepted import Accepted, error_of
+from openagents_worker.submission.fork import fork_of
 from openagents_worker.submission.new_run import NewRun, SubmitOptions
 from openagents_worker.submission.resumption import Resumption
 
-__all__ = ["Accepted", "Request", "SubmitOptions", "asubmit", "resumption", "submission", "submit"]
+__all__ = [
+    "Accepted",
+    "ForkOptions",
+    "Request",
+    "SubmitOptions",
+    "asubmit",
+    "forking",
+    "resumption",
+    "submission",
+    "submit",
+]
 
 # One more try takes at most two seconds, so that a caller waits less than five seconds in total.
 REPEAT_FOR_S = 2.5
 REPEAT_PAUSE_S = 0.1
+
+
+class ForkOptions(TypedDict, total=False):
+    """How a fork differs from its source. `session_id`: by default a new session, a copy of that of the
+    source."""
+
+    input_text: str | None
+    session_id: str | None
+    run_id: str | None
+
 
 Request = RunRequest | Mapping[str, Any]
 """A request, or a dict of its fields."""
@@ -64,6 +86,14 @@ def resumption(run: RunRecord, settings: Settings, *, by: str = "") -> Plan[Acce
     checkpoint that may have had effects.
     """
     return _repeated(Resumption.of(run, settings, by), settings)
+
+
+def forking(
+    keys: Keys, settings: Settings, checkpoint_id: str, **options: Unpack[ForkOptions]
+) -> Plan[Accepted]:
+    """The plan that creates a run from a checkpoint of another one. Raises as `fork_of` and `submit` do."""
+    fork = yield from fork_of(keys, settings, checkpoint_id, **options)
+    return (yield from _repeated(fork, settings))
 
 
 class _Submission(Protocol):

@@ -19,6 +19,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import BackgroundPart, Health, background_task
+from openagents_worker.worker.interruptions import end_overdue
 from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
 from openagents_worker.worker.service import LoopPart
 
@@ -115,7 +116,9 @@ class _Poller:
             return
         if time.monotonic() >= self._wake_at_s:
             self._wake_at_s = time.monotonic() + WAKE_S
-            await self._store.run(scripts.wake(limit=BATCH_SIZE))
+            woken = await self._store.run(scripts.wake(limit=BATCH_SIZE))
+            for run_id in woken.overdue:
+                await end_overdue(self._store, run_id)
         for queue in self._queues:
             key = self._store.keys("sent", queue)
             waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, BATCH_SIZE))  # type: ignore[misc]

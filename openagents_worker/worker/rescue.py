@@ -33,6 +33,7 @@ from openagents_worker.store.scripts import (
 )
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import Health
+from openagents_worker.worker.interruptions import end_overdue
 from openagents_worker.worker.local_processes import ProcessIdentity
 
 __all__ = ["GRACE_S", "OldestMessage", "Rescue", "RescueClock", "RescueLimits"]
@@ -304,8 +305,10 @@ class Rescue:
         """Wake all due runs; returns their number."""
         recovered, seen = 0, LIMIT
         while seen == LIMIT:
-            wakes, seen = await self._store.run(wake(limit=LIMIT))
+            wakes, seen, overdue = await self._store.run(wake(limit=LIMIT))
             recovered += await self._send(wakes)
+            for run_id in overdue:
+                recovered += await self._send(await end_overdue(self._store, run_id))
         return recovered
 
     async def _check_queue(self, queue: _Queue) -> None:

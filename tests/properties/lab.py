@@ -21,6 +21,11 @@ T = TypeVar("T")
 # Time passes in ticks. Every span is some ticks and a half, so the speed of a machine decides nothing.
 TICK_MS = 600_000
 
+_IN_TICKS = (
+    ("FORCED_AFTER_MS = 5000", f"FORCED_AFTER_MS = {TICK_MS * 3 // 2}"),
+    ("OVERDUE_AGAIN_MS = 1000", f"OVERDUE_AGAIN_MS = {TICK_MS // 2}"),
+)
+
 _READ = """
 local readers = {
   hash = function(key) return redis.call('HGETALL', key) end,
@@ -78,7 +83,7 @@ for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':run:*')) do
   if redis.call('TYPE', key).ok == 'hash' then
     local at, times = string.match(redis.call('HGET', key, 'resent') or '', '^(%d+):(%d+)$')
     if at then redis.call('HSET', key, 'resent', string.format('%.0f:%s', at - ms * 1000, times)) end
-    for _, field in ipairs({'due', 'claimed', 'expires'}) do
+    for _, field in ipairs({'due', 'claimed', 'expires', 'force_at'}) do
       local at = redis.call('HGET', key, field)
       if at then redis.call('HSET', key, field, string.format('%.0f', at - ms)) end
     end
@@ -130,7 +135,7 @@ class Lab:
         self.redis: Any = self.store.redis
         self._raw: Any = Store(Cell(url)).redis
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
-        self._altered = [(_as_loaded(old), _as_loaded(new)) for old, new in altered]
+        self._altered = [(_as_loaded(old), _as_loaded(new)) for old, new in (*_IN_TICKS, *altered)]
         self._scripts: dict[str, Script] = {}
         self._listening = self.redis.pubsub()
         self._read = self.redis.register_script(_READ)
@@ -142,7 +147,7 @@ class Lab:
         self.store.close()
 
     def run(self, call: ScriptCall[T]) -> T:
-        return self.store.run(replace(call, script=self._script(call.script)) if self._altered else call)
+        return self.store.run(replace(call, script=self._script(call.script)))
 
     def read(self) -> View:
         """All keys, at one moment."""

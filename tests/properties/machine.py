@@ -208,7 +208,7 @@ class Protocol(RuleBasedStateMachine):
     def begin(self, details: tuple[int, ...]) -> None:
         """Three runs, so that every history has something to lose."""
         for session in (pick("sst", choice) for choice in details):
-            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+            self.submit(session, 0, durable=True, expires=0, tell=False, busy="", lost=False)
 
     # Hypothesis switches a random half of its rules off in each example, and most histories would be void: so
     # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
@@ -229,15 +229,16 @@ class Protocol(RuleBasedStateMachine):
         durable=(True, True, True, False),
         expires=(0, 0, 0, 1.25, 2.25),
         tell=(False, True),
-        reject=(False, False, True),
+        busy=("", "", "reject", "interrupt", "rollback"),
         lost=LOST,
     )
     def submit(
-        self, session: str, delay: float, durable: bool, expires: float, tell: bool, reject: bool, lost: bool
+        self, session: str, delay: float, durable: bool, expires: float, tell: bool, busy: str, lost: bool
     ) -> None:
-        asked = Run(f"r{next(self.numbers)}", session, "same", durable, tell)
+        on_busy = busy if busy in ("interrupt", "rollback") else ""
+        asked = Run(f"r{next(self.numbers)}", session, "same", durable, tell, on_busy=on_busy)
         self.requests[asked.id] = asked
-        self.offer(asked, delay, expires, reject, lost)
+        self.offer(asked, delay, expires, busy == "reject", lost)
 
     @act(
         when=lambda self: self.requests,
@@ -269,10 +270,14 @@ class Protocol(RuleBasedStateMachine):
                 parent_run_id="",
                 expires_ms=int(expires * TICK_MS),
                 tell=asked.tell,
+                interrupts=asked.on_busy,
             )
         )
         expected = self.truth.submit(asked, delay, expires, reject)
         assert submitted.answer == expected, f"submit {run_id}: {submitted.answer}, but it is {expected}"
+        if expected == "NEW" and not delay:
+            also = {wake.run_id for wake in submitted.also}
+            assert also == self.truth.woken - {run_id}, f"{self.truth.woken} must be woken: {also}"
         if expected in ("NEW", "SAME"):
             run = self.truth.runs[run_id]
             assert submitted.state == run.state
@@ -280,7 +285,7 @@ class Protocol(RuleBasedStateMachine):
             assert (submitted.sent_us is not None) == is_sent, f"message of {run_id}"
             if is_sent and not lost:
                 self.messages.append(run_id)
-        self.messages += [submitted.also.run_id] if submitted.also else []
+        self.messages += [wake.run_id for wake in submitted.also]
 
     @act(when=lambda self: self.requests, i=ANY, force=(False, False, True), lost=LOST)
     def cancel(self, i: int, force: bool, lost: bool) -> None:
@@ -308,7 +313,51 @@ class Protocol(RuleBasedStateMachine):
             assert (resumed.state, resumed.sent_us is not None) == (run.state, run.state == "queued")
             if run.state == "queued" and not lost:
                 self.messages.append(run_id)
-        self.messages += [resumed.also.run_id] if resumed.also else []
+        self.messages += [wake.run_id for wake in resumed.also]
+
+    @act(
+        when=lambda self: self.truth.runs and len(self.truth.runs) < MAX_RUNS,
+        i=ANY,
+        steps=(0, 1, 2, 5),
+        is_own_session=(False, True),
+        messages=(0, 2, 4),
+        lost=LOST,
+    )
+    def fork(self, i: int, steps: int, is_own_session: bool, messages: int, lost: bool) -> None:
+        """A producer starts a run from a checkpoint of another one. The same fork again is the same run."""
+        source = self.truth.runs[pick(sorted(self.truth.runs), i)]
+        run_id = f"r{next(self.numbers)}"
+        session = source.session if is_own_session else f"fork of {run_id}"
+        self.fork_to(source, Run(run_id, session, "fork", source.durable, True), steps, messages, lost)
+
+    def fork_to(self, source: Run, asked: Run, steps: int, messages: int, lost: bool) -> None:
+        call = scripts.fork(
+            run_id=asked.id,
+            from_run_id=source.id,
+            steps=steps,
+            session_id=asked.session,
+            digest=asked.digest,
+            uid="u",
+            request="{}",
+            messages=messages,
+            artifacts=0,
+            lists=[TENANT],
+            tell=True,
+        )
+        expected = self.truth.fork(source.id, asked, steps, messages)
+        for answer_of in ("first", "again"):
+            forked = self.lab.run(call)
+            assert forked.answer == expected, f"fork of {source.id}: {forked.answer}, but it is {expected}"
+            if answer_of == "first":
+                self.messages += [wake.run_id for wake in forked.also]
+            if expected not in ("NEW", "SAME"):
+                return
+            expected = "SAME"
+        run = self.truth.runs[asked.id]
+        self.requests[asked.id] = asked
+        assert (forked.state, forked.sent_us is not None) == (run.state, run.state == "queued")
+        if run.state == "queued" and not lost:
+            self.messages.append(asked.id)
 
     @act(
         4,
@@ -404,16 +453,21 @@ class Protocol(RuleBasedStateMachine):
             run.retries,
             run.recoveries,
         )
+        assert claimed.is_interrupted is run.is_told, f"{run_id} is interrupted: {claimed.is_interrupted}"
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
             attempt = worker.carries[run_id] = Attempt(
-                run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
+                run_id, worker.incarnation, claimed.fence, len(run.journal), self.used_by(run), worker.format
             )
             attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
             attempt.is_interrupted = f"intent:{CALL}" in (claimed.facts or {})
             attempt.decision = (claimed.facts or {}).get(RESOLUTION, "")
             assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
+
+    def used_by(self, run: Run) -> int:
+        """The usage of a run, as an attempt counts it: a fork counts the records that it has copied."""
+        return run.usage or sum(json.loads(text)["usage"] for text in run.journal[: run.copied])
 
     @act(
         28,
@@ -428,6 +482,7 @@ class Protocol(RuleBasedStateMachine):
             "handover",
             "left_to_others",
             "finish",
+            "obey",
             "lost",
             "hand_back",
             *(kind for kind in PARKING if kind != "outcome"),  # which is a part of `pay`
@@ -562,13 +617,14 @@ class Protocol(RuleBasedStateMachine):
                 return answer
 
             return Write(kind, call, on, len(records), is_end_of_payment)
-        if kind == "finish":
+        if kind in ("finish", "obey"):
+            state = "completed" if kind == "finish" else "cancelled"
             messages = [f"question {number}", f"answer {number}"]
             call = scripts.finish(
                 **ids,
-                end_state="completed",
+                end_state=state,
                 result="{}",
-                event="run.completed",
+                event=f"run.{state}",
                 payload="{}",
                 completed="{}",
                 transcript=messages,
@@ -581,7 +637,11 @@ class Protocol(RuleBasedStateMachine):
                 format=attempt.format,
             )
             used, form = attempt.usage, attempt.format
-            return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number, form))
+            return Write(
+                kind,
+                call,
+                lambda truth: truth.finish(run_id, fence, messages, used, number, form, batch_no, state),
+            )
         if kind == "begin_payment":
             return self.begin_payment(attempt, ids, batch_no, number)
         if kind == "question":
@@ -894,8 +954,19 @@ class Protocol(RuleBasedStateMachine):
 
     @act(2, limit=LIMITS, lost=LOST)
     def wake(self, limit: int, lost: bool) -> None:
-        wakes, _ = self.lab.run(scripts.wake(limit=limit))
-        self.send(wakes, self.truth.wake(limit), lost)
+        wakes, _, overdue = self.lab.run(scripts.wake(limit=limit))
+        expected, to_end = self.truth.wake(limit)
+        self.send(wakes, expected, lost)
+        assert set(overdue) == to_end, f"{overdue} are overdue, and must be {to_end}"
+        for run_id in overdue if not lost else ():  # the worker may die before it ends them
+            self.end_overdue(run_id)
+
+    def end_overdue(self, run_id: str) -> None:
+        messages = [f"question of {run_id}", "interrupted"]
+        call = scripts.cancel(run_id=run_id, reason="interrupted", force=True, transcript=messages)
+        cancelled, (expected, wakes) = self.lab.run(call), self.truth.cancel(run_id, True, messages)
+        assert cancelled.answer == expected, f"end {run_id}: {cancelled.answer}, but it is {expected}"
+        self.send(cancelled.wakes, wakes, lost=False)
 
     @act(2, back=(None, 0, 1), lost=LOST)
     def resend(self, back: int | None, lost: bool) -> None:
@@ -949,7 +1020,7 @@ class Protocol(RuleBasedStateMachine):
         elif how == "cancel":
             self.cancel(sorted(self.requests).index(waiting), force=False, lost=False)
         elif how == "submit":
-            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+            self.submit(session, 0, durable=True, expires=0, tell=False, busy="", lost=False)
         else:
             self.offer(self.requests[lost], 0, 0, reject=False, lost=False)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from openagents_worker.errors import RedisRefused, RedisWrongType
 from tests.properties.machine import Protocol, Way
+from tests.properties.truth import Run
 
 __all__ = ["Stories", "tell"]
 
@@ -32,9 +33,15 @@ class _Words:
         self.m = machine
 
     def submit(
-        self, session: str = "s", *, durable: bool = True, tell: bool = False, expires: float = 0
+        self,
+        session: str = "s",
+        *,
+        durable: bool = True,
+        tell: bool = False,
+        expires: float = 0,
+        busy: str = "",
     ) -> None:
-        self.m.submit(session, 0, durable, expires, tell, reject=False, lost=False)
+        self.m.submit(session, 0, durable, expires, tell, busy, lost=False)
 
     def three_in_a_session(self) -> None:
         for _ in range(3):
@@ -675,6 +682,218 @@ class Stories(_Words):
         self.deliver(0)
         self.cancel(force=True)
         self.work("finish")
+
+    # --- runs that interrupt others ---
+
+    def a_run_is_interrupted_while_it_executes(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="interrupt")
+        self.m.beat(0)
+        self.work("obey")
+        self.deliver(1)
+
+    def a_run_that_waits_is_not_passed_by_those_that_came_before_it(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit()
+        self.submit(busy="rollback")
+        self.submit(busy="interrupt")
+        self.work("obey")
+        self.deliver(0)
+
+    def a_run_is_interrupted_while_it_is_suspended(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("retry")
+        self.submit(busy="interrupt")
+        self.deliver(1)
+        self.m.work(0, 0, "obey", "answered")
+
+    def a_run_is_interrupted_while_it_waits_for_a_signal(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("sleep")
+        self.submit(busy="interrupt")
+        self.deliver(NEW)
+        self.m.work(0, 0, "obey", "answered")
+
+    def a_run_is_rolled_back_while_it_is_suspended(self) -> None:
+        self.submit(tell=True)
+        self.deliver(0)
+        self.work("commit")
+        self.work("retry")
+        self.submit(busy="rollback")
+
+    def a_run_that_is_rolled_back_completes(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="rollback")
+        self.work("finish")
+        self.work("obey")
+
+    def the_worker_of_an_interrupted_run_dies(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.submit(busy="interrupt")
+        self.die()
+        self.deliver(1)
+        self.m.work(0, 0, "obey", "answered")
+
+    def an_interrupted_run_is_given_back(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="interrupt")
+        self.work("lost")
+        self.deliver(1)
+
+    def an_interrupted_run_does_not_end(self) -> None:
+        self.submit()
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="interrupt")
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.m.wake(100, lost=False)
+        self.m.holds()
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.m.wake(100, lost=True)  # the worker that wakes it dies
+        self.m.holds()
+        self.m.let_pass(1)
+        self.m.wake(100, lost=False)
+        self.m.holds()
+        self.work("finish")
+
+    def a_run_that_is_rolled_back_does_not_end(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="rollback")
+        self.m.let_pass(2)
+        self.m.wake(100, lost=False)
+        self.m.holds()
+        self.work("finish")
+
+    def an_interrupted_run_is_claimed_late(self) -> None:
+        self.submit()
+        self.submit(busy="interrupt")
+        self.deliver(0)
+        self.m.let_pass(2)
+        self.m.wake(100, lost=False)
+
+    def an_interrupting_run_is_interrupted(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.submit(busy="interrupt")
+        self.submit(busy="interrupt")
+        self.submit(busy="rollback")
+        self.work("obey")
+        self.deliver(0)
+        self.m.work(0, 0, "obey", "answered")
+
+    def an_interrupted_run_is_cancelled(self) -> None:
+        self.submit()
+        self.submit(busy="interrupt")
+        self.cancel()
+
+    def a_cancelled_run_is_interrupted_and_does_not_end(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel()
+        self.submit(busy="interrupt")
+        self.m.let_pass(2)
+        self.m.wake(100, lost=False)
+
+    def an_interrupting_run_is_delayed(self) -> None:
+        self.submit()
+        self.m.submit("s", 1.5, True, 0, False, "rollback", lost=False)
+        self.deliver(0)
+        self.m.let_pass(2)
+        self.m.beat(0)
+        self.m.wake(100, lost=False)
+        self.m.holds()
+        self.work("obey")
+
+    def an_interrupting_run_is_resumed(self) -> None:
+        self.submit()
+        self.submit(busy="interrupt")
+        self.submit()
+        self.m.cancel(1, force=True, lost=False)
+        self.m.holds()
+        self.m.resume(1, lost=False)
+        self.m.holds()
+
+    def a_run_interrupts_one_without_a_record(self) -> None:
+        self.three_in_a_session()
+        lost = self.m.holders[0]
+        del self.m.truth.runs[lost]
+        self.m.lab.forget(lost)
+        self.submit(busy="interrupt")
+
+    # --- forks ---
+
+    def _fork(self, steps: int, session: str, *, messages: int = 100) -> None:
+        source = next(iter(self.m.truth.runs.values()))
+        asked = Run("forked", session, "fork", source.durable, True)
+        self.m.fork_to(source, asked, steps, messages, lost=False)
+        self.m.holds()
+
+    def a_run_is_forked_at_each_of_its_steps(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("finish")
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("commit")
+        source = list(self.m.truth.runs.values())[1]
+        for steps in range(4):
+            asked = Run(f"forked {steps}", f"session {steps}", "fork", True, True)
+            self.m.fork_to(source, asked, steps, 1, lost=False)
+            self.m.holds()
+
+    def a_fork_goes_on(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("commit")
+        self.work("finish")
+        self._fork(1, "new", messages=0)
+        self.m.messages.reverse()
+        self.deliver(0)
+        self.work("commit")
+        self.work("finish")
+
+    def a_fork_waits_for_its_own_session(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self._fork(1, "s")
+
+    def a_run_without_records_is_forked(self) -> None:
+        self.submit()
+        self._fork(0, "new")
+
+    def a_fork_survives_its_source(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.cancel(force=True)
+        self._fork(0, "new")
+        self.m.forget(0)
+        self.m.holds()
+        self.deliver(1)
+
+    def a_parked_run_is_forked(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("sleep")
+        self._fork(1, "new")
+        self.deliver(0)
 
     # --- a holder whose record is gone ---
 

@@ -74,8 +74,8 @@ GUARDS = (
     Guard(
         "claim ends a run with a cancel request",
         (
-            "if run.cancel == '1' then return reply{answer = 'CANCELLED'",
-            "if false then return reply{answer = 'CANCELLED'",
+            "if run.cancel == '1' and not says_so_itself(run) then return",
+            "if false then return",
         ),
         story="a_run_is_cancelled_while_its_worker_hands_it_back",
     ),
@@ -248,8 +248,8 @@ GUARDS = (
     Guard(
         "a run that was claimed needs no message",
         (
-            "redis.call('ZREM', k.sent(run.queue), run_id)\nredis.call('ZREM', k.due(), run_id)\nappend",
-            "redis.call('ZREM', k.due(), run_id)\nappend",
+            "redis.call('ZREM', k.sent(run.queue), run_id)\nif run.force_at == 0",
+            "if run.force_at == 0",
         ),
     ),
     Guard(
@@ -335,6 +335,117 @@ GUARDS = (
         story="a_run_is_resumed",
     ),
     Guard(
+        "a run that is rolled back does not complete",
+        ("if run.interrupted == 'rollback' and end_state == STATE.completed then", "if false then"),
+        story="a_run_that_is_rolled_back_completes",
+    ),
+    Guard(
+        "an interrupting run waits in front of the others",
+        ("if run.on_busy ~= '' then return FRONT", "if false then return FRONT"),
+        story="a_run_that_waits_is_not_passed_by_those_that_came_before_it",
+    ),
+    Guard(
+        "interrupting runs keep their order",
+        ("return FRONT + count_up(k.session(S), 'front')", "return FRONT - count_up(k.session(S), 'front')"),
+        story="an_interrupting_run_is_interrupted",
+    ),
+    Guard(
+        "an interrupting run that waits is interrupted",
+        ("ipairs({before or '', held or ''})", "ipairs({held or ''})"),
+        story="an_interrupting_run_is_interrupted",
+    ),
+    Guard(
+        "a run that is interrupted while it is suspended is woken",
+        ("  return {wake_of(run)}\nend\n\n-- enter(run)", "  return {}\nend\n\n-- enter(run)"),
+        story="a_run_is_interrupted_while_it_is_suspended",
+    ),
+    Guard(
+        "a worker writes the turn of an interrupted run",
+        ("run.cancel == '1' and run.interrupted == 'interrupt' end", "false end"),
+        story="a_run_is_interrupted_while_it_is_suspended",
+    ),
+    Guard(
+        "an interrupted run is ended by force",
+        ("    redis.call('ZADD', k.due(), force_at, run.id)\n", ""),
+        story="an_interrupted_run_does_not_end",
+    ),
+    Guard(
+        "an interrupted run that is claimed is still ended by force",
+        (
+            "if run.force_at == 0 then redis.call('ZREM', k.due(), run_id) end",
+            "redis.call('ZREM', k.due(), run_id)",
+        ),
+        story="an_interrupted_run_is_claimed_late",
+    ),
+    Guard(
+        "a worker that dies before it ends an interrupted run by force is replaced",
+        ("digits(NOW_MS + OVERDUE_AGAIN_MS)", "digits(NOW_MS + 2 ^ 40)"),
+        story="an_interrupted_run_does_not_end",
+    ),
+    Guard(
+        "an interrupted run whose worker dies still gets its turn",
+        (
+            "    if says_so_itself(run) then\n      more = {wake_of(run)}",
+            "    if false then\n      more = {}",
+        ),
+        story="the_worker_of_an_interrupted_run_dies",
+    ),
+    Guard(
+        "an interrupted run that is given back still gets its turn",
+        ("if kind == 'handover' or says_so_itself(run) then return", "if kind == 'handover' then return"),
+        story="an_interrupted_run_is_given_back",
+    ),
+    Guard(
+        "a request to cancel an interrupted run does not take its turn",
+        ("if says_so_itself(run) and run.owner == '' and force == 0 then", "if false then"),
+        story="an_interrupted_run_is_cancelled",
+    ),
+    Guard(
+        "a new life of an interrupting run waits",
+        ("run.life + 1, 0, '' -- it waits", "run.life + 1, 0, run.on_busy -- it waits"),
+        story="an_interrupting_run_is_resumed",
+    ),
+    Guard(
+        "a fork has no records after its checkpoint",
+        ("redis.call('LTRIM', k.journal(run_id), 0, steps)", ""),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "a fork has the records up to its checkpoint",
+        ("redis.call('COPY', k.journal(from_run_id), k.journal(run_id), 'REPLACE')", ""),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "the journal of a fork does not expire with that of its source",
+        ("redis.call('PERSIST', k.journal(run_id))\nif is_new_session", "if is_new_session"),
+        story="a_fork_survives_its_source",
+    ),
+    Guard(
+        "a fork needs a record that exists",
+        ("if steps >= length then", "if false then"),
+        story="a_run_is_forked_at_each_of_its_steps",
+    ),
+    Guard(
+        "a run without records is not forked",
+        ("if length == 0 then return reply{answer = 'NO_CHECKPOINT'} end", ""),
+        story="a_run_without_records_is_forked",
+    ),
+    Guard(
+        "the session of a fork ends where the run began",
+        ("redis.call('LTRIM', to, 0, count - 1)", ""),
+        story="a_run_is_forked_at_each_of_its_steps",
+    ),
+    Guard(
+        "the same fork again is the same run",
+        ("if known_digest then\n  if known_digest ~= digest", "if false then\n  if known_digest ~= digest"),
+        story="a_fork_goes_on",
+    ),
+    Guard(
+        "a fork is left to workers that read its format",
+        ("new_run(run_id, {format = source.format, state", "new_run(run_id, {format = 1, state"),
+        story="a_parked_run_is_forked",
+    ),
+    Guard(
         "a completed run is not resumed",
         ("if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",
@@ -369,8 +480,8 @@ GUARDS = (
     Guard(
         "reclaim ends a run with a cancel request",
         (
-            "    if run.cancel == '1' then\n      more = cancelled",
-            "    if false then\n      more = cancelled",
+            "    elseif run.cancel == '1' then\n      more = cancelled",
+            "    elseif false then\n      more = cancelled",
         ),
         story="the_worker_of_a_run_with_a_cancel_request_dies",
     ),

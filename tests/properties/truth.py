@@ -22,6 +22,8 @@ HOUR = 6  # ticks
 TOO_MANY_ALARMS = 3
 MAX_RECOVERIES = 2
 MOST_SPARED = 3  # in a row
+FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
+OVERDUE_AGAIN = 0.5
 TERMINAL = ("completed", "failed", "cancelled")
 PARKED = ("waiting", "awaiting_approval", "paused")
 PARKS = 3  # the format of a run that was parked
@@ -85,6 +87,11 @@ class Run:
     fence: str = ""  # may write while the run is running; of a finished run: the one that ended it
     nonce: str = ""
     cancel: bool = False
+    on_busy: str = ""  # `interrupt` or `rollback`: it does not wait for its session
+    interrupted: str = ""  # the same, of the run that has interrupted this one
+    is_told: bool = False  # its owner knows since its claim that it is interrupted
+    force_at: float = 0.0  # it is ended by force; 0: it was not interrupted
+    force_due: tuple[float, int] = (0.0, 0)  # when that is checked next
     attempts: int = 0
     emit_no: int = 0
     retries: int = 0
@@ -95,6 +102,7 @@ class Run:
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
+    copied: int = 0  # records of its journal that are copies of those of another run
     usage: int = 0
     told: list[int] = field(default_factory=list)  # numbers of the events that its attempts have emitted
     facts: dict[str, str] = field(default_factory=dict)  # from outside, not taken yet
@@ -114,6 +122,11 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def says_so_itself(self) -> bool:
+        """Whether a worker must end it, because its session gets a turn."""
+        return self.cancel and self.interrupted == "interrupt"
 
     @property
     def may_expire(self) -> bool:
@@ -149,6 +162,7 @@ class Truth(PaymentsTruth):
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
         self.lost_a_second = False
+        self.woken: Wakes = set()  # by the last submission
         self.announced: dict[str, set[tuple[str, int]]] = {}  # facts that workers were told of: run, number
         self._no = 0
 
@@ -161,7 +175,11 @@ class Truth(PaymentsTruth):
         return {run.id for run in self.runs.values() if run.owner == incarnation}
 
     def cancel_requested(self, incarnation: str) -> set[str]:
-        return {run_id for run_id in self.owned(incarnation) if self.runs[run_id].cancel}
+        return {
+            run_id
+            for run_id in self.owned(incarnation)
+            if self.runs[run_id].cancel and not self.runs[run_id].is_told
+        }
 
     def announcements(self, incarnation: str) -> set[str]:
         """The notices of facts in the box of a worker."""
@@ -208,7 +226,7 @@ class Truth(PaymentsTruth):
         if delay:
             self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
         else:
-            self._place(run)
+            self.woken = self._enter(run)
         return "NEW"
 
     def resume(self, run_id: str) -> str:
@@ -221,12 +239,40 @@ class Truth(PaymentsTruth):
             return "NO_CHECKPOINT"
         run.life, run.cancel, run.untold = run.life + 1, False, False
         run.stuck = run.retries = run.emit_no = 0
-        run.expires = 0.0
+        run.expires = run.force_at = 0.0
+        run.on_busy = run.interrupted = ""
         run.suspicion = Suspicion()
         for name in ENDING_WITH_LIFE:
             run.facts.pop(name, None)
         self._place(run)
         return "OK"
+
+    def fork(self, from_run_id: str, asked: Run, steps: int, messages: int) -> str:
+        source = self.runs.get(from_run_id)
+        if not source:
+            return "UNKNOWN"
+        if from_run_id in self.lost_journals or not source.journal:
+            return "NO_CHECKPOINT"
+        if steps >= len(source.journal):
+            return "OTHER_CHECKPOINT"
+        self._no += 1
+        journal = source.journal[: steps + 1]
+        self.runs[asked.id] = run = replace(
+            asked,
+            born=self._no,
+            journal=journal,
+            copied=len(journal),
+            format=source.format,
+            told=[],
+            left=set(),
+        )
+        run.facts, run.message_ids = {}, set()
+        if run.session != source.session:
+            self.transcript[run.session] = self.transcript.get(source.session, [])[:messages]
+            if source.session in self.formats:
+                self.formats[run.session] = self.formats[source.session]
+        self._place(run)
+        return "NEW"
 
     def told(self, run_id: str, life: int) -> bool:
         run = self.runs.get(run_id)
@@ -235,15 +281,21 @@ class Truth(PaymentsTruth):
         run.untold = False
         return True
 
-    def cancel(self, run_id: str, force: bool) -> tuple[str, Wakes]:
+    def cancel(self, run_id: str, force: bool, messages: Collection[str] = ()) -> tuple[str, Wakes]:
+        """`messages`: what an interrupted run leaves in its session."""
         run = self.runs.get(run_id)
         if not run:
             return "UNKNOWN", set()
         if run.over:
             return "ALREADY", set()
+        if run.says_so_itself and not run.owner and not force:
+            return "REQUESTED", set()
         if run.owner and not force:
+            run.is_told = run.is_told and run.cancel
             run.cancel = True
             return "REQUESTED", set()
+        if run.says_so_itself and self.holder(run.session) == run_id:
+            self.transcript.setdefault(run.session, []).extend(messages)
         return "CANCELLED", self._end(run, "cancelled")
 
     def fact(self, run_id: str, name: str, value: str, message_id: str) -> tuple[str, Wakes]:
@@ -381,17 +433,20 @@ class Truth(PaymentsTruth):
             return "NOT_ALIVE", set()
         if run.owner:
             return "CLAIMED" if (run.owner, run.nonce) == (incarnation, nonce) else "BUSY", set()
-        if run.cancel or (run.may_expire and run.expires <= self.now):
+        is_cancelled = run.cancel and not run.says_so_itself
+        if is_cancelled or (run.may_expire and run.expires <= self.now):
             return "CANCELLED", self._end(run, "cancelled", in_hand=True)
         if run.state in ("scheduled", "retrying") and run.since > self.now:
             return "NOT_DUE", set()
-        woken = self._place(run) if run.state == "scheduled" else set()
+        woken = self._enter(run) if run.state == "scheduled" else set()
         woken |= self._repaired(run.session)
         if self.holder(run.session) != run_id:
             return "WAITING", woken
         needs = max(run.format, self.formats.get(run.session, 0))
         if run.state in PARKED:
             return "OTHER_FORMAT" if needs > newest else "PARKED", set()
+        if needs > newest and run.says_so_itself:
+            return "OTHER_FORMAT", set()
         if needs > newest:
             run.left.add((needs, newest))
             self._at(run, "retrying", self.now)  # being left to others takes time
@@ -399,10 +454,13 @@ class Truth(PaymentsTruth):
         if run_id in self.lost_journals:
             return "DONE", self._end(run, "failed", in_hand=True)
         if run.held.group and self.group_in(incarnation) - {run.held.group}:
+            if run.says_so_itself:
+                return "SUSPECT_BUSY", set()
             self._at(run, "retrying", self.now)  # a second is less than a tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
         run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
+        run.is_told = run.says_so_itself
         return "CLAIMED", set()
 
     def emit(self, run_id: str, fence: str, batch_no: int, number: int) -> str:
@@ -471,7 +529,15 @@ class Truth(PaymentsTruth):
         return "OK", set()
 
     def finish(
-        self, run_id: str, fence: str, messages: Collection[str], usage: int, number: int, format_: int
+        self,
+        run_id: str,
+        fence: str,
+        messages: Collection[str],
+        usage: int,
+        number: int,
+        format_: int,
+        batch_no: int,
+        state: str,
     ) -> tuple[str, Wakes]:
         run = self.runs.get(run_id)
         if run and run.over and run.fence == fence:
@@ -479,12 +545,17 @@ class Truth(PaymentsTruth):
         run = self.writer(run_id, fence)
         if not run:
             return "FENCED", set()
+        if run.interrupted == "rollback" and state == "completed":
+            if batch_no > run.emit_no:
+                run.emit_no, run.usage = batch_no, usage
+                run.told.append(number)
+            return "CANCEL", set()
         run.told.append(number)
         run.usage = usage
         run.format = max(run.format, format_)
         self.formats[run.session] = max(self.formats.get(run.session, 0), format_)
         self.transcript.setdefault(run.session, []).extend(messages)
-        return "OK", self._end(run, "completed", by=fence, in_hand=True)
+        return "OK", self._end(run, state, by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
         """`lost`: no task of the owner executes the run. This counts unless it has a new record."""
@@ -511,7 +582,9 @@ class Truth(PaymentsTruth):
                 gone.taken[run.id] = run.life
             run.recoveries += counted
             is_poison = self._blame(run, incarnation, end, nobody_died, half)
-            if run.cancel:
+            if run.says_so_itself:
+                wakes |= self._queued(run)
+            elif run.cancel:
                 wakes |= self._end(run, "cancelled")
             elif not run.durable or is_poison:
                 wakes |= self._end(run, "failed")
@@ -586,25 +659,40 @@ class Truth(PaymentsTruth):
         deaths = run.stuck + run.suspicion.halved
         return run.suspicion.named >= 2 or (is_alone and deaths > MAX_RECOVERIES)
 
-    def wake(self, limit: int) -> Wakes:
+    def wake(self, limit: int) -> tuple[Wakes, set[str]]:
+        """The runs to wake, and the interrupted runs that the caller must end."""
         due = [
-            (run.since, run.no, run.id)
+            (*run.force_due, run.id)
+            if run.force_at
+            else (run.since, run.no, run.id)
             if run.state in ("scheduled", "retrying")
             else (run.expires, run.born, run.id)
             for run in self.runs.values()
-            if run.state in ("scheduled", "retrying") or (run.may_expire and not run.owner)
+            if run.state in ("scheduled", "retrying")
+            or (run.may_expire and not run.owner)
+            or (run.force_at and not run.over)
         ]
         wakes: Wakes = set()
+        overdue: set[str] = set()
         woken = [self.runs[run_id] for at, _, run_id in sorted(due)[:limit] if at <= self.now]
         parked = sorted((run.until, run.no, run.id) for run in self.runs.values() if run.until)
-        for at, _, run_id in parked[: limit - len(woken)]:
-            wakes |= self._unpark(self.runs[run_id]) if at <= self.now else set()
         for run in woken:
-            if run.may_expire and run.expires <= self.now:
+            if run.force_at:
+                is_overdue = run.force_at <= self.now and self.holder(run.session) == run.id
+                if is_overdue and not run.says_so_itself:
+                    wakes |= self._end(run, "cancelled")
+                else:
+                    overdue |= {run.id} if is_overdue else set()
+                    self._check_force(run, max(run.force_at, self.now + OVERDUE_AGAIN))
+            elif run.may_expire and run.expires <= self.now:
                 wakes |= self._end(run, "cancelled")
             else:
-                wakes |= self._queued(run) if run.state == "retrying" else self._place(run)
-        return wakes
+                wakes |= self._queued(run) if run.state == "retrying" else self._enter(run)
+        for at, _, run_id in parked[: limit - len(woken)]:
+            # In the meantime, a run that came due may have ended its wait.
+            if at <= self.now and self.runs[run_id].until:
+                wakes |= self._unpark(self.runs[run_id])
+        return wakes, overdue
 
     def resend(self, older_than: float) -> Wakes:
         """Runs whose message is lost.
@@ -624,6 +712,8 @@ class Truth(PaymentsTruth):
 
     def _recovered(self, run: Run) -> Wakes:
         """The run has no owner any more: it continues, or ends."""
+        if run.says_so_itself:
+            return self._queued(run)
         if run.cancel:
             return self._end(run, "cancelled")
         if not run.durable or run.stuck > MAX_RECOVERIES:
@@ -648,9 +738,42 @@ class Truth(PaymentsTruth):
         places = self.places.setdefault(run.session, [])
         if run.id not in places:
             self._at(run, "waiting_session", self.now)
-            places.append(run.id)
+            places.insert(self._place_of(run, places), run.id)
         woken = self._repaired(run.session)
         return woken | self._queued(run) if places[0] == run.id else woken
+
+    def _place_of(self, run: Run, places: list[str]) -> int:
+        """At the end; an interrupting run behind the holder and earlier interrupting runs."""
+        if not run.on_busy or not places:
+            return len(places)
+        return 1 + sum(bool(self.runs[waiting].on_busy) for waiting in places[1:])
+
+    def _enter(self, run: Run) -> Wakes:
+        """The run enters its session. It may interrupt the run that works there, and the one before it."""
+        woken = self._place(run)
+        places = self.places[run.session]
+        at = places.index(run.id)
+        if not run.on_busy or at == 0:
+            return woken
+        for other in dict.fromkeys([places[at - 1], places[0]]):
+            woken |= self._interrupt(self.runs[other], run.on_busy)
+        return woken
+
+    def _interrupt(self, run: Run, mode: str) -> Wakes:
+        if not run.cancel and mode == "rollback" and not run.owner:
+            return self._end(run, "cancelled")
+        if not run.force_at:
+            run.force_at = self.now + FORCED_AFTER
+            self._check_force(run, run.force_at)
+        if run.cancel:
+            return set()
+        run.cancel, run.interrupted = True, mode
+        is_waiting = run.owner or self.holder(run.session) != run.id
+        return set() if is_waiting else self._queued(run)
+
+    def _check_force(self, run: Run, at: float) -> None:
+        self._no += 1
+        run.force_due = (at, self._no)
 
     def _repaired(self, session: str) -> Wakes:
         """A holder without a record is replaced by the next run, as soon as a script handles the session."""

@@ -27,7 +27,9 @@ from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
 from openagents_worker.store.sessions import aread_session
+from openagents_worker.submission.submit import forking
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from openagents_worker.worker.interruptions import end_overdue
 from tests.runtime import talking
 from tests.runtime.talking import Script, talker
 from tests.support.runner import Process, calls, crash, process
@@ -304,7 +306,17 @@ async def test_replay_sends_the_same_request(redis_url: str, name: str) -> None:
 class Talk:
     """One session. Each of its turns ends in another way."""
 
-    def __init__(self, p: Process, script: Script, redis_url: str, server: ModelServer, session: str) -> None:
+    def __init__(
+        self,
+        p: Process,
+        script: Script,
+        redis_url: str,
+        server: ModelServer,
+        session: str,
+        *,
+        llm: dict[str, Any] | None = None,
+    ) -> None:
+        self._more: dict[str, Any] = {} if llm is None else {"llm": llm}
         self._p, self._script, self._redis_url, self._url = p, script, redis_url, server.url
         self.session = session
         self._numbers = itertools.count(1)
@@ -318,9 +330,9 @@ class Talk:
         self._script.by_run[run_id] = list(says)
         return run_id
 
-    async def _submit(self, *says: dict[str, Any]) -> str:
+    async def _submit(self, *says: dict[str, Any], **fields: Any) -> str:
         run_id = self._new(says)
-        await self._p.submit(run_id, session_id=self.session)
+        await self._p.submit(run_id, session_id=self.session, **fields)
         return run_id
 
     # The endings, each with the error code of the run; None if it completes.
@@ -405,6 +417,83 @@ class Talk:
         await executing
         assert (await self._p.record(run_id)).state is RunState.CANCELLED
 
+    async def interrupted_in_a_tool(self) -> None:
+        await self._stopped_by_another_run("interrupt")
+
+    async def rolled_back_in_a_tool(self) -> None:
+        await self._stopped_by_another_run("rollback")
+
+    async def _stopped_by_another_run(self, on_busy: str) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {}), ("add", {"x": 2})), ANSWER)
+        executing = asyncio.create_task(self._p.execute(run_id))
+        await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
+        following = await self._submit(ANSWER, on_busy=on_busy)
+        self._p.runner.latch(run_id, LatchReason.CANCELLED)
+        await executing
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+        await self._p.execute(following)
+        assert code_of(await self._p.record(following)) is None
+
+    async def interrupted_after_a_hand_over(self) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
+        executing = asyncio.create_task(self._p.execute(run_id))
+        await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
+        self._p.runner.latch(run_id, LatchReason.HANDOVER)
+        await self._p.runner.hurry_all()
+        await executing
+        following = await self._submit(calls(("add", {"x": 3})), ANSWER, on_busy="interrupt")
+        for each in (run_id, following):
+            await self._p.execute(each)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+
+    async def interrupted_by_force(self) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
+        executing = asyncio.create_task(self._p.execute(run_id))
+        await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
+        following = await self._submit(ANSWER, on_busy="interrupt")
+        await end_overdue(self._p.store, run_id)
+        self._p.runner.latch(run_id, LatchReason.CANCELLED)
+        await executing
+        await self._p.execute(following)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+
+    async def steered(self) -> None:
+        run_id = await self._submit(calls(("add", {})), ANSWER)
+        value = dumps({"text": "Be brief.", "by": ""})
+        limits = {"max_facts": 10, "max_bytes": 1_000}
+        call = scripts.fact(run_id=run_id, name="steer:", value=value, message_id="", **limits)
+        assert (await self._p.store.run(call)).answer == "OK"
+        await self._p.execute(run_id)
+        assert code_of(await self._p.record(run_id)) is None
+        assert "run.steered" in await self._p.event_names(run_id)
+
+    async def forked_between_call_and_result(self) -> None:
+        run_id = (await self.turn(calls(("add", {}), ("shout", {"text": "a"})), ANSWER)).run_id
+        fork_id = self._new((ANSWER,))
+        options: Any = {"run_id": fork_id, "session_id": self.session, "input_text": "And now?"}
+        environment = load_settings({"OPENAGENTS_REDIS_URL": self._redis_url})
+        await self._p.store.execute(forking(self._p.store.keys, environment, f"{run_id}:step:2", **options))
+        await self._p.execute(fork_id)
+        assert code_of(await self._p.record(fork_id)) is None
+
+    async def interrupted_before_it_began(self) -> None:
+        run_id = await self._submit(ANSWER)
+        following = await self._submit(ANSWER, on_busy="interrupt")
+        for each in (run_id, following):
+            await self._p.execute(each)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+
+    async def killed_and_interrupted(self) -> None:
+        run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
+        async with self._dying_in_a_tool(run_id) as (dying, executing):
+            following = await self._submit(ANSWER, on_busy="interrupt")
+            await crash(dying, run_id, executing)
+        talking.BEGUN.clear()
+        for each in (run_id, following):
+            await self._p.execute(each)
+        assert (await self._p.record(run_id)).state is RunState.CANCELLED
+        assert not talking.BEGUN, "a call of the interrupted run is made again"
+
     async def killed_and_completed(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
         async with self._dying_in_a_tool(run_id) as (dying, executing):
@@ -463,7 +552,7 @@ class Talk:
 
     @asynccontextmanager
     async def _dying_in_a_tool(self, run_id: str) -> AsyncIterator[tuple[Process, asyncio.Task[Any]]]:
-        async with process(self._redis_url, talker(self._url), name="dying") as dying:
+        async with process(self._redis_url, talker(self._url, **self._more), name="dying") as dying:
             talking.BEGUN.clear()
             executing = asyncio.create_task(dying.execute(run_id))
             await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
@@ -492,6 +581,23 @@ _sessions = itertools.count(1)
 async def test_after_each_ending_the_session_continues(redis_url: str, name: str) -> None:
     """Twice in a row, then a turn that completes: each request is valid and shows only complete turns."""
     await _talk(redis_url, [name, name])
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_after_each_ending_a_session_with_an_anthropic_model_continues(
+    redis_url: str, name: str
+) -> None:
+    """The server refuses what the Messages API refuses: a call without a result, roles that do not fit."""
+    script = Script()
+    async with ModelServer(script) as server:
+        llm = {"provider": "anthropic", "api_base": server.url, "model": "m", "retry": {"max_attempts": 1}}
+        llm |= {"pricing": {"input": 1.0, "output": 1.0}, "max_tokens": 1000}
+        async with process(redis_url, talker(server.url, llm=llm), settings=small(redis_url)) as p:
+            talk = Talk(p, script, redis_url, server, f"s{next(_sessions)}", llm=llm)
+            await ENDINGS[name](talk)
+            last = await talk.turn(ANSWER, input_text="The last question.")
+
+    assert code_of(last) is None, (name, last.result)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

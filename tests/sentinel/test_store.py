@@ -18,7 +18,7 @@ from tests.deployment.commands import free_port
 from tests.sentinel.watched import PASSWORD, Watched
 from tests.support.waiting import PATIENCE_S, await_for
 
-NOTHING = ((), 0)
+NOTHING = ((), 0, ())
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
 
     answers = await asyncio.gather(*(store.run(scripts.wake(limit=1)) for _ in range(10)))
 
-    assert answers == [((), 0)] * 10
+    assert answers == [((), 0, ())] * 10
     await store.close()
 
 
@@ -86,7 +86,7 @@ async def test_a_script_that_is_forgotten_again_immediately_is_sent_with_its_sou
     monkeypatch.setattr(batcher, "execute", forgetful)
     await ask("SCRIPT", "FLUSH")
 
-    assert await store.run(scripts.wake(limit=1)) == ((), 0)
+    assert await store.run(scripts.wake(limit=1)) == ((), 0, ())
     assert sent == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
     await store.close()
 
@@ -156,7 +156,7 @@ async def test_a_lost_connection_fails_only_its_own_commands(redis_url: str) -> 
 
         assert proxy.lost == 1
         assert any(isinstance(answer, AnswerLost) for answer in found)
-        assert await store.run(scripts.wake(limit=1)) == ((), 0)
+        assert await store.run(scripts.wake(limit=1)) == ((), 0, ())
         await store.close()
 
 
@@ -175,7 +175,7 @@ async def test_a_silent_redis_is_detected_within_the_time_limit(redis_url: str) 
 
         assert all(isinstance(answer, AnswerLost) for answer in found)
         proxy.swallow = lambda _: False
-        assert await store.run(scripts.wake(limit=1)) == ((), 0)
+        assert await store.run(scripts.wake(limit=1)) == ((), 0, ())
         await store.close()
 
 

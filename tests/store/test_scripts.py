@@ -200,8 +200,8 @@ def test_submit_repairs_a_session_whose_holder_is_deleted(bench: Bench) -> None:
 
     submitted = bench.do("submit", run_id="r3")
 
-    assert submitted.also is not None
-    assert (submitted.state, submitted.also.run_id, bench.holder()) == ("waiting_session", "r2", "r2")
+    [also] = submitted.also
+    assert (submitted.state, also.run_id, bench.holder()) == ("waiting_session", "r2", "r2")
 
 
 # --- leases ----------------------------------------------------------------------------------------------
@@ -938,10 +938,10 @@ def test_only_due_runs_are_woken(bench: Bench) -> None:
     bench.do("submit", run_id="r2", delay_ms=HOUR_MS)
     bench.do("submit", run_id="r3", delay_ms=9 * HOUR_MS)
     bench.do("suspend", run_id="r4", fence=bench.claimed("r4", session_id="s4"), delay_ms=HOUR_MS)
-    assert bench.do("wake") == ((), 0)
+    assert bench.do("wake") == ((), 0, ())
 
     bench.lab.let_pass(3 * HOUR_MS)
-    wakes, seen = bench.do("wake")
+    wakes, seen, _ = bench.do("wake")
 
     assert (set(woken(wakes)), seen) == ({"r2", "r4"}, 3)
     assert (bench.holder(), bench.field("state", "r1")) == ("r2", "waiting_session")
@@ -1410,7 +1410,7 @@ def test_an_id_may_have_any_character(bench: Bench, run_id: str) -> None:
     bench.lab.let_pass(2 * HOUR_MS)
     bench.do("register", incarnation=worker)
 
-    [wake], _ = bench.do("wake")
+    [wake] = bench.do("wake").wakes
     assert (wake.run_id, wake.session_id, wake.agent_id, wake.queue) == tuple(wild.values())
     fence = bench.claim(run_id, worker)
     assert bench.do("renew", incarnation=worker).owned == {run_id}

@@ -24,6 +24,7 @@ from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
+from openagents_worker.submission.new_run import INTERRUPTING
 from tests.support.stored_events import shown
 
 
@@ -98,6 +99,7 @@ class Process:
                 reject_if_busy=False,
                 parent_run_id="",
                 tell=tell,
+                interrupts=request.on_busy if request.on_busy in INTERRUPTING else "",
             )
         )
 

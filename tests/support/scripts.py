@@ -91,12 +91,16 @@ class Hand:
 
     def commit(self, run_id: str, *, steps: int) -> None:
         """The prepared start and that many records after it."""
-        for position in range(steps + 1):
+        self.commit_texts(run_id, *(json.dumps({"call": str(position)}) for position in range(steps + 1)))
+
+    def commit_texts(self, run_id: str, *records: str) -> None:
+        """These records, one by one."""
+        for position, record in enumerate(records):
             call = scripts.commit(
                 run_id=run_id,
                 fence=self._fences[run_id],
                 position=position,
-                records=[json.dumps({"call": str(position)})],
+                records=[record],
                 usage="{}",
                 batch_no=next(self._batch),
                 events=[],

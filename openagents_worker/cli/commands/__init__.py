@@ -13,6 +13,7 @@ from openagents_worker.cli.commands import (
     configuration,
     deciding,
     fleet,
+    forking,
     processes,
     resuming,
     runs,
@@ -36,8 +37,8 @@ NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
 )
 
 SUBJECTS = (
-    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS)),
-    ("Sessions", sessions.COMMANDS),
+    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS, *forking.COMMANDS)),
+    ("Sessions", (*sessions.COMMANDS, *forking.SESSION_COMMANDS)),
     ("The deployment", fleet.COMMANDS),
     ("Processes", processes.COMMANDS),
     ("Configuration", configuration.COMMANDS),

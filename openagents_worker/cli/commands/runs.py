@@ -12,6 +12,7 @@ import click
 
 from openagents_worker.cli.commands.options import (
     as_json_option,
+    current_user,
     filter_options,
     parse_pairs,
     show_page,
@@ -267,4 +268,48 @@ def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED
 
 
-COMMANDS = (run_, watch, show, runs_, cancel, send)
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("text", metavar="TEXT")
+@click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
+@click.option("--message-id", default=None, help="The same id counts once.")
+@as_json_option
+def steer(run_id: str, text: str, by: str | None, message_id: str | None, as_json: bool) -> None:
+    """Put a user message into a run.
+
+    The model sees it in its next call. Nothing is interrupted.
+
+    \b
+    openagents-worker steer 2f9c1e "Only the German ones, please."
+    """
+    with Client() as client:
+        client.steer(run_id, text, by=by or current_user(), message_id=message_id)
+    if as_json:
+        dump({"run_id": run_id})
+    else:
+        out(f"{run_id}: sent")
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("limits", metavar="LIMIT=N...", nargs=-1, required=True)
+@click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
+@as_json_option
+def extend(run_id: str, limits: tuple[str, ...], by: str | None, as_json: bool) -> None:
+    """Extend the budget of a run.
+
+    A run that waits because its budget is used up continues. Limits: max_steps, max_tool_calls,
+    max_cost_usd, max_total_tokens.
+
+    \b
+    openagents-worker extend 2f9c1e max_cost_usd=2 max_steps=40
+    """
+    with Client() as client:
+        client.extend(run_id, parse_pairs(limits, "LIMIT=N", "LIMIT=N"), by=by or current_user())
+    if as_json:
+        dump({"run_id": run_id})
+    else:
+        out(f"{run_id}: extended")
+
+
+COMMANDS = (run_, watch, show, runs_, cancel, send, steer, extend)

@@ -22,6 +22,7 @@ from openagents_worker.llm.base import (
 )
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
+from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
@@ -84,8 +85,13 @@ class RecordedModel(ModelClient):
 
     async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it."""
-        if (exhausted := self._over_budget()) is not None:
-            return Outcome(error=exhausted)
+        while (exhausted := self._over_budget()) is not None:
+            name_of_limit = "max_cost_usd" if exhausted.kind == "cost" else "max_total_tokens"
+            current, limit = exhausted.current or 0, exhausted.limit or 0
+            try:
+                await more_of(self._recorder, name_of_limit, current, limit, exhausted)
+            except BudgetExhausted as error:
+                return Outcome(error=error)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
         annotate("gen_ai.provider.name", text_of(self.provider_name))
         started = self._clock()
@@ -161,8 +167,17 @@ class RecordedModel(ModelClient):
             )
 
     def _over_budget(self) -> BudgetExhausted | None:
-        """The error if the cost budget is exhausted. Not used for replayed calls: they cost nothing more."""
-        limit, spent = self._budget.max_cost_usd, self._recorder.usage.cost_usd
+        """The error if cost or tokens are used up. Not used for replayed calls: they cost nothing more."""
+        limits, usage = self._recorder.budget, self._recorder.usage
+        most_tokens = limits.limit("max_total_tokens")
+        if most_tokens is not None and usage.total_tokens >= most_tokens:
+            return BudgetExhausted(
+                f"token budget exhausted: {usage.total_tokens:,} of {most_tokens:,} tokens",
+                kind="tokens",
+                current=usage.total_tokens,
+                limit=most_tokens,
+            )
+        limit, spent = limits.limit("max_cost_usd"), usage.cost_usd
         if limit is None:
             return None
         if spent is None:

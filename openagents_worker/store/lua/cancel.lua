@@ -1,9 +1,11 @@
 -- Cancels a run. If a worker executes it, the worker is notified. Otherwise, or with `force`, the run ends immediately.
 -- Returns `Cancelled`. Event run.cancel_requested or the terminal events.
+-- `transcript`: what a run that was interrupted leaves in its session, if it is ended by force.
 --#include end_run
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
+if says_so_itself(run) and run.owner == '' and force == 0 then return reply{answer = 'REQUESTED'} end
 if run.owner ~= '' and force == 0 then
   if run.cancel ~= '1' then
     redis.call('HSET', k.run(run_id), 'cancel', '1', 'cancel_reason', reason)
@@ -13,4 +15,8 @@ if run.owner ~= '' and force == 0 then
   redis.call('PUBLISH', k.notices(run.owner), run_id)
   return reply{answer = 'REQUESTED'}
 end
-return reply{answer = 'CANCELLED', wakes = cancelled(run, reason)}
+if #transcript > 0 and says_so_itself(run) and redis.call('HGET', k.session(run.session), 'holder') == run_id then
+  needs(k.transcript(run.session), 'list')
+  for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(run.session), message) end
+end
+return reply{answer = 'CANCELLED', wakes = cancelled(run, says_so_itself(run) and run.cancel_reason or reason)}

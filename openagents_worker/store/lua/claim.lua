@@ -4,7 +4,7 @@
 -- The worker reads the formats `oldest` to `newest`. Its message has `message_format`. A run in another format is left to other workers: it is
 --   due again after some time. There is one event run.left_to_others for each pair of formats, however often the run is claimed. After
 --   left_max_ms, the run fails with agent.unavailable.
---#include end_run
+--#include interrupt
 --#include journal
 --#include suspects
 --#include left
@@ -32,7 +32,7 @@ local function claimed(run, found)
     active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = found.facts, facts_no = whole(facts_no), now_ms = digits(NOW_MS),
     journal_length = found.journal,
     journal = page, messages = found.messages, artifacts = found.artifacts,
-    session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
+    is_interrupted = says_so_itself(run), session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
 end
 
 local function later(run, delay_ms)
@@ -62,14 +62,15 @@ if run.owner ~= '' then
   end
   return reply{answer = 'BUSY'}
 end
-if run.cancel == '1' then return reply{answer = 'CANCELLED', wakes = cancelled(run, run.cancel_reason, true), life = run.life} end
+if run.cancel == '1' and not says_so_itself(run) then return reply{answer = 'CANCELLED', wakes = cancelled(run, run.cancel_reason, true), life = run.life} end
 if expired(run) then return reply{answer = 'CANCELLED', wakes = cancelled(run, 'expired', true), life = run.life} end
 local wakes = {}
 if HAS_DUE[run.state] then
   if run.due > NOW_MS then return reply{answer = 'NOT_DUE'} end
   redis.call('ZREM', k.due(), run_id)
-  local wake = run.state == STATE.scheduled and place(run)
-  if wake and wake.run_id ~= run_id then wakes[1] = wake end
+  for _, wake in ipairs(run.state == STATE.scheduled and enter(run) or {}) do
+    if wake.run_id ~= run_id then wakes[#wakes + 1] = wake end
+  end
   run.state = STATE.queued
 end
 local held_by = holder(run.session)
@@ -86,7 +87,7 @@ end
 if held_by ~= run_id then return reply{answer = 'WAITING', wakes = wakes} end
 local format = math.max(run.format, session_format(run.session), message_format)
 if not (is_read(run.format) and is_read(format)) then
-  if run.state ~= STATE.queued then return reply{answer = 'OTHER_FORMAT'} end -- it is woken later
+  if run.state ~= STATE.queued or says_so_itself(run) then return reply{answer = 'OTHER_FORMAT'} end -- it is woken later
   local delay_ms = left_again_in(run, left_max_ms)
   if not delay_ms then
     local ending = foreign_ending(run, STATE.failed, 'failed', 'agent.unavailable',
@@ -117,6 +118,7 @@ local group = suspicion_of(run).group
 if group ~= '' then
   local other = group_in(incarnation)
   if other ~= '' and other ~= group then
+    if says_so_itself(run) then return reply{answer = 'SUSPECT_BUSY'} end -- if nobody executes it, it is ended by force
     later(run, 1000)
     return reply{answer = 'SUSPECT_BUSY'}
   end
@@ -132,7 +134,7 @@ redis.call('HSET', k.run(run_id), 'state', STATE.running, 'fence', run.fence, 'o
   'claimed_at', run.attempt .. ':' .. digits(needed.journal))
 redis.call('SADD', k.worker_runs(incarnation), run_id)
 redis.call('ZREM', k.sent(run.queue), run_id)
-redis.call('ZREM', k.due(), run_id)
+if run.force_at == 0 then redis.call('ZREM', k.due(), run_id) end
 append(run, {'run.attempt_started', '{"attempt":' .. run.attempt .. ',"checkpoint_id":'
   .. (redis.call('EXISTS', k.journal(run_id)) == 1 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
 return claimed(run, needed)

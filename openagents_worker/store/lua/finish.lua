@@ -1,11 +1,18 @@
 -- The owner ends a run: writes result, transcript, artifacts, session state, terminal and final event, and passes the session to the next run.
--- All of it or nothing is written. Returns `WriteResult`. Repeating the call with the same fence returns OK.
+-- All of it or nothing is written. CANCEL: the run is rolled back, so it must not complete. Returns `WriteResult`. Repeating the call with the same fence returns OK.
 --#include end_run
 local run = load(run_id)
 if run and run.fence == fence and TERMINAL[run.state] then return reply{answer = 'OK'} end
 run = live(run_id, fence)
 if not run then return reply{answer = 'FENCED'} end
 local S = run.session
+if run.interrupted == 'rollback' and end_state == STATE.completed then -- the caller must end it as cancelled
+  if batch_no > run.emit_no then
+    redis.call('HSET', k.run(run_id), 'usage', usage, 'emit_no', batch_no)
+    append(run, events)
+  end
+  return reply{answer = 'CANCEL'}
+end
 if #transcript > 0 then needs(k.transcript(S), 'list') end
 if #artifacts > 0 then needs(k.artifacts(S), 'list') end
 if #state + #state_removed > 0 then needs(k.session_state(S), 'hash') end

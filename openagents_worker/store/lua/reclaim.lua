@@ -26,7 +26,9 @@ for _, id in ipairs(ids) do
     leave(run)
     run.fence, run.owner = fence, ''
     local more
-    if run.cancel == '1' then
+    if says_so_itself(run) then
+      more = {wake_of(run)}
+    elseif run.cancel == '1' then
       more = cancelled(run, run.cancel_reason)
     elseif run.durable == '0' then
       more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost', 'the worker that executed this run died, and the run is not durable'))

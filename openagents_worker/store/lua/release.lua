@@ -20,7 +20,7 @@ else
 end
 leave(run)
 run.fence, run.owner = next, ''
-if kind == 'handover' then return reply{answer = 'OK', wakes = {wake_of(run)}} end
+if kind == 'handover' or says_so_itself(run) then return reply{answer = 'OK', wakes = {wake_of(run)}} end
 if run.cancel == '1' then return reply{answer = 'OK', wakes = cancelled(run, run.cancel_reason)} end
 if run.durable == '0' then
   return reply{answer = 'OK', wakes = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost',

@@ -26,10 +26,10 @@ local begins = redis.call('EXISTS', k.journal(run_id)) == 0
 local may_begin = run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run_id, 'request') or '') ~= ''
 if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end
 
-run.life, run.expires = run.life + 1, 0
+run.life, run.expires, run.on_busy = run.life + 1, 0, '' -- it waits for its session
 redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires')
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted', 'force_at', 'on_busy')
 redis.call('ZREM', k.sent(run.queue), run_id)
 if canvas ~= '' then
   redis.call('HSET', k.run(run_id), 'canvas', canvas)
@@ -45,4 +45,4 @@ local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
 local is_own = wake and wake.run_id == run_id -- else the session was repaired: the head of its queue must be woken
 return reply{answer = 'OK', state = state, queue = run.queue, canvas = run.canvas, sent_us = is_own and wake.sent_us or nil,
-  also = not is_own and wake or nil}
+  also = not is_own and wake and {wake} or {}}

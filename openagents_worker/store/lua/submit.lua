@@ -1,6 +1,7 @@
 -- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent. `input_text` is a digest.
+-- `interrupts`: how it ends the run that works in its session when it enters it (`interrupt`, `rollback`), '' if it waits.
 -- Returns `Submitted`. Events run.queued, run.scheduled, run.waiting_session.
---#include session
+--#include interrupt
 --#include new_run
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
 if known_digest then
@@ -26,7 +27,7 @@ end
 
 local run = new_run(run_id, {format = format, state = STATE.scheduled, queue = queue, agent = agent_id, session = session_id,
   parent = parent_run_id, digest = digest, uid = uid, request = request, canvas = canvas, tell = tell, durable = durable, input_digest = input_text,
-  expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists)},
+  expires = expires_ms > 0 and digits(NOW_MS + expires_ms), lists = #lists > 0 and cjson.encode(lists), on_busy = interrupts ~= '' and interrupts},
   lists_of({agent = agent_id, session = session_id}, lists))
 if delay_ms > 0 then
   local due = NOW_MS + (expires_ms > 0 and math.min(delay_ms, expires_ms) or delay_ms)
@@ -35,7 +36,8 @@ if delay_ms > 0 then
   append(run, {'run.scheduled', '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. '}'})
   return reply{answer = 'NEW', state = STATE.scheduled, queue = queue}
 end
-local wake = place(run)
-local state = redis.call('HGET', k.run(run_id), 'state')
-local is_own = wake and wake.run_id == run_id -- else the session was repaired: the head of its queue must be woken
-return reply{answer = 'NEW', state = state, queue = queue, sent_us = is_own and wake.sent_us or nil, also = not is_own and wake or nil}
+local sent_us, also = nil, {}
+for _, wake in ipairs(enter(run)) do -- also the head of the queue if the session was repaired, and interrupted runs
+  if wake.run_id == run_id then sent_us = wake.sent_us else also[#also + 1] = wake end
+end
+return reply{answer = 'NEW', state = redis.call('HGET', k.run(run_id), 'state'), queue = queue, sent_us = sent_us, also = also}

@@ -1,7 +1,10 @@
 -- Wakes runs that are due: retries become queued, delayed runs enter their sessions, a parked run whose wait has timed out continues, and a run
--- that was not started before it expired ends. At most `limit` runs in a call. Returns `Woken`. Event run.woken
---#include end_run
+-- that was not started before it expired ends. At most `limit` runs in a call. Returns `WokenRuns`. Event run.woken
+-- A run that was interrupted and has not ended in time is ended by force. `overdue` are those that the caller must end, because they
+-- leave a turn in the transcript.
+--#include interrupt
 --#include parked
+local OVERDUE_AGAIN_MS = 1000 -- so long the caller has to end an overdue run
 -- timed_out(R): the wait of a parked run that ends first
 local function timed_out(R)
   local first = {}
@@ -12,13 +15,21 @@ local function timed_out(R)
   return first
 end
 
-local wakes = {}
+local wakes, overdue = {}, {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)
 for _, id in ipairs(ids) do
   local run = load(id)
   local more = {}
   redis.call('ZREM', k.due(), id)
-  if run and run.owner == '' and not TERMINAL[run.state] then
+  if run and run.force_at > 0 and not TERMINAL[run.state] then
+    local is_overdue = holder(run.session) == id -- else it ends when it becomes the holder
+    if is_overdue and not says_so_itself(run) then
+      more = cancelled(run, run.cancel_reason)
+    else
+      if is_overdue then overdue[#overdue + 1] = id end
+      redis.call('ZADD', k.due(), digits(NOW_MS + OVERDUE_AGAIN_MS), id)
+    end
+  elseif run and run.owner == '' and not TERMINAL[run.state] then
     if expired(run) then
       more = cancelled(run, 'expired')
     elseif run.due <= NOW_MS and run.state == STATE.retrying then
@@ -26,7 +37,7 @@ for _, id in ipairs(ids) do
       look_in_time(run)
       more = {wake_of(run)}
     elseif run.due <= NOW_MS and run.state == STATE.scheduled then
-      more = {place(run)}
+      more = enter(run)
     end
   end
   for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
@@ -37,4 +48,4 @@ for _, id in ipairs(parked) do
   redis.call('ZREM', k.timeouts(), id)
   if run and PARKED[run.state] then wakes[#wakes + 1] = unpark(run, timed_out(id)) end
 end
-return reply{wakes = wakes, examined = #ids + #parked}
+return reply{wakes = wakes, examined = #ids + #parked, overdue = overdue}

@@ -46,6 +46,13 @@ from openagents_worker.store.scripts.control import (
     fact,
     resume,
 )
+from openagents_worker.store.scripts.forking import (
+    ForkAnswer,
+    Forked,
+    ForkSessionAnswer,
+    fork,
+    fork_session,
+)
 from openagents_worker.store.scripts.limits import (
     Admission,
     AdmissionAnswer,
@@ -72,7 +79,7 @@ from openagents_worker.store.scripts.sending import (
 )
 from openagents_worker.store.scripts.source import Script
 from openagents_worker.store.scripts.submission import SubmitAnswer, Submitted, reject, submit
-from openagents_worker.store.scripts.wakes import Wake, Woken
+from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
 from openagents_worker.store.scripts.workers import (
     FalseAlarm,
     LookResult,
@@ -107,6 +114,9 @@ __all__ = [
     "FactAnswer",
     "FactResult",
     "FalseAlarm",
+    "ForkAnswer",
+    "ForkSessionAnswer",
+    "Forked",
     "LookResult",
     "MAX_RECOVERIES",
     "PAGE_BYTES",
@@ -126,6 +136,7 @@ __all__ = [
     "Taken",
     "Wake",
     "Woken",
+    "WokenRuns",
     "WriteAnswer",
     "WriteResult",
     "accuse",
@@ -145,6 +156,8 @@ __all__ = [
     "finish",
     "first_due",
     "intent",
+    "fork",
+    "fork_session",
     "lacking",
     "limit_serve",
     "limit_settle",

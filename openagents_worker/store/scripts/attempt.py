@@ -71,7 +71,8 @@ class Claimed:
     else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
     numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
-    time of Redis. `session_state` maps keys to JSON; None if it is too large for this
+    time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
+    `session_state` maps keys to JSON; None if it is too large for this
     answer.
     """
 
@@ -99,6 +100,7 @@ class Claimed:
     journal: tuple[Payload, ...] = ()
     messages: int = 0
     artifacts: int = 0
+    is_interrupted: bool = False
     session_state: dict[str, Payload] | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,8 +49,11 @@ class Cancelled:
 
 
 @script_function
-def cancel(*, run_id: str, reason: str, force: bool) -> Cancelled:
-    """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker."""
+def cancel(*, run_id: str, reason: str, force: bool, transcript: Sequence[Payload] = ()) -> Cancelled:
+    """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker.
+
+    `transcript` are the messages (JSON) that an interrupted run leaves in its session if it ends by force.
+    """
 
 
 class ResumeAnswer(StrEnum):
@@ -73,14 +77,14 @@ class ResumeAnswer(StrEnum):
 class Resumed:
     """The answer of `resume`. `detail` is the real value of the run if the answer is OTHER_….
 
-    `sent_us` is set if a message must be sent now. `also` is another run that must be woken.
+    `sent_us` is set if a message must be sent now. `also` are other runs that must be woken.
     """
 
     answer: ResumeAnswer
     state: str = ""
     queue: str = ""
     sent_us: int | None = None
-    also: Wake | None = None
+    also: tuple[Wake, ...] = ()
     detail: str = ""
     canvas: str = ""
 

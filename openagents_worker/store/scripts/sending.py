@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from openagents_worker.store.scripts.calls import script_function
-from openagents_worker.store.scripts.wakes import Wake, Woken
+from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
 
 __all__ = ["confirm_completion", "first_due", "replaced", "resend", "resend_unread", "wake"]
 
 
 @script_function
-def wake(*, limit: int) -> Woken:
+def wake(*, limit: int) -> WokenRuns:
     """Wake runs that are due."""
 
 

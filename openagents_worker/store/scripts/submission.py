@@ -31,7 +31,7 @@ class SubmitAnswer(StrEnum):
 class Submitted:
     """The answer of `submit`.
 
-    `sent_us` is set if the first message must be sent now. `also` is another run that must be woken. `holder`
+    `sent_us` is set if the first message must be sent now. `also` are other runs that must be woken. `holder`
     is the run that occupies the session (BUSY). `known_agents` are the announced agents (UNKNOWN_AGENT).
     """
 
@@ -39,7 +39,7 @@ class Submitted:
     state: str = ""
     queue: str = ""
     sent_us: int | None = None
-    also: Wake | None = None
+    also: tuple[Wake, ...] = ()
     holder: str = ""
     known_agents: tuple[str, ...] = ()
 
@@ -64,6 +64,7 @@ def submit(
     expires_ms: int = 0,
     tell: bool = False,
     input_text: Digested = "",
+    interrupts: str = "",
     format: int = WRITTEN,
 ) -> Submitted:
     """Accept a run.
@@ -71,7 +72,8 @@ def submit(
     `queue` '' means the queue of the agent, or `default_queue`. Submissions with an equal `digest` are the
     same request. `lists` are the additional indexes of the run (`listing.extra_indexes`). `expires_ms`: the
     run is cancelled if it has not started by then (0: never). `tell`: Celery must be notified of its end.
-    `input_text` is that of the request: `resume` compares it.
+    `input_text` is that of the request: `resume` compares it. `interrupts`: `interrupt` or `rollback` if the
+    run does not wait for its session, but ends the run that works in it; '' if it waits.
     """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Wake", "Woken"]
+__all__ = ["Wake", "Woken", "WokenRuns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +38,15 @@ class Woken(NamedTuple):
 
     wakes: tuple[Wake, ...]
     examined: int
+
+
+class WokenRuns(NamedTuple):
+    """The answer of `wake`, as `Woken`.
+
+    `overdue` are interrupted runs that have not ended in time: the caller ends them by force
+    (`worker.interruptions`).
+    """
+
+    wakes: tuple[Wake, ...]
+    examined: int
+    overdue: tuple[str, ...] = ()

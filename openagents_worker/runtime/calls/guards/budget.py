@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from openagents_worker.errors import MaxStepsExceeded
+from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
 
 __all__ = ["budget"]
 
 
 async def budget(call: ToolCall, proceed: Proceed) -> Any:
-    """Raises `MaxStepsExceeded`, which ends the run even if the pattern catches it."""
-    limit = call.run.budget.max_tool_calls
-    if limit is not None and call.info.number > limit:
-        raise MaxStepsExceeded(f"Tool call limit ({limit}) exceeded", tool_id=call.tool_id)
+    """Raises `MaxStepsExceeded`, which ends the run even if the pattern catches it.
+
+    If the budget pauses the run, it waits for an extension.
+    """
+    recorder, number = call.run.context.recorder, call.info.number
+    while (limit := recorder.budget.limit("max_tool_calls")) is not None and number > limit:
+        exceeded = MaxStepsExceeded(f"Tool call limit ({limit}) exceeded", tool_id=call.tool_id)
+        await more_of(recorder, "max_tool_calls", number - 1, limit, exceeded)
     return await proceed(call)

@@ -32,7 +32,7 @@ local function may_try(command, key)
   if made and is_refused('PEXPIRE', key, '0') then return true end -- the created key could not be deleted
   local words = {command}
   if key ~= '' then words[2] = key end
-  if command == 'RENAME' then words[3] = key end
+  if command == 'RENAME' or command == 'COPY' then words[3] = key end
   for _, word in ipairs(FORMS[command] or {}) do words[#words + 1] = word end
   local refused = is_refused(unpack(words))
   if made then redis.call('PEXPIRE', key, '0') end
@@ -44,7 +44,7 @@ local function may(command, key, by_trying)
   local words = {}
   for word in string.gmatch(command, '[^|]+') do words[#words + 1] = word end
   if key ~= '' then words[#words + 1] = key end
-  if command == 'RENAME' then words[#words + 1] = key end -- renaming a key to itself changes nothing
+  if command == 'RENAME' or command == 'COPY' then words[#words + 1] = key end -- with itself as target, nothing changes
   for _, word in ipairs(FORMS[command] or (key == '' and NO_KEYS or {})) do words[#words + 1] = word end
   return redis.acl_check_cmd(unpack(words))
 end

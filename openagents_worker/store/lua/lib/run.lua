@@ -2,7 +2,7 @@
 -- The record of a run and its events. A script that changes the state also writes the event.
 local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
   'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
-  'suspicion', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
+  'suspicion', 'on_busy', 'interrupted', 'force_at', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
 
 local MOST = 2 ^ 53 -- the largest integer that a Lua number represents exactly
 
@@ -36,7 +36,7 @@ local function load(R)
   if not values[1] then return nil end
   local run = {id = R}
   for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
-  for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
+  for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format', 'force_at'}) do
     run[name] = count_of(run[name])
   end
   for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY accepts only whole numbers
@@ -146,6 +146,10 @@ local function append(run, events, final)
     end
   end
 end
+
+-- says_so_itself(run): whether the run is to end as interrupted, with a turn in the transcript that says so. Only a worker can write this turn,
+-- because a script reads no texts: a worker claims the run, replays it, and ends it at the first call that is not recorded
+local function says_so_itself(run) return run.cancel == '1' and run.interrupted == 'interrupt' end
 
 -- next_fence(run, nonce): the next fence for a run whose owner changes: the token increases, the nonce is that of the claim or empty
 local function next_fence(run, nonce)

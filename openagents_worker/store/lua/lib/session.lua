@@ -49,6 +49,18 @@ local function look_in_time(run)
   if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
 end
 
+local FRONT = -2 ^ 40 -- the ordinals of interrupting runs begin here, those of other runs at 1
+
+-- ordinal_of(run): its place in the queue: at the end. A run that interrupts others is in front of the runs that do not, in order of arrival
+local function ordinal_of(run)
+  local S = run.session
+  if run.on_busy ~= '' then return FRONT + count_up(k.session(S), 'front') end
+  local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
+  local ordinal = count_up(k.session(S), 'ordinal')
+  if last and ordinal <= tonumber(last) and tonumber(last) < MOST then ordinal = count_up(k.session(S), 'ordinal', digits(math.floor(last - ordinal + 1))) end
+  return ordinal
+end
+
 -- place(run): the run enters its session; returns its wake-up if it becomes the holder, else nil.
 -- If it already is the holder, its record was lost and it was submitted again.
 local function place(run)
@@ -63,10 +75,7 @@ local function place(run)
     append(run, {'run.queued', queued_payload(run)})
     return wake_of(run)
   end
-  local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
-  local ordinal = count_up(k.session(S), 'ordinal')
-  if last and ordinal <= tonumber(last) and tonumber(last) < MOST then ordinal = count_up(k.session(S), 'ordinal', digits(math.floor(last - ordinal + 1))) end
-  redis.call('ZADD', k.session_queue(S), ordinal, run.id)
+  redis.call('ZADD', k.session_queue(S), digits(ordinal_of(run)), run.id)
   redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
   append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})

@@ -1,0 +1,41 @@
+"""Working budgets: the only place that says which limits a run has now, after extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from openagents_worker.models import EXTENDABLE, RunBudget
+
+__all__ = ["WorkingBudget", "limits_in"]
+
+
+class WorkingBudget:
+    """The limits of a run: those of its request and its agent, raised by the extensions that it has taken."""
+
+    def __init__(self, budget: RunBudget, *, durable: bool) -> None:
+        """A run that is not durable never waits for an extension, because it would lose its work."""
+        self.pauses = budget.on_breach == "pause" and durable
+        self.extended: dict[str, float] = {}
+        """The largest value of each limit in the extensions."""
+        self._budget = budget
+
+    def limit(self, name: str) -> Any:
+        """The limit with this name in `EXTENDABLE`; None: no limit."""
+        limit = getattr(self._budget, name)
+        return None if limit is None else max(limit, self.extended.get(name, limit))
+
+    def extend(self, limits: Mapping[str, float]) -> None:
+        """Take an extension. A limit is never lowered."""
+        for name, limit in limits.items():
+            self.extended[name] = max(limit, self.extended.get(name, limit))
+
+
+def limits_in(value: Any) -> dict[str, float]:
+    """The limits of a stored extension. What is not a limit is left out."""
+    found = value if isinstance(value, Mapping) else {}
+    return {
+        name: found[name]
+        for name in EXTENDABLE
+        if isinstance(found.get(name), int | float) and not isinstance(found[name], bool)
+    }

@@ -1,0 +1,27 @@
+--#include session
+-- Copies of sessions.
+
+-- session_exists(S): whether there is anything under this id
+local function session_exists(S)
+  for _, key in ipairs(session_keys(S)) do
+    if redis.call('EXISTS', key) == 1 then return true end
+  end
+  return false
+end
+
+-- keep_first(from, to, count): copies a list, of which the first `count` items are kept
+local function keep_first(from, to, count)
+  if redis.call('EXISTS', from) == 0 then return end
+  redis.call('COPY', from, to, 'REPLACE')
+  if count == 0 then redis.call('UNLINK', to) else redis.call('LTRIM', to, 0, count - 1) end
+end
+
+-- copy_session(from, to, messages, artifacts): creates the session `to` with the first messages and artifacts of another one, and with its state
+local function copy_session(from, to, messages, artifacts)
+  keep_first(k.transcript(from), k.transcript(to), messages)
+  keep_first(k.artifacts(from), k.artifacts(to), artifacts)
+  if redis.call('EXISTS', k.session_state(from)) == 1 then redis.call('COPY', k.session_state(from), k.session_state(to), 'REPLACE') end
+  redis.call('HSET', k.session(to), 'version', 0, 'forked_from', from)
+  local format = session_format(from)
+  if format > 0 then redis.call('HSET', k.session(to), 'format', digits(format)) end
+end
