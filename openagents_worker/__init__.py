@@ -14,6 +14,7 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from typing import Any
 
+    from openagents_worker.agents.code import Agent, agent, register_agent
     from openagents_worker.celery.register import register
     from openagents_worker.errors import (
         AgentNotFoundError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
         SessionBusy,
+        StepFailed,
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         RunUsage,
         StopReason,
     )
+    from openagents_worker.patterns.base import RunContext
     from openagents_worker.producer.client import (
         AsyncClient,
         Client,
@@ -48,9 +51,11 @@ if TYPE_CHECKING:
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
+    from openagents_worker.tools.base import ToolContext
     from openagents_worker.tools.function import tool
 
 __all__ = [
+    "Agent",
     "AgentNotFoundError",
     "AsyncClient",
     "AsyncRunHandle",
@@ -61,6 +66,7 @@ __all__ = [
     "RunArtifact",
     "RunBudget",
     "RunConflict",
+    "RunContext",
     "RunEvent",
     "RunFailed",
     "RunHandle",
@@ -71,9 +77,13 @@ __all__ = [
     "RunState",
     "RunUsage",
     "SessionBusy",
+    "StepFailed",
     "StopReason",
     "SubmitUnknown",
+    "ToolContext",
+    "agent",
     "register",
+    "register_agent",
     "register_deps",
     "register_output",
     "run_agent",
@@ -82,6 +92,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Agent": "agents.code",
     "AgentNotFoundError": "errors",
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
@@ -92,6 +103,7 @@ _MODULE_OF = {
     "RunArtifact": "models",
     "RunBudget": "models",
     "RunConflict": "errors",
+    "RunContext": "patterns.base",
     "RunEvent": "events",
     "RunFailed": "errors",
     "RunHandle": "producer.handle",
@@ -102,9 +114,13 @@ _MODULE_OF = {
     "RunState": "models",
     "RunUsage": "models",
     "SessionBusy": "errors",
+    "StepFailed": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "ToolContext": "tools.base",
+    "agent": "agents.code",
     "register": "celery.register",
+    "register_agent": "agents.code",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",
     "run_agent": "producer.task",

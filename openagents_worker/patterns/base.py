@@ -7,15 +7,19 @@ So a pattern needs no checkpoints of its own, but it must be deterministic apart
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
-from openagents_worker.llm.base import LLMClient
+from openagents_worker.llm.base import LLMClient, LLMResponse, Message
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RunTool(Protocol):
@@ -70,6 +74,63 @@ class RunContext(Protocol):
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
     ) -> None: ...
+
+    async def call_llm(
+        self,
+        prompt: str | list[Message],
+        *,
+        tools: Sequence[str] | None = None,
+        output_type: Any = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> LLMResponse:
+        """The reply of the agent's model.
+
+        A text is sent after the system prompt, the history of the session and the contents of the memory; a
+        list of messages is sent as it is. `tools` are the ids of the tools that the model may call; their
+        calls are in the reply, and `call_tool` makes them. With `output_type` (a pydantic model or another
+        type), `structured_output` of the reply is a value of this type; the model corrects an invalid reply,
+        up to `max_validation_retries` times. `options`: temperature, max_tokens, tool_choice,
+        response_format. Raises the errors of the model's client, `MaxStepsExceeded` after `max_steps` calls,
+        `OutputValidationError`, `ToolNotFoundError`.
+        """
+        ...
+
+    async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
+        ...
+
+    async def step(
+        self, name: str, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of a function, which is not called again once its outcome is stored.
+
+        An async function is called on the event loop, any other one in a thread. Arguments and result are
+        JSON values, dataclasses, pydantic models, dates and the like. The result is converted to the type
+        that the function declares. An argument that is the context itself is not part of the call's
+        identity. Changes of `state` and artifacts inside the function belong to the step. Raises
+        `StepFailed` for an exception of the function, and its coded errors as they are: a retryable one
+        suspends the run, and the step is repeated later.
+        """
+        ...
+
+    def recorded(
+        self,
+        fn: Callable[P, T],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[T]]:
+        """The function, made a step in each call, with its signature and docstring.
+
+        `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because
+        others see its effect. `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is
+        retryable. `result_type` replaces the declared type of the result.
+        """
+        ...
 
 
 class PatternPlugin(Plugin):

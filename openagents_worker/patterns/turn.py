@@ -11,7 +11,7 @@ of the memory, which may change in every turn, precede the question.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,7 +43,7 @@ from openagents_worker.llm.conversation import (
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
-from openagents_worker.patterns.base import RunContext
+from openagents_worker.patterns.base import RunContext, RunTool
 from openagents_worker.suggest import did_you_mean
 
 __all__ = [
@@ -53,6 +53,8 @@ __all__ = [
     "last_error",
     "step_deadline",
     "step_limit",
+    "tool_schemas",
+    "unknown_tool",
 ]
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
@@ -82,11 +84,21 @@ class ToolCallOutcome:
 class Conversation:
     """The messages between a run and its model, from the system message to the answer."""
 
-    def __init__(self, context: RunContext, *, system_prompt: str) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        system_prompt: str | None = None,
+        question: str | None = None,
+        messages: Messages | None = None,
+    ) -> None:
+        """`question` replaces the user's text. With `messages`, the conversation begins with these alone."""
         self._context = context
-        self._messages = self._first_messages(system_prompt)
+        self._question_text = context.input_text if question is None else question
+        self._past_at = 0
+        self._messages = self._first_messages(system_prompt) if messages is None else messages
         self._ids = UniqueCallIds(self._messages)
-        self._question_at = len(self._messages)
+        self._question_at = len(self._messages) if messages is None else 1
         self._is_cut = False
 
     @property
@@ -105,12 +117,14 @@ class Conversation:
 
     # --- requests ----------------------------------------------------------------------------------------
 
-    def _first_messages(self, system_prompt: str) -> Messages:
+    def _first_messages(self, system_prompt: str | None) -> Messages:
         """The messages of the first request: system message, history, question."""
         context = self._context
-        system = [system_prompt, *context.system_prompt_fragments]
+        system = [*([] if system_prompt is None else [system_prompt]), *context.system_prompt_fragments]
+        instructions = [FixedMessage(role="system", content="\n\n".join(system))] if system else []
+        self._past_at = len(instructions)
         return [
-            FixedMessage(role="system", content="\n\n".join(system)),
+            *instructions,
             *model_messages(context.transcript, turns=getattr(context, "shown_turns", None)),
             FixedMessage(role="user", content=self._question()),
         ]
@@ -118,7 +132,7 @@ class Conversation:
     def _question(self) -> str:
         """The user's text, preceded by the memory's contents, without turns that the history contains."""
         context = self._context
-        question = user_text(context.input_text)
+        question = user_text(self._question_text)
         # If the context assembler returns no transcript, the memory is the only source of earlier turns.
         repeated_keys = getattr(context, "conversation_keys", ()) if context.transcript else ()
         memory_sections = [
@@ -128,11 +142,14 @@ class Conversation:
         ]
         return "\n\n".join([*memory_sections, f"## question\n{question}"]) if memory_sections else question
 
-    async def ask(self, *, step: int) -> LLMResponse:
-        """The model's reply. If the request exceeds the model's context, it is repeated with less history."""
+    async def ask(self, *, step: int, **changed: Any) -> LLMResponse:
+        """The model's reply. If the request exceeds the model's context, it is repeated with less history.
+
+        `changed` are parameters of `LLMClient.generate` in place of those of the agent.
+        """
         while True:
             try:
-                return await self._generate()
+                return await self._generate(changed)
             except LLMResponseError as error:
                 if not is_too_long(error) or not self._shorten_the_past():
                     raise
@@ -144,7 +161,7 @@ class Conversation:
         Returns False if no history is left. The question and the messages after it are always kept.
         """
         messages = self._messages
-        past = messages[1 : self._question_at - 1]
+        past = messages[self._past_at : self._question_at - 1]
         if not past:
             return False
         # First without tool calls. If there were none, the newer half of the turns.
@@ -153,32 +170,26 @@ class Conversation:
             questions = [at for at, message in enumerate(past) if message["role"] == "user"]
             middle = len(questions) // 2
             kept = past[questions[middle] :] if middle else []
-        messages[1 : self._question_at - 1] = kept
+        messages[self._past_at : self._question_at - 1] = kept
         self._question_at -= len(past) - len(kept)
         return True
 
-    async def _generate(self) -> LLMResponse:
+    async def _generate(self, changed: dict[str, Any]) -> LLMResponse:
         options = self._context.llm_options
-        return await self._context.llm_client.generate(
-            messages=list(self._messages),
-            model=getattr(options, "model", None),
-            temperature=getattr(options, "temperature", None),
-            max_tokens=getattr(options, "max_tokens", None),
-            tools=self._tool_schemas() or None,
-            **self._output_format(),
-        )
+        arguments: dict[str, Any] = {
+            "messages": list(self._messages),
+            "model": getattr(options, "model", None),
+            "temperature": getattr(options, "temperature", None),
+            "max_tokens": getattr(options, "max_tokens", None),
+        }
+        if "tools" not in changed:  # the usual turn of a run, whose answer is the run's output
+            arguments |= {"tools": tool_schemas(self._context.tools) or None, **self._output_format()}
+        return await self._context.llm_client.generate(**(arguments | changed))
 
     def _output_format(self) -> dict[str, Any]:
         """The argument for the schema of the run's output, if the run has one."""
         form = getattr(self._context, "output_format", None)
         return {} if form is None else {"response_format": form}
-
-    def _tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
-        return [
-            {"type": "function", "function": {**tool.describe(), "name": tool_id}}
-            for tool_id, tool in sorted(self._context.tools.items())
-        ]
 
     # --- tool calls --------------------------------------------------------------------------------------
 
@@ -226,7 +237,7 @@ class Conversation:
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self._context.tools.get(call.name)
         if tool is None:
-            raise await self._emit_failed(call, _unknown_tool(call.name, sorted(self._context.tools)))
+            raise await self._emit_failed(call, unknown_tool(call.name, sorted(self._context.tools)))
         if call.parse_error:
             problem = f"the call cannot be read: {call.parse_error}"
             hint = "call it again with a JSON object as its arguments"
@@ -343,7 +354,16 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
         raise
 
 
-def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+def tool_schemas(tools: Mapping[str, RunTool]) -> list[dict[str, Any]]:
+    """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
+    return [
+        {"type": "function", "function": {**tool.describe(), "name": tool_id}}
+        for tool_id, tool in sorted(tools.items())
+    ]
+
+
+def unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+    """The error for a tool that the run does not have, with a suggestion."""
     name = name[:MAX_NAME_CHARS]
     hint = did_you_mean(name, known, "the tools are")
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)

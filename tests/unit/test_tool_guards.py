@@ -97,7 +97,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
     ) -> ToolCall:
         hints = limits.pop("hints", {})
         request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
-        context: Any = SimpleNamespace(run_id="r", agent_id="a", run_request=request, state={})
+        context: Any = SimpleNamespace(run_id="r", agent_id="a", run_request=request, run_state={})
         info = CallInfo(
             run_id="r",
             call_id="c1",

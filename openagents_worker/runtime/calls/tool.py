@@ -11,9 +11,8 @@ from openagents_worker.errors import (
     StepTooLarge,
     ToolError,
     ToolValidationError,
-    text_of,
 )
-from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_json, replaced
+from openagents_worker.jsontext import NESTING_OF_OLD, canonical_json, replaced
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
@@ -21,8 +20,7 @@ from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolR
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.recorder import Outcome
-from openagents_worker.runtime.state import CHANGE_LEVELS
-from openagents_worker.runtime.storable import stored_artifact, stored_part
+from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
     described_in_log,
@@ -87,12 +85,8 @@ class RecordedTool:
 
     def _succeeded(self, call: ToolCall, value: Any) -> Outcome:
         """The outcome of a call as it is stored. Raises `StepTooDeep` or `StepTooLarge`, naming the part."""
-        state: dict[str, Any] = {}
-        for key, change in call.context.state.changes().items():
-            what = f"state key {text_of(key)!r}, set by {self.tool_id},"
-            state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
+        state, artifacts = call.context.stored_changes(self.tool_id)
         stored = stored_part(f"the result of {self.tool_id}", value)
-        artifacts = [stored_artifact(artifact, self.tool_id) for artifact in call.context.artifacts]
         preview = self._run.writer.preview(stored)
         payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
         return Outcome(
