@@ -77,6 +77,8 @@ class World:
     log: list[Effect] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     process: Process | None = None
+    steps: frozenset[str] = frozenset()
+    """The tools that programs call as recorded functions."""
 
     @property
     def is_dead(self) -> bool:
@@ -150,6 +152,11 @@ class Tool:
             effect.is_over = True
 
 
+async def _call_tool(args: list[Any], context: Any) -> Any:
+    """A tool as a function."""
+    return await Tool().invoke({"args": args}, context)
+
+
 class Model:
     """Returns a digest of its prompt, or a sample."""
 
@@ -216,7 +223,10 @@ class Api:
         want = want if want is not None else list(args)
         token = _asked.set(Asked(want=want, **asked))
         try:
-            answer = await self._context.tools[name].invoke({"args": list(args)})
+            if name in self._world.steps:
+                answer = await self._context.step(name, _call_tool, list(args), self._context)
+            else:
+                answer = await self._context.tools[name].invoke({"args": list(args)})
         except PermanentToolError as error:
             if self._world.process is not None and error.message == "failed":
                 raise ToolFailed(name) from error
@@ -407,14 +417,15 @@ class Case:
     has_jitter: bool = True
     depends_on_time: bool = False
     is_sampled: bool = False
+    steps: frozenset[str] = frozenset()
 
     def run(self) -> list[tuple[str, str]]:
-        world = World(random.Random(self.seed))
+        world = World(random.Random(self.seed), steps=self.steps)
         output = self._execute(world, [*self.kills, None], self.has_jitter)
         self._count(world)
         kinds = {kind for kind, _ in world.problems}
         if not (self.depends_on_time or self.is_sampled or kinds & {"mismatch", "hang"}):
-            alone = World(random.Random(self.seed))
+            alone = World(random.Random(self.seed), steps=self.steps)
             expected = self._execute(alone, [None], False)
             if json.dumps(expected, sort_keys=True) != json.dumps(output, sort_keys=True):
                 world.problem("result", f"{output!r} instead of {expected!r}")
