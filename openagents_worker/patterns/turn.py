@@ -11,6 +11,7 @@ of the memory, which may change in every turn, precede the question.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -114,6 +115,16 @@ class Conversation:
     def add_problem(self, problem: str) -> None:
         """Append a user message that says what is wrong with the model's answer."""
         self._messages.append(FixedMessage(role="user", content=problem))
+
+    def add_instruction(self, text: str) -> None:
+        """Append a user message that says what to do next."""
+        self._messages.append(FixedMessage(role="user", content=text))
+
+    def copy(self) -> Conversation:
+        """Another conversation that begins with these messages."""
+        other = copy.copy(self)
+        other._messages = list(self._messages)
+        return other
 
     # --- requests ----------------------------------------------------------------------------------------
 
