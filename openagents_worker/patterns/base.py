@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from pydantic import Field
 
@@ -100,9 +100,15 @@ class RunContext(Protocol):
         """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
         ...
 
+    @overload
     async def step(
-        self, name: str, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+        self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    @overload
+    async def step(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """The result of a function, which is not called again once its outcome is stored.
 
         An async function is called on the event loop, any other one in a thread. Arguments and result are
@@ -114,6 +120,19 @@ class RunContext(Protocol):
         """
         ...
 
+    @overload
+    def recorded(
+        self,
+        fn: Callable[P, Awaitable[T]],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[T]]: ...
+
+    @overload
     def recorded(
         self,
         fn: Callable[P, T],
@@ -123,7 +142,18 @@ class RunContext(Protocol):
         idempotent: bool = True,
         timeout: float | timedelta | None = None,
         result_type: Any = None,
-    ) -> Callable[P, Awaitable[T]]:
+    ) -> Callable[P, Awaitable[T]]: ...
+
+    def recorded(
+        self,
+        fn: Callable[P, Any],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[Any]]:
         """The function, made a step in each call, with its signature and docstring.
 
         `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because

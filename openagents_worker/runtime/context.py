@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, cast
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import OpenAgentsError, text_of
@@ -23,7 +23,6 @@ from openagents_worker.runtime.storable import artifact_of, stored_artifact, sto
 __all__ = ["AttemptContext", "CallContext", "EventBus", "RecordedData", "writing_to"]
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 _writes_to: ContextVar[CallContext | None] = ContextVar("openagents_writes_to", default=None)
 
@@ -148,25 +147,23 @@ class AttemptContext:
         """The result of a tool; see `RunContext.call_tool`."""
         return await call_tool(cast("Any", self), tool_id, params)
 
-    async def step(
-        self, name: str, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """The result of a function, called once in the life of the run; see `RunContext.step`."""
-        return cast(T, await self.functions.call(self.functions.step(fn, name), args, kwargs))
+        return await self.functions.call(self.functions.step(fn, name), args, kwargs)
 
     def recorded(
         self,
-        fn: Callable[P, T],
+        fn: Callable[P, Any],
         /,
         *,
         name: str | None = None,
         idempotent: bool = True,
         timeout: float | timedelta | None = None,
         result_type: Any = None,
-    ) -> Callable[P, Awaitable[T]]:
+    ) -> Callable[P, Awaitable[Any]]:
         """The function, with recorded calls; see `RunContext.recorded`."""
         step = self.functions.step(fn, name, idempotent=idempotent, timeout=timeout, result_type=result_type)
-        return cast("Callable[P, Awaitable[T]]", self.functions.wrapped(step))
+        return cast("Callable[P, Awaitable[Any]]", self.functions.wrapped(step))
 
 
 class RecordedData:
