@@ -1,6 +1,9 @@
 """Function patterns: the only place that makes a pattern of an async function.
 
 ```python
+from openagents_worker import RunContext
+
+
 async def researcher(context: RunContext) -> str:
     found = await context.call_tool("search", {"query": context.input_text})
     reply = await context.call_llm(f"Answer from these results: {found}")

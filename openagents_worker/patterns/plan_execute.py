@@ -1,4 +1,4 @@
-"""The plan-and-execute pattern: the model writes a plan, then carries out its steps one after the other."""
+"""The plan-and-execute pattern: the model writes a plan, then executes its steps one after the other."""
 
 from __future__ import annotations
 

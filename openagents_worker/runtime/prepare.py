@@ -18,8 +18,8 @@ from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import guards
+from openagents_worker.runtime.calls.functions import RecordedFunctions
 from openagents_worker.runtime.calls.model import RecordedModel
-from openagents_worker.runtime.calls.step import RecordedFunctions
 from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.calls.tool_call import ToolRun
 from openagents_worker.runtime.context import AttemptContext

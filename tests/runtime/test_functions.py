@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from openagents_worker import Agent, RunContext, StepFailed
 from openagents_worker.errors import RetryableToolError, StepTimeoutError
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.runtime.calls.step import Step
+from openagents_worker.runtime.calls.functions import Step
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
