@@ -22,7 +22,7 @@ def validated(
 ) -> tuple[str, AppConfig]:
     """Validate the agents file `file`, or the one of the settings, and the agents in Python.
 
-    Returns the path of the file and all agents.
+    Returns where the agents are defined, for people, and all of them.
 
     `prepare` returns the settings and imports everything that a worker imports before its plugins. A single
     error is raised as it is. Several errors are raised as one `ConfigValidationError`. They may concern the
@@ -46,7 +46,7 @@ def validated(
     except ConfigLoadError as error:
         errors.append(error if file is None else _with_hint_for_argument(error))
     else:
-        config = agents_file.config
+        config, path = agents_file.config, agents_file.source
         problems += find_problems(agents_file, env)
     if len(errors) == 1 and not problems:
         raise errors[0]
