@@ -7,19 +7,16 @@ So a pattern needs no checkpoints of its own, but it must be deterministic apart
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
 from openagents_worker.llm.base import LLMClient, LLMResponse, Message
+from openagents_worker.tools.base import RecordedCalls
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class RunTool(Protocol):
@@ -41,7 +38,7 @@ class RunTool(Protocol):
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any: ...
 
 
-class RunContext(Protocol):
+class RunContext(RecordedCalls, Protocol):
     """The run, as its pattern sees it."""
 
     agent_id: str
@@ -93,72 +90,6 @@ class RunContext(Protocol):
         up to `max_validation_retries` times. `options`: temperature, max_tokens, tool_choice,
         response_format. Raises the errors of the model's client, `MaxStepsExceeded` after `max_steps` calls,
         `OutputValidationError`, `ToolNotFoundError`.
-        """
-        ...
-
-    async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
-        """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
-        ...
-
-    @overload
-    async def step(
-        self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T: ...
-
-    @overload
-    async def step(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
-
-    async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """The result of a function, which is not called again once its outcome is stored.
-
-        An async function is called on the event loop, any other one in a thread. Arguments and result are
-        JSON values, dataclasses, pydantic models, dates and the like. The result is converted to the type
-        that the function declares. An argument that is the context itself is not part of the call's
-        identity. Changes of `state` and artifacts inside the function belong to the step. Raises
-        `StepFailed` for an exception of the function, and its coded errors as they are: a retryable one
-        suspends the run, and the step is repeated later.
-        """
-        ...
-
-    @overload
-    def recorded(
-        self,
-        fn: Callable[P, Awaitable[T]],
-        /,
-        *,
-        name: str | None = None,
-        idempotent: bool = True,
-        timeout: float | timedelta | None = None,
-        result_type: Any = None,
-    ) -> Callable[P, Awaitable[T]]: ...
-
-    @overload
-    def recorded(
-        self,
-        fn: Callable[P, T],
-        /,
-        *,
-        name: str | None = None,
-        idempotent: bool = True,
-        timeout: float | timedelta | None = None,
-        result_type: Any = None,
-    ) -> Callable[P, Awaitable[T]]: ...
-
-    def recorded(
-        self,
-        fn: Callable[P, Any],
-        /,
-        *,
-        name: str | None = None,
-        idempotent: bool = True,
-        timeout: float | timedelta | None = None,
-        result_type: Any = None,
-    ) -> Callable[P, Awaitable[Any]]:
-        """The function, made a step in each call, with its signature and docstring.
-
-        `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because
-        others see its effect. `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is
-        retryable. `result_type` replaces the declared type of the result.
         """
         ...
 

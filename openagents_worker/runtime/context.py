@@ -76,9 +76,9 @@ class AttemptContext:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of the run. Inside a recorded function: with the changes of this function."""
-        call = _writes_to.get()
-        return self.run_state if call is None or call.run is not self else cast("dict[str, Any]", call.state)
+        """The state of the run. Inside a recorded call: with the changes of this call."""
+        call = _current_call_of(self)
+        return self.run_state if call is None else cast("dict[str, Any]", call.overlay)
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
@@ -123,9 +123,9 @@ class AttemptContext:
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        call = _writes_to.get()
-        target = self.artifacts if call is None or call.run is not self else call.artifacts
-        target.append(artifact_of(name, kind, payload, metadata))
+        call = _current_call_of(self)
+        artifacts = self.artifacts if call is None else call.artifacts
+        artifacts.append(artifact_of(name, kind, payload, metadata))
 
     # --- recorded calls ----------------------------------------------------------------------------------
 
@@ -182,11 +182,15 @@ class RecordedData:
 
 
 class CallContext:
-    """The run as one tool call sees it. Its state and artifacts apply once the call is recorded."""
+    """The run as one call of a tool or a recorded function sees it.
+
+    Its state and artifacts apply once the call is recorded. Inside another call within this one, they are
+    those of the inner call.
+    """
 
     def __init__(self, run: AttemptContext, idempotency_key: str, call_id: str) -> None:
         self.run = run
-        self.state = Overlay(run.run_state)
+        self.overlay = Overlay(run.run_state)
         self.artifacts: list[RunArtifact] = []
         self.idempotency_key = idempotency_key
         self.call_id = call_id
@@ -194,10 +198,15 @@ class CallContext:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.run, name)  # ids, input, deps, memory_view and so on
 
+    @property
+    def state(self) -> Overlay:
+        return (_current_call_of(self.run) or self).overlay
+
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        self.artifacts.append(artifact_of(name, kind, payload, metadata))
+        call = _current_call_of(self.run) or self
+        call.artifacts.append(artifact_of(name, kind, payload, metadata))
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self.run.emit(event_name, **payload)
@@ -208,10 +217,16 @@ class CallContext:
         `source` names the call. Raises `StepTooDeep` or `StepTooLarge`, naming the part.
         """
         state: dict[str, Any] = {}
-        for key, change in self.state.changes().items():
+        for key, change in self.overlay.changes().items():
             what = f"state key {text_of(key)!r}, set by {source},"
             state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
         return state, [stored_artifact(artifact, source) for artifact in self.artifacts]
+
+
+def _current_call_of(run: AttemptContext) -> CallContext | None:
+    """The innermost call of a tool or a recorded function in which the current code executes."""
+    call = _writes_to.get()
+    return call if call is not None and call.run is run else None
 
 
 @contextmanager

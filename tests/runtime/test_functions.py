@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from openagents_worker import Agent, RunContext, StepFailed
+from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
 from openagents_worker.errors import RetryableToolError, StepTimeoutError
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.calls.functions import Step
@@ -104,8 +104,6 @@ async def test_a_function_is_a_pattern(redis_url: str, where: str) -> None:
 
 
 def search_tool(config: dict[str, Any]) -> Any:
-    from openagents_worker import tool
-
     return tool(search).build(config)
 
 
@@ -493,6 +491,44 @@ async def test_steps_run_side_by_side_and_hold_other_calls(redis_url: str) -> No
     async with process(redis_url, a(both, tools=[search])) as p:
         assert await ends(p) == ["ALL ABOUT TEA", "ALL ABOUT MILK"]
         assert sorted(MADE) == ["search milk", "search tea"]
+
+
+@tool
+async def shopping(item: str, context: ToolContext) -> list[str]:
+    """Makes recorded calls inside a tool."""
+    context.state["by"] = "shopping"
+
+    def find() -> str:
+        context.state["found"] = item
+        context.add_artifact("found", payload=item)
+        return f"found {item}"
+
+    found = await context.step("find", find)
+    with suppress(StepFailed):
+        await context.step("fail", _fails, context)
+    reply = await context.call_llm("Good?")
+    return [found, reply.output_text, context.state["by"], context.state["found"]]
+
+
+async def _fails(context: Any) -> None:
+    context.state["lost"] = True
+    raise ValueError("lost")
+
+
+async def test_a_tool_makes_recorded_calls(redis_url: str) -> None:
+    """Each change of the state belongs to the innermost call; those of a failed call are lost."""
+
+    async def buyer(context: RunContext) -> Any:
+        bought = await context.call_tool("shopping", {"item": "tea"})
+        return [bought, sorted(context.state)]
+
+    async with process(redis_url, a(buyer, tools=[shopping])) as p:
+        output = await ends(p)
+        assert output == [["found tea", "hello", "shopping", "tea"], ["by", "found"]]
+        record = await p.record()
+        assert [artifact.name for artifact in record.result.artifacts] == ["found"]  # type: ignore[union-attr]
+        journal = {each["name"]: each.get("state", {}) for each in await p.journal() if "name" in each}
+        assert (sorted(journal["find"]), sorted(journal["shopping"])) == (["found"], ["by"])
 
 
 async def test_a_function_can_run_the_calls_of_a_reply(redis_url: str) -> None:

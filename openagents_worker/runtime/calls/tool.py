@@ -17,7 +17,7 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
-from openagents_worker.runtime.context import CallContext
+from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.recorder import Outcome
 from openagents_worker.runtime.storable import stored_part
@@ -76,7 +76,7 @@ class RecordedTool:
         context = CallContext(self._run.context, info.idempotency_key, info.call_id)
         call = ToolCall(self._tool, self._run, info, context, params)
         try:
-            with user_code(tool_error(ToolError, self.tool_id)):  # a guard may raise anything
+            with writing_to(context), user_code(tool_error(ToolError, self.tool_id)):  # a guard may raise
                 value = await self._guarded(call)
             with user_code(tool_error(StepTooLarge, self.tool_id)):
                 return self._succeeded(call, value)
