@@ -16,11 +16,12 @@ import pytest
 from pydantic import BaseModel
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
-from openagents_worker.errors import RetryableToolError, StepTimeoutError
+from openagents_worker.errors import OpenAgentsError, RetryableToolError, StepTimeoutError
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.calls.functions import Step
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.runner import AttemptOutcome
+from tests.runtime import unstorable
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
 from tests.support.waiting import await_for
 
@@ -437,6 +438,37 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
     ):
         assert expected in text
     assert MADE == []
+
+
+@pytest.mark.parametrize("where", ["result", "argument", "state"])
+async def test_a_value_that_cannot_be_stored_is_the_error_of_its_step(redis_url: str, where: str) -> None:
+    """Whatever it is. What JSON can show in another way is stored like this; the program continues."""
+
+    async def program(context: RunContext) -> dict[str, str]:
+        def keep(name: str, value: Any) -> None:
+            context.state[name] = value
+
+        ends = {}
+        for name, make in unstorable.VALUES.items():
+            try:
+                if where == "result":
+                    await context.step("make", make)
+                elif where == "argument":
+                    await context.step("take", unordered, make())
+                else:
+                    await context.step("keep", partial(keep, name, make()))
+            except OpenAgentsError as error:
+                ends[name] = error.code
+        return ends
+
+    async with process(redis_url, a(program)) as p:
+        codes = await ends(p)
+        stored = {record["name"] for record in await p.journal() if record.get("kind") == "step"}
+    kinds = {"result": "make", "argument": "take", "state": "keep"}
+    assert stored == {kinds[where]}
+    shown = {*unstorable.REPLACED, "a key that is not a text", "bytes", "a model that cannot be serialised"}
+    assert set(unstorable.VALUES) - shown <= set(codes)
+    assert set(codes.values()) <= {"step.failed", "step.too_deep", "step.too_large"}
 
 
 async def test_a_recorded_function_keeps_its_signature_and_docstring(redis_url: str) -> None:
