@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -229,11 +228,16 @@ def _current_call_of(run: AttemptContext) -> CallContext | None:
     return call if call is not None and call.run is run else None
 
 
-@contextmanager
-def writing_to(call: CallContext) -> Iterator[None]:
-    """In the block, changes of the run's state and new artifacts belong to this call."""
-    token = _writes_to.set(call)
-    try:
-        yield
-    finally:
-        _writes_to.reset(token)
+class writing_to:
+    """`with writing_to(call): …`: changes of the run's state and new artifacts belong to this call."""
+
+    __slots__ = ("_call", "_token")
+
+    def __init__(self, call: CallContext) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._token = _writes_to.set(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        _writes_to.reset(self._token)
