@@ -17,9 +17,9 @@ from pydantic import BaseModel
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, StepTimeoutError
+from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.calls.functions import Step
-from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import unstorable
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
@@ -246,6 +246,8 @@ async def test_a_step_gives_values_of_the_declared_types(redis_url: str) -> None
         steps = [record for record in await p.journal() if record.get("kind") == "step"]
         assert [record["name"] for record in steps] == ["look up", "add", "plain"]
         events = [event for event in await p.events() if event["name"].startswith("step.")]
+        assert events[2]["payload"]["params"] == {"a": 2}
+        assert events[3]["payload"]["result"] == 3
         assert [(event["name"], event["payload"]["name"]) for event in events] == [
             (f"step.{end}", name) for name in ("look up", "add", "plain") for end in ("started", "succeeded")
         ]
@@ -498,9 +500,9 @@ async def test_a_recorded_function_keeps_its_signature_and_docstring(redis_url: 
 )
 def test_arguments_are_the_same_in_every_process(args: Any, kwargs: Any, expected: str | None) -> None:
     """The identity of a call is a digest of its arguments by their names."""
-    step = Step.of(unordered, None)
+    arguments = Step.of(unordered, None).arguments(args, kwargs)
     text = expected or '{"names":null,"offer":{"seen_at":"2026-01-01T00:00:00Z","shop":"x"}}'
-    assert step.digest_of_arguments(args, kwargs) == digest_of(text)
+    assert canonical_json(arguments) == text
 
 
 def unordered(names: Any, offer: Any = None) -> None: ...

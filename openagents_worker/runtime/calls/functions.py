@@ -90,11 +90,9 @@ class Step:
 
     # --- arguments ---------------------------------------------------------------------------------------
 
-    def digest_of_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """The digest of the arguments by their names. Raises `StepFailed`, naming one that is not JSON."""
-        return digest_of(
-            canonical_json({name: self._json(name, value) for name, value in self._named(args, kwargs)})
-        )
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by their names, as JSON. Raises `StepFailed`, naming one that is not JSON."""
+        return {name: self._json(name, value) for name, value in self._named(args, kwargs)}
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         try:
@@ -177,9 +175,11 @@ class RecordedFunctions:
 
     async def call(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of the function, from the journal or by calling it. Raises coded errors."""
-        digest = step.digest_of_arguments(args, kwargs)
+        arguments = step.arguments(args, kwargs)
+        digest = digest_of(canonical_json(arguments))
 
         async def make(info: CallInfo) -> Outcome:
+            self._emit_started(step, info, arguments)
             return await self._make_call(step, info, args, kwargs)
 
         recorder = self._context.recorder
@@ -189,7 +189,6 @@ class RecordedFunctions:
         self, step: Step, info: CallInfo, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Outcome:
         """Call the function, and return its outcome. Changes of the state apply once it is recorded."""
-        self._emit_started(step, info)
         context = CallContext(self._context, info.idempotency_key, info.call_id)
         try:
             with user_code(step.error):
@@ -198,7 +197,7 @@ class RecordedFunctions:
                 state, artifacts = context.stored_changes(f"step {step.name!r}")
         except OpenAgentsError as error:
             return self._failed(step, info, error)
-        payload = {"name": step.name, "call_id": info.call_id}
+        payload = {"name": step.name, "call_id": info.call_id, "result": self._writer.preview(stored)}
         return Outcome(
             value=stored,
             state=state,
@@ -207,9 +206,10 @@ class RecordedFunctions:
             is_stored_form=True,
         )
 
-    def _emit_started(self, step: Step, info: CallInfo) -> None:
+    def _emit_started(self, step: Step, info: CallInfo, arguments: Mapping[str, Any]) -> None:
         """Emit `step.started` and, for a function that must not be repeated, a warning once per attempt."""
-        self._writer.emit("step.started", {"name": step.name, "call_id": info.call_id})
+        params = self._writer.preview(arguments)
+        self._writer.emit("step.started", {"name": step.name, "params": params, "call_id": info.call_id})
         if not step.idempotent and step.name not in self._warned:
             self._warned.add(step.name)
             warning = {"run_id": self._context.run_id, "tool_id": step.name, "hint": ONCE_HINT}
