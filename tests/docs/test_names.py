@@ -24,7 +24,7 @@ from tests.docs.commands import OF_THE_TESTS
 GENERATED = ("docs/errors.md", "docs/events.md", "docs/keys.md", "CHANGELOG.md")  # the code itself, the past
 OBJECTS = {
     "budget": RunBudget.model_fields.keys(),
-    "context": {*get_annotations(RunContext), *vars(RunContext), *vars(ToolContext)},
+    "context": {*get_annotations(RunContext), *dir(RunContext), *dir(ToolContext)},
     "llm": LLMOptions.model_fields.keys(),
     "pattern": {"config"},
     "usage": RunUsage.model_fields.keys(),
