@@ -186,6 +186,18 @@ def _tools() -> Iterator[str]:
         yield f"| `{name}` | {_cell(tool.description)} | {options} |\n"
 
 
+def _pattern_options() -> Iterator[str]:
+    """The options that the other patterns have besides those of `react`."""
+    yield "| pattern | option | value | default | meaning |\n|---|---|---|---|---|\n"
+    for name, pattern in BUILTIN_PATTERNS.items():
+        shapes = pattern.Config.model_json_schema()["properties"]
+        for option, field in pattern.Config.model_fields.items():
+            if option not in BUILTIN_PATTERNS["react"].Config.model_fields:
+                value = _value(shapes[option], {})
+                meaning = _cell(field.description or "")
+                yield f"| `{name}` | `{option}` | {value} | {_shown(field)} | {meaning} |\n"
+
+
 def _tool_options() -> Iterator[str]:
     yield "| tools | option | default | meaning |\n|---|---|---|---|\n"
     rows: dict[str, list[str]] = {}
@@ -291,6 +303,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "usage": _fields(RunUsage),
     "logging": _fields(agents.LoggingConfig),
     "react": _config_of(BUILTIN_PATTERNS, "react", first=PATTERN_FIRST),
+    "patterns": _pattern_options,
     "buffer": _config_of(BUILTIN_MEMORIES, "buffer"),
     "window_buffer": _config_of(BUILTIN_MEMORIES, "window_buffer"),
     "truncating": _config_of(BUILTIN_ASSEMBLERS, "truncating"),

@@ -14,6 +14,7 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from typing import Any
 
+    from openagents_worker.agents.code import Agent, agent, register_agent
     from openagents_worker.celery.register import register
     from openagents_worker.errors import (
         AgentNotFoundError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         RunNotFound,
         SessionBusy,
         SignalTimeout,
+        StepFailed,
         SubmitUnknown,
     )
     from openagents_worker.events import RunEvent
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         StopReason,
         Waiting,
     )
+    from openagents_worker.patterns.base import RunContext
     from openagents_worker.producer.client import (
         AsyncClient,
         Client,
@@ -54,10 +57,11 @@ if TYPE_CHECKING:
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
-    from openagents_worker.tools.base import Reconciled
+    from openagents_worker.tools.base import Reconciled, ToolContext
     from openagents_worker.tools.function import tool
 
 __all__ = [
+    "Agent",
     "AgentNotFoundError",
     "Approval",
     "ApprovalNotPending",
@@ -72,6 +76,7 @@ __all__ = [
     "RunArtifact",
     "RunBudget",
     "RunConflict",
+    "RunContext",
     "RunEvent",
     "RunFailed",
     "RunHandle",
@@ -83,10 +88,14 @@ __all__ = [
     "RunUsage",
     "SessionBusy",
     "SignalTimeout",
+    "StepFailed",
     "StopReason",
     "SubmitUnknown",
+    "ToolContext",
     "Waiting",
+    "agent",
     "register",
+    "register_agent",
     "register_api_keys",
     "register_deps",
     "register_output",
@@ -96,6 +105,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Agent": "agents.code",
     "AgentNotFoundError": "errors",
     "Approval": "models",
     "ApprovalNotPending": "errors",
@@ -110,6 +120,7 @@ _MODULE_OF = {
     "RunArtifact": "models",
     "RunBudget": "models",
     "RunConflict": "errors",
+    "RunContext": "patterns.base",
     "RunEvent": "events",
     "RunFailed": "errors",
     "RunHandle": "producer.handle",
@@ -121,10 +132,14 @@ _MODULE_OF = {
     "RunUsage": "models",
     "SessionBusy": "errors",
     "SignalTimeout": "errors",
+    "StepFailed": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "ToolContext": "tools.base",
     "Waiting": "models",
+    "agent": "agents.code",
     "register": "celery.register",
+    "register_agent": "agents.code",
     "register_api_keys": "llm.api_keys",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",

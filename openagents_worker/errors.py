@@ -457,12 +457,21 @@ class PatternError(ExecutionError):
 
 
 class StepTimeoutError(PatternError):
-    """A step of the pattern took longer than `step_timeout_ms`. It is retried like a failed call, unless a
-    tool was executing that must not be called twice."""
+    """A step of the pattern took longer than `step_timeout_ms`, or a recorded function longer than its
+    `timeout`. It is retried like a failed call, unless something was executing that must not be called
+    twice."""
 
     code = "pattern.step_timeout"
     retryable = True
     http_status = 504
+
+
+class StepFailed(OpenAgentsError):
+    """A function that `context.step` or `context.recorded` called raised an exception that is not an error
+    of this library, or its arguments or its result cannot be recorded."""
+
+    code = "step.failed"
+    http_status = 422
 
 
 class StepTooLarge(ExecutionError):

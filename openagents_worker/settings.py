@@ -407,6 +407,11 @@ class Settings(BaseSettings):
             raise ConfigValidationError("; ".join(dict.fromkeys(problems)), hint=URL_DOCS)
 
     @property
+    def is_config_optional(self) -> bool:
+        """Whether a worker with agents in Python needs no agents file: its path is the default one."""
+        return bool(self.config == type(self).model_fields["config"].default)
+
+    @property
     def redis_url_safe(self) -> str:
         """`redis_url` with a masked password, for logs and messages."""
         return safe_url(self.redis_url)

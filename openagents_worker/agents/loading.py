@@ -1,13 +1,16 @@
-"""Loading: the only place that reads an agents file. It finds all problems of the file at once."""
+"""Loading: the only place that reads an agents file. It finds all problems of the file at once.
+
+Agents that are defined in Python are checked as further agents of the file, by the same rules.
+"""
 
 from __future__ import annotations
 
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,7 +35,7 @@ from openagents_worker.redaction import redact
 from openagents_worker.secret_text import mask_prose
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["AgentsFile", "load_agents", "read_agents_file"]
+__all__ = ["AgentInCode", "AgentsFile", "check_agent", "load_agents", "read_agents_file"]
 
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -40,6 +43,15 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_AGENTS = 5_000
 MAX_PROBLEMS = 100
 """Largest number of problems that are reported for a file. More are usually one mistake, repeated."""
+
+
+class AgentInCode(Protocol):
+    """An agent that is defined in Python."""
+
+    place: str
+    """Its module and line, for people."""
+    data: Mapping[str, Any]
+    """Its definition as in the agents file. An `impl` may be a `CodePath`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class AgentsFile:
     expanded: Expanded
     cleaned: Any
     """The document without its unknown keys."""
+    places: Mapping[int, str] = field(default_factory=dict)
+    """The places of the agents that are defined in Python, by their index in the list of all agents."""
 
     def agent_id(self, problem: ConfigProblem) -> str | None:
         """The id of the agent with the problem. None: another section, or an agent without an id."""
@@ -93,12 +107,14 @@ class AgentsFile:
             yield (*path, name), part
 
     def located(self, problem: ConfigProblem) -> ConfigProblem:
-        """The problem with its line number, and with the values of variables masked."""
+        """The problem with its line number or place, and with the values of variables masked."""
+        place = self.places.get(problem.path[1]) if _is_agent_problem(problem) else None  # type: ignore[arg-type]
         return replace(
             problem,
             message=self.expanded.masked(problem.message),
             hint=None if problem.hint is None else self.expanded.masked(problem.hint),
-            line=self.text.line(problem.path),
+            line=None if place is not None else self.text.line(problem.path),
+            place=place,
         )
 
 
@@ -127,15 +143,35 @@ def load_agents(path_or_text: FilePath | str, *, env: Mapping[str, str] | None =
     return file.config
 
 
-def read_agents_file(path_or_text: FilePath | str, *, env: Mapping[str, str] | None = None) -> AgentsFile:
+def read_agents_file(
+    path_or_text: FilePath | str,
+    *,
+    env: Mapping[str, str] | None = None,
+    in_code: Sequence[AgentInCode] = (),
+    may_be_absent: bool = False,
+) -> AgentsFile:
     """Read an agents file as `load_agents` does, but return its problems together with its valid agents.
 
-    Raises `ConfigLoadError` if the file cannot be read or is not JSON.
+    `in_code` are agents that are defined in Python; they follow those of the file. `may_be_absent`: with
+    such agents, there need not be a file. Raises `ConfigLoadError` if the file cannot be read or is not JSON.
     """
+    if in_code and may_be_absent and not FilePath(path_or_text).exists():
+        return _FileChecker("agents in Python", _EMPTY, Expanded({}), in_code).file()
     source, text = _read_source(path_or_text)
     document = _parse_json(source, text)
     expanded = expand(document.value, os.environ if env is None else env)
-    return _FileChecker(source, document, expanded).file()
+    return _FileChecker(source, document, expanded, in_code).file()
+
+
+def check_agent(agent: AgentInCode) -> AgentDefinition:
+    """The definition of an agent in Python. Raises `ConfigValidationError` with all its problems."""
+    file = _FileChecker("an agent in Python", _EMPTY, Expanded({}), [agent]).file()
+    if file.problems or file.config is None:
+        raise rejected(file.source, file.problems)
+    return file.config.agents[0]
+
+
+_EMPTY = JsonText({}, {(): 1})
 
 
 def _read_source(path_or_text: FilePath | str) -> tuple[str, str]:
@@ -178,11 +214,17 @@ def _parse_json(source: str, text: str) -> JsonText:
 class _FileChecker:
     """Checks one document after its variables were replaced."""
 
-    def __init__(self, source: str, document: JsonText, expanded: Expanded) -> None:
+    def __init__(
+        self, source: str, document: JsonText, expanded: Expanded, in_code: Sequence[AgentInCode] = ()
+    ) -> None:
         self._source = source
-        self._document = document
-        self._expanded = expanded
+        first = len(_list_under(document.value, "agents"))
+        self._places = {first + index: agent.place for index, agent in enumerate(in_code)}
+        data = [agent.data for agent in in_code]
+        self._document = replace(document, value=_with_agents(document.value, data))
+        self._expanded = replace(expanded, value=_with_agents(expanded.value, data))
         self._problems = list(expanded.missing)
+        self._duplicates: set[Path] = set()
 
     def file(self) -> AgentsFile:
         """The result of the check. Each problem occurs once, in the order of the file."""
@@ -197,7 +239,7 @@ class _FileChecker:
         elif invalid:
             valid = [agent for index, agent in enumerate(cleaned["agents"]) if index not in invalid]
             config = AppConfig.model_validate({**cleaned, "agents": valid}) if valid else None
-        file = AgentsFile(self._source, config, (), self._document, self._expanded, cleaned)
+        file = AgentsFile(self._source, config, (), self._document, self._expanded, cleaned, self._places)
         return replace(file, problems=tuple(self._located(file)))
 
     def _located(self, file: AgentsFile) -> list[ConfigProblem]:
@@ -223,7 +265,10 @@ class _FileChecker:
         try:
             return AppConfig.model_validate(cleaned)
         except ValidationError as error:
-            self._problems += self._without_missing_variables(problems_of(error, found_text=self._found_text))
+            found = problems_of(error, found_text=self._found_text)
+            self._problems += self._without_missing_variables(
+                [problem for problem in found if problem.path not in self._duplicates]
+            )
             return None
 
     def _without_missing_variables(self, problems: Sequence[ConfigProblem]) -> Iterator[ConfigProblem]:
@@ -270,14 +315,22 @@ class _FileChecker:
     def _find_duplicate_ids(self, document: Mapping[str, Any]) -> None:
         ids = _ids_in_section(document, "agents")
         first_index = {id_: index for index, id_ in reversed(list(enumerate(ids))) if isinstance(id_, str)}
-        for path, text in duplicate_ids(ids, "agents"):
-            first = first_index[ids[int(path[1])]]
+        for path, _ in duplicate_ids(ids, "agents"):
+            index = int(path[1])
+            first = first_index[ids[index]]
+            self._duplicates.add(path)
+            text = f"{self._name_of_agent(first)} already has the id {ids[index]!r}"
             self._problems.append(ConfigProblem(path, text))
-            same = f"agents[{path[1]}] has the same id"
+            same = f"{self._name_of_agent(index)} has the same id"
             self._problems.append(ConfigProblem(("agents", first, "id"), same))
         for place, agent in enumerate(_list_under(document, "agents")):
             for path, text in duplicate_ids(_ids_in_section(agent, "tools"), "tools"):
                 self._problems.append(ConfigProblem(("agents", place, *path), text))
+
+    def _name_of_agent(self, index: int) -> str:
+        """How a problem refers to another agent."""
+        name = self._places.get(index) or f"agents[{index}]"
+        return f"{name} of {self._source}" if self._places and index not in self._places else name
 
     # --- found values in messages ------------------------------------------------------------------------
 
@@ -308,6 +361,13 @@ class _FileChecker:
 def _is_agent_problem(problem: ConfigProblem) -> bool:
     """Whether the problem is in one agent of the list."""
     return problem.path[:1] == ("agents",) and isinstance(next(iter(problem.path[1:]), None), int)
+
+
+def _with_agents(document: Any, data: Sequence[Mapping[str, Any]]) -> Any:
+    """The document with more agents. Unchanged if it cannot have any, which is a problem of the file."""
+    if not (data and isinstance(document, Mapping) and isinstance(document.get("agents", []), list)):
+        return document
+    return {**document, "agents": [*document.get("agents", ()), *data]}
 
 
 def _list_under(data: Any, key: str) -> list[Any]:

@@ -27,13 +27,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """One mistake in a configuration. `path` is relative to that configuration; `line` counts from 1."""
+    """One mistake in a configuration. `path` is relative to that configuration; `line` counts from 1.
+
+    `place` is set instead of `line` for an agent that is defined in Python: its module, line and id. The
+    first two parts of `path` then stand for that agent.
+    """
 
     path: Path
     message: str
     hint: str | None = None
     code: str = ConfigValidationError.code
     line: int | None = None
+    place: str | None = None
 
     def __post_init__(self) -> None:
         """Mask secrets: a found value may be a secret in the wrong place."""
@@ -45,17 +50,22 @@ class ConfigProblem:
         return replace(self, path=(*path, *self.path))
 
     def to_dict(self) -> dict[str, Any]:
+        place = {} if self.place is None else {"place": self.place}
         return {
-            "path": json_path(self.path),
+            "path": json_path(self.path if self.place is None else self.path[2:]),
             "line": self.line,
             "code": self.code,
             "message": self.message,
             "hint": self.hint,
+            **place,
         }
 
     @property
     def text(self) -> str:
         """Line, path and message, for people."""
+        if self.place is not None:
+            path = json_path(self.path[2:])
+            return f"{self.place}: {path}{path and ': '}{self.message}"
         line = f"line {self.line}: " if self.line is not None else ""
         return f"{line}{json_path(self.path) or 'the file'}: {self.message}"
 
@@ -64,9 +74,9 @@ class ConfigProblem:
         return f"{self.text}{f'; {self.hint}' if self.hint else ''}{code}"
 
 
-def file_order(problem: ConfigProblem) -> tuple[int, str]:
-    """A sort key: the order of the problems in the file."""
-    return problem.line or 0, json_path(problem.path)
+def file_order(problem: ConfigProblem) -> tuple[str, int, str]:
+    """A sort key: the order of the problems in the file, then those of agents in Python."""
+    return problem.place or "", problem.line or 0, json_path(problem.path)
 
 
 def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidationError:

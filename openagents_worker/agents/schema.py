@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, WrapValidator, model_validator
 
+from openagents_worker.agents.code_path import CodePath
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
 from openagents_worker.agents.positions import Path
@@ -55,11 +56,12 @@ _IMPL = re.compile(r"\w+(\.\w+)+")
 # --- plugins ---------------------------------------------------------------------------------------------
 
 
-def _checked_impl_path(path: str) -> str:
+def _checked_impl_path(path: Any, as_text: Callable[[Any], str]) -> str:
     """The path of a plugin class, unchanged. Raises the problem if it is not `package.module.Class`."""
-    if not _IMPL.fullmatch(path):
+    text = path if isinstance(path, CodePath) else as_text(path)  # pydantic would drop the object
+    if not _IMPL.fullmatch(text):
         raise problem("impl", "must have the form package.module.Class")
-    return path
+    return text
 
 
 def _tool_id(id_: str) -> str:
@@ -74,7 +76,7 @@ class PluginRef(Part):
     """A reference to a plugin: a built-in's name (`type`) or a class (`impl`: `package.module.Class`)."""
 
     type: str | None = Field(default=None, description="Name of a built-in. Give either type or impl.")
-    impl: Annotated[str, AfterValidator(_checked_impl_path)] | None = Field(
+    impl: Annotated[str, WrapValidator(_checked_impl_path)] | None = Field(
         default=None,
         description="Your own class or function, package.module.Class. Give either type or impl.",
     )

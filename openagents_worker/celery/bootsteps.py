@@ -16,7 +16,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.agents import read_agents_file
+from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.celery.access import check_access
 from openagents_worker.celery.app_advice import advise
@@ -81,7 +81,7 @@ def install_bootsteps(worker: Any, holder: ProcessHolder, *, is_ours: bool) -> N
         if is_ours:
             holder.check()
         # A worker of another app may execute no runs: do not import plugins before that is known.
-        config = holder.config if is_ours else read_agents_file(holder.settings.config).config
+        config = holder.config if is_ours else read_agents(holder.settings.config).config
         logging_config = config.logging if config is not None else None
     set_up_logging(worker, holder.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
@@ -302,9 +302,9 @@ def _check_queues_of_agents(holder: ProcessHolder) -> None:
 
 
 def _run_queue_names(settings: Settings) -> set[str]:
-    """The registered queue and the queues that the agents file names."""
+    """The registered queue and the queues that the agents name, as far as they are registered by now."""
     try:
-        config = read_agents_file(settings.config).config
+        config = read_agents(settings.config, may_be_absent=settings.is_config_optional).config
     except OpenAgentsError:  # `holder.check` reports it if the worker consumes the registered queue
         config = None
     agents = config.agents if config is not None else ()

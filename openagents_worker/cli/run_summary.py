@@ -56,7 +56,7 @@ class AttemptSummary:
 
 @dataclass(slots=True)
 class CallSummary:
-    """A recorded call of a model or a tool. `tries` counts how often it was made.
+    """A recorded call of a model, a tool or a function. `tries` counts how often it was made.
 
     `arguments` and `result` are cut: events contain only the beginning of long values.
     """
@@ -175,14 +175,17 @@ def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
         case "tool.called":
             call = _start_call(calls, event, str(payload.get("call_id")), "tool", str(payload.get("tool_id")))
             call.arguments = payload.get("params")
-        case "llm.succeeded" | "tool.succeeded":
+        case "step.started":
+            call = _start_call(calls, event, str(payload.get("call_id")), "step", str(payload.get("name")))
+            call.arguments = payload.get("params")
+        case "llm.succeeded" | "tool.succeeded" | "step.succeeded":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
                 ended.outcome, ended.ended_at = CallState.OK, event.timestamp
                 ended.code = ended.message = None
-                ended.result = payload.get("result") if ended.kind == "tool" else _reply_text(payload)
+                ended.result = _reply_text(payload) if ended.kind == "model" else payload.get("result")
                 metrics = payload.get("_metrics")
                 ended.usage = dict(metrics) if isinstance(metrics, dict) else {}
-        case "llm.failed" | "tool.failed":
+        case "llm.failed" | "tool.failed" | "step.failed":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
                 ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
                 ended.code, ended.message = _error_code_of(payload), _error_text_of(payload)

@@ -201,7 +201,7 @@ def _call_text(call: CallSummary) -> str:
     arguments = f"{short(call.arguments)} " if call.arguments is not None else ""
     match call.outcome:
         case CallState.OK:
-            arrow = "→ " if call.kind == "tool" else ""
+            arrow = "" if call.kind == "model" else "→ "
             return f"{arguments}{arrow}{short(call.result)}"
         case CallState.FAILED:
             return f"{arguments}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
-from openagents_worker.llm.base import LLMClient
-from openagents_worker.tools.base import WaitingContext
+from openagents_worker.llm.base import LLMClient, LLMResponse, Message
+from openagents_worker.tools.base import RecordedCalls
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
 
@@ -38,7 +38,7 @@ class RunTool(Protocol):
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any: ...
 
 
-class RunContext(WaitingContext, Protocol):
+class RunContext(RecordedCalls, Protocol):
     """The run, as its pattern sees it."""
 
     agent_id: str
@@ -71,6 +71,27 @@ class RunContext(WaitingContext, Protocol):
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
     ) -> None: ...
+
+    async def call_llm(
+        self,
+        prompt: str | list[Message],
+        *,
+        tools: Sequence[str] | None = None,
+        output_type: Any = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> LLMResponse:
+        """The reply of the agent's model.
+
+        A text is sent after the system prompt, the history of the session and the contents of the memory; a
+        list of messages is sent as it is. `tools` are the ids of the tools that the model may call; their
+        calls are in the reply, and `call_tool` makes them. With `output_type` (a pydantic model or another
+        type), `structured_output` of the reply is a value of this type; the model corrects an invalid reply,
+        up to `max_validation_retries` times. `options`: temperature, max_tokens, tool_choice,
+        response_format. Raises the errors of the model's client, `MaxStepsExceeded` after `max_steps` calls,
+        `OutputValidationError`, `ToolNotFoundError`.
+        """
+        ...
 
 
 class PatternPlugin(Plugin):

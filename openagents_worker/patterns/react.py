@@ -17,6 +17,7 @@ from openagents_worker.patterns.turn import (
     more_steps,
     step_deadline,
     step_limit,
+    tool_schemas,
 )
 
 __all__ = ["ReActPattern"]
@@ -74,7 +75,10 @@ class ReActPattern(PatternPlugin):
         self._conversation.add_problem(problem)
         return await self._run_steps()
 
-    async def _run_steps(self) -> str:
+    async def _run_steps(self, *, plan_step: int | None = None, is_final: bool = True) -> str:
+        """Run steps until the model answers. `is_final`: the answer is the run's output."""
+        of_plan = {} if plan_step is None else {"plan_step": plan_step}
+        changed = {} if is_final else {"tools": tool_schemas(self.context.tools) or None}
         conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
         for step in count(self._steps + 1):
@@ -82,8 +86,8 @@ class ReActPattern(PatternPlugin):
                 limit = await more_steps(self.context, limit)
             self._steps = step
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
-                await self.emit("pattern.step_started", step=step)
-                response = await conversation.ask(step=step)
+                await self.emit("pattern.step_started", step=step, **of_plan)
+                response = await conversation.ask(step=step, **changed)
                 if not response.tool_calls and await conversation.take_steering(response.output_text):
                     await self.emit("pattern.step_finished", step=step, action="steered")
                     continue

@@ -11,7 +11,8 @@ of the memory, which may change in every turn, precede the question.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import copy
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
@@ -46,7 +47,7 @@ from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.messages import result_content
 from openagents_worker.llm.transcript import answer_fields, model_messages
 from openagents_worker.models import ErrorDetails
-from openagents_worker.patterns.base import RunContext
+from openagents_worker.patterns.base import RunContext, RunTool
 from openagents_worker.patterns.call_order import begin_together
 from openagents_worker.suggest import did_you_mean
 
@@ -58,6 +59,8 @@ __all__ = [
     "more_steps",
     "step_deadline",
     "step_limit",
+    "tool_schemas",
+    "unknown_tool",
 ]
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
@@ -92,11 +95,21 @@ class ToolCallOutcome:
 class Conversation:
     """The messages between a run and its model, from the system message to the answer."""
 
-    def __init__(self, context: RunContext, *, system_prompt: str) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        system_prompt: str | None = None,
+        question: str | None = None,
+        messages: Messages | None = None,
+    ) -> None:
+        """`question` replaces the user's text. With `messages`, the conversation begins with these alone."""
         self._context = context
-        self._messages = self._first_messages(system_prompt)
+        self._question_text = context.input_text if question is None else question
+        self._past_at = 0
+        self._messages = self._first_messages(system_prompt) if messages is None else messages
         self._ids = UniqueCallIds(self._messages)
-        self._question_at = len(self._messages)
+        self._question_at = len(self._messages) if messages is None else 1
         self._is_cut = False
         self._turn: Messages = []
         self._unfinished: tuple[FixedMessage, Sequence[LLMToolCall]] | None = None
@@ -133,14 +146,26 @@ class Conversation:
         """Append a user message that says what is wrong with the model's answer."""
         self._messages.append(FixedMessage(role="user", content=problem))
 
+    def add_instruction(self, text: str) -> None:
+        """Append a user message that says what to do next."""
+        self._messages.append(FixedMessage(role="user", content=text))
+
+    def copy(self) -> Conversation:
+        """Another conversation that begins with these messages."""
+        other = copy.copy(self)
+        other._messages = list(self._messages)
+        return other
+
     # --- requests ----------------------------------------------------------------------------------------
 
-    def _first_messages(self, system_prompt: str) -> Messages:
+    def _first_messages(self, system_prompt: str | None) -> Messages:
         """The messages of the first request: system message, history, question."""
         context = self._context
-        system = [system_prompt, *context.system_prompt_fragments]
+        system = [*([] if system_prompt is None else [system_prompt]), *context.system_prompt_fragments]
+        instructions = [FixedMessage(role="system", content="\n\n".join(system))] if system else []
+        self._past_at = len(instructions)
         return [
-            FixedMessage(role="system", content="\n\n".join(system)),
+            *instructions,
             *model_messages(context.transcript, turns=getattr(context, "shown_turns", None)),
             FixedMessage(role="user", content=self._question()),
         ]
@@ -148,7 +173,7 @@ class Conversation:
     def _question(self) -> str:
         """The user's text, preceded by the memory's contents, without turns that the history contains."""
         context = self._context
-        question = user_text(context.input_text)
+        question = user_text(self._question_text)
         # If the context assembler returns no transcript, the memory is the only source of earlier turns.
         repeated_keys = getattr(context, "conversation_keys", ()) if context.transcript else ()
         memory_sections = [
@@ -182,15 +207,16 @@ class Conversation:
         self._messages += messages
         self._turn += messages
 
-    async def ask(self, *, step: int) -> LLMResponse:
+    async def ask(self, *, step: int, **changed: Any) -> LLMResponse:
         """The model's reply, to a request with the messages that were sent to the run meanwhile.
 
-        If the request exceeds the model's context, it is repeated with less history.
+        If the request exceeds the model's context, it is repeated with less history. `changed` are parameters
+        of `LLMClient.generate` in place of those of the agent.
         """
         await self.take_steering()
         while True:
             try:
-                return await self._generate()
+                return await self._generate(changed)
             except LLMResponseError as error:
                 if not is_too_long(error) or not self._shorten_the_past():
                     raise
@@ -202,7 +228,7 @@ class Conversation:
         Returns False if no history is left. The question and the messages after it are always kept.
         """
         messages = self._messages
-        past = messages[1 : self._question_at - 1]
+        past = messages[self._past_at : self._question_at - 1]
         if not past:
             return False
         # First without tool calls. If there were none, the newer half of the turns.
@@ -211,32 +237,26 @@ class Conversation:
             questions = [at for at, message in enumerate(past) if message["role"] == "user"]
             middle = len(questions) // 2
             kept = past[questions[middle] :] if middle else []
-        messages[1 : self._question_at - 1] = kept
+        messages[self._past_at : self._question_at - 1] = kept
         self._question_at -= len(past) - len(kept)
         return True
 
-    async def _generate(self) -> LLMResponse:
+    async def _generate(self, changed: dict[str, Any]) -> LLMResponse:
         options = self._context.llm_options
-        return await self._context.llm_client.generate(
-            messages=list(self._messages),
-            model=getattr(options, "model", None),
-            temperature=getattr(options, "temperature", None),
-            max_tokens=getattr(options, "max_tokens", None),
-            tools=self._tool_schemas() or None,
-            **self._output_format(),
-        )
+        arguments: dict[str, Any] = {
+            "messages": list(self._messages),
+            "model": getattr(options, "model", None),
+            "temperature": getattr(options, "temperature", None),
+            "max_tokens": getattr(options, "max_tokens", None),
+        }
+        if "tools" not in changed:  # the usual turn of a run, whose answer is the run's output
+            arguments |= {"tools": tool_schemas(self._context.tools) or None, **self._output_format()}
+        return await self._context.llm_client.generate(**(arguments | changed))
 
     def _output_format(self) -> dict[str, Any]:
         """The argument for the schema of the run's output, if the run has one."""
         form = getattr(self._context, "output_format", None)
         return {} if form is None else {"response_format": form}
-
-    def _tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
-        return [
-            {"type": "function", "function": {**tool.describe(), "name": tool_id}}
-            for tool_id, tool in sorted(self._context.tools.items())
-        ]
 
     # --- tool calls --------------------------------------------------------------------------------------
 
@@ -299,7 +319,7 @@ class Conversation:
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self._context.tools.get(call.name)
         if tool is None:
-            raise await self._emit_failed(call, _unknown_tool(call.name, sorted(self._context.tools)))
+            raise await self._emit_failed(call, unknown_tool(call.name, sorted(self._context.tools)))
         if call.parse_error:
             problem = f"the call cannot be read: {call.parse_error}"
             hint = "call it again with a JSON object as its arguments"
@@ -443,7 +463,16 @@ async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]
         raise
 
 
-def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+def tool_schemas(tools: Mapping[str, RunTool]) -> list[dict[str, Any]]:
+    """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
+    return [
+        {"type": "function", "function": {**tool.describe(), "name": tool_id}}
+        for tool_id, tool in sorted(tools.items())
+    ]
+
+
+def unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+    """The error for a tool that the run does not have, with a suggestion."""
     name = name[:MAX_NAME_CHARS]
     hint = did_you_mean(name, known, "the tools are")
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)

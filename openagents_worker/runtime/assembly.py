@@ -13,8 +13,8 @@ from openagents_worker.agents import (
     ContextAssemblerRef,
     LLMOptions,
     PluginRef,
-    read_agents_file,
 )
+from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
@@ -69,6 +69,10 @@ class AgentParts:
     @property
     def checks(self) -> SchemaChecks:
         return self._assembly.checks
+
+    @property
+    def offload(self) -> Offload:
+        return self._assembly.offload
 
     def single_tools(self) -> dict[str, Any]:
         """The tools that the agents file names one by one, without those of toolsets."""
@@ -172,14 +176,16 @@ class Assembly:
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
-        """Import the plugins, read the agents file, and create every part once to find problems at start.
+        """Import the plugins, read the agents, and create every part once to find problems at start.
+
+        The agents are those of the agents file and those that the plugins have registered.
 
         Agents with problems become `unavailable`. Raises `PluginLoadError` or `ConfigLoadError`, and
         `ConfigValidationError` if a section for all agents is invalid or no agent can be served.
         """
         env = os.environ if env is None else env
         load_plugins(settings.imports)
-        file = read_agents_file(settings.config, env=env)
+        file = read_agents(settings.config, env=env, may_be_absent=settings.is_config_optional)
         problems = find_problems(file, env)
         if file.config is None or any(file.agent_id(problem) is None for problem in problems):
             raise rejected(file.source, problems)

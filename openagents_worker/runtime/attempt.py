@@ -25,7 +25,7 @@ from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.clock import RunClock
-from openagents_worker.runtime.context import AttemptContext
+from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.facts import RunFacts
@@ -156,7 +156,7 @@ class Attempt:
     def _break_reference_cycles(self) -> None:
         """Break the reference cycles between the parts of a run, so that its memory is freed at once."""
         if self._context is not None:
-            self._context.tools = {}
+            self._context.tools, self._context.functions = {}, None
             self._context.recorder.context = None
         self._context = self._recorder = self._pattern = None
 
@@ -259,7 +259,7 @@ class Attempt:
         with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
             state = {key: loads(text) for key, text in state_before.items()}
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        self._context = recorder.context = context
+        self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
         self._pattern = prepared.pattern

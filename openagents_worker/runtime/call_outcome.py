@@ -54,8 +54,11 @@ MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
 class RecordedContext(Protocol):
     """The parts of the context of a run that recorded calls change."""
 
-    state: dict[str, Any]
-    artifacts: list[RunArtifact]
+    @property
+    def state(self) -> dict[str, Any]: ...
+
+    @property
+    def artifacts(self) -> list[RunArtifact]: ...
 
 
 class NewRecords:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, ParamSpec, cast
 from uuid import UUID
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.errors import OpenAgentsError
-from openagents_worker.llm.base import LLMClient
+from openagents_worker.errors import OpenAgentsError, text_of
+from openagents_worker.jsontext import MAX_NESTING
+from openagents_worker.llm.base import LLMClient, LLMResponse, Message
 from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
+from openagents_worker.patterns.calls import call_llm, call_tool
 from openagents_worker.runtime.calls import extending, steering, waiting
 from openagents_worker.runtime.recorder import Recorder
-from openagents_worker.runtime.state import Overlay
-from openagents_worker.runtime.storable import artifact_of
+from openagents_worker.runtime.state import CHANGE_LEVELS, Overlay
+from openagents_worker.runtime.storable import artifact_of, stored_artifact, stored_part
 
-__all__ = ["CallContext", "EventBus", "AttemptContext"]
+__all__ = ["AttemptContext", "CallContext", "EventBus", "RecordedData", "writing_to"]
+
+P = ParamSpec("P")
+
+_writes_to: ContextVar[CallContext | None] = ContextVar("openagents_writes_to", default=None)
 
 
 class EventBus:
@@ -37,7 +44,8 @@ class AttemptContext:
     """A run as its pattern, memory and hooks see it. Created for each attempt."""
 
     run_request: RunRequest
-    state: dict[str, Any]
+    run_state: dict[str, Any]
+    """The state of the run, with the changes of all recorded calls."""
     recorder: Recorder
     llm_options: LLMOptions
     llm_client: LLMClient = None  # type: ignore[assignment]  # set once the recorded client exists
@@ -59,6 +67,24 @@ class AttemptContext:
     deps: Any = None
     output_format: Mapping[str, Any] | None = None
     """The `response_format` of model calls whose reply is the run's output; None if it has no output type."""
+    system_prompt: str | None = None
+    """The system prompt of the agent, for `call_llm`. Set by a pattern that is a function."""
+    max_llm_calls: int | None = None
+    """How many times `call_llm` may be called. None: no limit."""
+    llm_calls: int = 0
+    """How many times `call_llm` was called in this attempt."""
+    functions: Any = None
+    """The `RecordedFunctions` of the attempt."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state of the run. Inside a recorded call: with the changes of this call."""
+        call = _current_call_of(self)
+        return self.run_state if call is None else cast("dict[str, Any]", call.overlay)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self.run_state = state
 
     @property
     def agent_id(self) -> str:
@@ -143,26 +169,122 @@ class AttemptContext:
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        self.artifacts.append(artifact_of(name, kind, payload, metadata))
+        call = _current_call_of(self)
+        artifacts = self.artifacts if call is None else call.artifacts
+        artifacts.append(artifact_of(name, kind, payload, metadata))
+
+    # --- recorded calls ----------------------------------------------------------------------------------
+
+    async def call_llm(
+        self,
+        prompt: str | list[Message],
+        *,
+        tools: Sequence[str] | None = None,
+        output_type: Any = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> LLMResponse:
+        """The reply of the agent's model; see `RunContext.call_llm`."""
+        return await call_llm(
+            cast("Any", self), prompt, tools=tools, output_type=output_type, model=model, **options
+        )
+
+    async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The result of a tool; see `RunContext.call_tool`."""
+        return await call_tool(cast("Any", self), tool_id, params)
+
+    async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The result of a function, called once in the life of the run; see `RunContext.step`."""
+        return await self.functions.call(self.functions.step(fn, name), args, kwargs)
+
+    def recorded(
+        self,
+        fn: Callable[P, Any],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[Any]]:
+        """The function, with recorded calls; see `RunContext.recorded`."""
+        step = self.functions.step(fn, name, idempotent=idempotent, timeout=timeout, result_type=result_type)
+        return cast("Callable[P, Awaitable[Any]]", self.functions.wrapped(step))
+
+
+class RecordedData:
+    """What recorded calls change of a run, whichever call is running now."""
+
+    def __init__(self, context: AttemptContext) -> None:
+        self._context = context
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._context.run_state
+
+    @property
+    def artifacts(self) -> list[RunArtifact]:
+        return self._context.artifacts
 
 
 class CallContext:
-    """The run as one tool call sees it. Its state and artifacts apply once the call is recorded."""
+    """The run as one call of a tool or a recorded function sees it.
+
+    Its state and artifacts apply once the call is recorded. Inside another call within this one, they are
+    those of the inner call.
+    """
 
     def __init__(self, run: AttemptContext, idempotency_key: str, call_id: str) -> None:
-        self._run = run
-        self.state = Overlay(run.state)
+        self.run = run
+        self.overlay = Overlay(run.run_state)
         self.artifacts: list[RunArtifact] = []
         self.idempotency_key = idempotency_key
         self.call_id = call_id
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)  # ids, input, deps, memory_view and so on
+        return getattr(self.run, name)  # ids, input, deps, memory_view and so on
+
+    @property
+    def state(self) -> Overlay:
+        return (_current_call_of(self.run) or self).overlay
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        self.artifacts.append(artifact_of(name, kind, payload, metadata))
+        call = _current_call_of(self.run) or self
+        call.artifacts.append(artifact_of(name, kind, payload, metadata))
 
     async def emit(self, event_name: str, **payload: Any) -> None:
-        await self._run.emit(event_name, **payload)
+        await self.run.emit(event_name, **payload)
+
+    def stored_changes(self, source: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The changes of the state and the artifacts of the call, as they are stored.
+
+        `source` names the call. Raises `StepTooDeep` or `StepTooLarge`, naming the part.
+        """
+        state: dict[str, Any] = {}
+        for key, change in self.overlay.changes().items():
+            what = f"state key {text_of(key)!r}, set by {source},"
+            state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
+        return state, [stored_artifact(artifact, source) for artifact in self.artifacts]
+
+
+def _current_call_of(run: AttemptContext) -> CallContext | None:
+    """The innermost call of a tool or a recorded function in which the current code executes."""
+    call = _writes_to.get()
+    return call if call is not None and call.run is run else None
+
+
+class writing_to:
+    """`with writing_to(call): …`: changes of the run's state and new artifacts belong to this call."""
+
+    __slots__ = ("_call", "_token")
+
+    def __init__(self, call: CallContext) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._token = _writes_to.set(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        _writes_to.reset(self._token)

@@ -6,16 +6,27 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
 from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
+from openagents_worker.agents.code import is_pattern_function
+from openagents_worker.agents.code_path import code_of
 from openagents_worker.agents.problems import problems_of
-from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
+from openagents_worker.errors import (
+    ConfigValidationError,
+    OpenAgentsError,
+    PluginConfigError,
+    PluginError,
+    PluginLoadError,
+    text_of,
+)
+from openagents_worker.patterns.function import FunctionPattern
 from openagents_worker.suggest import did_you_mean
-from openagents_worker.tools.function import DecoratedFunction
+from openagents_worker.tools.function import DecoratedFunction, tool
 from openagents_worker.tools.toolset import is_toolset
 
 __all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
@@ -27,7 +38,8 @@ GROUP = "openagents_worker.plugins"
 def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules in `OPENAGENTS_IMPORTS`, then those of the entry points.
 
-    Raises `PluginLoadError` that names every module that cannot be imported, with its error.
+    Raises `PluginLoadError` that names every module that cannot be imported, with its error, or the
+    `ConfigValidationError` of a module whose agents are not valid.
     """
     errors = import_plugins(modules)
     if len(errors) > 1:
@@ -37,14 +49,16 @@ def load_plugins(modules: Iterable[str]) -> None:
         raise error
 
 
-def import_plugins(modules: Iterable[str]) -> list[PluginLoadError]:
+def import_plugins(modules: Iterable[str]) -> list[OpenAgentsError]:
     """Import the same modules. Returns an error for each that failed; its cause is the original exception."""
-    errors = []
+    errors: list[OpenAgentsError] = []
     named = [(name, "OPENAGENTS_IMPORTS") for name in modules]
     found = [(point.value, f"the entry point {point.name!r}") for point in entry_points(group=GROUP)]
     for name, source in (*named, *found):
         try:
             importlib.import_module(name.partition(":")[0])
+        except ConfigValidationError as error:  # of an agent in Python: it says what is wrong, and where
+            errors.append(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything
             failed = PluginLoadError(
                 f"cannot import {name!r}, named by {source}: {type(error).__name__}: {text_of(error)}",
@@ -75,9 +89,12 @@ def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
 
 def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
     """Create the plugin that a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
-    make = _class_of(kind, ref, known)
+    code = _class_of(kind, ref, known)
     name = ref.impl or ref.type or ""
-    _check_before_calling(kind, name, make)
+    make = _wrapper(kind, ref, code)
+    if make is None:
+        _check_before_calling(kind, name, code)
+        make = code
     try:
         plugin = make(config=dict(ref.config))
     except PluginError:
@@ -91,6 +108,33 @@ def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any
         ) from error
     _check_methods(kind, name, plugin)
     return plugin
+
+
+def _wrapper(kind: str, ref: PluginRef, code: Any) -> Callable[..., Any] | None:
+    """What creates the plugin from a function that is itself a pattern or a tool; None for other code.
+
+    Python code gives functions to its agents on purpose. A path in the agents file can be a mistake: there, a
+    pattern is a function whose parameter is named `context`, and a plain function is not a tool.
+    """
+    is_function = inspect.isfunction(code) or isinstance(code, partial)
+    if not is_function or "config" in inspect.signature(code).parameters:
+        return None
+    is_given = code_of(ref.impl) is not None
+    if kind == "pattern" and is_pattern_function(code) and (is_given or _takes_context(code)):
+        return partial(FunctionPattern, code)
+    if kind == "tool" and inspect.isfunction(code) and is_given:
+        return _tool_of(code)
+    return None
+
+
+def _takes_context(function: Any) -> bool:
+    first = next(iter(inspect.signature(function).parameters.values()))
+    return first.name == "context" and not _is_in_standard_library(function)
+
+
+@lru_cache(maxsize=4_096)  # a tool is created for each attempt, and reading a signature takes 1 ms
+def _tool_of(function: Callable[..., Any]) -> DecoratedFunction[..., Any]:
+    return tool(function)
 
 
 def _check_before_calling(kind: str, name: str, make: Any) -> None:
@@ -130,8 +174,13 @@ def _check_methods(kind: str, name: str, plugin: Any) -> None:
 
 
 def _needs(kind: str) -> str:
-    toolset = "; a toolset has open, list, call and close" if kind == "tool" else ""
-    return f"a {kind} has {' and '.join(_REQUIRED[kind])}{toolset}"
+    return f"a {kind} has {' and '.join(_REQUIRED[kind])}{_OTHER_FORMS.get(kind, '')}"
+
+
+_OTHER_FORMS = {
+    "tool": "; a toolset has open, list, call and close",
+    "pattern": ", or is an async function: async def name(context)",
+}
 
 
 def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
@@ -140,6 +189,8 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
             hint = did_you_mean(ref.type, sorted(known))
             raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
         return known[ref.type]
+    if (code := code_of(ref.impl)) is not None:
+        return code
     module_name, _, name = (ref.impl or "").rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)

@@ -18,6 +18,7 @@ from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import guards
+from openagents_worker.runtime.calls.functions import RecordedFunctions
 from openagents_worker.runtime.calls.model import RecordedModel
 from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.calls.tool_call import ToolRun
@@ -213,6 +214,7 @@ class Preparation:
         self._recorder.changed_tools = tools.changed()
         run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
         self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
+        self._context.functions = RecordedFunctions(self._context, self._writer, self._parts.offload)
 
     async def _preflight(self) -> None:
         """Call the `preflight` of the tools. Recorded if a custom tool overrides it."""

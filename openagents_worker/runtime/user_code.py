@@ -170,7 +170,9 @@ class executing:
 
 
 def class_path(plugin: object) -> str:
-    """Module and name of the class of a plugin."""
+    """Module and name of the class of a plugin, or of the function that it wraps."""
+    if isinstance(path := getattr(plugin, "code_path", None), str):
+        return path
     return _path_of(type(plugin))  # type: ignore[arg-type]  # mypy looks at the hash of an object
 
 

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.agents import AgentDefinition, AppConfig, load_agents
+from openagents_worker.agents import AgentDefinition, AppConfig, read_agents_file
+from openagents_worker.agents.code import Agent, read_agents
+from openagents_worker.agents.problems import rejected
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.models import RunResult
 from openagents_worker.producer.client import Client
@@ -31,8 +33,8 @@ __all__ = ["Agents", "AgentsWorker"]
 
 RUN_TIMEOUT_S = 30.0
 
-Agents = Sequence[Mapping[str, Any]] | Path | str
-"""Agent definitions as in the agents file, or the path of an agents file."""
+Agents = Sequence[Mapping[str, Any] | Agent] | Path | str
+"""Agents in Python, or definitions as in the agents file; or the path of an agents file."""
 
 
 class AgentsWorker:
@@ -93,14 +95,20 @@ class _TestAssembly(Assembly):
 def config_of(agents: Agents | None, settings: Settings) -> AppConfig:
     """Load the agents of a test: definitions, which are completed with defaults, or an agents file.
 
-    Raises the errors of `load_agents`.
+    Without `agents`: those of a worker with these settings. Raises the errors of `load_agents`.
     """
     load_plugins(settings.imports)
     if agents is None:
-        return load_agents(settings.config)
-    if isinstance(agents, Path | str):
-        return load_agents(agents)
-    return load_agents(json.dumps({"agents": [_with_defaults(agent) for agent in agents]}))
+        file = read_agents(settings.config, may_be_absent=settings.is_config_optional)
+    elif isinstance(agents, Path | str):
+        file = read_agents_file(agents)
+    else:
+        in_code = [agent for agent in agents if isinstance(agent, Agent)]
+        completed = [_with_defaults(agent) for agent in agents if not isinstance(agent, Agent)]
+        file = read_agents_file(json.dumps({"agents": completed}), in_code=in_code)
+    if file.problems or file.config is None:
+        raise rejected(file.source, file.problems)
+    return file.config
 
 
 def _with_defaults(agent: Mapping[str, Any]) -> dict[str, Any]:

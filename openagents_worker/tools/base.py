@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from openagents_worker.agents.plugin import Plugin
 
-__all__ = ["Reconciled", "ToolContext", "ToolExecutionSpec", "ToolPlugin", "WaitingContext"]
+__all__ = [
+    "Reconciled",
+    "RecordedCalls",
+    "ToolContext",
+    "ToolExecutionSpec",
+    "ToolPlugin",
+    "WaitingContext",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ToolExecutionSpec(BaseModel):
@@ -59,8 +69,82 @@ class WaitingContext(Protocol):
         ...
 
 
-class ToolContext(WaitingContext, Protocol):
-    """The run that calls a tool. Changes to `state` take effect when the call is committed."""
+class RecordedCalls(WaitingContext, Protocol):
+    """The calls of a program that are recorded, apart from those of the model."""
+
+    async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
+        ...
+
+    @overload
+    async def step(
+        self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    @overload
+    async def step(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The result of a function, which is not called again once its outcome is stored.
+
+        An async function is called on the event loop, any other one in a thread. Arguments and result are
+        JSON values, dataclasses, pydantic models, dates and the like. The result is converted to the type
+        that the function declares. An argument that is the context itself is not part of the call's
+        identity. Changes of `state` and artifacts inside the function belong to the step. Raises
+        `StepFailed` for an exception of the function, and its coded errors as they are: a retryable one
+        suspends the run, and the step is repeated later.
+        """
+        ...
+
+    @overload
+    def recorded(
+        self,
+        fn: Callable[P, Awaitable[T]],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[T]]: ...
+
+    @overload
+    def recorded(
+        self,
+        fn: Callable[P, T],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[T]]: ...
+
+    def recorded(
+        self,
+        fn: Callable[P, Any],
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool = True,
+        timeout: float | timedelta | None = None,
+        result_type: Any = None,
+    ) -> Callable[P, Awaitable[Any]]:
+        """The function, made a step in each call, with its signature and docstring.
+
+        `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because
+        others see its effect. `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is
+        retryable. `result_type` replaces the declared type of the result.
+        """
+        ...
+
+
+class ToolContext(RecordedCalls, Protocol):
+    """The run that calls a tool. Changes to `state` take effect when the call is committed.
+
+    A tool may make recorded calls itself. If a worker dies meanwhile, the tool is called again, and finished
+    calls are answered from the journal.
+    """
 
     run_id: str
     agent_id: str
@@ -79,6 +163,10 @@ class ToolContext(WaitingContext, Protocol):
     ) -> None: ...
 
     async def emit(self, event_name: str, **payload: Any) -> None: ...
+
+    async def call_llm(self, prompt: str | list[Any], **options: Any) -> Any:
+        """The reply of the agent's model; see `openagents_worker.RunContext`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from openagents_worker.errors import StepTooDeep, ToolError, ToolValidationError
 from openagents_worker.jsontext import MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 
-__all__ = ["TypedTool"]
+__all__ = ["TypedTool", "to_plain_json"]
 
 MAX_VALUES = 500_000
 """Largest number of values in a result that contains other types than lists, dicts and plain JSON values."""
@@ -100,7 +100,7 @@ def plain_json(value: Any, tool_name: str) -> Any:
     Raises `ToolError` if it cannot be converted, and `StepTooDeep` if it is nested too deeply.
     """
     try:
-        return _to_plain_json(value)
+        return to_plain_json(value)
     except NestedTooDeeply as error:
         raise StepTooDeep(f"the result of {tool_name} cannot be stored: {error}") from error
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
@@ -111,7 +111,9 @@ def plain_json(value: Any, tool_name: str) -> Any:
         ) from error
 
 
-def _to_plain_json(value: Any) -> Any:
+def to_plain_json(value: Any) -> Any:
+    """A value as plain JSON. Raises `NestedTooDeeply`, `ValueError`, `TypeError`, `RecursionError` or
+    `PydanticSerializationError` if it cannot be converted."""
     try:
         return replaced(value)
     except TypeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,20 @@ def asks_a_model(hand: Hand, run_id: str, call: str, *, error: str = "") -> None
         hand.emit(run_id, "llm.succeeded", payload=json.dumps(payload))
 
 
+def calls_a_function(hand: Hand, run_id: str) -> None:
+    """A recorded function that fails, and one that returns."""
+    for name, call in (("price", "price:0123456789ab:1"), ("pay", "pay:0123456789ab:1")):
+        started = {"name": name, "params": {"order": "A17"}, "call_id": call}
+        hand.emit(run_id, "step.started", payload=json.dumps(started))
+        ended: dict[str, Any] = {"name": name, "call_id": call}
+        if name == "price":
+            hand.emit(run_id, "step.succeeded", payload=json.dumps({**ended, "result": 500}))
+        else:
+            details = {"code": "step.failed", "message": "no money"}
+            failed = {**ended, "error": "no money", "error_details": details}
+            hand.emit(run_id, "step.failed", payload=json.dumps(failed))
+
+
 def row(text: str, start: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(start))
 
@@ -45,6 +60,7 @@ def test_show_prints_the_whole_history_of_a_run(command: Command, hand: Hand) ->
     hand.submit("r1")
     hand.claim("r1")
     calls_a_tool(hand, "r1")
+    calls_a_function(hand, "r1")
     for _ in range(3):
         asks_a_model(hand, "r1", "m:aaaaaaaabbbb:1", error="slow down")
         hand.retry("r1", delay_ms=0)
@@ -64,6 +80,8 @@ def test_show_prints_the_whole_history_of_a_run(command: Command, hand: Hand) ->
     assert row(shown.out, "1 ").endswith("hand:1  retry in 0.0 s: llm.rate_limit")
     assert row(shown.out, "4 ").endswith("failed")
     assert '{"a": 1} → {"sum": 391}' in row(shown.out, "calc:01234567:1")
+    assert '{"order": "A17"} → 500' in row(shown.out, "price:01234567:1")
+    assert "failed: step.failed: no money" in row(shown.out, "pay:01234567:1")
     assert "x4" in row(shown.out, "m:aaaaaaaa:1")
     assert "12+3 $0.500000" in row(shown.out, "m:aaaaaaaa:1")
     assert "failed: llm.response: wrong key\n  hint: look at it" in shown.out

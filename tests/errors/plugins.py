@@ -7,14 +7,14 @@ import asyncio
 import itertools
 from typing import Any
 
-from openagents_worker import register_deps, tool
+from openagents_worker import RunContext, register_deps, tool
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, ToolRateLimitError
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
 __all__ = [
     *("HINT", "PAYMENTS", "Buggy", "Numbers", "PassesOn", "Pays", "Quitter"),
-    *("await_answer", "complain", "crash", "dawdle", "echo", "pay", "pile", "spoil"),
+    *("await_answer", "complain", "crash", "dawdle", "echo", "pay", "pile", "scribe", "spoil"),
 ]
 
 HINT = "ask whoever wrote the plugin"
@@ -120,6 +120,11 @@ class Buggy(PatternPlugin):
 
     async def execute(self) -> None:
         raise LookupError("nothing there")
+
+
+async def scribe(context: RunContext) -> tuple[int, int]:
+    """Has a bug in a step."""
+    return await context.step("divide", divmod, 1, 0)
 
 
 class Quitter(PatternPlugin):

@@ -308,6 +308,11 @@ def a_reply_is_larger_than_a_payload_may_be(shop: Installation) -> Met:
     return ended(shop.submit("clerk"))
 
 
+@provokes("step.failed")
+def a_function_of_a_program_has_a_bug(shop: Installation) -> Met:
+    return ended(shop.submit("scribe"))
+
+
 @provokes("step.too_deep")
 def a_tool_gives_lists_in_lists(shop: Installation) -> Met:
     shop.model.will_say({"tool_calls": [call("pile")]}, {"text": "never"})
@@ -530,6 +535,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
     react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
     agents = [
         agent("clerk", tools={**own, "http": http}, pattern=react),
+        agent("scribe", pattern={"impl": f"{PLUGINS}.scribe"}),
         agent("hasty", pattern={"type": "react", "config": {"step_timeout_ms": 50}}),
         agent("strict", tools=own, memory={"type": "buffer", "on_error": "fail"}),
         agent("quitter", pattern={"impl": f"{PLUGINS}.Quitter"}),

@@ -23,6 +23,11 @@ CALLS: dict[str, tuple[list[str], list[str], Any]] = {
         [{"done": "a1"}, "PermanentToolError", {"done": "a3"}, "heard a4"],
     ),
     "impatient": (["a1", "a3"], ["a4"], [{"done": "a1"}, "too slow", {"done": "a3"}, "heard a4"]),
+    "program": (
+        ["a1", "b1", "c1", "c2"],
+        ["d1"],
+        [{"done": "a1"}, {"done": "b1"}, {"done": "c1"}, {"done": "c2"}, "heard d1"],
+    ),
     "stubborn": (
         ["a1", "b1", "c1", "d2"],
         ["d3"],
@@ -84,13 +89,17 @@ def _check(rows: list[dict[str, object]]) -> None:
 
 
 def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None:
-    """Concurrent branches are each resumed; recorded errors and time-outs are replayed."""
+    """Concurrent branches are each resumed; recorded errors and time-outs are replayed.
+
+    `program` is an agent in Python, with recorded functions.
+    """
     world = make_world(workers=2).start()
 
     rows = [_execute(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]
     rows.append(_execute(world, "catching", 1, ["a2.end"]))
     rows.append(_execute(world, "impatient", 1, ["a3.begin"]))
     rows.append(_execute(world, "stubborn", 1, ["b1.end"]))
+    rows.append(_execute(world, "program", 1, ["b1.end", "c2.begin", "d1.answered"]))
 
     _check(rows)
 
@@ -98,7 +107,7 @@ def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_branches_are_killed_at_every_moment(make_world: MakeWorld) -> None:
-    """One kill at each moment of each call of four patterns, each in a separate run."""
+    """One kill at each moment of each call of five patterns, each in a separate run."""
     world = make_world(workers=3).start()
 
     moments = [(agent, moment) for agent in CALLS for moment in _moments(agent)]

@@ -1,4 +1,5 @@
-"""Random concurrent programs continue correctly wherever they are killed.
+"""Random concurrent programs of tools, models and recorded functions continue correctly wherever they are
+killed.
 
 Each program is killed up to four times, before or after any command to Redis, and continues in a new process
 with other timings. Its effects are counted outside of it.
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.replay.programs import generate
-from tests.replay.world import Case, Kill, number_of_process
+from tests.replay.world import TOOLS, Case, Kill, number_of_process
 from tests.support.deployment import ROOT
 
 SOME = 30
@@ -38,6 +39,7 @@ def problems(
     depends_on_time, has_jitter = chance.random() < 0.35, chance.random() < 0.6
     program = generate(seed, depends_on_time, waits=waits)
     kills = [Kill(chance.randint(2, 14), chance.random() < 0.7) for _ in range(chance.randint(1, 4))]
+    steps = frozenset(name for name in TOOLS if chance.random() < 0.4)
     found = Case(
         program.run,
         redis_url,
@@ -47,6 +49,7 @@ def problems(
         depends_on_time=depends_on_time,
         is_sampled=program.is_sampled,
         has_effects=has_effects,
+        steps=steps,
     ).run()
     may_contradict = depends_on_time and (has_jitter or program.has_limits)
     return [problem for problem in found if not (may_contradict and problem[0] == "mismatch")]

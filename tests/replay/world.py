@@ -84,6 +84,8 @@ class World:
     process: Process | None = None
     has_effects: bool = False
     """Whether the tools must not be repeated unasked. They know which calls were made."""
+    steps: frozenset[str] = frozenset()
+    """The tools that programs call as recorded functions."""
 
     @property
     def is_dead(self) -> bool:
@@ -178,6 +180,11 @@ class ToolWithEffects(Tool):
         return Reconciled.not_done()
 
 
+async def _call_tool(args: list[Any], context: Any) -> Any:
+    """A tool as a function."""
+    return await Tool().invoke({"args": args}, context)
+
+
 class Model:
     """Returns a digest of its prompt, or a sample."""
 
@@ -244,7 +251,10 @@ class Api:
         want = want if want is not None else list(args)
         token = _asked.set(Asked(want=want, **asked))
         try:
-            answer = await self._context.tools[name].invoke({"args": list(args)})
+            if name in self._world.steps:
+                answer = await self._context.step(name, _call_tool, list(args), self._context)
+            else:
+                answer = await self._context.tools[name].invoke({"args": list(args)})
         except PermanentToolError as error:
             if self._world.process is not None and error.message == "failed":
                 raise ToolFailed(name) from error
@@ -451,14 +461,15 @@ class Case:
     depends_on_time: bool = False
     is_sampled: bool = False
     has_effects: bool = False
+    steps: frozenset[str] = frozenset()
 
     def run(self) -> list[tuple[str, str]]:
-        world = World(random.Random(self.seed), has_effects=self.has_effects)
+        world = World(random.Random(self.seed), has_effects=self.has_effects, steps=self.steps)
         output = self._execute(world, [*self.kills, None], self.has_jitter)
         self._count(world)
         kinds = {kind for kind, _ in world.problems}
         if not (self.depends_on_time or self.is_sampled or kinds & {"mismatch", "hang"}):
-            alone = World(random.Random(self.seed), has_effects=self.has_effects)
+            alone = World(random.Random(self.seed), has_effects=self.has_effects, steps=self.steps)
             expected = self._execute(alone, [None], False)
             if json.dumps(expected, sort_keys=True) != json.dumps(output, sort_keys=True):
                 world.problem("result", f"{output!r} instead of {expected!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import register_deps, register_output
+from openagents_worker import Agent, RunContext, StepFailed, register_deps, register_output
 from openagents_worker.errors import PatternError, ToolError
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.runtime.assembly import Assembly
@@ -118,6 +118,26 @@ async def test_an_exception_of_a_function_tool_is_the_outcome_of_its_call(
         for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.error", name
             assert names_it(name, answer_of(record)["message"]), name
+    assert len(raising.CALLS) == len(names)
+
+
+@pytest.mark.parametrize("function", ["in_coroutine", "in_thread", "in_plain_thread", "in_task"])
+async def test_an_exception_of_a_recorded_function_is_the_outcome_of_its_call(
+    redis_url: str, names: Sequence[str], function: str
+) -> None:
+    """Like that of a tool. It is not retryable, and the program continues."""
+
+    async def program(context: RunContext) -> Any:
+        try:
+            return await context.step("act", getattr(raising, function).function)
+        except StepFailed as error:
+            return {"code": error.code, "message": error.message, "retryable": error.retryable}
+
+    async with worker(redis_url, Agent("a", llm="mock", pattern=program)) as p:
+        for name, record in await each(p, names):
+            answer = answer_of(record)
+            assert (answer["code"], answer["retryable"]) == ("step.failed", False), name
+            assert names_it(name, answer["message"]), name
     assert len(raising.CALLS) == len(names)
 
 

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.agents import load_agents
+from openagents_worker.agents import read_agents_file
+from openagents_worker.agents.code import Agent
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.runtime.assembly import Assembly
@@ -136,7 +137,7 @@ class Process:
 @asynccontextmanager
 async def process(
     redis_url: str,
-    *agents: dict[str, Any],
+    *agents: dict[str, Any] | Agent,
     settings: Settings | None = None,
     name: str = "w",
     codec: PayloadCodec = PLAIN,
@@ -144,7 +145,12 @@ async def process(
 ) -> AsyncIterator[Process]:
     """A registered process with these agents. `file` holds further fields of its agents file."""
     settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
-    config = load_agents(json.dumps({**file, "agents": list(agents or [agent()])}), env={})
+    in_file = [each for each in agents or [agent()] if isinstance(each, dict)]
+    in_code = [each for each in agents if isinstance(each, Agent)]
+    read = read_agents_file(json.dumps({**file, "agents": in_file}), env={}, in_code=in_code)
+    assert not read.problems, read.problems
+    config = read.config
+    assert config is not None
     assembly = Assembly(config, env={})
     store = AsyncStore(Cell(redis_url, codec=codec))
     lease = FixedLease(f"{name}:{uuid.uuid4().hex[:8]}")

@@ -225,6 +225,7 @@ class World:
         env = {
             **os.environ,
             "OPENAGENTS_CONFIG": str(AGENTS_FILE),
+            "OPENAGENTS_IMPORTS": "tests.faults.agents_in_python",
             "OPENAGENTS_REDIS_URL": self.redis_url_of(name),
             "OPENAGENTS_BROKER_URL": self.redis.url,
             "OPENAGENTS_LOG_LEVEL": "INFO",

@@ -8,10 +8,12 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from openagents_worker import (
+    Agent,
     AsyncClient,
     AsyncRunHandle,
     Client,
     RunBudget,
+    RunContext,
     RunEvent,
     RunFailed,
     RunHandle,
@@ -20,6 +22,9 @@ from openagents_worker import (
     RunResult,
     RunState,
     StopReason,
+    ToolContext,
+    agent,
+    register_agent,
     register_api_keys,
     register_deps,
     register_output,
@@ -27,7 +32,6 @@ from openagents_worker import (
     sse,
     tool,
 )
-from openagents_worker.tools.base import ToolContext
 
 request = RunRequest(
     agent_id="assistant", session_id="s1", input_text="What is 17*23?", budget=RunBudget(max_steps=8)
@@ -74,6 +78,31 @@ def what_a_plugin_registers() -> None:
     register_api_keys(lambda provider, tenant: f"{provider} {tenant or ''}")
     register_deps("shop", dict[str, str])
     register_output("answer", Answer)
+
+
+def price_of(order_id: str, *, cents: bool = True) -> int:
+    return 5 if cents else len(order_id)
+
+
+async def prices(order_ids: list[str]) -> list[int]:
+    return [price_of(order_id) for order_id in order_ids]
+
+
+@agent("clerk", llm="mock", tools=[price_of], limits=RunBudget(max_tool_calls=3))
+async def clerk(context: RunContext) -> str:
+    """A step has the types of its function, whether it is async or not."""
+    assert_type(await context.step("price", price_of, "A17", cents=False), int)
+    assert_type(await context.step("prices", prices, ["A17"]), list[int])
+    again = context.recorded(price_of, timeout=5)
+    assert_type(await again("A17"), int)
+    reply = await context.call_llm("Hello", output_type=Answer, temperature=0.5)
+    return reply.output_text
+
+
+async def what_an_agent_in_python_is(context: RunContext) -> None:
+    """The decorated function stays as it is."""
+    assert_type(await clerk(context), str)
+    assert_type(register_agent(Agent("support", llm="mock", tools=["calc", price_of])), Agent)
 
 
 def unsaid_is_any() -> None:

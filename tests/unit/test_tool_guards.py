@@ -101,7 +101,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
         request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
         recorder = SimpleNamespace(in_progress=CallsInProgress())
         context: Any = SimpleNamespace(
-            run_id="r", agent_id="a", run_request=request, state={}, recorder=recorder
+            run_id="r", agent_id="a", run_request=request, run_state={}, recorder=recorder
         )
         info = CallInfo(
             run_id="r",

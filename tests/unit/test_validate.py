@@ -28,16 +28,39 @@ BROKEN = """{"agents": [
 ]}"""
 
 
-def validate(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def validate(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENA")}
     return subprocess.run(
         [sys.executable, "-m", "openagents_worker.cli", "validate", *arguments],
         env={**clean, **env},
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+PYTHON_AGENTS = """
+from openagents_worker import Agent, register_agent
+
+register_agent(Agent("helper", llm={"provider": "mock"}, tools=[lambda: None] if BROKEN else []))
+"""
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_agents_in_python_are_checked_like_those_of_the_file(tmp_path: Path, is_broken: bool) -> None:
+    """Beside them, or without a file. A problem names the module and the line."""
+    (tmp_path / "helpers.py").write_text(f"BROKEN = {is_broken}\n{PYTHON_AGENTS}")
+    (tmp_path / "agents.json").write_text(json.dumps({"agents": [AGENT]}))
+    file = {} if is_broken else {"OPENAGENTS_CONFIG": str(tmp_path / "agents.json")}
+    done = validate(OPENAGENTS_IMPORTS="helpers", PYTHONPATH=str(tmp_path), cwd=tmp_path, **file)
+    if is_broken:
+        assert done.returncode == 2
+        assert "agents in Python:" in done.stderr
+        assert "the agent 'helper' at helpers:5: tools[0]" in done.stderr
+    else:
+        assert done.stdout == f"{tmp_path / 'agents.json'}: valid; agents: echo, helper\n"
 
 
 @pytest.fixture

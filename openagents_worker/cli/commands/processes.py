@@ -73,8 +73,8 @@ def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool
 
     Uses OPENAGENTS_REDIS_URL if it is set.
 
-    Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file, an example
-    file with one agent, `assistant`, is used.
+    Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file and
+    OPENAGENTS_IMPORTS, an example file with one agent, `assistant`, is used.
     """
     require_extras("worker", "flower")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -104,11 +104,12 @@ def _start_model(stack: Stack) -> str | None:
 
 
 def _use_example_agents(stack: Stack) -> bool:
-    """Use the example if the environment names no agents file and the default file does not exist.
+    """Use the example if there are no other agents: neither a file, nor modules that may define agents.
 
     Returns whether the example is used.
     """
-    if os.environ.get(f"{PREFIX}CONFIG") or Path(stack.settings.config).exists():
+    settings = stack.settings
+    if os.environ.get(f"{PREFIX}CONFIG") or settings.imports or Path(settings.config).exists():
         return False
     stack.set_env(OPENAGENTS_CONFIG=str(DEV_AGENTS))
     return True

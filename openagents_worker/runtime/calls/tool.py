@@ -11,19 +11,17 @@ from openagents_worker.errors import (
     StepTooLarge,
     ToolError,
     ToolValidationError,
-    text_of,
 )
-from openagents_worker.jsontext import MAX_NESTING, NESTING_OF_OLD, canonical_json, replaced
+from openagents_worker.jsontext import NESTING_OF_OLD, canonical_json, replaced
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.calls.tool_call import BoundTool, RecordedOutcome, ToolCall, ToolRun, in_order
-from openagents_worker.runtime.context import CallContext
+from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
-from openagents_worker.runtime.state import CHANGE_LEVELS
-from openagents_worker.runtime.storable import stored_artifact, stored_part
+from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
     described_in_log,
@@ -85,7 +83,7 @@ class RecordedTool:
         context = CallContext(self._run.context, info.idempotency_key, info.call_id)
         call = ToolCall(self._tool, self._run, info, context, params)
         try:
-            with user_code(self._failure_of_tool):  # a guard may raise anything
+            with writing_to(context), user_code(self._failure_of_tool):  # a guard may raise anything
                 value = await self._guarded(call)
             if isinstance(value, RecordedOutcome):
                 return self._outcome_of(call, value.record)
@@ -98,12 +96,8 @@ class RecordedTool:
 
     def _succeeded(self, call: ToolCall, value: Any) -> Outcome:
         """The outcome of a call as it is stored. Raises `StepTooDeep` or `StepTooLarge`, naming the part."""
-        state: dict[str, Any] = {}
-        for key, change in call.context.state.changes().items():
-            what = f"state key {text_of(key)!r}, set by {self.tool_id},"
-            state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
+        state, artifacts = call.context.stored_changes(self.tool_id)
         stored = stored_part(f"the result of {self.tool_id}", value)
-        artifacts = [stored_artifact(artifact, self.tool_id) for artifact in call.context.artifacts]
         return Outcome(
             value=stored,
             usage=RunUsage(tool_calls=1),

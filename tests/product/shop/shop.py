@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openagents_worker import RunHandle, RunRequest, run_agent, tool
+from openagents_worker import Agent, RunContext, RunHandle, RunRequest, run_agent, tool
 
 AGENT = {"id": "support", "tools": [{"id": "refund", "impl": "shop.refund"}]}
 
@@ -18,6 +18,23 @@ async def refund(order: str) -> str:
     """
     refunded.append(order)
     return f"{order} is paid back"
+
+
+def price_of(order: str) -> int:
+    """Reads the price in cents from the shop's own database."""
+    return 500 * len(order)
+
+
+async def settle(context: RunContext) -> str:
+    """A program that refunds a cheap order at once, and asks the model about any other."""
+    cents = await context.step("price", price_of, context.input_text)
+    if cents <= 1_500:
+        return str(await context.call_tool("refund", {"order": context.input_text}))
+    reply = await context.call_llm(f"May we refund {cents} cents?")
+    return reply.output_text
+
+
+SETTLER = Agent("settler", llm="mock", pattern=settle, tools=[refund])
 
 
 def answer(customer: str, question: str) -> RunHandle[str]:

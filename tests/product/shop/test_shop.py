@@ -35,6 +35,18 @@ def test_a_refund_is_made_once(agents_worker: StartWorker, scripted_model: Scrip
     assert result.usage.tool_calls == 1
 
 
+def test_an_agent_in_python_stands_beside_one_of_the_file(
+    agents_worker: StartWorker, scripted_model: ScriptedModel
+) -> None:
+    """Its program calls functions of the product, tools and the model."""
+    scripted_model.will_say("No.")
+    worker = agents_worker([shop.AGENT, shop.SETTLER])
+
+    assert worker.run("settler", "A17").final_output == "A17 is paid back"
+    assert worker.run("settler", "B-2000").final_output == "No."
+    assert shop.refunded == ["A17"]
+
+
 def test_the_model_is_a_function_of_what_it_is_asked(
     agents_worker: StartWorker, scripted_model: ScriptedModel
 ) -> None:

@@ -1,0 +1,86 @@
+"""Calls of a program: the only place that makes the single model and tool calls of `context.call_llm` and
+`context.call_tool`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from openagents_worker.errors import MaxStepsExceeded
+from openagents_worker.llm.base import LLMResponse, Message
+from openagents_worker.patterns.base import RunContext
+from openagents_worker.patterns.turn import Conversation, tool_schemas, unknown_tool
+from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
+from openagents_worker.suggest import did_you_mean
+
+__all__ = ["call_llm", "call_tool"]
+
+OPTIONS = ("temperature", "max_tokens", "tool_choice", "response_format")
+
+
+class ProgramContext(RunContext, Protocol):
+    """The run of a program that calls the model by itself."""
+
+    system_prompt: str | None
+    max_llm_calls: int | None
+    llm_calls: int
+
+
+async def call_llm(
+    context: ProgramContext,
+    prompt: str | list[Message],
+    *,
+    tools: Sequence[str] | None,
+    output_type: Any,
+    model: str | None,
+    **options: Any,
+) -> LLMResponse:
+    """The reply of the model; see `RunContext.call_llm`."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        hint = did_you_mean(unknown[0], OPTIONS, "the options are")
+        raise TypeError(f"call_llm() has no option {unknown[0]!r}; {hint}")
+    if output_type is not None and options.get("response_format") is not None:
+        raise TypeError("call_llm() takes either output_type or response_format")
+    reply_type = None if output_type is None else ReplyType.of(output_type)
+    if model is not None:
+        options["model"] = model
+    if reply_type is not None:
+        options["response_format"] = reply_type.form
+    options["tools"] = None if tools is None else tool_schemas({id_: _tool(context, id_) for id_ in tools})
+    conversation = _conversation(context, prompt)
+
+    async def ask() -> LLMResponse:
+        return await conversation.ask(step=_counted(context), **options)
+
+    return await (ask() if reply_type is None else typed_reply(context, conversation, reply_type, ask))
+
+
+def _conversation(context: ProgramContext, prompt: str | list[Message]) -> Conversation:
+    if isinstance(prompt, str):
+        return Conversation(context, system_prompt=context.system_prompt, question=prompt)
+    return Conversation(context, messages=[dict(message) for message in prompt])
+
+
+def _counted(context: ProgramContext) -> int:
+    """The number of the next call. Raises `MaxStepsExceeded` above the limit of the agent or the request."""
+    limit = context.max_llm_calls
+    if limit is not None and context.llm_calls >= limit:
+        raise MaxStepsExceeded(
+            f"Pattern exceeded max_steps ({limit})",
+            hint="each call_llm is a step; raise max_steps in the agent's runtime or in the budget",
+        )
+    context.llm_calls += 1
+    return context.llm_calls
+
+
+async def call_tool(context: RunContext, tool_id: str, params: Mapping[str, Any] | None) -> Any:
+    """The result of a tool; see `RunContext.call_tool`."""
+    return await _tool(context, tool_id).invoke({} if params is None else dict(params), context)
+
+
+def _tool(context: RunContext, tool_id: str) -> Any:
+    """A tool of the run. Raises `ToolNotFoundError` with a suggestion."""
+    tool = context.tools.get(tool_id)
+    if tool is None:
+        raise unknown_tool(str(tool_id), sorted(context.tools))
+    return tool

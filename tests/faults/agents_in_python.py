@@ -1,0 +1,47 @@
+"""An agent in Python whose program calls functions, tools and the model, and whose workers are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from openagents_worker import RunContext, agent
+from tests.faults.plugins import Step
+
+__all__ = ["program"]
+
+MODEL = {
+    "provider": "openai_compatible",
+    "model": "scripted",
+    "api_base": os.environ.get("FAULTS_MODEL_URL", "http://127.0.0.1:1"),
+    "api_key_env": "FAULTS_MODEL_KEY",
+    "timeout_ms": 900_000,
+    "retry": {"max_attempts": 12, "suspend_above_ms": 0},
+}
+
+
+async def on_the_loop(context: Any, n: str) -> dict[str, str]:
+    done: dict[str, str] = await Step().invoke({"n": n, "ms": 10}, context)
+    return done
+
+
+def in_a_thread(context: Any, n: str) -> dict[str, str]:
+    return asyncio.run(Step().invoke({"n": n, "ms": 10}, context))  # type: ignore[no-any-return]
+
+
+async def around(context: Any, n: str) -> list[Any]:
+    """Holds another call."""
+    inner = await context.call_tool("step", {"n": f"{n}1"})
+    return [inner, await on_the_loop(context, f"{n}2")]
+
+
+@agent("program", llm=MODEL, tools=[{"id": "step", "impl": Step}])
+async def program(context: RunContext) -> list[Any]:
+    found = await asyncio.gather(
+        context.step("on the loop", on_the_loop, context, "a1"),
+        context.step("in a thread", in_a_thread, context, "b1"),
+    )
+    more = await context.step("around", around, context, "c")
+    reply = await context.call_llm([{"role": "user", "content": "d1"}])
+    return [*found, *more, reply.output_text]
