@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from openagents_worker.errors import MaxStepsExceeded
 from openagents_worker.llm.base import LLMResponse, Message
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.turn import Conversation, tool_schemas, unknown_tool
+from openagents_worker.patterns.turn import Conversation, more_steps, tool_schemas, unknown_tool
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 from openagents_worker.suggest import did_you_mean
 
@@ -50,7 +49,7 @@ async def call_llm(
     conversation = _conversation(context, prompt)
 
     async def ask() -> LLMResponse:
-        return await conversation.ask(step=_counted(context), **options)
+        return await conversation.ask(step=await _counted(context), **options)
 
     return await (ask() if reply_type is None else typed_reply(context, conversation, reply_type, ask))
 
@@ -61,14 +60,15 @@ def _conversation(context: ProgramContext, prompt: str | list[Message]) -> Conve
     return Conversation(context, messages=[dict(message) for message in prompt])
 
 
-def _counted(context: ProgramContext) -> int:
-    """The number of the next call. Raises `MaxStepsExceeded` above the limit of the agent or the request."""
+async def _counted(context: ProgramContext) -> int:
+    """The number of the next call: each is a step.
+
+    Raises `MaxStepsExceeded` above the limit of the agent or the request; with `on_breach: pause`, the run
+    waits here for a larger one.
+    """
     limit = context.max_llm_calls
     if limit is not None and context.llm_calls >= limit:
-        raise MaxStepsExceeded(
-            f"Pattern exceeded max_steps ({limit})",
-            hint="each call_llm is a step; raise max_steps in the agent's runtime or in the budget",
-        )
+        context.max_llm_calls = await more_steps(context, limit)
     context.llm_calls += 1
     return context.llm_calls
 
