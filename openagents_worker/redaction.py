@@ -119,7 +119,7 @@ def shown_reason(reason: object) -> str:
     return "" if reason is None else safe_message(text_of(reason), MAX_REASON_CHARS)
 
 
-class _Rules:
+class _RedactionRules:
     """What is masked and cut, in the form in which it is applied to each value."""
 
     __slots__ = ("mask", "mask_short", "max_chars", "max_items", "max_values", "names", "parts", "short")
@@ -144,12 +144,12 @@ class _Rules:
 @lru_cache(maxsize=64)  # the settings of a process have few combinations
 def _rules_of(
     parts: tuple[str, ...], max_chars: int | None, max_items: int | None, mask: Callable[[str], str]
-) -> _Rules:
-    return _Rules(parts, max_chars, max_items, mask)
+) -> _RedactionRules:
+    return _RedactionRules(parts, max_chars, max_items, mask)
 
 
 @lru_cache(maxsize=16)
-def _rules_of_events(keys: tuple[str, ...]) -> _Rules:
+def _rules_of_events(keys: tuple[str, ...]) -> _RedactionRules:
     return _rules_of(parts_of(keys), MAX_CHARS, MAX_ITEMS, mask_prose)
 
 
@@ -161,7 +161,7 @@ class _Redaction:
 
     __slots__ = ("_is_whole", "_left", "_rules")
 
-    def __init__(self, rules: _Rules, *, is_whole: bool = False) -> None:
+    def __init__(self, rules: _RedactionRules, *, is_whole: bool = False) -> None:
         self._rules = rules
         self._left = rules.max_values
         self._is_whole = is_whole

@@ -327,17 +327,7 @@ class ModelRequest:
 
     def with_listeners(self, on_delta: OnDelta | None, on_piece: OnPiece | None) -> ModelRequest:
         """The same request with these listeners."""
-        return ModelRequest(
-            self.messages,
-            self.model,
-            self.temperature,
-            self.max_tokens,
-            self.tools,
-            self.tool_choice,
-            self.response_format,
-            on_delta,
-            on_piece,
-        )
+        return ModelRequest(**self.content(), on_delta=on_delta, on_piece=on_piece)
 
     def content(self) -> dict[str, Any]:
         """All fields except the listeners, under the parameter names of `LLMClient.generate`."""

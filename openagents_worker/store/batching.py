@@ -257,7 +257,7 @@ _NOTHING_RECEIVED = object()
 
 
 def _received_answers(connection: Any) -> Callable[[], Any]:
-    """A function that returns the next answer if it was received already, else something that is no answer.
+    """A function that returns the next answer if it was received already, else a mark that is not an answer.
 
     Most answers of a pipeline arrive together. redis-py's `read_response` takes four coroutines for each.
     """
