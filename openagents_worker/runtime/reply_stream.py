@@ -12,7 +12,7 @@ __all__ = ["ReplyPace", "ReplyStream"]
 
 PUBLISH_S = 0.05  # pieces of one reply are collected for this long: at most 20 events a second
 MAX_PUBLISH_S = 0.5  # also beside very many other replies: a person reads along
-PUBLISHED_A_SECOND = 1_000  # by all runs of a process: each time costs 0.2 ms in the worker, and one script
+PUBLISHED_A_SECOND = 500  # by all runs of a process: each time costs 0.2 ms in the worker, and one script
 
 DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
 MAX_NAME_CHARS = 200  # of a tool's name, which each of its events repeats; a model may write any text
@@ -22,7 +22,7 @@ class ReplyPace:
     """How long pieces of a reply are collected: the longer, the more replies the process streams at once.
 
     >>> pace = ReplyPace()
-    >>> for _ in range(200):
+    >>> for _ in range(100):
     ...     pace.begin()
     >>> pace.interval_s
     0.2
