@@ -32,7 +32,6 @@ from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import RunHandle
 
-TOGETHER = (100, 300)
 PAUSE_MS = 20
 WATCHED = 20
 MAX_OF_HTTPX = 1.0
@@ -68,6 +67,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Print the tables. Return 0 if all targets are met."""
     parser = argparse.ArgumentParser(prog="python -m bench streaming", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--together", default="100,300", help="numbers of runs at the same time")
     options = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] = ()) -> int:
         print_machine(server.url)
         bench = Bench(Path(folder), server.url, model_url, httpx)
         with bench.worker() as worker:
-            tables = [bench.compared(worker, together, options.rounds) for together in TOGETHER]
+            tables = [
+                bench.compared(worker, together, options.rounds)
+                for together in map(int, options.together.split(","))
+            ]
             _print_table(tables, options.rounds)
             met = all(table.ratio <= MAX_OF_HTTPX for table in tables)
             a_run = statistics.median(tables[0].bare_ms) / 1000

@@ -100,7 +100,7 @@ async def pieces_of(
     bytes_left, pieces_left = max_bytes, max(max_bytes // BYTES_A_PIECE, LEAST_PIECES)
     pieces_since_yield = bytes_since_yield = 0
     raw_pieces: Any = response.aiter_raw()  # an async generator, but httpx does not declare it as one
-    # The errors are translated around the loop: a coroutine for each piece would cost as much as reading it.
+    # Around the loop, because a coroutine for each piece takes longer than its decoding.
     async with aclosing(raw_pieces) as stream:
         with translated_errors():
             async for raw in stream:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.marks import Marks
+from openagents_worker.runtime.reply_stream import ReplyPace
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import Wake
@@ -22,7 +23,7 @@ class Services:
 
     `send_wakes` sends wake-up messages. `leave(exit_code)` ends the process when code of a run cannot be
     stopped. `marks` show another process which code executes. `random_unit` returns a number from 0 to 1, for
-    the jitter of retries.
+    the jitter of retries. `reply_pace` counts the replies that are streamed.
     """
 
     store: AsyncStore
@@ -32,3 +33,4 @@ class Services:
     leave: Callable[[int], object] = os._exit
     marks: Marks = field(default_factory=Marks)
     random_unit: Callable[[], float] = random.random
+    reply_pace: ReplyPace = field(default_factory=ReplyPace)

@@ -33,7 +33,6 @@ from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
 __all__ = ["RunWriter"]
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
-DELTA_S = 0.05  # streamed text is collected: at most 20 events a second
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
@@ -82,7 +81,9 @@ class RunWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._is_flush_due = False
+        self._is_timer_late = False
         self._deltas: dict[str, ReplyStream] = {}
+        self._pace = services.reply_pace
         self._loop = asyncio.get_running_loop()
 
     # --- events ------------------------------------------------------------------------------------------
@@ -100,10 +101,14 @@ class RunWriter:
         self._text.checked(name, payload)
 
     def _add(self, name: str, payload: str) -> None:
+        self._append(name, payload)
+        if self._timer is None or self._is_timer_late:
+            self._schedule(FLUSH_S)
+
+    def _append(self, name: str, payload: str) -> None:
+        """Queue an event that the caller stores at once."""
         self._pending += (name, payload)
         self._pending_chars += len(payload)
-        if self._timer is None:
-            self._schedule(FLUSH_S)
 
     @property
     def is_full(self) -> bool:
@@ -142,19 +147,28 @@ class RunWriter:
         stream = self._deltas.get(call)
         if stream is None:
             stream = self._deltas[call] = ReplyStream()
+            self._pace.begin()
         stream.add(piece)
         if self._timer is None:
-            self._schedule(DELTA_S)
+            self._schedule(self._pace.interval_s)
 
     def end_deltas(self, call: str) -> None:
         """Queue the unsent rest of a streamed reply, so that it is published before the event of the call."""
         stream = self._deltas.pop(call, None)
-        for text in stream.take(call, self._attempt) if stream is not None else ():
+        if stream is None:
+            return
+        self._pace.end()
+        for text in stream.take(call, self._attempt):
             self._add("llm.delta", text)
 
     def _schedule(self, delay_s: float) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(delay_s, self._on_timer)
+        """Flush after `delay_s`, or earlier if an earlier flush is scheduled."""
+        if self._timer is not None:
+            if not self._is_timer_late:
+                return
+            self._timer.cancel()
+        self._is_timer_late = delay_s > FLUSH_S
+        self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -199,7 +213,7 @@ class RunWriter:
         """
         for call, stream in self._deltas.items():
             for text in stream.take(call, self._attempt):
-                self._add("llm.delta", text)
+                self._append("llm.delta", text)
         while (length := self._batch_length()) < len(self._pending):
             batch, self._pending = self._pending[:length], self._pending[length:]
             self._pending_chars -= sum(map(len, batch[1::2]))
@@ -473,5 +487,8 @@ class RunWriter:
             self._timer.cancel()
             self._timer = None  # a timer holds a reference to this writer
         self._is_flush_due = False
+        for _ in self._deltas:
+            self._pace.end()
+        self._deltas.clear()
         for task in list(self._flushing):
             await asyncio.wait([task])

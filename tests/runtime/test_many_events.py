@@ -66,7 +66,7 @@ class Streams(PatternPlugin):
         clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
         for _ in range(20):
             run_writer.delta("c", "x")
-            clock.forward(writer.DELTA_S)
+            clock.forward(reply_stream.PUBLISH_S)
             for _ in range(5):  # the timer, the flush, and its request
                 await asyncio.sleep(0)
             MOST_PENDING.append(len(run_writer._flushing))
@@ -74,6 +74,48 @@ class Streams(PatternPlugin):
         await await_for(lambda: not run_writer._flushing, "all pieces are sent")
         reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "hi"}])
         return str(reply.output_text)
+
+
+class Writes(PatternPlugin):
+    """Publishes the pieces of a reply for two seconds, 50 a second, beside other streamed replies."""
+
+    class Config(PatternPlugin.Config):
+        others: int = 0
+
+    async def execute(self) -> str:
+        clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
+        for _ in range(self.cfg.others):
+            run_writer._pace.begin()
+        for _ in range(100):
+            run_writer.delta("c", "x")
+            clock.forward(0.02)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await await_for(lambda: not run_writer._flushing, "the pieces are sent")
+        run_writer.end_deltas("c")
+        for _ in range(self.cfg.others):
+            run_writer._pace.end()
+        return "done"
+
+
+class Interrupts(PatternPlugin):
+    """Emits an event while a piece of a reply waits beside a thousand other replies."""
+
+    async def execute(self) -> str:
+        clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
+        await run_writer.flush()
+        for _ in range(1_000):
+            run_writer._pace.begin()
+        run_writer.delta("c", "x")
+        await self.emit("said", number=1)
+        clock.forward(writer.FLUSH_S)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert run_writer._flushing, "the event is not sent"
+        await await_for(lambda: not run_writer._flushing, "the event is sent")
+        for _ in range(1_000):
+            run_writer._pace.end()
+        return "done"
 
 
 MOST_PENDING: list[int] = []
@@ -135,6 +177,32 @@ async def test_pieces_that_wait_for_redis_are_sent_together(redis_url: str) -> N
     assert record.state == "completed"
     assert max(MOST_PENDING) == 1
     assert [len(text) for text in sent[:2]] == [1, 19]  # and then the reply of the model
+
+
+@pytest.mark.parametrize(("others", "most"), [(0, 40), (24, 40), (49, 20), (99, 10), (5_000, 4)])
+async def test_pieces_are_sent_less_often_beside_many_other_replies(
+    redis_url: str, others: int, most: int
+) -> None:
+    """At most 20 times a second for one run, 500 times for all runs of the process; at least twice."""
+    async with process(
+        redis_url, agent(pattern={"impl": f"{PLUGINS}.Writes", "config": {"others": others}})
+    ) as worker:
+        sizes = _record_script_calls(worker)
+        record = await worker.run()
+
+    assert record.state == "completed"
+    sent = [name for name, _, _ in sizes if name == "emit"]
+    assert most // 2 <= len(sent) <= most + 1
+
+
+async def test_an_event_does_not_wait_for_the_pieces_of_a_reply(redis_url: str) -> None:
+    """It is stored after the usual time, and takes the pieces along."""
+    async with process(redis_url, agent(pattern={"impl": f"{PLUGINS}.Interrupts"})) as worker:
+        sizes = _record_script_calls(worker)
+        record = await worker.run()
+
+    assert record.state == "completed"
+    assert [words for name, words, _ in sizes if name == "emit"] == [4]
 
 
 async def test_large_events_are_stored_in_batches(redis_url: str) -> None:
