@@ -384,6 +384,21 @@ def test_a_pause_that_a_provider_asks_for_holds_for_all(bench: Bench) -> None:
     assert fleet.take("r2").answer == "OK"
 
 
+def test_what_dead_workers_and_cancelled_runs_leave_is_removed_some_day(bench: Bench) -> None:
+    """Without a limit of concurrent requests, nobody looks for their reservations."""
+    fleet = Fleet(bench, requests_per_minute=600)
+    fleet.take("r1")
+    calls, called = (bench.store.keys(kind, "k") for kind in ("limit_calls", "limit_called"))
+    bench.redis.zadd(calls, {"1:n c gone": 1})
+    bench.redis.zadd(called, {"gone": 1})
+
+    fleet.park("r2")
+    fleet.take("r3", may_park=False)
+
+    assert bench.redis.zscore(calls, "1:n c gone") is None
+    assert bench.redis.zscore(called, "gone") is None
+
+
 def test_the_keys_of_a_limit_expire(bench: Bench) -> None:
     """The fixture finds keys without a time to live; this test writes all of them."""
     fleet = Fleet(bench, max_concurrency=1, requests_per_minute=600, tokens_per_minute=1_000_000)
