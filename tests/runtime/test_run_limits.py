@@ -107,7 +107,6 @@ async def test_a_request_that_is_late_is_reserved_again(redis_url: str) -> None:
         reserved = await in_use(p)
 
     assert len(time.slept) == 2
-    assert 0.5 < time.slept[1] <= 0.75
     assert reserved == 1
 
 
