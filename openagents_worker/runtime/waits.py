@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from openagents_worker.errors import PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import WaitKind
@@ -30,6 +31,7 @@ __all__ = ["IN_PLACE_MS", "Waits", "open_waits"]
 
 IN_PLACE_MS = 1_000
 LIMIT_SERVED_MS = 10_000  # a run is called so long after its turn at the latest, if a worker serves its limit
+MAX_WAITS = 1_000  # the record of the run lists them, and each claim reads their facts
 PARK_AFTER_S = 0.05  # the program makes its next call within milliseconds
 PARK_BUSY_AFTER_S = 2 * QUIET_S  # for a program that may do something else than wait for its calls
 
@@ -142,6 +144,11 @@ class Waits:
         return True if wait.until_ms and wait.until_ms <= self.clock.now_ms() else None
 
     async def _wait(self, wait: Wait) -> Fact | None:
+        if len(self._open) >= MAX_WAITS:
+            raise PatternError(
+                f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
+                hint="use runs of their own, or let tasks wait one after another",
+            )
         opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future())
         self._open[wait.call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact
