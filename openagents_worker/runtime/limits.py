@@ -72,7 +72,11 @@ class RunLimits:
             self._requests += 1
             reserved = _Reserved(self, limit.name, f"{call.call_id}#{self._requests}", tokens)
             asked_s = self._clock()
-            admission = await self._ask(limit, reserved, may_park=wait.may_park, was_late=wait.late > 0)
+            try:
+                admission = await self._ask(limit, reserved, may_park=wait.may_park, was_late=wait.late > 0)
+            except BaseException:  # the request may be reserved, although its answer has not arrived
+                reserved.end(used=0, was_sent=False)
+                raise
             wait.announce(admission.delay_ms)
             match admission.answer:
                 case AdmissionAnswer.OK:

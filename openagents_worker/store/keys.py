@@ -318,8 +318,8 @@ KEYS = (
         "limit_calls",
         "limit:{}:calls",
         "zset",
-        "reserved request (run, fence, call) -> when it may be sent, or when it was last examined, ms",
-        "a day after the last request",
+        "reserved request (fence, call, run) -> when it may be sent, or when it was last examined, ms",
+        "a week after the last request",
     ),
     KeySpec(
         "limit_queue",

@@ -202,10 +202,8 @@ async def test_a_short_wait_is_waited_for_inside_the_call(redis_url: str) -> Non
         run_ids = [f"r{number}" for number in range(16)]
         await submitted(p, *run_ids)
         results = await asyncio.gather(*(p.execute(run_id) for run_id in run_ids))
-        names = await p.event_names("r15")
 
     assert {result.kind for result in results} == {AttemptOutcome.FINISHED}
-    assert "llm.limited" in names
 
 
 async def test_each_tenant_may_have_a_limit_of_its_own(redis_url: str) -> None:
@@ -230,16 +228,16 @@ async def test_the_tokens_of_a_reply_are_settled(redis_url: str) -> None:
     assert next_us / 1e6 - seconds < 4
 
 
-async def test_a_run_that_is_cancelled_while_it_waits_gives_its_request_back(redis_url: str) -> None:
-    async with process(redis_url, limited({"requests_per_minute": 80})) as p:
+async def test_a_run_that_is_cancelled_while_it_waits_holds_no_request(redis_url: str) -> None:
+    async with process(redis_url, limited({"requests_per_minute": 50})) as p:
         await submitted(p, "r1", "r2")
         await p.execute("r1")
         waiting = asyncio.create_task(p.execute("r2"))
-        await await_for(lambda: p.store.redis.zcard(p.store.keys("limit_calls", KEY)), "it has reserved")
-        before = int(await p.store.redis.hget(p.store.keys("limit", KEY), "next_us"))
+        calls = p.store.keys("limit_calls", KEY)
+        await await_for(lambda: p.store.redis.zcard(calls), "it has reserved")
         await p.store.run(scripts.cancel(run_id="r2", reason="enough", force=True))
         p.runner.latch("r2", LatchReason.CANCELLED)
         await waiting
-        after = int(await p.store.redis.hget(p.store.keys("limit", KEY), "next_us"))
+        in_use = await p.store.redis.zcard(calls)
 
-    assert before - after == 750_000
+    assert in_use == 0

@@ -6,17 +6,13 @@ Times are those of Redis, so every span of a test is a minute or an hour: no tes
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 
-from openagents_worker.jsontext import dumps
-from openagents_worker.store.scripts import Admission
+from tests.store.limited_fleet import HOUR_MS, Fleet
 from tests.store.test_scripts import Bench
 
-HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
-FAR_MS = 253_370_764_800_000  # the year 9999
 ONE_A_MINUTE = {"requests_per_minute": 1}
 
 
@@ -26,91 +22,20 @@ def bench(redis_url: str) -> Generator[Bench]:
         yield bench
 
 
-class Fleet:
-    """Runs, each in a session of its own, that ask for requests of one limit."""
-
-    def __init__(self, bench: Bench, **limit: int) -> None:
-        self.bench = bench
-        self.limit = limit
-        self.fences: dict[str, str] = {}
-
-    def start(self, run_id: str, **submitted: Any) -> None:
-        self.fences[run_id] = self.bench.claimed(run_id, session_id=run_id, **submitted)
-
-    def again(self, run_id: str, incarnation: str = "w1") -> None:
-        """The run was woken, and a worker claims it again."""
-        self.fences[run_id] = self.bench.claim(run_id, incarnation)
-
-    def take(self, run_id: str, **changed: Any) -> Admission:
-        if run_id not in self.fences:
-            self.start(run_id)
-        taken: Admission = self.bench.do(
-            "limit_take", run_id=run_id, fence=self.fences[run_id], **self.limit, **changed
-        )
-        return taken
-
-    def settle(self, run_id: str, **changed: Any) -> list[str]:
-        wakes = self.bench.do("limit_settle", run_id=run_id, fence=self.fences[run_id], **changed)
-        return [wake.run_id for wake in wakes]
-
-    def park(self, run_id: str, tenant: str = "") -> list[str]:
-        """The run is parked. Returns the runs that are called."""
-        if run_id not in self.fences:
-            self.start(run_id)
-        parked = self.bench.do(
-            "suspend",
-            run_id=run_id,
-            fence=self.fences[run_id],
-            kind="park",
-            delay_ms=0,
-            call="",
-            error_code="",
-            park_state="waiting",
-            waits=dumps([{"kind": "limit", "name": "k", "until_ms": FAR_MS}]),
-            waiting_payload="{}",
-            due_ms=FAR_MS,
-            limit="k",
-            tenant=tenant,
-        )
-        assert parked.answer == "OK"
-        return [wake.run_id for wake in parked.wakes]
-
-    def serve(self) -> list[str]:
-        """A second has passed in which nobody has served the limit."""
-        self.bench.redis.zadd(self.bench.store.keys("limits"), {"k": 1}, xx=True)
-        return [wake.run_id for wake in self.bench.do("limit_serve").wakes]
-
-    def schedule(self, ms: int) -> None:
-        """As if so much time had passed."""
-        key = self.bench.store.keys("limit", "k")
-        for field, factor in (("next_us", 1000), ("next_tokens_us", 1000), ("blocked_until_ms", 1)):
-            if (at := self.bench.redis.hget(key, field)) is not None:
-                self.bench.redis.hset(key, field, str(int(at) - ms * factor))
-
-    def time_out(self, run_id: str) -> None:
-        """The run continues because its wait is over, not because it is called."""
-        self.bench.redis.zadd(self.bench.store.keys("timeouts"), {run_id: 1}, xx=True)
-        assert [wake.run_id for wake in self.bench.do("wake").wakes] == [run_id]
-
-    @property
-    def queue(self) -> list[str]:
-        return list(self.bench.redis.zrange(self.bench.store.keys("limit_queue", "k"), 0, -1))
-
-
 # --- requests ---
 
 
 def test_requests_are_spread_over_a_minute(bench: Bench) -> None:
-    """An idle limit lets a fortieth of a ten-second share through at once, not a whole minute's."""
-    fleet = Fleet(bench, requests_per_minute=600)
+    """An idle limit lets a quarter of a second's requests through at once, not a whole minute's."""
+    fleet = Fleet(bench, requests_per_minute=60)
 
-    taken = [fleet.take("r1", call=f"c{number}", wait_ms=MINUTE_MS) for number in range(20)]
+    taken = [fleet.take("r1", call=f"c{number}", wait_ms=MINUTE_MS) for number in range(40)]
 
     delays = [each.delay_ms for each in taken]
     assert {each.answer for each in taken} == {"OK"}
-    assert delays[:3] == [0] * 3
-    assert 1_500 < delays[-1] <= 1_650
+    assert delays[0] == 0
     assert delays == sorted(delays)
+    assert 30_000 < delays[-1] <= 38_750
 
 
 def test_a_request_that_must_wait_for_longer_than_a_call_waits_reserves_nothing(bench: Bench) -> None:
@@ -382,6 +307,21 @@ def test_a_pause_that_a_provider_asks_for_holds_for_all(bench: Bench) -> None:
     assert paused.answer == "LATER"
     assert 25_000 < paused.delay_ms <= 30_000
     assert fleet.take("r2").answer == "OK"
+
+
+def test_what_dead_workers_and_cancelled_runs_leave_is_removed_some_day(bench: Bench) -> None:
+    """Without a limit of concurrent requests, nobody looks for their reservations."""
+    fleet = Fleet(bench, requests_per_minute=600)
+    fleet.take("r1")
+    calls, called = (bench.store.keys(kind, "k") for kind in ("limit_calls", "limit_called"))
+    bench.redis.zadd(calls, {"1:n c gone": 1})
+    bench.redis.zadd(called, {"gone": 1})
+
+    fleet.park("r2")
+    fleet.take("r3", may_park=False)
+
+    assert bench.redis.zscore(calls, "1:n c gone") is None
+    assert bench.redis.zscore(called, "gone") is None
 
 
 def test_the_keys_of_a_limit_expire(bench: Bench) -> None:

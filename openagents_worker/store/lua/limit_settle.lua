@@ -1,5 +1,6 @@
 -- A request has ended, or was not sent. The difference between the reserved and the `used` tokens (-1: unknown) is given back or taken; a
--- request that was not sent is given back if its time is still to come: what was not used in time is lost. blocked_ms: the provider asks all to wait. A repeated call changes nothing more.
+-- request that was not sent is given back if its time is still to come: what was not used in time is lost. blocked_ms: the provider asks all to
+-- wait. A repeated call changes nothing more.
 -- Returns `tuple[Wake, ...]`
 --#include limits
 local limit = limit_of(name)

@@ -10,6 +10,7 @@ local CALLED_MS = 10000 -- a run that was called and has not arrived after this 
 local LOOK_AGAIN_MS = 1000 -- when workers check a queue again, if no request begins or ends in between
 local LONGEST_COST_US = 3600000000 -- a request with more tokens than an hour allows counts as an hour
 local LIMIT_KEPT_MS = 86400000 -- longer than any of these times
+local CALL_KEPT_MS = 604800000 -- the longest time that the agents file accepts for a call
 local EXAMINED = 20 -- reservations in one call
 local SERVED = 100 -- runs in one call
 local NUMBERS = {'requests_per_minute', 'tokens_per_minute', 'max_concurrency'} -- 0: no limit
@@ -96,8 +97,9 @@ local function reserve(limit, tokens, id)
   limit.tokens = tokens
   redis.call('HSET', k.limit(limit.name), 'next_us', digits(limit.next_us), 'next_tokens_us', digits(limit.next_tokens_us), 'tokens', digits(tokens))
   redis.call('ZADD', k.limit_calls(limit.name), digits(at / 1000), id)
+  redis.call('ZREMRANGEBYSCORE', k.limit_calls(limit.name), '-inf', digits(NOW_MS - CALL_KEPT_MS)) -- their workers died, and nobody needed the room
+  redis.call('PEXPIRE', k.limit_calls(limit.name), CALL_KEPT_MS)
   keep(k.limit(limit.name))
-  keep(k.limit_calls(limit.name))
   return at / 1000
 end
 
@@ -137,10 +139,9 @@ end
 -- serve(limit): calls the next runs of the queue; returns their wake-ups. An entry of a run that does not wait here any more is dropped
 local function serve(limit)
   local wakes, queue = {}, k.limit_queue(limit.name)
-  local heads = redis.call('ZRANGE', queue, 0, SERVED - 1)
-  if not heads[1] then return wakes end
+  if redis.call('ZCARD', queue) == 0 then return wakes end
   local free = room(limit)
-  for _, R in ipairs(heads) do
+  for _, R in ipairs(free > 0 and redis.call('ZRANGE', queue, 0, SERVED - 1) or {}) do
     if free <= 0 then break end
     local run = load(R)
     redis.call('ZREM', k.limit_queue(limit.name), R)
@@ -150,7 +151,10 @@ local function serve(limit)
       free = free - 1
     end
   end
-  if #wakes > 0 then keep(k.limit_called(limit.name)) end
+  if #wakes > 0 then
+    redis.call('ZREMRANGEBYSCORE', k.limit_called(limit.name), '-inf', digits(NOW_MS - LIMIT_KEPT_MS)) -- cancelled on their way
+    keep(k.limit_called(limit.name))
+  end
   if redis.call('ZCARD', queue) == 0 then
     redis.call('DEL', k.limit_tenants(limit.name))
     redis.call('ZREM', k.limits(), limit.name)
