@@ -171,7 +171,12 @@ INDEPENDENT_OF_THE_LEASE = (
         "for the stall monitor to name the run and log it, besides `accuse_s`; then it kills the worker",
     ),
     ("runtime.writer", "FLUSH_S", "events are collected for this time and stored together"),
-    ("runtime.writer", "DELTA_S", "pieces of a streamed reply are collected for this time and sent together"),
+    (
+        "runtime.reply_stream",
+        "PUBLISH_S",
+        "pieces of a streamed reply are collected for this time and sent together",
+    ),
+    ("runtime.reply_stream", "MAX_PUBLISH_S", "the same, if a process streams very many replies at once"),
     ("runtime.deps", "LIMIT_S", "for the factory of `context.deps` to open or close"),
     ("store.client", "CONNECT_TIMEOUT_S", "to open a connection to Redis; the end of the lease aborts it"),
     (
