@@ -8,7 +8,7 @@ park the run, because parking and continuing costs more than it saves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,9 +101,11 @@ class Waits:
             return found
         return None
 
-    def taken_by(self, call_id: str) -> list[str]:
+    def taken_by(self, call_id: str) -> Sequence[str]:
         """The names of the facts that the record of this call replaces."""
-        names = self._taken.pop(call_id, [])
+        if call_id not in self._taken:
+            return ()
+        names = self._taken.pop(call_id)
         self.facts.forget(names)
         return names
 
