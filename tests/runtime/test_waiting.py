@@ -317,7 +317,13 @@ async def test_a_wait_that_ends_while_the_run_is_handed_over_leaves_nothing(redi
     async with process(redis_url, waiting("Branches", names=["charge1", "a"])) as p:
         await p.submit()
         executing = asyncio.create_task(p.execute())
-        await await_for(lambda: any(e[:2] == ("begin", "charge") for e in plugins.LOG), "the charge")
+
+        def waits_beside_a_call() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            is_waiting = attempt is not None and attempt._recorder and attempt._recorder.waits._open
+            return bool(is_waiting) and any(e[:2] == ("begin", "charge") for e in plugins.LOG)
+
+        await await_for(waits_beside_a_call, "one branch waits, and the other one charges")
         p.runner.latch("r1", LatchReason.HANDOVER)
         await send(p, "a", 1)
         p.runner.announce_fact("r1", 1)
