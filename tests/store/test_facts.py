@@ -153,8 +153,9 @@ def parked(bench: Bench, *waits: Wait, seen: int = 0) -> None:
 
 
 def test_a_run_has_a_limited_number_of_facts(bench: Bench) -> None:
-    """And of bytes, with all other facts that it did not take yet. A decision is always stored."""
+    """And of bytes, of each kind. A decision is always stored."""
     bench.do("submit")
+    store(bench, *(Fact.of(FactKind.WAIT, f"sleep:{n}", "x" * 100) for n in range(5)))
     for number in range(3):
         assert bench.do("fact", value=str(number), max_facts=3).answer == "OK"
     assert bench.do("fact", max_facts=3).answer == "FULL"
