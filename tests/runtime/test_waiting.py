@@ -124,6 +124,20 @@ async def test_a_receive_times_out(redis_url: str, config: dict[str, Any]) -> No
         assert plugins.executed("charge") == ["before", "after"]
 
 
+async def test_a_value_that_was_not_announced_is_found_before_a_time_out(redis_url: str) -> None:
+    """Here the time-out is 0, and the worker was not told of the value."""
+    async with process(redis_url, waiting("Receives", timeout=0, gated=True)) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.LOG, "the first charge begins")
+        await send(p, "paid", 5)
+        plugins.GATES["open"].set()
+        await executing
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [5]
+
+
 async def test_a_sleep_of_a_year_is_one_entry_until_it_is_over(redis_url: str) -> None:
     """The time is counted from the first attempt that slept, whatever woke the run before it was over."""
     year = 365 * 86_400
