@@ -135,8 +135,10 @@ class Effects:
     async def write_intent(
         self, effect: Effect, info: CallInfo, params: Mapping[str, Any]
     ) -> Resolution | None:
-        """Store the intent of a call with these arguments. Returns the decision about an earlier one, if it is
-        new: then the intent is not stored."""
+        """Store the intent of a call with these arguments.
+
+        Returns the decision about an earlier intent, if it is new: then this one is not stored.
+        """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         digest = digest_of(canonical_json(params))
         begun = {"key": info.idempotency_key, "arguments": digest, "at": at}
@@ -195,8 +197,11 @@ class Effect:
         return self.interrupted.life if self.interrupted is not None else 0
 
     async def write_intent(self, info: CallInfo, params: Mapping[str, Any]) -> bool:
-        """Store that the call begins, with these arguments. False if somebody has decided about an earlier intent: then
-        `resolution` is that decision, and nothing is stored."""
+        """Store that the call begins, with these arguments.
+
+        False if somebody has decided about an earlier intent: then `resolution` is that decision, and nothing
+        is stored.
+        """
         decided = await self._effects.write_intent(self, info, params)
         if decided is not None:
             self.resolution = decided
