@@ -47,9 +47,12 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         f"{MAX_SIGNALS:,} values that were sent to it and that it did not receive yet",
         (
             ("store/lua/claim.lua", "HGETALL"),
+            ("store/lua/decide.lua", "HKEYS"),
             ("store/lua/fact.lua", "HKEYS"),
             ("store/lua/resume.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
+            ("store/approvals.py", "HKEYS"),
+            ("producer/decisions.py", "HKEYS"),
         ),
     ),
     "fleet": (

@@ -15,10 +15,10 @@ from enum import StrEnum
 from typing import Any, Self
 
 from openagents_worker.errors import RecordUnreadable
-from openagents_worker.jsontext import dumps, loads
+from openagents_worker.jsontext import canonical_json, dumps, loads
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.call_outcome import NewRecords
-from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.rules import CallQuery, OpenCall
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
@@ -132,12 +132,17 @@ class Effects:
         self._writer.closed_at_park.difference_update(names)
         return others if record.is_cancelled or _is_unknown(record) else [*others, *names]
 
-    async def write_intent(self, effect: Effect, info: CallInfo) -> Resolution | None:
-        """Store the intent of a call. Returns the decision about an earlier one, if it is new: then the
-        intent is not stored."""
+    async def write_intent(
+        self, effect: Effect, info: CallInfo, params: Mapping[str, Any]
+    ) -> Resolution | None:
+        """Store the intent of a call with these arguments.
+
+        Returns the decision about an earlier intent, if it is new: then this one is not stored.
+        """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        begun = {"begun": {"key": info.idempotency_key, "at": at}}
-        intent = self._records.new(effect.query, info, begun)
+        digest = digest_of(canonical_json(params))
+        begun = {"key": info.idempotency_key, "arguments": digest, "at": at}
+        intent = self._records.new(effect.query, info, {"begun": begun})
         own = _facts_of(info.call_id)
         taken = [name for name in self._stored.get(info.call_id, ()) if name not in own]
         known = effect.resolution is not None
@@ -191,10 +196,13 @@ class Effect:
         """The number of the life in which an earlier attempt began the call; 0 if none has."""
         return self.interrupted.life if self.interrupted is not None else 0
 
-    async def write_intent(self, info: CallInfo) -> bool:
-        """Store that the call begins. False if somebody has decided about an earlier intent: then
-        `resolution` is that decision, and nothing is stored."""
-        decided = await self._effects.write_intent(self, info)
+    async def write_intent(self, info: CallInfo, params: Mapping[str, Any]) -> bool:
+        """Store that the call begins, with these arguments.
+
+        False if somebody has decided about an earlier intent: then `resolution` is that decision, and nothing
+        is stored.
+        """
+        decided = await self._effects.write_intent(self, info, params)
         if decided is not None:
             self.resolution = decided
             return False

@@ -36,7 +36,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 _Errors = tuple[type[Exception], ...]
-REPORT_S = 5.0  # the next owner asks a person meanwhile; the end of the attempt waits that long at most
+REPORT_S = 60.0  # a person who is asked meanwhile needs longer than a short failure of Redis
 UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
 
@@ -118,7 +118,7 @@ class FencedStore:
                 assert_never(decided.answer)
 
     async def report(self, call: ScriptCall[DecideResult], call_id: str) -> None:
-        """Report the outcome of a call of a run that is fenced. It is repeated for a short time."""
+        """Report the outcome of a call of a run that is fenced. It is repeated for a minute."""
         end_s = self._loop.time() + REPORT_S
         try:
             decided = await self._store.run_until(call, lambda: self._loop.time() > end_s)

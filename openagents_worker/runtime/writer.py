@@ -52,6 +52,10 @@ class _DeferredRecord:
     events: Sequence[_Event]
 
 
+_reports: set[asyncio.Task[None]] = set()
+"""The reports that are being sent. The event loop holds only weak references to tasks."""
+
+
 class RunWriter:
     """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
@@ -365,10 +369,13 @@ class RunWriter:
         return self._text.shown(content)
 
     def report(self, call: ScriptCall[scripts.DecideResult], call_id: str) -> None:
-        """Report the outcome of a call to the next owner of the run, in a task that `close` awaits."""
+        """Report the outcome of a call to the next owner of the run.
+
+        The attempt does not wait for it: its worker has lost the run, and must stop in time.
+        """
         task = outside_runs(self.store.report(call, call_id), name=f"report {self.run_id}")
-        self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
+        _reports.add(task)
+        task.add_done_callback(_reports.discard)
 
     def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
         """Take the deferred records that can be stored now: those before position `before`.

@@ -55,7 +55,7 @@ KEYS = (
         "decisions",
         "run:{}:decisions",
         "hash",
-        "call -> the decision about it as JSON: who, when, what was shown",
+        "call -> the first decision about it as JSON: what, who, when",
         _RUN,
     ),
     KeySpec(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import kombu
 import pytest
 
-from openagents_worker import Client
+from openagents_worker import ApprovalNotPending, Client
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient
@@ -59,9 +59,10 @@ def test_every_role_that_may_read_can_run_the_reading_commands(
         ("watch", completed, "--json"),
         ("sessions", "--limit", "1000"),
         ("session", "pears"),
+        ("approvals",),
     ):
         done = command(role, *arguments)
-        assert (done.code, done.err) == (0, ""), arguments
+        assert (done.code, done.err.replace("none\n", "")) == (0, ""), arguments
 
 
 @pytest.mark.parametrize("role", [RoleName.WATCHER, RoleName.OPERATOR])
@@ -73,6 +74,19 @@ def test_a_run_that_waits_is_shown_with_its_reason(
     )
     assert command(role, "show", later.id).code == 0
     later.cancel()
+
+
+@pytest.mark.parametrize("role", [RoleName.PRODUCER, RoleName.OPERATOR])
+def test_who_may_submit_may_decide(redis_of_users: Guarded, completed: str, role: RoleName) -> None:
+    """The answer comes from the script: this run has ended."""
+    with Client(redis_of_users.url(role)) as client:
+        handle = client.handle(completed)
+        assert (handle.approvals(), len(client.approvals())) == ([], 0)
+        for decide in (handle.approve, handle.deny):
+            with pytest.raises(ApprovalNotPending):
+                decide("price", by="ada")
+        with pytest.raises(ApprovalNotPending):
+            handle.resolve("price", "rerun", by="ada")
 
 
 def test_an_operator_resumes_and_prunes(command: Command, shop: Installation, model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Generator
 from functools import partial
 
@@ -52,6 +53,25 @@ def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World) -> No
         world.assert_complete_events(run_id)
     assert [len(paid(world, run_id)) for run_id in ("unpaid", "paid")] == [1, 1]
     assert len({entry["key"] for entry in world.entries("unpaid")}) == 1
+
+
+def test_a_worker_that_comes_back_with_the_outcome_answers_the_question(world: World) -> None:
+    """It was stopped for longer than its lease while it paid. The run waits for a person until then."""
+    world.submit("stopped", [("pay", {"n": "p", "ms": 500})], agent="careful")
+    wait_for(lambda: world.entries("stopped"), "the payment begins")
+    worker = world.owner("stopped")
+    worker.signal(signal.SIGSTOP)
+    try:
+        wait_for(partial(is_paused, world, "stopped"), "the run waits for a person")
+    finally:
+        worker.signal(signal.SIGCONT)
+
+    assert world.wait("stopped").final_output == "done after 1"
+
+    assert len(paid(world, "stopped")) == 1
+    events = world.assert_complete_events("stopped")
+    (resolved,) = [event for event in events if event.name == "tool.outcome_resolved"]
+    assert (resolved.payload["by"], resolved.payload["action"]) == ("late_outcome", "outcome")
 
 
 class Storm:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def begun() -> int:
 async def facts(p: Process) -> dict[str, str]:
     stored: dict[str, str] = await p.store.redis.hgetall(p.store.keys("facts", "r1"))
     return stored
+
+
+async def is_resolved(p: Process) -> bool:
+    return any(name.startswith("resolution:") for name in await facts(p))
 
 
 async def call_in_question(p: Process) -> str:
@@ -205,6 +210,7 @@ async def test_a_late_outcome_wakes_a_run_that_waits_for_it(redis_url: str) -> N
         plugins.GATES["charge-0"].set()
         plugins.GATES["charge-1"].set()
         await executing
+        await await_for(partial(is_resolved, two), "the outcome is reported")
         assert (await two.record()).state is RunState.QUEUED
         assert (await ended(two)).state is RunState.COMPLETED
         assert plugins.executed("charge") == [0, 1]
@@ -346,6 +352,7 @@ async def test_a_worker_that_lost_the_run_reports_the_outcome_of_its_call(redis_
         plugins.GATES["charge-0"].set()
         plugins.GATES["charge-1"].set()
         assert (await executing).reason == "fenced"
+        await await_for(partial(is_resolved, two), "the outcome is reported")
         assert (await ended(two)).state is RunState.COMPLETED
         assert plugins.executed("charge") == [0, 1]
         record = await two.record()

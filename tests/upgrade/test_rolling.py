@@ -136,7 +136,12 @@ def is_left(workshop: Workshop, run_id: str) -> bool:
     return any(fields["name"] == "run.left_to_others" for _, fields in entries)
 
 
-PARKED = {"asking": "waiting", "gluing": "waiting"}
+PARKED = {
+    "asking": "waiting",
+    "gluing": "waiting",
+    "varnishing": "awaiting_approval",
+    "painting": "paused",
+}
 """The agents whose runs park, and the state of each."""
 
 
@@ -146,9 +151,12 @@ def test_parked_runs_wait_for_a_version_that_knows_their_state(
     """One run in each of these states. A version that does not know them executes and reads none of it, and
     loses no time-out."""
     asked = [request(agent=agent) for agent in PARKED]
-    asking, gluing = (each["run_id"] for each in asked)
+    asking, gluing, varnishing, painting = (each["run_id"] for each in asked)
     first = workshop.start(new)
     workshop.produce(old, "submit", asked)
+    wait_for(lambda: len(workshop.calls(painting)) == 2, "it has sawn, and begins to paint")
+    first.kill()  # nobody knows now whether it has painted
+    first = workshop.start(new)
     for each in asked:
         state = PARKED[each["agent_id"]]
         wait_for(
@@ -158,13 +166,21 @@ def test_parked_runs_wait_for_a_version_that_knows_their_state(
     second = workshop.start(old)
     seen = workshop.produce(old, "look", asked)["seen"]
     workshop.client.send(asking, "length", 120)
+    (approval,) = workshop.client.handle(varnishing).approvals()
+    workshop.client.approve(varnishing, approval.call_id, by="anna")
+    workshop.client.resolve(painting, "paint", "skip", by="anna", result="painted")
     if not old.reads(PARKS):
         assert seen == ["run.other_format"] * len(asked)
         wait_for(lambda: is_left(workshop, asking), "it is left to others", timeout=PATIENCE_S)
         second.terminate()
         workshop.start(new)
 
-    for run_id, output in ((asking, "sawn"), (gluing, "glued")):
+    for run_id, output in (
+        (asking, "sawn"),
+        (gluing, "glued"),
+        (varnishing, "varnished"),
+        (painting, "painted"),
+    ):
         result = workshop.client.handle(run_id).wait(timeout=PATIENCE_S)
         assert result.final_output == output, result.error_details
         assert result.usage.tool_calls == 2

@@ -19,7 +19,7 @@ end
 
 -- waits_for_approval(): whether a call of the run was asked about and not decided
 local function waits_for_approval()
-  for _, fact in ipairs(redis.call('HKEYS', facts)) do
+  for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
     local asked = string.match(fact, '^' .. FACT.ask .. '(.*)$')
     if asked and redis.call('HEXISTS', facts, FACT.approval .. asked) == 0 then return true end
   end

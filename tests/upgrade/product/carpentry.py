@@ -10,6 +10,7 @@ from typing import Any
 
 import openagents_worker
 from openagents_worker import tool
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 
 
 def _note(what: str, context: Any) -> None:
@@ -54,3 +55,25 @@ async def dry(seconds: float, context: Any) -> str:
     _note("begin", context)
     await context.sleep(seconds)
     return "dry"
+
+
+@tool(durable_idempotent=False)
+async def paint(context: Any) -> str:
+    """Paints until the worker is killed."""
+    _note("begin", context)
+    await asyncio.Event().wait()
+    return "painted"
+
+
+class Varnish(ToolPlugin):
+    """Varnishes, if somebody approves it."""
+
+    name = "Varnish"
+    description = "Varnishes."
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(approval_mode="always")
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        _note("begin", context)
+        return "varnished"

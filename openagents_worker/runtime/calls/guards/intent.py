@@ -35,7 +35,7 @@ async def intent(call: ToolCall, proceed: Proceed) -> Any:
     while True:
         if not is_allowed and (known := await _known_outcome(call, effect)) is not None:
             return known.value
-        if await effect.write_intent(call.info):
+        if await effect.write_intent(call.info, call.params):
             break
         is_allowed = False  # somebody has decided about the call meanwhile
     try:
