@@ -2,9 +2,10 @@
 
 It measures the CPU time of a real worker process, with the settings of a deployment, and its Redis commands
 per second: first without runs; then with a thousand runs that wait for a retry; then also with ten thousand
-runs in a queue that this worker does not consume; then also with a thousand runs that it executes and that
-wait for their model. The differences are the costs of the waiting runs. The CPU time is that of each thread,
-according to the operating system, and includes the guard process of the worker.
+parked runs, each of which waits for a value or for an hour; then also with ten thousand runs in a queue that
+this worker does not consume; then also with a thousand runs that it executes and that wait for their model.
+The differences are the costs of the waiting runs. The CPU time is that of each thread, according to the
+operating system, and includes the guard process of the worker.
 """
 
 from __future__ import annotations
@@ -25,16 +26,20 @@ from celery import Celery, signals
 from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.models import RunRequest
+from openagents_worker.models import RunRequest, WaitKind
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.formats import PARKS
+from openagents_worker.store.parking import Park, Wait
+from openagents_worker.store.signals import signal_fact
 
 HEARTBEAT, GUARD_PROCESS = "openagents-heartbeat", "the guard's process"
 MAX_IDLE_CPU, MAX_COMMANDS = 0.35, 4.5  # percent of a core; a second
 MAX_LIVE_CPU, MAX_BEAT_CPU = 0.8, 0.08  # percent of a core, for a thousand runs
 NOISE_CPU = 0.2  # percent of a core: two idle measurements of one worker differ by up to this
 MIN_SHOWN = 0.0005  # percent of a core
-LIVE, DELAYED, QUEUED = 1_000, 1_000, 10_000
+LIVE, DELAYED, PARKED, QUEUED = 1_000, 1_000, 10_000, 10_000
 HOUR_MS = 3_600_000
 OWN = ("info", "config|resetstat", "ping")
 THREADS = "bench:threads"
@@ -77,6 +82,8 @@ def main(arguments: Sequence[str] = ()) -> int:
             idle = bench.measure("nothing")
             bench.submit_delayed(DELAYED)
             delayed = bench.measure(f"{DELAYED:,} delayed runs")
+            bench.park(PARKED)
+            parked = bench.measure(f"and {PARKED:,} parked runs")
             bench.queue(QUEUED)
             queued = bench.measure(f"and {QUEUED:,} in another queue")
             bench.execute(LIVE)
@@ -84,7 +91,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             bench.end()
         _print_threads(idle, live)
     met = idle.cpu <= MAX_IDLE_CPU and idle.count <= MAX_COMMANDS
-    met = met and max(delayed.cpu, queued.cpu) - idle.cpu <= NOISE_CPU
+    met = met and max(delayed.cpu, parked.cpu, queued.cpu) - idle.cpu <= NOISE_CPU
     return 0 if met and live.cpu <= MAX_LIVE_CPU and live.beat_cpu <= MAX_BEAT_CPU else 1
 
 
@@ -138,6 +145,36 @@ class _Bench:
     def submit_delayed(self, runs: int) -> None:
         for _ in range(runs):
             self._client.submit(self._request(), delay_ms=HOUR_MS)
+
+    def park(self, runs: int) -> None:
+        """Runs that another worker has parked."""
+        store, owner = self._client.store, "other@bench:1"
+        store.run(scripts.register(incarnation=owner, lease_ms=HOUR_MS, agents=[]))
+        wait_for_value = Wait(WaitKind.SIGNAL, "go", fact=signal_fact("go"))
+        seconds, _ = store.ask(lambda r: r.time())
+        park = Park([wait_for_value, Wait(WaitKind.TIMER, until_ms=seconds * 1000 + HOUR_MS)], 0)
+        for _ in range(runs):
+            run_id = self._client.submit(self._request(), queue="parked").id
+            claimed = store.run(
+                scripts.claim(run_id=run_id, incarnation=owner, nonce=run_id, page_bytes=scripts.PAGE_BYTES)
+            )
+            call = scripts.suspend(
+                run_id=run_id,
+                fence=claimed.fence,
+                kind=scripts.SuspendKind.PARK,
+                delay_ms=0,
+                call="",
+                error_code="",
+                batch_no=1,
+                events=[],
+                park_state=park.state,
+                waits=park.waits_text,
+                waiting_payload=park.event_payload,
+                due_ms=park.due_ms,
+                format=PARKS,
+            )
+            store.run(call)
+        store.run(scripts.retire(incarnation=owner))
 
     def queue(self, runs: int) -> None:
         for _ in range(runs):

@@ -244,7 +244,7 @@ class AgentNotFoundError(UserError):
 
 
 class RequestInvalid(InvalidInputError):
-    """The request is not a valid `RunRequest`. Nothing was accepted."""
+    """The request, or another argument, is not valid. Nothing was accepted."""
 
     code = "request.invalid"
 

@@ -8,15 +8,13 @@ So a pattern needs no checkpoints of its own, but it must be deterministic apart
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from random import Random
 from typing import Any, Protocol
-from uuid import UUID
 
 from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
 from openagents_worker.llm.base import LLMClient
+from openagents_worker.tools.base import WaitingContext
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
 
@@ -40,7 +38,7 @@ class RunTool(Protocol):
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any: ...
 
 
-class RunContext(Protocol):
+class RunContext(WaitingContext, Protocol):
     """The run, as its pattern sees it."""
 
     agent_id: str
@@ -73,28 +71,6 @@ class RunContext(Protocol):
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
     ) -> None: ...
-
-    async def sleep(self, delay: float | timedelta) -> None:
-        """Wait for seconds or a `timedelta`. A long wait parks the run."""
-        ...
-
-    async def receive(
-        self, name: str, *, timeout: float | timedelta | None = None, type: Any = None, default: Any = ...
-    ) -> Any:
-        """The next value that is sent to the run under this name. Raises `SignalTimeout`."""
-        ...
-
-    async def now(self) -> datetime:
-        """The current time (UTC), the same in every attempt."""
-        ...
-
-    def uuid4(self) -> UUID:
-        """A new UUID, the same in every attempt."""
-        ...
-
-    def random(self) -> Random:
-        """A new random generator, with the same numbers in every attempt."""
-        ...
 
 
 class PatternPlugin(Plugin):

@@ -103,7 +103,7 @@ class AttemptContext:
 
         A wait parks the run: it holds no slot. `timeout`: seconds, or a `timedelta`; then `default` is
         returned, or `SignalTimeout` is raised if there is none. `type`: a type as pydantic knows them; an
-        invalid value raises `InvalidInputError`.
+        invalid value raises `RequestInvalid`.
         """
         return await waiting.receive(self.recorder, name, timeout, type, default)
 

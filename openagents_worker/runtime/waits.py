@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from openagents_worker.errors import PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime.awaited import is_waiting_for
@@ -28,6 +29,7 @@ from openagents_worker.store.parking import Park, Wait
 __all__ = ["IN_PLACE_MS", "Waits", "open_waits"]
 
 IN_PLACE_MS = 1_000
+MAX_WAITS = 1_000  # the record of the run lists them, and each claim reads their facts
 PARK_AFTER_S = 0.05  # the program makes its next call within milliseconds
 PARK_BUSY_AFTER_S = 2 * QUIET_S  # for a program that may do something else than wait for its calls
 
@@ -139,6 +141,11 @@ class Waits:
         return True if wait.until_ms and wait.until_ms <= self.clock.now_ms() else None
 
     async def _wait(self, wait: Wait) -> Fact | None:
+        if len(self._open) >= MAX_WAITS:
+            raise PatternError(
+                f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
+                hint="use runs of their own, or let tasks wait one after another",
+            )
         opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future())
         self._open[wait.call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact

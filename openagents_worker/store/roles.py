@@ -156,7 +156,7 @@ _REMOTE_CONTROL = (
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion",
     "confirm_notices", "emit",
-    "end_lease", "finish", "look", "mend_key", "notify",
+    "end_lease", "finish", "first_due", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",
     "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
 )  # fmt: skip

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 MAX_SIGNALS = 1_000
-"""How many values a run may have that it did not take yet, together with its other facts."""
+"""How many values a run may have that it did not receive yet."""
 MAX_SIGNALS_BYTES = 1024 * 1024
 """How many bytes of JSON they may have. Every claim of the run reads all of them."""
 

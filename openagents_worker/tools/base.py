@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
+from random import Random
 from typing import Any, Literal, Protocol
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from openagents_worker.agents.plugin import Plugin
 
-__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin"]
+__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin", "WaitingContext"]
 
 
 class ToolExecutionSpec(BaseModel):
@@ -29,7 +32,33 @@ class ToolExecutionSpec(BaseModel):
     """Whether it uses much CPU time: then its function runs in another process, without a context."""
 
 
-class ToolContext(Protocol):
+class WaitingContext(Protocol):
+    """What the contexts of patterns and tools have in common: waiting, time and chance, recorded."""
+
+    async def sleep(self, delay: float | timedelta) -> None:
+        """Wait for seconds or a `timedelta`. A long wait parks the run."""
+        ...
+
+    async def receive(
+        self, name: str, *, timeout: float | timedelta | None = None, type: Any = None, default: Any = ...
+    ) -> Any:
+        """The next value that is sent to the run under this name. Raises `SignalTimeout`."""
+        ...
+
+    async def now(self) -> datetime:
+        """The current time (UTC), the same in every attempt."""
+        ...
+
+    def uuid4(self) -> UUID:
+        """A new UUID, the same in every attempt."""
+        ...
+
+    def random(self) -> Random:
+        """A new random generator, with the same numbers in every attempt."""
+        ...
+
+
+class ToolContext(WaitingContext, Protocol):
     """The run that calls a tool. Changes to `state` take effect when the call is committed."""
 
     run_id: str

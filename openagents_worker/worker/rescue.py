@@ -24,6 +24,7 @@ from openagents_worker.store.scripts import (
     Wake,
     aside_news,
     end_lease,
+    first_due,
     reclaim,
     resend,
     resend_unread,
@@ -280,12 +281,8 @@ class Rescue:
 
     async def _first_due_ms(self) -> float | None:
         """When the first run is due, or the first wait of a parked run is over; None if there is none."""
-        pipe: Any
-        async with self._store.redis.pipeline(transaction=False) as pipe:
-            for name in ("due", "timeouts"):
-                pipe.zrange(self._store.keys(name), 0, 0, withscores=True)
-            found = await self._store.ask(lambda _: pipe.execute())
-        return min((score for entries in found for _, score in entries), default=None)
+        found = await self._store.run(first_due())
+        return float(found) if found else None
 
     async def _wake_all(self) -> int:
         """Wake all due runs; returns their number."""

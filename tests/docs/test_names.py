@@ -17,14 +17,14 @@ from openagents_worker.models import RunBudget, RunUsage
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.settings import OTHER_VARIABLES, PREFIX, Settings
 from openagents_worker.testing.worker import AgentsWorker
-from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools.base import ToolContext, WaitingContext
 from tests.docs.blocks import ROOT, pages
 from tests.docs.commands import OF_THE_TESTS
 
 GENERATED = ("docs/errors.md", "docs/events.md", "docs/keys.md", "CHANGELOG.md")  # the code itself, the past
 OBJECTS = {
     "budget": RunBudget.model_fields.keys(),
-    "context": {*get_annotations(RunContext), *vars(RunContext), *vars(ToolContext)},
+    "context": {*get_annotations(RunContext), *vars(RunContext), *vars(ToolContext), *vars(WaitingContext)},
     "llm": LLMOptions.model_fields.keys(),
     "pattern": {"config"},
     "usage": RunUsage.model_fields.keys(),

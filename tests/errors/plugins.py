@@ -14,7 +14,7 @@ from openagents_worker.tools.base import ToolContext
 
 __all__ = [
     *("HINT", "Buggy", "Numbers", "PassesOn", "Quitter"),
-    *("complain", "crash", "dawdle", "echo", "pile", "spoil"),
+    *("await_answer", "complain", "crash", "dawdle", "echo", "pile", "spoil"),
 ]
 
 HINT = "ask whoever wrote the plugin"
@@ -33,6 +33,12 @@ async def complain(code: str) -> None:
     """Raises the error with this code, one of those that only plugins raise."""
     named: dict[str, type[OpenAgentsError]] = {error.code: error for error in RAISED_BY_PLUGINS}
     raise named[code](f"the plugin says {code}", hint=HINT)
+
+
+@tool
+async def await_answer(context: ToolContext) -> Any:
+    """Waits for an answer, for a moment."""
+    return await context.receive("answer", timeout=0.01)
 
 
 @tool

@@ -290,6 +290,12 @@ def a_step_takes_too_long(shop: Installation) -> Met:
     return ended(shop.submit("hasty", budget=NO_RETRY))
 
 
+@provokes("signal.timeout")
+def nobody_sends_a_value_in_time(shop: Installation) -> Met:
+    shop.model.will_say({"tool_calls": [call("await_answer")]})
+    return ended(shop.submit("clerk"))
+
+
 @provokes("session.error")
 def something_else_uses_the_memorys_place_in_the_session(shop: Installation) -> Met:
     shop.model.will_say({"tool_calls": [call("spoil")]}, {"text": "done"})
@@ -479,9 +485,12 @@ for cls in RAISED_BY_PLUGINS:
 # --- the tests -------------------------------------------------------------------------------------------
 
 
+OWN_TOOLS = ("await_answer", "complain", "crash", "dawdle", "echo", "pile", "spoil")
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
-    own = {name: f"{PLUGINS}.{name}" for name in ("complain", "crash", "dawdle", "echo", "pile", "spoil")}
+    own = {name: f"{PLUGINS}.{name}" for name in OWN_TOOLS}
     http = {"type": "http_request", "config": {"allow_hosts": ["127.0.0.1"]}}
     react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
     agents = [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.models import WaitKind
+from openagents_worker.runtime import waits
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
@@ -217,6 +218,16 @@ async def test_a_run_does_not_park_while_a_call_goes_on(redis_url: str) -> None:
         record = await q.record()
         assert (record.state, record.due_ms) == ("waiting", until)
         assert plugins.executed("charge") == ["charge1"]
+
+
+async def test_a_run_has_a_limited_number_of_waits(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "MAX_WAITS", 2)
+    async with process(redis_url, waiting("Branches", names=["a", "b", "sleep3600"])) as p:
+        record = await p.run()
+        assert record.result is not None
+        assert record.result.error_details is not None
+        assert record.result.error_details.code == "pattern.error"
+        assert "more than 2 signals and times at once" in record.result.error_details.message
 
 
 async def test_a_wait_that_is_cancelled_by_the_pattern_leaves_nothing(redis_url: str) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Generator
 import pytest
 
 from openagents_worker.errors import RecordUnreadable
+from openagents_worker.models import WaitKind
+from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.facts import FACTS, Fact, FactKind, Facts, facts_in_lua
+from openagents_worker.store.formats import PARKS
+from openagents_worker.store.parking import Park, Wait
+from openagents_worker.store.states import PARKED_STATES, STATES, parked_state
+from tests.store.test_codec import Reversing
 from tests.store.test_scripts import Bench
 from tests.support.script_calls import call
 
@@ -122,3 +128,96 @@ def claimed_facts_of(bench: Bench, kind: FactKind) -> list[object]:
     """The facts of a kind that the next attempt gets."""
     fields = bench.redis.hgetall(bench.store.keys("facts", "r1"))
     return [fact.value() for fact in Facts(fields).of(kind)]
+
+
+# --- facts from outside ----------------------------------------------------------------------------------
+
+
+def parked(bench: Bench, *waits: Wait, seen: int = 0) -> None:
+    """A run that waits for these."""
+    park = Park(waits, seen)
+    fence = bench.claimed()
+    suspended = bench.do(
+        "suspend",
+        fence=fence,
+        kind="park",
+        park_state=park.state,
+        waits=park.waits_text,
+        waiting_payload=park.event_payload,
+        due_ms=park.due_ms,
+        facts_seen=park.facts_seen,
+        format=PARKS,
+    )
+    assert suspended.answer == "OK"
+
+
+def test_a_run_has_a_limited_number_of_facts(bench: Bench) -> None:
+    """And of bytes, of each kind. A decision is always stored."""
+    bench.do("submit")
+    store(bench, *(Fact.of(FactKind.WAIT, f"sleep:{n}", "x" * 100) for n in range(5)))
+    for number in range(3):
+        assert bench.do("fact", value=str(number), max_facts=3).answer == "OK"
+    assert bench.do("fact", max_facts=3).answer == "FULL"
+    assert bench.do("fact", max_bytes=10, value='"0123456"').answer == "FULL"
+    assert bench.do("fact", max_bytes=10, value='"01234"').answer == "OK"
+    assert bench.do("fact", name="approval:pay:1", max_facts=1, max_bytes=1).answer == "OK"
+
+
+def test_the_first_decision_is_returned_with_the_codec_of_the_cell(redis_url: str) -> None:
+    """Values are payloads: they are stored as the cell encodes them."""
+    with Bench(redis_url, codec=PayloadCodec(Reversing())) as bench:
+        bench.do("submit")
+        assert bench.do("fact", name="approval:pay:1", value='{"by":"ann"}').answer == "OK"
+        second = bench.do("fact", name="approval:pay:1", value='{"by":"bob"}')
+        assert (second.answer, second.value) == ("ALREADY", '{"by":"ann"}')
+        stored = bench.redis.hget(bench.store.keys("facts", "r1"), "approval:pay:1")
+        assert "ann" not in stored
+        assert bench.do("claim").facts == {"approval:pay:1": '{"by":"ann"}'}
+
+
+@pytest.mark.parametrize(
+    ("fact", "wakes"),
+    [
+        ("signal:paid:", ["r1"]),
+        ("signal:paid:again:", []),  # another name, which begins in the same way
+        ("signal:pai:", []),
+        ("approval:paid:", []),
+        ("signal:x:y:", ["r1"]),
+        ("signal:x:", []),
+    ],
+)
+def test_a_parked_run_is_woken_by_the_facts_that_it_waits_for(
+    bench: Bench, fact: str, wakes: list[str]
+) -> None:
+    parked(
+        bench,
+        Wait(WaitKind.SIGNAL, "paid", "paid:1", fact="signal:paid:"),
+        Wait(WaitKind.SIGNAL, "x:y", "x:1", fact="signal:x:y:"),
+    )
+    assert [wake.run_id for wake in bench.do("fact", name=fact).wakes] == wakes
+
+
+def test_the_event_says_which_wait_has_ended(bench: Bench) -> None:
+    parked(bench, Wait(WaitKind.SIGNAL, "paid", "paid:1", until_ms=1, fact="signal:paid:"))
+    assert bench.events()[-1] == "run.waiting"
+    [wake] = bench.do("wake").wakes
+    assert wake.run_id == "r1"
+    [_, fields] = bench.redis.xrevrange(bench.store.keys("events", "r1"), count=1)[0]
+    assert (fields["name"], fields["payload"]) == (
+        "run.woken",
+        '{"kind":"signal","name":"paid","call_id":"paid:1"}',
+    )
+
+
+def test_a_run_that_is_executed_is_told_of_a_fact(bench: Bench) -> None:
+    bench.claimed()
+    bench.do("fact")
+    assert bench.do("renew").notices == {' {"kind":"fact","number":1,"run":"r1"}'}
+
+
+def test_the_states_of_parked_runs_are_those_of_their_waits() -> None:
+    """What a person must decide comes first."""
+    assert {kind: parked_state([kind]) for kind in WaitKind} == PARKED_STATES
+    assert parked_state([WaitKind.TIMER, WaitKind.APPROVAL]) == "awaiting_approval"
+    assert parked_state([WaitKind.APPROVAL, WaitKind.OUTCOME]) == "paused"
+    assert all(STATES[state].is_parked for state in PARKED_STATES.values())

@@ -10,6 +10,8 @@ from typing import Any
 from openagents_worker.models import ErrorDetails, RunArtifact, RunResult, StopReason
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.formats import PARKS
+from openagents_worker.store.parking import Park, Wait
 from openagents_worker.store.scripts import ClaimAnswer, Wake, WriteAnswer
 
 LEASE_MS = 60_000
@@ -107,6 +109,26 @@ class Hand:
 
     def delta(self, run_id: str, text: str) -> None:
         self.emit(run_id, "llm.delta", payload=json.dumps({"call": "0.1", "offset": 0, "text": text}))
+
+    def park(self, run_id: str, *waits: Wait) -> None:
+        """The claimed run waits for these."""
+        park = Park(waits, 0)
+        call = scripts.suspend(
+            run_id=run_id,
+            fence=self._fences[run_id],
+            kind="park",
+            delay_ms=0,
+            call="",
+            error_code="",
+            batch_no=next(self._batch),
+            events=[],
+            park_state=park.state,
+            waits=park.waits_text,
+            waiting_payload=park.event_payload,
+            due_ms=park.due_ms,
+            format=PARKS,
+        )
+        assert self.store.run(call).answer is WriteAnswer.OK
 
     def retry(self, run_id: str, delay_ms: int = 60_000) -> None:
         call = scripts.suspend(

@@ -18,6 +18,7 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
+from openagents_worker.store.formats import PARKS
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
@@ -133,6 +134,41 @@ def is_left(workshop: Workshop, run_id: str) -> bool:
     redis: Any = workshop.client.store.redis
     entries = redis.xrange(workshop.client.store.keys("events", run_id))
     return any(fields["name"] == "run.left_to_others" for _, fields in entries)
+
+
+PARKED = {"asking": "waiting", "gluing": "waiting"}
+"""The agents whose runs park, and the state of each."""
+
+
+def test_parked_runs_wait_for_a_version_that_knows_their_state(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """One run in each of these states. A version that does not know them executes and reads none of it, and
+    loses no time-out."""
+    asked = [request(agent=agent) for agent in PARKED]
+    asking, gluing = (each["run_id"] for each in asked)
+    first = workshop.start(new)
+    workshop.produce(old, "submit", asked)
+    for each in asked:
+        state = PARKED[each["agent_id"]]
+        wait_for(
+            lambda id_=each["run_id"], state=state: workshop.client.record(id_).state == state, "it parks"
+        )
+    first.kill()
+    second = workshop.start(old)
+    seen = workshop.produce(old, "look", asked)["seen"]
+    workshop.client.send(asking, "length", 120)
+    if not old.reads(PARKS):
+        assert seen == ["run.other_format"] * len(asked)
+        wait_for(lambda: is_left(workshop, asking), "it is left to others", timeout=PATIENCE_S)
+        second.terminate()
+        workshop.start(new)
+
+    for run_id, output in ((asking, "sawn"), (gluing, "glued")):
+        result = workshop.client.handle(run_id).wait(timeout=PATIENCE_S)
+        assert result.final_output == output, result.error_details
+        assert result.usage.tool_calls == 2
+        story(workshop.client.handle(run_id))
 
 
 @pytest.mark.slow

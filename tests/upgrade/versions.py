@@ -47,6 +47,10 @@ class Version:
         """Whether the other version reads the runs that this one begins."""
         return self._format("BEGUN") <= other._format("NEWEST_READ")
 
+    def reads(self, format_: int) -> bool:
+        """Whether this version reads runs of this format."""
+        return format_ <= self._format("NEWEST_READ")
+
     @cache  # noqa: B019 - of two versions
     def _format(self, name: str) -> int:
         code = (

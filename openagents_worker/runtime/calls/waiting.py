@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from openagents_worker.errors import InvalidInputError, SignalTimeout, UserError
+from openagents_worker.errors import RequestInvalid, SignalTimeout
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime.journal import digest_of
@@ -22,7 +22,7 @@ MAX_WAIT = timedelta(days=3_660)
 
 
 async def sleep(recorder: Recorder, delay: float | timedelta) -> None:
-    """Wait for a time, recorded. Raises `UserError` for an invalid one."""
+    """Wait for a time, recorded. Raises `RequestInvalid` for an invalid one."""
     delay_ms = _milliseconds("the delay of sleep", delay)
 
     async def make(info: CallInfo) -> Outcome:
@@ -37,7 +37,7 @@ async def receive(
 ) -> Any:
     """The next value that was sent to the run under this name, recorded. `default` ...: there is none.
 
-    Raises `SignalTimeout`, and `InvalidInputError` for a value that does not have the type.
+    Raises `SignalTimeout`, and `RequestInvalid` for a value that does not have the type.
     """
     check_signal_name(name)
     timeout_ms = None if timeout is None else _milliseconds("the timeout of receive", timeout)
@@ -69,12 +69,12 @@ async def now(recorder: Recorder) -> datetime:
 
 
 def _milliseconds(what: str, time: float | timedelta) -> int:
-    """A time in seconds, or a `timedelta`, as milliseconds. Raises `UserError` for an invalid one."""
+    """A time in seconds, or a `timedelta`, as milliseconds. Raises `RequestInvalid` for an invalid one."""
     seconds = time.total_seconds() if isinstance(time, timedelta) else time
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise UserError(f"{what} must be a number of seconds or a timedelta, not {type(time).__name__}")
+        raise RequestInvalid(f"{what} must be a number of seconds or a timedelta, not {type(time).__name__}")
     if not 0 <= seconds <= MAX_WAIT.total_seconds():  # also False for NaN
-        raise UserError(
+        raise RequestInvalid(
             f"{what} must be from 0 to {MAX_WAIT.total_seconds():,.0f} seconds; it is {seconds}",
             hint="the unit is seconds, not milliseconds",
         )
@@ -101,4 +101,4 @@ def _validated(name: str, value: Any, type_: Any) -> Any:
             f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}"
             for each in error.errors(include_url=False, include_input=False, include_context=False)[:3]
         )
-        raise InvalidInputError(f"the value that was sent as {name!r} is not valid: {problems}") from error
+        raise RequestInvalid(f"the value that was sent as {name!r} is not valid: {problems}") from error

@@ -1,17 +1,20 @@
 -- Stores a fact about a run that has not ended, and wakes the run if it waits for it. `name`: `kind:id` of a fact that is decided once (the
 -- first one counts, ALREADY has its value), or `kind:id:` of numbered facts, of which there may be several.
--- A `message_id` that was stored before is not stored again (SAME). FULL: numbered facts of the run would exceed `max_facts` or `max_bytes`.
+-- A `message_id` that was stored before is not stored again (SAME). FULL: the numbered facts of its kind would exceed `max_facts` or `max_bytes`.
 -- Returns `FactResult`. Event run.woken.
 --#include parked
 local MESSAGE_IDS, MESSAGE_IDS_MS = 10000, 604800000 -- a sender repeats a message within minutes; a week is on the safe side
 
--- is_full(): whether the facts that were not taken yet leave no room for this value
+-- is_full(): whether the facts of this kind that were not taken yet leave no room for this value
 local function is_full()
-  local names = redis.call('HKEYS', k.facts(run_id))
-  if #names >= max_facts then return true end
-  local bytes = #value
-  for _, stored in ipairs(names) do bytes = bytes + redis.call('HSTRLEN', k.facts(run_id), stored) end
-  return bytes > max_bytes
+  local kind = string.match(name, '^[^:]+:')
+  local count, bytes = 1, #value
+  for _, stored in ipairs(redis.call('HKEYS', k.facts(run_id))) do
+    if string.sub(stored, 1, #kind) == kind then
+      count, bytes = count + 1, bytes + redis.call('HSTRLEN', k.facts(run_id), stored)
+    end
+  end
+  return count > max_facts or bytes > max_bytes
 end
 
 local run = load(run_id)

@@ -55,7 +55,14 @@ from openagents_worker.store.scripts.maintenance import (
     put_aside,
 )
 from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, outbox_take
-from openagents_worker.store.scripts.sending import confirm_completion, replaced, resend, resend_unread, wake
+from openagents_worker.store.scripts.sending import (
+    confirm_completion,
+    first_due,
+    replaced,
+    resend,
+    resend_unread,
+    wake,
+)
 from openagents_worker.store.scripts.source import Script
 from openagents_worker.store.scripts.submission import SubmitAnswer, Submitted, reject, submit
 from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
@@ -125,6 +132,7 @@ __all__ = [
     "end_lease",
     "fact",
     "finish",
+    "first_due",
     "fork",
     "fork_session",
     "lacking",

@@ -164,5 +164,5 @@ def fact(
     """Store a fact about a run, and wake the run if it is parked and waits for this fact.
 
     `name` is `kind:id` for a fact that is decided once, or `kind:id:` for one that gets a number. The limits
-    hold for numbered facts, together with all other facts of the run that it did not take yet.
+    hold for the numbered facts of one kind that the run did not take yet.
     """

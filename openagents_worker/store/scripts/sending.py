@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from openagents_worker.store.scripts.calls import script_function
 from openagents_worker.store.scripts.wakes import Wake, Woken, WokenRuns
 
-__all__ = ["confirm_completion", "replaced", "resend", "resend_unread", "wake"]
+__all__ = ["confirm_completion", "first_due", "replaced", "resend", "resend_unread", "wake"]
 
 
 @script_function
 def wake(*, limit: int) -> WokenRuns:
     """Wake runs that are due."""
+
+
+@script_function
+def first_due() -> str:
+    """When the first run is due, or the first wait of a parked run is over: ms since 1970, '' if none is."""
 
 
 @script_function

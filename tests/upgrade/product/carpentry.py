@@ -39,3 +39,18 @@ async def saw(ms: int, context: Any) -> str:
     await asyncio.sleep(ms / 1000)
     _note("end", context)
     return "sawn"
+
+
+@tool
+async def ask(context: Any) -> str:
+    """Asks how long the board must be."""
+    _note("begin", context)
+    return f"{await context.receive('length')} cm"
+
+
+@tool
+async def dry(seconds: float, context: Any) -> str:
+    """Lets the glue dry."""
+    _note("begin", context)
+    await context.sleep(seconds)
+    return "dry"

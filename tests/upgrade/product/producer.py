@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import openagents_worker
-from openagents_worker import RunFailed, RunRequest, run_agent
+from openagents_worker import OpenAgentsError, RunFailed, RunHandle, RunRequest, run_agent
 
 PATIENCE_S = 60
 
@@ -45,6 +45,17 @@ def use(requests: Requests) -> dict[str, Any]:
     }
 
 
+def look(requests: Requests) -> dict[str, Any]:
+    """What a product sees of runs: the state of each, or the code of the error."""
+    seen = []
+    for request in requests:
+        try:
+            seen.append(RunHandle(request["run_id"]).record().state.value)
+        except OpenAgentsError as error:
+            seen.append(error.code)
+    return {"seen": seen}
+
+
 def fail(requests: Requests) -> dict[str, Any]:
     """What a product is told of a run that failed: raised, and as a result."""
     handle = run_agent.delay(requests[0])
@@ -70,5 +81,5 @@ async def _wait(request: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    told = {"submit": submit, "use": use, "fail": fail}[sys.argv[1]](json.loads(sys.argv[2]))
+    told = {"submit": submit, "use": use, "look": look, "fail": fail}[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps({**told, "from": openagents_worker.__file__}))

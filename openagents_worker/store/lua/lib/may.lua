@@ -2,7 +2,7 @@
 -- Redis 7 has a function for this. In Redis 6, the command is tried in a form that changes nothing, or whose result is deleted before the
 -- script ends.
 local FORMS = {
-  HSET = {'f', 'v', 'odd'}, HINCRBY = {'f', 'no number'}, HSETNX = {'f', 'v'}, HDEL = {'f'}, HGET = {'f'}, HMGET = {'f'}, HEXISTS = {'f'},
+  HSET = {'f', 'v', 'odd'}, HINCRBY = {'f', 'no number'}, HSETNX = {'f', 'v'}, HDEL = {'f'}, HGET = {'f'}, HMGET = {'f'}, HEXISTS = {'f'}, HSTRLEN = {'f'},
   ZADD = {'XX', '0', 'm'}, ZREM = {'m'}, ZSCORE = {'m'}, ZRANK = {'m'}, ZINCRBY = {'no number', 'm'},
   ZRANGE = {'0', '0'}, ZRANGEBYSCORE = {'0', '0'}, ZREVRANGEBYSCORE = {'0', '0'}, ZCOUNT = {'0', '0'},
   ZREMRANGEBYSCORE = {'1', '0'}, ZREMRANGEBYRANK = {'1', '0'},
