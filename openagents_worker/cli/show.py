@@ -83,7 +83,7 @@ class RunDetails:
         if request is not None and request.parent_run_id is not None:
             rows.append(("parent", request.parent_run_id))
         if record.forked_from is not None:
-            rows.append(("forked from", record.forked_from))
+            rows.append(("fork of", record.forked_from))
         return rows
 
     def _input_and_answer(self) -> list[tuple[str, str]]:
