@@ -82,6 +82,8 @@ class RunDetails:
             rows.append(("labels", " ".join(f"{name}={value}" for name, value in request.labels.items())))
         if request is not None and request.parent_run_id is not None:
             rows.append(("parent", request.parent_run_id))
+        if record.forked_from is not None:
+            rows.append(("fork of", record.forked_from))
         return rows
 
     def _input_and_answer(self) -> list[tuple[str, str]]:

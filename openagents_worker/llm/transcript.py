@@ -199,9 +199,11 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
 
 
 def _is_tool_message(message: Message) -> bool:
-    """Whether a message may stand between question and answer: also a text that was sent to the run, and the
-    answer before it."""
-    return message.get("role") in ("tool", "user") or message.get("role") == "assistant"
+    """Whether a message may stand between question and answer.
+
+    Also a text that was sent to the run, and the answer before it.
+    """
+    return message.get("role") in ("assistant", "tool", "user")
 
 
 def _without_bytes(message: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class PatternPlugin(Plugin):
     context: RunContext
     turn_messages: Sequence[Mapping[str, Any]] = ()
     """The messages between question and answer, for the session's transcript: assistant messages with tool
-    calls, and their results. The answer may follow, if it has `provider_fields`. The runtime reads it after
+    calls, their results, and what the user has sent to the run meanwhile. The answer may follow, if it has
+    `provider_fields`. The runtime reads it after
     `execute` has returned."""
     finish_reason: str | None = None
     """Why the model ended its answer, for `RunResult.finish_reason`."""

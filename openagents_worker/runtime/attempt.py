@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
-from dataclasses import replace
 from typing import Any
 
 from openagents_worker.errors import (
@@ -24,13 +23,14 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts
+from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
-from openagents_worker.runtime.finishing import SessionState, cancellation_of, finish_run
+from openagents_worker.runtime.finishing import SessionState, finish_run
 from openagents_worker.runtime.history import read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -51,7 +51,6 @@ from openagents_worker.runtime.user_code import (
     class_path,
     coded,
     current_run,
-    described,
     described_in_log,
     executing,
     user_code,
@@ -390,9 +389,7 @@ class Attempt:
         """Write that the run was cancelled. If another run has interrupted it, its session gets a turn."""
         cancellation = await cancellation_of(self._services.store, self.identity.run_id)
         ending = self._ending(error=RunCancelled(cancellation.reason))
-        if cancellation.is_interrupted:
-            ending = replace(ending, is_interrupted=True, turn_messages=_turn_so_far(self._pattern))
-        return await self._finish(ending)
+        return await self._finish(cancellation.applied_to(ending, self._pattern))
 
     @property
     def _parting(self) -> Parting:
@@ -417,16 +414,6 @@ class Attempt:
 
     def _log_warning(self, event: str, error: OpenAgentsError) -> None:
         log.warning(event, **self.identity.ids, **described_in_log(error), user_error=user_error_of(error))
-
-
-def _turn_so_far(pattern: Any) -> Any:
-    """The tool calls and results so far of a pattern that was stopped; none if it has no valid ones."""
-    try:
-        turn_so_far = getattr(pattern, "turn_so_far", None)
-        return turn_so_far() if callable(turn_so_far) else getattr(pattern, "turn_messages", ())
-    except Exception as error:  # noqa: BLE001 - code of a plugin may raise anything
-        log.warning("run.turn_not_stored", error=described(error))
-        return ()
 
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:

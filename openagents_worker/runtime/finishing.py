@@ -6,19 +6,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.ending import Ending
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult
 from openagents_worker.runtime.user_code import described, described_in_log, user_error_of
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.sentry import report_unless_logged
 
-__all__ = ["Cancellation", "SessionState", "cancellation_of", "finish_run"]
+__all__ = ["SessionState", "finish_run"]
 
 log = get_logger(__name__)
 
@@ -29,14 +27,6 @@ class SessionState:
 
     before: Mapping[str, str]
     after: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancellation:
-    """Why a run is cancelled. `is_interrupted`: by another run, and its session gets the turn so far."""
-
-    reason: str
-    is_interrupted: bool = False
 
 
 async def finish_run(
@@ -83,13 +73,3 @@ def _log_end(identity: RunIdentity, ending: Ending) -> None:
         report_unless_logged(raised)
     if ending.not_stored:
         log.warning("run.not_all_stored", run_id=identity.run_id, not_stored=ending.not_stored)
-
-
-async def cancellation_of(store: AsyncStore, run_id: str) -> Cancellation:
-    """The cancellation that was requested, from the run record."""
-    key = store.keys("run", run_id)
-    try:
-        reason, mode = await store.ask(lambda r: r.hmget(key, "cancel_reason", "interrupted"))
-    except RedisUnreachable:  # end the run without the reason
-        reason = mode = None
-    return Cancellation(str(reason or "cancelled"), is_interrupted=mode == "interrupt")

@@ -19,7 +19,7 @@ from openagents_worker.testing.model_server import ModelServer, ModelServerReque
 from tests.runtime import talking
 from tests.runtime.talking import Script, talker
 from tests.support.runner import Process, calls, crash, process
-from tests.support.waiting import await_for
+from tests.support.waiting import PATIENCE_S, await_for
 
 ANSWER = {"text": "Here you are."}
 
@@ -159,8 +159,7 @@ async def test_a_message_that_arrives_during_the_last_call_is_answered(redis_url
 
     async def reply(asked: ModelServerRequest) -> Any:
         asked_once.set()
-        while not released.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(released.wait, PATIENCE_S)
         return script(asked)
 
     async with ModelServer(reply) as server, process(redis_url, talker(server.url)) as p:

@@ -43,7 +43,15 @@ class Hand:
         ]
         self.store.run(scripts.register(incarnation=self.incarnation, lease_ms=LEASE_MS, agents=told))
 
-    def submit(self, run_id: str, session_id: str = "s1", *, queue: str = "", durable: bool = True) -> None:
+    def submit(
+        self,
+        run_id: str,
+        session_id: str = "s1",
+        *,
+        queue: str = "",
+        durable: bool = True,
+        interrupts: str = "",
+    ) -> None:
         """A run's record without a producer: nothing is sent."""
         request = json.dumps(
             {"agent_id": "assistant", "session_id": session_id, "input_text": "hi", "run_id": run_id}
@@ -63,6 +71,7 @@ class Hand:
                 delay_ms=0,
                 reject_if_busy=False,
                 parent_run_id="",
+                interrupts=interrupts,
             )
         )
 

@@ -22,7 +22,7 @@ from openagents_worker.store.formats import PARKS
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
-from tests.upgrade.workshop import PATIENCE_S, Workshop, opened, request
+from tests.upgrade.workshop import MANY, PATIENCE_S, Workshop, opened, request
 
 SESSIONS = [f"s{number}" for number in range(4)]
 
@@ -306,3 +306,26 @@ def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
     states = [workshop.client.record(asked["run_id"]).state for asked in (watched, cancelled, awaited)]
     assert states == [RunState.COMPLETED, RunState.CANCELLED, RunState.COMPLETED]
     assert all(worker.wrote(line["code"]) for line in workshop.sawn(watched["run_id"]))
+
+
+def test_the_version_before_executes_runs_that_interrupt_and_forks(
+    workshop: Workshop, old: Version, enough: threading.Event
+) -> None:
+    """A producer of this version may use them while workers of the version before execute its runs.
+
+    Such a worker ends the interrupted run without a turn in the transcript, as one that was cancelled.
+    """
+    worker = workshop.start(old)
+    first = request(session="s", steps=MANY)
+    workshop.client.submit(first)
+    workshop.works_on(worker, [first["run_id"]])
+
+    second = workshop.client.submit({**request(session="s", steps=2), "on_busy": "interrupt"})
+    fork = workshop.client.fork(f"{first['run_id']}:step:2", input_text=request(steps=3)["input_text"])
+
+    assert second.wait(timeout=PATIENCE_S).final_output == "done after 2"
+    assert workshop.client.record(first["run_id"]).state is RunState.CANCELLED
+    assert fork.wait(timeout=PATIENCE_S).final_output == "done after 3"
+    assert len([line for line in workshop.sawn(fork.id) if line["what"] == "end"]) == 2
+    assert all(old.wrote(line["code"]) for line in workshop.sawn(fork.id))
+    enough.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 from openagents_worker.concurrency import end_task
 from openagents_worker.errors import RedisUnreachable
+from openagents_worker.llm.transcript import INTERRUPTED
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
@@ -99,6 +101,28 @@ def register_dying_worker(hand: Hand, *run_ids: str, lease_ms: int = 1) -> None:
 
 def was_sent(sent: list[Wake], *run_ids: str) -> Callable[[], bool]:
     return lambda: sorted(wake.run_id for wake in sent) == sorted(run_ids)
+
+
+@pytest.mark.parametrize("request_is_readable", [True, False])
+async def test_an_interrupted_run_that_does_not_end_is_ended_by_force(
+    running: Rescue, store: AsyncStore, hand: Hand, sent: list[Wake], request_is_readable: bool
+) -> None:
+    """The session gets its question, if it can be read, and goes to the next run."""
+    hand.submit("r1")
+    hand.claim("r1")
+    if not request_is_readable:
+        hand.store.redis.hset(hand.store.keys("run", "r1"), "request", "{")
+    hand.submit("r2", interrupts="interrupt")
+    hand.store.redis.hset(hand.store.keys("run", "r1"), "force_at", 1)
+    hand.store.redis.zadd(hand.store.keys("due"), {"r1": 1})
+
+    await await_for(was_sent(sent, "r2"), "the next run was woken")
+    state, reason = hand.store.redis.hmget(hand.store.keys("run", "r1"), "state", "cancel_reason")
+    assert (state, reason) == ("cancelled", "interrupted by the run r2")
+    stored = hand.store.redis.lrange(hand.store.keys("transcript", "s1"), 0, -1)
+    entries = [json.loads(text) for text in stored]
+    expected = ["hi", INTERRUPTED] if request_is_readable else []
+    assert [entry["content"] for entry in entries] == expected
 
 
 async def test_the_runs_of_a_dead_worker_are_woken(running: Rescue, hand: Hand, sent: list[Wake]) -> None:

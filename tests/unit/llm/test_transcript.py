@@ -73,7 +73,7 @@ def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
         [CALLED, RESULT, CALLED, RESULT],
         [CALLED, {**RESULT, "content": "x" * 300_000}],
         [CALLED, {**RESULT, "content": object()}],
-        [{"role": "user", "content": "mine"}],
+        [{"role": "system", "content": "mine"}],
         ["text"],
         "text",
         None,
