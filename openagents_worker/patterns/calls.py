@@ -48,6 +48,8 @@ async def call_llm(
         options["response_format"] = reply_type.form
     options["tools"] = None if tools is None else tool_schemas({id_: _tool(context, id_) for id_ in tools})
     conversation = _conversation(context, prompt)
+    if reply_type is not None:
+        conversation.add_to_question(reply_type.instruction)
 
     async def ask() -> LLMResponse:
         return await conversation.ask(step=_counted(context), **options)

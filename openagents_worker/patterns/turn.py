@@ -120,6 +120,17 @@ class Conversation:
         """Append a user message that says what to do next."""
         self._messages.append(FixedMessage(role="user", content=text))
 
+    def add_to_question(self, text: str) -> None:
+        """Append a paragraph to the last message if it is a user's text, else a user message.
+
+        Not to the system message: providers cache what precedes the question.
+        """
+        last = self._messages[-1] if self._messages else {}
+        if last.get("role") == "user" and isinstance(last.get("content"), str):
+            self._messages[-1] = FixedMessage({**last, "content": f"{last['content']}\n\n{text}"})
+        else:
+            self.add_instruction(text)
+
     def copy(self) -> Conversation:
         """Another conversation that begins with these messages."""
         other = copy.copy(self)

@@ -113,13 +113,7 @@ async def test_call_llm_sends_system_prompt_history_and_memory(redis_url: str) -
     sent: list[Any] = []
 
     async def talker(context: RunContext) -> str:
-        generate = context.llm_client.generate
-
-        async def listening(**request: Any) -> Any:
-            sent.append([(message["role"], message["content"]) for message in request["messages"]])
-            return await generate(**request)
-
-        context.llm_client.generate = listening  # type: ignore[method-assign]
+        listen(context, sent)
         await context.call_llm([{"role": "user", "content": "alone"}])
         return (await context.call_llm(context.input_text)).output_text
 
@@ -133,8 +127,45 @@ async def test_call_llm_sends_system_prompt_history_and_memory(redis_url: str) -
     assert sent[3][-1][1] == "second"
 
 
+def listen(context: Any, sent: list[Any]) -> None:
+    """Add roles and contents of the messages of each request to `sent`."""
+    generate = context.llm_client.generate
+
+    async def listening(**request: Any) -> Any:
+        sent.append([(message["role"], message["content"]) for message in request["messages"]])
+        return await generate(**request)
+
+    context.llm_client.generate = listening
+
+
 class Verdict(BaseModel):
     guilty: bool
+
+
+@pytest.mark.parametrize(
+    ("prompt", "roles"),
+    [
+        ("Guilty?", ["user"]),
+        ([{"role": "user", "content": "Guilty?"}], ["user"]),
+        ([{"role": "user", "content": [{"type": "text", "text": "Guilty?"}]}], ["user", "user"]),
+        ([{"role": "user", "content": "He did it."}, {"role": "assistant", "content": "?"}],
+         ["user", "assistant", "user"]),
+    ],
+)  # fmt: skip
+async def test_call_llm_says_which_json_it_wants(redis_url: str, prompt: Any, roles: list[str]) -> None:
+    """Also to a model whose provider takes no schema."""
+    sent: list[Any] = []
+
+    async def judge(context: RunContext) -> bool:
+        listen(context, sent)
+        reply = await context.call_llm(prompt, output_type=Verdict)
+        return bool(reply.structured_output.guilty)
+
+    async with process(redis_url, a(judge, llm=scripted({"text": '{"guilty": true}'}))) as p:
+        assert await ends(p) is True
+    assert [role for role, _ in sent[0]] == roles
+    assert '"guilty"' in sent[0][-1][1]
+    assert "JSON Schema" in sent[0][-1][1]
 
 
 async def test_call_llm_corrects_a_reply_that_does_not_match_its_type(redis_url: str) -> None:

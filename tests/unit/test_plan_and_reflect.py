@@ -156,7 +156,7 @@ async def test_b05_a_budget_error_of_a_tool_ends_the_plan() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-async def test_the_steps_of_plan_and_execution_are_counted_together(limit: int) -> None:
+async def test_p10_the_steps_of_plan_and_execution_are_counted_together(limit: int) -> None:
     """P10: also by the budget of the request."""
     replies = [plan("a"), asks(("look_up", {"word": "x"})), asks(("look_up", {"word": "y"}))]
     run = run_of(*replies, budget=RunBudget(max_steps=limit))
@@ -165,7 +165,7 @@ async def test_the_steps_of_plan_and_execution_are_counted_together(limit: int) 
     assert len(run.llm_client.requests) == limit
 
 
-async def test_an_invalid_output_is_corrected_in_the_same_conversation() -> None:
+async def test_p03_an_invalid_output_is_corrected_in_the_same_conversation() -> None:
     """P03: `try_again` of the pattern."""
     run = run_of(plan("a"), says("1"), says("2"))
     pattern = made("plan_execute")
