@@ -42,7 +42,7 @@ class ReflexionPattern(ReActPattern):
             if _accepts(review):
                 break
             await self.emit("pattern.phase", phase="answering")
-            self._conversation.add_instruction(IMPROVE.format(review=review))
+            self._conversation.add_request(IMPROVE.format(review=review))
             answer = await self._run_steps()
         return answer
 
@@ -50,7 +50,7 @@ class ReflexionPattern(ReActPattern):
         """What the model says about the last answer. The review does not stay in the conversation."""
         self._steps += 1
         reviewed = self._conversation.copy()
-        reviewed.add_instruction(REVIEW)
+        reviewed.add_request(REVIEW)
         tools = tool_schemas(self.context.tools) or None
         no_calls = {} if tools is None else {"tool_choice": "none"}  # with the tools, prompt caches hit
         async with step_deadline(self.context, self._steps, self.cfg.step_timeout_ms):

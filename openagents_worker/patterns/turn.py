@@ -112,12 +112,8 @@ class Conversation:
         """Append the model's answer."""
         self._messages.append(FixedMessage(role="assistant", content=text))
 
-    def add_problem(self, problem: str) -> None:
-        """Append a user message that says what is wrong with the model's answer."""
-        self._messages.append(FixedMessage(role="user", content=problem))
-
-    def add_instruction(self, text: str) -> None:
-        """Append a user message that says what to do next."""
+    def add_request(self, text: str) -> None:
+        """Append a user message that says what to do next, or what is wrong with the model's answer."""
         self._messages.append(FixedMessage(role="user", content=text))
 
     def add_to_question(self, text: str) -> None:
@@ -129,7 +125,7 @@ class Conversation:
         if last.get("role") == "user" and isinstance(last.get("content"), str):
             self._messages[-1] = FixedMessage({**last, "content": f"{last['content']}\n\n{text}"})
         else:
-            self.add_instruction(text)
+            self.add_request(text)
 
     def copy(self) -> Conversation:
         """Another conversation that begins with these messages."""

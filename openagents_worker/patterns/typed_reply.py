@@ -93,7 +93,7 @@ async def typed_reply(
         if attempt < attempts:
             await context.emit("validation.retry", attempt=attempt, error=problem)
             conversation.add_answer(text)
-            conversation.add_problem(
+            conversation.add_request(
                 f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
             )
     raise OutputValidationError(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -517,6 +522,46 @@ async def test_a_recorded_function_keeps_its_signature_and_docstring(redis_url: 
 
     async with process(redis_url, a(wrapping)) as p:
         assert await ends(p) == ["Ask the shops.", "A1", "7"]
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        (list[int], [1, 2]),
+        (dict[int, str], {1: "a"}),
+        (set[str], {"a", "b"}),
+        (tuple[int, str], (1, "a")),
+        (datetime, datetime(2026, 1, 2, tzinfo=UTC)),
+        (timedelta, timedelta(seconds=1.5)),
+        (Decimal, Decimal("1.10")),
+        (UUID, UUID(int=5)),
+        (Path, Path("a/b")),
+        (Colour, Colour.RED),
+        (bytes, b"abc"),
+        (int | None, None),
+        (None, None),
+        (float, 1.5),
+        (Order | Offer, Order(order_id="1", offers=[])),
+        (list[Offer], [Offer("x", datetime(2026, 1, 1, tzinfo=UTC))]),
+        (dict[str, list[Order]], {"a": [Order(order_id="1", offers=[])]}),
+        (Awaitable[int], 5),
+    ],
+    ids=str,
+)
+def test_a_result_is_read_back_in_its_declared_type(declared: Any, value: Any) -> None:
+    """Equal, and of the same type, in every attempt."""
+
+    def function() -> Any: ...
+
+    function.__annotations__["return"] = declared
+    step = Step.of(function, None)
+    read = step.decoded(json.loads(json.dumps(step.encoded(value))))
+    assert read == value
+    assert type(read) is type(value)
 
 
 @pytest.mark.parametrize(
