@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from openagents_worker.errors import MaxStepsExceeded
 from openagents_worker.llm.base import LLMResponse, Message
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.turn import Conversation, tool_schemas, unknown_tool
+from openagents_worker.patterns.turn import Conversation, step_deadline, tool_schemas, unknown_tool
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 from openagents_worker.suggest import did_you_mean
 
@@ -23,6 +23,7 @@ class ProgramContext(RunContext, Protocol):
 
     system_prompt: str | None
     max_llm_calls: int | None
+    step_timeout_ms: int | None
     llm_calls: int
 
 
@@ -52,7 +53,9 @@ async def call_llm(
         conversation.add_to_question(reply_type.instruction)
 
     async def ask() -> LLMResponse:
-        return await conversation.ask(step=_counted(context), **options)
+        step = _counted(context)
+        async with step_deadline(context, step, context.step_timeout_ms):
+            return await conversation.ask(step=step, **options)
 
     return await (ask() if reply_type is None else typed_reply(context, conversation, reply_type, ask))
 

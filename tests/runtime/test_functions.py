@@ -215,6 +215,19 @@ async def test_max_steps_limits_the_model_calls_of_a_function(redis_url: str) ->
         assert record.usage.llm_calls == 3
 
 
+async def test_p11_step_timeout_ms_limits_each_model_call_of_a_function(redis_url: str) -> None:
+    """P11: the call is cancelled, and made again later."""
+
+    async def asks(context: RunContext) -> str:
+        return (await context.call_llm("Go on.")).output_text
+
+    slow = {**scripted({"text": "hello"}), "latency_ms": 600_000}
+    async with process(redis_url, a(asks, llm=slow, runtime={"step_timeout_ms": 100})) as p:
+        await p.submit()
+        result = await p.execute()
+        assert (result.kind, result.reason) == (AttemptOutcome.SUSPENDED, StepTimeoutError.code)
+
+
 async def test_unknown_tools_and_options_are_named_with_a_suggestion(redis_url: str) -> None:
     """Nothing is sent to a model."""
 
