@@ -18,13 +18,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, StepTimeoutError
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.runtime.calls.functions import Step
+from openagents_worker.runtime.calls.recorded_values import Step
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import unstorable
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
@@ -447,6 +447,14 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
     def lies() -> int:
         return "many"  # type: ignore[return-value]
 
+    def secret() -> list[SecretStr]:
+        MADE.append("called")
+        return []
+
+    twice: list[Any] = []
+    for _ in range(60):
+        twice = [twice, twice]
+
     def local() -> Missing:  # type: ignore[name-defined]  # noqa: F821
         MADE.append("called")
 
@@ -456,6 +464,8 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
             lambda: context.step("s", unlisted, object()),
             lambda: context.step("s", typed),
             lambda: context.step("s", local),
+            lambda: context.step("s", secret),
+            lambda: context.step("s", unlisted, twice),
             lambda: context.step("", unlisted, 1),
             lambda: context.step("s", 5),  # type: ignore[arg-type]
             lambda: context.recorded(unlisted, timeout=0)(1),
@@ -478,6 +488,8 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
             "step 's': the argument value is not JSON",
             "Thread'> has no JSON form",
             "step 's': the type of its result cannot be read: name 'Missing' is not defined",
+            "contains a secret, which is not stored",
+            "the argument value is not JSON: it is too large: at most 100,000 lists and objects",
             "a step cannot have the name ''",
             "a int is not a function",
             "its timeout must be more than 0 seconds",
