@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.patterns.turn import step_deadline, step_limit, tool_schemas
@@ -27,7 +27,12 @@ class ReflexionPattern(ReActPattern):
 
     class Config(ReActPattern.Config):
         max_reflections: int = Field(
-            2, ge=0, le=20, description="How many times an answer may be reviewed and improved."
+            2,
+            ge=0,
+            le=20,
+            validation_alias=AliasChoices("max_reflections", "max_retries"),
+            description="How many times an answer may be reviewed and improved. "
+            "The name in the original SDK, max_retries, is accepted too.",
         )
 
     async def execute(self) -> str:
