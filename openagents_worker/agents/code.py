@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
-from openagents_worker.agents.code_path import CodePath
+from openagents_worker.agents.code_path import CodePath, code_of
 from openagents_worker.agents.loading import AgentsFile, check_agent, read_agents_file
 from openagents_worker.agents.positions import Path
 from openagents_worker.agents.problems import ConfigProblem, rejected
@@ -141,9 +141,10 @@ class Agent:
         ref = self._reference("tools", tool)
         if isinstance(tool, str):
             return {"id": tool.rpartition(".")[2], **ref}
-        if isinstance(ref, dict) and "id" not in ref and "impl" in ref:
-            code = getattr(ref["impl"], "code", None)
-            return {"id": ref["impl"].rpartition(".")[2] if code is None else _tool_id(code), **ref}
+        impl = ref.get("impl")
+        if "id" not in ref and isinstance(impl, str):
+            code = code_of(impl)
+            return {"id": impl.rpartition(".")[2] if code is None else _tool_id(code), **ref}
         return ref
 
     def _reference(self, field: str, value: Any) -> Any:

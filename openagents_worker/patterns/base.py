@@ -108,8 +108,7 @@ class PatternPlugin(Plugin):
     turn_messages: Sequence[Mapping[str, Any]] = ()
     """The messages between question and answer, for the session's transcript: assistant messages with tool
     calls, their results, and what the user has sent to the run meanwhile. The answer may follow, if it has
-    `provider_fields`. The runtime reads it after
-    `execute` has returned."""
+    `provider_fields`. The runtime reads it after `execute` has returned."""
     finish_reason: str | None = None
     """Why the model ended its answer, for `RunResult.finish_reason`."""
 

@@ -8,7 +8,13 @@ from typing import Any, Protocol
 
 from openagents_worker.llm.base import LLMResponse, Message
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.turn import Conversation, more_steps, tool_schemas, unknown_tool
+from openagents_worker.patterns.turn import (
+    Conversation,
+    more_steps,
+    step_deadline,
+    tool_schemas,
+    unknown_tool,
+)
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 from openagents_worker.suggest import did_you_mean
 
@@ -22,6 +28,7 @@ class ProgramContext(RunContext, Protocol):
 
     system_prompt: str | None
     max_llm_calls: int | None
+    step_timeout_ms: int | None
     llm_calls: int
 
 
@@ -47,9 +54,13 @@ async def call_llm(
         options["response_format"] = reply_type.form
     options["tools"] = None if tools is None else tool_schemas({id_: _tool(context, id_) for id_ in tools})
     conversation = _conversation(context, prompt)
+    if reply_type is not None:
+        conversation.add_to_question(reply_type.instruction)
 
     async def ask() -> LLMResponse:
-        return await conversation.ask(step=await _counted(context), **options)
+        step = await _counted(context)
+        async with step_deadline(context, step, context.step_timeout_ms):
+            return await conversation.ask(step=step, **options)
 
     return await (ask() if reply_type is None else typed_reply(context, conversation, reply_type, ask))
 

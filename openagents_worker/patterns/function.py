@@ -43,8 +43,9 @@ class FunctionPattern(PatternPlugin):
         """The name of the function in logs, in place of this class."""
 
     async def execute(self) -> Any:
-        """Call the function. Its `call_llm` uses the system prompt, at most `max_steps` times."""
+        """Call the function. Each `call_llm` is a step: it has the system prompt and the limits of steps."""
         context: Any = self.context
         context.system_prompt = self.cfg.system_prompt
         context.max_llm_calls = step_limit(context, self.cfg.max_steps)
+        context.step_timeout_ms = self.cfg.step_timeout_ms
         return await self._function(context)

@@ -84,14 +84,12 @@ class PlanExecutePattern(ReActPattern):
 
     async def _execute_plan(self, plan: list[str]) -> str:
         if not plan:
-            self._conversation.add_instruction("Now answer.")
+            self._conversation.add_request("Now answer.")
         for number, step in enumerate(plan, start=1):
             text = f"Step {number} of {len(plan)}: {step}"
             if number == len(plan):
-                self._conversation.add_instruction(
-                    f"{text}\nThis is the last step: then give the final answer."
-                )
+                self._conversation.add_request(f"{text}\nThis is the last step: then give the final answer.")
             else:
-                self._conversation.add_instruction(f"{text}\nDo only this step, and say what it has shown.")
+                self._conversation.add_request(f"{text}\nDo only this step, and say what it has shown.")
                 await self._run_steps(plan_step=number, is_final=False)
         return await self._run_steps(plan_step=len(plan) or None)

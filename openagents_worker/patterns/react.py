@@ -72,7 +72,7 @@ class ReActPattern(PatternPlugin):
     async def try_again(self, problem: str) -> str:
         """Get another answer in the same conversation. `problem` says why the last one is invalid. The step
         count continues."""
-        self._conversation.add_problem(problem)
+        self._conversation.add_request(problem)
         return await self._run_steps()
 
     async def _run_steps(self, *, plan_step: int | None = None, is_final: bool = True) -> str:

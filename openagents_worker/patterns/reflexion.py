@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.patterns.turn import step_deadline, step_limit, tool_schemas
@@ -27,7 +27,12 @@ class ReflexionPattern(ReActPattern):
 
     class Config(ReActPattern.Config):
         max_reflections: int = Field(
-            2, ge=0, le=20, description="How many times an answer may be reviewed and improved."
+            2,
+            ge=0,
+            le=20,
+            validation_alias=AliasChoices("max_reflections", "max_retries"),
+            description="How many times an answer may be reviewed and improved. "
+            "The name in the original SDK, max_retries, is accepted too.",
         )
 
     async def execute(self) -> str:
@@ -42,7 +47,7 @@ class ReflexionPattern(ReActPattern):
             if _accepts(review):
                 break
             await self.emit("pattern.phase", phase="answering")
-            self._conversation.add_instruction(IMPROVE.format(review=review))
+            self._conversation.add_request(IMPROVE.format(review=review))
             answer = await self._run_steps()
         return answer
 
@@ -50,7 +55,7 @@ class ReflexionPattern(ReActPattern):
         """What the model says about the last answer. The review does not stay in the conversation."""
         self._steps += 1
         reviewed = self._conversation.copy()
-        reviewed.add_instruction(REVIEW)
+        reviewed.add_request(REVIEW)
         tools = tool_schemas(self.context.tools) or None
         no_calls = {} if tools is None else {"tool_choice": "none"}  # with the tools, prompt caches hit
         async with step_deadline(self.context, self._steps, self.cfg.step_timeout_ms):

@@ -142,13 +142,20 @@ class Conversation:
         message = FixedMessage(role="assistant", content=text)
         self._messages.append(FixedMessage(message, provider_fields=fields) if fields else message)
 
-    def add_problem(self, problem: str) -> None:
-        """Append a user message that says what is wrong with the model's answer."""
-        self._messages.append(FixedMessage(role="user", content=problem))
-
-    def add_instruction(self, text: str) -> None:
-        """Append a user message that says what to do next."""
+    def add_request(self, text: str) -> None:
+        """Append a user message that says what to do next, or what is wrong with the model's answer."""
         self._messages.append(FixedMessage(role="user", content=text))
+
+    def add_to_question(self, text: str) -> None:
+        """Append a paragraph to the last message if it is a user's text, else a user message.
+
+        Not to the system message: providers cache what precedes the question.
+        """
+        last = self._messages[-1] if self._messages else {}
+        if last.get("role") == "user" and isinstance(last.get("content"), str):
+            self._messages[-1] = FixedMessage({**last, "content": f"{last['content']}\n\n{text}"})
+        else:
+            self.add_request(text)
 
     def copy(self) -> Conversation:
         """Another conversation that begins with these messages."""

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from openagents_worker.errors import OutputValidationError, PatternError
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.structured import response_format
 from openagents_worker.patterns.base import RunContext
@@ -39,6 +40,12 @@ class ReplyType:
                 "use a pydantic model or a dataclass"
             )
         return _reply_type(type_)
+
+    @property
+    def instruction(self) -> str:
+        """For models whose provider takes no schema: it is sent to all of them."""
+        schema = dumps(self.form["json_schema"]["schema"])
+        return f"Your answer is JSON that fits this JSON Schema, and nothing else:\n{schema}"
 
     def parsed(self, text: str) -> Any:
         """The value in a text. Raises pydantic's ValidationError."""
@@ -86,7 +93,7 @@ async def typed_reply(
         if attempt < attempts:
             await context.emit("validation.retry", attempt=attempt, error=problem)
             conversation.add_answer(text, reply)
-            conversation.add_problem(
+            conversation.add_request(
                 f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
             )
     raise OutputValidationError(

@@ -71,6 +71,8 @@ class AttemptContext:
     """The system prompt of the agent, for `call_llm`. Set by a pattern that is a function."""
     max_llm_calls: int | None = None
     """How many times `call_llm` may be called. None: no limit."""
+    step_timeout_ms: int | None = None
+    """How long one `call_llm` may take. None: no limit of its own."""
     llm_calls: int = 0
     """How many times `call_llm` was called in this attempt."""
     functions: Any = None

@@ -116,8 +116,13 @@ def _wrapper(kind: str, ref: PluginRef, code: Any) -> Callable[..., Any] | None:
     Python code gives functions to its agents on purpose. A path in the agents file can be a mistake: there, a
     pattern is a function whose parameter is named `context`, and a plain function is not a tool.
     """
-    is_function = inspect.isfunction(code) or isinstance(code, partial)
-    if not is_function or "config" in inspect.signature(code).parameters:
+    if not inspect.isfunction(code) and not isinstance(code, partial):
+        return None
+    try:
+        takes_config = "config" in inspect.signature(code).parameters
+    except ValueError:  # a partial of a function of C
+        return None
+    if takes_config:
         return None
     is_given = code_of(ref.impl) is not None
     if kind == "pattern" and is_pattern_function(code) and (is_given or _takes_context(code)):

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, StepTimeoutError
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.runtime.calls.functions import Step
+from openagents_worker.runtime.calls.recorded_values import Step
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import unstorable
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
@@ -113,13 +118,7 @@ async def test_call_llm_sends_system_prompt_history_and_memory(redis_url: str) -
     sent: list[Any] = []
 
     async def talker(context: RunContext) -> str:
-        generate = context.llm_client.generate
-
-        async def listening(**request: Any) -> Any:
-            sent.append([(message["role"], message["content"]) for message in request["messages"]])
-            return await generate(**request)
-
-        context.llm_client.generate = listening  # type: ignore[method-assign]
+        listen(context, sent)
         await context.call_llm([{"role": "user", "content": "alone"}])
         return (await context.call_llm(context.input_text)).output_text
 
@@ -133,8 +132,45 @@ async def test_call_llm_sends_system_prompt_history_and_memory(redis_url: str) -
     assert sent[3][-1][1] == "second"
 
 
+def listen(context: Any, sent: list[Any]) -> None:
+    """Add roles and contents of the messages of each request to `sent`."""
+    generate = context.llm_client.generate
+
+    async def listening(**request: Any) -> Any:
+        sent.append([(message["role"], message["content"]) for message in request["messages"]])
+        return await generate(**request)
+
+    context.llm_client.generate = listening
+
+
 class Verdict(BaseModel):
     guilty: bool
+
+
+@pytest.mark.parametrize(
+    ("prompt", "roles"),
+    [
+        ("Guilty?", ["user"]),
+        ([{"role": "user", "content": "Guilty?"}], ["user"]),
+        ([{"role": "user", "content": [{"type": "text", "text": "Guilty?"}]}], ["user", "user"]),
+        ([{"role": "user", "content": "He did it."}, {"role": "assistant", "content": "?"}],
+         ["user", "assistant", "user"]),
+    ],
+)  # fmt: skip
+async def test_call_llm_says_which_json_it_wants(redis_url: str, prompt: Any, roles: list[str]) -> None:
+    """Also to a model whose provider takes no schema."""
+    sent: list[Any] = []
+
+    async def judge(context: RunContext) -> bool:
+        listen(context, sent)
+        reply = await context.call_llm(prompt, output_type=Verdict)
+        return bool(reply.structured_output.guilty)
+
+    async with process(redis_url, a(judge, llm=scripted({"text": '{"guilty": true}'}))) as p:
+        assert await ends(p) is True
+    assert [role for role, _ in sent[0]] == roles
+    assert '"guilty"' in sent[0][-1][1]
+    assert "JSON Schema" in sent[0][-1][1]
 
 
 async def test_call_llm_corrects_a_reply_that_does_not_match_its_type(redis_url: str) -> None:
@@ -177,6 +213,19 @@ async def test_max_steps_limits_the_model_calls_of_a_function(redis_url: str) ->
         assert record.result is not None
         assert record.result.stop_reason is StopReason.MAX_STEPS
         assert record.usage.llm_calls == 3
+
+
+async def test_p11_step_timeout_ms_limits_each_model_call_of_a_function(redis_url: str) -> None:
+    """P11: the call is cancelled, and made again later."""
+
+    async def asks(context: RunContext) -> str:
+        return (await context.call_llm("Go on.")).output_text
+
+    slow = {**scripted({"text": "hello"}), "latency_ms": 600_000}
+    async with process(redis_url, a(asks, llm=slow, runtime={"step_timeout_ms": 100})) as p:
+        await p.submit()
+        result = await p.execute()
+        assert (result.kind, result.reason) == (AttemptOutcome.SUSPENDED, StepTimeoutError.code)
 
 
 async def test_unknown_tools_and_options_are_named_with_a_suggestion(redis_url: str) -> None:
@@ -398,6 +447,14 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
     def lies() -> int:
         return "many"  # type: ignore[return-value]
 
+    def secret() -> list[SecretStr]:
+        MADE.append("called")
+        return []
+
+    twice: list[Any] = []
+    for _ in range(60):
+        twice = [twice, twice]
+
     def local() -> Missing:  # type: ignore[name-defined]  # noqa: F821
         MADE.append("called")
 
@@ -407,6 +464,8 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
             lambda: context.step("s", unlisted, object()),
             lambda: context.step("s", typed),
             lambda: context.step("s", local),
+            lambda: context.step("s", secret),
+            lambda: context.step("s", unlisted, twice),
             lambda: context.step("", unlisted, 1),
             lambda: context.step("s", 5),  # type: ignore[arg-type]
             lambda: context.recorded(unlisted, timeout=0)(1),
@@ -429,6 +488,8 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
             "step 's': the argument value is not JSON",
             "Thread'> has no JSON form",
             "step 's': the type of its result cannot be read: name 'Missing' is not defined",
+            "contains a secret, which is not stored",
+            "the argument value is not JSON: it is too large: at most 100,000 lists and objects",
             "a step cannot have the name ''",
             "a int is not a function",
             "its timeout must be more than 0 seconds",
@@ -486,6 +547,46 @@ async def test_a_recorded_function_keeps_its_signature_and_docstring(redis_url: 
 
     async with process(redis_url, a(wrapping)) as p:
         assert await ends(p) == ["Ask the shops.", "A1", "7"]
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        (list[int], [1, 2]),
+        (dict[int, str], {1: "a"}),
+        (set[str], {"a", "b"}),
+        (tuple[int, str], (1, "a")),
+        (datetime, datetime(2026, 1, 2, tzinfo=UTC)),
+        (timedelta, timedelta(seconds=1.5)),
+        (Decimal, Decimal("1.10")),
+        (UUID, UUID(int=5)),
+        (Path, Path("a/b")),
+        (Colour, Colour.RED),
+        (bytes, b"abc"),
+        (int | None, None),
+        (None, None),
+        (float, 1.5),
+        (Order | Offer, Order(order_id="1", offers=[])),
+        (list[Offer], [Offer("x", datetime(2026, 1, 1, tzinfo=UTC))]),
+        (dict[str, list[Order]], {"a": [Order(order_id="1", offers=[])]}),
+        (Awaitable[int], 5),
+    ],
+    ids=str,
+)
+def test_a_result_is_read_back_in_its_declared_type(declared: Any, value: Any) -> None:
+    """Equal, and of the same type, in every attempt."""
+
+    def function() -> Any: ...
+
+    function.__annotations__["return"] = declared
+    step = Step.of(function, None)
+    read = step.decoded(json.loads(json.dumps(step.encoded(value))))
+    assert read == value
+    assert type(read) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openagents_worker import Agent, RunBudget, agent, register_agent, tool
 from openagents_worker.agents import AgentDefinition, load_agents
@@ -155,6 +158,26 @@ def test_a_mistake_is_an_error_where_the_agent_is_written(
     found = problems(**options)
     assert [at for at, _ in found] == [path]
     assert message in found[0][1]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(look_up),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["id", "type", "impl", "config", "provider", "max_steps", "on_error", "timeout_ms"])
+OPTIONS = st.dictionaries(
+    st.sampled_from(sorted(set(inspect.signature(Agent).parameters) - {"id"})),
+    JSON | st.dictionaries(KEYS, JSON, max_size=3) | st.lists(st.dictionaries(KEYS, JSON, max_size=3)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(id=st.text(max_size=5) | JSON, options=OPTIONS)
+def test_any_arguments_are_an_agent_or_one_error(id: Any, options: dict[str, Any]) -> None:
+    """Whatever is given."""
+    with suppress(ConfigValidationError):
+        assert Agent(id, **options).definition.definition_hash
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.errors import BudgetExhausted, MaxStepsExceeded, OutputValidationError, ToolError
+from openagents_worker.errors import (
+    BudgetExhausted,
+    MaxStepsExceeded,
+    OutputValidationError,
+    PluginConfigError,
+    ToolError,
+)
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.patterns import BUILTIN_PATTERNS
@@ -156,7 +162,7 @@ async def test_b05_a_budget_error_of_a_tool_ends_the_plan() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-async def test_the_steps_of_plan_and_execution_are_counted_together(limit: int) -> None:
+async def test_p10_the_steps_of_plan_and_execution_are_counted_together(limit: int) -> None:
     """P10: also by the budget of the request."""
     replies = [plan("a"), asks(("look_up", {"word": "x"})), asks(("look_up", {"word": "y"}))]
     run = run_of(*replies, budget=RunBudget(max_steps=limit))
@@ -165,7 +171,7 @@ async def test_the_steps_of_plan_and_execution_are_counted_together(limit: int) 
     assert len(run.llm_client.requests) == limit
 
 
-async def test_an_invalid_output_is_corrected_in_the_same_conversation() -> None:
+async def test_p03_an_invalid_output_is_corrected_in_the_same_conversation() -> None:
     """P03: `try_again` of the pattern."""
     run = run_of(plan("a"), says("1"), says("2"))
     pattern = made("plan_execute")
@@ -211,6 +217,14 @@ async def test_a_review_needs_two_steps_that_are_left() -> None:
     run = run_of(says("1"), says("Too short."), says("2"), budget=RunBudget(max_steps=2))
     assert await execute(made("reflexion"), run) == "1"
     assert len(run.llm_client.requests) == 1
+
+
+def test_the_options_of_the_original_sdk_are_accepted() -> None:
+    """Its reflexion calls the number of reviews max_retries."""
+    assert made("reflexion", max_retries=1, max_steps=16, step_timeout_ms=30_000).cfg.max_reflections == 1
+    assert made("plan_execute", max_steps=16, step_timeout_ms=30_000).cfg.max_plan_steps == 10
+    with pytest.raises(PluginConfigError, match="max_reflexions"):
+        made("reflexion", max_reflexions=1)
 
 
 async def test_an_empty_review_accepts() -> None:
