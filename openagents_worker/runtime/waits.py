@@ -149,14 +149,18 @@ class Waits:
             left_s = (wait.until_ms - self.clock.now_ms()) / 1000
             timer = self._loop.call_later(max(0.0, left_s), _end, opened.ended, None)
         self._plan_to_park()
+        is_cut = False
         try:
             with self._calls.waiting():
                 return await opened.ended
+        except asyncio.CancelledError:
+            is_cut = self._latch.reason is not None  # the suspension stores the wait
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             del self._open[wait.call_id]
-            if self._latch.reason is None:  # else the suspension stores it
+            if not is_cut:
                 del self._writer.facts_at_suspend[opened.fact.name]
                 if opened.is_stored:
                     self._taken.setdefault(wait.call_id, []).append(opened.fact.name)

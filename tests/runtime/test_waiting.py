@@ -312,6 +312,31 @@ async def test_a_value_sent_while_the_run_parks_is_not_missed(redis_url: str) ->
         assert record.result.final_output == [7]
 
 
+async def test_a_wait_that_ends_while_the_run_is_handed_over_leaves_nothing(redis_url: str) -> None:
+    """Its value is recorded; the call beside it, which is in progress, is made again."""
+    async with process(redis_url, waiting("Branches", names=["charge1", "a"])) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+
+        def waits_beside_a_call() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            is_waiting = attempt is not None and attempt._recorder and attempt._recorder.waits._open
+            return bool(is_waiting) and any(e[:2] == ("begin", "charge") for e in plugins.LOG)
+
+        await await_for(waits_beside_a_call, "one branch waits, and the other one charges")
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        await send(p, "a", 1)
+        p.runner.announce_fact("r1", 1)
+
+        async def received() -> bool:
+            return any(record["kind"] == "receive" for record in await p.journal())
+
+        await await_for(received, "the value is recorded")
+        plugins.GATES["charge1"].set()
+        assert (await executing).reason == "handover"
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+
+
 async def test_a_parked_run_can_be_cancelled(redis_url: str) -> None:
     async with process(redis_url, waiting("Receives", timeout=3600)) as p:
         await p.submit()
