@@ -34,6 +34,9 @@ from tests.support.script_calls import call
 
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
+FENCED = ("commit", "emit", "finish", "limit_settle", "limit_take", "release", "suspend")
+"""The scripts that only the owner of a run may call."""
+
 
 @pytest.fixture(scope="module")
 def redis_of_users() -> Generator[Guarded]:
@@ -119,7 +122,7 @@ def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, 
         for made in (call("register"), call("submit")):
             store.run(made)
         fence = store.run(call("claim")).fence
-    fenced = {"fence": fence} if name in ("commit", "emit", "finish", "release", "suspend") else {}
+    fenced = {"fence": fence} if name in FENCED else {}
     before = all_keys(admin)
     for command in sorted({right.command for right in Script(name, {}).rights}):
         redis_of_users.set_user(role, f"-{command.lower()}")
