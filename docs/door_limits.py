@@ -52,7 +52,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/resume.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
             ("store/approvals.py", "HKEYS"),
-            ("producer/decisions.py", "HKEYS"),
+            ("producer/deciding.py", "HKEYS"),
         ),
     ),
     "fleet": (
