@@ -69,7 +69,7 @@ A quoted word is not counted: it may be a name that crosses a wire.
 """
 
 OTHERS_TERMS = {
-    "refusal": ("llm/", "testing/model_server/", "patterns/turn.py", "docs/messages.md"),
+    "refusal": ("llm/", "testing/model_server/", "patterns/answers.py", "docs/messages.md"),
     "bodies": ("llm/", "testing/model_server/"),
     "tells": ("docs/agents-file.md",),
     "carrier": ("telemetry/opentelemetry.py",),
