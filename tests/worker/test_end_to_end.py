@@ -37,6 +37,7 @@ NEED_A_FAULT = {
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
     "events.gap": "a watcher starts after the events were trimmed",
+    "signal.received": "somebody sends a value to a run that waits for it",
 }
 """Events that need a fault; each is tested with its fault elsewhere."""
 
