@@ -13,10 +13,10 @@ from openagents_worker.store.client import Plan
 from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys
 
-__all__ = ["WaitKind", "WaitingReason", "why_no_free_slot", "why_not_served", "read_waiting_reason"]
+__all__ = ["ReasonKind", "WaitingReason", "why_no_free_slot", "why_not_served", "read_waiting_reason"]
 
 
-class WaitKind(StrEnum):
+class ReasonKind(StrEnum):
     START = "start"  # the start time that the producer asked for
     RETRY = "retry"
     SESSION = "session"
@@ -32,7 +32,7 @@ class WaitingReason:
     occupies the session.
     """
 
-    kind: WaitKind
+    kind: ReasonKind
     text: str
     until_ms: int | None = None
     behind: str | None = None
@@ -43,14 +43,14 @@ def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None
     match run.state:
         case RunState.SCHEDULED:
             now_ms = yield from _now_ms(keys)
-            return WaitingReason(WaitKind.START, f"its start is due {_due(run.due_ms, now_ms)}", run.due_ms)
+            return WaitingReason(ReasonKind.START, f"its start is due {_due(run.due_ms, now_ms)}", run.due_ms)
         case RunState.RETRYING:
             now_ms = yield from _now_ms(keys)
             error = run.last_error
             why = f" after {error.code}" if error is not None else ""
             message = f": {error.message}" if error is not None and error.message else ""
             return WaitingReason(
-                WaitKind.RETRY, f"retry{why} {_due(run.due_ms, now_ms)}{message}", run.due_ms
+                ReasonKind.RETRY, f"retry{why} {_due(run.due_ms, now_ms)}{message}", run.due_ms
             )
         case RunState.WAITING_SESSION:
             return (yield from _session_reason(keys, run))
@@ -58,11 +58,11 @@ def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None
             workers = yield from read_workers(keys)
             problem = why_not_served(workers, run.queue, run.agent_id) or why_no_free_slot(workers, run.queue)
             text = problem or f"no worker of queue {run.queue} has started it yet"
-            return WaitingReason(WaitKind.WORKER, text)
+            return WaitingReason(ReasonKind.WORKER, text)
         case RunState.AWAITING_APPROVAL | RunState.WAITING_CHILD | RunState.WAITING | RunState.PAUSED:
             now_ms = yield from _now_ms(keys)
             until = f"; it continues {_due(run.due_ms, now_ms)} at the latest" if run.due_ms else ""
-            return WaitingReason(WaitKind.FACT, f"{_waited_for(run)}{until}", run.due_ms)
+            return WaitingReason(ReasonKind.FACT, f"{_waited_for(run)}{until}", run.due_ms)
         case RunState.RUNNING | RunState.COMPLETED | RunState.FAILED | RunState.CANCELLED:
             return None
         case _:
@@ -114,7 +114,7 @@ def _session_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason]:
     holder, position = yield read_holder_and_position
     ahead = f", and {position} more before it" if position else ""
     text = f"session {run.session_id} is busy with run {holder or '?'}{ahead}"
-    return WaitingReason(WaitKind.SESSION, text, behind=holder)
+    return WaitingReason(ReasonKind.SESSION, text, behind=holder)
 
 
 def _now_ms(keys: Keys) -> Plan[int]:

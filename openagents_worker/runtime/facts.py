@@ -12,8 +12,11 @@ from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.store.facts import Fact, FactKind, Facts
 from openagents_worker.store.scripts import Claimed
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunFacts"]
+
+log = get_logger(__name__)
 
 
 class RunFacts:
@@ -88,6 +91,8 @@ class RunFacts:
                     return  # the number was not of this run
         except RunLatched:
             return
+        except Exception:  # a value that another program has written; a call that waits for it reports it
+            log.exception("facts.unreadable", run_id=self._store.run_id)
         finally:
             self._reading = None
 

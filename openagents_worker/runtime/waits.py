@@ -8,7 +8,7 @@ park the run, because parking and continuing costs more than it saves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,16 +90,12 @@ class Waits:
         waits. Without a fact, this waits for the time only. The record of the call replaces the fact.
         """
         wait = self._wait_of(info, kind, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all)
-        found = self._facts_or_time(wait)
-        if found is None and fact:
-            await self.facts.refresh()
-            found = self._facts_or_time(wait)
-        if found is None:
-            found = await self._wait(wait)
-        if isinstance(found, Fact):
+        found = self.facts.take(fact) or await self._look_again(wait)
+        if found is None and not self._is_over(wait):
+            found = await self._wait(wait) or await self._look_again(wait)
+        if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
-            return found
-        return None
+        return found
 
     def check_again(self, kind: WaitKind) -> None:
         """End the waits of a kind as if they had timed out: their calls look again what they wait for."""
@@ -107,9 +103,11 @@ class Waits:
             if opened.wait.kind is kind:
                 _end(opened.ended, None)
 
-    def taken_by(self, call_id: str) -> list[str]:
+    def taken_by(self, call_id: str) -> Sequence[str]:
         """The names of the facts that the record of this call replaces."""
-        names = self._taken.pop(call_id, [])
+        if call_id not in self._taken:
+            return ()
+        names = self._taken.pop(call_id)
         self.facts.forget(names)
         return names
 
@@ -133,12 +131,15 @@ class Waits:
             until_ms = 0 if timeout_ms is None else self.clock.now_ms() + max(0, timeout_ms)
         return Wait(kind, call_id=info.call_id, until_ms=until_ms, **fields)
 
-    def _facts_or_time(self, wait: Wait) -> Fact | bool | None:
-        """The fact that ends the wait; True: its time is over; None: neither."""
-        fact = self.facts.take(wait.fact)
-        if fact is not None:
-            return fact
-        return True if wait.until_ms and wait.until_ms <= self.clock.now_ms() else None
+    async def _look_again(self, wait: Wait) -> Fact | None:
+        """The fact that ends the wait, if it is stored and was not announced yet."""
+        if not wait.fact:
+            return None
+        await self.facts.refresh()
+        return self.facts.take(wait.fact)
+
+    def _is_over(self, wait: Wait) -> bool:
+        return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
 
     async def _wait(self, wait: Wait) -> Fact | None:
         if len(self._open) >= MAX_WAITS:
@@ -154,14 +155,18 @@ class Waits:
             left_s = (wait.until_ms - self.clock.now_ms()) / 1000
             timer = self._loop.call_later(max(0.0, left_s), _end, opened.ended, None)
         self._plan_to_park()
+        is_cut = False
         try:
             with self._calls.waiting():
                 return await opened.ended
+        except asyncio.CancelledError:
+            is_cut = self._latch.reason is not None  # the suspension stores the wait
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             del self._open[wait.call_id]
-            if self._latch.reason is None:  # else the suspension stores it
+            if not is_cut:
                 del self._writer.facts_at_suspend[opened.fact.name]
                 if opened.is_stored:
                     self._taken.setdefault(wait.call_id, []).append(opened.fact.name)

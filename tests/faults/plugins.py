@@ -28,6 +28,7 @@ __all__ = [
     "Hold",
     "Impatient",
     "Limited",
+    "Receiving",
     "Refused",
     "Segfault",
     "Step",
@@ -261,3 +262,14 @@ class Stubborn(_Pattern):
             return_exceptions=True,
         )
         return [*(type(each).__name__ for each in found), await self.step("d2"), await self.ask("d3")]
+
+
+class Receiving(_Pattern):
+    """Receives as many values as its input says, with a step after each."""
+
+    async def execute(self) -> Any:
+        received = []
+        for number in range(int(self.context.input_text)):
+            received.append(await self.context.receive("value"))
+            await self.step(f"a{number}")
+        return received

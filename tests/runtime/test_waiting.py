@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime import waits
+from openagents_worker.runtime.calls import waiting as calls_of_waits
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
@@ -124,6 +126,20 @@ async def test_a_receive_times_out(redis_url: str, config: dict[str, Any]) -> No
         assert plugins.executed("charge") == ["before", "after"]
 
 
+async def test_a_value_that_was_not_announced_is_found_before_a_time_out(redis_url: str) -> None:
+    """Here the time-out is 0, and the worker was not told of the value."""
+    async with process(redis_url, waiting("Receives", timeout=0, gated=True)) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.LOG, "the first charge begins")
+        await send(p, "paid", 5)
+        plugins.GATES["open"].set()
+        await executing
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [5]
+
+
 async def test_a_sleep_of_a_year_is_one_entry_until_it_is_over(redis_url: str) -> None:
     """The time is counted from the first attempt that slept, whatever woke the run before it was over."""
     year = 365 * 86_400
@@ -144,6 +160,14 @@ async def test_a_sleep_of_a_year_is_one_entry_until_it_is_over(redis_url: str) -
         assert record.result.final_output == "slept"
         assert plugins.executed("charge") == ["before", "after"]
         assert await p.store.redis.zcard(p.store.keys("timeouts")) == 0
+
+
+@pytest.mark.parametrize(
+    "delay", [-1, 10**5000, float("nan"), float("inf"), "1", True, None], ids=lambda _: "delay"
+)
+async def test_a_delay_that_is_not_a_time_is_refused(delay: Any) -> None:
+    with pytest.raises(RequestInvalid, match="the delay of sleep must be"):
+        await calls_of_waits.sleep(None, delay)  # type: ignore[arg-type]  # it is refused before
 
 
 async def test_a_short_sleep_does_not_park(redis_url: str) -> None:
@@ -296,6 +320,31 @@ async def test_a_value_sent_while_the_run_parks_is_not_missed(redis_url: str) ->
         record = await p.record()
         assert record.result is not None
         assert record.result.final_output == [7]
+
+
+async def test_a_wait_that_ends_while_the_run_is_handed_over_leaves_nothing(redis_url: str) -> None:
+    """Its value is recorded; the call beside it, which is in progress, is made again."""
+    async with process(redis_url, waiting("Branches", names=["charge1", "a"])) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+
+        def waits_beside_a_call() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            is_waiting = attempt is not None and attempt._recorder and attempt._recorder.waits._open
+            return bool(is_waiting) and any(e[:2] == ("begin", "charge") for e in plugins.LOG)
+
+        await await_for(waits_beside_a_call, "one branch waits, and the other one charges")
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        await send(p, "a", 1)
+        p.runner.announce_fact("r1", 1)
+
+        async def received() -> bool:
+            return any(record["kind"] == "receive" for record in await p.journal())
+
+        await await_for(received, "the value is recorded")
+        plugins.GATES["charge1"].set()
+        assert (await executing).reason == "handover"
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
 
 
 async def test_a_parked_run_can_be_cancelled(redis_url: str) -> None:

@@ -23,7 +23,8 @@ class _Pattern:
         self.config = config or {}
 
     async def charge(self, who: str) -> Any:
-        return await self.context.tools["charge"].invoke({"who": who})
+        gate = {"gate": "open"} if who == "before" and self.config.get("gated") else {}
+        return await self.context.tools["charge"].invoke({"who": who, **gate})
 
 
 class Receives(_Pattern):

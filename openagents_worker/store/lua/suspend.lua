@@ -1,7 +1,8 @@
 -- The owner suspends a run. kind: `retry`: due after delay_ms. `handover`: another worker continues it immediately. `left_to_others`: for a worker
 -- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s). `park`: it waits for facts (`waits`, JSON) in the
--- state `park_state`, and at most until due_ms (0: for ever); waiting_payload is that of run.waiting. `facts` (name, value, name, value …) are written and `closed` (names) deleted with
--- it. If a fact is newer than `facts_seen`, the run is not parked but continues immediately, and its next attempt gets the fact.
+-- state `park_state`, and at most until due_ms (0: for ever); waiting_payload is that of run.waiting. If a fact is newer than `facts_seen`, the
+-- run is not parked but continues immediately, and its next attempt gets the fact.
+-- `facts` (name, value, name, value …) are written with it, `closed` (names) are deleted.
 -- Returns `WriteResult`. OVERDUE: it was left to others for left_max_ms; nothing is written.
 -- Events: those in `events`, then run.retry_scheduled, run.handed_over, run.waiting or (once) run.left_to_others.
 --#include run
