@@ -38,6 +38,7 @@ NEED_A_FAULT = {
     "pattern.past_shortened": "a session is too long for its model",
     "llm.limited": "a limit of the fleet has no room",
     "events.gap": "a watcher starts after the events were trimmed",
+    "signal.received": "somebody sends a value to a run that waits for it",
 }
 """Events that need a fault; each is tested with its fault elsewhere."""
 
