@@ -8,7 +8,7 @@ were recorded. If a call contradicts the journal, nothing is executed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from openagents_worker.runtime.call_ids import (
     CallIdNumbering,
     Frame,
     Node,
-    Nodes,
     OuterCall,
     content_digest,
     content_of,
@@ -25,8 +24,8 @@ from openagents_worker.runtime.call_ids import (
 )
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.prompts import PromptDigests
 from openagents_worker.runtime.replay_loading import sort_records
+from openagents_worker.runtime.replay_nodes import RulesOfNodes
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
 from openagents_worker.runtime.rules import (
@@ -36,7 +35,6 @@ from openagents_worker.runtime.rules import (
     CallQuery,
     OpenCall,
     ReplayContradiction,
-    Rules,
 )
 from openagents_worker.runtime.turns import OutcomeOrder
 from openagents_worker.runtime.unused_records import UnusedRecords, described
@@ -71,7 +69,7 @@ ALONE = "alone"
 """The key of a wait until the node is the only living one."""
 
 
-class ReplayByContent(Rules):
+class ReplayByContent(RulesOfNodes):
     """The records of earlier attempts of a run, and which of them this attempt has used."""
 
     format = BY_CONTENT
@@ -88,8 +86,7 @@ class ReplayByContent(Rules):
         """`begun` are unfinished calls of which facts are stored."""
         self._latch = latch
         self._loop = asyncio.get_running_loop()
-        self._nodes = Nodes(self._on_node_end)
-        self._prompts = PromptDigests()
+        super().__init__()
         self._ids = CallIdNumbering()
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
@@ -105,17 +102,6 @@ class ReplayByContent(Rules):
 
     # --- entering ----------------------------------------------------------------------------------------
 
-    def begin(self, part: str = "") -> None:
-        self._nodes.begin(part)
-
-    def end(self) -> None:
-        """Forget the current task, which makes no more calls of the run."""
-        self._nodes.end()
-
-    def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
-        frame = self._nodes.current_frame()
-        return self._prompts.digests_of(arguments, frame.node.prompts, frame.scope)
-
     def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuery:
         frame = self._nodes.current_frame()
         scope = frame.scope
@@ -127,22 +113,6 @@ class ReplayByContent(Rules):
         content = content_digest(scope, kind, name, digest)
         core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
         return _ContentQuery(kind, name, content, core_content, frame.node.path, ordinal, frame)
-
-    def branch(self) -> str:
-        return self._nodes.current_frame().node.path
-
-    def place_of(self, call_id: str) -> OpenCall:
-        call, scope = self._nodes.current_frame().enclosing(call_id)
-        return OpenCall(call_id, call.kind, call.node, scope)
-
-    def draw(self) -> str:
-        return self._nodes.current_frame().draw()
-
-    def tasks(self) -> Collection[asyncio.Task[Any]]:
-        return self._nodes.tasks()
-
-    def is_inside_a_call(self) -> bool:
-        return bool(self._nodes.current_frame().outer)
 
     def next_kind(self) -> str | None:
         frame = self._nodes.current_frame()
