@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from contextvars import Context, copy_context
 from typing import Any
 
 from openagents_worker.errors import (
@@ -35,7 +34,6 @@ from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.limits import RunLimits
-from openagents_worker.runtime.marks import marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
@@ -49,7 +47,6 @@ from openagents_worker.runtime.user_code import (
     RunCode,
     class_path,
     coded,
-    current_run,
     described_in_log,
     executing,
     user_code,
@@ -60,7 +57,6 @@ from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_e
 from openagents_worker.store.scripts import Claimed, WriteResult
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.tools.offload import work_off_loop
 
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
@@ -122,7 +118,7 @@ class Attempt:
     async def execute(self) -> AttemptResult:
         """Execute the run until it finishes, or until the latch stops it."""
         execution: asyncio.Task[Ending | None] = asyncio.create_task(
-            self._work(), name=f"run {self.identity.run_id}", context=self._context_of_code()
+            self._work(), name=f"run {self.identity.run_id}", context=self._code.context()
         )
         try:
             await self.supervision.wait(execution, self._clock.left_s())
@@ -143,13 +139,6 @@ class Attempt:
     def code_in_progress(self) -> dict[str, Any]:
         """The code of the run that still executes: fields of a log line."""
         return self._stopper.in_progress()
-
-    def _context_of_code(self) -> Context:
-        context = copy_context()
-        context.run(current_run.set, self._code)
-        context.run(marked.set, self._code.mark())
-        context.run(work_off_loop.set, self._code.off_loop)
-        return context
 
     def _break_reference_cycles(self) -> None:
         """Break the reference cycles between the parts of a run, so that its memory is freed at once."""

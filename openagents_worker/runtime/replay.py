@@ -140,7 +140,7 @@ class ReplayByContent(RulesOfNodes):
                 return self._take(own)
             if query.kind in OWN_KINDS:
                 return None
-            if level == "content" and self._open_call_of_node(query) is not None:
+            if level == "content" and self._unused.open_call_of_node(query.content, query.branch) is not None:
                 return None
             other = await self._find_of_other_node((level, digest), query)
             if other is not None:
@@ -174,21 +174,21 @@ class ReplayByContent(RulesOfNodes):
             waited = begun
 
             def is_settled(waited: OpenCall = waited) -> bool:
-                return not self._is_open(waited.id) or self._is_available(waited, query)
+                return not self._unused.is_open(waited.id) or self._is_available(waited, query)
 
             keys = [("taken", begun.id), ("node", begun.node), ALONE]
             if not await self._waits.until(is_settled, keys):
                 if self._latch.reason is not None:
                     return
                 self._abandoned_nodes.add(begun.node)
-            if self._is_open(begun.id):
+            if self._unused.is_open(begun.id):
                 query.takes_over = begun.id
                 return
 
     def _first_begun_call(self, query: _ContentQuery) -> OpenCall | None:
         """The first unfinished call with this content of another node."""
         calls = self._unused.open_calls(query.content)
-        if not calls or self._open_call_of_node(query) is not None:
+        if not calls or self._unused.open_call_of_node(query.content, query.branch) is not None:
             return None
         return next((call for call in calls.values() if call.is_begun), None)
 
@@ -222,7 +222,7 @@ class ReplayByContent(RulesOfNodes):
             call_id = own.call if isinstance(own, Record) else own.id
 
             def is_taken() -> bool:
-                return call_id not in self._unused and not self._is_open(call_id)
+                return call_id not in self._unused and not self._unused.is_open(call_id)
 
             keys = [("taken", call_id), ALONE]
             await self._waits.until(lambda: is_taken() or self._nodes.is_alone(query.node), keys)
@@ -239,14 +239,6 @@ class ReplayByContent(RulesOfNodes):
     def _next_unused_of_node(self, query: _ContentQuery) -> Record | OpenCall | None:
         """The first unused record of this node and scope that was not cancelled, or its first open call."""
         return self._unused.next_of_node(query.branch, query.frame.scope)
-
-    def _open_call_of_node(self, query: _ContentQuery) -> OpenCall | None:
-        """The unfinished call with this content that the query's own node began."""
-        calls = self._unused.open_calls(query.content)
-        return next((call for call in calls.values() if call.node == query.branch), None)
-
-    def _is_open(self, call_id: str) -> bool:
-        return call_id in self._unused.open_calls(content_of(call_id))
 
     def _mark_diverged(self, node: Node) -> None:
         """Note that a node made another call than recorded: others may use its records."""
@@ -305,7 +297,7 @@ class ReplayByContent(RulesOfNodes):
             self._unused.remove_open(call)
             self._wake(("taken", call.id))
             return call.id
-        if query.begun_as and self._is_open(query.begun_as):
+        if query.begun_as and self._unused.is_open(query.begun_as):
             self._unused.remove_open(self._unused.open_calls(content_of(query.begun_as))[query.begun_as])
             self._wake(("taken", query.begun_as))
         return self._ids.next_id(query.name, query.content)
@@ -318,7 +310,7 @@ class ReplayByContent(RulesOfNodes):
         calls = self._unused.open_calls(query.content)
         if not calls:
             return None
-        own = self._open_call_of_node(query) or calls.get(query.takes_over)
+        own = self._unused.open_call_of_node(query.content, query.branch) or calls.get(query.takes_over)
         return own or next((call for call in calls.values() if not call.is_begun), None)
 
     def inside(self, query: _ContentQuery, call_id: str) -> AbstractContextManager[Frame]:
