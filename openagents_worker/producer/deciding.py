@@ -10,7 +10,7 @@ from typing import Any, Literal
 from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
 from openagents_worker.errors import ApprovalNotPending, RequestInvalid, RequestTooLarge
 from openagents_worker.jsontext import dumps, loads
-from openagents_worker.models import Decision
+from openagents_worker.models import MAX_ID_CHARS, Decision
 from openagents_worker.producer.call_names import find_call
 from openagents_worker.producer.plans import Sending
 from openagents_worker.producer.publishing_app import PublishingApp
@@ -112,9 +112,11 @@ def _decided(action: str, by: Any, note: Any) -> dict[str, Any]:
 
 def _name_of_decider(by: Any) -> str:
     """Who decides. Raises `RequestInvalid` without a name: an audit needs one."""
-    name = text_of_caller("by", by).strip()
+    name = shown_reason(text_of_caller("by", by).strip())
     if not name:
         raise RequestInvalid("by is empty", hint="name who decides, such as an email address")
+    if len(name) > MAX_ID_CHARS:
+        raise RequestInvalid(f"by has {len(name):,} characters, but at most {MAX_ID_CHARS} are allowed")
     return name
 
 

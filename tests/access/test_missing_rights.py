@@ -35,6 +35,9 @@ from tests.support.script_calls import call
 FENCED = ("ask", "commit", "emit", "finish", "intent", "release", "suspend")
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
+FENCED = ("commit", "emit", "finish", "limit_settle", "limit_take", "release", "suspend")
+"""The scripts that only the owner of a run may call."""
+
 
 @pytest.fixture(scope="module")
 def redis_of_users() -> Generator[Guarded]:

@@ -85,6 +85,7 @@ def test_a_call_that_waits_for_nothing_cannot_be_decided(interrupted: Client) ->
         ({"action": "rerun", "result": 1}, "only be given with skip"),
         ({"by": " "}, "by is empty"),
         ({"by": None}, "by must be text"),
+        ({"by": "a" * 300}, "by has 300 characters"),
         ({"result": {"x": float("nan")}}, "result"),
         ({"result": "\ud800"}, "result"),
         ({"note": 7}, "note must be text"),

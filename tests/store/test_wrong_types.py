@@ -37,6 +37,7 @@ IDS = {
     "lease_end_runs": "w1", "gone": "w1", "host": "h1", "false_alarms": "process", "looks_off": "connection",
     "sent": "q", "resend": "q", "resend_seen": "q", "index": "all", "aside_key": "x",
     "outbox": "billing", "outbox_tries": "billing",
+    "limit": "k", "limit_calls": "k", "limit_queue": "k", "limit_tenants": "k", "limit_called": "k",
 }  # fmt: skip
 KINDS = [spec for spec in KEYS if spec.type != ANY_TYPE]
 CASES = [(spec, kind) for spec in KINDS for kind in WRITERS if kind != spec.type]
@@ -89,6 +90,8 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
             ask("emit", run_id=run_id, fence=fence),
             ask("commit", run_id=run_id, fence=fence, batch_no=2),
             ask("page", run_id=run_id),
+            ask("limit_take", run_id=run_id, fence=fence, requests_per_minute=60, max_concurrency=9),
+            ask("limit_settle", run_id=run_id, fence=fence, blocked_ms=1),
             ask("suspend", run_id=run_id, fence=fence, delay_ms=1, batch_no=3),
         ]
         assert run_id != n or None not in written, refused
@@ -96,6 +99,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
             store.redis.zadd(keys("due"), {run_id: 1}, xx=True)
         if store.redis.type(keys("run", run_id)) == "hash":
             store.redis.hset(keys("run", run_id), "due", 1)
+        ask("limit_serve")
         ask("wake")
         ask("resend")
         ask("resend_unread")

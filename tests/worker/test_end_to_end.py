@@ -322,6 +322,30 @@ def test_max_tool_calls_limits_the_calls_that_are_made(installation: Installatio
     assert result.usage.tool_calls == 2
 
 
+def test_a_used_up_budget_waits_for_an_extension(installation: Installation) -> None:
+    """No slot is held meanwhile. A message of the user is seen when the run goes on."""
+    both = [call("count", number=number) for number in (0, 1)]
+    installation.model.will_say({"tool_calls": both}, {"text": "done"})
+
+    handle = installation.submit("clerk", budget={"max_tool_calls": 1, "on_breach": "pause"})
+    wait_for(lambda: handle.record().state is RunState.PAUSED, "the run is paused")
+    waited = handle.record()
+    handle.steer("Once more.", by="ada")
+    handle.extend({"max_tool_calls": 9}, by="ada")
+    events = story(handle)
+    fork = handle.fork(f"{handle.id}:step:1")
+    fork.extend({"max_tool_calls": 9})
+    forked = names(story(fork))
+
+    assert waited.worker is None
+    assert handle.wait(PATIENCE_S).final_output == "done"
+    begun = [line["number"] for line in installation.diary(handle.id) if line["what"] == "begin"]
+    assert begun == [0, 1, 0, 1]
+    asked_for = [name for name in names(events) if name.startswith("run.budget") or name == "run.steered"]
+    assert asked_for == ["run.budget_exceeded", "run.budget_extended", "run.steered"]
+    assert forked[0] == "run.forked"
+
+
 def test_max_duration_ends_a_call_that_does_not_return(installation: Installation) -> None:
     """The limit also applies inside a call: the tool is cancelled."""
     installation.model.will_say({"tool_calls": [call("hang")]})

@@ -35,10 +35,10 @@ __all__ = ["Step", "unwrapped"]
 
 
 MAX_NAME_CHARS = 200
-MAX_ARGUMENT_SIZE = 1_000_000
-"""Largest size of one argument: a text or number counts 1, a list or object `CONTAINER_SIZE` more. It takes
-the event loop up to 200 ms. A list that occurs twice counts twice, as in its JSON."""
-CONTAINER_SIZE = 10
+MAX_ARGUMENT_CONTAINERS = 100_000
+"""The most lists and objects in one argument; converting them takes the event loop up to 200 ms. Ten texts or
+numbers count as one list. A list that occurs twice counts twice, as in its JSON."""
+CONTAINER_SIZE = 10  # values
 MAX_PROBLEMS = 3  # of a result that does not match its type, in the error
 TYPES_HINT = "use JSON values, dataclasses, pydantic models, dates, or result_type"
 NOT_JSON = (PydanticSerializationError, ValueError, TypeError, RecursionError)
@@ -103,7 +103,7 @@ class Step:
         if isinstance(value, AttemptContext | CallContext):
             return None  # the run itself
         try:
-            return _ordered(value, MAX_NESTING, [MAX_ARGUMENT_SIZE])
+            return _ordered(value, MAX_NESTING, [MAX_ARGUMENT_CONTAINERS * CONTAINER_SIZE])
         except (NestedTooDeeply, *NOT_JSON) as error:
             raise StepFailed(
                 f"step {self.name!r}: the argument {name} is not JSON: {error}",
@@ -212,9 +212,7 @@ def _ordered(value: Any, levels: int, left: list[int]) -> Any:
         return replaced(value)
     left[0] -= CONTAINER_SIZE
     if left[0] < 0:
-        raise ValueError(
-            f"it is too large: at most {MAX_ARGUMENT_SIZE // CONTAINER_SIZE:,} lists and objects"
-        )
+        raise ValueError(f"it is too large: at most {MAX_ARGUMENT_CONTAINERS:,} lists and objects")
     if levels == 0:
         raise NestedTooDeeply(f"more than {MAX_NESTING} levels")
     if isinstance(value, list | tuple):
