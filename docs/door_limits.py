@@ -49,10 +49,12 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/claim.lua", "HGETALL"),
             ("store/lua/decide.lua", "HKEYS"),
             ("store/lua/fact.lua", "HKEYS"),
+            ("store/lua/fork.lua", "HKEYS"),
             ("store/lua/resume.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
             ("store/approvals.py", "HKEYS"),
             ("producer/deciding.py", "HKEYS"),
+            ("store/records.py", "HGETALL"),
         ),
     ),
     "fleet": (
