@@ -37,6 +37,8 @@ NEED_A_FAULT = {
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
     "llm.limited": "a limit of the fleet has no room",
+    "run.outcome_unknown": "a worker is killed in a call with effects",
+    "tool.outcome_resolved": "a worker is killed in a call with effects",
     "events.gap": "a watcher starts after the events were trimmed",
     "signal.received": "somebody sends a value to a run that waits for it",
 }
@@ -58,6 +60,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         tmp_path_factory.mktemp("end-to-end"),
         agent("clerk", tools=clerk),
         agent("cashier", tools={"refuse": f"{TOOLS}.refuse", "ship": f"{TOOLS}.ship"}),
+        agent("careful", tools={"ship": {"impl": f"{TOOLS}.ship", "approval": "always"}}),
         agent("archivist", tools=drawers, memory={"type": "window_buffer", "config": {"window_size": 1}}),
         agent("narrator", **own, context_assembler={"impl": f"{TOOLS}.ClumsyAssembler"}),
         agent("tidy", tools={"count": f"{TOOLS}.count"}, **tidy),
@@ -577,6 +580,23 @@ def test_a_tool_that_blocks_its_worker_is_named(installation: Installation) -> N
     culprit = next(payload for payload in blocked if payload.get("name") == "block")
     assert int(str(culprit["blocked_ms"])) >= 500
     assert "time.sleep(1)" in str(culprit["stack"])
+
+
+def test_a_person_decides_about_two_calls_of_a_turn(installation: Installation) -> None:
+    """The run waits without a worker slot until both are decided. Only the approved one is executed."""
+    orders = [call("ship", order="A"), call("ship", order="B")]
+    installation.model.will_say({"tool_calls": orders}, {"text": "Done."})
+    handle = installation.submit("careful")
+    first, second = wait_for(
+        lambda: found if len(found := handle.approvals()) == 2 else None, "it asks about both"
+    )
+    handle.approve(first.call_id, by="ada")
+    handle.deny(second.call_id, by="ada", note="B is sold out")
+    told = names(story(handle))
+
+    assert handle.wait(PATIENCE_S).final_output == "Done."
+    assert len(installation.diary(handle.id)) == 1
+    assert (told.count("tool.approved"), told.count("tool.denied")) == (1, 1)
 
 
 def test_a_cancelled_run_cancels_its_tool_and_has_the_reason(installation: Installation) -> None:
