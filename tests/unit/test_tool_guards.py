@@ -30,7 +30,6 @@ from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.working_budget import WorkingBudget
-from openagents_worker.store.facts import Facts
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.toolset import SingleTool
@@ -106,7 +105,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
             in_progress=CallsInProgress(),
             budget=budget,
             rules=SimpleNamespace(next_kind=lambda: ""),
-            waits=SimpleNamespace(facts=Facts({})),  # nobody has extended the budget
+            waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [])),  # nobody has extended it
         )
         context: Any = SimpleNamespace(
             run_id="r", agent_id="a", run_request=request, run_state={}, recorder=recorder
