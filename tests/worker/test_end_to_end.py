@@ -37,8 +37,11 @@ NEED_A_FAULT = {
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
     "events.gap": "a watcher starts after the events were trimmed",
+    "run.waiting": "a run waits for a value or a time",
+    "run.woken": "the wait of a parked run ends",
+    "signal.received": "somebody sends a value to a run",
 }
-"""Events that need a fault; each is tested with its fault elsewhere."""
+"""Events that need a fault, or somebody outside; each is tested with it elsewhere."""
 
 
 @pytest.fixture(scope="module")
