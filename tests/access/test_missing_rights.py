@@ -32,10 +32,11 @@ from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded, acl_words, guarded
 from tests.support.script_calls import call
 
-FENCED = ("ask", "commit", "emit", "finish", "intent", "release", "suspend")
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
-FENCED = ("commit", "emit", "finish", "limit_settle", "limit_take", "release", "suspend")
+FENCED = (
+    "ask", "commit", "emit", "finish", "intent", "limit_settle", "limit_take", "release", "suspend",
+)  # fmt: skip
 """The scripts that only the owner of a run may call."""
 
 

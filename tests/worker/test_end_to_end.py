@@ -40,9 +40,11 @@ NEED_A_FAULT = {
     "run.outcome_unknown": "a worker is killed in a call with effects",
     "tool.outcome_resolved": "a worker is killed in a call with effects",
     "events.gap": "a watcher starts after the events were trimmed",
-    "signal.received": "somebody sends a value to a run that waits for it",
+    "run.waiting": "a run waits for a value or a time",
+    "run.woken": "the wait of a parked run ends",
+    "signal.received": "somebody sends a value to a run",
 }
-"""Events that need a fault; each is tested with its fault elsewhere."""
+"""Events that need a fault, or somebody outside; each is tested with it elsewhere."""
 
 
 @pytest.fixture(scope="module")
