@@ -60,9 +60,10 @@ TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor", "name", "mes
 NUMBERS = ("limit", "delay_ms", "expires_ms", "priority", "after")
 NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_type", "filters", "timeout",
                     "propagate", "callback", "celery_options", "options", "ignored", "value", "_",
-                    "__"}  # fmt: skip
+                    "__", "text", "budget", "checkpoint_id", "new_session_id"}  # fmt: skip
 FILTERS = ("agent_id", "session_id", "tenant", "code")
-NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid"}
+NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid", "text": "Be brief.",
+          "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1"}  # fmt: skip
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, list[inspect.Parameter]]]:
