@@ -290,6 +290,14 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "later ones are read from the stream",
     ),
+    (
+        "page",
+        "frames of `sse` that wait to be sent",
+        "producer.sse.MAX_READY_FRAMES",
+        "",
+        "",
+        "later ones wait as messages",
+    ),
     ("page", "digits of `Last-Event-ID`", "producer.sse.MAX_DIGITS", "digits", "", "`request.invalid`"),
     (
         "put aside",
