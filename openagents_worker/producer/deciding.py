@@ -45,7 +45,7 @@ def resolve(
     note: str | None = None,
 ) -> Plan[Decision]:
     """Decide what becomes of a call that was interrupted. Raises as `Decisions.resolve` does."""
-    if action not in RESOLVE_ACTIONS:
+    if text_of_caller("action", action) not in RESOLVE_ACTIONS:
         raise RequestInvalid(
             f"{action!r} is not an action for a call whose outcome is unknown",
             hint=f"the actions are {', '.join(RESOLVE_ACTIONS)}",

@@ -56,14 +56,17 @@ NO_NUMBER: dict[str, Any] = {
     "any object": object(),
     "true": True,
 }
-TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor", "name", "message_id")
+TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor", "name", "message_id",
+         "call_id", "action", "note")  # fmt: skip
 NUMBERS = ("limit", "delay_ms", "expires_ms", "priority", "after")
 NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_type", "filters", "timeout",
                     "propagate", "callback", "celery_options", "options", "ignored", "value", "_",
-                    "__", "text", "budget", "checkpoint_id", "new_session_id"}  # fmt: skip
+                    "__", "text", "budget", "checkpoint_id", "new_session_id",
+                    "arguments", "result"}  # fmt: skip
 FILTERS = ("agent_id", "session_id", "tenant", "code")
 NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid", "text": "Be brief.",
-          "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1"}  # fmt: skip
+          "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1", "call_id": "pay:1",
+          "action": "rerun", "by": "ann"}  # fmt: skip
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, list[inspect.Parameter]]]:
