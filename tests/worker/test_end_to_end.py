@@ -43,8 +43,11 @@ NEED_A_FAULT = {
     "run.waiting": "a run waits for a value or a time",
     "run.woken": "the wait of a parked run ends",
     "signal.received": "somebody sends a value to a run",
+    "step.started": "a pattern or a tool records a function",
+    "step.succeeded": "a pattern or a tool records a function",
+    "step.failed": "a recorded function fails",
 }
-"""Events that need a fault, or somebody outside; each is tested with it elsewhere."""
+"""Events that need a fault, somebody outside, or code of their own; each is tested elsewhere."""
 
 
 @pytest.fixture(scope="module")
