@@ -110,8 +110,8 @@ class Waits:
         self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
 
     def check_again(self, kind: WaitKind) -> None:
-        """End the waits of a kind, also those that just begin, as if they had timed out: their calls look again
-        what they wait for."""
+        """End the waits of a kind, also those that just begin, as if they had timed out: their calls look
+        again what they wait for."""
         self._checked_again[kind] += 1
         for opened in list(self._open.values()):
             if opened.wait.kind is kind:
