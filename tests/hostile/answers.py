@@ -22,8 +22,8 @@ __all__ = ["check"]
 FILE = Path(__file__).with_name("answers.json")
 RECORD_IN = "HOSTILE_ANSWERS"
 OF_UNKNOWN_AGENTS = ("test_foreign_code_elsewhere: cli-run ", "test_errors_by_name: cli-run none x")
-"""Cases without a recorded answer: a run for an unknown agent is refused where it is submitted if the agents of
-the workers are known there, and fails otherwise."""
+"""Cases without a recorded answer: a run for an unknown agent is refused where it is submitted if the agents
+of the workers are known there, and fails otherwise."""
 RECORDED: dict[str, str] = json.loads(FILE.read_text()) if FILE.exists() else {}
 
 

@@ -40,8 +40,6 @@ NEED_A_FAULT = {
     "run.outcome_unknown": "a worker is killed in a call with effects",
     "tool.outcome_resolved": "a worker is killed in a call with effects",
     "events.gap": "a watcher starts after the events were trimmed",
-    "run.waiting": "a run waits for a value or a time",
-    "run.woken": "the wait of a parked run ends",
     "signal.received": "somebody sends a value to a run",
     "step.started": "a pattern or a tool records a function",
     "step.succeeded": "a pattern or a tool records a function",
