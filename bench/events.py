@@ -94,22 +94,25 @@ async def _delays(store: AsyncStore, settings: Settings, url: str, rounds: int, 
     ours: list[list[float]] = []
     bare: list[list[float]] = []
     most_mb = [0.0, 0.0]
+    cpu_us: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         turns = [(ours, _ours(store, settings)), (bare, _bare(store))]
         for found, turn in reversed(turns) if number % 2 else turns:
             name, emit = await turn
-            delays, mb = await _turn(url, name, watchers, emit)
+            delays, mb, cpu_s = await _turn(url, name, watchers, emit)
             found.append(delays)
             most_mb[found is bare] = max(most_mb[found is bare], mb)
+            cpu_us[found is bare].append(cpu_s * 1e6 / len(delays))
     cuts = [[statistics.quantiles(turn, n=100) for turn in found] for found in (ours, bare)]
     (ours_p50, ours_p99), (bare_p50, bare_p99) = (
         [statistics.median(cut[at] for cut in found) for at in (49, 98)] for found in cuts
     )
     times = statistics.median(one[98] / other[98] for one, other in zip(*cuts, strict=True))
     print(f"\nms from an event to {watchers} watchers, {RATE} events/s, median of {rounds} pairs\n")
-    print("| | p50 | p99 |\n|---|---|---|")
-    print(f"| stored and published, `aevents` | {ours_p50:.2f} | {ours_p99:.2f} |")
-    print(f"| plain PUBLISH, one subscription | {bare_p50:.2f} | {bare_p99:.2f} |")
+    ours_us, bare_us = map(statistics.median, cpu_us)
+    print("| | p50 | p99 | processor time per event and watcher, µs |\n|---|---|---|---|")
+    print(f"| stored and published, `aevents` | {ours_p50:.2f} | {ours_p99:.2f} | {ours_us:.1f} |")
+    print(f"| plain PUBLISH, one subscription | {bare_p50:.2f} | {bare_p99:.2f} | {bare_us:.1f} |")
     print(f"\np99 {times:.2f} times that of the plain PUBLISH; memory of the watching process: ", end="")
     print(f"{most_mb[0]:.0f} MB, plain {most_mb[1]:.0f} MB", flush=True)
     return times <= MAX_TIMES_BARE if watchers == max(WATCHERS) else ours_p99 <= MAX_P99_MS
@@ -135,8 +138,8 @@ async def _bare(store: AsyncStore) -> tuple[str, Emit]:
     return CHANNEL, emit
 
 
-async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[float], float]:
-    """All delays in a process of watchers, in ms, and the memory of the process in MB."""
+async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[float], float, float]:
+    """All delays in a process of watchers, in ms, the memory of the process in MB, and its processor time."""
     reader = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "bench.events", "watch", url, name, str(watchers)], stdout=subprocess.PIPE
     )
@@ -149,9 +152,9 @@ async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[fl
         await asyncio.sleep(max(0.0, next_s - time.monotonic()))
     output = await reader.stdout.read()
     await reader.wait()
-    found, mb = json.loads(output)
+    found, mb, cpu_s = json.loads(output)
     assert len(found) == EVENTS * watchers, f"the watchers got {len(found)} events of {EVENTS * watchers}"
-    return found, mb
+    return found, mb, cpu_s
 
 
 async def _watch(url: str, name: str, watchers: int) -> None:
@@ -197,9 +200,11 @@ async def _watch(url: str, name: str, watchers: int) -> None:
         tasks.append(asyncio.create_task(read_for_all()))
     await asyncio.sleep(0.3)  # until all watchers have read the stored events and are subscribed
     print("ready", flush=True)
+    began_s = time.process_time()
     await asyncio.gather(*tasks)
+    cpu_s = time.process_time() - began_s
     await store.close()
-    print(json.dumps([[round(delay, 3) for delay in delays], megabytes()]), flush=True)
+    print(json.dumps([[round(delay, 3) for delay in delays], megabytes(), cpu_s]), flush=True)
 
 
 # --- many ------------------------------------------------------------------------------------------------

@@ -69,11 +69,18 @@ A quoted word is not counted: it may be a name that crosses a wire.
 """
 
 OTHERS_TERMS = {
-    "refusal": ("llm/", "testing/model_server/", "patterns/turn.py", "docs/messages.md"),
+    "refusal": ("llm/", "testing/model_server/", "patterns/answers.py", "docs/messages.md"),
     "bodies": ("llm/", "testing/model_server/"),
     "tells": ("docs/agents-file.md",),
     "carrier": ("telemetry/opentelemetry.py",),
-    "tell": ("submission/new_run.py", "store/scripts/submission.py", "store/lua/submit.lua"),
+    "tell": (
+        "submission/fork.py",
+        "submission/new_run.py",
+        "store/scripts/forking.py",
+        "store/scripts/submission.py",
+        "store/lua/fork.lua",
+        "store/lua/submit.lua",
+    ),
     "UNTOLD": ("store/lua/delete_session.lua",),
 }
 """Words of this list that have a meaning of their own in some files, and are not counted there.
@@ -252,7 +259,8 @@ def counted_in_sources() -> dict[str, list[str]]:
         f"files of more than {MAX_LINES} lines, without tables": sorted(
             long, key=lambda line: -int(line.split()[0])
         ),
-        f"constructors with more than {MAX_ARGUMENTS} arguments": wide,
+        f"constructors with more than {MAX_ARGUMENTS} arguments": [each for each in wide if each not in WIDE],
+        WIDE_FIGURE: [each for each in wide if each in WIDE],
         "class names with two meanings": [
             f"{name}: {', '.join(sorted(places))}"
             for name, places in sorted(classes.items())
@@ -264,6 +272,12 @@ def counted_in_sources() -> dict[str, list[str]]:
         "lines of Python": [line for text in files.values() for line in text.splitlines()],
     }
 
+
+WIDE_FIGURE = "constructors with many arguments that stay"
+WIDE = {
+    "agents/code.py: Agent takes 12": "its arguments are the public form of an agent in Python",
+}
+"""Constructors with many arguments that stay, and why. One more argument is counted again."""
 
 STAY = {
     "runtime/place.py: _place": "goes with the replay by place",

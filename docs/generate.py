@@ -170,7 +170,7 @@ INDEPENDENT_OF_THE_LEASE = (
         "REPORT_S",
         "for the stall monitor to name the run and log it, besides `accuse_s`; then it kills the worker",
     ),
-    ("runtime.writer", "FLUSH_S", "events are collected for this time and stored together"),
+    ("runtime.event_writer", "FLUSH_S", "events are collected for this time and stored together"),
     (
         "runtime.reply_stream",
         "PUBLISH_S",

@@ -2,18 +2,20 @@
 
 from openagents_worker.agents.llm import LLMLimits, LLMOptions, LLMPricing, LLMRetryOptions
 from openagents_worker.agents.loading import AgentsFile, load_agents, read_agents_file
-from openagents_worker.agents.schema import (
-    AgentDefinition,
-    AppConfig,
+from openagents_worker.agents.plugin_refs import (
     ContextAssemblerRef,
     MemoryRef,
     PatternRef,
     PluginRef,
+    ToolExecutorRef,
+    ToolRef,
+)
+from openagents_worker.agents.schema import (
+    AgentDefinition,
+    AppConfig,
     RuntimeConfig,
     RuntimeOptions,
     RuntimeRef,
-    ToolExecutorRef,
-    ToolRef,
     options_without_effect,
 )
 from openagents_worker.agents.sections import (

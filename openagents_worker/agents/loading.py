@@ -16,18 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import Part
+from openagents_worker.agents.plugin_refs import ContextAssemblerRef, MemoryRef, PatternRef, ToolRef
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
-from openagents_worker.agents.schema import (
-    AgentDefinition,
-    AppConfig,
-    ContextAssemblerRef,
-    MemoryRef,
-    PatternRef,
-    RuntimeOptions,
-    ToolRef,
-    duplicate_ids,
-)
+from openagents_worker.agents.schema import AgentDefinition, AppConfig, RuntimeOptions, duplicate_ids
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_field_type, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.jsontext import dumps

@@ -7,15 +7,20 @@ The format is that of the original SDK. Each option is used, rejected, or accept
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from openagents_worker.agents.code_path import CodePath
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
+from openagents_worker.agents.plugin_refs import (
+    ContextAssemblerRef,
+    MemoryRef,
+    PatternRef,
+    ToolExecutorRef,
+    ToolRef,
+)
 from openagents_worker.agents.positions import Path
 from openagents_worker.agents.sections import (
     DiagnosticsRef,
@@ -36,140 +41,12 @@ from openagents_worker.suggest import agent_hint
 __all__ = [
     "AgentDefinition",
     "AppConfig",
-    "ContextAssemblerRef",
-    "MemoryRef",
-    "PatternRef",
-    "PluginRef",
     "RuntimeConfig",
     "RuntimeOptions",
     "RuntimeRef",
-    "ToolExecutorRef",
-    "ToolRef",
     "duplicate_ids",
     "options_without_effect",
 ]
-
-TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
-_IMPL = re.compile(r"\w+(\.\w+)+")
-
-
-# --- plugins ---------------------------------------------------------------------------------------------
-
-
-def _checked_impl_path(path: Any, as_text: Callable[[Any], str]) -> str:
-    """The path of a plugin class, unchanged. Raises the problem if it is not `package.module.Class`."""
-    text = path if isinstance(path, CodePath) else as_text(path)  # pydantic would drop the object
-    if not _IMPL.fullmatch(text):
-        raise problem("impl", "must have the form package.module.Class")
-    return text
-
-
-def _tool_id(id_: str) -> str:
-    if not TOOL_ID.match(id_):
-        raise problem(
-            "tool_id", "a tool's id is the function name the model sees: 1 to 64 of a-z A-Z 0-9 _ -"
-        )
-    return id_
-
-
-class PluginRef(Part):
-    """A reference to a plugin: a built-in's name (`type`) or a class (`impl`: `package.module.Class`)."""
-
-    type: str | None = Field(default=None, description="Name of a built-in. Give either type or impl.")
-    impl: Annotated[str, WrapValidator(_checked_impl_path)] | None = Field(
-        default=None,
-        description="Your own class or function, package.module.Class. Give either type or impl.",
-    )
-    config: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Options of the plugin, which checks them."
-    )
-
-    @model_validator(mode="after")
-    def _type_or_impl(self) -> PluginRef:
-        for _, text in self.problems_of_whole(self.__dict__):
-            raise problem("type_or_impl", text)
-        return self
-
-    @classmethod
-    def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-        names_set = [name for name in ("type", "impl") if data.get(name)]
-        if len(names_set) != 1:
-            yield (
-                (),
-                "set exactly one of 'type' (a registered name) and 'impl' (package.module.Class); "
-                f"{'both are' if names_set else 'none is'} set",
-            )
-
-
-class MemoryRef(PluginRef):
-    """What a session remembers from run to run."""
-
-    on_error: Literal["continue", "fail"] = Field(
-        default="continue", description="What happens if the memory fails: the run continues, or fails."
-    )
-
-
-class PatternRef(PluginRef):
-    """How the agent thinks: the loop between its model and its tools."""
-
-
-class ContextAssemblerRef(PluginRef):
-    """Which part of the session's past a run sees."""
-
-
-class ToolExecutorRef(PluginRef):
-    """How tools are executed; `default` and `safe` both mean this system's own executor."""
-
-    @model_validator(mode="after")
-    def _is_builtin(self) -> ToolExecutorRef:
-        if self.type not in ("default", "safe"):
-            found = f"type {self.type!r}" if self.type else "a custom class"
-            raise not_supported(f"a tool_executor other than 'default' and 'safe' ({found})")
-        if self.config:
-            raise not_supported("a configuration of the tool_executor", key=("config",))
-        return self
-
-
-class ToolRef(PluginRef):
-    """A tool of an agent, or a toolset. `id` is the function name that the model sees.
-
-    The tools of a toolset have names of their own.
-    """
-
-    id: Annotated[str, AfterValidator(_tool_id)] = Field(
-        description="The function name that the model sees: 1 to 64 of a-z A-Z 0-9 _ -."
-    )
-    enabled: bool = Field(default=True, description="Whether the agent has the tool.")
-    timeout_ms: int | None = Field(
-        default=None,
-        ge=1,
-        le=LONGEST_MS,
-        description="Timeout of one call in milliseconds. It overrides the timeout of the tool. "
-        "null: the timeout of the tool.",
-    )
-    approval: Literal["always", "never"] | None = Field(
-        default=None,
-        description="Whether each call waits until somebody approves it: always, never. "
-        "null: as the tool itself says.",
-    )
-    approval_timeout_ms: int | None = Field(
-        default=None,
-        ge=1,
-        le=LONGEST_MS,
-        description="Milliseconds after which approval_default decides about a call that waits for approval. "
-        "null: it waits forever.",
-    )
-    approval_default: Literal["deny", "approve", "fail"] = Field(
-        default="deny",
-        description="The decision if nobody decides in time: deny (an error for the model), approve, "
-        "fail (the run fails).",
-    )
-    on_interrupted: Literal["ask", "rerun", "fail"] = Field(
-        default="ask",
-        description="What happens to an interrupted call of a tool with durable_idempotent = False: "
-        "ask (the run pauses until somebody decides), rerun (the call is made again), fail (the run fails).",
-    )
-
 
 # --- agents ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
 from openagents_worker.settings import Settings
 from openagents_worker.worker.background import BackgroundPart, Leave
 from openagents_worker.worker.loop_thread import LoopThread
-from openagents_worker.worker.process import SendWakes, WorkerIdentity, WorkerProcess
+from openagents_worker.worker.process import SendWakes, WorkerProcess
+from openagents_worker.worker.registration import WorkerIdentity
 from openagents_worker.worker.service import LoopPart
 
 __all__ = ["CeleryProcess", "ProcessHolder"]

@@ -82,7 +82,7 @@ class RunTask(_OwnTask):
         completion_notified(self, status)
 
 
-class _Waiting(EagerResult):  # type: ignore[misc]  # Celery ships no types
+class _WaitingResult(EagerResult):  # type: ignore[misc]  # Celery ships no types
     """The result of an eager run that waits. Celery's class would return None, and a chain would continue."""
 
     def get(self, *_: Any, **__: Any) -> Any:
@@ -123,7 +123,7 @@ class RunAgent(RunTask, AgentTask):
             self.execute_wakes(accepted.also)
             result = self.execute_here(accepted.run_id, linked)
         if result.state == states.RETRY:
-            return _Waiting(result.id, result.result, result.state, name=self.name)
+            return _WaitingResult(result.id, result.result, result.state, name=self.name)
         if self.app.conf.task_eager_propagates if throw is None else throw:
             result.maybe_throw()
         return result

@@ -1,4 +1,4 @@
-"""The contract between the runtime and a model client: request, response, and which recorded call is running.
+"""The contract between the runtime and a model client: the only place that defines request and response.
 
 Messages do not depend on the provider; `openagents_worker.llm.messages` defines them. Each provider's client
 converts them to its own wire format.
@@ -6,18 +6,14 @@ converts them to its own wire format.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from openagents_worker.jsontext import LARGEST_COUNT
+from openagents_worker.llm.current_call import CallInfo, current_call
 from openagents_worker.llm.messages import Block, Message, reasoning_text
-
-if TYPE_CHECKING:
-    from openagents_worker.llm.limits import FleetLimits
 
 __all__ = [
     "CallInfo",
@@ -36,7 +32,6 @@ __all__ = [
     "OnPiece",
     "token_count",
     "current_call",
-    "quiet_http_clients",
 ]
 
 
@@ -81,49 +76,6 @@ OnDelta = Callable[[str], Awaitable[None]]
 """Receives each piece of text as it arrives. It is awaited, so a slow reader slows down the stream."""
 OnPiece = Callable[[Delta], Awaitable[None]]
 """Receives each piece of reasoning and of tool arguments as it arrives."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallInfo:
-    """The recorded call that is running. The runtime sets it around every call of a model or a tool."""
-
-    run_id: str
-    call_id: str
-    idempotency_key: str
-    ordinal: int
-    """The number of model calls that precede this one: in its own branch, and before the branch began. It is
-    the same on every attempt. Concurrent branches count separately."""
-    failed_tries: int = 0
-    """How often this call has already failed with a retryable error, on any worker."""
-    requests: int = 0
-    """How many requests earlier attempts of the run sent for this call."""
-    may_suspend: bool = False
-    """Whether the run is suspended if the call fails with a retryable error."""
-    kind: str = ""
-    """`model`, `tool` and so on. `kind` and `name` describe the call to a person."""
-    name: str = ""
-    number: int = 0
-    """1 for the first call of its kind in this attempt, 2 for the second, and so on."""
-    emit: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
-    """Emits an event of the run: the event's name and its payload."""
-    noted: Mapping[str, Any] | None = None
-    """What an earlier attempt noted about this call before it was interrupted; see `note`."""
-    note: Callable[[Mapping[str, Any]], Awaitable[None]] | None = field(
-        default=None, repr=False, compare=False
-    )
-    """Stores a note about this call (plain JSON) before its outcome is recorded. A later attempt that has to
-    make the call again gets the note. None: nothing can be stored, because the run is not durable."""
-    is_given_up: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
-    """Whether a cancelled call will not be made again: its run or its pattern gave it up."""
-    tenant: str | None = None
-    """The tenant of the run."""
-    limits: FleetLimits | None = field(default=None, repr=False, compare=False)
-    """The limits of the fleet for the requests of this call."""
-    effect: Any = field(default=None, repr=False, compare=False)
-    """What the runtime knows about a call that must not be repeated; None for any other call."""
-
-
-current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
 
 
 def token_count(value: Any) -> int:
@@ -282,26 +234,6 @@ def _calls_from_wire(data: Mapping[str, Any]) -> tuple[LLMToolCall, ...]:
     return tuple(replace(call, provider_fields=own) for call, own in zip(calls, fields, strict=True))
 
 
-class _DropModelCallLogs(logging.Filter):
-    """Drops an HTTP client's log line per request during a model call. The run's events hold the same."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        call = current_call.get()
-        in_model_call = call is not None and call.kind == "model"
-        has_own_level = logging.getLogger(record.name).level != logging.NOTSET
-        return not in_model_call or has_own_level or record.levelno > logging.INFO
-
-
-_DROP_MODEL_CALL_LOGS = _DropModelCallLogs()
-
-
-def quiet_http_clients() -> None:
-    """Stop httpx from logging the requests of model calls, unless its logger has a level of its own. Other
-    requests are logged as before."""
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).addFilter(_DROP_MODEL_CALL_LOGS)
-
-
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One request to a model. A field that is None takes the agent's `llm` option or the provider's default.
@@ -407,6 +339,6 @@ class ModelClient:
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         """Cancel what a call has noted (`CallInfo.note`) and that goes on at the provider: its run is over.
 
-        Returns whether the note is this client's. Raises an error if the provider could not be told.
+        Returns whether the note is this client's. Raises an error if the provider does not accept it.
         """
         return False

@@ -23,7 +23,7 @@ SOCKS = ("socks5", "socks5h")
 PROXY_SCHEMES = "http://, https://, socks5://, socks5h://"
 
 FileStamps = tuple[tuple[int, int, int] | None, ...]
-"""Modification time, inode and size of each file: they tell that a certificate was replaced."""
+"""Modification time, inode and size of each file: they change when a certificate is replaced."""
 
 
 @dataclass(frozen=True, slots=True)

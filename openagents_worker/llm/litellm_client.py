@@ -29,7 +29,7 @@ from openagents_worker.llm.api_keys import ApiKeys
 from openagents_worker.llm.endpoints import as_api_keys, header_problems, is_http_url, secrets_of
 from openagents_worker.llm.failures import failure, presentable
 from openagents_worker.llm.http import Endpoint, HttpModelClient, call_headers
-from openagents_worker.llm.loop_thread import LoopThread
+from openagents_worker.llm.library_thread import LibraryThread
 from openagents_worker.llm.openai_chat import ChatCompletions
 from openagents_worker.llm.openai_options import OpenAIExtras
 from openagents_worker.llm.options import raise_for_problems, read_extras
@@ -106,7 +106,7 @@ class LiteLLMClient(HttpModelClient):
         super().__init__(options.model or "", options, endpoint=endpoint, codec=codec, **more)
         self.keeps_format = extras.get("structured_output", "auto") != "auto"
         self._api_base = options.api_base
-        self._thread = LoopThread("openagents-litellm")
+        self._thread = LibraryThread("openagents-litellm")
 
     async def _reply_body(self, exchange: Exchange) -> Any:
         """Call the library once, and return the body of the reply, streamed or not."""

@@ -8,13 +8,9 @@ from typing import Any, Protocol
 
 from openagents_worker.llm.base import LLMResponse, Message
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.turn import (
-    Conversation,
-    more_steps,
-    step_deadline,
-    tool_schemas,
-    unknown_tool,
-)
+from openagents_worker.patterns.step_limits import more_steps, step_deadline
+from openagents_worker.patterns.tool_calls import unknown_tool
+from openagents_worker.patterns.turn import Conversation, tool_schemas
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 from openagents_worker.suggest import did_you_mean
 

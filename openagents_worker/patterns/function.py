@@ -21,7 +21,7 @@ from pydantic import Field
 
 from openagents_worker.agents.code_path import CodePath
 from openagents_worker.patterns.base import PatternPlugin, RunContext
-from openagents_worker.patterns.turn import step_limit
+from openagents_worker.patterns.step_limits import step_limit
 
 __all__ = ["FunctionPattern"]
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field
 
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.react import DEFAULT_SYSTEM_PROMPT, ReActPattern
-from openagents_worker.patterns.turn import Conversation, more_steps, step_deadline, step_limit
+from openagents_worker.patterns.step_limits import more_steps, step_deadline, step_limit
+from openagents_worker.patterns.turn import Conversation
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 
 __all__ = ["PlanExecutePattern"]

@@ -9,16 +9,11 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from openagents_worker.llm.base import LLMResponse
+from openagents_worker.patterns.answers import checked_answer
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.patterns.turn import (
-    Conversation,
-    checked_answer,
-    last_error,
-    more_steps,
-    step_deadline,
-    step_limit,
-    tool_schemas,
-)
+from openagents_worker.patterns.step_limits import more_steps, step_deadline, step_limit
+from openagents_worker.patterns.tool_calls import last_error
+from openagents_worker.patterns.turn import Conversation, tool_schemas
 
 __all__ = ["ReActPattern"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import AliasChoices, Field
 
 from openagents_worker.patterns.react import ReActPattern
-from openagents_worker.patterns.turn import step_deadline, step_limit, tool_schemas
+from openagents_worker.patterns.step_limits import step_deadline, step_limit
+from openagents_worker.patterns.turn import tool_schemas
 
 __all__ = ["ReflexionPattern"]
 

@@ -14,8 +14,9 @@ from openagents_worker.errors import OutputValidationError, PatternError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.structured import response_format
+from openagents_worker.patterns.answers import checked_answer
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.turn import Conversation, checked_answer
+from openagents_worker.patterns.turn import Conversation
 
 __all__ = ["ReplyType", "typed_reply"]
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import Any, Generic, Protocol, cast
 
 from celery import states
 from celery.result import assert_will_not_block
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunBudget, RunRecord, RunResult, RunState
-from openagents_worker.producer import plans, sending
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.producer import plans
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
     AsyncConnection,
@@ -29,6 +29,7 @@ from openagents_worker.producer.connection import (
     default_connection,
 )
 from openagents_worker.producer.decisions import AsyncRunDecisions, RunDecisions
+from openagents_worker.producer.run_messages import AsyncRunMessages, RunMessages
 from openagents_worker.producer.run_results import (
     CELERY_STATES,
     WaitTimeout,
@@ -62,7 +63,7 @@ class HasAsyncConnection(Protocol):
     def connection(self) -> AsyncConnection: ...
 
 
-class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
+class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
     """A producer's view of one run. It is a Celery `AsyncResult`.
 
     Methods that read the run raise `RunNotFound` for an unknown or expired id, and `RedisUnreachable` if
@@ -139,32 +140,6 @@ class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
         connection = self.connection
         plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
         return RunHandle(connection.execute(plan), client=self)
-
-    def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
-        """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
-
-        The same `message_id` counts once: give one if you repeat a call. Raises `RunNotFound`, `RunConflict`
-        if the run is over, `RequestInvalid`, and `RequestTooLarge`.
-        """
-        self.connection.execute(sending.send(self.connection.publishing, self.id, name, value, message_id))
-
-    def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
-        """Put a user message into the run: the model sees it in its next call, in every pattern of ours.
-
-        It does not interrupt anything. The event `run.steered` says that the run has it. A message that
-        arrives after the last call of the model is not used. Arguments and errors as those of `send`.
-        """
-        self.connection.execute(sending.steer(self.connection.publishing, self.id, text, by, message_id))
-
-    def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
-        """Extend the budget of the run: limits of steps, tool calls, cost or tokens, none of them smaller.
-
-        A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
-        extension when it needs it. Raises as `send` does.
-        """
-        connection = self.connection
-        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
-        connection.execute(plan)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -290,7 +265,7 @@ class RunHandle(RunDecisions, RunResultInChain, Generic[OutputT]):
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
-class AsyncRunHandle(AsyncRunDecisions, Generic[OutputT]):
+class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
     """A producer's view of one run for asyncio, with the methods of `RunHandle`."""
 
     def __init__(
@@ -336,22 +311,6 @@ class AsyncRunHandle(AsyncRunDecisions, Generic[OutputT]):
         connection = self.connection
         plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
         return AsyncRunHandle(await connection.execute(plan), client=self)
-
-    async def send(self, name: str, value: JsonValue = None, *, message_id: str | None = None) -> None:
-        """Send a value to the run, as `RunHandle.send` does."""
-        plan = sending.send(self.connection.publishing, self.id, name, value, message_id)
-        await self.connection.execute(plan)
-
-    async def steer(self, text: str, *, by: str | None = None, message_id: str | None = None) -> None:
-        """Put a user message into the run, as `RunHandle.steer` does."""
-        plan = sending.steer(self.connection.publishing, self.id, text, by, message_id)
-        await self.connection.execute(plan)
-
-    async def extend(self, budget: RunBudget | Mapping[str, Any], *, by: str | None = None) -> None:
-        """Extend the budget of the run, as `RunHandle.extend` does."""
-        connection = self.connection
-        plan = sending.extend(connection.publishing, connection.store.keys, self.id, budget, by)
-        await connection.execute(plan)
 
     async def revoke(self) -> None:
         """Cancel the run."""

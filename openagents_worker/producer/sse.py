@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 from openagents_worker.errors import RequestInvalid, text_of
@@ -26,6 +26,9 @@ __all__ = ["sse"]
 HEARTBEAT_S = 15.0  # proxies close a connection that is silent for half a minute or more
 MAX_DIGITS = 18  # of the number of an event; Redis does not accept more
 ALIVE = ": alive\n\n"
+MAX_READY_FRAMES = 8  # that a server has not sent yet; a browser that is further behind delays only itself
+
+_Ready = asyncio.Queue[str | Exception | None]
 
 
 def sse(
@@ -64,35 +67,47 @@ def _parsed_last_event_id(last_event_id: str | int | None) -> int:
 async def _frames(
     handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float
 ) -> AsyncGenerator[str]:
-    async with aclosing(handle.aevents(after)) as events:
-        has_ended = False
-        while not has_ended:
-            async with _next_event_task(events, handle.id) as next_event:
-                while not (await asyncio.wait({next_event}, timeout=heartbeat_s))[0]:
-                    yield ALIVE
-                event = next_event.result()
-            has_ended = event is None
-            if event is not None:
-                yield _frame(event)
+    ready: _Ready = asyncio.Queue(MAX_READY_FRAMES)
+    following = asyncio.create_task(_follow(handle, after, ready), name=f"sse {handle.id}")
+    try:
+        while (frame := await _next_frame(ready, following, heartbeat_s)) is not None:
+            yield frame
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
     yield f"event: end\ndata: {dumps({'run_id': handle.id})}\n\n"
 
 
-@asynccontextmanager
-async def _next_event_task(
-    events: AsyncGenerator[RunEvent], run_id: str
-) -> AsyncGenerator[asyncio.Task[RunEvent | None]]:
-    """A task that waits for the next event; its result is None after the last one. The block ends the
-    task."""
+async def _follow(handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, ready: _Ready) -> None:
+    """Put the frames of all events into the queue, then None, or the error that ended the events.
 
-    async def following() -> RunEvent | None:
-        return await anext(events, None)
-
-    next_event = asyncio.create_task(following(), name=f"sse {run_id}")
+    One task for all events: a task for each event would take several times as long as the event itself.
+    """
     try:
-        yield next_event
-    finally:
-        next_event.cancel()
-        await asyncio.wait({next_event})
+        async with aclosing(handle.aevents(after)) as events:
+            async for event in events:
+                await ready.put(_frame(event))
+    except Exception as error:  # noqa: BLE001 - raised by `_next_frame`
+        await ready.put(error)
+    else:
+        await ready.put(None)
+
+
+async def _next_frame(ready: _Ready, following: asyncio.Task[None], heartbeat_s: float) -> str | None:
+    """The next frame, a comment after `heartbeat_s` seconds without one, or None after the last one."""
+    if ready.empty():
+        try:
+            async with asyncio.timeout(heartbeat_s):
+                frame = await ready.get()
+        except TimeoutError:
+            if following.done() and ready.empty():
+                following.result()  # the task was cancelled by the event loop, which stops
+            return ALIVE
+    else:
+        frame = ready.get_nowait()
+    if isinstance(frame, Exception):
+        raise frame
+    return frame
 
 
 def _frame(event: RunEvent) -> str:

@@ -19,7 +19,8 @@ from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMClient, ModelClient, quiet_http_clients
+from openagents_worker.llm.base import LLMClient, ModelClient
+from openagents_worker.llm.current_call import quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget

@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from contextvars import Context, copy_context
 from typing import Any
 
 from openagents_worker.errors import (
-    AgentNotFoundError,
     ExecutionError,
     OpenAgentsError,
-    OtherFormat,
     PatternError,
     RunCancelled,
 )
 from openagents_worker.jsontext import loads
-from openagents_worker.models import RunBudget, RunRequest, RunUsage
+from openagents_worker.models import RunBudget, RunRequest
+from openagents_worker.runtime.agent_parts import parts_of_agent
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
-from openagents_worker.runtime.ending import Ending, checked_output
+from openagents_worker.runtime.ending import Ending, artifact_list, checked_output, usage_so_far
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, finish_run
@@ -36,7 +34,6 @@ from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.limits import RunLimits
-from openagents_worker.runtime.marks import marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
@@ -50,7 +47,6 @@ from openagents_worker.runtime.user_code import (
     RunCode,
     class_path,
     coded,
-    current_run,
     described_in_log,
     executing,
     user_code,
@@ -61,7 +57,6 @@ from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_e
 from openagents_worker.store.scripts import Claimed, WriteResult
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.tools.offload import work_off_loop
 
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
@@ -123,7 +118,7 @@ class Attempt:
     async def execute(self) -> AttemptResult:
         """Execute the run until it finishes, or until the latch stops it."""
         execution: asyncio.Task[Ending | None] = asyncio.create_task(
-            self._work(), name=f"run {self.identity.run_id}", context=self._context_of_code()
+            self._work(), name=f"run {self.identity.run_id}", context=self._code.context()
         )
         try:
             await self.supervision.wait(execution, self._clock.left_s())
@@ -145,13 +140,6 @@ class Attempt:
         """The code of the run that still executes: fields of a log line."""
         return self._stopper.in_progress()
 
-    def _context_of_code(self) -> Context:
-        context = copy_context()
-        context.run(current_run.set, self._code)
-        context.run(marked.set, self._code.mark())
-        context.run(work_off_loop.set, self._code.off_loop)
-        return context
-
     def _break_reference_cycles(self) -> None:
         """Break the reference cycles between the parts of a run, so that its memory is freed at once."""
         if self._context is not None:
@@ -166,7 +154,13 @@ class Attempt:
         parts: AgentParts | None = None
         try:
             self._stop_if_nothing_to_replay()
-            parts = await self._make_parts()
+            parts = await parts_of_agent(
+                self.identity.agent_id,
+                self._services.assembly,
+                store=self._store,
+                latch=self.latch,
+                request_error=self._request_error,
+            )
             with user_code(PatternError):
                 async with AsyncExitStack() as exit_stack:
                     prepared = await self._prepare(parts, exit_stack)
@@ -190,31 +184,6 @@ class Attempt:
         if self._claimed.is_interrupted and not self._claimed.journal_length:
             self.latch.set(LatchReason.CANCELLED)
             raise RunLatched(LatchReason.CANCELLED)
-
-    async def _make_parts(self) -> AgentParts:
-        """The parts of the agent. Raises the error that ends the run; `RunLatched` to leave it to others."""
-        agent_id, assembly = self.identity.agent_id, self._services.assembly
-        if self._request_error is not None:
-            if isinstance(self._request_error, OtherFormat):  # another version can read the request
-                self._leave_to_others(self._request_error)
-            raise self._request_error
-        try:
-            with user_code(PatternError):
-                return assembly.parts(agent_id)
-        except OpenAgentsError as error:
-            is_unknown = agent_id not in assembly.hashes and isinstance(error, AgentNotFoundError)
-            if agent_id in assembly.unavailable or (is_unknown and await self._is_served_by_others()):
-                self._leave_to_others(error)
-            raise
-
-    async def _is_served_by_others(self) -> bool:
-        """Whether a worker has announced the agent."""
-        key = self._store.keys("agents")
-        return bool(await self._store.ask(lambda r: r.hexists(key, self.identity.agent_id)))
-
-    def _leave_to_others(self, error: OpenAgentsError) -> None:
-        self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
-        raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
 
     async def _close(self, parts: AgentParts) -> None:
         """Close the plugins of this attempt. Errors are logged; they do not change the ending."""
@@ -242,10 +211,9 @@ class Attempt:
         recorder = self._recorder = Recorder(
             self.identity,
             history,
+            claimed=self._claimed,
             writer=self._writer,
             latch=self.latch,
-            durable=self._claimed.durable,
-            replays_only=self._claimed.is_interrupted,
             max_record_bytes=self._settings.max_payload_bytes,
             facts=self.facts,
         )
@@ -367,8 +335,8 @@ class Attempt:
             error.run_id = error.run_id or self.identity.run_id
         return Ending(
             request=self.request,
-            usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
-            artifacts=_as_list(self._context.artifacts) if self._context else [],
+            usage=self._recorder.usage if self._recorder else usage_so_far(self._claimed),
+            artifacts=artifact_list(self._context.artifacts) if self._context else [],
             duration_ms=self._clock.active_ms,
             output=output,
             error=error,
@@ -414,15 +382,3 @@ class Attempt:
 
     def _log_warning(self, event: str, error: OpenAgentsError) -> None:
         log.warning(event, **self.identity.ids, **described_in_log(error), user_error=user_error_of(error))
-
-
-def _usage_so_far(claimed: Claimed) -> RunUsage:
-    try:
-        return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
-    except ValueError:  # unreadable usage must not prevent the run from ending
-        return RunUsage()
-
-
-def _as_list(artifacts: Any) -> list[Any]:
-    """The artifacts of the context as a list. A pattern may have assigned any object instead."""
-    return list(artifacts) if isinstance(artifacts, list | tuple) else [artifacts]

@@ -33,8 +33,9 @@ from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown
 from openagents_worker.runtime.state import changed_keys, stored_texts
 from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
 from openagents_worker.runtime.user_code import described
+from openagents_worker.store.scripts import Claimed
 
-__all__ = ["Ending", "StoredEnding", "checked_output", "stop_reason_of"]
+__all__ = ["Ending", "StoredEnding", "artifact_list", "checked_output", "stop_reason_of", "usage_so_far"]
 
 # A Redis value can have 512 MB, but Redis serves no other client while it stores it.
 LARGEST_ENDING_BYTES = 64 * 1024 * 1024
@@ -266,3 +267,16 @@ def _check_utf8(arguments: Mapping[str, Any]) -> None:
     for value in arguments.values():
         for text in [value] if isinstance(value, str) else value:
             text.encode()
+
+
+def usage_so_far(claimed: Claimed) -> RunUsage:
+    """The usage that earlier attempts have stored."""
+    try:
+        return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
+    except ValueError:  # unreadable usage must not prevent the run from ending
+        return RunUsage()
+
+
+def artifact_list(artifacts: Any) -> list[Any]:
+    """The artifacts of the context as a list. A pattern may have assigned any object instead."""
+    return list(artifacts) if isinstance(artifacts, list | tuple) else [artifacts]

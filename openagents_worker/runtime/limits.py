@@ -63,14 +63,14 @@ class RunLimits:
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, limit: RequestLimit, tokens: int) -> _Reserved:
+    async def reserve(self, limit: RequestLimit, tokens: int) -> _Reservation:
         """See `FleetLimits`."""
         call = current_call.get()
         assert call is not None, "a request is limited only inside a recorded call"
-        wait = _Wait(call, limit.name, self.tenant)
+        wait = _RequestWait(call, limit.name, self.tenant)
         while True:
             self._requests += 1
-            reserved = _Reserved(self, limit.name, f"{call.call_id}#{self._requests}", tokens)
+            reserved = _Reservation(self, limit.name, f"{call.call_id}#{self._requests}", tokens)
             asked_s = self._clock()
             try:
                 admission = await self._ask(limit, reserved, may_park=wait.may_park, was_late=wait.late > 0)
@@ -94,7 +94,7 @@ class RunLimits:
                     assert_never(admission.answer)
 
     async def _ask(
-        self, limit: RequestLimit, reserved: _Reserved, *, may_park: bool, was_late: bool
+        self, limit: RequestLimit, reserved: _Reservation, *, may_park: bool, was_late: bool
     ) -> Admission:
         """Ask for a request. One that was late does not wait for the turn of its run again."""
         admission = await self._store.run(
@@ -114,7 +114,9 @@ class RunLimits:
             self._start(self._services.send_wakes(admission.wakes))
         return admission
 
-    async def _is_in_time(self, reserved: _Reserved, asked_s: float, delay_ms: int, wait: _Wait) -> bool:
+    async def _is_in_time(
+        self, reserved: _Reservation, asked_s: float, delay_ms: int, wait: _RequestWait
+    ) -> bool:
         """Wait until the request may be sent. False: this process was so late that the request would crowd
         those after it. Its time is lost, and it must be reserved again."""
         try:
@@ -129,14 +131,14 @@ class RunLimits:
         await self._settle(self._settlement(reserved, used=0, was_sent=False))
         return False
 
-    def settle(self, reserved: _Reserved, *, used: int, was_sent: bool, blocked_ms: int) -> None:
+    def settle(self, reserved: _Reservation, *, used: int, was_sent: bool, blocked_ms: int) -> None:
         """End a reservation in a task of its own: the call does not wait for it."""
         self._start(
             self._settle(self._settlement(reserved, used=used, was_sent=was_sent, blocked_ms=blocked_ms))
         )
 
     def _settlement(
-        self, reserved: _Reserved, *, used: int, was_sent: bool, blocked_ms: int = 0
+        self, reserved: _Reservation, *, used: int, was_sent: bool, blocked_ms: int = 0
     ) -> scripts.ScriptCall[tuple[Wake, ...]]:
         return scripts.limit_settle(
             name=reserved.name,
@@ -166,7 +168,7 @@ class RunLimits:
             await asyncio.wait(list(self._tasks))
 
 
-class _Wait:
+class _RequestWait:
     """How a call has waited for its request so far."""
 
     def __init__(self, call: CallInfo, name: str, tenant: str) -> None:
@@ -202,7 +204,7 @@ class _Wait:
             )
 
 
-class _Reserved:
+class _Reservation:
     """A reserved request; see `openagents_worker.llm.limits.Reserved`."""
 
     __slots__ = ("_limits", "call", "name", "tokens")

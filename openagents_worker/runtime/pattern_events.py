@@ -6,8 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import Event
-from openagents_worker.runtime.rules import Rules
+from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.rules import CallQuery, Rules
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.telemetry.logs import get_logger
 
@@ -34,6 +36,20 @@ class PatternEvents:
         else:
             self._writer.check_event(name, payload)
             self._held[self._rules.branch()].append((name, payload))
+
+    def emit_changed_prompt(self, record: Record, query: CallQuery) -> None:
+        """Emit an event if the prompt of the call differs from the recorded one."""
+        recorded = record.digest or content_of(record.call)
+        if recorded != query.content:
+            self._writer.emit(
+                "replay.prompt_changed",
+                {
+                    "call_id": record.call,
+                    "model": record.name,
+                    "recorded_digest": recorded,
+                    "digest": query.content,
+                },
+            )
 
     def drop(self, branch: str) -> None:
         """Drop the held events of a branch: a record answers the call that follows them."""

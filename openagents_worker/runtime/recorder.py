@@ -26,7 +26,6 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.llm.limits import FleetLimits
 from openagents_worker.models import RunArtifact, RunBudget, RunUsage, WaitKind
 from openagents_worker.runtime.approvals import Approvals
-from openagents_worker.runtime.call_ids import content_of
 from openagents_worker.runtime.call_outcome import (
     MakeCall,
     NewRecords,
@@ -44,13 +43,14 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
-from openagents_worker.runtime.rules import EXTEND, MODEL_KINDS, CallQuery, ReplayContradiction
+from openagents_worker.runtime.rules import EXTEND, CallQuery, ReplayContradiction, model_calls_inside
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.waits import Waits
 from openagents_worker.runtime.working_budget import WorkingBudget, limits_in
 from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store.scripts import Claimed
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
@@ -66,14 +66,13 @@ class Recorder:
         identity: RunIdentity,
         history: RunHistory,
         *,
+        claimed: Claimed,
         writer: RunWriter,
         latch: Latch,
-        durable: bool,
         max_record_bytes: int,
         facts: RunFacts,
-        replays_only: bool = False,
     ) -> None:
-        """`replays_only`: the run was interrupted, so the first call that is not in the journal ends it."""
+        durable = claimed.durable
         self._records = NewRecords(identity, history.rules, max_record_bytes)
         self.effects = Effects(history.interrupted, self._records, writer)
         """The calls that must not be repeated without permission."""
@@ -96,7 +95,8 @@ class Recorder:
         self._writer = writer
         self._latch = latch
         self._durable = durable
-        self._replays_only = replays_only
+        self._replays_only = claimed.is_interrupted
+        """Whether the first call that is not in the journal ends the run."""
         self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
         self.in_progress = CallsInProgress()
@@ -174,22 +174,8 @@ class Recorder:
         except ReplayContradiction as contradiction:
             raise self.mismatch(str(contradiction)) from None
         if record is not None:
-            self._emit_changed_prompt(record, query)
+            self._pattern_events.emit_changed_prompt(record, query)
         return record
-
-    def _emit_changed_prompt(self, record: Record, query: CallQuery) -> None:
-        """Emit an event if the prompt of the call differs from the recorded one."""
-        recorded = record.digest or content_of(record.call)
-        if recorded != query.content:
-            self._writer.emit(
-                "replay.prompt_changed",
-                {
-                    "call_id": record.call,
-                    "model": record.name,
-                    "recorded_digest": recorded,
-                    "digest": query.content,
-                },
-            )
 
     async def _wait_for_turn(self, query: CallQuery, record: Record) -> bool:
         """Wait for the turn of the record. If the program cancels the call meanwhile, record that."""
@@ -292,9 +278,7 @@ class Recorder:
                 call_span(info) as span,
             ):
                 outcome = end_call_span(span, info, await make(info))
-                return outcome, max(
-                    0, getattr(inner, "model_calls", 0) - query.ordinal - _own_model_calls(query)
-                )
+                return outcome, model_calls_inside(query, inner)
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
@@ -401,8 +385,3 @@ class Recorder:
             raise self.mismatch(
                 f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
-
-
-def _own_model_calls(query: CallQuery) -> int:
-    """1 for a call that is itself a model call, else 0."""
-    return 1 if query.kind in MODEL_KINDS else 0

@@ -8,7 +8,7 @@ were recorded. If a call contradicts the journal, nothing is executed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from openagents_worker.runtime.call_ids import (
     CallIdNumbering,
     Frame,
     Node,
-    Nodes,
     OuterCall,
     content_digest,
     content_of,
@@ -25,8 +24,8 @@ from openagents_worker.runtime.call_ids import (
 )
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.prompts import PromptDigests
 from openagents_worker.runtime.replay_loading import sort_records
+from openagents_worker.runtime.replay_nodes import RulesOfNodes
 from openagents_worker.runtime.replay_waits import QUIET_S, ReplayWaits
 from openagents_worker.runtime.retry_counts import RetryCounts
 from openagents_worker.runtime.rules import (
@@ -36,7 +35,6 @@ from openagents_worker.runtime.rules import (
     CallQuery,
     OpenCall,
     ReplayContradiction,
-    Rules,
 )
 from openagents_worker.runtime.turns import OutcomeOrder
 from openagents_worker.runtime.unused_records import UnusedRecords, described
@@ -71,7 +69,7 @@ ALONE = "alone"
 """The key of a wait until the node is the only living one."""
 
 
-class ReplayByContent(Rules):
+class ReplayByContent(RulesOfNodes):
     """The records of earlier attempts of a run, and which of them this attempt has used."""
 
     format = BY_CONTENT
@@ -88,8 +86,7 @@ class ReplayByContent(Rules):
         """`begun` are unfinished calls of which facts are stored."""
         self._latch = latch
         self._loop = asyncio.get_running_loop()
-        self._nodes = Nodes(self._on_node_end)
-        self._prompts = PromptDigests()
+        super().__init__()
         self._ids = CallIdNumbering()
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
@@ -105,17 +102,6 @@ class ReplayByContent(Rules):
 
     # --- entering ----------------------------------------------------------------------------------------
 
-    def begin(self, part: str = "") -> None:
-        self._nodes.begin(part)
-
-    def end(self) -> None:
-        """Forget the current task, which makes no more calls of the run."""
-        self._nodes.end()
-
-    def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
-        frame = self._nodes.current_frame()
-        return self._prompts.digests_of(arguments, frame.node.prompts, frame.scope)
-
     def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuery:
         frame = self._nodes.current_frame()
         scope = frame.scope
@@ -127,22 +113,6 @@ class ReplayByContent(Rules):
         content = content_digest(scope, kind, name, digest)
         core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
         return _ContentQuery(kind, name, content, core_content, frame.node.path, ordinal, frame)
-
-    def branch(self) -> str:
-        return self._nodes.current_frame().node.path
-
-    def place_of(self, call_id: str) -> OpenCall:
-        call, scope = self._nodes.current_frame().enclosing(call_id)
-        return OpenCall(call_id, call.kind, call.node, scope)
-
-    def draw(self) -> str:
-        return self._nodes.current_frame().draw()
-
-    def tasks(self) -> Collection[asyncio.Task[Any]]:
-        return self._nodes.tasks()
-
-    def is_inside_a_call(self) -> bool:
-        return bool(self._nodes.current_frame().outer)
 
     def next_kind(self) -> str | None:
         frame = self._nodes.current_frame()
@@ -170,7 +140,7 @@ class ReplayByContent(Rules):
                 return self._take(own)
             if query.kind in OWN_KINDS:
                 return None
-            if level == "content" and self._open_call_of_node(query) is not None:
+            if level == "content" and self._unused.open_call_of_node(query.content, query.branch) is not None:
                 return None
             other = await self._find_of_other_node((level, digest), query)
             if other is not None:
@@ -204,21 +174,21 @@ class ReplayByContent(Rules):
             waited = begun
 
             def is_settled(waited: OpenCall = waited) -> bool:
-                return not self._is_open(waited.id) or self._is_available(waited, query)
+                return not self._unused.is_open(waited.id) or self._is_available(waited, query)
 
             keys = [("taken", begun.id), ("node", begun.node), ALONE]
             if not await self._waits.until(is_settled, keys):
                 if self._latch.reason is not None:
                     return
                 self._abandoned_nodes.add(begun.node)
-            if self._is_open(begun.id):
+            if self._unused.is_open(begun.id):
                 query.takes_over = begun.id
                 return
 
     def _first_begun_call(self, query: _ContentQuery) -> OpenCall | None:
         """The first unfinished call with this content of another node."""
         calls = self._unused.open_calls(query.content)
-        if not calls or self._open_call_of_node(query) is not None:
+        if not calls or self._unused.open_call_of_node(query.content, query.branch) is not None:
             return None
         return next((call for call in calls.values() if call.is_begun), None)
 
@@ -252,7 +222,7 @@ class ReplayByContent(Rules):
             call_id = own.call if isinstance(own, Record) else own.id
 
             def is_taken() -> bool:
-                return call_id not in self._unused and not self._is_open(call_id)
+                return call_id not in self._unused and not self._unused.is_open(call_id)
 
             keys = [("taken", call_id), ALONE]
             await self._waits.until(lambda: is_taken() or self._nodes.is_alone(query.node), keys)
@@ -269,14 +239,6 @@ class ReplayByContent(Rules):
     def _next_unused_of_node(self, query: _ContentQuery) -> Record | OpenCall | None:
         """The first unused record of this node and scope that was not cancelled, or its first open call."""
         return self._unused.next_of_node(query.branch, query.frame.scope)
-
-    def _open_call_of_node(self, query: _ContentQuery) -> OpenCall | None:
-        """The unfinished call with this content that the query's own node began."""
-        calls = self._unused.open_calls(query.content)
-        return next((call for call in calls.values() if call.node == query.branch), None)
-
-    def _is_open(self, call_id: str) -> bool:
-        return call_id in self._unused.open_calls(content_of(call_id))
 
     def _mark_diverged(self, node: Node) -> None:
         """Note that a node made another call than recorded: others may use its records."""
@@ -335,7 +297,7 @@ class ReplayByContent(Rules):
             self._unused.remove_open(call)
             self._wake(("taken", call.id))
             return call.id
-        if query.begun_as and self._is_open(query.begun_as):
+        if query.begun_as and self._unused.is_open(query.begun_as):
             self._unused.remove_open(self._unused.open_calls(content_of(query.begun_as))[query.begun_as])
             self._wake(("taken", query.begun_as))
         return self._ids.next_id(query.name, query.content)
@@ -348,7 +310,7 @@ class ReplayByContent(Rules):
         calls = self._unused.open_calls(query.content)
         if not calls:
             return None
-        own = self._open_call_of_node(query) or calls.get(query.takes_over)
+        own = self._unused.open_call_of_node(query.content, query.branch) or calls.get(query.takes_over)
         return own or next((call for call in calls.values() if not call.is_begun), None)
 
     def inside(self, query: _ContentQuery, call_id: str) -> AbstractContextManager[Frame]:

@@ -24,6 +24,7 @@ __all__ = [
     "OpenCall",
     "ReplayContradiction",
     "Rules",
+    "model_calls_inside",
 ]
 
 PREPARE_PART = "prepare"
@@ -53,6 +54,12 @@ class CallQuery:
     branch: str
     ordinal: int
     """How many calls of its kind came before it in its branch. It is the same in every attempt."""
+
+
+def model_calls_inside(query: CallQuery, frame: Any) -> int:
+    """How many model calls were made inside this call. `frame` is what `Rules.inside` has returned."""
+    own = 1 if query.kind in MODEL_KINDS else 0
+    return max(0, getattr(frame, "model_calls", 0) - query.ordinal - own)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from openagents_worker.agents.schema import TOOL_ID
+from openagents_worker.agents.plugin_refs import TOOL_ID
 from openagents_worker.errors import (
     OpenAgentsError,
     PatternError,

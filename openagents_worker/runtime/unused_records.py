@@ -89,6 +89,13 @@ class UnusedRecords:
         """The open calls with this content, by id."""
         return self._open.get(content, _NO_CALLS)
 
+    def open_call_of_node(self, content: str, node: str) -> OpenCall | None:
+        """The open call with this content that this node began."""
+        return next((call for call in self.open_calls(content).values() if call.node == node), None)
+
+    def is_open(self, call_id: str) -> bool:
+        return call_id in self.open_calls(content_of(call_id))
+
     def _add_open(self, call: OpenCall) -> None:
         self._open[content_of(call.id)].setdefault(call.id, call)
 

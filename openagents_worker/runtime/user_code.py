@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -30,7 +30,7 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.marks import Marks, mark_of, marked, run_prefix
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.tools.offload import WorkOffLoop
+from openagents_worker.tools.offload import WorkOffLoop, work_off_loop
 from openagents_worker.tracebacks import is_raised_by_user, traceback_text
 
 __all__ = [
@@ -80,6 +80,14 @@ class RunCode:
         self.off_loop = WorkOffLoop(_name_of_current_call, self.marks.in_thread, group=agent_id)
         self._prefix = run_prefix(run_id, agent_id, incarnation)
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def context(self) -> Context:
+        """A copy of the current context for a task of the run."""
+        context = copy_context()
+        context.run(current_run.set, self)
+        context.run(marked.set, self.mark())
+        context.run(work_off_loop.set, self.off_loop)
+        return context
 
     def track_task(self, task: asyncio.Task[Any]) -> None:
         """Track a task that was created in the context of the run. Called by the task factory of the loop."""

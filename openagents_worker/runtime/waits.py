@@ -8,6 +8,7 @@ park the run, because parking and continuing costs more than it saves.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,7 @@ class Waits:
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, _OpenWait] = {}
         self._taken: dict[str, list[str]] = {}
+        self._checked_again: Counter[WaitKind] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
         facts.when_changed.append(self._look_for_facts)
@@ -92,8 +94,9 @@ class Waits:
         waits. Without a fact, this waits for the time only. The record of the call replaces the fact.
         """
         wait = self._wait_of(info, kind, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all)
+        checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
-        if found is None and not self._is_over(wait):
+        if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
             found = await self._wait(wait) or await self._look_again(wait)
         if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
@@ -107,7 +110,9 @@ class Waits:
         self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
 
     def check_again(self, kind: WaitKind) -> None:
-        """End the waits of a kind as if they had timed out: their calls look again what they wait for."""
+        """End the waits of a kind, also those that just begin, as if they had timed out: their calls look
+        again what they wait for."""
+        self._checked_again[kind] += 1
         for opened in list(self._open.values()):
             if opened.wait.kind is kind:
                 _end(opened.ended, None)

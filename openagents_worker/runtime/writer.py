@@ -1,28 +1,21 @@
-"""The run writer: the only place that decides what an attempt writes to Redis, and in which order.
-
-Events are batched for a few milliseconds and are stored with the next commit.
-"""
+"""The run writer: the only place that decides what an attempt writes to Redis, and in which order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.models import RunUsage
 from openagents_worker.models.usage import NO_USAGE
-from openagents_worker.redaction import shown_json
 from openagents_worker.runtime.call_ids import outside_runs
-from openagents_worker.runtime.event_text import EventText, masked_name
+from openagents_worker.runtime.event_writer import FLUSH_S, Event, EventWriter
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.identity import RunIdentity
-from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.reply_stream import ReplyStream
+from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
@@ -32,15 +25,6 @@ from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
 
-FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
-BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
-BATCH_BYTES = 256 * 1024
-PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
-PENDING_BYTES = 4 * 1024 * 1024
-
-
-_Event = tuple[str, Mapping[str, Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class _DeferredRecord:
@@ -49,31 +33,23 @@ class _DeferredRecord:
     position: int
     record: str
     usage: RunUsage
-    events: Sequence[_Event]
+    events: Sequence[Event]
 
 
 _reports: set[asyncio.Task[None]] = set()
 """The reports that are being sent. The event loop holds only weak references to tasks."""
 
 
-class RunWriter:
+class RunWriter(EventWriter):
     """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
     def __init__(
         self, identity: RunIdentity, services: Services, *, store: FencedStore, latch: Latch, length: int = 0
     ) -> None:
         """`length` is the number of records in the journal."""
+        super().__init__(identity, services, latch=latch)
         self.store = store
-        self.run_id = identity.run_id
         self.fence = identity.fence
-        self._attempt = identity.attempt
-        self._latch = latch
-        self._ids = shown_json(identity.ids)
-        self._text = EventText(identity.run_id, services)
-        self._write_lock = asyncio.Lock()
-        self._pending: list[str] = []  # name, payload, name, payload …
-        self._pending_chars = 0
-        self._batch_no = 0
         self._length = length
         self._deferred: list[_DeferredRecord] = []
         self.format = WRITTEN
@@ -82,159 +58,10 @@ class RunWriter:
         """Facts, by name, that are stored when the run is suspended, whatever the reason: its open waits."""
         self.closed_at_park: set[str] = set()
         """Names of facts that are deleted when the run is parked: what they say begins again afterwards."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._flushing: set[asyncio.Task[None]] = set()
-        self._is_flush_due = False
-        self._is_timer_late = False
-        self._deltas: dict[str, ReplyStream] = {}
-        self._pace = services.reply_pace
-        self._loop = asyncio.get_running_loop()
-
-    # --- events ------------------------------------------------------------------------------------------
-
-    def emit(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Queue an event. It is stored with the next commit, or after `FLUSH_S` seconds without one."""
-        self._add(masked_name(name), self._text.payload(payload))
-
-    def emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Queue an event of user code, as `emit` does. Raises `StepTooLarge`."""
-        self._add(*self._text.checked(name, payload))
-
-    def check_event(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Raises `StepTooLarge` for an event that `emit_user_event` would refuse."""
-        self._text.checked(name, payload)
-
-    def _add(self, name: str, payload: str) -> None:
-        self._append(name, payload)
-        if self._timer is None or self._is_timer_late:
-            self._schedule(FLUSH_S)
-
-    def _append(self, name: str, payload: str) -> None:
-        """Queue an event that the caller stores at once."""
-        self._pending += (name, payload)
-        self._pending_chars += len(payload)
 
     @property
-    def is_full(self) -> bool:
-        """Whether too many events wait for Redis: call `wait_for_space` before the next one."""
-        return len(self._pending) > 2 * PENDING_EVENTS or self._pending_chars > PENDING_BYTES
-
-    async def wait_for_space(self) -> None:
-        """Return when another event can be queued, or when the run is fenced and nothing can be written."""
-        while self.is_full and self._latch.reason is not LatchReason.FENCED:
-            await asyncio.wait([self._begin_flush()])
-
-    def emit_run_event(self, name: str, **payload: Any) -> None:
-        """Queue an event of the runtime. Its payload begins with the ids of run, session and agent."""
-        self._add(name, self._of_run(payload))
-
-    def emit_run_events(self, names: Sequence[str], **payload: Any) -> None:
-        """Queue several events with the same payload, as `emit_run_event` does."""
-        text = self._of_run(payload)
-        for name in names:
-            self._add(name, text)
-
-    def _of_run(self, payload: Mapping[str, Any]) -> str:
-        more = self._text.payload(payload) if payload else "{}"
-        return self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"
-
-    def preview(self, content: Any) -> Any:
-        """The masked and shortened content of a call, for an event. The journal holds the whole content."""
-        return self._text.preview(content)
-
-    def delta(self, call: str, text: str) -> None:
-        """Publish a piece of a streamed reply to current watchers. It is not stored."""
-        self.delta_of(call, Delta(DeltaKind.TEXT, text))
-
-    def delta_of(self, call: str, piece: Delta) -> None:
-        """Publish a piece of the text, of the reasoning or of the tool arguments of a reply."""
-        stream = self._deltas.get(call)
-        if stream is None:
-            stream = self._deltas[call] = ReplyStream()
-            self._pace.begin()
-        stream.add(piece)
-        if self._timer is None:
-            self._schedule(self._pace.interval_s)
-
-    def end_deltas(self, call: str) -> None:
-        """Queue the unsent rest of a streamed reply, so that it is published before the event of the call."""
-        stream = self._deltas.pop(call, None)
-        if stream is None:
-            return
-        self._pace.end()
-        for text in stream.take(call, self._attempt):
-            self._add("llm.delta", text)
-
-    def _schedule(self, delay_s: float) -> None:
-        """Flush after `delay_s`, or earlier if an earlier flush is scheduled."""
-        if self._timer is not None:
-            if not self._is_timer_late:
-                return
-            self._timer.cancel()
-        self._is_timer_late = delay_s > FLUSH_S
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if (
-            not self._pending
-            and not self._deferred
-            and not any(stream.has_unsent for stream in self._deltas.values())
-        ):
-            return  # a commit has stored everything meanwhile
-        if self._flushing:
-            self._is_flush_due = True  # what waits until Redis has answered is sent together
-        else:
-            self._begin_flush()
-
-    def _begin_flush(self) -> asyncio.Task[None]:
-        self._is_flush_due = False
-        task = outside_runs(self._flush_quietly(), name=f"flush {self.run_id}")
-        self._flushing.add(task)
-        task.add_done_callback(self._end_flush)
-        return task
-
-    def _end_flush(self, task: asyncio.Task[None]) -> None:
-        self._flushing.discard(task)
-        if self._is_flush_due and not self._flushing:
-            self._begin_flush()
-
-    async def _flush_quietly(self) -> None:
-        """Flush in a task of the writer. No caller awaits it, so `RunLatched` is not raised."""
-        with suppress(RunLatched):  # the latch is set; the next recorded call raises it
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Store the queued events and deferred records, and publish queued pieces of replies."""
-        async with self._write_lock:
-            await self._store_full_batches()
-            await self._store_batch(self._take_batch())
-
-    async def _store_full_batches(self) -> None:
-        """Store all queued events except the last batch. The caller must hold the write lock.
-
-        The last batch is left for the caller, which stores it together with its own write.
-        """
-        for call, stream in self._deltas.items():
-            for text in stream.take(call, self._attempt):
-                self._append("llm.delta", text)
-        while (length := self._batch_length()) < len(self._pending):
-            batch, self._pending = self._pending[:length], self._pending[length:]
-            self._pending_chars -= sum(map(len, batch[1::2]))
-            self._batch_no += 1
-            await self._store_batch(batch)
-
-    def _batch_length(self) -> int:
-        """How many items of `_pending` make one batch: an even number, at least one event."""
-        length = min(len(self._pending), 2 * BATCH_EVENTS)
-        if self._pending_chars <= BATCH_BYTES:
-            return length
-        size = 0
-        for at in range(1, length, 2):
-            size += len(self._pending[at])
-            if size > BATCH_BYTES and at > 1:
-                return at - 1
-        return length
+    def _has_deferred(self) -> bool:
+        return bool(self._deferred)
 
     async def _store_batch(self, batch: list[str]) -> None:
         if deferred := self._take_deferred():
@@ -244,22 +71,12 @@ class RunWriter:
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
             )
 
-    def _take_batch(self, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
-        """Take all queued events and append these. The result is one batch with a new batch number."""
-        batch, self._pending, self._pending_chars = self._pending, [], 0
-        for name, payload in events:
-            batch += [name, self._text.payload(payload)]
-        self._batch_no += 1
-        return batch
-
-    # --- fenced writes -----------------------------------------------------------------------------------
-
-    def defer_start(self, record: str, event: _Event) -> None:
+    def defer_start(self, record: str, event: Event) -> None:
         """Queue record 0, to be stored with the next write. `event` announces its checkpoint."""
         self._deferred.append(_DeferredRecord(0, record, NO_USAGE, ()))
         self.emit(*event)
 
-    def defer_record(self, position: int, record: str, usage: RunUsage, event: _Event) -> None:
+    def defer_record(self, position: int, record: str, usage: RunUsage, event: Event) -> None:
         """Queue record number `position`, to be stored with the next write or after `FLUSH_S` seconds.
 
         It is dropped when the run ends first: no later attempt needs it.
@@ -487,15 +304,3 @@ class RunWriter:
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
             )
-
-    async def close(self) -> None:
-        """Stop writing. Queued events are dropped; `finish` and `suspend` have stored theirs."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None  # a timer holds a reference to this writer
-        self._is_flush_due = False
-        for _ in self._deltas:
-            self._pace.end()
-        self._deltas.clear()
-        for task in list(self._flushing):
-            await asyncio.wait([task])

@@ -22,7 +22,7 @@ from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.connections import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, make_pool
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.plan import Commands, Emit, OnDisk, Plan, PlanSteps, pipelined
+from openagents_worker.store.plan import Commands, Emit, EmitNext, OnDisk, Plan, PlanSteps, pipelined
 from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
@@ -142,7 +142,7 @@ class Store:
     def stream(
         self, plan: Plan[None], execute_other: Callable[[Any], object] | None = None
     ) -> Generator[Any]:
-        """Execute the steps of a plan, as `execute` does, and yield the items of its `Emit` steps."""
+        """Execute the steps of a plan, as `execute` does, and yield the items (`Emit`, `EmitNext`)."""
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
@@ -151,6 +151,10 @@ class Store:
                     continue
                 with steps:
                     steps.answer = _execute_step(self, step, execute_other)
+                while isinstance(step, EmitNext) and (items := steps.answer):
+                    yield from items
+                    with steps:
+                        steps.answer = _execute_step(self, step, execute_other)
 
     def close(self) -> None:
         self.redis.close()
@@ -331,6 +335,11 @@ class AsyncStore:
                     continue
                 with steps:
                     steps.answer = await _execute_step(self, step, execute_other)
+                while isinstance(step, EmitNext) and (items := steps.answer):
+                    for item in items:
+                        yield item
+                    with steps:
+                        steps.answer = await _execute_step(self, step, execute_other)
 
     def leave_closed_loops(self) -> None:
         """Close the connections of event loops that are closed."""
@@ -362,6 +371,9 @@ class _Pauses:
 
 def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[[Any], Any] | None) -> Any:
     """The answer to one step of a plan; for an async store, an awaitable of it."""
+    if isinstance(step, EmitNext):  # first: a watcher executes one for each event
+        assert execute_other is not None, step
+        return execute_other(step)
     if isinstance(step, ScriptCall):
         return store.run(step)
     if isinstance(step, OnDisk):

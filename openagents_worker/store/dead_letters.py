@@ -112,7 +112,7 @@ def wrong_fixed_keys(keys: Keys) -> Plan[list[str]]:
 def put_key_aside(keys: Keys, key: str) -> Plan[bool]:
     """A plan that puts a key aside if its type is wrong.
 
-    Returns False if the key must stay in place (`keys.LEFT_IN_PLACE`) or does not belong to the library.
+    Returns False if the key must stay in place (`key_table.LEFT_IN_PLACE`) or does not belong to the library.
     """
     known = spec_of(key, keys.prefix) if key.startswith(f"{keys.prefix}:") else None
     if known is None:

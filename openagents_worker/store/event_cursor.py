@@ -14,6 +14,7 @@ from openagents_worker.models import RunState
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.paging import PageSize
+from openagents_worker.store.published import PublishedMessage
 
 __all__ = [
     "HEAD_FIELDS",
@@ -168,16 +169,16 @@ class EventCursor:
             if reply and self._wants_stored and not self.is_over:
                 yield self._reply_so_far(reply)
 
-    def live(self, text: str) -> Sequence[RunEvent]:
+    def live(self, message: PublishedMessage) -> Sequence[RunEvent]:
         """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
-        try:
-            event = RunEvent.from_json(self._codec.decode_event(text))
-        except (ValueError, RecursionError):
+        event = message.event(self._codec)
+        if event is None:
             return ()  # a message that another program published on our channel
         if event.seq is None:
             return (event,) if self._replayed_until is None or event.timestamp >= self._replayed_until else ()
         if event.seq == self.next_seq:
-            return (*self._gap_before(event), self._mark_seen(event))
+            gap = () if self._first_skipped is None else self._gap_before(event)
+            return (*gap, self._mark_seen(event))
         if event.seq > self.next_seq:
             self.is_behind = True
         return ()

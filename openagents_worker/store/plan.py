@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 
-__all__ = ["CODEC", "Commands", "Emit", "OnDisk", "Plan", "PlanSteps", "pipelined"]
+__all__ = ["CODEC", "Commands", "Emit", "EmitNext", "OnDisk", "Plan", "PlanSteps", "pipelined"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
@@ -44,6 +44,15 @@ class Emit:
     """A step of a plan for `Store.stream`: these items are for the caller. They are consumed one by one."""
 
     items: Iterable[Any]
+
+
+class EmitNext:
+    """A step of a plan for `Store.stream`, which is executed again as long as its answer has items.
+
+    The answer is a sequence of items for the caller. The plan continues after an empty answer or an error.
+    """
+
+    __slots__ = ()
 
 
 def pipelined(commands: Commands) -> Callable[[Any], Any]:

@@ -1,9 +1,9 @@
 """Pub/sub: the only place in which the listeners of an event loop share one pub/sub connection.
 
 One task reads the connection. It subscribes to the channels that have listeners, unsubscribes from the
-others, and puts each message into the inbox of every listener of its channel. The task exists as long as
-there are listeners. Pub/sub and inboxes may lose messages: a listener that learns of a loss must read the
-stream.
+others, and puts each message, as one object, into the inbox of every listener of its channel. The task exists
+as long as there are listeners. Pub/sub and inboxes may lose messages: a listener that learns of a loss must
+read the stream.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.permission import add_command_to_permission_error
+from openagents_worker.store.published import PublishedMessage
 
 __all__ = ["Inbox", "subscribed_inbox"]
 
@@ -35,18 +36,19 @@ class Inbox:
 
     def __init__(self) -> None:
         self.subscribed = asyncio.Event()
-        self._messages: deque[str] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[PublishedMessage] = deque()
         self._missed = False
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0  # loop time until which the listener waits
         self._timer: asyncio.TimerHandle | None = None
         self._error: RedisUnreachable | None = None
 
-    def put(self, text: str) -> None:
+    def put(self, message: PublishedMessage) -> None:
         if len(self._messages) == INBOX_MESSAGES:
             self._messages.clear()
             self._missed = True
-        self._messages.append(text)
+        self._messages.append(message)
         self._wake()
 
     def fail(self, error: RedisUnreachable) -> None:
@@ -55,31 +57,46 @@ class Inbox:
         self.subscribed.set()
         self._wake()
 
-    async def next(self, timeout_s: float) -> str | None:
+    async def next(self, timeout_s: float) -> PublishedMessage | None:
         """The next message. None: no message arrived within `timeout_s`, or messages were dropped.
 
         Raises `RedisUnreachable` if the connection is lost.
         """
-        if not self._messages and self._error is None:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.time() + timeout_s
-            if self._timer is None or self._timer.when() > self._deadline:
-                self.close()
-                self._timer = loop.call_at(self._deadline, self._on_timer)
-            self._waiter = loop.create_future()
-            await self._waiter
-        self.check()
-        missed, self._missed = self._missed, False
-        return None if missed or not self._messages else self._messages.popleft()
+        if (arrival := self.arrival(timeout_s)) is not None:
+            await arrival
+        return self.take()
+
+    def arrival(self, timeout_s: float) -> asyncio.Future[None] | None:
+        """What to await before `take`: it is done after `timeout_s`, too. None: `take` at once.
+
+        The two are `next` without its coroutine, for the watchers: they wait once for each event.
+        """
+        if self._messages or self._error is not None:
+            return None
+        loop = self._loop
+        self._deadline = loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > self._deadline:
+            self.close()
+            self._timer = loop.call_at(self._deadline, self._on_timer)
+        self._waiter = loop.create_future()
+        return self._waiter
+
+    def take(self) -> PublishedMessage | None:
+        """What `next` returns or raises, without waiting."""
+        if self._error is not None:
+            self.check()
+        if self._missed or not self._messages:
+            self._missed = False
+            return None
+        return self._messages.popleft()
 
     def _on_timer(self) -> None:
         """The timer ended. All waits share one timer, because most of them end long before their time-out."""
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._deadline:
-            self._timer = loop.call_at(self._deadline, self._on_timer)
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
         else:
             self._wake()
 
@@ -253,8 +270,10 @@ class _SharedConnection:
         channel = str(message["channel"])
         match message["type"]:
             case "message":
-                for inbox in self._inboxes.get(channel, ()):
-                    inbox.put(str(message["data"]))
+                inboxes = self._inboxes.get(channel, ())
+                published = PublishedMessage(str(message["data"]), is_shared=len(inboxes) > 1)
+                for inbox in inboxes:
+                    inbox.put(published)
             case "subscribe":
                 self._unconfirmed[channel] -= 1
                 if self._is_confirmed(channel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from openagents_worker.arguments import reject_unstorable
 from openagents_worker.errors import RequestInvalid, RequestTooLarge
 from openagents_worker.jsontext import dumps
 from openagents_worker.models.fields import problem_with_id
@@ -43,6 +44,7 @@ def signal_fact(name: str) -> str:
 
 def signal_text(value: Any, max_bytes: int) -> str:
     """The value as JSON. Raises `RequestInvalid` if it is not JSON, `RequestTooLarge` if it is too large."""
+    reject_unstorable(value, "value")
     try:
         text = dumps(value)
         size = len(text.encode())

@@ -49,7 +49,8 @@ from openagents_worker.store.event_cursor import (
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.permission import add_command_to_permission_error
-from openagents_worker.store.plan import CODEC, Emit
+from openagents_worker.store.plan import CODEC, Emit, EmitNext
+from openagents_worker.store.published import PublishedMessage
 from openagents_worker.store.pubsub import Inbox, subscribed_inbox
 from openagents_worker.store.records import run_not_found
 from openagents_worker.store.redis_errors import default_if_wrong_type
@@ -110,10 +111,30 @@ class _Subscribe:
 
 
 @dataclass(frozen=True, slots=True)
-class _NextMessage:
-    """A step of `_events_plan`. The answer is the next message, None if there is none for so long."""
+class _LiveEvents(EmitNext):
+    """A step of `_events_plan`. The answers are the events of the next message.
 
-    timeout_s: float
+    It is empty if the cursor must read the stream, has seen the last event, or can ignore the message.
+    """
+
+    cursor: EventCursor
+    silence_s: float
+    deadline: float | None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.cursor.is_over or self.cursor.is_behind
+
+    def remaining_s(self) -> float:
+        """How long to wait for the next message. Raises `TimeoutError` after the deadline."""
+        return self.silence_s if self.deadline is None else _remaining_s(self.silence_s, self.deadline)
+
+    def events_of(self, message: PublishedMessage | None) -> Sequence[RunEvent]:
+        """The events of a message. None: no message for too long, or messages were dropped."""
+        if message is None:
+            self.cursor.is_behind = True  # read the stream
+            return ()
+        return self.cursor.live(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +168,7 @@ def _events_plan(
                 if cursor.is_behind:
                     yield from _stored_events(keys, run_id, cursor, reconnect_limit)
                 else:
-                    yield from _live_events(cursor, silence_s, deadline)
+                    yield _LiveEvents(cursor, silence_s, deadline)
         except RedisNoPermission:
             raise  # it would be refused again
         except RedisUnreachable:
@@ -170,15 +191,6 @@ def _stored_events(
     yield Emit(cursor.replay(page, reply))
 
 
-def _live_events(cursor: EventCursor, silence_s: float, deadline: float | None) -> Plan[None]:
-    """Wait for the next message."""
-    text = yield _NextMessage(_remaining_s(time.monotonic() + silence_s, deadline))
-    if text is None:
-        cursor.is_behind = True  # no message for too long, or messages were dropped: read the stream
-    else:
-        yield Emit(cursor.live(text))
-
-
 def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any:
     """Read the next page of the stream and the text of the streaming reply, in one transaction."""
     pipeline = client.pipeline(transaction=True)
@@ -187,11 +199,11 @@ def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any
     return pipeline.execute(raise_on_error=False)
 
 
-def _remaining_s(silent_until: float, deadline: float | None) -> float:
-    now = time.monotonic()
-    if deadline is not None and now >= deadline:
+def _remaining_s(silence_s: float, deadline: float) -> float:
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
         raise TimeoutError
-    return max(0.0, min(silent_until, deadline or silent_until) - now)
+    return min(silence_s, remaining_s)
 
 
 def _count_watcher(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
@@ -232,7 +244,7 @@ class _Subscription:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open = ExitStack()
-        self._next_message: Callable[[float], str | None] | None = None
+        self._next_message: Callable[[float], PublishedMessage | None] | None = None
 
     def execute(self, step: Any) -> Any:
         match step:
@@ -241,9 +253,9 @@ class _Subscription:
             case _Subscribe(channel):
                 cell = self._store.cell
                 self._next_message = self._open.enter_context(_listening(cell, channel))
-            case _NextMessage(timeout_s):
+            case _LiveEvents():
                 assert self._next_message is not None, "subscribe first"
-                return self._next_message(timeout_s)
+                return () if step.is_complete else step.events_of(self._next_message(step.remaining_s()))
             case _Pause(seconds):
                 self.close()
                 time.sleep(seconds)
@@ -254,7 +266,7 @@ class _Subscription:
 
 
 @contextmanager
-def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | None]]:
+def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], PublishedMessage | None]]:
     """Subscribe on a separate connection. Yields a function that returns the next message.
 
     Its argument is the time-out in seconds, after which it returns None.
@@ -262,9 +274,9 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
     own = Store(cell, max_connections=1)
     pubsub = own.redis.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
-    def next_message(timeout_s: float) -> str | None:
+    def next_message(timeout_s: float) -> PublishedMessage | None:
         found = own.use(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
-        return None if found is None else str(found["data"])
+        return None if found is None else PublishedMessage(str(found["data"]))
 
     try:
         if own.use(lambda _: _subscribed(pubsub, channel)) is None:
@@ -320,7 +332,19 @@ class _SharedSubscription:
         self._open = AsyncExitStack()
         self._inbox: Inbox | None = None
 
-    async def execute(self, step: Any) -> Any:
+    def execute(self, step: Any) -> Awaitable[Any]:
+        return self._live_events(step) if isinstance(step, _LiveEvents) else self._execute(step)
+
+    async def _live_events(self, step: _LiveEvents) -> Sequence[RunEvent]:
+        inbox = self._inbox
+        assert inbox is not None, "subscribe first"
+        if step.is_complete:
+            return ()
+        if (arrival := inbox.arrival(step.remaining_s())) is not None:
+            await arrival
+        return step.events_of(inbox.take())
+
+    async def _execute(self, step: Any) -> Any:
         match step:
             case _ReadHead(run_id):
                 key = self._store.keys("run", run_id)
@@ -328,9 +352,6 @@ class _SharedSubscription:
             case _Subscribe(channel):
                 cell = self._store.cell
                 self._inbox = await self._open.enter_async_context(subscribed_inbox(cell, channel))
-            case _NextMessage(timeout_s):
-                assert self._inbox is not None, "subscribe first"
-                return await self._inbox.next(timeout_s)
             case _Pause(seconds):
                 await self.aclose()
                 await asyncio.sleep(seconds)

@@ -20,7 +20,8 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import BackgroundPart, Health, background_task
 from openagents_worker.worker.interruptions import end_overdue
-from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
+from openagents_worker.worker.process import WorkerProcess
+from openagents_worker.worker.registration import WorkerIdentity
 from openagents_worker.worker.service import LoopPart
 
 __all__ = ["PollingProcess"]

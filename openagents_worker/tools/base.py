@@ -192,7 +192,7 @@ class Reconciled:
 
     @classmethod
     def unknown(cls) -> Self:
-        """The tool cannot tell: `on_interrupted` decides."""
+        """The tool does not know: `on_interrupted` decides."""
         return cls("unknown")
 
 

@@ -2,7 +2,7 @@
 
 With `llm.background`, a model call goes on at the provider while its run waits for a retry or for a worker.
 If the run is cancelled then, no attempt is there that could cancel the call. So the end of the run is
-delivered here by the outbox, on any worker, until the provider has been told.
+delivered here by the outbox, on any worker, until the provider has accepted the cancellation.
 """
 
 from __future__ import annotations

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from openagents_worker.concurrency import end_task
@@ -21,7 +19,6 @@ from openagents_worker.runtime.marks import Marks
 from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.fleet import WorkerCard, own_version
 from openagents_worker.store.notice import CANCEL, FACT
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger, line_groups
@@ -31,41 +28,30 @@ from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.completion_acks import CompletionAcks
 from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.drain import drain, stop_runs
+from openagents_worker.worker.garbage_collection import tune_garbage_collector
 from openagents_worker.worker.heartbeat import (
     Heartbeat,
     HeartbeatCallbacks,
     HeartbeatLimits,
-    WorkerRegistration,
 )
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
 from openagents_worker.worker.open_responses import OpenResponses
 from openagents_worker.worker.outbox import Outbox, Recipients
+from openagents_worker.worker.registration import WorkerIdentity, registration_of
 from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchdogCallbacks, WatchdogLimits, WatchedLoop
 
-__all__ = ["SendWakes", "WorkerIdentity", "WorkerProcess"]
+__all__ = ["SendWakes", "WorkerProcess"]
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 SendWakes = Callable[[Sequence[Wake]], object]
 NO_RECIPIENTS = Recipients()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerIdentity:
-    """The name of a worker, the queues that it consumes, and its limit of concurrent runs for listings.
-
-    `max_runs` is None if the limit is unknown.
-    """
-
-    node: str
-    queues: Sequence[str]
-    max_runs: int | None = None
 
 
 class WorkerProcess:
@@ -165,7 +151,7 @@ class WorkerProcess:
         )
         self.heartbeat = Heartbeat(
             cell,
-            self._registration(own),
+            registration_of(self.identity, self._assembly, own),
             limits=HeartbeatLimits(
                 times=limits, check_every_s=check_every_s * 2, max_recoveries=settings.max_recoveries
             ),
@@ -219,22 +205,6 @@ class WorkerProcess:
             FACT: lambda notice: self.runner.announce_fact(notice.run_id, int(notice.fields["number"])),
         }
 
-    def _registration(self, own: ProcessIdentity | None) -> WorkerRegistration:
-        """What the process announces in Redis."""
-        return WorkerRegistration(
-            node=self.identity.node,
-            announcements=self._assembly.announcements(),
-            process=own,
-            card=WorkerCard(
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                version=own_version(),
-                queues=tuple(self.identity.queues),
-                agents=dict(self._assembly.hashes),
-                max_runs=self.identity.max_runs,
-            ),
-        )
-
     def _background_parts(self) -> list[BackgroundPart]:
         """All background parts in the order of their start; they stop in the reverse order.
 
@@ -273,7 +243,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the background parts; returns before Redis has answered."""
         if self._owns_process:
-            _tune_garbage_collector()
+            tune_garbage_collector()
         self._service.start()
 
     def _watch_local_workers(self, workers: Mapping[str, str]) -> None:
@@ -385,20 +355,3 @@ class WorkerProcess:
         await self._backlog.aclose()
         await self._assembly.aclose()
         await self.store.close()
-
-
-def _tune_garbage_collector() -> None:
-    """Exclude all loaded objects from garbage collection, and collect less often.
-
-    Without this a full collection every few hundred runs would block the loop (180 ms were measured).
-    Python's default threshold starts a collection every 700 objects; one run creates more. With a thousand
-    waiting runs, collections took a fifth of the processor time.
-    """
-    gc.collect()
-    gc.freeze()
-    if gc.get_threshold() == PYTHONS_GC_THRESHOLD:  # the default: no other code has set it
-        gc.set_threshold(*GC_THRESHOLD)
-
-
-PYTHONS_GC_THRESHOLD = (700, 10, 10)
-GC_THRESHOLD = (50_000, 10, 10)

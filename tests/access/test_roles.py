@@ -34,7 +34,8 @@ NEEDED_ELSEWHERE: dict[RoleName, dict[str, str]] = {
     RoleName.PRODUCER: {"role": SENTINEL, "unsubscribe": LEAVES, "eval": FLUSHED, "smembers": EXCHANGE},
     RoleName.OPERATOR: {"role": SENTINEL, "unsubscribe": LEAVES, "eval": FLUSHED, "smembers": EXCHANGE},
     RoleName.WATCHER: {
-        "role": SENTINEL, "unsubscribe": LEAVES, "zrank": "a run that waits for its session is shown"
+        "role": SENTINEL, "unsubscribe": LEAVES, "zrank": "a run that waits for its session is shown",
+        "hkeys": "the calls of a run that wait for an approval are listed",
     },
     RoleName.FLOWER: {
         "role": SENTINEL, "unsubscribe": LEAVES, "punsubscribe": LEAVES, "zrevrangebyscore": OLDER,

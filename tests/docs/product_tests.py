@@ -26,7 +26,7 @@ import pytest
 def in_the_folder_of_the_page(monkeypatch):
     monkeypatch.chdir({project!r})
 """
-PATIENCE_S = 300
+PATIENCE_S = 900  # a busy machine
 
 
 def run_product_tests(

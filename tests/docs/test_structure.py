@@ -10,6 +10,8 @@ from bench.structure import (
     RETIRED_FUNCTIONS,
     RETIRED_MODULES,
     STAY,
+    WIDE,
+    WIDE_FIGURE,
     counted_in_sources,
     names_of_the_list,
 )
@@ -25,6 +27,10 @@ def test_each_figure_is_within_its_limit(figure: str) -> None:
 
 def test_each_name_that_stays_is_still_there() -> None:
     assert sorted(STAY.keys() - set(names_of_the_list())) == []
+
+
+def test_each_wide_constructor_that_stays_is_still_there() -> None:
+    assert sorted(COUNTED[WIDE_FIGURE]) == sorted(WIDE)
 
 
 def test_each_retired_name_has_a_replacement() -> None:

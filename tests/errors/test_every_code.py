@@ -599,13 +599,14 @@ def test_every_declared_code_is_met() -> None:
 def test_what_only_plugins_raise_is_raised_nowhere_in_the_library() -> None:
     """Or it would have to be provoked there."""
     names = {cls.__name__ for cls in RAISED_BY_PLUGINS}
+    not_raised = {("tool_calls.py", "ToolCancelledError")}  # what the model is told about an interrupted call
     made = {
         (path.name, name)
         for path in LIBRARY.rglob("*.py")
         if path != Path(errors.__file__)
         for name in _called(ast.parse(path.read_text())) & names
     }
-    assert made == set()
+    assert made - not_raised == set()
 
 
 def test_statuses_and_retries_fit_each_other() -> None:

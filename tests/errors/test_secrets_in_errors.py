@@ -97,7 +97,7 @@ def test_a_providers_error_is_masked_before_it_is_cut(secret: object) -> None:
     """A page of HTML in front of it does not leave half of a secret."""
     for size in range(380, 480, 9):
         body = {"error": {"message": "x" * size + f" {secret.text}", "code": secret.text}}  # type: ignore[attr-defined]
-        error = failure(body, status=400, headers={}, provider="p", key_env="K", secrets=())
+        error = failure(body, status=400, headers={}, provider="p", key_origin="K", secrets=())
 
         assert secret.needle[:6] not in str(error)  # type: ignore[attr-defined]
 

@@ -39,9 +39,8 @@ def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World) -> No
     """Killed before the effect, it is made again. Killed after it, its result is given by the person."""
     world.mark("unpaid", "p.begin")
     world.mark("paid", "p.end")
-    for run_id in ("unpaid", "paid"):
+    for run_id in ("unpaid", "paid"):  # one after the other: a worker that both use would be killed early
         world.submit(run_id, [("pay", {"n": "p"})], agent="careful")
-    for run_id in ("unpaid", "paid"):
         wait_for(partial(is_paused, world, run_id), f"{run_id} waits for a person")
     assert [len(paid(world, run_id)) for run_id in ("unpaid", "paid")] == [0, 1]
 

@@ -56,12 +56,17 @@ NO_NUMBER: dict[str, Any] = {
     "any object": object(),
     "true": True,
 }
-TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor")
+TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor", "name", "message_id",
+         "call_id", "action", "note")  # fmt: skip
 NUMBERS = ("limit", "delay_ms", "expires_ms", "priority", "after")
 NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_type", "filters", "timeout",
-                    "propagate", "callback", "celery_options", "options", "ignored", "_", "__"}  # fmt: skip
+                    "propagate", "callback", "celery_options", "options", "ignored", "value", "_",
+                    "__", "text", "budget", "checkpoint_id", "new_session_id",
+                    "arguments", "result"}  # fmt: skip
 FILTERS = ("agent_id", "session_id", "tenant", "code")
-NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1"}
+NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid", "text": "Be brief.",
+          "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1", "call_id": "pay:1",
+          "action": "rerun", "by": "ann"}  # fmt: skip
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, list[inspect.Parameter]]]:
@@ -129,6 +134,19 @@ async def test_an_argument_of_the_asyncio_client_is_refused(
             with pytest.raises(RequestInvalid):
                 await acall_of(client, method, parameter, value)
         assert await client.store.redis.dbsize() == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [HALF, {"x": [1, HALF]}, {HALF: 1}, 10**5000, 2**64, math.nan, [math.inf], DEEP, object(), {1, 2}, b"x"],
+    ids=lambda _: "value",
+)
+def test_a_value_that_cannot_be_sent_is_refused(client: Client, value: Any) -> None:
+    """As a field of a request would be: a run could not receive it."""
+    for send in (client.send, lambda *sent: client.handle("r1").send(*sent[1:])):
+        with pytest.raises(RequestInvalid):
+            send("r1", "paid", value)
+    assert client.store.redis.dbsize() == 0
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -24,7 +24,8 @@ from tests.support.scripts import Hand
 def begun(hand: Hand, *, messages: int = 2, steps: int = 3, session_id: str = "s1") -> None:
     """The run r1 with some steps. Its session had two messages when it began, and has four now."""
     hand.store.redis.rpush(hand.store.keys("transcript", session_id), *map(json.dumps, MESSAGES))
-    hand.store.redis.hset(hand.store.keys("session_state", session_id), "color", '"red"')
+    state = {"color": '"red"', "memory_buffer": "[]"}
+    hand.store.redis.hset(hand.store.keys("session_state", session_id), mapping=state)
     hand.submit("r1", session_id)
     hand.claim("r1")
     start = {"transcript_length": messages, "artifact_count": 0, "definition_hash": "h"}
@@ -65,7 +66,10 @@ def test_a_fork_has_the_steps_up_to_its_checkpoint(redis_url: str, hand: Hand, c
 def test_a_fork_sees_the_session_as_it_was_when_the_run_began(
     redis_url: str, hand: Hand, client: Client
 ) -> None:
-    """Its new session has the messages from before the run, and the state of now."""
+    """Its new session has the messages from before the run, and the state of now.
+
+    The memory of turns is left out: it may hold turns that were added since then.
+    """
     begun(hand, messages=2)
     record = client.fork("r1:step:0", input_text="Or this?").record()
 
@@ -76,6 +80,15 @@ def test_a_fork_sees_the_session_as_it_was_when_the_run_began(
     assert session.holder == record.run_id
     assert record.request is not None
     assert record.request.input_text == "Or this?"
+
+
+def test_a_fork_of_the_newest_run_keeps_the_memory_of_turns(
+    redis_url: str, hand: Hand, client: Client
+) -> None:
+    """Nothing was added to the session since the run began."""
+    begun(hand, messages=len(MESSAGES))
+    record = client.fork("r1:step:0").record()
+    assert client.session(record.session_id).state == {"color": "red", "memory_buffer": []}
 
 
 def test_a_fork_in_the_same_session_waits_for_its_turn(redis_url: str, hand: Hand, client: Client) -> None:
@@ -172,7 +185,11 @@ def test_a_session_is_copied(redis_url: str, hand: Hand, client: Client) -> None
     assert client.fork_session("s1", "s2") == "s2"
 
     copy = client.session("s2")
-    assert (list(copy.transcript), copy.state, copy.holder) == (MESSAGES, {"color": "red"}, None)
+    assert (list(copy.transcript), copy.state, copy.holder) == (
+        MESSAGES,
+        {"color": "red", "memory_buffer": []},
+        None,
+    )
     assert "s2" in [session.session_id for session in client.sessions()]
     with pytest.raises(RunConflict, match="choose another"):
         client.fork_session("s1", "s2")

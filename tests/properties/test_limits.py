@@ -141,7 +141,7 @@ def a_run_waits_after_it_has_made_room(m: LimitedProtocol) -> None:
 
 def one_run_asks_and_the_other_one_waits(m: LimitedProtocol, name: str = "c") -> None:
     for session in ("s", "t"):
-        m.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+        m.submit(session, 0, durable=True, expires=0, tell=False, busy="", lost=False)
         m.deliver(NEW, 0, doubled=False, way="answered")
     m.ask(0, 0, name, may_park=True, way="answered")
     m.wait_for_limit(0, 1, name, "answered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunBudget, RunState, StopReason, WaitKind
+from openagents_worker.runtime.waits import Waits
 from openagents_worker.store import scripts
+from openagents_worker.store.parking import Wait
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime.talking import Script, talker
 from tests.support.runner import Process, calls, process
@@ -130,6 +133,27 @@ async def test_calls_side_by_side_need_one_extension(redis_url: str) -> None:
         record = await p.record()
         assert record.state is RunState.COMPLETED, record
         assert record.usage.tool_calls == 5
+
+
+async def test_a_call_that_begins_to_wait_while_another_one_takes_the_extension_goes_on(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was still asking Redis for an extension of its own when the other call's was recorded."""
+    look_again = Waits._look_again
+
+    async def look_later(waits: Waits, wait: Wait) -> Any:
+        await asyncio.sleep(0.05)
+        return await look_again(waits, wait)
+
+    async with worker(redis_url) as (p, script):
+        script.by_run["r1"] = [calls(*(("add", {"x": n}) for n in range(5))), ANSWER]
+        await p.submit(budget={"max_tool_calls": 2, "on_breach": "pause"})
+        await p.execute()
+        await extend(p, max_tool_calls=9)
+        monkeypatch.setattr(Waits, "_look_again", look_later)
+        await p.execute()
+
+        assert (await p.record()).state is RunState.COMPLETED
 
 
 async def test_the_limit_of_the_agent_can_be_extended(redis_url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from openagents_worker.llm.transcript import INTERRUPTED, usable_entries
 from openagents_worker.models import RunState
-from openagents_worker.patterns.turn import INTERRUPTED_CALL, NOT_CALLED
+from openagents_worker.patterns.tool_calls import INTERRUPTED_CALL, NOT_CALLED
 from openagents_worker.runtime.finishing import finish_run
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store import scripts

@@ -10,7 +10,8 @@ import pytest
 
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.runtime import reply_stream, writer
+from openagents_worker.runtime import event_writer as writer
+from openagents_worker.runtime import reply_stream
 from openagents_worker.store.scripts import ScriptCall
 from tests.support.clocks import LoopClock
 from tests.support.runner import Process, agent, process

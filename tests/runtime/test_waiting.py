@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime import waits
+from openagents_worker.runtime.calls import waiting as calls_of_waits
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
@@ -158,6 +160,14 @@ async def test_a_sleep_of_a_year_is_one_entry_until_it_is_over(redis_url: str) -
         assert record.result.final_output == "slept"
         assert plugins.executed("charge") == ["before", "after"]
         assert await p.store.redis.zcard(p.store.keys("timeouts")) == 0
+
+
+@pytest.mark.parametrize(
+    "delay", [-1, 10**5000, float("nan"), float("inf"), "1", True, None], ids=lambda _: "delay"
+)
+async def test_a_delay_that_is_not_a_time_is_refused(delay: Any) -> None:
+    with pytest.raises(RequestInvalid, match="the delay of sleep must be"):
+        await calls_of_waits.sleep(None, delay)  # type: ignore[arg-type]  # it is refused before
 
 
 async def test_a_short_sleep_does_not_park(redis_url: str) -> None:

@@ -155,4 +155,5 @@ async def test_who_listens_hears_of_the_loss_and_listens_to_the_next(watched: Wa
 
     async with subscribed_inbox(cell, "news") as inbox:
         assert await asyncio.to_thread(lambda: watched.master.client.publish("news", "hello")) == 1
-        assert await inbox.next(timeout_s=5) == "hello"
+        assert (message := await inbox.next(timeout_s=5)) is not None
+        assert message.text == "hello"

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.keys import ANY_TYPE, KEYS, Keys, KeySpec, encode_id, lua_key_functions, spec_of
+from openagents_worker.store.keys import ANY_TYPE, KEYS, Keys, KeySpec, encode_id, spec_of
+from openagents_worker.store.lua_keys import lua_key_functions
 from openagents_worker.store.ttl import ALWAYS_EXPIRING, PERMANENT, ttl_violations
 
 PREFIX = "cell:{c1}"

@@ -18,6 +18,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.event_cursor import EventCursor, RunHead
+from openagents_worker.store.published import PublishedMessage
 from openagents_worker.store.watch import awatch, watch
 from tests.support.lossy_proxy import Proxy, closed_port
 from tests.support.scripts import Hand
@@ -300,12 +301,12 @@ def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
     cursor.set_head(head(1))
     assert numbers(list(cursor.replay(page(event(1))))) == [1]
 
-    assert list(cursor.live(event(3).to_json())) == []
+    assert list(cursor.live(PublishedMessage(event(3).to_json()))) == []
     assert cursor.is_behind
 
     assert numbers(list(cursor.replay(page(event(2), event(3))))) == [2, 3]
-    assert list(cursor.live(event(3).to_json())) == []
-    assert numbers(list(cursor.live(event(4).to_json()))) == [4]
+    assert list(cursor.live(PublishedMessage(event(3).to_json()))) == []
+    assert numbers(list(cursor.live(PublishedMessage(event(4).to_json())))) == [4]
 
 
 def test_a_watcher_ends_with_the_life_it_joined() -> None:
@@ -317,7 +318,7 @@ def test_a_watcher_ends_with_the_life_it_joined() -> None:
     assert numbers(shown) == [1, 2]
     assert not cursor.is_over
 
-    assert numbers(list(cursor.live(event(3, life=2, final=True).to_json()))) == [3]
+    assert numbers(list(cursor.live(PublishedMessage(event(3, life=2, final=True).to_json())))) == [3]
     assert cursor.is_over
 
 
@@ -357,7 +358,7 @@ def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
         stream.append(event(number, final=number == 31))
         if number > joined:
             if number not in lost:
-                seen.extend(cursor.live(stream[-1].to_json()))
+                seen.extend(cursor.live(PublishedMessage(stream[-1].to_json())))
             if number in looks and not cursor.is_over:
                 cursor.set_head(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
             read_on()

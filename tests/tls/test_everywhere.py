@@ -68,7 +68,8 @@ async def watcher(settings: Settings, inside: Inside) -> None:
     """Events come by pub/sub, which all watchers of a loop share."""
     async with subscribed_inbox(cell_of(settings), "oa:channel") as inbox:
         inside.publish("oa:channel", "heard")
-        assert await inbox.next(60) == "heard"
+        assert (message := await inbox.next(60)) is not None
+        assert message.text == "heard"
 
 
 async def cancel_listener(settings: Settings, inside: Inside) -> None:

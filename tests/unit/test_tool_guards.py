@@ -29,6 +29,7 @@ from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
+from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.toolset import SingleTool
@@ -99,7 +100,13 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
     ) -> ToolCall:
         hints = limits.pop("hints", {})
         request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
-        recorder = SimpleNamespace(in_progress=CallsInProgress())
+        budget = WorkingBudget(RunBudget(**limits), durable=True)
+        recorder = SimpleNamespace(
+            in_progress=CallsInProgress(),
+            budget=budget,
+            rules=SimpleNamespace(next_kind=lambda: ""),
+            waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [])),  # nobody has extended it
+        )
         context: Any = SimpleNamespace(
             run_id="r", agent_id="a", run_request=request, run_state={}, recorder=recorder
         )

@@ -132,6 +132,31 @@ async def test_a_slow_watcher_holds_nobody_up_and_loses_nothing(hand: Hand, stor
     assert await quick.end() == everything
 
 
+async def test_watchers_of_a_run_share_the_work_but_not_the_events(
+    hand: Hand, store: AsyncStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message is parsed once for all. What a fast watcher changes in its events, a slow one never sees."""
+    slow, watchers = Watcher(store, lazily=True), [Watcher(store) for _ in range(5)]
+    await await_for(lambda: slow.seen and all(len(each.seen) == 2 for each in watchers), "all watch")
+    parsed: list[str] = []
+    from_json = RunEvent.from_json
+    monkeypatch.setattr(RunEvent, "from_json", lambda text: parsed.append(text) or from_json(text))
+
+    await at_the_same_time(hand, *["tool.called"] * 20)
+    await await_for(lambda: all(len(each.seen) == 22 for each in watchers), "the fast ones have them all")
+    for watcher in watchers:
+        for event in watcher.seen:
+            event.payload["changed"] = True
+    slow.may_go_on.set()
+    await await_for(lambda: len(slow.seen) == 22, "the slow one has them, too")
+
+    assert not [event for event in slow.seen[2:] if "changed" in event.payload]
+    assert len(parsed) == 20
+    await asyncio.to_thread(hand.finish, "r1")
+    everything = list(range(1, 25))
+    assert [await watcher.end() for watcher in [slow, *watchers]] == [everything] * 6
+
+
 async def test_when_the_connection_breaks_every_watcher_catches_up(hand: Hand, store: AsyncStore) -> None:
     """Missed events are read from the stream; after that the watchers share a connection again."""
     watchers = [Watcher(store) for _ in range(20)]

@@ -111,6 +111,33 @@ async def test_silence_is_filled_with_comments(hand: Hand, client: AsyncClient) 
     assert [frame["id"] for frame in seen if "id" in frame] == ["1", "2", "3", "4"]
 
 
+async def test_a_slow_browser_delays_nobody_and_loses_nothing(hand: Hand, client: AsyncClient) -> None:
+    """The frames that wait for it are few; the other events it gets later, from the stream."""
+    slow, fast = sse(client.handle("r1")), sse(client.handle("r1"))
+    seen = [fields(await anext(slow))]
+    reading = asyncio.create_task(all_frames(fast), name="fast browser")
+    for _ in range(3):
+        await asyncio.to_thread(hand.emit, "r1", *["tool.called"] * 200)
+    await asyncio.to_thread(hand.finish, "r1")
+
+    everything = [*map(str, range(1, 605)), None]
+    assert [frame.get("id") for frame in await reading] == everything
+    seen += await all_frames(slow)
+    assert [frame.get("id") for frame in seen] == everything
+
+
+async def test_frames_end_when_their_task_is_cancelled(hand: Hand, client: AsyncClient) -> None:
+    """A server that stops cancels all tasks. The browser must not wait for events that nobody reads."""
+    frames = sse(client.handle("r1"), heartbeat_s=0.02)
+    await anext(frames)
+    for task in asyncio.all_tasks():
+        if task.get_name() == "sse r1":
+            task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await all_frames(frames)
+
+
 async def test_a_browser_that_goes_away_leaves_nothing(hand: Hand, client: AsyncClient) -> None:
     """Whether the server closes the generator or cancels who reads it."""
     frames = sse(client.handle("r1"))

@@ -17,7 +17,8 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.worker.outbox import OutboxLimits, Recipients
-from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
+from openagents_worker.worker.process import WorkerProcess
+from openagents_worker.worker.registration import WorkerIdentity
 
 LIMITS = OutboxLimits(poll_s=0.05, deliver_s=20, retry_s=0.5, max_retry_s=0.5)
 

@@ -37,9 +37,15 @@ NEED_A_FAULT = {
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
     "llm.limited": "a limit of the fleet has no room",
+    "run.outcome_unknown": "a worker is killed in a call with effects",
+    "tool.outcome_resolved": "a worker is killed in a call with effects",
     "events.gap": "a watcher starts after the events were trimmed",
+    "signal.received": "somebody sends a value to a run",
+    "step.started": "a pattern or a tool records a function",
+    "step.succeeded": "a pattern or a tool records a function",
+    "step.failed": "a recorded function fails",
 }
-"""Events that need a fault; each is tested with its fault elsewhere."""
+"""Events that need a fault, somebody outside, or code of their own; each is tested elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         tmp_path_factory.mktemp("end-to-end"),
         agent("clerk", tools=clerk),
         agent("cashier", tools={"refuse": f"{TOOLS}.refuse", "ship": f"{TOOLS}.ship"}),
+        agent("careful", tools={"ship": {"impl": f"{TOOLS}.ship", "approval": "always"}}),
         agent("archivist", tools=drawers, memory={"type": "window_buffer", "config": {"window_size": 1}}),
         agent("narrator", **own, context_assembler={"impl": f"{TOOLS}.ClumsyAssembler"}),
         agent("tidy", tools={"count": f"{TOOLS}.count"}, **tidy),
@@ -322,6 +329,30 @@ def test_max_tool_calls_limits_the_calls_that_are_made(installation: Installatio
     assert result.usage.tool_calls == 2
 
 
+def test_a_used_up_budget_waits_for_an_extension(installation: Installation) -> None:
+    """No slot is held meanwhile. A message of the user is seen when the run goes on."""
+    both = [call("count", number=number) for number in (0, 1)]
+    installation.model.will_say({"tool_calls": both}, {"text": "done"})
+
+    handle = installation.submit("clerk", budget={"max_tool_calls": 1, "on_breach": "pause"})
+    wait_for(lambda: handle.record().state is RunState.PAUSED, "the run is paused")
+    waited = handle.record()
+    handle.steer("Once more.", by="ada")
+    handle.extend({"max_tool_calls": 9}, by="ada")
+    events = story(handle)
+    fork = handle.fork(f"{handle.id}:step:1")
+    fork.extend({"max_tool_calls": 9})
+    forked = names(story(fork))
+
+    assert waited.worker is None
+    assert handle.wait(PATIENCE_S).final_output == "done"
+    begun = [line["number"] for line in installation.diary(handle.id) if line["what"] == "begin"]
+    assert begun == [0, 1, 0, 1]
+    asked_for = [name for name in names(events) if name.startswith("run.budget") or name == "run.steered"]
+    assert asked_for == ["run.budget_exceeded", "run.budget_extended", "run.steered"]
+    assert forked[0] == "run.forked"
+
+
 def test_max_duration_ends_a_call_that_does_not_return(installation: Installation) -> None:
     """The limit also applies inside a call: the tool is cancelled."""
     installation.model.will_say({"tool_calls": [call("hang")]})
@@ -552,6 +583,23 @@ def test_a_tool_that_blocks_its_worker_is_named(installation: Installation) -> N
     culprit = next(payload for payload in blocked if payload.get("name") == "block")
     assert int(str(culprit["blocked_ms"])) >= 500
     assert "time.sleep(1)" in str(culprit["stack"])
+
+
+def test_a_person_decides_about_two_calls_of_a_turn(installation: Installation) -> None:
+    """The run waits without a worker slot until both are decided. Only the approved one is executed."""
+    orders = [call("ship", order="A"), call("ship", order="B")]
+    installation.model.will_say({"tool_calls": orders}, {"text": "Done."})
+    handle = installation.submit("careful")
+    first, second = wait_for(
+        lambda: found if len(found := handle.approvals()) == 2 else None, "it asks about both"
+    )
+    handle.approve(first.call_id, by="ada")
+    handle.deny(second.call_id, by="ada", note="B is sold out")
+    told = names(story(handle))
+
+    assert handle.wait(PATIENCE_S).final_output == "Done."
+    assert len(installation.diary(handle.id)) == 1
+    assert (told.count("tool.approved"), told.count("tool.denied")) == (1, 1)
 
 
 def test_a_cancelled_run_cancels_its_tool_and_has_the_reason(installation: Installation) -> None:

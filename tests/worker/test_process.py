@@ -12,7 +12,8 @@ from openagents_worker.agents import load_agents
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
-from openagents_worker.worker.process import WorkerIdentity, WorkerProcess
+from openagents_worker.worker.process import WorkerProcess
+from openagents_worker.worker.registration import WorkerIdentity
 from tests.support.runner import agent
 from tests.support.waiting import wait_for
 

@@ -13,7 +13,7 @@ from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import loads
 from openagents_worker.models import Decision
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.decisions import RESOLVE_ACTIONS, ResolveAction
+from openagents_worker.producer.deciding import RESOLVE_ACTIONS, ResolveAction
 
 __all__ = ["COMMANDS"]
 

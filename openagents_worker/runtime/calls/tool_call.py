@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
 
-from openagents_worker.agents.schema import ToolRef
+from openagents_worker.agents.plugin_refs import ToolRef
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import Decision, RunBudget

@@ -75,7 +75,7 @@ def _milliseconds(what: str, time: float | timedelta) -> int:
         raise RequestInvalid(f"{what} must be a number of seconds or a timedelta, not {type(time).__name__}")
     if not 0 <= seconds <= MAX_WAIT.total_seconds():  # also False for NaN
         raise RequestInvalid(
-            f"{what} must be from 0 to {MAX_WAIT.total_seconds():,.0f} seconds; it is {seconds}",
+            f"{what} must be from 0 to {MAX_WAIT.total_seconds():,.0f} seconds",
             hint="the unit is seconds, not milliseconds",
         )
     return round(seconds * 1000)

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from openagents_worker.store.facts import facts_in_lua
-from openagents_worker.store.keys import left_in_place_in_lua, lua_key_functions
+from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions
 from openagents_worker.store.permission import MISSING_RIGHTS_MARK
 from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
 from openagents_worker.store.scripts.replies import reply_in_lua

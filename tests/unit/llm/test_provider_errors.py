@@ -23,7 +23,7 @@ from openagents_worker.llm.base import CallInfo, Delta, DeltaKind, LLMResponse, 
 from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.structured import response_format
-from openagents_worker.patterns.turn import checked_answer
+from openagents_worker.patterns.answers import checked_answer
 from openagents_worker.runtime.reply_stream import ReplyStream
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, delta, sse, whole
 from tests.unit.llm.wire import ANTHROPIC, CHAT, KEY, RESPONSES, Format, Heard, ask, client_of

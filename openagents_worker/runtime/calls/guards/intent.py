@@ -76,7 +76,7 @@ async def _known_outcome(call: ToolCall, effect: Effect) -> _Known | None:
 
 
 async def _outcome_without_resolution(call: ToolCall, effect: Effect) -> _Known | None:
-    """Ask the tool whether the call had its effect. If it cannot tell, `on_interrupted` decides."""
+    """Ask the tool whether the call had its effect. If it does not know, `on_interrupted` decides."""
     reconciled = await _reconciled(call)
     if reconciled.state == "done":
         return _Known(reconciled.result)

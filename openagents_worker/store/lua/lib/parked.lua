@@ -51,7 +51,7 @@ local function woken_by(run, fact)
   return {unpark(run, ended)}
 end
 
--- announce_fact(run, number): tells the worker of a run that is being executed that there is a new fact
+-- announce_fact(run, number): notifies the worker of a run that is being executed of a new fact
 local function announce_fact(run, number)
   if run.owner == '' then return end
   local notice = ' {"kind":"fact","number":' .. digits(number) .. ',"run":' .. q(run.id) .. '}'
@@ -59,7 +59,7 @@ local function announce_fact(run, number)
   redis.call('PUBLISH', k.notices(run.owner), notice)
 end
 
--- store_fact(run, name, value): stores a fact from outside, and wakes the run or tells its worker. Returns the wake-ups to send, and the number
+-- store_fact(run, name, value): stores a fact from outside, and wakes the run or notifies its worker. Returns the wake-ups to send, and the number
 -- of the fact. Every fact of a run has a higher number than the ones before it
 local function store_fact(run, name, value)
   local number = count_up(k.run(run.id), 'facts_no')

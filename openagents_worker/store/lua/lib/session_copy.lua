@@ -16,11 +16,15 @@ local function keep_first(from, to, count)
   if count == 0 then redis.call('UNLINK', to) else redis.call('LTRIM', to, 0, count - 1) end
 end
 
--- copy_session(from, to, messages, artifacts): creates the session `to` with the first messages and artifacts of another one, and with its state
+local TURNS_OF_MEMORY = 'memory_buffer' -- the key of the state where the built-in memories keep the turns of the session (`memory/buffer.py`)
+
+-- copy_session(from, to, messages, artifacts): creates the session `to` with the first messages and artifacts of another one, and with its state.
+-- If the other session has gone on since then, its memory of turns is not copied: a model would see turns that are not in the transcript
 local function copy_session(from, to, messages, artifacts)
   keep_first(k.transcript(from), k.transcript(to), messages)
   keep_first(k.artifacts(from), k.artifacts(to), artifacts)
   if redis.call('EXISTS', k.session_state(from)) == 1 then redis.call('COPY', k.session_state(from), k.session_state(to), 'REPLACE') end
+  if redis.call('LLEN', k.transcript(from)) > messages then redis.call('HDEL', k.session_state(to), TURNS_OF_MEMORY) end
   redis.call('HSET', k.session(to), 'version', 0, 'forked_from', from)
   local format = session_format(from)
   if format > 0 then redis.call('HSET', k.session(to), 'format', digits(format)) end

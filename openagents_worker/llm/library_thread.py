@@ -9,13 +9,13 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-__all__ = ["LoopThread"]
+__all__ = ["LibraryThread"]
 
 T = TypeVar("T")
 END = object()
 
 
-class LoopThread:
+class LibraryThread:
     """Runs coroutines in a thread. What they block is this thread, and no other run of the process.
 
     A call that is cancelled is cancelled there, too. Tasks that a library leaves behind end with `aclose`.

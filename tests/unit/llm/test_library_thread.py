@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from openagents_worker.llm.base import CallInfo, current_call
-from openagents_worker.llm.loop_thread import LoopThread
+from openagents_worker.llm.library_thread import LibraryThread
 from tests.support.waiting import await_for
 
 
 async def test_a_call_runs_in_the_thread_in_the_context_of_the_caller() -> None:
-    thread = LoopThread("library")
+    thread = LibraryThread("library")
     token = current_call.set(CallInfo("r1", "c", "k", 0))
 
     async def where() -> tuple[str, str]:
@@ -27,7 +27,7 @@ async def test_a_call_runs_in_the_thread_in_the_context_of_the_caller() -> None:
 
 
 async def test_an_error_is_raised_where_the_call_is_awaited() -> None:
-    thread = LoopThread("library")
+    thread = LibraryThread("library")
 
     async def fails() -> None:
         raise KeyError("x")
@@ -47,7 +47,7 @@ async def test_an_error_is_raised_where_the_call_is_awaited() -> None:
 
 async def test_a_call_that_is_cancelled_is_cancelled_in_the_thread() -> None:
     """A call of a reply, and one of its pieces. The iterator is closed before the caller continues."""
-    thread, entered, closed = LoopThread("library"), threading.Event(), threading.Event()
+    thread, entered, closed = LibraryThread("library"), threading.Event(), threading.Event()
 
     async def waits() -> None:
         try:
@@ -78,7 +78,7 @@ async def test_a_call_that_is_cancelled_is_cancelled_in_the_thread() -> None:
 
 async def test_what_a_library_leaves_behind_ends_with_the_thread() -> None:
     """And the next call starts another thread."""
-    thread, ended = LoopThread("library"), threading.Event()
+    thread, ended = LibraryThread("library"), threading.Event()
     tasks: list[asyncio.Task[None]] = []
 
     async def background() -> None:

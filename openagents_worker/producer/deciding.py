@@ -1,0 +1,194 @@
+"""Deciding. The only place where a producer stores a decision about a call of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Literal
+
+from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
+from openagents_worker.errors import ApprovalNotPending, RequestInvalid, RequestTooLarge
+from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models import MAX_ID_CHARS, Decision
+from openagents_worker.producer.call_names import find_call
+from openagents_worker.producer.plans import Sending
+from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.redaction import shown_json, shown_reason
+from openagents_worker.store import scripts
+from openagents_worker.store.client import Plan
+from openagents_worker.store.facts import FactKind
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.records import run_not_found
+from openagents_worker.store.scripts import DecideAnswer, DecideResult, DecisionKind
+
+__all__ = ["RESOLVE_ACTIONS", "ResolveAction", "approve", "deny", "resolve"]
+
+ResolveAction = Literal["rerun", "skip", "fail"]
+RESOLVE_ACTIONS = ("rerun", "skip", "fail")
+SHOWN_CALLS = 10
+
+_FACT_OF = {DecisionKind.APPROVAL: FactKind.ASK, DecisionKind.RESOLUTION: FactKind.INTENT}
+"""The facts whose ids are those of the calls that may wait for a decision of this kind."""
+
+
+def resolve(
+    publishing: PublishingApp,
+    keys: Keys,
+    run_id: str,
+    call_id: str,
+    action: ResolveAction,
+    *,
+    by: str,
+    result: Any = None,
+    note: str | None = None,
+) -> Plan[Decision]:
+    """Decide what becomes of a call that was interrupted. Raises as `Decisions.resolve` does."""
+    if text_of_caller("action", action) not in RESOLVE_ACTIONS:
+        raise RequestInvalid(
+            f"{action!r} is not an action for a call whose outcome is unknown",
+            hint=f"the actions are {', '.join(RESOLVE_ACTIONS)}",
+        )
+    if result is not None and action != "skip":
+        raise RequestInvalid(f"a result can only be given with skip, not with {action}")
+    reject_unstorable(result, "result")
+    decision = {
+        "action": action,
+        "by": _name_of_decider(by),
+        "note": shown_reason(optional_text("note", note)),
+    }
+    if action == "skip":
+        decision["result"] = result
+    return (
+        yield from _decide(
+            publishing, keys, run_id, call_id, DecisionKind.RESOLUTION, "tool.outcome_resolved", decision
+        )
+    )
+
+
+def approve(
+    publishing: PublishingApp,
+    keys: Keys,
+    run_id: str,
+    call_id: str,
+    *,
+    by: str,
+    arguments: Mapping[str, Any] | None = None,
+    note: str | None = None,
+) -> Plan[Decision]:
+    """Approve a call. Raises as `Decisions.approve` does."""
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise RequestInvalid(
+            f"arguments must be a mapping of names to values, not {type(arguments).__name__}",
+            hint="give all arguments of the call; they replace those of the model",
+        )
+    reject_unstorable(arguments, "arguments")
+    decision = {**_decided("approve", by, note), "arguments": None if arguments is None else dict(arguments)}
+    return (
+        yield from _decide(
+            publishing, keys, run_id, call_id, DecisionKind.APPROVAL, "tool.approved", decision
+        )
+    )
+
+
+def deny(
+    publishing: PublishingApp, keys: Keys, run_id: str, call_id: str, *, by: str, note: str | None = None
+) -> Plan[Decision]:
+    """Deny a call. Raises as `Decisions.deny` does."""
+    decision = _decided("deny", by, note)
+    return (
+        yield from _decide(publishing, keys, run_id, call_id, DecisionKind.APPROVAL, "tool.denied", decision)
+    )
+
+
+def _decided(action: str, by: Any, note: Any) -> dict[str, Any]:
+    return {
+        "action": action,
+        "by": _name_of_decider(by),
+        "note": shown_reason(optional_text("note", note)) or None,
+    }
+
+
+def _name_of_decider(by: Any) -> str:
+    """Who decides. Raises `RequestInvalid` without a name: an audit needs one."""
+    name = shown_reason(text_of_caller("by", by).strip())
+    if not name:
+        raise RequestInvalid("by is empty", hint="name who decides, such as an email address")
+    if len(name) > MAX_ID_CHARS:
+        raise RequestInvalid(f"by has {len(name):,} characters, but at most {MAX_ID_CHARS} are allowed")
+    return name
+
+
+def _decide(
+    publishing: PublishingApp,
+    keys: Keys,
+    run_id: str,
+    call_id: str,
+    kind: DecisionKind,
+    event: str,
+    decision: Mapping[str, Any],
+) -> Plan[Decision]:
+    run_id = text_of_caller("run_id", run_id)
+    call = yield from _whole_call_id(keys, run_id, text_of_caller("call_id", call_id), _FACT_OF[kind])
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    value = {name: each for name, each in {**decision, "call_id": call, "at": at}.items() if each is not None}
+    text = dumps(value)
+    limit = publishing.settings.max_payload_bytes
+    if len(text.encode()) > limit:
+        raise RequestTooLarge(
+            f"the decision has {len(text.encode()):,} bytes, but at most {limit:,} are allowed",
+            hint="give a reference (a URL, a key) to the data",
+            run_id=run_id,
+        )
+    payload = {name: each for name, each in value.items() if name != "result"}
+    decided = yield scripts.decide(
+        run_id=run_id, kind=kind, call=call, value=text, event=event, payload=shown_json(payload)
+    )
+    if decided.answer is not DecideAnswer.OK:
+        raise _not_decided(decided, run_id, call)
+    if decided.wakes:
+        yield Sending(partial(publishing.send_wakes, decided.wakes))
+    return Decision.model_validate(value)
+
+
+def _whole_call_id(keys: Keys, run_id: str, call_id: str, kind: FactKind) -> Plan[str]:
+    """The call that waits and whose id, in full or as displayed, begins with this text; else the text.
+
+    Raises `RequestInvalid` if there are several.
+    """
+    names = yield lambda r: r.hkeys(keys("facts", run_id))
+    waiting = [name.removeprefix(f"{kind}:") for name in names if name.startswith(f"{kind}:")]
+    found = sorted(find_call(waiting, call_id))
+    if not found:
+        return call_id
+    if len(found) > 1:
+        raise RequestInvalid(
+            f"{call_id!r} is the beginning of {len(found)} calls: {', '.join(found[:SHOWN_CALLS])}",
+            hint="give more characters of the id",
+            run_id=run_id,
+        )
+    return found[0]
+
+
+def _not_decided(decided: DecideResult, run_id: str, call_id: str) -> Exception:
+    """The error for a decision that does not count."""
+    if decided.answer is DecideAnswer.UNKNOWN:
+        return run_not_found(run_id)
+    first = None
+    if decided.decision:
+        with translate_parse_errors(WRITTEN, run_id=run_id):
+            first = Decision.model_validate({"call_id": call_id, **loads(decided.decision)})
+    if first is not None:
+        problem = f"{first.by} has already decided: {first.action}"
+    elif decided.answer is DecideAnswer.GONE:
+        problem = "the run has ended"
+    else:
+        problem = "no call of the run with this id waits for a decision"
+    return ApprovalNotPending(
+        f"the call {call_id!r} does not wait for a decision: {problem}",
+        hint=f"openagents-worker show {run_id} lists what the run waits for",
+        run_id=run_id,
+        call_id=call_id,
+        decision=first,
+    )
