@@ -35,7 +35,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         }
         short = {"pattern": {"type": "react", "config": {"accept_truncated": True}}}
         agents = [agent(name, llm=llm, **short) for name, llm in llms.items()]
-        agents.append(agent("strict", llm=llms["openai_compatible"]))
+        # Without the end of its text among the tokens, a random model never ends by itself.
+        endless = {**llms["openai_compatible"], "extra_body": {"ignore_eos": True}}
+        agents.append(agent("strict", llm=endless))
         with installed(folder, *agents, **KEYS) as installation:
             yield installation
 
