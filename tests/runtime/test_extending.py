@@ -139,11 +139,15 @@ async def test_a_call_that_begins_to_wait_while_another_one_takes_the_extension_
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was still asking Redis for an extension of its own when the other call's was recorded."""
-    look_again = Waits._look_again
+    look_again, check_again, is_taken = Waits._look_again, Waits.check_again, asyncio.Event()
 
     async def look_later(waits: Waits, wait: Wait) -> Any:
-        await asyncio.sleep(0.05)
+        await is_taken.wait()
         return await look_again(waits, wait)
+
+    def check(waits: Waits, kind: WaitKind) -> None:
+        check_again(waits, kind)
+        is_taken.set()
 
     async with worker(redis_url) as (p, script):
         script.by_run["r1"] = [calls(*(("add", {"x": n}) for n in range(5))), ANSWER]
@@ -151,6 +155,7 @@ async def test_a_call_that_begins_to_wait_while_another_one_takes_the_extension_
         await p.execute()
         await extend(p, max_tool_calls=9)
         monkeypatch.setattr(Waits, "_look_again", look_later)
+        monkeypatch.setattr(Waits, "check_again", check)
         await p.execute()
 
         assert (await p.record()).state is RunState.COMPLETED
