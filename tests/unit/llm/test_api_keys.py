@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.unit.llm.wire import ANTHROPIC, CHAT, FORMATS, HI, Format, client_of
 
 BASIC = "plain-key-0000000000-"
 URL = "http://127.0.0.1:1/v1"
+NOBODY = 65534  # the user without privileges
 
 
 @pytest.fixture(autouse=True)
@@ -296,12 +298,23 @@ async def test_a_key_that_did_not_change_is_not_sent_twice() -> None:
 # --- what is wrong at start ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """The process is not root inside the block, because root may read every file."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def test_a_file_without_permission_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("k")
     file.chmod(0)
-    with pytest.raises(ValueError, match="Permission denied"):
+    with without_privileges(), pytest.raises(ValueError, match="Permission denied"):
         KeyFile(str(file))
 
 
