@@ -28,18 +28,18 @@ _LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal"})
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
     """Descriptions of keys whose TTL is wrong: keys of live runs that expire, other keys that never expire.
 
-    For tests and for `doctor`: it scans the whole database.
+    For tests and for `doctor`: it scans the whole database. A key's TTL and whether its owner is live are
+    read in one transaction, so a run that ends during the scan is no violation.
     """
     with redis.Redis.from_url(url, decode_responses=True) as client:
-        ttl_of = {key: client.pttl(key) for key in client.scan_iter(f"{prefix}:*", count=1000)}
         found: list[str] = []
-        for key, ttl_ms in sorted(ttl_of.items()):
+        for key in sorted(set(client.scan_iter(f"{prefix}:*", count=1000))):
             known = spec_of(key, prefix)
             if known is None:
                 found.append(f"{key}: not a key of this library")
                 continue
             spec, owner = known
-            live = _is_live(client, Keys(prefix), spec, owner)
+            ttl_ms, live = _look(client, Keys(prefix), key, spec, owner)
             if live and ttl_ms >= 0:
                 found.append(f"{key}: would expire in {ttl_ms} ms, but its owner is live")
             if not live and ttl_ms == -1:
@@ -47,17 +47,32 @@ def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
     return found
 
 
-def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
-    """Whether the key must not have a TTL at present. `owner` is the encoded id in the key."""
+def _look(client: Any, keys: Keys, key: str, spec: KeySpec, owner: str) -> tuple[int, bool]:
+    """The TTL of a key in ms, and whether it must not have one at present; both at one moment.
+
+    `owner` is the encoded id in the key. A key that holds another type than it should has no live owner.
+    """
+    id_ = unquote(owner)
+    transaction = client.pipeline(transaction=True)
+    transaction.pttl(key)
+    if spec.name.startswith("worker_"):
+        transaction.zscore(keys("workers"), id_)
+    elif spec.name in _LIVE_WITH_RUN:
+        transaction.hget(keys("run", id_), "state")
+    elif spec.name not in PERMANENT | ALWAYS_EXPIRING:
+        transaction.hexists(keys("session", id_), "holder")
+        transaction.zcard(keys("session_queue", id_))
+    ttl_ms, *replies = transaction.execute(raise_on_error=False)
+    return ttl_ms, _is_live(
+        spec, [None if isinstance(reply, redis.RedisError) else reply for reply in replies]
+    )
+
+
+def _is_live(spec: KeySpec, replies: list[Any]) -> bool:
     if spec.name in PERMANENT:
         return True
-    if spec.name in ALWAYS_EXPIRING:
-        return False
-    id_ = unquote(owner)
-    if spec.name.startswith("worker_"):
-        return client.zscore(keys("workers"), id_) is not None
     if spec.name in _LIVE_WITH_RUN:
-        key = keys("run", id_)
-        state = client.hget(key, "state") if client.type(key) == "hash" else None
-        return state not in (None, "completed", "failed", "cancelled")
-    return bool(client.hexists(keys("session", id_), "holder") or client.zcard(keys("session_queue", id_)))
+        return replies[0] not in (None, "completed", "failed", "cancelled")
+    if spec.name.startswith("worker_"):
+        return replies[0] is not None
+    return any(replies)

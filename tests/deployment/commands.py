@@ -51,8 +51,12 @@ class Running:
         return self.process.wait(ENDS_WITHIN_S)
 
     def left(self) -> list[int]:
-        """The processes that still run: it, and what it has started."""
-        return marked(self.mark)
+        """The processes that still run: it, and what it has started.
+
+        The kernel shows no environment of a process that is just starting, so the process itself is asked.
+        """
+        started = [self.process.pid] if self.process.poll() is None else []
+        return sorted({*started, *marked(self.mark)})
 
 
 @contextmanager

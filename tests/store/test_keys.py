@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -219,6 +221,27 @@ def test_a_session_with_a_holder_or_a_queue_is_live(store: Store) -> None:
 
     store.redis.hset(keys("session", "s"), "holder", "r")
     assert ttl_violations(store.cell.url, PREFIX) == []
+
+
+def test_a_run_that_ends_during_the_scan_is_no_violation(store: Store) -> None:
+    """The TTL of a key and the state of its run are read at one moment."""
+    key = written(store)["run live"]
+    stop = threading.Event()
+
+    def end_and_begin() -> None:
+        with redis.Redis.from_url(store.cell.url) as client:
+            while not stop.is_set():
+                client.pipeline().hset(key, "state", "completed").pexpire(key, 100_000).execute()
+                client.pipeline().hset(key, "state", "running").persist(key).execute()
+
+    thread = threading.Thread(target=end_and_begin)
+    thread.start()
+    try:
+        found = [text for _ in range(100) for text in ttl_violations(store.cell.url, PREFIX)]
+    finally:
+        stop.set()
+        thread.join()
+    assert [text for text in found if text.startswith(f"{key}: ")] == []
 
 
 def test_a_key_that_is_not_in_the_table_is_found(store: Store) -> None:
