@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
     from openagents_worker.agents.code import Agent, agent, register_agent
     from openagents_worker.celery.register import register
+    from openagents_worker.context.base import ContextAssemblerPlugin
     from openagents_worker.errors import (
         AgentNotFoundError,
         ApprovalNotPending,
+        BudgetExhausted,
+        ModelRetryError,
         OpenAgentsError,
+        PermanentToolError,
         RedisUnreachable,
         RequestInvalid,
+        RetryableToolError,
         RunConflict,
         RunFailed,
         RunNotFound,
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     )
     from openagents_worker.events import RunEvent
     from openagents_worker.llm.api_keys import register_api_keys
+    from openagents_worker.memory.base import MemoryPlugin
     from openagents_worker.models import (
         Approval,
         Decision,
@@ -45,7 +51,7 @@ if TYPE_CHECKING:
         StopReason,
         Waiting,
     )
-    from openagents_worker.patterns.base import RunContext
+    from openagents_worker.patterns.base import PatternPlugin, RunContext
     from openagents_worker.producer.client import (
         AsyncClient,
         Client,
@@ -54,10 +60,11 @@ if TYPE_CHECKING:
         AsyncRunHandle,
         RunHandle,
     )
+    from openagents_worker.producer.run_results import WaitTimeout
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
-    from openagents_worker.tools.base import Reconciled, ToolContext
+    from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec, ToolPlugin
     from openagents_worker.tools.function import tool
 
 __all__ = [
@@ -67,12 +74,19 @@ __all__ = [
     "ApprovalNotPending",
     "AsyncClient",
     "AsyncRunHandle",
+    "BudgetExhausted",
     "Client",
+    "ContextAssemblerPlugin",
     "Decision",
+    "MemoryPlugin",
+    "ModelRetryError",
     "OpenAgentsError",
+    "PatternPlugin",
+    "PermanentToolError",
     "Reconciled",
     "RedisUnreachable",
     "RequestInvalid",
+    "RetryableToolError",
     "RunArtifact",
     "RunBudget",
     "RunConflict",
@@ -92,6 +106,9 @@ __all__ = [
     "StopReason",
     "SubmitUnknown",
     "ToolContext",
+    "ToolExecutionSpec",
+    "ToolPlugin",
+    "WaitTimeout",
     "Waiting",
     "agent",
     "register",
@@ -111,12 +128,19 @@ _MODULE_OF = {
     "ApprovalNotPending": "errors",
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
+    "BudgetExhausted": "errors",
     "Client": "producer.client",
+    "ContextAssemblerPlugin": "context.base",
     "Decision": "models",
+    "MemoryPlugin": "memory.base",
+    "ModelRetryError": "errors",
     "OpenAgentsError": "errors",
+    "PatternPlugin": "patterns.base",
+    "PermanentToolError": "errors",
     "Reconciled": "tools.base",
     "RedisUnreachable": "errors",
     "RequestInvalid": "errors",
+    "RetryableToolError": "errors",
     "RunArtifact": "models",
     "RunBudget": "models",
     "RunConflict": "errors",
@@ -136,6 +160,9 @@ _MODULE_OF = {
     "StopReason": "models",
     "SubmitUnknown": "errors",
     "ToolContext": "tools.base",
+    "ToolExecutionSpec": "tools.base",
+    "ToolPlugin": "tools.base",
+    "WaitTimeout": "producer.run_results",
     "Waiting": "models",
     "agent": "agents.code",
     "register": "celery.register",

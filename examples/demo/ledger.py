@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.tools.base import ToolPlugin
+from openagents_worker import ToolPlugin
 
 
 class Ledger(ToolPlugin):

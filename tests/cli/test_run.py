@@ -73,6 +73,7 @@ def test_a_closed_pipe_is_a_success(redis_url: str, client: Client) -> None:
 def test_the_options_of_run_are_part_of_the_request(command: Command, client: Client) -> None:
     """Tenant, labels, limits and queue."""
     options = ["--tenant", "acme", "--label", "env=prod", "--budget", "max_steps=3", "--queue", "slow"]
+    options += ["--on-busy", "interrupt"]
 
     done = command("run", "echo", "hi", "--run-id", "r1", "--session", "s1", *options, "--detach", "--json")
     wrong = command("run", "echo", "hi", "--budget", "steps=3", "--detach")
@@ -81,6 +82,7 @@ def test_the_options_of_run_are_part_of_the_request(command: Command, client: Cl
     assert done.json == {"run_id": "r1", "session_id": "s1"}
     assert record.request is not None
     assert (record.request.tenant, record.request.labels, record.queue) == ("acme", {"env": "prod"}, "slow")
+    assert record.request.on_busy == "interrupt"
     assert record.request.budget is not None
     assert record.request.budget.max_steps == 3
     assert (wrong.code, "did you mean 'max_steps'" in wrong.err) == (2, True)

@@ -47,6 +47,18 @@ def test_every_public_name_can_be_had() -> None:
     assert set(openagents_worker.__all__) <= set(dir(openagents_worker))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "ContextAssemblerPlugin MemoryPlugin PatternPlugin ToolPlugin ToolExecutionSpec Reconciled tool",
+        "BudgetExhausted ModelRetryError PermanentToolError RetryableToolError SignalTimeout WaitTimeout",
+    ],
+)
+def test_what_plugins_are_made_of_is_at_the_front_door(names: str) -> None:
+    """A plugin's author needs no module of ours but the package itself."""
+    assert set(names.split()) <= set(openagents_worker.__all__)
+
+
 def test_a_name_that_is_none_is_an_attribute_error() -> None:
     """As with any module."""
     with pytest.raises(AttributeError, match="run_agents"):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -27,7 +27,7 @@ from openagents_worker.cli.show import call_lines, read_run_details
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import loads
-from openagents_worker.models import RunBudget
+from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.producer.call_names import find_call, short_call_id
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
@@ -53,6 +53,13 @@ __all__ = ["COMMANDS"]
     metavar="LIMIT=N",
     help=f"A limit: {', '.join(RunBudget.model_fields)}. May be repeated.",
 )
+@click.option(
+    "--on-busy",
+    type=click.Choice(get_args(RunRequest.model_fields["on_busy"].annotation)),
+    default=None,
+    help="What happens if the session has a live run: the run waits, is refused, or ends the other one, whose"
+    " messages stay (interrupt) or go (rollback). Default: enqueue.",
+)
 @click.option("--queue", default=None, help="Queue of the run, instead of the queue of its agent.")
 @click.option("--detach", is_flag=True, help="Print the id of the run and do not wait.")
 @as_json_option
@@ -65,6 +72,7 @@ def run_(
     tenant: str | None,
     deps: str | None,
     budget: tuple[str, ...],
+    on_busy: str | None,
     queue: str | None,
     detach: bool,
     as_json: bool,
@@ -80,7 +88,13 @@ def run_(
     openagents-worker run assistant "Go." --budget max_cost_usd=0.5 --detach
     """
     session_id = session or f"cli-{os.urandom(4).hex()}"
-    optional = {"run_id": run_id, "tenant": tenant, "deps": deps, "labels": parse_pairs(labels) or None}
+    optional = {
+        "run_id": run_id,
+        "tenant": tenant,
+        "deps": deps,
+        "labels": parse_pairs(labels) or None,
+        "on_busy": on_busy,
+    }
     request: dict[str, Any] = {
         "agent_id": agent,
         "session_id": session_id,
