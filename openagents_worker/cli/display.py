@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+from openagents_worker.cli.run_summary import waits_text
 from openagents_worker.cli.terminal import Safe, dump, dump_text, err, joined, out, piece, styled
 from openagents_worker.events import RunEvent
 from openagents_worker.models import ErrorDetails, RunResult, RunUsage
@@ -146,6 +147,8 @@ def _shown_payload(event: RunEvent) -> dict[str, Any]:
     """The fields of an event's payload that its line shows."""
     hidden = HIDDEN_FIELDS | ({"message", "type"} if "error" in event.payload else set())
     payload = {key: value for key, value in event.payload.items() if key not in hidden}
+    if event.name == "run.waiting":
+        payload["waiting"] = waits_text(payload)
     if event.name in DELAYS and isinstance(delay_ms := payload.pop("delay_ms", None), int):
         payload.pop("due_at", None)
         payload["again_in"] = f"{delay_ms / 1000:.3g} s"

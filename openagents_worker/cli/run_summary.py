@@ -16,19 +16,25 @@ __all__ = [
     "CallSummary",
     "RunSummary",
     "summarize_events",
+    "waits_text",
 ]
+
+NOT_MADE = frozenset({"approval", "limit", "budget"})
+"""Kinds of waits before a call: nothing of it was executed. (`WaitKind`)"""
 
 
 class CallState(StrEnum):
     """The state of a recorded call.
 
     INTERRUPTED: the attempt ended before the call did. The call is repeated if the run continues.
+    WAITING: the run is parked before the call or in it. The call is made when the run continues.
     """
 
     RUNNING = "running"
     OK = "ok"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    WAITING = "waiting"
 
 
 @dataclass(slots=True)
@@ -56,7 +62,9 @@ class AttemptSummary:
 
 @dataclass(slots=True)
 class CallSummary:
-    """A recorded call of a model, a tool or a function. `tries` counts how often it was made.
+    """A recorded call of a model, a tool or a function. `tries` counts how often it was begun.
+
+    A call that has only been asked about (its approval, a limit) was not begun.
 
     `arguments` and `result` are cut: events contain only the beginning of long values.
     """
@@ -110,13 +118,24 @@ def summarize_events(events: Sequence[RunEvent]) -> RunSummary:
             summary.attempts.append(
                 AttemptSummary(event.attempt, event.life, event.worker or "?", event.timestamp)
             )
-        elif _ends_attempt(summary.attempts, event):
-            for call in calls.values():
-                if call.outcome is CallState.RUNNING:
-                    call.outcome, call.ended_at = CallState.INTERRUPTED, event.timestamp
+        elif _ends_attempt(summary.attempts, event) or event.is_terminal:
+            _end_calls(calls, event)
         _update_call(calls, event)
     summary.calls = list(calls.values())
     return summary
+
+
+def _end_calls(calls: Mapping[str, CallSummary], event: RunEvent) -> None:
+    """The calls that this event, the end of an attempt or of the run, has interrupted or parked."""
+    parks = event.name == "run.waiting"
+    not_made = {wait.get("call_id") for wait in _waits(event.payload) if wait.get("kind") in NOT_MADE}
+    for call in calls.values():
+        if call.outcome is CallState.RUNNING:
+            call.outcome = CallState.WAITING if parks else CallState.INTERRUPTED
+            call.ended_at = event.timestamp
+            call.tries -= parks and call.call_id in not_made
+        elif call.outcome is CallState.WAITING:
+            call.outcome = CallState.INTERRUPTED
 
 
 def _duration_ms(part: AttemptSummary | CallSummary) -> int | None:
@@ -152,7 +171,7 @@ def _ending(event: RunEvent) -> tuple[str, str | None] | None:
         case "run.recovered":
             return "recovered from a dead worker", None
         case "run.waiting":
-            return f"parked: {_waits_text(payload.get('waiting'))}", None
+            return f"parked: {waits_text(payload)}", None
         case "run.handed_over":
             return "handed over by a stopping worker", None
         case "run.left_to_others":
@@ -160,10 +179,14 @@ def _ending(event: RunEvent) -> tuple[str, str | None] | None:
     return None
 
 
-def _waits_text(waiting: Any) -> str:
+def _waits(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
+    waiting = payload.get("waiting")
+    return [wait for wait in waiting if isinstance(wait, dict)] if isinstance(waiting, list) else []
+
+
+def waits_text(payload: Mapping[str, Any]) -> str:
     """What the event `run.waiting` lists: `signal paid, timer`."""
-    waits = [wait for wait in waiting if isinstance(wait, dict)] if isinstance(waiting, list) else []
-    each = [" ".join(str(wait[key]) for key in ("kind", "name") if wait.get(key)) for wait in waits]
+    each = [" ".join(str(wait[key]) for key in ("kind", "name") if wait.get(key)) for wait in _waits(payload)]
     return ", ".join(dict.fromkeys(each)) or "waiting"
 
 

@@ -211,3 +211,5 @@ def _call_text(call: CallSummary) -> str:
             return f"{arguments}running"
         case CallState.INTERRUPTED:
             return f"{arguments}interrupted"
+        case CallState.WAITING:
+            return f"{arguments}waits"

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
+from openagents_worker.models import WaitKind
 from openagents_worker.producer.client import Client
+from openagents_worker.store.parking import Wait
 from tests.cli.conftest import Command, register, retire
 from tests.support.scripts import Hand
 
@@ -118,6 +120,23 @@ def test_show_as_json(command: Command, hand: Hand) -> None:
     ]
     assert [(one["call_id"], one["outcome"]) for one in shown["calls"]] == [(CALL, "interrupted")]
     assert shown["queue_wait_ms"] >= 0
+
+
+def test_a_call_that_waits_for_its_approval_was_not_made(command: Command, hand: Hand) -> None:
+    """It waits, and counts as a try when it is made. A call around a timer waits, too, but was begun."""
+    hand.submit("r1")
+    hand.claim("r1")
+    calls_a_tool(hand, "r1", answers=False)
+    calls_a_tool(hand, "r1", "calc:ffffffffabcd:1", answers=False)
+    hand.park("r1", Wait(WaitKind.APPROVAL, "calc", CALL), Wait(WaitKind.TIMER, call_id="sleep:1"))
+
+    waiting = command("show", "r1", "--json").json["calls"]
+    assert [(one["outcome"], one["tries"]) for one in waiting] == [("waiting", 0), ("waiting", 1)]
+    assert '{"a": 1} waits' in row(command("show", "r1").out, "calc:01234567:1")
+
+    command("cancel", "r1")
+    ended = command("show", "r1", "--json").json["calls"]
+    assert [one["outcome"] for one in ended] == ["interrupted", "interrupted"]
 
 
 # --- waiting ---------------------------------------------------------------------------------------------
