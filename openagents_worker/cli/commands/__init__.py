@@ -12,6 +12,7 @@ import click
 from openagents_worker.cli.commands import (
     configuration,
     deciding,
+    doctor,
     fleet,
     forking,
     processes,
@@ -39,7 +40,7 @@ NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
 SUBJECTS = (
     ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS, *forking.COMMANDS)),
     ("Sessions", (*sessions.COMMANDS, *forking.SESSION_COMMANDS)),
-    ("The deployment", fleet.COMMANDS),
+    ("The deployment", (*fleet.COMMANDS, *doctor.COMMANDS)),
     ("Processes", processes.COMMANDS),
     ("Configuration", configuration.COMMANDS),
 )
@@ -125,6 +126,7 @@ def commands() -> None:
     openagents-worker run assistant "What is 17*23?"       submit a run and watch it
     openagents-worker show RUN                             its steps, its state, why it waits
     openagents-worker status                               workers, queues, problems
+    openagents-worker doctor                               what is wrong, and what to do
 
     Settings come from OPENAGENTS_ variables; config/.env.example explains them. Every command takes --json.
     Exit codes: 0 success, 1 usage, 2 invalid input, 3 the run failed, 4 no Redis, 130 interrupted.

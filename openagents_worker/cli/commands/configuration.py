@@ -13,7 +13,7 @@ from openagents_worker.cli.commands.options import as_json_option, require_extra
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.settings import Settings, load_settings
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "prepared"]
 
 
 @click.command()
@@ -32,7 +32,7 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
     from openagents_worker.cli.validation import validated
     from openagents_worker.runtime.start_checks import remarks
 
-    path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
+    path, config = validated(file, env=os.environ, prepare=partial(prepared, app))
     agents, found = [agent.id for agent in config.agents], remarks(config)
     if as_json:
         dump({"file": path, "agents": agents, "notices": found})
@@ -42,7 +42,7 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
         err(f"note: {remark}")
 
 
-def _prepared(app: str | None) -> Settings:
+def prepared(app: str | None) -> Settings:
     """The settings of the worker. Also imports the modules that a worker imports before its plugins."""
     from openagents_worker.celery.app_loading import load_app, prepare_as_worker, settings_of
 

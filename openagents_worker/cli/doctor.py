@@ -1,0 +1,273 @@
+"""The doctor: the only place that looks for everything that keeps a deployment from executing runs safely.
+
+Each check yields findings. A check that cannot be made is a finding, too, and keeps no other check from
+being made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from openagents_worker.agents import AppConfig
+from openagents_worker.cli.health import problems_of
+from openagents_worker.cli.times import age_text
+from openagents_worker.cli.waiting import why_not_served
+from openagents_worker.dashboard.flower_options import is_this_machine
+from openagents_worker.errors import (
+    ConfigValidationError,
+    OpenAgentsError,
+    RedisRefused,
+    RedisUnreachable,
+    RedisUnsafe,
+)
+from openagents_worker.producer.client import Client
+from openagents_worker.redaction import safe_url
+from openagents_worker.settings import Settings
+from openagents_worker.store.client import Store
+from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
+
+__all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
+
+CLOCK_SKEW_MS = 1000
+FULL_SHARE = 0.8  # of maxmemory
+BACKLOG_MS = 60_000  # a run that has waited so long for a slot
+TRUE = ("1", "true", "yes", "on")
+
+
+class FindingKind(StrEnum):
+    """OK: nothing to do. NOTE: it works, but look at it. PROBLEM: runs get lost, wait, fail or leak."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible."""
+
+    kind: FindingKind
+    subject: str
+    text: str
+    todo: str | None = None
+    fix: Callable[[Store], object] | None = None
+
+    def to_json(self) -> dict[str, str | bool | None]:
+        return {
+            "kind": str(self.kind),
+            "subject": self.subject,
+            "text": self.text,
+            "todo": self.todo,
+            "can_fix": self.fix is not None,
+        }
+
+
+def examine(
+    client: Client, config: AppConfig | None, env: Mapping[str, str], *, checks_rights: bool
+) -> Iterator[Finding]:
+    """All findings about Redis, rights, workers, queues and Flower, in this order.
+
+    `config` is the agents file of this machine, None if there is none. `checks_rights`: this machine runs
+    workers with the Redis user of the settings, so check that the user has the rights of a worker. Raises
+    `RedisUnreachable` after the findings that need no Redis, if it does not answer.
+    """
+    settings, store = client.settings, client.store
+    yield from _flower_findings(env)
+    yield from _made("redis", lambda: _redis_findings(read_server(store), settings))
+    if checks_rights:
+        yield from _made("rights", lambda: _rights_findings(settings))
+    yield from _made("workers", lambda: _fleet_findings(client, config))
+
+
+def agent_findings(
+    read: Callable[[], tuple[str, AppConfig]], remarks: Callable[[AppConfig], Iterable[str]]
+) -> tuple[AppConfig | None, list[Finding]]:
+    """The agents of this machine, and what is wrong with them. `read` raises `ConfigError` for problems."""
+    try:
+        path, config = read()
+    except ConfigValidationError as error:
+        return None, [_problem_of(each) for each in error.problems] or [_failed("agents", error)]
+    except OpenAgentsError as error:
+        return None, [_failed("agents", error)]
+    names = ", ".join(agent.id for agent in config.agents)
+    found = [Finding(FindingKind.OK, "agents", f"{path}: valid; agents: {names}")]
+    return config, [*found, *(Finding(FindingKind.NOTE, "agents", remark) for remark in remarks(config))]
+
+
+def _problem_of(each: Mapping[str, object]) -> Finding:
+    place = f"line {each['line']}, " if each.get("line") else ""
+    hint = each.get("hint")
+    text = f"{place}{each.get('path')}: {each.get('message')}"
+    return Finding(FindingKind.PROBLEM, "agents", text, str(hint) if hint else None)
+
+
+def _made(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of a check; if it fails, its error. Raises `RedisUnreachable`: nothing can be checked."""
+    try:
+        return list(check())
+    except RedisRefused as error:
+        return [_failed(subject, error)]
+    except RedisUnreachable:
+        raise
+    except OpenAgentsError as error:
+        return [_failed(subject, error)]
+
+
+def _failed(subject: str, error: OpenAgentsError) -> Finding:
+    return Finding(FindingKind.PROBLEM, subject, f"{error.code}: {error.message}", error.hint)
+
+
+# --- Redis ----------------------------------------------------------------------------------------------
+
+
+def _redis_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
+    url = safe_url(settings.redis_url)
+    yield Finding(
+        FindingKind.OK, "redis", f"{url} answers in {server.answer_ms} ms: Redis {server.version_text}"
+    )
+    if server.version is not None and server.version < OLDEST_VERSION:
+        yield _redis_problem(f"Redis {server.version_text} is too old", "use Redis 6.2 or later, or Valkey")
+    if server.is_replica:
+        yield _redis_problem(
+            "this Redis is a replica: nothing can be written to it",
+            "put the address of the primary, or of its sentinels, into OPENAGENTS_REDIS_URL",
+        )
+    if server.is_cluster:
+        yield _redis_problem(
+            "this Redis is a node of a Redis Cluster: the keys of a run would lie on several nodes",
+            "use a Redis without cluster mode; for a second server use Sentinel",
+        )
+    yield from _memory_findings(server)
+    yield from _disk_findings(server, settings)
+    if abs(server.clock_ms) > CLOCK_SKEW_MS:
+        direction = "ahead of" if server.clock_ms > 0 else "behind"
+        yield Finding(
+            FindingKind.NOTE,
+            "clock",
+            f"the clock of Redis is {abs(server.clock_ms) / 1000:.1f} s {direction} that of this machine",
+            "synchronise both with NTP; ETAs of producers and times in logs are wrong by as much",
+        )
+
+
+def _redis_problem(text: str, todo: str, fix: Callable[[Store], object] | None = None) -> Finding:
+    return Finding(FindingKind.PROBLEM, "redis", text, todo, fix)
+
+
+def _memory_findings(server: ServerInfo) -> Iterator[Finding]:
+    persistence, used = server.persistence, server.used_memory_bytes
+    if persistence.maxmemory_policy is None:
+        yield Finding(
+            FindingKind.NOTE,
+            "redis",
+            "this Redis user may not ask how memory and disk are configured (INFO, CONFIG GET)",
+            "make sure that maxmemory-policy is noeviction and appendonly is yes",
+        )
+    elif persistence.may_evict:
+        kind = FindingKind.PROBLEM if persistence.maxmemory_bytes else FindingKind.NOTE
+        text = f"Redis deletes runs when its memory is full: maxmemory-policy {persistence.maxmemory_policy}"
+        yield Finding(kind, "redis", text, "CONFIG SET maxmemory-policy noeviction", _keep_everything)
+    limit = persistence.maxmemory_bytes
+    if limit and used is not None and used > FULL_SHARE * limit:
+        yield _redis_problem(
+            f"{used / limit:.0%} of the memory is in use ({used:,} of {limit:,} bytes): a full Redis accepts "
+            "no runs",
+            "raise maxmemory, or lower OPENAGENTS_RUN_TTL_S so that ended runs leave earlier",
+        )
+
+
+def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
+    persistence = server.persistence
+    if settings.durability == "strict":
+        try:
+            persistence.check_disk()
+        except RedisUnsafe as error:
+            yield _failed("redis", error)
+    elif persistence.appendonly is False:
+        yield _redis_problem(
+            "a restart of Redis loses every run since its last snapshot: appendonly is off"
+            if server.saves
+            else "a restart of Redis loses every run: appendonly is off, and it writes no snapshots",
+            "CONFIG SET appendonly yes, and the same in redis.conf",
+            _write_to_disk,
+        )
+    if server.last_write_failed:
+        yield _redis_problem(
+            "the last write to the disk failed: Redis refuses writes (MISCONF) or loses them at a restart",
+            "look at the log of Redis, and at the space on its disk",
+        )
+
+
+def _keep_everything(store: Store) -> object:
+    return store.use(lambda redis: redis.config_set("maxmemory-policy", "noeviction"))
+
+
+def _write_to_disk(store: Store) -> object:
+    return store.use(lambda redis: redis.config_set("appendonly", "yes"))
+
+
+# --- rights, workers, Flower ----------------------------------------------------------------------------
+
+
+def _rights_findings(settings: Settings) -> Iterator[Finding]:
+    from openagents_worker.celery.access import check_access
+
+    check_access(settings, [settings.queue])
+    yield Finding(FindingKind.OK, "rights", "the Redis user has all rights of a worker")
+
+
+def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Finding]:
+    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    for problem in problems_of(fleet, client.problems(), client.put_aside()):
+        text, _, todo = problem.partition("; ")
+        yield Finding(FindingKind.PROBLEM, "workers", text, todo or "openagents-worker status shows more")
+    yield from _unserved_queues(fleet, config, client.settings.queue)
+    for queue in fleet.queues:
+        if queue.workers and queue.oldest_age_ms is not None and queue.oldest_age_ms > BACKLOG_MS:
+            yield Finding(
+                FindingKind.PROBLEM,
+                "queues",
+                f"queue {queue.name} has a backlog: {queue.waiting} runs wait, the oldest for "
+                f"{age_text(queue.oldest_age_ms)}",
+                "start more workers, or raise OPENAGENTS_CONCURRENCY",
+            )
+    alive = [worker for worker in fleet.workers if worker.is_alive]
+    if alive:
+        runs = sum(worker.runs for worker in alive)
+        workers = "1 worker is alive" if len(alive) == 1 else f"{len(alive)} workers are alive"
+        yield Finding(FindingKind.OK, "workers", f"{workers}, with {runs} active runs")
+
+
+def _unserved_queues(fleet: Fleet, config: AppConfig | None, default: str) -> Iterator[Finding]:
+    """Queues that agents of the agents file use, and that no living worker consumes."""
+    if config is None or not any(worker.is_alive for worker in fleet.workers):
+        return
+    agents_of: dict[str, list[str]] = {}
+    for agent in config.agents:
+        agents_of.setdefault(agent.queue or default, []).append(agent.id)
+    for queue, agents in sorted(agents_of.items()):
+        if problem := why_not_served(fleet.workers, queue):
+            text, _, todo = problem.rpartition("; ")
+            yield Finding(FindingKind.PROBLEM, "queues", f"{text}; agents: {', '.join(agents)}", todo)
+
+
+def _flower_findings(env: Mapping[str, str]) -> Iterator[Finding]:
+    """What the variables of this environment would make of Flower."""
+    address = env.get("FLOWER_ADDRESS", "")
+    has_password = bool(env.get("FLOWER_BASIC_AUTH") or env.get("FLOWER_AUTH"))
+    if address and not is_this_machine(address) and not has_password:
+        yield Finding(
+            FindingKind.PROBLEM,
+            "flower",
+            f"Flower would listen on {address} without a password (FLOWER_ADDRESS)",
+            "set FLOWER_BASIC_AUTH=user:password, or unset FLOWER_ADDRESS",
+        )
+    if env.get("FLOWER_UNAUTHENTICATED_API", "").strip().lower() in TRUE and not has_password:
+        yield Finding(
+            FindingKind.PROBLEM,
+            "flower",
+            "everybody who reaches Flower can revoke runs and stop workers (FLOWER_UNAUTHENTICATED_API)",
+            "set FLOWER_BASIC_AUTH=user:password, or unset FLOWER_UNAUTHENTICATED_API",
+        )

@@ -1,0 +1,312 @@
+"""`doctor`: each finding is provoked, comes with what to do, and is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from openagents_worker.cli.doctor import FindingKind
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.producer.client import Client
+from openagents_worker.store import server
+from tests.cli.conftest import Command, Done, register, retire, typed
+from tests.support.scripts import Hand
+
+AGENT = {
+    "id": "clerk",
+    "name": "clerk",
+    "memory": {"type": "buffer"},
+    "pattern": {"type": "react"},
+    "llm": {"provider": "mock", "model": "m"},
+}
+
+
+def found(done: Done, subject: str) -> list[tuple[str, str]]:
+    """FindingKind and text of the findings about a subject."""
+    return [(one["kind"], one["text"]) for one in done.json["findings"] if one["subject"] == subject]
+
+
+def problem(done: Done, subject: str) -> dict[str, Any]:
+    """The only problem about a subject. It comes with what to do."""
+    [one] = [one for one in done.json["findings"] if (one["kind"], one["subject"]) == ("problem", subject)]
+    assert one["todo"]
+    return dict(one)
+
+
+@pytest.fixture
+def doctor(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """`openagents-worker doctor --json` in an empty folder, without variables of Flower."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAGENTS_CONFIG", raising=False)
+    for name in ("FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_UNAUTHENTICATED_API"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda *arguments: command("doctor", "--json", *arguments)
+
+
+def define(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **more: Any) -> None:
+    (tmp_path / "agents.json").write_text(json.dumps({"version": "1.0", "agents": [{**AGENT, **more}]}))
+    monkeypatch.setenv("OPENAGENTS_CONFIG", str(tmp_path / "agents.json"))
+
+
+@pytest.fixture
+def durable(tmp_path_factory: pytest.TempPathFactory) -> Generator[EmbeddedRedis]:
+    """A Redis that writes to its disk, and whose settings a test may change."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as started:
+        yield started
+
+
+@pytest.fixture
+def admin(durable: EmbeddedRedis) -> Generator[redis.Redis]:
+    with redis.Redis.from_url(durable.url) as client:
+        yield client
+
+
+@pytest.fixture
+def examined(
+    doctor: Command,
+    durable: EmbeddedRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Done]:
+    """`doctor` at the durable Redis, with a worker there."""
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", durable.url)
+    with Client(durable.url) as client:
+        register(client, agents=("clerk",))
+    return lambda *arguments: typed(["doctor", "--json", *arguments], monkeypatch, capsys)
+
+
+def test_a_healthy_deployment_has_no_problem(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exit code 0; each subject says what was looked at."""
+    define(monkeypatch, tmp_path)
+
+    done = examined()
+
+    assert [one for one in done.json["findings"] if one["kind"] != "ok"] == []
+    assert {one["subject"] for one in done.json["findings"]} == {"agents", "redis", "rights", "workers"}
+    assert done.code == 0
+
+
+def test_the_text_names_the_problem_and_what_to_do(command: Command, doctor: Command) -> None:
+    """A line each, and below a problem what to do."""
+    done = command("doctor")
+    lines = done.out.splitlines()
+    place = next(n for n, line in enumerate(lines) if "no worker is alive" in line)
+    assert lines[place].startswith("problem  workers  ")
+    assert lines[place + 1].strip() == "start one: openagents-worker worker"
+    assert done.code == 2
+
+
+def test_no_redis(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding, and the exit code of no Redis."""
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", "redis://127.0.0.1:1/0")
+    done = doctor()
+    assert problem_text(done, "redis").startswith(
+        "redis.unreachable: cannot reach Redis at redis://127.0.0.1:1/0"
+    )
+    assert done.code == 4
+
+
+def problem_text(done: Done, subject: str) -> str:
+    return str(problem(done, subject)["text"])
+
+
+def test_a_wrong_setting(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAGENTS_LEASE_MS", "soon")
+    done = doctor()
+    assert "OPENAGENTS_LEASE_MS" in problem_text(done, "settings")
+    assert done.code == 2
+
+
+# --- agents ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_key_and_a_mistake_in_the_agents_file(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each with its line, and what to do."""
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    define(monkeypatch, tmp_path, llm=llm, tools=[{"id": "calc", "type": "calk"}])
+
+    texts = [text for kind, text in found(doctor(), "agents") if kind == FindingKind.PROBLEM]
+
+    assert any("the environment variable SHOP_KEY is not set" in text for text in texts)
+    assert any("calk" in text for text in texts)
+
+
+def test_a_machine_without_agents_is_a_producers(doctor: Command) -> None:
+    [(kind, text)] = found(doctor(), "agents")
+    assert (kind, "only workers need them" in text) == ("note", True)
+
+
+# --- Redis -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("maxmemory", "kind"), [("1gb", FindingKind.PROBLEM), ("0", FindingKind.NOTE)])
+def test_a_redis_that_evicts(
+    examined: Command, admin: redis.Redis, maxmemory: str, kind: FindingKind
+) -> None:
+    """--fix sets the policy; without a limit nothing is evicted yet."""
+    admin.config_set("maxmemory", maxmemory)
+    admin.config_set("maxmemory-policy", "allkeys-lru")
+
+    assert (kind, "Redis deletes runs when its memory is full: maxmemory-policy allkeys-lru") in found(
+        examined(), "redis"
+    )
+    fixed = examined("--fix")
+
+    assert fixed.code == 0
+    assert any(text.startswith("fixed: ") for _, text in found(fixed, "redis"))
+    assert admin.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    assert not any("memory" in text for _, text in found(examined(), "redis"))
+
+
+def test_a_redis_that_loses_runs_at_a_restart(examined: Command, admin: redis.Redis) -> None:
+    """--fix turns the append-only file on."""
+    admin.config_set("appendonly", "no")
+    admin.config_set("save", "")
+    assert problem_text(examined(), "redis").startswith("a restart of Redis loses every run")
+
+    assert examined("--fix").code == 0
+    assert admin.config_get("appendonly") == {"appendonly": "yes"}
+    assert examined().code == 0
+
+
+def test_strict_durability_that_redis_cannot_give(
+    examined: Command, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAGENTS_DURABILITY", "strict")
+    admin.config_set("appendfsync", "no")
+    assert problem_text(examined(), "redis").startswith("redis.unsafe: ")
+
+
+def test_a_redis_that_is_almost_full(examined: Command, admin: redis.Redis) -> None:
+    used = int(admin.info("memory")["used_memory"])
+    admin.config_set("maxmemory", used + used // 10)
+    assert "of the memory is in use" in problem_text(examined(), "redis")
+
+
+def test_a_replica(examined: Command, admin: redis.Redis) -> None:
+    """It still answers reads."""
+    admin.config_set("replica-serve-stale-data", "yes")
+    admin.replicaof("127.0.0.1", "1")
+    try:
+        assert problem_text(examined(), "redis").startswith("this Redis is a replica")
+    finally:
+        admin.replicaof("no", "one")
+
+
+def test_a_user_without_the_right_to_ask(
+    examined: Command, durable: EmbeddedRedis, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be asked is a note, with what to look at."""
+    admin.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
+    admin.execute_command("ACL", "SETUSER", "poor", "-info", "-config")
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", durable.url.replace("//", "//poor:x@"))
+
+    done = examined()
+
+    [(kind, text)] = [one for one in found(done, "redis") if one[0] != "ok"]
+    assert (kind, "may not ask" in text) == ("note", True)
+    assert done.code == 0
+
+
+def test_a_user_without_a_right_of_a_worker(
+    examined: Command,
+    durable: EmbeddedRedis,
+    admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Only where agents are defined: elsewhere no worker runs."""
+    define(monkeypatch, tmp_path)
+    admin.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
+    admin.execute_command("ACL", "SETUSER", "poor", "-xadd")
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", durable.url.replace("//", "//poor:x@"))
+
+    assert "redis.no_permission: " in problem_text(examined(), "rights")
+    monkeypatch.delenv("OPENAGENTS_CONFIG")
+    assert found(examined(), "rights") == []
+
+
+def test_clocks_that_differ(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than a second, in which direction."""
+    real = server.time.time
+    monkeypatch.setattr(server.time, "time", lambda: real() + 90)
+    [(kind, text)] = found(examined(), "clock")
+    assert (kind, "90.0 s behind that of this machine" in text) == ("note", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"redis_version": "6.0.16"}, "Redis 6.0.16 is too old"),
+        ({"cluster_enabled": 1}, "this Redis is a node of a Redis Cluster"),
+        ({"aof_last_write_status": "err"}, "the last write to the disk failed"),
+        ({"rdb_last_bgsave_status": "err"}, "the last write to the disk failed"),
+    ],
+)
+def test_what_another_redis_says(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], text: str
+) -> None:
+    """Answers of INFO that this Redis cannot be brought to give."""
+    real = server._fields
+    monkeypatch.setattr(server, "_fields", lambda answer: {**real(answer), **fields})
+    assert problem_text(examined(), "redis").startswith(text)
+
+
+# --- workers, queues, Flower -------------------------------------------------------------------------------
+
+
+def test_no_worker_and_runs_that_wait(doctor: Command, client: Client) -> None:
+    register(client, agents=("clerk",), queues=("orders",))
+    client.submit({"agent_id": "clerk", "session_id": "s1", "input_text": "hi", "run_id": "r1"})
+    texts = [text for kind, text in found(doctor(), "workers") if kind == FindingKind.PROBLEM]
+    assert any(text.startswith("1 run waits in queue agents") for text in texts)
+    retire(client)
+    client.cancel("r1")
+    assert any(text.startswith("no worker is alive") for _, text in found(doctor(), "workers"))
+
+
+def test_a_queue_that_agents_use_and_no_worker_consumes(
+    doctor: Command, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before the first run waits in it."""
+    define(monkeypatch, tmp_path, queue="reports")
+    register(client, agents=("clerk",))
+    assert problem_text(doctor(), "queues").startswith("no worker serves queue reports: 1 worker is alive")
+    retire(client)
+
+
+def test_a_worker_that_is_gone_with_its_runs(doctor: Command, client: Client, hand: Hand) -> None:
+    """Its lease has expired, and nobody has taken its run."""
+    hand.submit("r1")
+    hand.claim("r1")
+    client.store.redis.zadd(client.store.keys("workers"), {hand.incarnation: 1})
+    texts = [text for kind, text in found(doctor(), "workers") if kind == FindingKind.PROBLEM]
+    assert any("is gone, and no other worker has taken over its run yet" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"FLOWER_ADDRESS": "0.0.0.0"}, "Flower would listen on 0.0.0.0 without a password"),  # noqa: S104
+        ({"FLOWER_UNAUTHENTICATED_API": "true"}, "everybody who reaches Flower can revoke runs"),
+    ],
+)
+def test_an_unsafe_flower(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str
+) -> None:
+    """A password makes it safe."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert problem_text(doctor(), "flower").startswith(text)
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "ada:secret")
+    assert found(doctor(), "flower") == []
