@@ -14,6 +14,7 @@ from openagents_worker.celery.register import install
 from openagents_worker.producer.app_binding import AppKind
 from openagents_worker.producer.publisher import make_app, wake_queue
 from openagents_worker.settings import Settings
+from openagents_worker.worker.garbage_collection import loading_for_life
 
 __all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
 
@@ -58,13 +59,14 @@ def run_worker(
     app.conf.task_queues = queues_of(queues or [settings.queue])
     # Not through Celery's command line, which imports every installed plugin, such as Flower and a shell.
     # Without mingle and gossip: workers share all state through Redis. It also saves a second at the start.
-    worker = app.Worker(
-        hostname=host_format(default_nodename(f"{name}@%h")),
-        loglevel=settings.log_level or "INFO",
-        concurrency=concurrency,
-        without_mingle=True,
-        without_gossip=True,
-    )
+    with loading_for_life():
+        worker = app.Worker(
+            hostname=host_format(default_nodename(f"{name}@%h")),
+            loglevel=settings.log_level or "INFO",
+            concurrency=concurrency,
+            without_mingle=True,
+            without_gossip=True,
+        )
     worker.start()
     raise SystemExit(worker.exitcode)
 
