@@ -14,7 +14,6 @@ from openagents_worker.celery.register import install
 from openagents_worker.producer.app_binding import AppKind
 from openagents_worker.producer.publisher import make_app, wake_queue
 from openagents_worker.settings import Settings
-from openagents_worker.worker.garbage_collection import loading_for_life
 
 __all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
 
@@ -55,6 +54,8 @@ def run_worker(
     settings: Settings, *, name: str, concurrency: int | None = None, queues: Sequence[str] = ()
 ) -> None:
     """Run a worker in this process until a stop signal. Raises SystemExit with its exit code."""
+    from openagents_worker.worker.garbage_collection import loading_for_life
+
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])
     # Not through Celery's command line, which imports every installed plugin, such as Flower and a shell.

@@ -26,7 +26,6 @@ from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.settings import Settings, load_settings
-from openagents_worker.worker.garbage_collection import loading_for_life
 
 __all__ = ["install", "register"]
 
@@ -75,6 +74,8 @@ def _on_worker_init(sender: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before Celery creates its bootsteps."""
     parts = find_binding(sender.app) if sender is not None else None
     if parts is not None and parts.processes is not None:
+        from openagents_worker.worker.garbage_collection import loading_for_life
+
         is_ours = parts.kind is AppKind.WORKER
         # A worker of another app may execute no runs: its garbage collector is not ours to change.
         with loading_for_life() if is_ours else nullcontext():

@@ -17,7 +17,16 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 
-__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_as_text", "facts_in_lua", "with_fact_sets"]
+__all__ = [
+    "FACTS",
+    "Fact",
+    "FactKind",
+    "FactSpec",
+    "Facts",
+    "facts_as_text",
+    "facts_in_lua",
+    "with_fact_sets",
+]
 
 MAX_COUNT_DIGITS = 10  # a longer count was not written by this library and is ignored
 

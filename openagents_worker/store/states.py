@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from openagents_worker.models import RunState, WaitKind
 
-__all__ = ["PARKED_STATES", "STATES", "StateFacts", "parked_state", "states_as_text", "states_in_lua", "with_state_sets"]
+__all__ = [
+    "PARKED_STATES",
+    "STATES",
+    "StateFacts",
+    "parked_state",
+    "states_as_text",
+    "states_in_lua",
+    "with_state_sets",
+]
 
 
 @dataclass(frozen=True, slots=True)

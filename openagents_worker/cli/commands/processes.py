@@ -21,7 +21,6 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.fleet import read_fleet
-from openagents_worker.worker.garbage_collection import loading_for_life
 
 __all__ = ["COMMANDS"]
 
@@ -43,6 +42,8 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     openagents-worker worker --queues agents,reports --concurrency 100
     """
     require_extras("worker")
+    from openagents_worker.worker.garbage_collection import loading_for_life
+
     with loading_for_life():
         from openagents_worker.celery.app import run_worker
 
