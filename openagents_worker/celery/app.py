@@ -54,17 +54,20 @@ def run_worker(
     settings: Settings, *, name: str, concurrency: int | None = None, queues: Sequence[str] = ()
 ) -> None:
     """Run a worker in this process until a stop signal. Raises SystemExit with its exit code."""
+    from openagents_worker.worker.garbage_collection import loading_for_life
+
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])
     # Not through Celery's command line, which imports every installed plugin, such as Flower and a shell.
     # Without mingle and gossip: workers share all state through Redis. It also saves a second at the start.
-    worker = app.Worker(
-        hostname=host_format(default_nodename(f"{name}@%h")),
-        loglevel=settings.log_level or "INFO",
-        concurrency=concurrency,
-        without_mingle=True,
-        without_gossip=True,
-    )
+    with loading_for_life():
+        worker = app.Worker(
+            hostname=host_format(default_nodename(f"{name}@%h")),
+            loglevel=settings.log_level or "INFO",
+            concurrency=concurrency,
+            without_mingle=True,
+            without_gossip=True,
+        )
     worker.start()
     raise SystemExit(worker.exitcode)
 

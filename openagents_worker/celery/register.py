@@ -6,6 +6,7 @@ submit runs imports only the producer.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 from celery import Celery, signals
@@ -73,9 +74,14 @@ def _on_worker_init(sender: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before Celery creates its bootsteps."""
     parts = find_binding(sender.app) if sender is not None else None
     if parts is not None and parts.processes is not None:
-        from openagents_worker.celery.bootsteps import install_bootsteps
+        from openagents_worker.worker.garbage_collection import loading_for_life
 
-        install_bootsteps(sender, parts.processes.holder, is_ours=parts.kind is AppKind.WORKER)
+        is_ours = parts.kind is AppKind.WORKER
+        # A worker of another app may execute no runs: its garbage collector is not ours to change.
+        with loading_for_life() if is_ours else nullcontext():
+            from openagents_worker.celery.bootsteps import install_bootsteps
+
+            install_bootsteps(sender, parts.processes.holder, is_ours=is_ours)
 
 
 def _on_celeryd_init(instance: Any = None, options: Any = None, **_: Any) -> None:

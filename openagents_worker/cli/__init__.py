@@ -10,7 +10,11 @@ INTERRUPTED = 130  # equals `exits.Exit.INTERRUPTED`; importing that module here
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
     try:
-        from openagents_worker.cli.commands import run  # here, so that importing this package loads nothing
+        # Here, so that importing this package loads nothing.
+        from openagents_worker.worker.garbage_collection import loading_for_life
+
+        with loading_for_life():
+            from openagents_worker.cli.commands import run
     except KeyboardInterrupt:  # during the import, which takes most of a command's time
         raise SystemExit(INTERRUPTED) from None
 

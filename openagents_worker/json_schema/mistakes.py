@@ -8,18 +8,19 @@ imports little because it also runs in the check process.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+import sys
+from functools import cached_property, lru_cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
-from jsonschema.exceptions import ValidationError, best_match
-from referencing import Registry
-
-from openagents_worker.json_schema.plain import Accepts, acceptance_of
+from openagents_worker.json_schema.plain import acceptance_of
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["mistakes"]
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+
+__all__ = ["is_certainly_valid", "is_validator_loaded", "load_validator", "mistakes"]
 
 MAX_PROBLEMS = 3  # described in the text: a model corrects the first few, more would only cost tokens
 MAX_FOUND = 100  # the search stops here; the text only counts those that it does not describe
@@ -35,11 +36,11 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     >>> mistakes('{"required": ["city"]}', {}, "field")
     "field 'city' is missing"
     """
-    accepts, validator = _checks(schema)
-    if accepts(value):
+    checks = _checks(schema)
+    if checks.accepts(value):
         return None
     try:
-        found = list(islice(validator.iter_errors(value), MAX_FOUND))
+        found = list(islice(checks.validator.iter_errors(value), MAX_FOUND))
     except (ArithmeticError, ValueError):  # for example multipleOf 0.1 for 10**400
         return "a number is too large to be checked"
     problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
@@ -48,23 +49,47 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     return "; ".join(_shortened(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
 
-_Checks = tuple[Accepts, jsonschema.Draft202012Validator]
-"""The fast check of a schema, and the complete one."""
+def is_certainly_valid(schema: str, value: Any) -> bool:
+    """Whether the fast check of a schema accepts the value. If not, `mistakes` needs the validator."""
+    return _checks(schema).accepts(value)
+
+
+def is_validator_loaded() -> bool:
+    """Whether `mistakes` imports nothing."""
+    return "jsonschema" in sys.modules
+
+
+def load_validator() -> None:
+    """Import what the complete check needs, which takes 0.1 s: call it in a thread.
+
+    Most workers never need it, and it would delay the first run of each.
+    """
+    import jsonschema  # noqa: F401
+
+
+class _Checks:
+    """The fast check of a schema, and the complete one, which is made at its first use."""
+
+    def __init__(self, schema: str) -> None:
+        self._content = json.loads(schema)
+        self.accepts = acceptance_of(self._content)
+
+    @cached_property
+    def validator(self) -> Draft202012Validator:
+        """The compiled schema. Its registry is empty, so that no reference is fetched."""
+        from jsonschema import Draft202012Validator
+        from referencing import Registry
+
+        return Draft202012Validator(self._content, registry=Registry())
 
 
 def _checks(schema: str) -> _Checks:
-    return _cached_checks(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled_checks(schema)
+    return _cached_checks(schema) if len(schema) <= MAX_CACHED_CHARS else _Checks(schema)
 
 
 @lru_cache(maxsize=256)
 def _cached_checks(schema: str) -> _Checks:
-    return _compiled_checks(schema)
-
-
-def _compiled_checks(schema: str) -> _Checks:
-    """The compiled schema. Its registry is empty, so that no reference is fetched."""
-    content = json.loads(schema)
-    return acceptance_of(content), jsonschema.Draft202012Validator(content, registry=Registry())
+    return _Checks(schema)
 
 
 def _describe(problem: ValidationError, part: str) -> list[str]:
@@ -86,6 +111,8 @@ def _describe(problem: ValidationError, part: str) -> list[str]:
         absent = [name for name in schema["required"] if name not in instance]
         return [f"{prefix}{part} {name!r} is missing" for name in absent]
     if problem.validator in ("anyOf", "oneOf") and problem.context and not _all_expect_other_types(problem):
+        from jsonschema.exceptions import best_match
+
         return _describe(best_match(problem.context), part)[:MAX_PROBLEMS]
     return [prefix + _expectation_text(problem)]
 

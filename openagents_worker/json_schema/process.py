@@ -30,8 +30,9 @@ def main() -> None:
     """Answer questions until stdin is closed."""
     options = json.loads(sys.stdin.buffer.readline() or "{}")
     sys.path[:] = options["path"]
-    from openagents_worker.json_schema.mistakes import mistakes  # needs the path that was just set
+    from openagents_worker.json_schema.mistakes import load_validator, mistakes  # needs the new path
 
+    load_validator()  # before the limits of a single check
     _prepare_signals()
     os.nice(NICE_INCREMENT)
     _limit_memory(options["memory_bytes"])

@@ -313,6 +313,8 @@ class ModelClient:
     model_id: str
     is_billed: bool = True
     """Whether somebody bills the calls, so that an unknown price is worth an event."""
+    limits_each_try: bool = False
+    """Whether the client itself keeps `llm.limits`, for each try of a call."""
 
     async def generate(
         self,

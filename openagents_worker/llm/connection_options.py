@@ -7,6 +7,7 @@ import ssl
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -60,9 +61,14 @@ class ConnectionOptions:
 
     # --- certificates ------------------------------------------------------------------------------------
 
-    def context(self) -> ssl.SSLContext:
-        """A new SSL context, which takes 0.1 s: call it in a thread. Raises `ValueError` for a file that
-        cannot be used; the message begins with the option."""
+    def context(self, url: httpx.URL) -> ssl.SSLContext:
+        """The SSL context for connections to a URL. To read the public authorities takes 0.1 s: call it in a
+        thread. Raises `ValueError` for a file that cannot be used; the message begins with the option."""
+        if self.ca_file is None and self.client_cert is None:
+            if url.scheme == "http":
+                return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; it trusts nobody
+            where = tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
+            return _trusting_the_public(self.uses_http2, *where)
         context = _verifying_with(self.ca_file) if self.ca_file is not None else httpx.create_ssl_context()
         self._load_client_cert(context)
         return context
@@ -145,6 +151,13 @@ class ConnectionOptions:
             return None
         is_tls = address.lower().startswith("https://")
         return httpx.Proxy(address, ssl_context=context if is_tls and self.ca_file else None)
+
+
+@cache  # the certificates of all public authorities take 2 MB
+def _trusting_the_public(http2: bool, file: str | None, folder: str | None) -> ssl.SSLContext:
+    """A shared context for all agents without certificates of their own. httpcore changes it for `http2`;
+    httpx reads the variables with `file` and `folder` itself."""
+    return httpx.create_ssl_context()
 
 
 def is_http2_installed() -> bool:

@@ -80,7 +80,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         self._options = options or ConnectionOptions()
         self._url = httpx.URL(url)
         self._file_stamps = self._options.stamps()
-        self._certificates = self._options.context()
+        self._certificates = self._options.context(self._url)
         self._proxy = self._options.proxy_for(self._url, self._certificates)
         self._http2 = self._options.uses_http2
         if self._http2:  # httpx would import it with its first connection
@@ -118,7 +118,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         together, because one of them is not written yet, are tried again with the next connection."""
         stamps = self._options.stamps()
         try:
-            certificates = await asyncio.to_thread(self._options.context)
+            certificates = await asyncio.to_thread(self._options.context, self._url)
         except ValueError as error:
             log.warning("llm.certificates_unreadable", host=self._url.host, error=str(error))
             return

@@ -77,6 +77,8 @@ class HttpModelClient(ModelClient):
     and `LLMReplyTooLarge` (more than `options.max_reply_bytes`). No error contains the key.
     """
 
+    limits_each_try = True
+
     def __init__(
         self,
         model: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
@@ -15,10 +15,11 @@ from openagents_worker.llm.base import (
     ModelClient,
     ModelRequest,
 )
+from openagents_worker.llm.options import reject_extras
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import words
 
-__all__ = ["MockClient"]
+__all__ = ["MockClient", "mock_client"]
 
 _DIRECTIVE = re.compile(r"/tool\s+(\S+)\s*(.*)", re.DOTALL)
 
@@ -54,6 +55,12 @@ class MockClient(ModelClient):
 
     async def aclose(self) -> None:
         """There is nothing to close."""
+
+
+def mock_client(options: LLMOptions, env: Mapping[str, str]) -> MockClient:
+    """A client of an agents file. Raises `PluginConfigError` for an option of another provider."""
+    reject_extras(options)
+    return MockClient(options)
 
 
 def _answer(messages: Sequence[Message]) -> tuple[str, tuple[LLMToolCall, ...]]:

@@ -19,10 +19,11 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.options import reject_extras
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, ScriptedUsage, words
 
-__all__ = ["ScriptedClient"]
+__all__ = ["ScriptedClient", "scripted_client"]
 
 FAULTS = ("connection", "rate_limit", "response")
 
@@ -111,6 +112,12 @@ class ScriptedClient(ModelClient):
 
 
 _NOTHING_COUNTED = ScriptedUsage()
+
+
+def scripted_client(options: LLMOptions, env: Mapping[str, str]) -> ScriptedClient:
+    """A client of an agents file. Raises `PluginConfigError` for an option of another provider."""
+    reject_extras(options)
+    return ScriptedClient(options)
 
 
 def usage_of(entry: ScriptedReply, messages: Sequence[Message]) -> LLMUsage:

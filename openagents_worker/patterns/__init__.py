@@ -1,14 +1,17 @@
-"""Patterns: the loop between a model and its tools."""
+"""Patterns: the loop between a model and its tools. Built-in ones are loaded when they are used."""
 
+from collections.abc import Mapping
+
+from openagents_worker.loaded_at_use import LoadedAtUse
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.patterns.plan_execute import PlanExecutePattern
-from openagents_worker.patterns.react import ReActPattern
-from openagents_worker.patterns.reflexion import ReflexionPattern
 
 __all__ = ["BUILTIN_PATTERNS"]
 
-BUILTIN_PATTERNS: dict[str, type[PatternPlugin]] = {
-    "plan_execute": PlanExecutePattern,
-    "react": ReActPattern,
-    "reflexion": ReflexionPattern,
-}
+BUILTIN_PATTERNS: Mapping[str, type[PatternPlugin]] = LoadedAtUse(
+    __name__,
+    {
+        "plan_execute": "plan_execute:PlanExecutePattern",
+        "react": "react:ReActPattern",
+        "reflexion": "reflexion:ReflexionPattern",
+    },
+)

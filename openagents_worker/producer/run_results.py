@@ -8,7 +8,7 @@ from typing import Any
 from celery import exceptions, states
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import OutputValidationError, RunFailed
+from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed
 from openagents_worker.models import RunRecord, RunResult, RunState, run_failed
 
 __all__ = [
@@ -46,11 +46,11 @@ class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc] 
 
 def parsed_result(record: RunRecord, output_class: type[BaseModel] | None) -> RunResult[Any]:
     """The result of a run that has ended, with its answer as an instance of `output_class`."""
-    assert record.result is not None, "a run that has ended has a result"
-    if output_class is None or not record.result.ok:
-        return record.result
+    result = _result_of(record)
+    if output_class is None or not result.ok:
+        return result
     try:
-        answer = output_class.model_validate(record.result.final_output)
+        answer = output_class.model_validate(result.final_output)
     except ValidationError as error:
         raise OutputValidationError(
             f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",
@@ -58,15 +58,27 @@ def parsed_result(record: RunRecord, output_class: type[BaseModel] | None) -> Ru
             output_type=output_class.__name__,
             run_id=record.run_id,
         ) from error
-    return record.result.model_copy(update={"final_output": answer})
+    return result.model_copy(update={"final_output": answer})
 
 
 def result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
     """The value that `get` returns or raises for a run that has ended."""
-    assert record.result is not None, "a run that has ended has a result"
+    result = _result_of(record)
     if record.state is RunState.COMPLETED:
-        return record.result.model_dump(mode="json")
-    return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
+        return result.model_dump(mode="json")
+    return run_failed(result, agent_id=record.agent_id, session_id=record.session_id)
+
+
+def _result_of(record: RunRecord) -> RunResult[Any]:
+    """The result of a run that has ended. Raises `RecordUnreadable` if another program has removed it."""
+    if record.result is None:
+        raise RecordUnreadable(
+            f"the run {record.run_id!r} has ended as {record.state}, but its record has no result",
+            hint="another program may have removed it; the events of the run may still tell how it ended",
+            run_id=record.run_id,
+            session_id=record.session_id,
+        )
+    return record.result
 
 
 def result_of_get(record: RunRecord, propagate: bool) -> Any:

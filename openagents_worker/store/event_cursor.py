@@ -53,7 +53,7 @@ HEAD_FIELDS = ("state", "seq", "life", "agent", "session", "format")
 def parse_head(run_id: str, values: Sequence[str | None]) -> RunHead | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
-        return None
+        return None  # the scripts ignore such a record, too
     with translate_parse_errors(stored_format(format_), run_id=run_id):
         return RunHead(
             run_id, RunState(state), _last_number(seq), int(life or 1), agent_id or "", session_id or ""
@@ -151,6 +151,7 @@ class EventCursor:
         """The events of a page of the stream, read from `next_seq` on, and of the streaming reply."""
         head = self._read_head
         assert head is not None, "call set_head first"
+        has_ended_since = False
         for id_, fields in page:
             if self.is_over or int(id_.partition("-")[0]) < self.next_seq:
                 continue
@@ -160,12 +161,13 @@ class EventCursor:
                 continue
             yield from self._gap_before(event)
             self._replayed_until = event.timestamp
+            has_ended_since = event.final and self.next_seq > head.seq
             yield self._mark_seen(event)
         requested = self.page_size.count
         self.page_size.learn(len(page), bytes_of(page))
         if len(page) < requested:
-            self.is_behind = False
             self.is_over = self.is_over or self._ends_with_replay
+            self.is_behind = has_ended_since and not self.is_over  # the record may have changed meanwhile
             if reply and self._wants_stored and not self.is_over:
                 yield self._reply_so_far(reply)
 
@@ -178,7 +180,10 @@ class EventCursor:
             return (event,) if self._replayed_until is None or event.timestamp >= self._replayed_until else ()
         if event.seq == self.next_seq:
             gap = () if self._first_skipped is None else self._gap_before(event)
-            return (*gap, self._mark_seen(event))
+            events = (*gap, self._mark_seen(event))
+            # A life has ended, but not ours: the record knows, also if its `life` is not that of its events.
+            self.is_behind = event.final and not self.is_over
+            return events
         if event.seq > self.next_seq:
             self.is_behind = True
         return ()

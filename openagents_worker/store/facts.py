@@ -17,7 +17,16 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 
-__all__ = ["FACTS", "Fact", "FactKind", "FactSpec", "Facts", "facts_as_text", "facts_in_lua"]
+__all__ = [
+    "FACTS",
+    "Fact",
+    "FactKind",
+    "FactSpec",
+    "Facts",
+    "facts_as_text",
+    "facts_in_lua",
+    "with_fact_sets",
+]
 
 MAX_COUNT_DIGITS = 10  # a longer count was not written by this library and is ignored
 
@@ -170,11 +179,15 @@ def facts_in_lua(script: str) -> str:
     >>> facts_in_lua("return FACT.tries .. call")
     "return 'tries:' .. call"
     """
-    text = facts_as_text(script)
+    return with_fact_sets(facts_as_text(script))
+
+
+def with_fact_sets(script: str) -> str:
+    """The script after the definition of the set `ENDS_WITH_LIFE`, if it uses it."""
     if "ENDS_WITH_LIFE" not in script:
-        return text
+        return script
     ending = ", ".join(f"{kind.value} = true" for kind, spec in FACTS.items() if spec.ends_with_life)
-    return f"local ENDS_WITH_LIFE = {{{ending}}}\n{text}"
+    return f"local ENDS_WITH_LIFE = {{{ending}}}\n{script}"
 
 
 def facts_as_text(lua: str) -> str:

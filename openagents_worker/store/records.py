@@ -91,9 +91,9 @@ def parse_record(run_id: str, values: Sequence[str | None], codec: PayloadCodec)
 
     Raises `OtherFormat` if another version wrote it and this version cannot read it, else `RecordUnreadable`.
     """
+    if values[RECORD_FIELDS.index("state")] is None:
+        return None  # the scripts ignore such a record, too
     field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
-    if not field["state"]:
-        return None
     with translate_parse_errors(stored_format(field["format"]), run_id=run_id):
         return _build_record(run_id, codec.decode_fields(field, "request", "result", "last_error_details"))
 
@@ -113,7 +113,7 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         session_id=field["session"],
         queue=field["queue"],
         state=state,
-        life=count("life"),
+        life=max(count("life"), 1),
         attempt=count("attempt"),
         steps=count("steps"),
         retries=max(count("retries"), count("retries_in_all")),

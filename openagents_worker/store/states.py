@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from openagents_worker.models import RunState, WaitKind
 
-__all__ = ["PARKED_STATES", "STATES", "StateFacts", "parked_state", "states_as_text", "states_in_lua"]
+__all__ = [
+    "PARKED_STATES",
+    "STATES",
+    "StateFacts",
+    "parked_state",
+    "states_as_text",
+    "states_in_lua",
+    "with_state_sets",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +80,13 @@ def states_in_lua(script: str) -> str:
     >>> states_in_lua("return STATE.queued")
     "return 'queued'"
     """
-    used = [name for name in _SETS if re.search(rf"\b{name}\[", script)]
-    return "\n".join([*(_set_in_lua(name) for name in used), states_as_text(script)])
+    return with_state_sets(states_as_text(script))
+
+
+def with_state_sets(script: str) -> str:
+    """The script after the definitions of the sets that it uses, such as `TERMINAL`."""
+    used = [name for name in _SETS if f"{name}[" in script and re.search(rf"\b{name}\[", script)]
+    return "\n".join([*map(_set_in_lua, used), script])
 
 
 def states_as_text(lua: str) -> str:

@@ -29,7 +29,12 @@ from openagents_worker.errors import (
     ToolUnavailableError,
 )
 from openagents_worker.json_schema import process as check_process
-from openagents_worker.json_schema.mistakes import mistakes
+from openagents_worker.json_schema.mistakes import (
+    is_certainly_valid,
+    is_validator_loaded,
+    load_validator,
+    mistakes,
+)
 from openagents_worker.json_schema.process import OUT_OF_MEMORY
 from openagents_worker.json_schema.rules import Schema, SchemaProblem, read_schema
 from openagents_worker.tools.offload import DaemonThreads
@@ -112,6 +117,10 @@ class SchemaChecks:
             allowed = MAX_STEPS_ON_LOOP // schema.steps
             if _has_at_most(value, allowed):
                 with suppress(RecursionError):  # the caller's stack is deep; a process has a fresh one
+                    if is_certainly_valid(schema.text, value):
+                        return None
+                    if not is_validator_loaded():
+                        await asyncio.to_thread(load_validator)
                     return mistakes(schema.text, value, part)
         check = self._threads.submit(self._check_in_process, schema, value, part)
         self._pending.add(check)

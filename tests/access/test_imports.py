@@ -67,6 +67,28 @@ def imported(shop: Installation) -> set[str]:
     return set(tools[0].value["data"] if isinstance(tools[0].value, dict) else tools[0].value)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "jsonschema",
+        "openagents_worker.llm.anthropic_messages",
+        "openagents_worker.llm.litellm_client",
+        "openagents_worker.llm.mock",
+        "openagents_worker.llm.openai_responses",
+        "openagents_worker.llm.scripted",
+        "openagents_worker.patterns.plan_execute",
+        "openagents_worker.patterns.reflexion",
+        "openagents_worker.tools.builtin.http",
+    ],
+)
+def test_a_worker_does_not_load_what_its_agents_do_not_use(shop: Installation, module: str) -> None:
+    """Its start delays the runs of a dead worker that it replaces, and imports are most of a start."""
+    loaded = imported(shop)
+
+    assert {"httpx", "openagents_worker.llm.openai_chat", "openagents_worker.patterns.react"} <= loaded
+    assert module not in loaded
+
+
 def message(body: Any = None, *, raw: bytes | None = None, **changed: Any) -> dict[str, Any]:
     """A message in the form in which kombu stores it, with these headers. `properties` are its properties."""
     run_id = uuid.uuid4().hex

@@ -59,6 +59,7 @@ EXTRA_OF = {
     "json_schema": BASE,
     "jsontext": BASE,
     "llm.api_keys": BASE,
+    "loaded_at_use": BASE,
     "local": BASE,
     "loops": BASE,
     "memory": BASE,
@@ -88,6 +89,7 @@ EXTRA_OF = {
     "tools.offload": BASE,
     "tools.typed": BASE,
     "tracebacks": BASE,
+    "worker.garbage_collection": BASE,
     # What Flower shows.
     "dashboard": "flower",
     # What executes runs.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import RunFailed
-from openagents_worker.llm.providers import PROVIDERS
+from openagents_worker.llm import providers
 from openagents_worker.models import MAX_MESSAGE_CHARS, RunRecord, RunState
 from openagents_worker.producer.run_results import result_or_error
 from openagents_worker.runtime.latch import LatchReason
@@ -154,7 +154,7 @@ async def test_the_exception_of_user_code_is_in_the_log_line(
     code: str,
 ) -> None:
     """For patterns, memories and model clients; with the causes, also across a recorded call."""
-    monkeypatch.setitem(PROVIDERS, "own", lambda *_: failing.Model())
+    monkeypatch.setattr(providers, "PROVIDERS", {**providers.PROVIDERS, "own": lambda *_: failing.Model()})
     async with process(redis_url, pricing(**fields)) as p:
         record = await p.run()
 

@@ -42,7 +42,10 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     openagents-worker worker --queues agents,reports --concurrency 100
     """
     require_extras("worker")
-    from openagents_worker.celery.app import run_worker
+    from openagents_worker.worker.garbage_collection import loading_for_life
+
+    with loading_for_life():
+        from openagents_worker.celery.app import run_worker
 
     import_from_here(first=True)
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]

@@ -12,12 +12,12 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any
 
-from openagents_worker.store.facts import facts_in_lua
+from openagents_worker.store.facts import facts_as_text, with_fact_sets
 from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions
 from openagents_worker.store.permission import MISSING_RIGHTS_MARK
 from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
 from openagents_worker.store.scripts.replies import reply_in_lua
-from openagents_worker.store.states import states_in_lua
+from openagents_worker.store.states import states_as_text, with_state_sets
 
 __all__ = ["Script", "rights_of_script"]
 
@@ -147,12 +147,13 @@ def _types_and_body(name: str) -> tuple[str, str]:
     """The library that precedes every script (`lib/types.lua`), and the script with its other libraries."""
     done: set[str] = set()
     types = _with_libraries("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
-    return types, facts_in_lua(states_in_lua(_with_libraries(f"{name}.lua", done)))
+    return types, with_fact_sets(with_state_sets(_with_libraries(f"{name}.lua", done)))
 
 
 @cache  # many scripts include the same library
 def _text_of(path: str) -> str:
-    return _LUA.joinpath(*path.split("/")).read_text("utf-8")
+    """A file, with the names of states and facts replaced by their texts."""
+    return facts_as_text(states_as_text(_LUA.joinpath(*path.split("/")).read_text("utf-8")))
 
 
 def _with_libraries(path: str, done: set[str]) -> str:

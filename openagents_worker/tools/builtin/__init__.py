@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 
+from openagents_worker.loaded_at_use import LoadedAtUse
 from openagents_worker.tools.base import ToolPlugin
 
 __all__ = ["BUILTIN_TOOLS"]
@@ -30,19 +30,4 @@ _PLACES = {
 """The module in this package and the class, by type."""
 
 
-class _Builtins(Mapping[str, type[ToolPlugin]]):
-    """The classes of the table."""
-
-    def __getitem__(self, kind: str) -> type[ToolPlugin]:
-        module, _, name = _PLACES[kind].partition(":")
-        tool: type[ToolPlugin] = getattr(import_module(f"{__name__}.{module}"), name)
-        return tool
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
-
-    def __len__(self) -> int:
-        return len(_PLACES)
-
-
-BUILTIN_TOOLS: Mapping[str, type[ToolPlugin]] = _Builtins()
+BUILTIN_TOOLS: Mapping[str, type[ToolPlugin]] = LoadedAtUse(__name__, _PLACES)

@@ -24,6 +24,7 @@ from tests.unit.llm.raw_server import delta, sse
 from tests.unit.llm.wire import HI, Heard
 
 STREAM = [sse(delta(content="hel")), sse(delta(content="lo")), sse(delta("stop"), "[DONE]")]
+HTTPS = httpx.URL("https://models.example.com/v1")
 LOGIN = "ann:pr0xy-Passw0rd"
 
 
@@ -224,5 +225,22 @@ def test_certificates_of_a_client_need_no_terminal(certificates: Certificates) -
         client_key=str(certificates.folder / "client-encrypted.key"),
     )
     with pytest.raises(ValueError, match="set client_key_password_env"):
-        options.context()
-    assert isinstance(ConnectionOptions().context(), ssl.SSLContext)
+        options.context(HTTPS)
+    assert isinstance(ConnectionOptions().context(HTTPS), ssl.SSLContext)
+
+
+def test_the_public_authorities_are_read_once_and_not_for_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read them takes 0.1 s, by which the first call of every agent would be later."""
+    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent-for-a-new-entry-of-the-cache")
+    read: list[ssl.SSLContext] = []
+    monkeypatch.setattr(
+        httpx, "create_ssl_context", lambda: read.append(ssl.create_default_context()) or read[-1]
+    )
+
+    plain = ConnectionOptions().context(httpx.URL("http://models.internal/v1"))
+    contexts = {id(ConnectionOptions().context(HTTPS)) for _ in range(3)}
+
+    assert contexts == {id(read[0])}
+    assert len(read) == 1
+    assert plain.verify_mode is ssl.CERT_REQUIRED
+    assert not plain.get_ca_certs()

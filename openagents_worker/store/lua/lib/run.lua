@@ -39,6 +39,7 @@ local function load(R)
   for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format', 'force_at'}) do
     run[name] = count_of(run[name])
   end
+  run.life = math.max(run.life, 1) -- also without a valid number: watchers take no event of life 0
   for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY accepts only whole numbers
     local count = values[i]
     if count and (#count > 15 or not string.find(count, '^%d+$')) then mend(R, RUN_FIELDS[i]) end
