@@ -13,9 +13,9 @@ Which values are masked:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
@@ -23,7 +23,7 @@ from pydantic_core import to_json
 
 from openagents_worker.errors import text_of
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps, replaced
-from openagents_worker.secret_forms import MASK, mask_secrets, mask_short, mask_url
+from openagents_worker.secret_forms import MASK, mask_secrets, mask_short, mask_url, on_secret_remembered
 from openagents_worker.secret_names import DEFAULT_REDACT_KEYS, ValueKind, is_secret, parts_of, value_kind
 from openagents_worker.secret_text import mask_named, mask_prose, mask_short_prose
 
@@ -167,6 +167,11 @@ class _Redaction:
         self._is_whole = is_whole
 
     def shown(self, value: Any, depth: int) -> JsonValue:
+        kind = type(value)
+        if kind is list:  # before the abstract types, which take most of the time of a payload
+            return self._items(value, depth) if depth else f"<{len(value)} more inside>"
+        if kind is dict:
+            return self.pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, str):
             return self._bounded(value)
         if value is None or isinstance(value, (bool, int)):
@@ -175,10 +180,8 @@ class _Redaction:
                 if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER
                 else _integer_text(value)
             )
-        if isinstance(value, dict):  # before Mapping, which is slow to check
-            return self.pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
-            return value if math.isfinite(value) else None
+            return value if isfinite(value) else None
         if isinstance(value, (bytes, bytearray)):
             return f"<{len(value)} bytes>"
         if isinstance(value, BaseModel):
@@ -195,10 +198,12 @@ class _Redaction:
     def _is_too_many(self, count: int) -> bool:
         """Subtract the values of a container from the remaining ones; true if there are not enough."""
         most = self._rules.max_items
-        self._left -= count if most is None or count < most else most
-        if self._left < 0 and self._is_whole:
+        self._left = left = self._left - (count if most is None or count < most else most)
+        if left >= 0:
+            return False
+        if self._is_whole:
             raise TooManyValues
-        return self._left < 0 and count > 0
+        return count > 0
 
     def pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         """A mapping as it is shown; a text with its size, if its values exceed the limit."""
@@ -215,16 +220,18 @@ class _Redaction:
             if has_more and len(out) >= most:
                 out["…"] = f"<{count - most} more>"
                 break
-            name = key if type(key) is str or isinstance(key, str) else text_of(key)
+            known = names.get(key) if type(key) is str else None
+            under, name = known or self._named(key if isinstance(key, str) else text_of(key))
             kind = type(item)
-            known = names.get(name) if type(name) is str else None
-            under, name = known if known is not None else self._named(name)
             if under is not _NOT_SECRET and (under is _SECRET or kind is not int) and is_secret(under, item):
                 out[name] = MASK
             elif kind is str and len(item) <= short:
                 out[name] = mask_short(item)
             elif (
-                item is None or kind is bool or (kind is int and SMALLEST_INTEGER <= item <= LARGEST_INTEGER)
+                (kind is int and SMALLEST_INTEGER <= item <= LARGEST_INTEGER)
+                or item is None
+                or kind is bool
+                or (kind is float and isfinite(item))
             ):
                 out[name] = item
             else:
@@ -283,6 +290,15 @@ _OF_SHORT_TEXTS: dict[Callable[[str], str], Callable[[str], str]] = {
 }
 _known_names: dict[tuple[tuple[str, ...], Callable[[str], str]], dict[str, tuple[ValueKind, str]]] = {}
 """The kind of the values under each name, and the name as it is shown; by the parts of names of secrets."""
+
+
+def _forget_names() -> None:
+    """Forget how names are shown: one of them may contain the secret that became known now."""
+    for names in list(_known_names.values()):
+        names.clear()
+
+
+on_secret_remembered(_forget_names)
 _MAX_NAMES = 4_096  # names of fields are few; those of custom data are not kept beyond this
 _LONGEST_KNOWN = 64
 _DEFAULT_RULES = _rules_of(_DEFAULT_PARTS, MAX_CHARS, MAX_ITEMS, mask_prose)

@@ -20,6 +20,7 @@ from openagents_worker.redaction import (
     safe_url,
     shown_json,
 )
+from openagents_worker.secret_forms import remember_secret
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,112 @@ def test_the_result_is_always_json_and_redacting_twice_changes_nothing(value: An
     once = redact(value)
     assert json.loads(json.dumps(once, allow_nan=False)) == once
     assert redact(once) == once
+
+
+_NAMES = ["model", "call_id", "step_index", "input_tokens", "tokens", "token", "api_key", "pässe", "n" * 70]
+_PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.sampled_from(
+        ["at redis://:pw@host/0", "password=hunter2", "sk-abcdefghijkl", "x" * 100, "go", "\ud800"]
+    ),
+)
+_VALUES = st.recursive(
+    st.one_of(_PLAIN, st.binary(max_size=3), st.datetimes()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+class _Name(str):
+    """A key that is equal to another text than it shows."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return other == "model" or str.__eq__(self, other)
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+class _Number(int):
+    pass
+
+
+class _Object(dict[Any, Any]):
+    pass
+
+
+class _Items(list[Any]):
+    pass
+
+
+def _subclassed(value: Any) -> Any:
+    """An equal value of other types, for which there are no short cuts."""
+    match value:
+        case bool():
+            return value
+        case str():
+            return _Text(value)
+        case int():
+            return _Number(value)
+        case list():
+            return _Items(map(_subclassed, value))
+        case dict():
+            return _Object((_subclassed(key), _subclassed(item)) for key, item in value.items())
+    return value
+
+
+@given(
+    payload=st.dictionaries(st.one_of(st.sampled_from(_NAMES), st.integers(0, 2)), _VALUES, max_size=40),
+    options=st.sampled_from([{}, {"max_chars": 5}, {"max_items": 2}, {"max_items": None}, {"max_depth": 1}]),
+)
+def test_the_short_cuts_for_plain_types_change_nothing(
+    payload: dict[Any, Any], options: dict[str, Any]
+) -> None:
+    """The values of most events have plain types, which are checked first. Each one is shown as an equal value
+    of a subclass is."""
+    assert repr(redact(payload, **options)) == repr(redact(_subclassed(payload), **options))
+
+
+@pytest.mark.parametrize(
+    ("harmless", "secret"),
+    [
+        ({"token": 7}, {"token": "abc"}),
+        ({"token": None}, {"token": "abc"}),
+        ({"tokens": 7}, {"tokens": [7]}),
+        ({"password": None}, {"password": 7}),
+        ({"password": True}, {"password": 7.5}),
+    ],
+)
+def test_a_harmless_value_does_not_open_the_name_for_a_secret(
+    harmless: dict[str, Any], secret: dict[str, Any]
+) -> None:
+    """Whether a value is masked depends on its type, too. What is remembered about a name does not change
+    that."""
+    for _ in range(2):
+        assert redact(harmless) == harmless
+    assert list(redact(secret).values()) == [MASK]
+
+
+def test_a_key_that_only_claims_to_be_equal_is_shown_under_its_own_name() -> None:
+    """A class of a key can have any `__eq__`. Only plain names are remembered."""
+    assert redact({"model": "abc"}) == {"model": "abc"}
+    key = _Name("password")
+    assert redact({key: "abc"}) == {"password": MASK}
+
+
+def test_a_name_is_masked_from_the_moment_when_it_becomes_known_as_a_secret() -> None:
+    """Names of fields are remembered as they are shown. A new secret makes them be looked at again."""
+    name = "k3y-0f-a-t3nant-9931"
+    assert name in shown_json({name: 1})
+    assert name in shown_json({name: 1})
+    remember_secret(name)
+    assert name not in shown_json({name: 1})
