@@ -146,15 +146,10 @@ class Store:
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
-                if isinstance(step, Emit):
-                    yield from step.items
-                    continue
-                with steps:
-                    steps.answer = _execute_step(self, step, execute_other)
-                while isinstance(step, EmitNext) and (items := steps.answer):
-                    yield from items
+                if not isinstance(step, Emit):
                     with steps:
                         steps.answer = _execute_step(self, step, execute_other)
+                yield from steps.items
 
     def close(self) -> None:
         self.redis.close()
@@ -329,17 +324,11 @@ class AsyncStore:
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
-                if isinstance(step, Emit):
-                    for item in step.items:
-                        yield item
-                    continue
-                with steps:
-                    steps.answer = await _execute_step(self, step, execute_other)
-                while isinstance(step, EmitNext) and (items := steps.answer):
-                    for item in items:
-                        yield item
+                if not isinstance(step, Emit):
                     with steps:
                         steps.answer = await _execute_step(self, step, execute_other)
+                for item in steps.items:
+                    yield item
 
     def leave_closed_loops(self) -> None:
         """Close the connections of event loops that are closed."""
