@@ -63,8 +63,9 @@ class Client(Operations, Decisions):
         `RunConflict`, `SessionBusy`, `RedisUnsafe` or `RedisUnreachable`. It raises `SubmitUnknown` if the
         run may be accepted, and with `OPENAGENTS_DURABILITY=strict` also if it may not be on disk yet.
         """
-        run_id = self.connection.execute(plans.submit(self._publishing, request, **options))
-        return self.handle(run_id, output_type=output_class_of(request))
+        return self.handle(self._submit(request, **options), output_type=output_class_of(request))
+
+    _submit = blocking(plans.submit)
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
         """A handle of the run; it does not read anything yet.
@@ -113,8 +114,9 @@ class AsyncClient(AsyncOperations, AsyncDecisions):
 
     async def submit(self, request: Request, **options: Unpack[ClientOptions]) -> AsyncRunHandle[Any]:
         """Submit a run, as `Client.submit` does."""
-        run_id = await self.connection.execute(plans.submit(self._publishing, request, **options))
-        return self.handle(run_id, output_type=output_class_of(request))
+        return self.handle(await self._submit(request, **options), output_type=output_class_of(request))
+
+    _submit = asynchronous(plans.submit)
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
         """A handle of the run; it does not read anything yet.

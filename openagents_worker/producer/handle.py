@@ -122,9 +122,9 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
 
     def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
-        connection = self.connection
-        plan = plans.fork(connection.publishing, checkpoint_id, self.id, **options)
-        return RunHandle(connection.execute(plan), client=self)
+        return RunHandle(self._fork(checkpoint_id, **options), client=self)
+
+    _fork = blocking_of_run(plans.fork_of_run)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -286,9 +286,9 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
 
     async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
-        connection = self.connection
-        plan = plans.fork(connection.publishing, checkpoint_id, self.id, **options)
-        return AsyncRunHandle(await connection.execute(plan), client=self)
+        return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
+
+    _fork = asynchronous_of_run(plans.fork_of_run)
 
     async def _wait_for_end(self, timeout: float | None) -> RunRecord:
         with timeout_of_wait(self.id, timeout):

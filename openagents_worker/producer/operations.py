@@ -68,8 +68,7 @@ class Operations(_Connected):
         A run that has not ended is not changed. Raises `RunNotFound`, `RunConflict` for a completed run, and
         `ConfigError` for a run that is not durable and was executed, or if two apps are registered.
         """
-        plan = plans.resume(self._publishing, run_id, by)
-        return RunHandle(self.connection.execute(plan), client=self)
+        return RunHandle(self._resume(run_id, by), client=self)
 
     def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
         """Start a new run that continues from a checkpoint (`{run_id}:step:{n}`) of a run, in any state.
@@ -81,8 +80,7 @@ class Operations(_Connected):
         session must not exist. `run_id` is the id of the new run: the same fork again is the same run.
         Raises `RequestInvalid`, `RunNotFound`, `RunConflict`, or `ConfigError` for an unknown checkpoint.
         """
-        plan = plans.fork(self._publishing, checkpoint_id, **options)
-        return RunHandle(self.connection.execute(plan), client=self)
+        return RunHandle(self._fork(checkpoint_id, **options), client=self)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
@@ -93,10 +91,10 @@ class Operations(_Connected):
         `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
         `ConfigError` if two apps are registered.
         """
-        plan = plans.ResumeAll(self._publishing, filters, by=by, dry_run=dry_run)
-        while (run_id := self.connection.execute(plan.next_run())) is not None:
-            yield run_id
+        return self.connection.stream(plans.resume_all(self._publishing, filters, by=by, dry_run=dry_run))
 
+    _resume = blocking(plans.resume)
+    _fork = blocking(plans.fork)
     fork_session = blocking(plans.fork_session)
     workers = blocking(inspection.workers)
     queues = blocking(inspection.queues)
@@ -127,22 +125,20 @@ class AsyncOperations(_Connected):
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """The same as `Client.resume`."""
-        plan = plans.resume(self._publishing, run_id, by)
-        return AsyncRunHandle(await self.connection.execute(plan), client=self)
+        return AsyncRunHandle(await self._resume(run_id, by), client=self)
 
     async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
         """The same as `Client.fork`."""
-        plan = plans.fork(self._publishing, checkpoint_id, **options)
-        return AsyncRunHandle(await self.connection.execute(plan), client=self)
+        return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
 
-    async def resume_all(
+    def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """The same as `Client.resume_all`."""
-        plan = plans.ResumeAll(self._publishing, filters, by=by, dry_run=dry_run)
-        while (run_id := await self.connection.execute(plan.next_run())) is not None:
-            yield run_id
+        return self.connection.stream(plans.resume_all(self._publishing, filters, by=by, dry_run=dry_run))
 
+    _resume = asynchronous(plans.resume)
+    _fork = asynchronous(plans.fork)
     fork_session = asynchronous(plans.fork_session)
     workers = asynchronous(inspection.workers)
     queues = asynchronous(inspection.queues)

@@ -7,7 +7,6 @@ Besides scripts and reads, the steps of a plan are seconds to wait (a float) and
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
+from openagents_worker.store.plan import Emit
 from openagents_worker.store.records import record_plan, run_not_found
 from openagents_worker.store.scripts import CancelAnswer
 from openagents_worker.submission.fork import fork_session as copy_of_session
@@ -43,13 +43,14 @@ from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = [
     "ClientOptions",
-    "ResumeAll",
     "Sending",
     "cancel",
     "fork",
+    "fork_of_run",
     "fork_session",
     "record",
     "resume",
+    "resume_all",
     "revoke",
     "submit",
 ]
@@ -113,24 +114,25 @@ def resume(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[str]:
     return accepted.run_id
 
 
-def fork(
-    publishing: PublishingApp, checkpoint_id: str, of_run: str = "", **options: Unpack[ForkOptions]
-) -> Plan[str]:
-    """Create a run from a checkpoint, and send its message. Returns the id of the new run.
-
-    The checkpoint must be one of the run `of_run`, unless that is empty.
-    """
+def fork(publishing: PublishingApp, checkpoint_id: str, **options: Unpack[ForkOptions]) -> Plan[str]:
+    """Create a run from a checkpoint, and send its message. Returns the id of the new run."""
     started_s = time.monotonic()
     app, settings = publishing.to_submit()
-    run_id = text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0]
-    if of_run and run_id != of_run:
+    accepted = yield from forking(publishing.keys, settings, checkpoint_id, **options)
+    yield Sending(partial(_send_accepted, app, accepted, started_s))
+    return accepted.run_id
+
+
+def fork_of_run(
+    publishing: PublishingApp, of_run: str, checkpoint_id: str, **options: Unpack[ForkOptions]
+) -> Plan[str]:
+    """As `fork`. The checkpoint must be one of the run `of_run`."""
+    if text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0] != of_run:
         raise RequestInvalid(
             f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run!r}",
             hint=f"the checkpoints of this run have the form '{of_run}:step:{{n}}'",
         )
-    accepted = yield from forking(publishing.keys, settings, checkpoint_id, **options)
-    yield Sending(partial(_send_accepted, app, accepted, started_s))
-    return accepted.run_id
+    return fork(publishing, checkpoint_id, **options)
 
 
 def fork_session(_: PublishingApp, session_id: str, new_session_id: str | None = None) -> Plan[str]:
@@ -170,50 +172,38 @@ def record(publishing: PublishingApp, run_id: str) -> Plan[RunRecord]:
     return (yield from record_plan(publishing.keys, text_of_caller("run_id", run_id)))
 
 
-class ResumeAll:
-    """Resumes the runs that match the filters, one by one, newest first. The default of `state` is failed.
+def resume_all(
+    publishing: PublishingApp, filters: RunFilters, *, by: str | None, dry_run: bool
+) -> Plan[None]:
+    """Resume the runs that match the filters, newest first, and emit their ids.
 
-    With `dry_run` nothing is resumed. Creating it raises `RequestInvalid`, and `ConfigError` if two apps are
-    registered.
+    The default of `state` is failed. With `dry_run` nothing is resumed. Raises `RequestInvalid`, and
+    `ConfigError` if two apps are registered.
     """
+    by = optional_text("by", by)
+    _ = publishing.to_submit()
+    filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
+    cursor: str | None = None
+    while True:
+        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor)
+        for run in page:
+            if run.state not in (RunState.FAILED, RunState.CANCELLED):
+                continue
+            if dry_run or (yield from _is_resumed(publishing, run.run_id, by)):
+                yield Emit([run.run_id])
+        if (cursor := page.next_cursor) is None:
+            return
 
-    def __init__(
-        self, publishing: PublishingApp, filters: RunFilters, *, by: str | None, dry_run: bool
-    ) -> None:
-        self._publishing, self._dry_run = publishing, dry_run
-        self._by = optional_text("by", by)
-        _ = publishing.to_submit()
-        self._filter = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
-        self._found: deque[RunRecord] = deque()
-        self._cursor: str | None = None
-        self._is_last_page = False
 
-    def next_run(self) -> Plan[str | None]:
-        """The id of the next resumed run; None after the last one. Others are skipped."""
-        while True:
-            while self._found:
-                run_id = self._found.popleft().run_id
-                if self._dry_run or (yield from self._is_resumed(run_id)):
-                    return run_id
-            if self._is_last_page:
-                return None
-            page = yield from list_runs(
-                self._publishing.keys, self._filter, limit=MAX_LIMIT, cursor=self._cursor
-            )
-            self._found.extend(run for run in page if run.state in (RunState.FAILED, RunState.CANCELLED))
-            self._cursor, self._is_last_page = page.next_cursor, page.next_cursor is None
-
-    def _is_resumed(self, run_id: str) -> Plan[bool]:
-        try:
-            yield from resume(self._publishing, run_id, self._by)
-        except RedisUnreachable:
-            raise
-        except OpenAgentsError as error:
-            log.warning(
-                "run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint
-            )
-            return False
-        return True
+def _is_resumed(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[bool]:
+    try:
+        yield from resume(publishing, run_id, by)
+    except RedisUnreachable:
+        raise
+    except OpenAgentsError as error:
+        log.warning("run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint)
+        return False
+    return True
 
 
 def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:

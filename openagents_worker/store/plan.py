@@ -17,7 +17,10 @@ __all__ = ["CODEC", "Commands", "Emit", "EmitNext", "OnDisk", "Plan", "PlanSteps
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
-"""The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`."""
+"""The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`.
+
+Inside of the store it also yields single commands as tuples, whose exceptions are those of redis-py.
+"""
 CODEC = object()
 """A step of a plan whose answer is the codec of the cell."""
 

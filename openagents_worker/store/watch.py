@@ -206,6 +206,14 @@ def _remaining_s(silence_s: float, deadline: float) -> float:
     return min(silence_s, remaining_s)
 
 
+def _counted_plan(
+    cell: Cell, run_id: str, after: int | None, silence_s: float, deadline: float | None
+) -> Plan[None]:
+    """As `_events_plan`. It counts as one watcher from its first step to its end."""
+    with counted_watcher(cell.max_watchers):
+        yield from _events_plan(cell.keys, run_id, after, silence_s, deadline)
+
+
 def _end_plan(keys: Keys, run_id: str, deadline: float | None) -> Plan[RunRecord]:
     """A plan that waits for the end of a run, and returns its record."""
     text_of_caller("run_id", run_id)
@@ -234,8 +242,8 @@ def watch(
     Raises `RunNotFound`, `RedisUnreachable` if Redis stays unreachable, and `TooManyWatchers` if the process
     has as many watchers as the cell allows.
     """
-    plan = _events_plan(store.keys, run_id, after, silence_s, deadline)
-    with counted_watcher(store.cell.max_watchers), closing(_Subscription(store)) as subscription:
+    plan = _counted_plan(store.cell, run_id, after, silence_s, deadline)
+    with closing(_Subscription(store)) as subscription:
         yield from store.stream(plan, subscription.execute)
 
 
@@ -323,14 +331,13 @@ async def awatch(
     All watchers of an event loop share one pub/sub connection. A slow watcher does not delay the others and
     loses nothing: it continues from the stream.
     """
-    plan = _events_plan(store.keys, run_id, after, silence_s, None)
-    with counted_watcher(store.cell.max_watchers):
-        async with (
-            aclosing(_SharedSubscription(store)) as subscription,
-            aclosing(store.stream(plan, subscription.execute)) as events,
-        ):
-            async for event in events:
-                yield event
+    plan = _counted_plan(store.cell, run_id, after, silence_s, None)
+    async with (
+        aclosing(_SharedSubscription(store)) as subscription,
+        aclosing(store.stream(plan, subscription.execute)) as events,
+    ):
+        async for event in events:
+            yield event
 
 
 async def await_end(store: AsyncStore, run_id: str) -> RunRecord:
