@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from functools import cache, cached_property
 from typing import Any, TypeVar, cast
 
@@ -58,6 +59,10 @@ class Connection:
         """Execute a plan of `producer.plans`."""
         return self.store.execute(plan, _wait_or_send)
 
+    def stream(self, plan: Plan[None]) -> Generator[Any]:
+        """Execute a plan of `producer.plans`, and yield the items that it emits."""
+        return self.store.stream(plan, _wait_or_send)
+
     @cached_property
     def no_backend(self) -> Any:
         """The result backend of handles. Celery requires one, but a handle reads the record of the run."""
@@ -86,9 +91,13 @@ class AsyncConnection:
         self.publishing = publishing
         self.store = AsyncStore(cell_of(publishing.given_settings), answer_timeout_s=ANSWER_TIMEOUT_S)
 
-    async def execute(self, plan: Plan[T]) -> T:
+    def execute(self, plan: Plan[T]) -> Coroutine[Any, Any, T]:
         """Execute a plan of `producer.plans`."""
-        return await self.store.execute(plan, _execute_step)
+        return self.store.execute(plan, _execute_step)
+
+    def stream(self, plan: Plan[None]) -> AsyncGenerator[Any]:
+        """Execute a plan of `producer.plans`, and yield the items that it emits."""
+        return self.store.stream(plan, _execute_step)
 
     async def close(self) -> None:
         """Close the connections. The object can be used again."""

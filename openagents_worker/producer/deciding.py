@@ -1,4 +1,7 @@
-"""Deciding. The only place where a producer stores a decision about a call of a run."""
+"""Deciding. The only place where a producer reads and makes decisions about calls of runs.
+
+The functions are plans. Their docstrings are those of the methods of clients and handles.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,36 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
+from pydantic import JsonValue
+from typing_extensions import Unpack
+
 from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
 from openagents_worker.errors import ApprovalNotPending, RequestInvalid, RequestTooLarge
 from openagents_worker.jsontext import dumps, loads
-from openagents_worker.models import MAX_ID_CHARS, Decision
+from openagents_worker.models import MAX_ID_CHARS, Approval, Decision
 from openagents_worker.producer.call_names import find_call
 from openagents_worker.producer.plans import Sending
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.redaction import shown_json, shown_reason
 from openagents_worker.store import scripts
+from openagents_worker.store.approvals import ApprovalFilters, list_approvals, run_approvals
 from openagents_worker.store.client import Plan
 from openagents_worker.store.facts import FactKind
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
+from openagents_worker.store.index_pages import Page
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.records import run_not_found
 from openagents_worker.store.scripts import DecideAnswer, DecideResult, DecisionKind
 
-__all__ = ["RESOLVE_ACTIONS", "ResolveAction", "approve", "deny", "resolve"]
+__all__ = [
+    "RESOLVE_ACTIONS",
+    "ResolveAction",
+    "approvals",
+    "approvals_of_run",
+    "approve",
+    "deny",
+    "resolve",
+]
 
 ResolveAction = Literal["rerun", "skip", "fail"]
 RESOLVE_ACTIONS = ("rerun", "skip", "fail")
@@ -35,16 +51,20 @@ _FACT_OF = {DecisionKind.APPROVAL: FactKind.ASK, DecisionKind.RESOLUTION: FactKi
 
 def resolve(
     publishing: PublishingApp,
-    keys: Keys,
     run_id: str,
     call_id: str,
     action: ResolveAction,
     *,
     by: str,
-    result: Any = None,
+    result: JsonValue = None,
     note: str | None = None,
 ) -> Plan[Decision]:
-    """Decide what becomes of a call that was interrupted. Raises as `Decisions.resolve` does."""
+    """Decide what becomes of a call whose outcome is unknown: its worker died while it made the call.
+
+    `rerun` makes the call again, with the same idempotency key. `skip` continues with `result` as the
+    result of the call. `fail` ends the run as failed. `call_id` may be the beginning of the id. Raises
+    `RunNotFound`, `RequestInvalid` and, if somebody else has decided before, `ApprovalNotPending`.
+    """
     if text_of_caller("action", action) not in RESOLVE_ACTIONS:
         raise RequestInvalid(
             f"{action!r} is not an action for a call whose outcome is unknown",
@@ -53,7 +73,7 @@ def resolve(
     if result is not None and action != "skip":
         raise RequestInvalid(f"a result can only be given with skip, not with {action}")
     reject_unstorable(result, "result")
-    decision = {
+    decision: dict[str, Any] = {
         "action": action,
         "by": _name_of_decider(by),
         "note": shown_reason(optional_text("note", note)),
@@ -62,22 +82,26 @@ def resolve(
         decision["result"] = result
     return (
         yield from _decide(
-            publishing, keys, run_id, call_id, DecisionKind.RESOLUTION, "tool.outcome_resolved", decision
+            publishing, run_id, call_id, DecisionKind.RESOLUTION, "tool.outcome_resolved", decision
         )
     )
 
 
 def approve(
     publishing: PublishingApp,
-    keys: Keys,
     run_id: str,
     call_id: str,
     *,
     by: str,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, JsonValue] | None = None,
     note: str | None = None,
 ) -> Plan[Decision]:
-    """Approve a call. Raises as `Decisions.approve` does."""
+    """Approve a call that waits for it. The run goes on when all calls of its turn are decided.
+
+    `arguments` replace those of the model: give all of them. The worker checks them. `by` names who
+    decides, for the events of the run. `call_id` may be the beginning of the id. Raises `RunNotFound`,
+    `RequestInvalid` and, if somebody else has decided before, `ApprovalNotPending`.
+    """
     if arguments is not None and not isinstance(arguments, Mapping):
         raise RequestInvalid(
             f"arguments must be a mapping of names to values, not {type(arguments).__name__}",
@@ -85,21 +109,35 @@ def approve(
         )
     reject_unstorable(arguments, "arguments")
     decision = {**_decided("approve", by, note), "arguments": None if arguments is None else dict(arguments)}
-    return (
-        yield from _decide(
-            publishing, keys, run_id, call_id, DecisionKind.APPROVAL, "tool.approved", decision
-        )
-    )
+    return (yield from _decide(publishing, run_id, call_id, DecisionKind.APPROVAL, "tool.approved", decision))
 
 
 def deny(
-    publishing: PublishingApp, keys: Keys, run_id: str, call_id: str, *, by: str, note: str | None = None
+    publishing: PublishingApp, run_id: str, call_id: str, *, by: str, note: str | None = None
 ) -> Plan[Decision]:
-    """Deny a call. Raises as `Decisions.deny` does."""
+    """Deny a call that waits for an approval. The model gets `note`. Raises as `approve` does."""
     decision = _decided("deny", by, note)
-    return (
-        yield from _decide(publishing, keys, run_id, call_id, DecisionKind.APPROVAL, "tool.denied", decision)
-    )
+    return (yield from _decide(publishing, run_id, call_id, DecisionKind.APPROVAL, "tool.denied", decision))
+
+
+def approvals(
+    publishing: PublishingApp,
+    *,
+    limit: int = 100,
+    cursor: str | None = None,
+    **filters: Unpack[ApprovalFilters],
+) -> Plan[Page[Approval]]:
+    """A page of the calls that wait for an approval. The run that asked last is the first.
+
+    The calls of one run are on one page, which may therefore have a few more than `limit`. Raises
+    `RequestInvalid` for a filter, limit or cursor that is not valid.
+    """
+    return list_approvals(publishing.keys, filters, limit=limit, cursor=cursor)
+
+
+def approvals_of_run(publishing: PublishingApp, run_id: str) -> Plan[list[Approval]]:
+    """The calls of the run that wait for an approval, the oldest first."""
+    return run_approvals(publishing.keys, run_id)
 
 
 def _decided(action: str, by: Any, note: Any) -> dict[str, Any]:
@@ -122,7 +160,6 @@ def _name_of_decider(by: Any) -> str:
 
 def _decide(
     publishing: PublishingApp,
-    keys: Keys,
     run_id: str,
     call_id: str,
     kind: DecisionKind,
@@ -130,7 +167,9 @@ def _decide(
     decision: Mapping[str, Any],
 ) -> Plan[Decision]:
     run_id = text_of_caller("run_id", run_id)
-    call = yield from _whole_call_id(keys, run_id, text_of_caller("call_id", call_id), _FACT_OF[kind])
+    call = yield from _whole_call_id(
+        publishing.keys, run_id, text_of_caller("call_id", call_id), _FACT_OF[kind]
+    )
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     value = {name: each for name, each in {**decision, "call_id": call, "at": at}.items() if each is not None}
     text = dumps(value)

@@ -1,4 +1,7 @@
-"""Deleting a session. The only place that defines the order of its steps: cancel, wait, delete."""
+"""Deletion. The only place that defines how a session is deleted: cancel its runs, wait, delete.
+
+`delete_session` and `prune` are plans. Their docstrings are those of the methods of clients.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,34 @@ from functools import partial
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.errors import SessionBusy
 from openagents_worker.producer.plans import Sending
+from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.listing import prune_indexes
 from openagents_worker.store.paging import read_ids
 from openagents_worker.store.records import states_plan
 from openagents_worker.store.scripts import DeleteAnswer, Deleted, Wake
 
-__all__ = ["deletion"]
+__all__ = ["delete_session", "deletion", "prune"]
 
 RUNS_A_CALL = 100
 PATIENCE_S = 5.0  # for the notification of Celery, and for new runs that are submitted meanwhile
 PAUSE_S = 0.05
+
+
+def delete_session(publishing: PublishingApp, session_id: str, *, force: bool = False) -> Plan[int]:
+    """Delete a session and all data of its runs from Redis. Returns the number of runs.
+
+    Raises `SessionBusy` if one of its runs has not ended. With `force` the runs are cancelled first. It may
+    wait up to about five seconds until Celery was notified of the end of a run.
+    """
+    return deletion(publishing.keys, session_id, force=force, send=publishing.send_wakes)
+
+
+def prune(_: PublishingApp) -> Plan[int]:
+    """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
+    return prune_indexes()
 
 
 def deletion(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing, closing
-from typing import Any, Generic, Protocol, cast
+from contextlib import aclosing
+from typing import Any, Generic, cast
 
 from celery import states
 from celery.result import assert_will_not_block
@@ -20,15 +20,20 @@ from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
-from openagents_worker.producer import plans
+from openagents_worker.producer import plans, run_results
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
 from openagents_worker.producer.connection import (
-    AsyncConnection,
     Connection,
     connection_of,
     default_connection,
 )
 from openagents_worker.producer.decisions import AsyncRunDecisions, RunDecisions
+from openagents_worker.producer.methods import (
+    HasAsyncConnection,
+    HasConnection,
+    asynchronous_of_run,
+    blocking_of_run,
+)
 from openagents_worker.producer.run_messages import AsyncRunMessages, RunMessages
 from openagents_worker.producer.run_results import (
     CELERY_STATES,
@@ -36,31 +41,16 @@ from openagents_worker.producer.run_results import (
     parsed_result,
     result_of_get,
     result_or_error,
+    timeout_of_wait,
     traceback_of,
-    wait_timeout,
 )
 from openagents_worker.store.records import is_notify_pending
-from openagents_worker.store.scripts import CancelAnswer
-from openagents_worker.store.watch import awatch, watch
+from openagents_worker.store.watch import await_end, awatch, wait_for_end, watch
 from openagents_worker.submission.submit import ForkOptions
 
 PREDECESSOR_PAUSE_S = 0.1
 
 __all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
-
-
-class HasConnection(Protocol):
-    """What a handle needs from a client."""
-
-    @property
-    def connection(self) -> Connection: ...
-
-
-class HasAsyncConnection(Protocol):
-    """What an async handle needs from a client."""
-
-    @property
-    def connection(self) -> AsyncConnection: ...
 
 
 class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
@@ -97,9 +87,8 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
 
     # --- runs --------------------------------------------------------------------------------------------
 
-    def record(self) -> RunRecord:
-        """The current record of the run."""
-        return self.connection.execute(plans.record(self.connection.store.keys, self.id))
+    record = blocking_of_run(plans.record)
+    cancel = blocking_of_run(plans.cancel)
 
     def wait(self, timeout: float | None = None, **celery_options: Any) -> RunResult[OutputT]:
         """Wait until the run has ended, and return its result, also for a failed run. `timeout` is in
@@ -131,15 +120,11 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
             async for event in events:
                 yield event
 
-    def cancel(self, reason: str | None = None) -> CancelAnswer:
-        """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
-        return self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
-
     def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
-        connection = self.connection
-        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
-        return RunHandle(connection.execute(plan), client=self)
+        return RunHandle(self._fork(checkpoint_id, **options), client=self)
+
+    _fork = blocking_of_run(plans.fork_of_run)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -231,19 +216,9 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         _check_may_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
         timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait_for_predecessor(timeout, deadline)
-        while (record := self._record_if_ended()) is None:
-            try:
-                watched = watch(self.connection.store, self.id, None, deadline=deadline, is_wait=True)
-                with closing(watched) as events:
-                    for _ in events:
-                        pass
-            except TimeoutError:
-                raise wait_timeout(self.id, timeout) from None
-        return record
-
-    def _record_if_ended(self) -> RunRecord | None:
-        return self.connection.execute(plans.ended_record(self.connection.store.keys, self.id))
+        with timeout_of_wait(self.id, timeout):
+            self._wait_for_predecessor(deadline)
+            return wait_for_end(self.connection.store, self.id, deadline)
 
     def _record_in_chain(self) -> RunRecord | None:
         """The record; None if the run is part of a chain and may still be submitted."""
@@ -256,12 +231,15 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
             return None
         return self.record()  # it was submitted meanwhile; otherwise this raises `RunNotFound`
 
-    def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
-        """In a chain, wait until the run is submitted. Raises the failure of a previous task or run."""
+    def _wait_for_predecessor(self, deadline: float | None) -> None:
+        """In a chain, wait until the run is submitted. Raises the failure of a previous task or run.
+
+        Raises `TimeoutError` after `deadline`, a time of `time.monotonic()`.
+        """
         while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
-                raise wait_timeout(self.id, timeout)
+                raise TimeoutError
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
@@ -278,9 +256,13 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.id}>"
 
-    async def record(self) -> RunRecord:
-        """The current record of the run."""
-        return await self.connection.execute(plans.record(self.connection.store.keys, self.id))
+    record = asynchronous_of_run(plans.record)
+    cancel = asynchronous_of_run(plans.cancel)
+    revoke = asynchronous_of_run(plans.revoke)
+    state = asynchronous_of_run(run_results.state)
+    ready = asynchronous_of_run(run_results.ready)
+    successful = asynchronous_of_run(run_results.successful)
+    failed = asynchronous_of_run(run_results.failed)
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
         """Wait until the run has ended, as `RunHandle.wait` does. `timeout` is in seconds."""
@@ -302,47 +284,16 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
         """The same as `events`, so that both kinds of handle have this name."""
         return self.events(after)
 
-    async def cancel(self, reason: str | None = None) -> CancelAnswer:
-        """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
-        return await self.connection.execute(plans.cancel(self.connection.publishing, self.id, reason))
-
     async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
-        connection = self.connection
-        plan = plans.fork(connection.publishing, connection.store.keys, checkpoint_id, self.id, **options)
-        return AsyncRunHandle(await connection.execute(plan), client=self)
+        return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
 
-    async def revoke(self) -> None:
-        """Cancel the run."""
-        await self.cancel("revoked")
-
-    async def state(self) -> str:
-        """Celery's name of the state of the run."""
-        return CELERY_STATES[(await self.record()).state]
-
-    async def ready(self) -> bool:
-        return (await self.record()).state.is_terminal
-
-    async def successful(self) -> bool:
-        return (await self.record()).state is RunState.COMPLETED
-
-    async def failed(self) -> bool:
-        return (await self.record()).state is RunState.FAILED
-
-    async def _record_if_ended(self) -> RunRecord | None:
-        return await self.connection.execute(plans.ended_record(self.connection.store.keys, self.id))
+    _fork = asynchronous_of_run(plans.fork_of_run)
 
     async def _wait_for_end(self, timeout: float | None) -> RunRecord:
-        try:
+        with timeout_of_wait(self.id, timeout):
             async with asyncio.timeout(seconds_of("timeout", timeout)):
-                while (record := await self._record_if_ended()) is None:
-                    watched = awatch(self.connection.store, self.id, None, is_wait=True)
-                    async with aclosing(watched) as events:
-                        async for _ in events:
-                            pass
-                return record
-        except TimeoutError:
-            raise wait_timeout(self.id, timeout) from None
+                return await await_end(self.connection.store, self.id)
 
 
 def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from celery import Celery
 from typing_extensions import Unpack
 
-from openagents_worker.producer import plans
+from openagents_worker.producer import inspection, plans
 from openagents_worker.producer.connection import AsyncConnection, Connection
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.methods import asynchronous, blocking
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.settings import Settings
-from openagents_worker.store.client import AsyncStore, Plan, Store
-from openagents_worker.store.dead_letters import PutAside, read_put_aside
-from openagents_worker.store.fleet import (
-    AgentInfo,
-    Fleet,
-    QueueInfo,
-    WorkerInfo,
-    read_fleet,
-    read_workers,
-)
-from openagents_worker.store.keys import Keys
-from openagents_worker.store.listing import Problem, RunFilters, list_problems
-from openagents_worker.submission.fork import fork_session
+from openagents_worker.store.client import AsyncStore, Store
+from openagents_worker.store.listing import RunFilters
 from openagents_worker.submission.submit import ForkOptions
 
 __all__ = ["AsyncOperations", "Operations"]
-
-T = TypeVar("T")
 
 
 class _Connected:
@@ -51,13 +39,6 @@ class _Connected:
     @property
     def _publishing(self) -> PublishingApp:
         return self.connection.publishing
-
-    @property
-    def _keys(self) -> Keys:
-        return self.connection.store.keys
-
-    def _fleet_plan(self) -> Plan[Fleet]:
-        return read_fleet(self._keys, self.settings.queue)
 
 
 class Operations(_Connected):
@@ -87,8 +68,7 @@ class Operations(_Connected):
         A run that has not ended is not changed. Raises `RunNotFound`, `RunConflict` for a completed run, and
         `ConfigError` for a run that is not durable and was executed, or if two apps are registered.
         """
-        plan = plans.resume(self._publishing, self._keys, run_id, by)
-        return RunHandle(self._execute(plan), client=self)
+        return RunHandle(self._resume(run_id, by), client=self)
 
     def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
         """Start a new run that continues from a checkpoint (`{run_id}:step:{n}`) of a run, in any state.
@@ -100,15 +80,7 @@ class Operations(_Connected):
         session must not exist. `run_id` is the id of the new run: the same fork again is the same run.
         Raises `RequestInvalid`, `RunNotFound`, `RunConflict`, or `ConfigError` for an unknown checkpoint.
         """
-        plan = plans.fork(self._publishing, self._keys, checkpoint_id, **options)
-        return RunHandle(self._execute(plan), client=self)
-
-    def fork_session(self, session_id: str, new_session_id: str | None = None) -> str:
-        """Copy the transcript, the artifacts and the state of a session. Returns the id of the new session.
-
-        Raises `SessionNotFound`, `RequestInvalid`, or `RunConflict` if the new session exists.
-        """
-        return self._execute(fork_session(session_id, new_session_id))
+        return RunHandle(self._fork(checkpoint_id, **options), client=self)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
@@ -119,35 +91,16 @@ class Operations(_Connected):
         `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
         `ConfigError` if two apps are registered.
         """
-        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
-        while (run_id := self._execute(plan.next_run())) is not None:
-            yield run_id
+        return self.connection.stream(plans.resume_all(self._publishing, filters, by=by, dry_run=dry_run))
 
-    def workers(self) -> list[WorkerInfo]:
-        """The worker processes: their queues and agents, their number of runs, and their health."""
-        return list(self._execute(read_workers(self._keys)))
-
-    def queues(self) -> list[QueueInfo]:
-        """The queues of runs: waiting runs, waiting times and consumers. It scans all keys of Redis."""
-        return list(self._execute(self._fleet_plan()).queues)
-
-    def agents(self) -> list[AgentInfo]:
-        """The agents that workers have announced, and the workers that serve each of them now."""
-        return list(self._execute(self._fleet_plan()).agents)
-
-    def problems(self) -> list[Problem]:
-        """Keys with a wrong type, and the unreadable records among the 1,000 runs that were accepted last."""
-        return list(self._execute(list_problems(self._keys)))
-
-    def put_aside(self) -> list[PutAside]:
-        """The invalid messages that were put aside (dead letters): newest first, at most 100.
-
-        They are kept as long as runs.
-        """
-        return list(self._execute(read_put_aside(self._keys)))
-
-    def _execute(self, plan: Plan[T]) -> T:
-        return self.connection.execute(plan)
+    _resume = blocking(plans.resume)
+    _fork = blocking(plans.fork)
+    fork_session = blocking(plans.fork_session)
+    workers = blocking(inspection.workers)
+    queues = blocking(inspection.queues)
+    agents = blocking(inspection.agents)
+    problems = blocking(inspection.problems)
+    put_aside = blocking(inspection.put_aside)
 
 
 class AsyncOperations(_Connected):
@@ -172,45 +125,23 @@ class AsyncOperations(_Connected):
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """The same as `Client.resume`."""
-        plan = plans.resume(self._publishing, self._keys, run_id, by)
-        return AsyncRunHandle(await self._execute(plan), client=self)
+        return AsyncRunHandle(await self._resume(run_id, by), client=self)
 
     async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
         """The same as `Client.fork`."""
-        plan = plans.fork(self._publishing, self._keys, checkpoint_id, **options)
-        return AsyncRunHandle(await self._execute(plan), client=self)
+        return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
 
-    async def fork_session(self, session_id: str, new_session_id: str | None = None) -> str:
-        """The same as `Client.fork_session`."""
-        return await self._execute(fork_session(session_id, new_session_id))
-
-    async def resume_all(
+    def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """The same as `Client.resume_all`."""
-        plan = plans.ResumeAll(self._publishing, self._keys, filters, by=by, dry_run=dry_run)
-        while (run_id := await self._execute(plan.next_run())) is not None:
-            yield run_id
+        return self.connection.stream(plans.resume_all(self._publishing, filters, by=by, dry_run=dry_run))
 
-    async def workers(self) -> list[WorkerInfo]:
-        """The same as `Client.workers`."""
-        return list(await self._execute(read_workers(self._keys)))
-
-    async def queues(self) -> list[QueueInfo]:
-        """The same as `Client.queues`."""
-        return list((await self._execute(self._fleet_plan())).queues)
-
-    async def agents(self) -> list[AgentInfo]:
-        """The same as `Client.agents`."""
-        return list((await self._execute(self._fleet_plan())).agents)
-
-    async def problems(self) -> list[Problem]:
-        """The same as `Client.problems`."""
-        return list(await self._execute(list_problems(self._keys)))
-
-    async def put_aside(self) -> list[PutAside]:
-        """The same as `Client.put_aside`."""
-        return list(await self._execute(read_put_aside(self._keys)))
-
-    async def _execute(self, plan: Plan[T]) -> T:
-        return await self.connection.execute(plan)
+    _resume = asynchronous(plans.resume)
+    _fork = asynchronous(plans.fork)
+    fork_session = asynchronous(plans.fork_session)
+    workers = asynchronous(inspection.workers)
+    queues = asynchronous(inspection.queues)
+    agents = asynchronous(inspection.agents)
+    problems = asynchronous(inspection.problems)
+    put_aside = asynchronous(inspection.put_aside)

@@ -1,12 +1,12 @@
-"""Plans of client operations. The only place that defines what a client does: both clients execute these.
+"""Plans of client operations. The only place that defines how clients submit, resume, fork and cancel runs.
 
+Both clients execute these. The docstring of a plan that is a method of a client is that of the method.
 Besides scripts and reads, the steps of a plan are seconds to wait (a float) and messages to send (`Sending`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from celery import Celery
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import optional_text, text_of_caller
-from openagents_worker.errors import OpenAgentsError, RecordUnreadable, RedisUnreachable, RequestInvalid
+from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RequestInvalid
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import PublishingApp
@@ -25,10 +25,11 @@ from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
-from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
-from openagents_worker.store.records import record_plan, run_not_found, states_plan
+from openagents_worker.store.plan import Emit
+from openagents_worker.store.records import record_plan, run_not_found
 from openagents_worker.store.scripts import CancelAnswer
+from openagents_worker.submission.fork import fork_session as copy_of_session
 from openagents_worker.submission.submit import (
     Accepted,
     ForkOptions,
@@ -42,13 +43,15 @@ from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = [
     "ClientOptions",
-    "ResumeAll",
     "Sending",
     "cancel",
-    "ended_record",
     "fork",
+    "fork_of_run",
+    "fork_session",
     "record",
     "resume",
+    "resume_all",
+    "revoke",
     "submit",
 ]
 
@@ -101,42 +104,51 @@ def submit(
     return accepted.run_id
 
 
-def resume(publishing: PublishingApp, keys: Keys, run_id: str, by: str | None) -> Plan[str]:
+def resume(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[str]:
     """Start another life of a run and send its message. Returns the id of the run."""
     started_s, by = time.monotonic(), optional_text("by", by)
     app, settings = publishing.to_submit()
-    run = yield from record(keys, run_id)
+    run = yield from record(publishing, run_id)
     accepted = yield from resumption(run, settings, by=by or "")
     yield Sending(partial(_send_accepted, app, accepted, started_s))
     return accepted.run_id
 
 
-def fork(
-    publishing: PublishingApp,
-    keys: Keys,
-    checkpoint_id: str,
-    of_run: str = "",
-    **options: Unpack[ForkOptions],
-) -> Plan[str]:
-    """Create a run from a checkpoint, and send its message. Returns the id of the new run.
-
-    The checkpoint must be one of the run `of_run`, unless that is empty.
-    """
+def fork(publishing: PublishingApp, checkpoint_id: str, **options: Unpack[ForkOptions]) -> Plan[str]:
+    """Create a run from a checkpoint, and send its message. Returns the id of the new run."""
     started_s = time.monotonic()
     app, settings = publishing.to_submit()
-    run_id = text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0]
-    if of_run and run_id != of_run:
-        raise RequestInvalid(
-            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run!r}",
-            hint=f"the checkpoints of this run have the form '{of_run}:step:{{n}}'",
-        )
-    accepted = yield from forking(keys, settings, checkpoint_id, **options)
+    accepted = yield from forking(publishing.keys, settings, checkpoint_id, **options)
     yield Sending(partial(_send_accepted, app, accepted, started_s))
     return accepted.run_id
 
 
-def cancel(publishing: PublishingApp, run_id: str, reason: str | None) -> Plan[CancelAnswer]:
-    """Cancel a run, and wake the run that gets its session. Raises `RunNotFound`."""
+def fork_of_run(
+    publishing: PublishingApp, of_run: str, checkpoint_id: str, **options: Unpack[ForkOptions]
+) -> Plan[str]:
+    """As `fork`. The checkpoint must be one of the run `of_run`."""
+    if text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0] != of_run:
+        raise RequestInvalid(
+            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run!r}",
+            hint=f"the checkpoints of this run have the form '{of_run}:step:{{n}}'",
+        )
+    return fork(publishing, checkpoint_id, **options)
+
+
+def fork_session(_: PublishingApp, session_id: str, new_session_id: str | None = None) -> Plan[str]:
+    """Copy the transcript, the artifacts and the state of a session. Returns the id of the new session.
+
+    Raises `SessionNotFound`, `RequestInvalid`, or `RunConflict` if the new session exists.
+    """
+    return copy_of_session(session_id, new_session_id)
+
+
+def cancel(publishing: PublishingApp, run_id: str, reason: str | None = None) -> Plan[CancelAnswer]:
+    """Cancel a run. Raises `RunNotFound`.
+
+    CANCELLED: it was cancelled at once. REQUESTED: its worker will cancel it. ALREADY: it had ended before.
+    """
+    # The script also wakes the run that gets the session.
     cancelled = yield scripts.cancel(
         run_id=text_of_caller("run_id", run_id),
         reason=shown_reason(optional_text("reason", reason)),
@@ -150,68 +162,48 @@ def cancel(publishing: PublishingApp, run_id: str, reason: str | None) -> Plan[C
     return answer
 
 
-def record(keys: Keys, run_id: str) -> Plan[RunRecord]:
-    """Read the current record of a run. Raises `RunNotFound`."""
-    return (yield from record_plan(keys, text_of_caller("run_id", run_id)))
+def revoke(publishing: PublishingApp, run_id: str) -> Plan[None]:
+    """Cancel the run. Raises `RunNotFound`."""
+    yield from cancel(publishing, run_id, "revoked")
 
 
-def ended_record(keys: Keys, run_id: str) -> Plan[RunRecord | None]:
-    """Read the record of a run that has ended; None if it has not ended. Raises `RunNotFound`.
+def record(publishing: PublishingApp, run_id: str) -> Plan[RunRecord]:
+    """The current record of the run. Raises `RunNotFound`."""
+    return (yield from record_plan(publishing.keys, text_of_caller("run_id", run_id)))
 
-    A run whose record is unreadable will fail, so the caller waits for its end.
+
+def resume_all(
+    publishing: PublishingApp, filters: RunFilters, *, by: str | None, dry_run: bool
+) -> Plan[None]:
+    """Resume the runs that match the filters, newest first, and emit their ids.
+
+    The default of `state` is failed. With `dry_run` nothing is resumed. Raises `RequestInvalid`, and
+    `ConfigError` if two apps are registered.
     """
+    by = optional_text("by", by)
+    _ = publishing.to_submit()
+    filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
+    cursor: str | None = None
+    while True:
+        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor)
+        for run in page:
+            if run.state not in (RunState.FAILED, RunState.CANCELLED):
+                continue
+            if dry_run or (yield from _is_resumed(publishing, run.run_id, by)):
+                yield Emit([run.run_id])
+        if (cursor := page.next_cursor) is None:
+            return
+
+
+def _is_resumed(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[bool]:
     try:
-        found = yield from record(keys, run_id)
-    except RecordUnreadable:
-        state = (yield from states_plan(keys, [run_id]))[run_id]
-        if state is None or not state.is_terminal:
-            return None
-        found = yield from record(keys, run_id)  # the run may have ended between the two reads
-    return found if found.state.is_terminal else None
-
-
-class ResumeAll:
-    """Resumes the runs that match the filters, one by one, newest first. The default of `state` is failed.
-
-    With `dry_run` nothing is resumed. Creating it raises `RequestInvalid`, and `ConfigError` if two apps are
-    registered.
-    """
-
-    def __init__(
-        self, publishing: PublishingApp, keys: Keys, filters: RunFilters, *, by: str | None, dry_run: bool
-    ) -> None:
-        self._publishing, self._keys, self._dry_run = publishing, keys, dry_run
-        self._by = optional_text("by", by)
-        _ = publishing.to_submit()
-        self._filter = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
-        self._found: deque[RunRecord] = deque()
-        self._cursor: str | None = None
-        self._is_last_page = False
-
-    def next_run(self) -> Plan[str | None]:
-        """The id of the next resumed run; None after the last one. Others are skipped."""
-        while True:
-            while self._found:
-                run_id = self._found.popleft().run_id
-                if self._dry_run or (yield from self._is_resumed(run_id)):
-                    return run_id
-            if self._is_last_page:
-                return None
-            page = yield from list_runs(self._keys, self._filter, limit=MAX_LIMIT, cursor=self._cursor)
-            self._found.extend(run for run in page if run.state in (RunState.FAILED, RunState.CANCELLED))
-            self._cursor, self._is_last_page = page.next_cursor, page.next_cursor is None
-
-    def _is_resumed(self, run_id: str) -> Plan[bool]:
-        try:
-            yield from resume(self._publishing, self._keys, run_id, self._by)
-        except RedisUnreachable:
-            raise
-        except OpenAgentsError as error:
-            log.warning(
-                "run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint
-            )
-            return False
-        return True
+        yield from resume(publishing, run_id, by)
+    except RedisUnreachable:
+        raise
+    except OpenAgentsError as error:
+        log.warning("run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint)
+        return False
+    return True
 
 
 def _send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:

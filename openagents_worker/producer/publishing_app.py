@@ -11,6 +11,7 @@ from openagents_worker.errors import ConfigError
 from openagents_worker.producer.app_binding import binding_of, real_app, registered_app
 from openagents_worker.producer.publisher import close_producers, make_app, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry.logs import get_logger
 
@@ -37,6 +38,8 @@ class PublishingApp:
         """`owner` becomes the connection of an app that is made here. Raises `ConfigError`."""
         self.given_settings = _settings(redis_url, settings)
         self.given_settings.check_files()
+        self.keys = Keys(self.given_settings.key_prefix)
+        """The names of the Redis keys of this client."""
         self._given = None if app is None else real_app(app)
         self._follows = app is None and redis_url is None and settings is None
         self._owner = owner

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from celery import exceptions, states
@@ -10,15 +11,22 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed
 from openagents_worker.models import RunRecord, RunResult, RunState, run_failed
+from openagents_worker.producer import plans
+from openagents_worker.producer.publishing_app import PublishingApp
+from openagents_worker.store.client import Plan
 
 __all__ = [
     "CELERY_STATES",
     "WaitTimeout",
+    "failed",
     "parsed_result",
+    "ready",
     "result_of_get",
     "result_or_error",
+    "state",
+    "successful",
+    "timeout_of_wait",
     "traceback_of",
-    "wait_timeout",
 ]
 
 CELERY_STATES: Mapping[RunState, str] = {
@@ -89,9 +97,33 @@ def result_of_get(record: RunRecord, propagate: bool) -> Any:
     return value
 
 
-def wait_timeout(run_id: str, timeout: float | None) -> WaitTimeout:
-    """The error of a wait for this run; `timeout` is in seconds."""
-    return WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues")
+@contextmanager
+def timeout_of_wait(run_id: str, timeout: float | None) -> Iterator[None]:
+    """Raise `WaitTimeout` instead of the `TimeoutError` of the block. `timeout` is in seconds."""
+    try:
+        yield
+    except TimeoutError:
+        raise WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues") from None
+
+
+def state(publishing: PublishingApp, run_id: str) -> Plan[str]:
+    """Celery's name of the state of the run. Raises `RunNotFound`."""
+    return CELERY_STATES[(yield from plans.record(publishing, run_id)).state]
+
+
+def ready(publishing: PublishingApp, run_id: str) -> Plan[bool]:
+    """Whether the run has ended. Raises `RunNotFound`."""
+    return (yield from plans.record(publishing, run_id)).state.is_terminal
+
+
+def successful(publishing: PublishingApp, run_id: str) -> Plan[bool]:
+    """Whether the run has completed. Raises `RunNotFound`."""
+    return (yield from plans.record(publishing, run_id)).state is RunState.COMPLETED
+
+
+def failed(publishing: PublishingApp, run_id: str) -> Plan[bool]:
+    """Whether the run has failed. Raises `RunNotFound`."""
+    return (yield from plans.record(publishing, run_id)).state is RunState.FAILED
 
 
 def traceback_of(record: RunRecord) -> str | None:

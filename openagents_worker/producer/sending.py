@@ -1,4 +1,7 @@
-"""Sending. The only place where a producer stores a fact about a run, such as a value that is sent to it."""
+"""Sending. The only place where a producer stores a fact about a run, such as a value that is sent to it.
+
+The functions are plans. The docstrings of `send`, `steer` and `extend` are those of methods of clients.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, assert_never
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, RunConflict
@@ -18,7 +21,6 @@ from openagents_worker.redaction import shown_reason
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.facts import FactKind
-from openagents_worker.store.keys import Keys
 from openagents_worker.store.records import record_plan, run_not_found
 from openagents_worker.store.scripts import FactAnswer, FactResult
 from openagents_worker.store.signals import (
@@ -33,8 +35,19 @@ from openagents_worker.store.signals import (
 __all__ = ["extend", "send", "steer", "store_fact"]
 
 
-def send(publishing: PublishingApp, run_id: str, name: str, value: Any, message_id: str | None) -> Plan[None]:
-    """Send a value to a run. Raises `RunNotFound`, `RunConflict` if it is over, and for invalid arguments."""
+def send(
+    publishing: PublishingApp,
+    run_id: str,
+    name: str,
+    value: JsonValue = None,
+    *,
+    message_id: str | None = None,
+) -> Plan[None]:
+    """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
+
+    The same `message_id` counts once: give one if you repeat a call. Raises `RunNotFound`, `RunConflict`
+    if the run is over, `RequestInvalid`, and `RequestTooLarge`.
+    """
     check_signal_name(name)
     check_message_id(message_id)
     text = signal_text(value, publishing.settings.max_payload_bytes)
@@ -42,9 +55,18 @@ def send(publishing: PublishingApp, run_id: str, name: str, value: Any, message_
 
 
 def steer(
-    publishing: PublishingApp, run_id: str, text: str, by: str | None, message_id: str | None
+    publishing: PublishingApp,
+    run_id: str,
+    text: str,
+    *,
+    by: str | None = None,
+    message_id: str | None = None,
 ) -> Plan[None]:
-    """Send a user message to a run. Raises as `send` does."""
+    """Put a user message into the run: the model sees it in its next call, in every pattern of ours.
+
+    It does not interrupt anything. The event `run.steered` says that the run has it. A message that
+    arrives after the last call of the model is not used. Arguments and errors as those of `send`.
+    """
     if not isinstance(text, str) or not text.strip():
         raise RequestInvalid("the text of steer must be a text that is not empty")
     check_message_id(message_id)
@@ -54,12 +76,20 @@ def steer(
 
 
 def extend(
-    publishing: PublishingApp, keys: Keys, run_id: str, budget: RunBudget | Mapping[str, Any], by: str | None
+    publishing: PublishingApp,
+    run_id: str,
+    budget: RunBudget | Mapping[str, Any],
+    *,
+    by: str | None = None,
 ) -> Plan[None]:
-    """Extend the budget of a run. Raises `RequestInvalid`, and as `send` does."""
+    """Extend the budget of the run: limits of steps, tool calls, cost or tokens, none of them smaller.
+
+    A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
+    extension when it needs it. Raises as `send` does.
+    """
     limits = _extension_of(budget)
     by = optional_text("by", by)
-    run: RunRecord = yield from record_plan(keys, text_of_caller("run_id", run_id))
+    run: RunRecord = yield from record_plan(publishing.keys, text_of_caller("run_id", run_id))
     before = (run.request.budget if run.request else None) or RunBudget()
     for name, limit in limits.items():
         old = getattr(before, name)

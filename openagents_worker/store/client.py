@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import redis
 import redis.asyncio as redis_async
+from redis import exceptions
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -25,7 +26,6 @@ from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import Commands, Emit, EmitNext, OnDisk, Plan, PlanSteps, pipelined
 from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
-    CONNECTION_LOST,
     AnswerLost,
     connection_broke,
     is_temporary_error,
@@ -48,6 +48,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+ExecuteStep = Callable[[Any], object]
+"""Executes a step of a plan that is not an operation of the store, and returns its answer."""
+ExecuteStepAsync = Callable[[Any], Awaitable[object]]
 
 POOL_TIMEOUT_S = 10.0  # to wait for a free connection: a thousand runs of a process may need one at once
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # between the tries of an operation; each is twice the last one
@@ -90,11 +93,15 @@ class Store:
     def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` if it may have been executed."""
         with inner_span(*call.script.signal), translate_errors(self.cell.url):
-            steps = PlanSteps(self._scripts.run(call))
-            for command in steps:
-                with steps:
-                    steps.answer = self.redis.execute_command(*command)
-            return steps.result
+            try:
+                reply = self.send(*self._scripts.command(call))
+            except exceptions.ResponseError as error:
+                return self.execute(self._scripts.after_error(call, error))
+            return self._scripts.result(call, reply)
+
+    def send(self, *command: Any) -> Any:
+        """Send one command once. Raises the exceptions of redis-py."""
+        return self.redis.execute_command(*command)
 
     def run_on_disk(self, call: ScriptCall[T]) -> T:
         """Run a script once and wait until its writes are on disk.
@@ -114,20 +121,19 @@ class Store:
         Repeats the read once if its connection broke, so the function must not write. Raises
         `RedisUnreachable` and its subclasses.
         """
-        with translate_errors(self.cell.url):
-            try:
-                return question(self.redis)
-            except CONNECTION_LOST as error:
-                if not connection_broke(error):
-                    raise
-                return question(self.redis)
+        try:
+            return self.use(question)
+        except RedisUnreachable as error:
+            if not connection_broke(error.__cause__):
+                raise
+        return self.use(question)
 
     def use(self, work: Callable[[Any], T]) -> T:
         """Call a function once with the redis-py client, and translate its errors. It may write."""
         with translate_errors(self.cell.url):
             return work(self.redis)
 
-    def execute(self, plan: Plan[T], execute_other: Callable[[Any], object] | None = None) -> T:
+    def execute(self, plan: Plan[T], execute_other: ExecuteStep | None = None) -> T:
         """Execute the steps of a plan. An error of a step is raised in the plan, which may handle it.
 
         `execute_other` gets the steps that are not operations of the store.
@@ -139,22 +145,15 @@ class Store:
                     steps.answer = _execute_step(self, step, execute_other)
             return steps.result
 
-    def stream(
-        self, plan: Plan[None], execute_other: Callable[[Any], object] | None = None
-    ) -> Generator[Any]:
+    def stream(self, plan: Plan[None], execute_other: ExecuteStep | None = None) -> Generator[Any]:
         """Execute the steps of a plan, as `execute` does, and yield the items (`Emit`, `EmitNext`)."""
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
-                if isinstance(step, Emit):
-                    yield from step.items
-                    continue
-                with steps:
-                    steps.answer = _execute_step(self, step, execute_other)
-                while isinstance(step, EmitNext) and (items := steps.answer):
-                    yield from items
+                if not isinstance(step, Emit):
                     with steps:
                         steps.answer = _execute_step(self, step, execute_other)
+                yield from steps.items
 
     def close(self) -> None:
         self.redis.close()
@@ -253,19 +252,15 @@ class AsyncStore:
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
         with inner_span(*call.script.signal), translate_errors(self.cell.url):
-            plan, batcher = self._scripts.run(call), self._batcher
-            try:  # as `PlanSteps`, which takes as long as the rest of this method
-                command = plan.send(None)
-                while True:
-                    try:
-                        answer = await batcher.execute(*command)
-                    except Exception as error:  # noqa: BLE001 - raised in the plan
-                        command = plan.throw(error)
-                    else:
-                        command = plan.send(answer)
-            except StopIteration as done:
-                result: T = done.value
-                return result
+            try:
+                reply = await self._batcher.execute(*self._scripts.command(call))
+            except exceptions.ResponseError as error:
+                return await self.execute(self._scripts.after_error(call, error))
+            return self._scripts.result(call, reply)
+
+    def send(self, *command: Any) -> Awaitable[Any]:
+        """As `Store.send`. The command may share its round trip with others."""
+        return self._batcher.execute(*command)
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool], *, on_disk: bool = False) -> T:
         """Run a script, and repeat it while Redis is unreachable, until `until()` returns True.
@@ -288,9 +283,9 @@ class AsyncStore:
             except RedisUnreachable as error:
                 await pauses.after(error)
 
-    async def run_on_disk(self, call: ScriptCall[T]) -> T:
+    def run_on_disk(self, call: ScriptCall[T]) -> Awaitable[T]:
         """As `Store.run_on_disk`. It does not use the batcher: others would wait for the disk, too."""
-        return await self.execute(self._scripts.run_on_disk(call))
+        return self.execute(self._scripts.run_on_disk(call))
 
     def persistence_info(self) -> Awaitable[PersistenceInfo]:
         """Read the persistence settings of this Redis."""
@@ -298,22 +293,19 @@ class AsyncStore:
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """As `Store.ask`: `await store.ask(lambda r: r.hgetall(key))`."""
-        with translate_errors(self.cell.url):
-            try:
-                return await question(self.redis)
-            except CONNECTION_LOST as error:
-                if not connection_broke(error):
-                    raise
-                return await question(self.redis)
+        try:
+            return await self.use(question)
+        except RedisUnreachable as error:
+            if not connection_broke(error.__cause__):
+                raise
+        return await self.use(question)
 
     async def use(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """As `Store.use`."""
         with translate_errors(self.cell.url):
             return await work(self.redis)
 
-    async def execute(
-        self, plan: Plan[T], execute_other: Callable[[Any], Awaitable[object]] | None = None
-    ) -> T:
+    async def execute(self, plan: Plan[T], execute_other: ExecuteStepAsync | None = None) -> T:
         """As `Store.execute`."""
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
@@ -323,23 +315,17 @@ class AsyncStore:
             return steps.result
 
     async def stream(
-        self, plan: Plan[None], execute_other: Callable[[Any], Awaitable[object]] | None = None
+        self, plan: Plan[None], execute_other: ExecuteStepAsync | None = None
     ) -> AsyncGenerator[Any]:
         """As `Store.stream`."""
         with closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
-                if isinstance(step, Emit):
-                    for item in step.items:
-                        yield item
-                    continue
-                with steps:
-                    steps.answer = await _execute_step(self, step, execute_other)
-                while isinstance(step, EmitNext) and (items := steps.answer):
-                    for item in items:
-                        yield item
+                if not isinstance(step, Emit):
                     with steps:
                         steps.answer = await _execute_step(self, step, execute_other)
+                for item in steps.items:
+                    yield item
 
     def leave_closed_loops(self) -> None:
         """Close the connections of event loops that are closed."""
@@ -380,6 +366,8 @@ def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[
         return store.run_on_disk(step.call)
     if isinstance(step, Commands):
         return store.use(pipelined(step))
+    if isinstance(step, tuple):
+        return store.send(*step)
     if callable(step):
         return store.ask(step)
     assert execute_other is not None, step

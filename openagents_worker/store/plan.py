@@ -17,7 +17,10 @@ __all__ = ["CODEC", "Commands", "Emit", "EmitNext", "OnDisk", "Plan", "PlanSteps
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
-"""The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`."""
+"""The generator yields script calls (`ScriptCall`, `OnDisk`), reads as for `Store.ask`, and `Commands`.
+
+Inside of the store it also yields single commands as tuples, whose exceptions are those of redis-py.
+"""
 CODEC = object()
 """A step of a plan whose answer is the codec of the cell."""
 
@@ -71,7 +74,8 @@ class PlanSteps(Generic[T]):
     """The steps of a plan, for the loop that executes them.
 
     Each pass sets `answer` inside of `with`: an exception in this block is raised in the plan, where the step
-    was yielded. After the last step, `result` is the result of the plan.
+    was yielded. After each step, `items` are those for the caller of `Store.stream`. After the last step,
+    `result` is the result of the plan.
 
     >>> def plan() -> Plan[str]:
     ...     answer = yield "question"
@@ -91,16 +95,28 @@ class PlanSteps(Generic[T]):
         self._plan = plan
         self._codec = codec
         self._error: Exception | None = None
+        self._step: Any = None
 
     def __iter__(self) -> PlanSteps[T]:
         return self
 
+    @property
+    def items(self) -> Iterable[Any]:
+        """The items that the current step has for the caller."""
+        step = self._step
+        if isinstance(step, EmitNext):
+            return self.answer or ()
+        return step.items if isinstance(step, Emit) else ()
+
     def __next__(self) -> Any:
+        if self.answer and isinstance(self._step, EmitNext):
+            return self._step
         error, self._error = self._error, None
         try:
             step = self._plan.send(self.answer) if error is None else self._plan.throw(error)
             while step is CODEC:
                 step = self._plan.send(self._codec)
+            self._step = step
             return step
         except StopIteration as done:
             self.result = done.value

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from openagents_worker.errors import RunNotFound
+from openagents_worker.errors import RecordUnreadable, RunNotFound
 from openagents_worker.jsontext import loads
 from openagents_worker.models import (
     ErrorDetails,
@@ -43,6 +43,7 @@ __all__ = [
     "aread_record",
     "aread_states",
     "check_task_options",
+    "ended_record",
     "read_record",
     "record_plan",
     "read_states",
@@ -201,6 +202,21 @@ def record_plan(keys: Keys, run_id: str) -> Plan[RunRecord]:
     if record is None:
         raise run_not_found(run_id)
     return record
+
+
+def ended_record(keys: Keys, run_id: str) -> Plan[RunRecord | None]:
+    """A plan that returns the record of a run that has ended; None if it has not. Raises `RunNotFound`.
+
+    A run whose record is unreadable will fail, so the caller waits for its end.
+    """
+    try:
+        found = yield from record_plan(keys, run_id)
+    except RecordUnreadable:
+        state = (yield from states_plan(keys, [run_id]))[run_id]
+        if state is None or not state.is_terminal:
+            return None
+        found = yield from record_plan(keys, run_id)  # the run may have ended between the two reads
+    return found if found.state.is_terminal else None
 
 
 def facts_plan(keys: Keys, run_id: str) -> Plan[Facts]:

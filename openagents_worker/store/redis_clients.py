@@ -7,10 +7,8 @@ from typing import Any
 
 import redis
 import redis.asyncio as redis_async
-from redis import exceptions
 
-from openagents_worker.store.permission import add_command_to_permission_error
-from openagents_worker.store.redis_errors import add_key_to_error
+from openagents_worker.store.redis_errors import add_command_to_error
 
 __all__ = ["AsyncRedisClient", "RedisClient", "SingleConnectionClient", "is_connected"]
 
@@ -19,12 +17,8 @@ class RedisClient(redis.Redis):
     """The synchronous client."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        try:
-            with add_command_to_permission_error(*args):
-                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
-        except exceptions.ResponseError as error:
-            add_key_to_error(error, args)
-            raise
+        with add_command_to_error(args):
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
 
 
 class SingleConnectionClient(RedisClient):
@@ -42,13 +36,9 @@ class SingleConnectionClient(RedisClient):
     def execute_command(self, *args: Any, **_: Any) -> Any:
         with self._lock:
             connection = self._open_connection()
-            try:
-                with add_command_to_permission_error(*args):
-                    connection.send_command(*args)
-                    return connection.read_response()
-            except exceptions.ResponseError as error:
-                add_key_to_error(error, args)
-                raise
+            with add_command_to_error(args):
+                connection.send_command(*args)
+                return connection.read_response()
 
     def connect(self) -> None:
         """Open the connection now instead of at the next command."""
@@ -77,9 +67,5 @@ class AsyncRedisClient(redis_async.Redis):
     """The client for asyncio."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        try:
-            with add_command_to_permission_error(*args):
-                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except exceptions.ResponseError as error:
-            add_key_to_error(error, args)
-            raise
+        with add_command_to_error(args):
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
-from openagents_worker.store.permission import is_permission_error, permission_error
+from openagents_worker.store.permission import is_permission_error, permission_error, set_refused_command
 from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "is_wrong_type",
     "translate_connect_errors",
     "default_if_wrong_type",
-    "add_key_to_error",
+    "add_command_to_error",
     "is_temporary_error",
     "translate_errors",
     "key_in_error",
@@ -126,10 +126,14 @@ def is_temporary_error(error: Exception) -> bool:
     return failure_of(error) is Failure.LATER
 
 
-def connection_broke(error: Exception) -> bool:
-    """Whether the connection ended during a command. A time-out does not count: a retry would take long."""
-    is_silent = isinstance(error, exceptions.TimeoutError | TimeoutError)
-    return failure_of(error) is Failure.LOST and not is_silent
+def connection_broke(error: BaseException | None) -> bool:
+    """Whether this error of redis-py says that the connection ended during a command.
+
+    A time-out does not count: a retry would take long.
+    """
+    if not isinstance(error, CONNECTION_LOST) or isinstance(error, exceptions.TimeoutError | TimeoutError):
+        return False
+    return failure_of(error) is Failure.LOST
 
 
 # A script names the key in its error. redis-py adds `Command # 3 (HGETALL oa:fleet) of pipeline …`.
@@ -174,10 +178,32 @@ def default_if_wrong_type(answer: Any, default: Any) -> Any:
     return answer
 
 
-def add_key_to_error(error: Exception, command: Sequence[Any]) -> None:
+def _add_key_to_error(error: Exception, command: Sequence[Any]) -> None:
     """Add the key of the command to an error about a wrong type."""
     if is_wrong_type(error) and len(command) > 1:
         setattr(error, KEY_ATTRIBUTE, command[1])
+
+
+class add_command_to_error:
+    """Add the command of this block to its error: the refused command, or the key with a wrong type.
+
+    A class and not a generator, because it is entered for every command.
+    """
+
+    __slots__ = ("_command",)
+
+    def __init__(self, command: Sequence[Any]) -> None:
+        self._command = command
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if isinstance(error, exceptions.ResponseError):
+            set_refused_command(error, self._command)
+            _add_key_to_error(error, self._command)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Script runs: the only place that defines which commands run a script, and in which order.
 
-The functions are plans. Their steps are single commands (tuples), and for a run with a write to disk the
-steps of `plan`.
+A script is run by one command. What follows an error of it, and a run with a write to disk, are plans.
 """
 
 from __future__ import annotations
@@ -44,26 +43,37 @@ class ScriptRuns:
         self._permissions = _ScriptPermissions(cell)
         self._persistence_info: PersistenceInfo | None = None
 
-    def run(self, call: ScriptCall[T]) -> Plan[T]:
-        """Run a script once. The steps are commands. Redis may not know the script yet, or not any more."""
-        sha, source = self._permissions.source_to_run(call.script)
-        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
-        try:
-            try:
-                reply = yield ("EVALSHA", sha, *arguments)
-            except exceptions.NoScriptError:
-                yield ("SCRIPT", "LOAD", source)
-                try:
-                    reply = yield ("EVALSHA", sha, *arguments)
-                except (
-                    exceptions.NoScriptError
-                ):  # another Redis has become the master, or scripts are flushed
-                    reply = yield ("EVAL", source, *arguments)
-        except exceptions.ResponseError as error:
-            self._permissions.handle_error(call.script, error)
-            raise
+    def command(self, call: ScriptCall[T]) -> tuple[Any, ...]:
+        """The command that runs the script. `result` parses its reply, `after_error` handles its error."""
+        sha, _ = self._permissions.source_to_run(call.script)
+        return ("EVALSHA", sha, *self._arguments(call))
+
+    def result(self, call: ScriptCall[T], reply: Any) -> T:
+        """The result of a script that was executed."""
         self._permissions.mark_permitted(call.script)
         return call.parse(reply, self._cell.codec)
+
+    def after_error(self, call: ScriptCall[T], error: exceptions.ResponseError) -> Plan[T]:
+        """Load and run the script if Redis does not know it yet, or not any more. Else raise the error."""
+        sha, source = self._permissions.source_to_run(call.script)
+        arguments = self._arguments(call)
+        try:
+            if not isinstance(error, exceptions.NoScriptError):
+                raise error
+            yield ("SCRIPT", "LOAD", source)
+            try:
+                reply = yield ("EVALSHA", sha, *arguments)
+            except exceptions.NoScriptError:  # another Redis has become the master, or scripts are flushed
+                reply = yield ("EVAL", source, *arguments)
+        except exceptions.ResponseError as refused:
+            self._permissions.handle_error(call.script, refused)
+            raise
+        finally:
+            del error  # it refers to this frame if it was raised: no reference cycle
+        return self.result(call, reply)
+
+    def _arguments(self, call: ScriptCall[Any]) -> tuple[Any, ...]:
+        return (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
 
     def run_on_disk(self, call: ScriptCall[T]) -> Plan[T]:
         """Run a script once and wait until its writes are on disk (`Store.run_on_disk`)."""
@@ -72,7 +82,7 @@ class ScriptRuns:
         if not self._persistence_info.can_wait_for_disk:
             result: T = yield call  # with `appendfsync always`, Redis answers after the write to disk
             return result
-        arguments = (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
+        arguments = self._arguments(call)
         reply = waitaof_answer = None
         sha, source = self._permissions.source_to_run(call.script)
         for verb in (("EVALSHA", sha), ("EVAL", source)):

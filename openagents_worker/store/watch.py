@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Generator,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import (
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-    aclosing,
-    closing,
-    contextmanager,
-    nullcontext,
-)
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -35,6 +29,7 @@ from weakref import WeakKeyDictionary
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.errors import RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
+from openagents_worker.models import RunRecord
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
 from openagents_worker.store.codec import PayloadCodec
@@ -52,11 +47,11 @@ from openagents_worker.store.permission import add_command_to_permission_error
 from openagents_worker.store.plan import CODEC, Emit, EmitNext
 from openagents_worker.store.published import PublishedMessage
 from openagents_worker.store.pubsub import Inbox, subscribed_inbox
-from openagents_worker.store.records import run_not_found
+from openagents_worker.store.records import ended_record, run_not_found
 from openagents_worker.store.redis_errors import default_if_wrong_type
 from openagents_worker.store.watchers import counted_watcher
 
-__all__ = ["awatch", "history", "watch"]
+__all__ = ["await_end", "awatch", "history", "wait_for_end", "watch"]
 
 T = TypeVar("T")
 
@@ -199,6 +194,11 @@ def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any
     return pipeline.execute(raise_on_error=False)
 
 
+def _discard(items: Iterable[RunEvent]) -> None:
+    """Consume the events that a wait does not show. The cursor follows them as they are consumed."""
+    deque(items, maxlen=0)
+
+
 def _remaining_s(silence_s: float, deadline: float) -> float:
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
@@ -206,9 +206,20 @@ def _remaining_s(silence_s: float, deadline: float) -> float:
     return min(silence_s, remaining_s)
 
 
-def _count_watcher(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
-    """Count one watcher. A wait for the end of a run is not counted: its blocked caller is the limit."""
-    return nullcontext() if is_wait else counted_watcher(cell.max_watchers)
+def _counted_plan(
+    cell: Cell, run_id: str, after: int | None, silence_s: float, deadline: float | None
+) -> Plan[None]:
+    """As `_events_plan`. It counts as one watcher from its first step to its end."""
+    with counted_watcher(cell.max_watchers):
+        yield from _events_plan(cell.keys, run_id, after, silence_s, deadline)
+
+
+def _end_plan(keys: Keys, run_id: str, deadline: float | None) -> Plan[RunRecord]:
+    """A plan that waits for the end of a run, and returns its record."""
+    text_of_caller("run_id", run_id)
+    while (record := (yield from ended_record(keys, run_id))) is None:
+        yield from _events_plan(keys, run_id, None, SILENCE_S, deadline)
+    return record
 
 
 # --- sync callers ----------------------------------------------------------------------------------------
@@ -221,21 +232,29 @@ def watch(
     *,
     silence_s: float = SILENCE_S,
     deadline: float | None = None,
-    is_wait: bool = False,
 ) -> Generator[RunEvent]:
     """Yield the events of a run until the end of its current life: the stored ones, then the live ones.
 
     `after` is the number of an event: only later ones are returned (None: no stored events). After
     `silence_s` without a message, the stream is read. `deadline` is a time of `time.monotonic()`; after it,
-    `TimeoutError` is raised. `is_wait`: the caller waits for the end of the run and does not count as a
-    watcher. Closing the generator closes its connection.
+    `TimeoutError` is raised. Closing the generator closes its connection.
 
     Raises `RunNotFound`, `RedisUnreachable` if Redis stays unreachable, and `TooManyWatchers` if the process
     has as many watchers as the cell allows.
     """
-    plan = _events_plan(store.keys, run_id, after, silence_s, deadline)
-    with _count_watcher(store.cell, is_wait), closing(_Subscription(store)) as subscription:
+    plan = _counted_plan(store.cell, run_id, after, silence_s, deadline)
+    with closing(_Subscription(store)) as subscription:
         yield from store.stream(plan, subscription.execute)
+
+
+def wait_for_end(store: Store, run_id: str, deadline: float | None = None) -> RunRecord:
+    """Wait until the run has ended, and return its record. It does not count as a watcher.
+
+    After `deadline`, a time of `time.monotonic()`, `TimeoutError` is raised. Raises `RunNotFound`, and
+    `RedisUnreachable` if Redis stays unreachable.
+    """
+    with closing(_Subscription(store)) as subscription:
+        return store.execute(_end_plan(store.keys, run_id, deadline), subscription.execute)
 
 
 class _Subscription:
@@ -251,6 +270,7 @@ class _Subscription:
             case _ReadHead(run_id):
                 return self._store.ask(lambda r: r.hmget(self._store.keys("run", run_id), HEAD_FIELDS))
             case _Subscribe(channel):
+                self.close()
                 cell = self._store.cell
                 self._next_message = self._open.enter_context(_listening(cell, channel))
             case _LiveEvents():
@@ -259,6 +279,8 @@ class _Subscription:
             case _Pause(seconds):
                 self.close()
                 time.sleep(seconds)
+            case Emit(items):
+                _discard(items)
         return None
 
     def close(self) -> None:
@@ -302,26 +324,26 @@ def _subscription_error(cell: Cell) -> RedisUnreachable:
 
 
 async def awatch(
-    store: AsyncStore,
-    run_id: str,
-    after: int | None = 0,
-    *,
-    silence_s: float = SILENCE_S,
-    is_wait: bool = False,
+    store: AsyncStore, run_id: str, after: int | None = 0, *, silence_s: float = SILENCE_S
 ) -> AsyncGenerator[RunEvent]:
     """As `watch`, for asyncio. Use `asyncio.timeout` for a deadline.
 
     All watchers of an event loop share one pub/sub connection. A slow watcher does not delay the others and
     loses nothing: it continues from the stream.
     """
-    plan = _events_plan(store.keys, run_id, after, silence_s, None)
-    with _count_watcher(store.cell, is_wait):
-        async with (
-            aclosing(_SharedSubscription(store)) as subscription,
-            aclosing(store.stream(plan, subscription.execute)) as events,
-        ):
-            async for event in events:
-                yield event
+    plan = _counted_plan(store.cell, run_id, after, silence_s, None)
+    async with (
+        aclosing(_SharedSubscription(store)) as subscription,
+        aclosing(store.stream(plan, subscription.execute)) as events,
+    ):
+        async for event in events:
+            yield event
+
+
+async def await_end(store: AsyncStore, run_id: str) -> RunRecord:
+    """As `wait_for_end`, for asyncio. Use `asyncio.timeout` for a deadline."""
+    async with aclosing(_SharedSubscription(store)) as subscription:
+        return await store.execute(_end_plan(store.keys, run_id, None), subscription.execute)
 
 
 class _SharedSubscription:
@@ -350,11 +372,14 @@ class _SharedSubscription:
                 key = self._store.keys("run", run_id)
                 return await _limited_read(self._store, lambda r: r.hmget(key, HEAD_FIELDS))
             case _Subscribe(channel):
+                await self.aclose()
                 cell = self._store.cell
                 self._inbox = await self._open.enter_async_context(subscribed_inbox(cell, channel))
             case _Pause(seconds):
                 await self.aclose()
                 await asyncio.sleep(seconds)
+            case Emit(items):
+                _discard(items)
         return None
 
     async def aclose(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol, TypedDict
 
 from typing_extensions import Unpack
@@ -63,11 +63,11 @@ def submit(
     return store.execute(submission(request, settings, **options), time.sleep)
 
 
-async def asubmit(
+def asubmit(
     store: AsyncStore, request: Request, *, settings: Settings, **options: Unpack[SubmitOptions]
-) -> Accepted:
+) -> Awaitable[Accepted]:
     """The same as `submit`, for asyncio."""
-    return await store.execute(submission(request, settings, **options), asyncio.sleep)
+    return store.execute(submission(request, settings, **options), asyncio.sleep)
 
 
 def submission(request: Request, settings: Settings, **options: Unpack[SubmitOptions]) -> Plan[Accepted]:

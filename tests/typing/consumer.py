@@ -12,6 +12,7 @@ from openagents_worker import (
     AsyncClient,
     AsyncRunHandle,
     Client,
+    Decision,
     RunBudget,
     RunContext,
     RunEvent,
@@ -148,6 +149,10 @@ def a_client() -> None:
         assert_type(client.record("run-1"), RunRecord)
         session = client.session("s1")
         assert_type(session.session_id, str)
+        assert_type(str(client.cancel("run-1", reason="enough")), str)
+        assert_type(client.runs(limit=5, state="failed", agent_id="clerk").next_cursor, str | None)
+        assert_type(client.approve("run-1", "refund:1", by="ann"), Decision)
+        assert_type(client.handle("run-1").deny("refund:1", by="ann", note="too much"), Decision)
 
 
 async def an_async_product() -> str:
@@ -160,6 +165,9 @@ async def an_async_product() -> str:
         assert_type(await client.submit(request), AsyncRunHandle[Any])
         assert_type(client.handle("run-1"), AsyncRunHandle[Any])
         assert_type(await client.record("run-1"), RunRecord)
+        assert_type((await client.runs(limit=5, state="failed")).next_cursor, str | None)
+        assert_type(await client.approve("run-1", "refund:1", by="ann", arguments={"cents": 5}), Decision)
+        assert_type(await client.handle("run-1").deny("refund:1", by="ann"), Decision)
         await handle.cancel()
     result = await handle.wait()
     return result.final_output or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openagents_worker import RunHandle, RunRequest, RunResult, run_agent, tool
+from openagents_worker import Client, RunHandle, RunRequest, RunResult, run_agent, tool
 
 RunRequest(agent_id="assistant", session_id="s1")  # wrong: no input_text
 run_agent.delay("hello")  # wrong: not a request
@@ -20,3 +20,9 @@ def look_up(order_id: str) -> str:
 
 
 look_up(17)  # wrong: not a text
+
+
+def decide(client: Client) -> None:
+    client.approve("run-1", "refund:1")  # wrong: nobody who decides
+    client.runs(sate="failed")  # wrong: no such filter
+    client.handle("run-1").steer(17)  # wrong: not a text
