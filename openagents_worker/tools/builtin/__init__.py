@@ -30,7 +30,7 @@ _PLACES = {
     "random_int": "randomness:RandomInt",
     "random_string": "randomness:RandomString",
     "read_file": "files:ReadFile",
-    "ripgrep": "grep:GrepFiles",  # the original SDK's second name for this tool
+    "ripgrep": "ripgrep:Ripgrep",
     "save_artifact": "artifacts:SaveArtifact",
     "set_env": "environment:SetEnv",
     "shell_exec": "commands:ShellExec",

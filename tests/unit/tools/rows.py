@@ -29,8 +29,6 @@ class Row:
     concurrency_safe: bool = True
     reads_files: bool = False
     writes_files: bool = False
-    name: str | None = None
-    """The name that the tool itself has, if it is not its type."""
     config: Mapping[str, Any] = field(default_factory=dict)
     lasting: Arguments | None = None
     """Arguments of a call that lasts until it is cancelled. None: every call is short."""
@@ -54,10 +52,10 @@ def _writes(good: Arguments, *bad: Arguments) -> Row:
     )  # fmt: skip
 
 
-def _searches(name: str | None = None) -> Row:
+def _searches() -> Row:
     bad = tuple({"pattern": "x", **wrong} for wrong in OUTSIDE)
     return _reads(
-        {"pattern": "x"}, *bad, {"pattern": "("}, {"pattern": ""}, {"pattern": LONG}, name=name,
+        {"pattern": "x"}, *bad, {"pattern": "("}, {"pattern": ""}, {"pattern": LONG},
         lasting={"pattern": "(a+)+$", "path": "many.txt"},
     )  # fmt: skip
 
@@ -104,7 +102,7 @@ ROWS: dict[str, Row] = {
     "random_int": Row({}, ({"min": 2, "max": 1}, {"count": 101}, {"count": 0}, {"max": 2**53}, {"min": 1.5})),
     "random_string": Row({}, ({"length": 0}, {"length": 1_001}, {"charset": "emoji"})),
     "read_file": _reads({"path": "there.txt"}, {"path": "binary"}, {"path": "folder"}, {"path": ".hidden"}),
-    "ripgrep": _searches("grep_files"),
+    "ripgrep": _searches(),
     "save_artifact": Row(
         {"name": "a", "content": "b"}, ({"name": "", "content": "b"}, {"name": LONG, "content": "b"}),
         side_effects="unknown", concurrency_safe=False,
@@ -117,7 +115,8 @@ ROWS: dict[str, Row] = {
     "shell_exec": Row(
         {"command": "echo x", "env": {"A": "b"}},
         ({"command": ""}, {"command": "'"}, {"command": []}, {"command": ["a"] * 2_000},
-         {"command": LONG * 2}, {"command": "echo", "env": {"a=b": "c"}}, {"command": "echo", "env": {"A": "\0"}},
+         {"command": LONG * 2}, {"command": "echo", "env": {"a=b": "c"}},
+         {"command": "echo", "env": {"A": "\0"}},
          {"command": "echo", "env": {f"V{n}": "x" for n in range(200)}},
          *({"command": "echo", "cwd": path} for path in ("..", "/", "there.txt"))),
         side_effects="processes", may_repeat=False, concurrency_safe=False, config=IN_FOLDER,

@@ -16,6 +16,7 @@ import pytest
 from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolError, ToolValidationError
 from openagents_worker.tools.builtin.commands import ExecuteCommand, ShellExec
 from openagents_worker.tools.builtin.environment import SetEnv
+from openagents_worker.tools.builtin.supervisor import descendants
 from tests.support.waiting import wait_for
 from tests.unit.run_fakes import FakeRun
 
@@ -222,6 +223,24 @@ async def test_no_process_survives_the_worker(tmp_path: Path) -> None:
         worker.kill()
         with worker:
             pass
+
+
+SEARCH = """
+import asyncio, sys
+from openagents_worker.tools.builtin.grep import GrepFiles
+asyncio.run(GrepFiles({"root": sys.argv[1], "timeout_ms": 10**9}).invoke({"pattern": "(a+)+$"}, None))
+"""
+
+
+async def test_a_search_ends_with_its_worker(tmp_path: Path) -> None:
+    """Also one whose pattern would keep it busy for years."""
+    (tmp_path / "text").write_text("a" * 60 + "b")
+    with subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path)]) as worker:
+        children = await asyncio.to_thread(
+            wait_for, lambda: descendants(worker.pid), "it searches", PATIENCE_S
+        )
+        worker.kill()
+    await asyncio.to_thread(wait_for, lambda: not alive(list(children)), "the search has ended", PATIENCE_S)
 
 
 async def test_a_command_that_kills_its_supervisor_is_killed_too(tmp_path: Path) -> None:
