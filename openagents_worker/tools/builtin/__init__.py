@@ -34,6 +34,7 @@ _PLACES = {
     "save_artifact": "artifacts:SaveArtifact",
     "set_env": "environment:SetEnv",
     "shell_exec": "commands:ShellExec",
+    "tavily_search": "tavily:TavilySearch",
     "text_transform": "text:TextTransform",
     "url_build": "urls:URLBuild",
     "url_parse": "urls:URLParse",

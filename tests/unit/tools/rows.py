@@ -32,6 +32,8 @@ class Row:
     config: Mapping[str, Any] = field(default_factory=dict)
     lasting: Arguments | None = None
     """Arguments of a call that lasts until it is cancelled. None: every call is short."""
+    lasting_config: Mapping[str, Any] = field(default_factory=dict)
+    """More `config` for that call."""
 
 
 FOLDER, SERVER, SILENT = "FOLDER", "SERVER", "SILENT"
@@ -121,6 +123,13 @@ ROWS: dict[str, Row] = {
          *({"command": "echo", "cwd": path} for path in ("..", "/", "there.txt"))),
         side_effects="processes", may_repeat=False, concurrency_safe=False, config=IN_FOLDER,
         lasting={"command": "sleep 600"},
+    ),
+    "tavily_search": Row(
+        {"query": "a"},
+        ({"query": ""}, {"query": " "}, {"query": LONG}, {"query": "a", "max_results": 21},
+         {"query": "a", "search_depth": "deep"}, {"query": "a", "include_domains": ["a"] * 200}),
+        side_effects="network", config={"api_base": SERVER, "api_key_env": "PATH"},
+        lasting={"query": "a"}, lasting_config={"api_base": SILENT},
     ),
     "text_transform": Row({"text": "a", "operation": "upper"}, ({"text": "a", "operation": "rot13"},)),
     "url_build": Row(

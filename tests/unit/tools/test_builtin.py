@@ -23,12 +23,12 @@ from tests.unit.run_fakes import FakeRun
 from tests.unit.tools.rows import ROWS, filled, prepared
 
 every_tool = pytest.mark.parametrize("kind", sorted(BUILTIN_TOOLS))
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n{"results":[]}'
 
 
 @asynccontextmanager
 async def an_http_server(asked: asyncio.Event) -> AsyncIterator[str]:
-    """The URL of a server that answers every request but `/silent` with an empty JSON object."""
+    """The URL of a server that answers every request but `/silent` with an empty search result."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
@@ -111,7 +111,7 @@ async def test_a_cancelled_call_has_ended_with_all_its_processes(kind: str, tmp_
     row, folder, asked = ROWS[kind], prepared(tmp_path), asyncio.Event()
     before = descendants(os.getpid())
     async with an_http_server(asked) as url:
-        made = BUILTIN_TOOLS[kind](filled(row.config, folder, url))
+        made = BUILTIN_TOOLS[kind](filled({**row.config, **row.lasting_config}, folder, url))
         call = asyncio.create_task(
             made.invoke(filled(row.lasting or {}, folder, url), FakeRun()), name="call"
         )
@@ -133,7 +133,7 @@ async def test_a_cancelled_call_has_ended_with_all_its_processes(kind: str, tmp_
 async def test_bad_arguments_get_a_coded_error(kind: str, tmp_path: Path) -> None:
     """Each argument has a bound. The error is short, and it is not retryable."""
     row, folder = ROWS[kind], prepared(tmp_path)
-    made = BUILTIN_TOOLS[kind](filled(row.config, folder))
+    made = BUILTIN_TOOLS[kind](filled(row.config, folder, "http://127.0.0.1:9"))
     assert row.bad
     for arguments in row.bad:
         with pytest.raises(ToolError) as caught:
