@@ -19,6 +19,7 @@ from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
+from openagents_worker.llm.api_keys import EnvironmentKey
 from openagents_worker.llm.base import LLMClient, ModelClient
 from openagents_worker.llm.current_call import quiet_http_clients
 from openagents_worker.llm.providers import make_client
@@ -31,6 +32,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
+from openagents_worker.tools.keyed import KeyedTool
 from openagents_worker.tools.offload import Offload
 from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is_toolset
 
@@ -91,11 +93,14 @@ class AgentParts:
         )
 
     def _make_with_offload(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        """Create a plugin. A synchronous function tool gets a thread or process pool to execute in."""
+        """Create a plugin. A synchronous function tool gets a thread or process pool to execute in. A tool
+        with an API key gets the function that is registered for keys."""
         plugin = make_plugin(kind, ref, known)
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
+        if isinstance(plugin, KeyedTool):
+            plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
         return OpenedAtUse(plugin) if kind == "tool" and is_toolset(plugin) else plugin
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -117,7 +117,7 @@ OPTIONAL = {
 }
 """What a module imports where it is installed, and the extra that brings it."""
 
-DISTRIBUTIONS = {"opentelemetry": "opentelemetry-api"}
+DISTRIBUTIONS = {"dateutil": "python-dateutil", "opentelemetry": "opentelemetry-api"}
 """The distributions of packages that have another name."""
 
 OF_THE_HOST = {"testing.fixtures": "pytest"}

@@ -10,21 +10,35 @@ from openagents_worker.tools.base import ToolPlugin
 __all__ = ["BUILTIN_TOOLS"]
 
 _PLACES = {
+    "builtin_search": "documents:BuiltinSearch",
     "calc": "compute:Calc",
     "current_time": "clock:CurrentTime",
     "date_diff": "clock:DateDiff",
     "date_parse": "clock:DateParse",
     "delete_file": "files:DeleteFile",
+    "execute_command": "commands:ExecuteCommand",
+    "get_env": "environment:GetEnv",
     "grep_files": "grep:GrepFiles",
+    "host_lookup": "urls:HostLookup",
     "http_request": "http:HttpRequest",
     "json_parse": "text:JsonParse",
     "list_files": "files:ListFiles",
     "min_max": "compute:MinMax",
     "percentage": "compute:Percentage",
+    "query_param": "urls:QueryParam",
+    "random_choice": "randomness:RandomChoice",
+    "random_int": "randomness:RandomInt",
+    "random_string": "randomness:RandomString",
     "read_file": "files:ReadFile",
-    "ripgrep": "grep:GrepFiles",  # the original SDK's second name for this tool
+    "ripgrep": "ripgrep:Ripgrep",
     "save_artifact": "artifacts:SaveArtifact",
+    "set_env": "environment:SetEnv",
+    "shell_exec": "commands:ShellExec",
+    "tavily_search": "tavily:TavilySearch",
     "text_transform": "text:TextTransform",
+    "url_build": "urls:URLBuild",
+    "url_parse": "urls:URLParse",
+    "uuid": "randomness:MakeUUID",
     "write_file": "files:WriteFile",
 }
 """The module in this package and the class, by type."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -28,6 +29,11 @@ FORMATS = (
     "%d %B %Y",
     "%d %b %Y",
 )
+_HAS_YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)")
+_NOT_WHAT_IT_SAYS = re.compile(r"\d{4}-|.*[A-Za-z][+-]\d")
+"""Forms that dateutil understands in its own way: 2024-13-01 as 13 January, UTC+3 as three hours west."""
+FORMATTED = "%Y-%m-%d %H:%M:%S"
+MAX_DATE_CHARS = 100
 UNITS = {
     "seconds": timedelta(seconds=1),
     "minutes": timedelta(minutes=1),
@@ -56,7 +62,8 @@ class CurrentTime(TypedTool):
         self._now = now
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        return {**_time_parts(self._now().astimezone(_time_zone(args.timezone))), "timezone": args.timezone}
+        now = self._now().astimezone(_time_zone(args.timezone))
+        return {**_time_parts(now), "formatted": now.strftime(FORMATTED), "timezone": args.timezone}
 
 
 class DateParse(TypedTool):
@@ -66,11 +73,14 @@ class DateParse(TypedTool):
 
     class Params(TypedTool.Params):
         date: str = Field(
-            description="ISO 8601 preferred; also `2024/03/31`, `31.03.2024`, `March 31, 2024`."
+            description="ISO 8601 preferred; also `31.03.2024`, `March 31, 2024 5pm` and the like, if they "
+            "have only one meaning."
         )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        return _time_parts(_parse_time(args.date, self.name))
+        moment = _parse_time(args.date, self.name)
+        parts = {"year": moment.year, "month": moment.month, "day": moment.day}
+        return {**_time_parts(moment), **parts}
 
 
 class DateDiff(TypedTool):
@@ -87,8 +97,9 @@ class DateDiff(TypedTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         first, second = _parse_time(args.date1, self.name), _parse_time(args.date2, self.name)
-        difference = (second - first) / UNITS[args.unit]
-        return {"difference": int(difference) if difference.is_integer() else difference, "unit": args.unit}
+        difference = _whole((second - first) / UNITS[args.unit])
+        seconds = _whole((second - first).total_seconds())
+        return {"difference": difference, "unit": args.unit, "result": difference, "seconds": seconds}
 
 
 def _time_parts(moment: datetime) -> dict[str, Any]:
@@ -100,7 +111,13 @@ def _time_parts(moment: datetime) -> dict[str, Any]:
             moment.weekday()
         ],
         "unix": moment.timestamp(),
+        "timestamp": moment.timestamp(),  # its name in the original SDK
     }
+
+
+def _whole(number: float) -> float:
+    """A number without a fraction as an integer."""
+    return int(number) if number.is_integer() else number
 
 
 def _time_zone(name: str) -> ZoneInfo:
@@ -115,7 +132,8 @@ def _time_zone(name: str) -> ZoneInfo:
 
 
 def _parse_time(text: str, tool_name: str) -> datetime:
-    for parse in (iso_time, *(_format_parser(form) for form in FORMATS), parsedate_to_datetime):
+    formats = (_format_parser(form) for form in FORMATS)
+    for parse in (iso_time, *formats, parsedate_to_datetime, _unambiguous_time):
         try:
             moment = parse(text.strip())
         except (ValueError, TypeError, IndexError, OverflowError):
@@ -130,3 +148,32 @@ def _parse_time(text: str, tool_name: str) -> datetime:
 
 def _format_parser(form: str) -> Callable[[str], datetime]:
     return lambda text: datetime.strptime(text, form).replace(tzinfo=UTC)
+
+
+def _unambiguous_time(text: str) -> datetime:
+    """A time in any form that has a single meaning. Raises ValueError for others.
+
+    It is read several times, with the day and with the month first, and with different values for parts that
+    are missing. All readings must be equal.
+    """
+    from dateutil import parser  # 10 ms, for dates that no other parser reads
+
+    if len(text) > MAX_DATE_CHARS or _HAS_YEAR.search(text) is None or _NOT_WHAT_IT_SAYS.match(text):
+        raise ValueError("too long, without a year of four digits, or in a form that would be misread")
+    readings = {
+        parser.parse(text, default=missing, dayfirst=day_first, tzinfos=_known_zone)
+        for missing in (datetime(2000, 1, 1), datetime(2003, 2, 2))  # noqa: DTZ001 - no zone: UTC is added later
+        for day_first in (False, True)
+    }
+    if len(readings) != 1:
+        raise ValueError("the date is ambiguous or incomplete")
+    moment: datetime = readings.pop()
+    return moment
+
+
+def _known_zone(name: str | None, offset_s: int | None) -> tzinfo | None:
+    """A zone by its offset; None if the text has none. Raises ValueError for an abbreviation such as IST,
+    which has several meanings."""
+    if name is not None and offset_s != 0:
+        raise ValueError(f"{name} is not an unambiguous time zone")
+    return None if offset_s is None else timezone(timedelta(seconds=offset_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import statistics
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -62,21 +63,39 @@ class Percentage(TypedTool):
         return {"result": result}
 
 
+Number = int | float
+
+
 class MinMax(TypedTool):
     name = "min_max"
-    description = "Finds the smallest, the largest or both of a list of numbers."
+    description = "Finds the smallest and largest of a list of numbers, or its sum, average or median."
     spec = READS_ONLY
 
     class Params(TypedTool.Params):
-        numbers: list[int | float] = Field(min_length=1, description="The numbers.")
-        action: Literal["min", "max", "both"] = Field("both", description="What to find.")
+        numbers: list[int | float] | str = Field(
+            min_length=1, description="The numbers; also as a text with commas: `1, 2.5`."
+        )
+        action: Literal["min", "max", "sum", "avg", "median", "both"] = Field(
+            "both", description="What to find; `both`: the smallest and the largest."
+        )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        found = {"min": min(args.numbers), "max": max(args.numbers)}
-        return found if args.action == "both" else {args.action: found[args.action]}
+        numbers = self._numbers(args.numbers) if isinstance(args.numbers, str) else args.numbers
+        if args.action == "both":
+            return {"min": min(numbers), "max": max(numbers)}
+        try:
+            result = _within_limits(_OF_MANY[args.action](numbers))
+        except OverflowError:
+            raise ToolValidationError("numbers: the result is too large for a number", self.name) from None
+        return {args.action: result, "result": result}
 
-
-Number = int | float
+    def _numbers(self, text: str) -> list[Number]:
+        try:
+            return [float(_within_limits(float(number))) for number in text.split(",")]
+        except (ValueError, OverflowError):
+            raise ToolValidationError(
+                f"numbers: {text[:80]!r} is not a list of numbers", self.name, hint="for example 1, 2.5"
+            ) from None
 
 
 def evaluate(expression: str) -> Number:
@@ -169,6 +188,13 @@ def _refused(reason: str) -> ToolValidationError:
     return ToolValidationError(f"expression: {reason}", Calc.name)
 
 
+_OF_MANY: dict[str, Callable[[list[Any]], Number]] = {
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "avg": statistics.fmean,
+    "median": statistics.median,
+}
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Number]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Number]] = {

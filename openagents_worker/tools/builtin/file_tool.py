@@ -25,15 +25,15 @@ from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.builtin import search
 from openagents_worker.tools.typed import TypedTool
 
-__all__ = ["READS", "WRITES", "FileTool"]
+__all__ = ["READS", "WRITES", "FileTool", "PathTool"]
 
 MAX_PATH_CHARS = 4_096  # the longest path that Linux opens; resolving a longer one takes seconds
 READS = ToolExecutionSpec(concurrency_safe=True, side_effects="none", reads_files=True)
 WRITES = ToolExecutionSpec(side_effects="files", writes_files=True)
 
 
-class FileTool(TypedTool):
-    """Base of the file tools: checks paths against `root`, and converts system errors to tool errors."""
+class PathTool(TypedTool):
+    """Base of the tools with paths: checks them against `root`, and converts system errors to tool errors."""
 
     class Config(TypedTool.Config):
         root: str | None = Field(
@@ -47,20 +47,23 @@ class FileTool(TypedTool):
             [],
             description="Globs of hidden files: `*.pem` anywhere, `config/secrets` below root.",
         )
-        max_bytes: int = Field(
-            200_000, ge=1, description="Largest number of bytes that one call reads or writes."
-        )
+
+    @property
+    def limit(self) -> str | None:
+        """The folder that no path may leave; None without a limit."""
+        root: str | None = self.cfg.root
+        return root
 
     @property
     def root(self) -> Path:
-        return Path(self.cfg.root or ".").resolve()
+        return Path(self.limit or ".").resolve()
 
     @property
     def allowed_paths(self) -> search.AllowedPaths:
         return search.AllowedPaths(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
 
     def _make_root(self) -> None:
-        if self.cfg.root is not None:
+        if self.limit is not None:
             with suppress(OSError):  # the call itself then reports that the path does not exist
                 self.root.mkdir(parents=True, exist_ok=True)
 
@@ -85,7 +88,7 @@ class FileTool(TypedTool):
                 f"path: {path[:200]!r} is not a usable path: {error}", self.name
             ) from None
         place = target if follow else unresolved
-        if self.cfg.root is not None and not place.is_relative_to(self.root):
+        if self.limit is not None and not place.is_relative_to(self.root):
             raise ToolValidationError(
                 f"path: {path[:200]!r} is outside of root",
                 self.name,
@@ -125,6 +128,15 @@ class FileTool(TypedTool):
         if not stat.S_ISREG(status.st_mode):
             raise PermanentToolError(f"{path} is not a regular file", self.name)
         return status.st_size
+
+
+class FileTool(PathTool):
+    """Base of the file tools."""
+
+    class Config(PathTool.Config):
+        max_bytes: int = Field(
+            200_000, ge=1, description="Largest number of bytes that one call reads or writes."
+        )
 
 
 def _access_error(path: str, problem: str, tool_name: str) -> ToolValidationError:

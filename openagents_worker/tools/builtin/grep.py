@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -68,13 +69,11 @@ class GrepFiles(FileTool):
         )  # fmt: skip
         try:
             async with asyncio.timeout(self.cfg.timeout_ms / 1000):
-                output, _ = await process.communicate(json.dumps(query).encode())
+                output, _ = await process.communicate(
+                    json.dumps({**query, "parent_pid": os.getpid()}).encode()
+                )
         except TimeoutError:
-            raise PermanentToolError(
-                f"the search took longer than {self.cfg.timeout_ms} ms",
-                self.name,
-                hint="use a simpler pattern or search a smaller folder",
-            ) from None
+            raise self.too_long() from None
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):  # it has just ended
@@ -84,6 +83,13 @@ class GrepFiles(FileTool):
             raise ToolError(f"the search process ended with code {process.returncode}", self.name)
         answer: dict[str, Any] = json.loads(output)
         return answer
+
+    def too_long(self) -> PermanentToolError:
+        return PermanentToolError(
+            f"the search took longer than {self.cfg.timeout_ms} ms",
+            self.name,
+            hint="use a simpler pattern or search a smaller folder",
+        )
 
 
 def _escape_glob(text: str) -> str:

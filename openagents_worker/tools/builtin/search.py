@@ -8,10 +8,12 @@ environment. The rules are in this module because the process needs them too.
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import unicodedata
@@ -22,6 +24,7 @@ from typing import Any
 MAX_VISITED = 100_000  # files and folders per search, so that a search from / ends
 MAX_LINE_CHARS = 500
 BINARY_PROBE_BYTES = 8192
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class AllowedPaths:
@@ -171,5 +174,14 @@ def _read_text(path: Path, max_bytes: int) -> str | None:
     return None if b"\0" in content[:BINARY_PROBE_BYTES] else content.decode("utf-8", errors="replace")
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent dies: the worker cannot kill it then. Only on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 if __name__ == "__main__":
-    json.dump(search(json.load(sys.stdin)), sys.stdout)
+    _end_with_parent()
+    asked = json.load(sys.stdin)
+    if os.getppid() == asked.pop("parent_pid"):  # otherwise the worker had died before the line above
+        json.dump(search(asked), sys.stdout)

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from openagents_worker.errors import PermanentToolError, PluginConfigError, ToolValidationError
+from openagents_worker.errors import PermanentToolError, PluginConfigError, ToolError, ToolValidationError
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin.supervisor import descendants
+from tests.support.waiting import wait_for
 from tests.unit.run_fakes import FakeRun
-
-EFFECTS_OTHERS_SEE = {"write_file", "delete_file", "http_request"}
-PURE = set(BUILTIN_TOOLS) - EFFECTS_OTHERS_SEE - {"save_artifact"}
+from tests.unit.tools.rows import ROWS, filled, prepared
 
 every_tool = pytest.mark.parametrize("kind", sorted(BUILTIN_TOOLS))
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n{"results":[]}'
+
+
+@asynccontextmanager
+async def an_http_server(asked: asyncio.Event) -> AsyncIterator[str]:
+    """The URL of a server that answers every request but `/silent` with an empty search result."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if b"/silent" in request:
+            asked.set()
+            await reader.read()
+        else:
+            writer.write(ANSWER)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def test_every_tool_has_a_row() -> None:
+    """A new tool is tested like the others as soon as its row says what it declares, accepts and refuses."""
+    assert sorted(ROWS) == sorted(BUILTIN_TOOLS)
 
 
 @every_tool
@@ -27,7 +56,7 @@ def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
     schema = described["parameters"]
 
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert described["name"] == {"ripgrep": "grep_files"}.get(kind, kind)
+    assert described["name"] == kind
     assert len(described["description"]) > 20
     assert schema["type"] == "object"
     assert schema["properties"]
@@ -37,7 +66,8 @@ def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
 
 def test_a_tool_is_loaded_when_it_is_used() -> None:
     """The table alone loads none of them, nor the libraries that they need."""
-    show = "print(*(name for name in sys.modules if name.startswith(table.__name__ + '.')))"
+    loaded = "(table.__name__ + '.', 'httpx', 'dateutil')"
+    show = f"print(*(name for name in sys.modules if name.startswith({loaded})))"
     program = (
         f"import sys, openagents_worker.tools.builtin as table; {show}; table.BUILTIN_TOOLS['calc']; {show}"
     )
@@ -48,12 +78,69 @@ def test_a_tool_is_loaded_when_it_is_used() -> None:
 @every_tool
 def test_the_runtime_knows_which_calls_may_be_repeated_or_run_together(kind: str) -> None:
     """Tools with visible effects are not repeated without permission. Read-only tools run concurrently."""
-    made = BUILTIN_TOOLS[kind]()
+    made, row = BUILTIN_TOOLS[kind](), ROWS[kind]
+    spec = made.execution_spec()
 
-    assert made.durable_idempotent is (kind not in EFFECTS_OTHERS_SEE)
-    assert made.execution_spec().concurrency_safe is (kind in PURE)
-    assert made.execution_spec().reads_files is (kind in {"read_file", "list_files", "grep_files", "ripgrep"})
-    assert made.execution_spec().writes_files is (kind in {"write_file", "delete_file"})
+    assert made.durable_idempotent is row.may_repeat
+    assert spec.concurrency_safe is row.concurrency_safe
+    assert spec.side_effects == row.side_effects
+    assert (spec.reads_files, spec.writes_files) == (row.reads_files, row.writes_files)
+    assert row.may_repeat or row.side_effects != "none"
+
+
+@every_tool
+async def test_a_good_call_has_a_result_that_can_be_stored(kind: str, tmp_path: Path) -> None:
+    """Its arguments fit the schema that the model gets, and its result is a JSON object."""
+    row, folder = ROWS[kind], prepared(tmp_path)
+    async with an_http_server(asyncio.Event()) as url:
+        made = BUILTIN_TOOLS[kind](filled(row.config, folder, url))
+        arguments = filled(row.good, folder, url)
+        jsonschema.validate(arguments, made.schema())
+
+        result = await made.invoke(arguments, FakeRun())
+
+        assert isinstance(result, dict)
+        assert result == json.loads(json.dumps(result, allow_nan=False))
+        if hasattr(made, "close"):
+            await made.close()
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, row in ROWS.items() if row.lasting is not None))
+async def test_a_cancelled_call_has_ended_with_all_its_processes(kind: str, tmp_path: Path) -> None:
+    """When the caller gets `CancelledError`, nothing of the call is running any more."""
+    row, folder, asked = ROWS[kind], prepared(tmp_path), asyncio.Event()
+    before = descendants(os.getpid())
+    async with an_http_server(asked) as url:
+        made = BUILTIN_TOOLS[kind](filled({**row.config, **row.lasting_config}, folder, url))
+        call = asyncio.create_task(
+            made.invoke(filled(row.lasting or {}, folder, url), FakeRun()), name="call"
+        )
+        await asyncio.to_thread(
+            wait_for,
+            lambda: asked.is_set() or descendants(os.getpid()) - before or call.done(),
+            "it has begun",
+        )
+        assert not call.done()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert descendants(os.getpid()) - before == set()
+        if hasattr(made, "close"):
+            await made.close()
+
+
+@every_tool
+async def test_bad_arguments_get_a_coded_error(kind: str, tmp_path: Path) -> None:
+    """Each argument has a bound. The error is short, and it is not retryable."""
+    row, folder = ROWS[kind], prepared(tmp_path)
+    made = BUILTIN_TOOLS[kind](filled(row.config, folder, "http://127.0.0.1:9"))
+    assert row.bad
+    for arguments in row.bad:
+        with pytest.raises(ToolError) as caught:
+            await made.invoke(dict(arguments), FakeRun())
+        assert caught.value.code in {"tool.validation", "tool.permanent"}, arguments
+        assert not caught.value.retryable
+        assert len(str(caught.value)) < 1_000
 
 
 @every_tool
@@ -70,6 +157,18 @@ async def test_an_unknown_argument_is_refused(kind: str) -> None:
         await BUILTIN_TOOLS[kind]().invoke({"surprise": 1}, None)
 
 
+SESSION = {
+    "title": "Session Concurrency Guide",
+    "snippet": "Same session serial, cross session concurrent orchestration.",
+}
+URL_WITH_QUERY = "https://[::1]/?a=x%26y&a=1&b=true"
+URL_WITH_PARTS = "https://a?q=a%20b#f"
+
+
+def host(name: str, port: int, has_https: bool, domain: str) -> dict[str, Any]:
+    return {"host": name, "port": port, "has_https": has_https, "domain": domain}
+
+
 # --- the small ones --------------------------------------------------------------------------------------
 
 
@@ -80,7 +179,20 @@ async def test_an_unknown_argument_is_refused(kind: str) -> None:
         ("percentage", {"value": 80, "percent": 15, "operation": "increase"}, {"result": 92.0}),
         ("percentage", {"value": 80, "percent": 15, "operation": "decrease"}, {"result": 68.0}),
         ("min_max", {"numbers": [3, 1.5, 2]}, {"min": 1.5, "max": 3}),
-        ("min_max", {"numbers": [3, 1.5, 2], "action": "max"}, {"max": 3}),
+        ("min_max", {"numbers": [3, 1.5, 2], "action": "max"}, {"max": 3, "result": 3}),
+        ("min_max", {"numbers": "1, 2.5,4", "action": "sum"}, {"sum": 7.5, "result": 7.5}),
+        ("min_max", {"numbers": [4, 1, 2], "action": "avg"}, {"avg": 7 / 3, "result": 7 / 3}),
+        ("min_max", {"numbers": [4, 1, 2], "action": "median"}, {"median": 2, "result": 2}),
+        ("builtin_search", {"query": "Session xyz"}, {"query": "Session xyz", "items": [SESSION]}),
+        ("url_build", {"host": "a.org:80", "path": "b c"}, {"url": "https://a.org:80/b%20c"}),
+        ("url_build", {"host": "::1", "query": {"a": ["x&y", 1], "b": True}}, {"url": URL_WITH_QUERY}),
+        ("url_build", {"host": "a", "path": "", "query": "q=a b", "fragment": "f"}, {"url": URL_WITH_PARTS}),
+        ("query_param", {"url": "http://a/?b=1&b=2", "key": "b"}, {"key": "b", "value": ["1", "2"]}),
+        ("query_param", {"url": "http://a/?b=1", "key": "c"}, {"key": "c", "value": None}),
+        ("query_param", {"url": "http://a/?b=1&c=%20", "action": "list"}, {"params": {"b": "1", "c": " "}}),
+        ("host_lookup", {"url": "https://u:pw@A.co.uk:8/x"}, host("A.co.uk", 8, True, "uk")),
+        ("host_lookup", {"url": "a.org:80/x"}, host("a.org", 80, False, "org")),
+        ("host_lookup", {"url": "http://[::1]:80/"}, host("::1", 80, False, "::1")),
         ("json_parse", {"text": '{"a": [1, null]}'}, {"value": {"a": [1, None]}}),
         ("text_transform", {"text": "hello World", "operation": "title"}, {"result": "Hello World"}),
         ("text_transform", {"text": "abc", "operation": "reverse"}, {"result": "cba"}),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import ToolValidationError
-from openagents_worker.tools.builtin.clock import CurrentTime, DateDiff, DateParse
+from openagents_worker.tools.builtin.clock import UNITS, CurrentTime, DateDiff, DateParse
 
 NOON = datetime(2024, 3, 31, 12, 0, tzinfo=UTC)
 
@@ -29,6 +29,8 @@ async def test_the_current_time_is_in_the_requested_time_zone() -> None:
         "time": "14:00:00",
         "weekday": "Sunday",
         "unix": NOON.timestamp(),
+        "timestamp": NOON.timestamp(),
+        "formatted": "2024-03-31 14:00:00",
         "timezone": "Europe/Berlin",
     }
     assert (await clock.invoke({}, None))["iso"] == "2024-03-31T12:00:00+00:00"
@@ -51,6 +53,9 @@ async def test_an_unknown_time_zone_is_refused(zone: str) -> None:
         "31.03.2024 12:00",
         "2024/03/31 12:00",
         "Sun, 31 Mar 2024 12:00:00 GMT",
+        "31/03/2024 12pm",
+        "12:00 on 31st of March 2024",
+        "March 31, 2024 2pm +0200",
     ],
 )
 async def test_one_moment_is_read_from_all_its_usual_forms(text: str) -> None:
@@ -66,7 +71,14 @@ async def test_a_day_is_its_beginning_in_utc(text: str) -> None:
     assert (await DateParse().invoke({"date": text}, None))["iso"] == "2024-03-31T00:00:00+00:00"
 
 
-@pytest.mark.parametrize("text", ["03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"),
+        *("March 2024", "31/03/24", "5pm", "31 March", "31 March 2024 5pm IST", "31 March 2024 5pm UTC+3"),
+        "31 March 2024 " + "x" * 100,
+    ],
+)
 async def test_what_is_not_certain_is_refused(text: str) -> None:
     """03/04/2024 is in April in Rome and in March in Boston, so the model must use another format."""
     with pytest.raises(ToolValidationError, match="unambiguous") as caught:
@@ -98,4 +110,5 @@ async def test_the_difference_counts_from_the_first_to_the_second(
 ) -> None:
     """It is an integer if possible. Time zones are taken into account."""
     result = await DateDiff().invoke({"date1": date1, "date2": date2, "unit": unit}, None)
-    assert result == {"difference": difference, "unit": unit}
+    assert (result["difference"], result["result"], result["unit"]) == (difference, difference, unit)
+    assert result["seconds"] == difference * UNITS[unit].total_seconds()

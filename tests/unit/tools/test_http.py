@@ -27,7 +27,7 @@ from openagents_worker.errors import (
     ToolUnavailableError,
     ToolValidationError,
 )
-from openagents_worker.tools.builtin import http
+from openagents_worker.tools.builtin import http_client
 from openagents_worker.tools.builtin.http import HttpRequest
 from tests.unit.run_fakes import FakeRun
 
@@ -361,9 +361,9 @@ def localhosts_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    http._certificates.cache_clear()
+    http_client._certificates.cache_clear()
     yield context
-    http._certificates.cache_clear()
+    http_client._certificates.cache_clear()
 
 
 async def test_a_certificate_is_checked_against_the_name_though_an_address_is_connected_to(
