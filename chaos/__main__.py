@@ -1,7 +1,9 @@
 """`python -m chaos`: run a deployment under load and faults, audit it, write a report.
 
 The exit code is 0 if every fault was injected and nothing was lost, repeated, reordered or left behind,
-otherwise 1. Each seed is a run of its own; the report has one entry per run.
+otherwise 1. Each seed is a run of its own; the report has one entry per run. With `--merge`, nothing is run:
+the entries of several reports of one commit become one report, and the exit code also says whether it
+contains everything that a published report must contain.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from chaos.diagnosis import diagnosis
+from chaos.report import merged, missing, total, write
 from chaos.run import Options, chaos_run
 
 HERE = Path(__file__).resolve().parent
@@ -37,18 +41,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sentinel", action="store_true", help="a master and a replica that fail over")
     parser.add_argument("--report", type=Path, default=HERE / "report.json")
     parser.add_argument("--add", action="store_true", help="keep the entries that the report has")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="REPORT", help="merge these reports")
     given = vars(parser.parse_args(arguments))
     path: Path = given.pop("report")
+    if reports := given.pop("merge"):
+        return _merge(reports, path)
     entries = json.loads(path.read_text())["runs"] if given.pop("add") and path.exists() else []
     clean = True
     for seed in given.pop("seed"):
-        entry = _run(Options(seed=seed, **given), path.with_suffix(".log"))
+        entry = _run(Options(seed=seed, **given), path.with_suffix(f".{seed}.log"))
         entries.append(entry)
         clean = clean and not entry["faults"]["not injected"] and not any(entry["violations"].values())
-        path.write_text(json.dumps({"total": _total(entries), "runs": entries}, indent=2) + "\n")
+        write(path, entries)
         print(json.dumps({name: entry[name] for name in ("faults", "runs", "violations")}, indent=2))
     print(f"{'clean' if clean else 'VIOLATIONS'}; the report is {path}")
     return 0 if clean else 1
+
+
+def _merge(reports: Sequence[Path], path: Path) -> int:
+    try:
+        entries = merged(reports)
+    except ValueError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+    write(path, entries)
+    found = total(entries)
+    lacks = missing(entries)
+    print(json.dumps(found, indent=2))
+    print("\n".join([f"the report is {path}", *(f"missing: {text}" for text in lacks)]))
+    return 1 if lacks or any(found["violations"].values()) else 0
 
 
 def _run(options: Options, log: Path) -> dict[str, Any]:
@@ -61,21 +82,8 @@ def _run(options: Options, log: Path) -> dict[str, Any]:
         run.inject()
         found, endings = run.audit()
         if not found.clean():
-            run.deployment.save_logs(log)
+            log.write_text(diagnosis(run.deployment, run.evidence(), found))
         return head | run.report(found, endings)
-
-
-def _total(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sums over all entries of a report."""
-    violations: dict[str, int] = {}
-    for entry in entries:
-        for name, count in entry["violations"].items():
-            violations[name] = violations.get(name, 0) + count
-    return {
-        "faults": sum(entry["faults"]["total"] for entry in entries),
-        "runs": sum(entry["runs"]["accepted"] for entry in entries),
-        "violations": violations,
-    }
 
 
 def _commit() -> str:

@@ -7,100 +7,71 @@ flight when its worker died is not recorded, so it may be made again: that is th
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from chaos.effects import Execution
+from chaos.evidence import Audit, Evidence, ReadRun, read_run
 from chaos.load import Accepted, session_order
+from chaos.waiting_audit import WaitingAudit
 from openagents_worker import Client
 from openagents_worker.errors import RunNotFound
-from openagents_worker.events import TERMINAL_EVENTS, RunEvent
+from openagents_worker.events import TERMINAL_EVENTS
 from openagents_worker.models import RunRecord, RunState
 
-__all__ = ["Audit", "audit"]
-
-UNSAVED_S = 2.0
-SERIAL = re.compile(r"#(\d+)")
+__all__ = ["audit"]
 
 
-@dataclass(slots=True)
-class Audit:
-    """The violations that were found, each as a sentence. All lists must be empty."""
-
-    lost: list[str] = field(default_factory=list)
-    stuck: list[str] = field(default_factory=list)
-    repeated_steps: list[str] = field(default_factory=list)
-    terminal_events: list[str] = field(default_factory=list)
-    event_gaps: list[str] = field(default_factory=list)
-    order: list[str] = field(default_factory=list)
-    overlaps: list[str] = field(default_factory=list)
-    unexpected_endings: list[str] = field(default_factory=list)
-    incomplete_results: list[str] = field(default_factory=list)
-    keys_without_ttl: list[str] = field(default_factory=list)
-    growth: list[str] = field(default_factory=list)
-    producer_problems: list[str] = field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        return {name: len(found) for name, found in asdict(self).items()}
-
-    def clean(self) -> bool:
-        return not any(self.counts().values())
-
-
-@dataclass(slots=True)
-class _Run:
-    """What Redis says about one run."""
-
-    accepted: Accepted
-    record: RunRecord
-    events: Sequence[RunEvent]
-    recorded: set[int] = field(default_factory=set)
-    """The serial numbers of its recorded executions."""
-    failed: set[str] = field(default_factory=set)
-    """The ids of its calls whose recorded outcome is an error."""
-
-
-def audit(
-    client: Client,
-    accepted: Sequence[Accepted],
-    stuck: Iterable[str],
-    executions: Sequence[Execution],
-    data_losses: Sequence[tuple[float, float]] = (),
-) -> tuple[Audit, Counter[str]]:
+def audit(client: Client, evidence: Evidence) -> tuple[Audit, Counter[str]]:
     """The violations, and how the runs ended: their number by state and error code.
 
-    What was written during one of these data losses of Redis, or up to `UNSAVED_S` before it, may be missing:
-    the run then counts as the ending `lost with Redis's data`, and a call may have no record.
+    What was written during one of the data losses of Redis may be missing: the run then counts as the ending
+    `lost with Redis's data`, and a call may have no record.
     """
-    found = Audit(stuck=[f"{run_id} has not ended" for run_id in stuck])
-    by_serial = {each.serial: each for each in executions}
+    found = Audit(stuck=[f"{run_id} has not ended" for run_id in evidence.stuck])
+    waiting = WaitingAudit(evidence, found)
+    by_serial = {each.serial: each for each in evidence.executions}
     by_key: dict[str, list[Execution]] = defaultdict(list)
-    for each in executions:
+    for each in evidence.executions:
         by_key[each.key].append(each)
     endings: Counter[str] = Counter()
-    runs: dict[str, _Run] = {}
-    for each_accepted in accepted:
-        excused = _may_be_missing(each_accepted.at, data_losses)
-        run = _read(client, each_accepted, found, endings if excused else None)
+    runs: dict[str, ReadRun] = {}
+    sessions = session_order(list(evidence.accepted))
+    interrupted = _may_be_interrupted(sessions)
+    for accepted in evidence.accepted:
+        excused = evidence.may_be_missing(accepted.at)
+        run = _read(client, accepted, found, endings if excused else None, waiting)
         if run is None:
             continue
-        runs[each_accepted.run_id] = run
+        runs[accepted.run_id] = run
         endings[_ending(run.record)] += 1
-        _check_ending(run, found)
+        _check_ending(run, found, waiting.failure_codes(run), may_be_cancelled=run.name in interrupted)
         _check_events(run, found)
-        _check_steps(run, by_serial, by_key, found, data_losses)
-    for session, members in session_order(list(accepted)).items():
+        _check_steps(run, by_serial, by_key, found, evidence)
+        waiting.check(run)
+    for session, members in sessions.items():
         _check_session(session, [runs[m.run_id] for m in members if m.run_id in runs], by_serial, found)
     return found, endings
 
 
-def _may_be_missing(written: float, data_losses: Sequence[tuple[float, float]]) -> bool:
-    return any(begin - UNSAVED_S <= written <= end for begin, end in data_losses)
+def _may_be_interrupted(sessions: Mapping[str, Sequence[Accepted]]) -> set[str]:
+    """The runs that another run of their session may have ended."""
+    return {
+        run.run_id
+        for members in sessions.values()
+        for at, run in enumerate(members)
+        if any(later.plan.on_busy != "enqueue" for later in members[at + 1 :])
+    }
 
 
-def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str] | None) -> _Run | None:
+def _read(
+    client: Client,
+    accepted: Accepted,
+    found: Audit,
+    excused: Counter[str] | None,
+    waiting: WaitingAudit,
+) -> ReadRun | None:
     try:
         record = client.record(accepted.run_id)
     except RunNotFound:
@@ -111,18 +82,7 @@ def _read(client: Client, accepted: Accepted, found: Audit, excused: Counter[str
         return None
     if record.state not in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED):
         return None  # it is in the list of the stuck ones
-    run = _Run(accepted, record, list(client.handle(accepted.run_id).events()))
-    for event in run.events:
-        match event.name, event.payload:
-            case "tool.succeeded", {"result": {"serial": int(serial)}}:
-                run.recorded.add(serial)
-            case "tool.failed", {"call_id": str(call_id)}:
-                run.failed.add(call_id)
-            case "tool.called", {"params": {"asked": int(serial)}} if serial:
-                run.recorded.add(serial)
-    if record.result is not None:
-        run.recorded |= {int(serial) for serial in SERIAL.findall(str(record.result.final_output))}
-    return run
+    return read_run(client, accepted, record, waiting.was_steered(accepted.run_id))
 
 
 def _ending(record: RunRecord) -> str:
@@ -130,17 +90,21 @@ def _ending(record: RunRecord) -> str:
     return record.state.value if error is None else f"{record.state.value}: {error.code}"
 
 
-def _check_ending(run: _Run, found: Audit) -> None:
-    ending = _ending(run.record)
-    if run.record.state is RunState.COMPLETED or (
-        run.accepted.cancelled and run.record.state is RunState.CANCELLED
-    ):
+def _check_ending(run: ReadRun, found: Audit, codes: set[str], *, may_be_cancelled: bool) -> None:
+    """The run has completed, or somebody has ended it. `codes`: the errors that somebody has decided."""
+    state = run.record.state
+    if state is RunState.COMPLETED:
         return
-    found.unexpected_endings.append(f"{run.accepted.run_id} ended as {ending}")
+    if state is RunState.CANCELLED and (run.accepted.cancelled or may_be_cancelled):
+        return
+    error = run.record.result.error_details if run.record.result is not None else None
+    if state is RunState.FAILED and error is not None and error.code in codes:
+        return
+    found.unexpected_endings.append(f"{run.name} ended as {_ending(run.record)}")
 
 
-def _check_events(run: _Run, found: Audit) -> None:
-    name = run.accepted.run_id
+def _check_events(run: ReadRun, found: Audit) -> None:
+    name = run.name
     numbers = [event.seq for event in run.events]
     if numbers != list(range(1, len(numbers) + 1)):
         found.event_gaps.append(f"{name} has the events {numbers}")
@@ -150,13 +114,13 @@ def _check_events(run: _Run, found: Audit) -> None:
 
 
 def _check_steps(
-    run: _Run,
+    run: ReadRun,
     by_serial: Mapping[int, Execution],
     by_key: Mapping[str, Sequence[Execution]],
     found: Audit,
-    data_losses: Sequence[tuple[float, float]],
+    evidence: Evidence,
 ) -> None:
-    name = run.accepted.run_id
+    name = run.name
     recorded_keys: dict[str, Execution] = {}
     for serial in sorted(run.recorded):
         execution = by_serial.get(serial)
@@ -173,7 +137,10 @@ def _check_steps(
                 found.repeated_steps.append(f"{key} was recorded and was executed again {late_s:.3f} s later")
     if run.record.state is RunState.COMPLETED:
         mine = [each for each in by_serial.values() if each.run_id == name]
-        made = {each.key for each in mine if not _may_be_missing(each.arrived, data_losses)}
+        if any(event.name == "run.steered" for event in run.events):
+            # A call of the model that its worker did not live to record is another call with the message.
+            mine = [each for each in mine if each.n]
+        made = {each.key for each in mine if not evidence.may_be_missing(each.arrived)}
         unrecorded = {key for key in made - set(recorded_keys) if key.split(":", 2)[2] not in run.failed}
         if unrecorded:
             found.incomplete_results.append(
@@ -182,15 +149,26 @@ def _check_steps(
 
 
 def _check_session(
-    session: str, runs: Sequence[_Run], by_serial: Mapping[int, Execution], found: Audit
+    session: str, runs: Sequence[ReadRun], by_serial: Mapping[int, Execution], found: Audit
 ) -> None:
-    """The recorded executions of a run of a session come before those of the next run."""
-    last: tuple[str, float] | None = None
-    for run in runs:
-        arrived = [by_serial[serial].arrived for serial in run.recorded if serial in by_serial]
-        if not arrived:
-            continue
-        if last is not None and min(arrived) < last[1]:
-            kind = found.order if max(arrived) < last[1] else found.overlaps
-            kind.append(f"in {session}, {run.accepted.run_id} executed a step before {last[0]} had ended")
-        last = (run.accepted.run_id, max(arrived))
+    """The recorded executions of a run of a session come before those of the next run.
+
+    A run that interrupts another one overtakes the runs that wait.
+    """
+    spans = [(run, arrived) for run in runs if (arrived := _arrivals(run, by_serial))]
+    _check_overlaps(session, spans, found)
+    in_order = [span for span in spans if span[0].accepted.plan.on_busy == "enqueue"]
+    for (before, earlier), (run, later) in pairwise(in_order):
+        if max(later) < min(earlier):
+            found.order.append(f"in {session}, {run.name} worked before {before.name}")
+
+
+def _arrivals(run: ReadRun, by_serial: Mapping[int, Execution]) -> list[float]:
+    return [by_serial[serial].arrived for serial in run.recorded if serial in by_serial]
+
+
+def _check_overlaps(session: str, spans: Sequence[tuple[ReadRun, list[float]]], found: Audit) -> None:
+    in_time = sorted(spans, key=lambda span: min(span[1]))
+    for (before, earlier), (run, later) in pairwise(in_time):
+        if min(later) < max(earlier):
+            found.overlaps.append(f"in {session}, {run.name} executed a step before {before.name} had ended")

@@ -9,22 +9,22 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from redis import Redis, RedisError
 
+from chaos.clocks import WallClocks
 from chaos.effects import Effects
 from chaos.network import Network
+from chaos.plugins import BEGUN
 from chaos.redis_servers import AppendFsync, RedisWithSentinel, SingleRedis, Starter
 from openagents_worker import Client
 from openagents_worker.local.child_process import ChildProcess
@@ -38,8 +38,7 @@ T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT_S = 90.0
 SUPERVISE_EVERY_S = 0.05
-CLOCK_OFFSETS_S = (0, 0, -420, 300, 0, -90, 900)
-"""The wall clock of the n-th worker is off by the n-th number, and so on in a circle."""
+SCRIPT = '{"turns"'
 
 
 class Worker:
@@ -93,7 +92,7 @@ class Deployment:
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
         self._held = ExitStack()
-        self._clock = _compiled_clock(folder)
+        self.clocks = WallClocks(folder)
 
     # --- start and end -----------------------------------------------------------------------------------
 
@@ -149,9 +148,9 @@ class Deployment:
     def log_of(self, worker: str) -> list[str]:
         return [line for line in list(self._log_lines) if line.startswith(f"{worker}: ")]
 
-    def save_logs(self, path: Path) -> None:
-        """Write the last log lines of all workers to a file."""
-        path.write_text("\n".join(self._log_lines))
+    def log_text(self) -> str:
+        """The last log lines of all workers."""
+        return "\n".join(self._log_lines)
 
     def _supervise(self) -> None:
         while not self._over.wait(SUPERVISE_EVERY_S):
@@ -184,13 +183,11 @@ class Deployment:
             "OPENAGENTS_LOG_LEVEL": "INFO",
             "CHAOS_EFFECTS_URL": self.effects.url,
             "CHAOS_MODEL_URL": self.model.url,
-            "CHAOS_MODEL_KEY": "none",
+            "OPENAGENTS_IMPORTS": "chaos.plugins",
             "PYTHONPATH": str(HERE.parent),
             "PYTHONUNBUFFERED": "1",
         }
-        offset_s = CLOCK_OFFSETS_S[number % len(CLOCK_OFFSETS_S)]
-        if self._clock is not None and offset_s:
-            env |= {"LD_PRELOAD": str(self._clock), "CHAOS_CLOCK_OFFSET_S": str(offset_s)}
+        env |= self.clocks.environment(name, number)
         self._workers[name] = Worker(name, ChildProcess(name, command, env, self._keep_line))
 
     def _settings(self, redis_url: str) -> dict[str, str]:
@@ -246,20 +243,35 @@ class Deployment:
     def _reply(self, asked: ModelServerRequest) -> Mapping[str, Any]:
         """The model's reply. It contains the serial number of its execution, as the result of a step does."""
         key = asked.headers["idempotency-key"]
-        serial = self.effects.record(key, key.partition(":")[0], time.monotonic())
-        text = next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user")
-        if "{" not in text:
-            return {"text": f"heard {text} #{serial}"}
-        script, _ = json.JSONDecoder().raw_decode(text[text.rindex("{") :])
-        if asked.n >= len(script["ms"]):
+        begun = float(asked.headers["authorization"].removeprefix(f"Bearer {BEGUN}"))
+        serial = self.effects.record(key, key.partition(":")[0], begun)
+        turns, turn = _script_of(asked.messages)
+        if not turns:
+            return {"text": f"heard {asked.messages[-1]['content']} #{serial}"}
+        if turn >= len(turns):
             return {"text": f"done #{serial}"}
-        arguments = {
-            "n": f"s{asked.n}",
-            "ms": script["ms"][asked.n],
-            "asked": serial,
-            "limits": script["limits"],
-        }
-        return {"tool_calls": [{"name": "charge", "arguments": arguments}]}
+        calls = [
+            {"name": call["tool"], "arguments": {**_without(call, "tool"), "asked": serial}}
+            for call in turns[turn]
+        ]
+        return {"tool_calls": calls}
+
+
+def _script_of(messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Sequence[Mapping[str, Any]]], int]:
+    """The turns that the last script in these messages asks for, and the number of the next one.
+
+    Messages that somebody has put into the run may follow the script.
+    """
+    for at in reversed(range(len(messages))):
+        text = str(messages[at]["content"])
+        if messages[at]["role"] == "user" and SCRIPT in text:
+            script, _ = json.JSONDecoder().raw_decode(text[text.rindex(SCRIPT) :])
+            return script["turns"], sum(bool(each.get("tool_calls")) for each in messages[at:])
+    return (), 0
+
+
+def _without(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in call.items() if key != name}
 
 
 def _resident_bytes(pid: int) -> int:
@@ -268,15 +280,3 @@ def _resident_bytes(pid: int) -> int:
     except OSError:  # it has ended, or there is no /proc
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _compiled_clock(folder: Path) -> Path | None:
-    """The library that makes a wall clock wrong; None, with a note, where there is no C compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
-        print("chaos: wall clocks stay right, because there is no C compiler", file=sys.stderr)
-        return None
-    path = folder / "clock.so"
-    source = HERE / "clock.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(path), str(source)], check=True)  # noqa: S603
-    return path

@@ -21,6 +21,7 @@ QUEUE = "agents"
 MESSAGES_WAIT_S = 3.0
 """How long a fault of the queue waits for messages that it can meet."""
 LOADING_S = 2.0
+MOST_CLOCK_ERROR_S = 3600
 BYTES_PER_COMMAND = 150  # of the append-only file, about
 
 
@@ -65,6 +66,8 @@ class Faults:
             case FaultKind.BLOCK_LOOP:
                 self._deployment.block_next_effect(self._seconds(fault))
                 return True
+            case FaultKind.MOVE_CLOCK:
+                return self._move_clock(fault)
             case FaultKind.LOSE_MESSAGES | FaultKind.DOUBLE_MESSAGES | FaultKind.REORDER_MESSAGES:
                 with self._redis_lock:
                     return self._disturb_queue(fault.kind)
@@ -95,6 +98,12 @@ class Faults:
         else:
             worker.send(signal.SIGKILL if fault.kind is FaultKind.KILL_WORKER else signal.SIGTERM)
         return True
+
+    def _move_clock(self, fault: Fault) -> bool:
+        if (worker := self._victim(fault)) is None:
+            return False
+        offset_s = self._chance.randrange(60, MOST_CLOCK_ERROR_S) * self._chance.choice((-1, 1))
+        return self._deployment.clocks.set(worker.name, offset_s)
 
     def _disconnect_worker(self, fault: Fault) -> bool:
         if (worker := self._victim(fault)) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -12,12 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from chaos.requests import Plan, plan, simple_plan
 from openagents_worker import Client
 from openagents_worker.errors import OpenAgentsError, RunNotFound
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
 
-__all__ = ["Accepted", "Load", "session_order"]
+__all__ = ["Accepted", "Load", "Repeating", "session_order"]
 
 T = TypeVar("T")
 
@@ -32,11 +32,32 @@ class Accepted:
 
     run_id: str
     session_id: str
-    agent_id: str
+    plan: Plan
     at: float
     """When `submit` returned, by the monotonic clock."""
     cancelled: bool = False
     """Whether somebody has asked to cancel it."""
+
+
+@dataclass(slots=True)
+class Repeating:
+    """Repeats operations that the library says may be repeated, and keeps what may not happen."""
+
+    problems: list[str] = field(default_factory=list)
+    """Answers that a producer must not get."""
+    repeated: Counter[str] = field(default_factory=Counter)
+    """How often an operation was repeated, by the code of the error."""
+
+    def until_answered(self, operation: Callable[[], T]) -> T:
+        """The answer of an operation that may be repeated, as every operation of this library may."""
+        while True:
+            try:
+                return operation()
+            except OpenAgentsError as error:
+                if not error.retryable:
+                    raise
+                self.repeated[error.code] += 1
+                time.sleep(REPEAT_S)
 
 
 @dataclass(slots=True)
@@ -46,20 +67,18 @@ class Load:
     client: Client
     seed: int
     per_second: float
+    repeating: Repeating = field(default_factory=Repeating)
     accepted: list[Accepted] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    """Answers that a producer must not get."""
-    repeated: Counter[str] = field(default_factory=Counter)
-    """How often an operation was repeated, by the code of the error."""
     _ended: set[str] = field(default_factory=set)
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def warm_up(self, runs: int) -> None:
-        """Submit this many runs, and wait until they have ended."""
+        """Submit this many runs that wait for nobody, and wait until they have ended."""
         chance = random.Random(self.seed + 2)
         for number in range(runs):
-            self._submit(f"warm-{number}", f"warm-{number}", chance)
+            kind = "branches" if chance.random() < 0.15 else "steps"
+            self._submit(f"warm-{number}", f"warm-{number}", simple_plan(chance, kind))
         while self.open_runs():
             time.sleep(REPEAT_S)
 
@@ -78,7 +97,9 @@ class Load:
         """The accepted runs that exist and have not ended. Asks Redis, and repeats that until it answers."""
         ids = [run.run_id for run in list(self.accepted) if run.run_id not in self._ended]
         for at in range(0, len(ids), 500):
-            states = self._until_answered(partial(read_states, self.client.store, ids[at : at + 500]))
+            states = self.repeating.until_answered(
+                partial(read_states, self.client.store, ids[at : at + 500])
+            )
             self._ended |= {run_id for run_id, state in states.items() if state is None or state in OVER}
         return [run_id for run_id in ids if run_id not in self._ended]
 
@@ -89,26 +110,28 @@ class Load:
         number = 0
         while not self._over.is_set():
             session = f"s{number}"
-            for _ in range(chance.choice((1, 1, 1, 1, 2, 3, 5))):
+            for place in range(chance.choice((1, 1, 1, 1, 2, 3, 5))):
                 number += 1
-                self._submit(f"r{number}", session, chance)
+                self._submit(f"r{number}", session, plan(chance, is_first=place == 0))
                 self._over.wait(chance.expovariate(self.per_second))
             if number % 20 == 0:
                 while len(self.open_runs()) > MOST_OPEN and not self._over.wait(0.5):
                     pass
 
-    def _submit(self, run_id: str, session: str, chance: random.Random) -> None:
-        agent = "branches" if chance.random() < 0.15 else "clerk"
-        steps = [chance.choice((0, 10, 50, 400)) for _ in range(chance.randrange(1, 6))]
-        limits = chance.choice((1, 2)) if chance.random() < 0.1 else 0
-        text = "go" if agent == "branches" else json.dumps({"ms": steps, "limits": limits})
-        request = {"agent_id": agent, "session_id": session, "input_text": text, "run_id": run_id}
+    def _submit(self, run_id: str, session: str, plan: Plan) -> None:
+        request = {
+            "agent_id": plan.agent_id,
+            "session_id": session,
+            "input_text": plan.input_text,
+            "run_id": run_id,
+            "on_busy": plan.on_busy,
+        }
         try:
-            self._until_answered(lambda: self.client.submit(request))
+            self.repeating.until_answered(lambda: self.client.submit(request))
         except OpenAgentsError as error:
-            self.problems.append(f"submit {run_id}: {error.code}: {error}")
+            self.repeating.problems.append(f"submit {run_id}: {error.code}: {error}")
         else:
-            self.accepted.append(Accepted(run_id, session, agent, time.monotonic()))
+            self.accepted.append(Accepted(run_id, session, plan, time.monotonic()))
 
     def _cancel_some(self) -> None:
         chance = random.Random(self.seed + 1)
@@ -118,22 +141,11 @@ class Load:
             run = self.accepted[-1 - int(chance.random() * min(len(self.accepted), 15))]
             run.cancelled = True
             try:
-                self._until_answered(partial(self.client.cancel, run.run_id))
+                self.repeating.until_answered(partial(self.client.cancel, run.run_id))
             except RunNotFound:
                 pass  # the audit finds every lost run, cancelled or not
             except OpenAgentsError as error:
-                self.problems.append(f"cancel {run.run_id}: {error.code}: {error}")
-
-    def _until_answered(self, operation: Callable[[], T]) -> T:
-        """The answer of an operation that may be repeated, as every operation of this library may."""
-        while True:
-            try:
-                return operation()
-            except OpenAgentsError as error:
-                if not error.retryable:
-                    raise
-                self.repeated[error.code] += 1
-                time.sleep(REPEAT_S)
+                self.repeating.problems.append(f"cancel {run.run_id}: {error.code}: {error}")
 
 
 def session_order(accepted: list[Accepted]) -> dict[str, list[Accepted]]:

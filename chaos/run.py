@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from chaos.audit import Audit, audit
+from chaos.audit import audit
 from chaos.deployment import Deployment
+from chaos.evidence import Audit, Evidence
 from chaos.faults import Faults
 from chaos.load import Load
+from chaos.people import People
 from chaos.redis_servers import AppendFsync
 from chaos.schedule import schedule
+from openagents_worker.models import Decision
 from openagents_worker.store.ttl import ttl_violations
 
 __all__ = ["ChaosRun", "Options", "chaos_run"]
@@ -64,6 +67,9 @@ class ChaosRun:
         self.deployment = deployment
         self.load = Load(deployment.client, options.seed, options.runs_per_second)
         self.faults = Faults(deployment, seed=options.seed)
+        self.people = People(
+            deployment.client, self.load, deployment.effects, self._may_be_lost, options.seed
+        )
         self._options = options
         self._settled_s = 0.0
         self._stuck: list[str] = []
@@ -78,6 +84,7 @@ class ChaosRun:
         self.load.warm_up(WARM_UP_RUNS)
         self._before = Usage.of(self.deployment)
         self.load.start()
+        self.people.start()
         began = time.monotonic()
         with ThreadPoolExecutor(FAULTS_AT_ONCE, thread_name_prefix="fault") as injecting:
             for fault in faults:
@@ -85,20 +92,33 @@ class ChaosRun:
                 injecting.submit(self.faults.inject, fault)
         self.load.stop()
         self._settle()
+        self.people.stop()
 
     def audit(self) -> tuple[Audit, Counter[str]]:
         """The violations, and how many runs ended in which way."""
-        found, endings = audit(
-            self.deployment.client,
-            self.load.accepted,
-            self._stuck,
-            self.deployment.effects.executions,
-            self.faults.data_losses,
-        )
-        found.producer_problems = list(self.load.problems)
+        found, endings = audit(self.deployment.client, self.evidence())
+        found.producer_problems = [*self.load.repeating.problems, *self.people.repeating.problems]
         found.keys_without_ttl = ttl_violations(self.deployment.redis.data_url)
         self._check_growth(found)
         return found, endings
+
+    def evidence(self) -> Evidence:
+        """What everybody outside the workers knows."""
+        effects, people = self.deployment.effects, self.people
+        return Evidence(
+            accepted=self.load.accepted,
+            stuck=self._stuck,
+            executions=effects.executions,
+            not_found=effects.not_found,
+            told=people.told,
+            resolved=people.resolved,
+            sent=people.sent,
+            steered=people.steered,
+            data_losses=self.faults.data_losses,
+        )
+
+    def _may_be_lost(self, written: float) -> bool:
+        return self.evidence().may_be_missing(written)
 
     def report(self, found: Audit, endings: Counter[str]) -> dict[str, Any]:
         """Everything as plain JSON."""
@@ -113,13 +133,26 @@ class ChaosRun:
             "runs": {"accepted": len(self.load.accepted), **dict(endings.most_common())},
             "executions": len(self.deployment.effects.executions),
             "worker_exits": len(self.deployment.exits),
-            "repeated_operations": dict(self.load.repeated),
+            "decided": self._decided(),
+            "repeated_operations": dict(self.load.repeating.repeated + self.people.repeating.repeated),
             "settled_s": round(self._settled_s, 1),
             "usage_before": asdict(self._before),
             "usage_after": asdict(self._after),
             "violations": found.counts(),
             "first_violations": {name: each[:20] for name, each in asdict(found).items() if each},
         }
+
+    def _decided(self) -> dict[str, int]:
+        """How often people and systems outside have acted on runs."""
+        people = self.people
+        mine = Counter(f"approvals: {_name_of(each.decision)}" for each in people.told if each.is_mine)
+        mine["approvals: somebody else was first"] = sum(not each.is_mine for each in people.told)
+        mine += Counter(f"unknown outcomes: {each.action}" for each in people.resolved)
+        mine["payments that were looked up and not found"] = len(self.deployment.effects.not_found)
+        mine["values sent"] = sum(map(len, people.sent.values()))
+        mine["messages to runs"] = len(people.steered)
+        mine += Counter(f"on_busy: {run.plan.on_busy}" for run in self.load.accepted)
+        return dict(sorted(mine.items()))
 
     def _settle(self) -> None:
         """Wait until all runs have ended, at most `SETTLE_S`."""
@@ -138,6 +171,10 @@ class ChaosRun:
             found.growth.append(f"{after.connections} connections to Redis, {most} are expected at most")
         if after.worker_bytes > before.worker_bytes * MOST_GROWTH:
             found.growth.append(f"a worker has {after.worker_bytes} bytes, {before.worker_bytes} before")
+
+
+def _name_of(decision: Decision) -> str:
+    return "approve with other arguments" if decision.arguments is not None else decision.action
 
 
 @contextmanager

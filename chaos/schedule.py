@@ -27,6 +27,8 @@ class FaultKind(StrEnum):
     """The connections of a worker are reset, and new ones are refused for some time."""
     BLOCK_LOOP = "block_loop"
     """A tool blocks the event loop of its worker."""
+    MOVE_CLOCK = "move_clock"
+    """The wall clock of a worker jumps by minutes, forward or backward."""
     KILL_REDIS = "kill_redis"
     """SIGKILL to Redis, which starts again from its append-only file."""
     RESTART_REDIS = "restart_redis"
@@ -65,6 +67,7 @@ WEIGHTS: Mapping[FaultKind, int] = {
     FaultKind.STALL_WORKER: 7,
     FaultKind.CUT_WORKER: 7,
     FaultKind.BLOCK_LOOP: 4,
+    FaultKind.MOVE_CLOCK: 4,
     FaultKind.KILL_REDIS: 4,
     FaultKind.RESTART_REDIS: 2,
     FaultKind.SLOW_LOADING: 2,
@@ -79,15 +82,21 @@ WEIGHTS: Mapping[FaultKind, int] = {
     FaultKind.DOUBLE_MESSAGES: 7,
     FaultKind.REORDER_MESSAGES: 5,
 }
-"""How often each kind stands in 100 faults."""
+"""How often each kind stands in about 100 faults."""
 
 WITH_SENTINEL: Mapping[FaultKind, int] = {
-    FaultKind.KILL_WORKER: 30,
-    FaultKind.TERMINATE_WORKER: 10,
-    FaultKind.PAUSE_WORKER: 15,
-    FaultKind.BLOCK_LOOP: 10,
+    FaultKind.KILL_WORKER: 22,
+    FaultKind.TERMINATE_WORKER: 8,
+    FaultKind.PAUSE_WORKER: 10,
+    FaultKind.BLOCK_LOOP: 6,
+    FaultKind.MOVE_CLOCK: 4,
     FaultKind.FAIL_OVER: 20,
-    FaultKind.KILL_CLIENTS: 15,
+    FaultKind.FLUSH_SCRIPTS: 5,
+    FaultKind.KILL_CLIENTS: 10,
+    FaultKind.PAUSE_CLIENTS: 5,
+    FaultKind.LOSE_MESSAGES: 4,
+    FaultKind.DOUBLE_MESSAGES: 4,
+    FaultKind.REORDER_MESSAGES: 2,
 }
 """The same for a deployment with Sentinel."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from chaos.effects import Execution
+from chaos.people import Steered
 from chaos.run import ChaosRun, Options, chaos_run
 from chaos.schedule import WEIGHTS, schedule
+from openagents_worker.errors import RunNotFound
 from openagents_worker.models import RunState
 
 SHORT = Options(seed=11, minutes=0.6, runs_per_second=4, faults_per_minute=40)
@@ -40,12 +43,27 @@ def test_nothing_is_lost_repeated_reordered_or_left_behind(run: ChaosRun) -> Non
     assert endings["completed"] >= 50
 
 
+def test_people_and_systems_outside_take_part(run: ChaosRun) -> None:
+    """Approvals are decided in each way, and values and messages are sent to runs."""
+    decided = run.report(*run.audit())["decided"]
+
+    assert decided["approvals: approve"] >= 3
+    assert decided["approvals: approve with other arguments"] >= 1
+    assert decided["approvals: deny"] >= 1
+    assert decided["values sent"] >= 10
+    assert decided["messages to runs"] >= 1
+
+
 def test_the_audit_finds_what_is_wrong(run: ChaosRun) -> None:
     """Each kind of damage is done to what a clean run has left behind."""
     deployment, accepted = run.deployment, run.load.accepted
     keys, admin = deployment.client.store.keys, deployment.admin
     completed = [
-        each for each in accepted if deployment.client.record(each.run_id).state is RunState.COMPLETED
+        each
+        for each in accepted
+        if each.run_id.startswith("r")
+        and not each.plan.payments
+        and deployment.client.record(each.run_id).state is RunState.COMPLETED
     ]
     lost, unended, gap, renamed = (each.run_id for each in completed[:4])
     repeated = completed[4].run_id
@@ -73,6 +91,61 @@ def test_the_audit_finds_what_is_wrong(run: ChaosRun) -> None:
     assert any(winner.key in each for each in found.repeated_steps)
     assert any(keys("run", renamed) in each for each in found.keys_without_ttl)
     assert any(session.session_id in each for each in found.order)
+
+
+def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
+    """A denied payment that is made, an approved one that is made twice, and so on."""
+    executions, people = run.deployment.effects.executions, run.people
+    clean, _ = run.audit()
+    mine = [told for told in people.told if told.is_mine and _is_over(told.run_id, run)]
+    denied = next(told for told in mine if told.decision.action == "deny")
+    paid = [
+        next(each for each in executions if (each.run_id, each.n) == (told.run_id, told.n))
+        for told in mine
+        if told.decision.action == "approve" and _is_completed(told.run_id, run)
+    ]
+    twice, other = paid[0], paid[1]
+    now = time.monotonic()
+    executions.append(
+        replace(twice, serial=10**9 + 1, run_id=denied.run_id, key=f"{denied.run_id}:u:x", n=denied.n)
+    )
+    executions.append(replace(twice, serial=10**9 + 2, begun=now, arrived=now))
+    executions[executions.index(other)] = replace(other, cents=(other.cents or 0) + 1)
+    people.told.append(replace(denied, decision=denied.decision.model_copy(update={"by": "nobody"})))
+    completed = [each for each in run.load.accepted if _is_completed(each.run_id, run)]
+    received = next(each for each in completed if each.plan.agent_id == "mailbox")
+    received.plan = replace(received.plan, values=received.plan.values + 1)
+    asleep = next(each for each in completed if each.plan.sleep_s and each.plan.values > 1)
+    asleep.plan = replace(asleep.plan, sleep_s=1000.0)
+    steered = next(each for each in completed if len(_model_calls(each.run_id, run)) > 2)
+    people.steered.append(Steered(steered.run_id, "never sent", _model_calls(steered.run_id, run)[0].arrived))
+    run.faults.data_losses.clear()
+
+    found, _ = run.audit()
+
+    new = {name: set(each) - set(getattr(clean, name)) for name, each in asdict(found).items()}
+    assert any(f"{denied.run_id} {denied.n} was not approved" in each for each in new["wrong_effects"])
+    assert any(f"{twice.key} was paid again" in each for each in new["wrong_effects"])
+    assert any(f"{other.run_id} {other.n} must pay" in each for each in new["wrong_effects"])
+    assert any(f"{denied.run_id} {denied.n}: told deny by nobody" in each for each in new["wrong_decisions"])
+    assert any(received.run_id in each for each in new["wrong_values"])
+    assert any(asleep.run_id in each for each in new["early_wakes"])
+    assert any(steered.run_id in each for each in new["wrong_steering"])
+
+
+def _is_over(run_id: str, run: ChaosRun) -> bool:
+    try:
+        return run.deployment.client.record(run_id).state.is_terminal
+    except RunNotFound:  # another test has deleted it
+        return False
+
+
+def _is_completed(run_id: str, run: ChaosRun) -> bool:
+    return _is_over(run_id, run) and run.deployment.client.record(run_id).state is RunState.COMPLETED
+
+
+def _model_calls(run_id: str, run: ChaosRun) -> list[Execution]:
+    return [each for each in run.deployment.effects.executions if each.run_id == run_id and not each.n]
 
 
 def _has_successor(session_id: str, run: ChaosRun) -> bool:

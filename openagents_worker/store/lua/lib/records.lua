@@ -33,10 +33,12 @@ local function journal_length(R)
   return type(length) == 'number' and length or 0
 end
 
--- count_up(key, field, by): increases a counter by `by` (default 1); a value that is not a number counts as 0
+-- count_up(key, field, by): increases a counter by `by` (default 1); a value that is not a number counts as 0. If Redis refuses the write, such as
+-- with OOM, the script ends with this error: a Redis that is full lets a script delete the counter, and lets it write everything after that
 local function count_up(key, field, by)
   local counted = redis.pcall('HINCRBY', key, field, by or 1)
   if type(counted) == 'number' then return counted end
-  if not is_wrong_type(counted) then redis.call('HDEL', key, field) end
+  local value = redis.pcall('HGET', key, field)
+  if type(value) == 'string' and (#value > 15 or not string.find(value, '^-?%d+$')) then redis.call('HDEL', key, field) end
   return redis.call('HINCRBY', key, field, by or 1)
 end
