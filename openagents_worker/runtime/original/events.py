@@ -41,8 +41,11 @@ class OriginalEventBus:
 
         The ids of the run are left out, because every event has them. Values that are not JSON become text.
         """
-        if event_name not in OF_RUNTIME:
-            await self._recorder.emit(event_name, _plain(payload))
+        if event_name in OF_RUNTIME:
+            return
+        if event_name == "pattern.step_finished":
+            payload = {**payload, "action": _action_name(payload.get("action"))}
+        await self._recorder.emit(event_name, _plain(payload))
 
     def subscribe(self, *_: Any, **__: Any) -> None:
         """Raises `PatternError`: a handler would miss the events of other attempts and other processes."""
@@ -50,6 +53,12 @@ class OriginalEventBus:
             "a plugin cannot subscribe to events of its run",
             hint="watch the run from outside: RunHandle.events(), or the exporters of the worker",
         )
+
+
+def _action_name(action: Any) -> Any:
+    """What a step has done, as a name. The package's patterns put the whole answer there, or leave it out."""
+    name = action.get("type") if isinstance(action, Mapping) else action
+    return "continue" if name is None else name
 
 
 def _plain(payload: Mapping[str, Any]) -> dict[str, Any]:
