@@ -20,7 +20,13 @@ from openagents.errors.exceptions import (  # type: ignore[import-not-found,unus
     ToolError,
     ToolRateLimitError,
 )
+from openagents.interfaces.followup import (  # type: ignore[import-not-found,unused-ignore]
+    FollowupResolution,
+)
 from openagents.interfaces.pattern import PatternPlugin  # type: ignore[import-not-found,unused-ignore]
+from openagents.interfaces.response_repair import (  # type: ignore[import-not-found,unused-ignore]
+    ResponseRepairDecision,
+)
 from openagents.interfaces.tool import (  # type: ignore[import-not-found,unused-ignore]
     ToolExecutionResult,
     ToolPlugin,
@@ -126,6 +132,18 @@ class Polite(ReActPattern):  # type: ignore[misc,unused-ignore]
         if raw == "rude":
             raise ModelRetryError("say it politely")
         return await super().finalize(raw.removeprefix("Sir: ") if isinstance(raw, str) else raw, output_type)
+
+
+class Knows(ReActPattern):  # type: ignore[misc,unused-ignore]
+    """Knows some answers, and repairs empty ones."""
+
+    async def resolve_followup(self, *, context: Any) -> Any:
+        is_known = context.input_text == "known"
+        return FollowupResolution(status="resolved", output="I know") if is_known else None
+
+    async def repair_empty_response(self, *, context: Any, messages: Any, **_: Any) -> Any:
+        reply = await context.llm_client.generate(messages=[*messages, {"role": "user", "content": "Go on."}])
+        return ResponseRepairDecision(status="repaired", output=reply.output_text)
 
 
 class Batch(PatternPlugin):  # type: ignore[misc,unused-ignore]

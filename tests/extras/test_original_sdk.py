@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ from openagents_worker import register_output
 from openagents_worker.agents import PatternRef
 from openagents_worker.errors import OpenAgentsError, PluginConfigError, error_from_wire
 from openagents_worker.models import RunState, StopReason
+from openagents_worker.producer.client import AsyncClient
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.original.errors import as_original, translated
 from openagents_worker.runtime.plugins import make_plugin
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.support.runner import Process, agent, calls, due, process, scripted
+from tests.support.waiting import await_for
 
 pytestmark = pytest.mark.extras
 
@@ -183,6 +187,34 @@ async def test_a_subclass_may_change_setup_and_finalize(redis_url: str) -> None:
     assert first["call"] != second["call"]
 
 
+async def test_the_artifacts_of_a_session_reach_its_next_run(redis_url: str) -> None:
+    """The package's `setup` accepts them only as objects of its own class."""
+    async with process(redis_url, of_pattern("subclass", text("done"))) as p:
+        await result_of(p)
+        assert (await result_of(p, run_id="r2")).final_output == "done"
+        assert p.store.keys("artifacts", "s1") in await p.store.redis.keys("*")
+
+
+async def test_a_pattern_may_answer_without_a_model_and_repair_an_empty_answer(redis_url: str) -> None:
+    """What `repair_empty_response` asks the model is a recorded call."""
+    async with process(redis_url, of_pattern("Knows", text(""), text("repaired"))) as p:
+        known = await result_of(p, input_text="known")
+        repaired = await result_of(p, run_id="r2", session_id="s2")
+    assert (known.final_output, known.usage.llm_calls) == ("I know", 0)
+    assert (repaired.final_output, repaired.usage.llm_calls) == ("repaired", 2)
+
+
+async def test_a_pattern_of_the_package_is_cancelled(redis_url: str, plugins: Any) -> None:
+    async with process(redis_url, of_pattern("react", look("slow"))) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.CALLED, "the tool begins")
+        p.runner.latch("r1", LatchReason.CANCELLED)
+        await executing
+        record = await p.record()
+    assert (record.state, plugins.CANCELLED) == (RunState.CANCELLED, ["slow"])
+
+
 class Word(BaseModel):
     word: str
 
@@ -264,6 +296,7 @@ async def test_a_retryable_error_of_a_tool_is_retried(
         await p.submit(budget={"max_resume_attempts": 1})
         suspended = await p.execute()
         assert (suspended.kind, suspended.reason) == (AttemptOutcome.SUSPENDED, code)
+        assert word != "busy" or (suspended.delay_ms or 0) >= 40
         await due(p)
         await p.execute()
         record = await p.record()
@@ -354,15 +387,26 @@ async def test_p14_functions_with_the_decorator_of_the_package_are_tools(redis_u
     assert outcomes == [{"hello": "Ann", "run": "r1"}, "BOB", 3]
 
 
-async def test_a_run_waits_for_an_approval_inside_a_pattern_of_the_package(redis_url: str) -> None:
-    """It holds no slot, and the step's time limit does not matter."""
+async def test_a_run_waits_for_an_approval_inside_a_pattern_of_the_package(
+    redis_url: str, plugins: Any
+) -> None:
+    """It holds no slot meanwhile, and the time limit of the step does not end the wait."""
     tools = [{"id": "look", "impl": f"{HERE}.Look", "approval": "always"}]
-    async with process(redis_url, of_pattern("react", look("tea"), text("done")) | {"tools": tools}) as p:
+    definition = of_pattern("react", look("tea"), text("done"), config={"step_timeout_ms": 3_000})
+    async with process(redis_url, definition | {"tools": tools}) as p, AsyncClient(redis_url) as client:
         await p.submit()
         parked = await p.execute()
+        assert (parked.kind, (await p.record()).state) == (
+            AttemptOutcome.SUSPENDED,
+            RunState.AWAITING_APPROVAL,
+        )
+        (asked,) = await client.handle("r1").approvals()
+        await client.approve("r1", asked.call_id, by="bob")
+        await p.execute()
         record = await p.record()
-    assert parked.kind is AttemptOutcome.SUSPENDED
-    assert record.state is RunState.AWAITING_APPROVAL
+    assert record.result is not None
+    assert (record.result.final_output, plugins.CALLED) == ("done", ["tea"])
+    assert record.usage.llm_calls == 2
 
 
 async def test_a_memory_of_the_package_remembers(redis_url: str) -> None:

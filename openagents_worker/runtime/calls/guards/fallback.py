@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, ModelRetryError, OpenAgentsError
@@ -16,15 +17,17 @@ __all__ = ["fallback"]
 log = get_logger(__name__)
 
 
-async def fallback(call: ToolCall, proceed: Proceed) -> Any:
+def fallback(call: ToolCall, proceed: Proceed) -> Awaitable[Any]:
     """Asks `fallback(error, params, context)` of the tool, if it has one, for a result after an exception.
 
     None means that there is none: then the exception is raised. Not asked after an error of the run, such as
     a budget, and not after a `ModelRetryError`, which asks the model for other arguments.
     """
     ask = getattr(call.tool.plugin, "fallback", None)
-    if ask is None:
-        return await proceed(call)
+    return proceed(call) if ask is None else _with_fallback(call, proceed, ask)
+
+
+async def _with_fallback(call: ToolCall, proceed: Proceed, ask: Callable[..., Awaitable[Any]]) -> Any:
     try:
         return await proceed(call)
     except Exception as error:
