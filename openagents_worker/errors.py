@@ -7,13 +7,16 @@ a web application. Codes and classes of the original SDK are kept; the others fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from openagents_worker.jsontext import whole_text
 from openagents_worker.secret_text import mask_prose, mask_values
 
 __all__ = [  # completed at the end of the module
+    "KIND_OF",
     "ORIGINAL",
+    "PLACE",
     "RAISED_BY_PLUGINS",
     "ProcessTraceback",
     "error_classes",
@@ -842,21 +845,47 @@ class _Recorded(OpenAgentsError):
 
     code = "openagents.recorded"
 
-    @classmethod
-    def of(cls, code: str, retryable: bool) -> type[Self]:
-        return type(cls.__name__, (cls,), {"code": code, "retryable": retryable})
+
+KIND_OF = "kind_of"
+"""Name of the context field with the code of the nearest class of this library, for an error whose own class
+is not of this library."""
+
+
+@lru_cache(maxsize=256)  # a class stays in memory longer than its errors
+def _recorded_class(
+    code: str, retryable: bool, parent: type[OpenAgentsError], more_fields: tuple[str, ...]
+) -> type[OpenAgentsError]:
+    fields = tuple(dict.fromkeys((*parent.extra_fields, *more_fields)))
+    own = {"code": code, "retryable": retryable, "extra_fields": fields}
+    bases = (_Recorded,) if parent is OpenAgentsError else (_Recorded, parent)
+    return type(_Recorded.__name__, bases, own)
+
+
+def _class_with(code: str) -> type[OpenAgentsError] | None:
+    """The loaded class with this code."""
+    return next((c for c in error_classes() if c.code == code and not issubclass(c, _Recorded)), None)
 
 
 def error_from_wire(data: Mapping[str, Any]) -> OpenAgentsError:
-    """The error that `to_dict()` wrote, as an instance of the class with its code."""
+    """The error that `to_dict()` wrote, as an instance of the class with its code.
+
+    An error whose class is not loaded keeps code, `retryable` and its further fields.
+    """
     code = str(data.get("code", OpenAgentsError.code))
-    cls = next((c for c in error_classes() if c.code == code and not issubclass(c, _Recorded)), None)
+    context = dict(data.get("context") or {})
+    retryable = bool(data.get("retryable", False))
+    cls = _class_with(code)
     if cls is None:
-        cls = _Recorded.of(code, bool(data.get("retryable", False)))
+        parent = _class_with(str(context[KIND_OF])) if context.get(KIND_OF) else None
+        more = tuple(name for name in context if name not in PLACE and name != "traceback")
+        # mypy looks at the hash of an object
+        cls = _recorded_class(code, retryable, parent or OpenAgentsError, more)  # type: ignore[arg-type]
     base: dict[str, Any] = dict.fromkeys(("agent_id", "session_id", "run_id", "tool_id", "step_number"))
-    base |= dict(data.get("context") or {})
+    base |= context
     base |= {"hint": data.get("hint"), "docs_url": data.get("docs_url")}
     error = _rebuild(cls, (str(data.get("message", "")),), base)
+    if "retryable" in data and retryable != bool(cls.retryable):
+        error.__dict__["retryable"] = retryable  # of a class of the original SDK that has an inherited code
     if isinstance(error, RunFailed):
         error.__dict__["code"] = code
     return error

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from openagents_worker.errors import (
     ExecutionError,
@@ -29,7 +29,9 @@ from openagents_worker.patterns.base import RunContext
 from openagents_worker.patterns.call_order import begin_together
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["ReplyCalls", "ToolCallOutcome", "last_error", "shown_text", "unknown_tool"]
+__all__ = ["ReplyCalls", "ToolCallOutcome", "last_error", "run_concurrently", "shown_text", "unknown_tool"]
+
+T = TypeVar("T")
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
 
@@ -88,12 +90,12 @@ class ReplyCalls:
         calls = self._calls
         if len(calls) > 1 and any(map(self._may_need_approval, calls)):
             together = [(self._run_call(call), self._is_concurrency_safe(call)) for call in calls]
-            return await _run_concurrently(begin_together(together))
+            return await run_concurrently(begin_together(together))
         outcomes: list[ToolCallOutcome] = []
         for safe, consecutive in groupby(calls, key=self._is_concurrency_safe):
             group = list(consecutive)
             if safe and len(group) > 1:
-                outcomes += await _run_concurrently([self._run_call(call) for call in group])
+                outcomes += await run_concurrently([self._run_call(call) for call in group])
             else:
                 outcomes += [await self._run_call(call) for call in group]
         return outcomes
@@ -147,7 +149,7 @@ class ReplyCalls:
         return error
 
 
-async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]]) -> list[ToolCallOutcome]:
+async def run_concurrently(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run calls concurrently, started in order. If one raises, the others are cancelled and awaited first.
 
     A signal of the runtime (a BaseException that is neither an Exception nor a CancelledError) is raised

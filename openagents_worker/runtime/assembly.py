@@ -26,6 +26,8 @@ from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.runtime.original.functions import ParamsTool
+from openagents_worker.runtime.original.tools import single_tool
 from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
@@ -86,7 +88,7 @@ class AgentParts:
 
     def _part(self, slot: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         """A part of this agent. A built-in part is shared; a custom one is created for this attempt."""
-        if ref.impl:
+        if ref.type not in known:
             return self._make(kind, ref, known)
         return self._assembly.shared(
             self.definition.id, slot, lambda: self._make_with_offload(kind, ref, known)
@@ -99,13 +101,15 @@ class AgentParts:
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
+        elif isinstance(plugin, ParamsTool):
+            plugin.run_sync = self._assembly.offload.in_thread
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
         return OpenedAtUse(plugin) if kind == "tool" and is_toolset(plugin) else plugin
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         plugin = self._make_with_offload(kind, ref, known)
-        if ref.impl:
+        if ref.type not in known:
             self._own.append(plugin)
         return plugin
 
@@ -128,7 +132,7 @@ def _is_in_background(options: LLMOptions) -> bool:
 
 
 def _toolset(plugin: Any) -> Toolset:
-    return plugin if isinstance(plugin, OpenedAtUse) else SingleTool(plugin)
+    return plugin if isinstance(plugin, OpenedAtUse) else single_tool(plugin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,14 +257,15 @@ class Attempt:
         """Execute the pattern. Returns its output, validated against the requested output type."""
         with executing("pattern", class_path(prepared.pattern)):
             output = await prepared.pattern.execute()
-        if prepared.output_type is not None:
+        output_type = prepared.output_type
+        if output_type is not None or getattr(prepared.pattern, "finalized", None) is not None:
             limit = self._budget.max_validation_retries
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
             attempts *= self._claimed.life  # the attempts of earlier lives are replayed from the journal
-            with executing("output_type", prepared.output_type.name):
+            with executing("output_type", output_type.name if output_type is not None else "finalize"):
                 output = await validated_output(
                     output,
-                    prepared.output_type,
+                    output_type,
                     prepared.pattern,
                     prepared.context,
                     attempts,

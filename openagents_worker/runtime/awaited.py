@@ -16,7 +16,8 @@ MAX_DEPTH = 50  # tasks that wait for each other in a chain
 def is_waiting_for(task: asyncio.Task[Any], tasks: Collection[Any], depth: int = 0) -> bool:
     """Whether a task is one of these, or only waits for some of them.
 
-    It recognizes what asyncio itself offers to wait for tasks: await, gather, wait, as_completed, TaskGroup.
+    It recognizes what asyncio itself offers to wait for tasks: await, gather, wait, wait_for, as_completed,
+    TaskGroup.
     False also if it cannot be seen what the task waits for.
     """
     if task in tasks or task.done():
@@ -59,6 +60,8 @@ def _awaited_in(frame: FrameType | None, tasks: Collection[Any]) -> Collection[A
         return list(getattr(variables.get("self"), "_tasks", ()))
     if name == "_wait":
         return list(variables.get("fs", ()))
+    if name == "wait_for":  # before Python 3.12
+        return [each] if isinstance(each := variables.get("fut"), asyncio.Future) else []
     if name == "_wait_for_one":  # of asyncio.as_completed
         if "done" in variables:  # before Python 3.13
             return _of_as_completed(variables["done"], tasks)

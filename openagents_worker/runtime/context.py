@@ -18,25 +18,16 @@ from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
 from openagents_worker.patterns.calls import call_llm, call_tool
 from openagents_worker.runtime.calls import extending, steering, waiting
+from openagents_worker.runtime.original.events import OriginalEventBus
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import CHANGE_LEVELS, Overlay
 from openagents_worker.runtime.storable import artifact_of, stored_artifact, stored_part
 
-__all__ = ["AttemptContext", "CallContext", "EventBus", "RecordedData", "writing_to"]
+__all__ = ["AttemptContext", "CallContext", "RecordedData", "writing_to"]
 
 P = ParamSpec("P")
 
 _writes_to: ContextVar[CallContext | None] = ContextVar("openagents_writes_to", default=None)
-
-
-class EventBus:
-    """`context.event_bus`, for plugins written for the original SDK. It only emits events of the run."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    async def emit(self, event_name: str, **payload: Any) -> None:
-        await self._recorder.emit(event_name, payload)
 
 
 @dataclass(slots=True)
@@ -110,8 +101,8 @@ class AttemptContext:
         return self.recorder.usage.model_copy(deep=True)
 
     @property
-    def event_bus(self) -> EventBus:
-        return EventBus(self.recorder)
+    def event_bus(self) -> OriginalEventBus:
+        return OriginalEventBus(self.recorder)
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         """Emit an event of the run. It is stored within milliseconds. Replay does not emit it again."""

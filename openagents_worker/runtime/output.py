@@ -10,7 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import CheckLimitExceeded, OutputValidationError, error_from_wire
+from openagents_worker.errors import (
+    CheckLimitExceeded,
+    ModelRetryError,
+    OutputValidationError,
+    error_from_wire,
+)
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.jsontext import canonical_json, dumps, loads
 from openagents_worker.models import MAX_MESSAGE_CHARS, RunRequest, schema_of
@@ -22,7 +27,13 @@ from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
 
-__all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "validated_output"]
+__all__ = [
+    "DEFAULT_VALIDATION_RETRIES",
+    "OutputMismatch",
+    "OutputType",
+    "parse_json_answer",
+    "validated_output",
+]
 
 DEFAULT_VALIDATION_RETRIES = 3
 MAX_PROBLEMS = 3
@@ -79,7 +90,7 @@ class OutputType:
         output = _to_json_values(output)
         problem = await self._find_problem(output, checks, offload)
         if problem is not None and isinstance(output, str):
-            output = _parse_json_answer(output)
+            output = parse_json_answer(output)
             problem = await self._find_problem(output, checks, offload)
         if problem is not None:
             raise OutputMismatch(problem)
@@ -109,7 +120,7 @@ def _validator(model: type[BaseModel], name: str) -> Callable[..., None]:
     return validate
 
 
-def _parse_json_answer(text: str) -> Any:
+def parse_json_answer(text: str) -> Any:
     """Parse JSON text, also inside a Markdown code fence. Raises `OutputMismatch`."""
     fenced = _FENCED.fullmatch(text)
     try:
@@ -120,7 +131,7 @@ def _parse_json_answer(text: str) -> Any:
 
 async def validated_output(
     output: Any,
-    output_type: OutputType,
+    output_type: OutputType | None,
     pattern: Any,
     context: AttemptContext,
     attempts: int,
@@ -131,28 +142,47 @@ async def validated_output(
 ) -> Any:
     """Validate an output. If it is not valid, the model corrects it, up to `attempts` outputs in all.
 
+    A pattern of the original SDK may have a `finalize`: it makes the output of what the pattern has returned,
+    or refuses it. Without `output_type`, only that is done.
+
     Must be awaited in the task of the pattern: its model calls are recorded like those of the pattern. Raises
     `OutputValidationError` and `CheckLimitExceeded`.
     """
     for attempt in range(1, attempts + 1):
         try:
-            return await _validate_once(output, output_type, recorder, checks, offload)
+            final = await _finalized(output, output_type, pattern)
+            if output_type is None:
+                return final
+            return await _validate_once(final, output_type, recorder, checks, offload)
         except OutputMismatch as mismatch:
             problem = str(mismatch)
         if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)
         # Part of recorded prompts: a change of this text would change the calls of runs in progress.
-        feedback = f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
+        form = "" if output_type is None else ", with JSON that fits the schema"
+        feedback = f"That answer does not fit: {problem}. Answer again{form}."
         if hasattr(pattern, "try_again"):
             output = await pattern.try_again(feedback)
         else:
             output = await _request_correction(context, output_type, output, feedback)
+    name = "what the pattern accepts" if output_type is None else output_type.name
     raise OutputValidationError(
-        f"the answer does not match {output_type.name} after {attempts} attempts: {problem}",
-        output_type=output_type.name,
+        f"the answer does not match {name} after {attempts} attempts: {problem}",
+        output_type=None if output_type is None else name,
         attempts=attempts,
     )
+
+
+async def _finalized(output: Any, output_type: OutputType | None, pattern: Any) -> Any:
+    """What the pattern's `finalize` makes of its output. Raises `OutputMismatch` if it refuses the output."""
+    finalize = getattr(pattern, "finalized", None)
+    if finalize is None:
+        return output
+    try:
+        return await finalize(output, output_type)
+    except ModelRetryError as error:
+        raise OutputMismatch(safe_message(error.message, MAX_MESSAGE_CHARS) or "it was refused") from error
 
 
 async def _validate_once(
@@ -173,7 +203,7 @@ async def _validate_once(
         if recorded_result["ok"] == FITS:
             return output
         if recorded_result["ok"] == FITS_AS_JSON:
-            return _parse_json_answer(output)
+            return parse_json_answer(output)
         raise OutputMismatch(str(recorded_result["ok"]["problem"]))
     try:
         validated = await output_type.validate(output, checks, offload)
@@ -193,16 +223,17 @@ def _to_json_values(output: Any) -> Any:
 
 
 async def _request_correction(
-    context: AttemptContext, output_type: OutputType, output: Any, feedback: str
+    context: AttemptContext, output_type: OutputType | None, output: Any, feedback: str
 ) -> str:
     """Let the model correct the output of a pattern without `try_again`. No tools are called."""
     options = context.llm_options
     form = context.output_format
     more: dict[str, Any] = {} if form is None else {"response_format": form}
+    instruction = [] if output_type is None else [{"role": "system", "content": output_type.instruction}]
     reply = await context.llm_client.generate(
         **more,
         messages=[
-            {"role": "system", "content": output_type.instruction},
+            *instruction,
             {"role": "user", "content": context.input_text},
             {"role": "assistant", "content": output if isinstance(output, str) else _text(output)},
             {"role": "user", "content": feedback},

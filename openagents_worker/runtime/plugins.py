@@ -25,6 +25,8 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.patterns.function import FunctionPattern
+from openagents_worker.runtime.original.errors import translated
+from openagents_worker.runtime.original.functions import ParamsTool, is_decorated_tool, registered
 from openagents_worker.suggest import did_you_mean
 from openagents_worker.tools.function import DecoratedFunction, tool
 from openagents_worker.tools.toolset import is_toolset
@@ -102,6 +104,8 @@ def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any
     except ValidationError as error:  # a custom class that validates its config with pydantic
         raise PluginConfigError(f"{name} rejects its config", problems=problems_of(error)) from error
     except (Exception, SystemExit) as error:
+        if isinstance(problem := translated(error), PluginError):
+            raise problem from error
         raise PluginLoadError(
             f"{name} cannot be created: {type(error).__name__}: {text_of(error)}",
             hint="it is called with config={…} from the agents file",
@@ -113,11 +117,15 @@ def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any
 def _wrapper(kind: str, ref: PluginRef, code: Any) -> Callable[..., Any] | None:
     """What creates the plugin from a function that is itself a pattern or a tool; None for other code.
 
+    Such a function is also one with the `@tool` of the original SDK's package.
+
     Python code gives functions to its agents on purpose. A path in the agents file can be a mistake: there, a
     pattern is a function whose parameter is named `context`, and a plain function is not a tool.
     """
     if not inspect.isfunction(code) and not isinstance(code, partial):
         return None
+    if kind == "tool" and is_decorated_tool(code):
+        return partial(ParamsTool, code) if ParamsTool.takes(code) else _tool_of(code)
     try:
         takes_config = "config" in inspect.signature(code).parameters
     except ValueError:  # a partial of a function of C
@@ -191,6 +199,8 @@ _OTHER_FORMS = {
 def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
     if ref.type:
         if ref.type not in known:
+            if (code := registered(kind, ref.type)) is not None:
+                return code
             hint = did_you_mean(ref.type, sorted(known))
             raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
         return known[ref.type]

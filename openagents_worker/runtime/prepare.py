@@ -25,6 +25,7 @@ from openagents_worker.runtime.calls.tool_call import ToolRun
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.history import RunHistory, RunStart
 from openagents_worker.runtime.memory_calls import MemoryCalls
+from openagents_worker.runtime.original.pattern import OriginalPattern, is_original
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
@@ -123,10 +124,19 @@ class Preparation:
         self._set_history_limits()
         if output_type is not None:
             self._context.system_prompt_fragments.append(output_type.instruction)
+        pattern = await self._make_pattern()
+        return Prepared(pattern, self._context, self._parts, self._memory, output_type)
+
+    async def _make_pattern(self) -> Any:
+        """A new pattern with the context of the run."""
         pattern = self._parts.new_pattern()
         with executing("pattern", class_path(pattern)):
-            await _give_context_to_pattern(pattern, self._context)
-        return Prepared(pattern, self._context, self._parts, self._memory, output_type)
+            if is_original(pattern):
+                pattern = OriginalPattern(pattern)
+                await pattern.set_context(self._context)
+            else:
+                pattern.context = self._context
+        return pattern
 
     def _emit_once(self, name: str, **payload: Any) -> None:
         """Emit an event of the run, unless an earlier attempt has emitted it."""
@@ -280,29 +290,6 @@ def _is_builtin(assembler: Any) -> bool:
 
 def _implements_compact(assembler: Any) -> bool:
     return hasattr(assembler, "compact") and type(assembler).compact is not ContextAssemblerPlugin.compact
-
-
-async def _give_context_to_pattern(pattern: Any, context: AttemptContext) -> None:
-    """Set the `context` of the pattern. If it has a `setup`, as in the original SDK, call it first."""
-    if hasattr(pattern, "setup"):
-        await pattern.setup(
-            agent_id=context.agent_id,
-            session_id=context.session_id,
-            input_text=context.input_text,
-            state=context.state,
-            tools=context.tools,
-            llm_client=context.llm_client,
-            llm_options=context.llm_options,
-            event_bus=context.event_bus,
-            transcript=context.transcript,
-            session_artifacts=context.session_artifacts,
-            assembly_metadata=context.assembly_metadata,
-            run_request=context.run_request,
-            tool_executor=None,
-            usage=context.usage,
-            artifacts=context.artifacts,
-        )
-    pattern.context = context
 
 
 def _elapsed_ms(started: float) -> int:

@@ -29,6 +29,7 @@ from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.marks import Marks, mark_of, marked, run_prefix
+from openagents_worker.runtime.original.errors import translated
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.offload import WorkOffLoop, work_off_loop
 from openagents_worker.tracebacks import is_raised_by_user, traceback_text
@@ -213,9 +214,9 @@ class user_code:
             return
         if (reason := _latch_reason_in(error)) is not None:
             raise RunLatched(reason) from error
-        translated = coded(error, self._wrap, prefix=self._prefix)
-        if translated is not error:
-            raise translated from error
+        coded_error = coded(error, self._wrap, prefix=self._prefix)
+        if coded_error is not error:
+            raise coded_error from error
 
 
 async def cancelling_itself_only(work: Awaitable[T]) -> T:
@@ -302,14 +303,17 @@ def _latch_reason_in(error: BaseException) -> LatchReason | None:
 def coded(error: BaseException, wrap: MakeCodedError, *, prefix: str = "") -> OpenAgentsError:
     """The error itself if it is a coded error that can be stored, else a coded error made by `wrap`.
 
-    If user code raised it, its `traceback` is set to the traceback as text.
+    A coded error of the original SDK's package becomes one of this library. If user code raised the error,
+    its `traceback` is set to the traceback as text.
     """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
         if error.traceback is None and (original := original_of(error)) is not None:
             # Not setattr: the class of the error may define a property.
             error.__dict__["traceback"] = traceback_text(original)
         return error
-    wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
+    wrapped = translated(error)
+    if wrapped is None or not _is_storable(wrapped):
+        wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error
     wrapped.__dict__["traceback"] = traceback_text(error)
     return set_original(wrapped, error)

@@ -41,6 +41,10 @@ async def takes_them_as_they_complete(scene: Scene) -> None:
         await each
 
 
+async def waits_with_a_time_limit(scene: Scene) -> None:
+    await asyncio.wait_for(gathers(scene), 60)
+
+
 async def groups(scene: Scene) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(scene.wait())
@@ -66,6 +70,7 @@ async def waits_for_an_event(scene: Scene) -> None:
         (awaits_one, True),
         (waits_for_the_first, True),
         (takes_them_as_they_complete, True),
+        (waits_with_a_time_limit, True),
         (groups, True),
         (nests, True),
         (gathers_with_a_busy_one, False),

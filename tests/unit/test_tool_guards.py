@@ -16,6 +16,7 @@ import pytest
 
 from openagents_worker.errors import (
     MaxStepsExceeded,
+    ModelRetryError,
     PermanentToolError,
     RetryableToolError,
     ToolTimeoutError,
@@ -230,6 +231,31 @@ async def test_the_hooks_stand_around_the_tool(make_call: Any) -> None:
         await guards.hooks(failing, fail)
     assert failing.tool.plugin.log == ["before", ("after", None, "ZeroDivisionError")]
     assert failing.has_begun
+
+
+async def test_a_fallback_is_asked_after_an_error_of_the_tool(make_call: Any) -> None:
+    """Not after an error of the run, and not if the model is asked for other arguments."""
+    asked: list[Any] = []
+
+    async def instead(error: Exception, params: dict[str, Any], context: Any) -> Any:
+        asked.append((type(error), params))
+        return params.get("instead")
+
+    async def outcome(error: Exception, **params: Any) -> Any:
+        async def fail(_: ToolCall) -> None:
+            raise error
+
+        return await guards.fallback(make_call(Refund(fallback=instead), params), fail)
+
+    assert await passed(guards.fallback, make_call(Refund(fallback=instead)))
+    assert await outcome(LookupError("gone"), instead="this") == "this"
+    with pytest.raises(LookupError):
+        await outcome(LookupError("gone"))
+    assert [kind for kind, _ in asked] == [LookupError, LookupError]
+    for error in (ModelRetryError("other"), MaxStepsExceeded("over")):
+        with pytest.raises(type(error)):
+            await outcome(error, instead="this")
+    assert len(asked) == 2
 
 
 async def test_a_call_that_takes_too_long_is_cancelled(make_call: Any) -> None:

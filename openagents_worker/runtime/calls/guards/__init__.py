@@ -9,6 +9,7 @@ from openagents_worker.runtime.calls.guards.approval import approval
 from openagents_worker.runtime.calls.guards.arguments import arguments
 from openagents_worker.runtime.calls.guards.budget import budget
 from openagents_worker.runtime.calls.guards.deadline import deadline
+from openagents_worker.runtime.calls.guards.fallback import fallback
 from openagents_worker.runtime.calls.guards.hooks import hooks
 from openagents_worker.runtime.calls.guards.intent import intent
 from openagents_worker.runtime.calls.guards.lease_margin import lease_margin
@@ -25,6 +26,7 @@ GUARDS: tuple[Guard, ...] = (
     order,  # after the approval: calls of one turn are asked about together
     intent,  # after the approval: the intent holds the arguments with which the tool is called
     lease_margin,  # after the checks, which may take longer than the lease
+    fallback,  # around the hooks: `after_invoke` learns that the tool has failed
     hooks,  # around the deadline: `after_invoke` learns that the tool took too long
     deadline,
 )
