@@ -132,9 +132,10 @@ class RecordedCalls(WaitingContext, Protocol):
     ) -> Callable[P, Awaitable[Any]]:
         """The function, made a step in each call, with its signature and docstring.
 
-        `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because
-        others see its effect. `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is
-        retryable. `result_type` replaces the declared type of the result.
+        `name`: the name of the function. `idempotent=False`: others see its effect, so it is not repeated
+        after an error. If a worker dies before its outcome is stored, the run parks until somebody decides.
+        `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is retryable.
+        `result_type` replaces the declared type of the result.
         """
         ...
 

@@ -29,6 +29,7 @@ __all__ = [
     "Impatient",
     "Limited",
     "Pay",
+    "PayInFunction",
     "Receiving",
     "Refused",
     "Segfault",
@@ -121,6 +122,17 @@ class Pay(Step):
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
         self._reached("paid", params, context)
         return {"paid": params["n"], "cents": params.get("cents")}
+
+
+class PayInFunction(Pay):
+    """Pays in a recorded function of its own."""
+
+    name = "pay_in_function"
+    durable_idempotent = True
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        pay = context.recorded(super().invoke, name="payment", idempotent=False)
+        return await pay(params, context)
 
 
 class Settle(Pay):
