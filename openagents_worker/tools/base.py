@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -74,6 +74,16 @@ class RecordedCalls(WaitingContext, Protocol):
 
     async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
         """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
+        ...
+
+    async def call_tool_batch(self, requests: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[Any]:
+        """The results of several tool calls, in the order of the requests: pairs of tool id and arguments.
+
+        Consecutive calls of `concurrency_safe` tools run concurrently, the others one after the other; calls
+        that need an approval are asked about together. Each item has a record of its own: after a crash,
+        only the missing ones are made. A call that fails leaves its coded error, an exception, in its place.
+        Raises `RequestInvalid` for more than 1,000 items, and errors of the run such as `MaxStepsExceeded`.
+        """
         ...
 
     @overload

@@ -21,6 +21,7 @@ from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 
 __all__ = [
+    "Batch",
     "Block",
     "Branches",
     "Catching",
@@ -253,6 +254,16 @@ class Branches(_Pattern):
             ]
 
         return await asyncio.gather(branch("a", 10), branch("b", 25), branch("c", 40))
+
+
+class Batch(_Pattern):
+    """Three calls as one batch, one of which fails, then one more call."""
+
+    async def execute(self) -> Any:
+        requests = [("step", {"n": "a1"}), ("refused", {"n": "b1"}), ("step", {"n": "c1"})]
+        results = await self.context.call_tool_batch(requests)
+        shown = [type(each).__name__ if isinstance(each, Exception) else each for each in results]
+        return [*shown, await self.step("d1"), await self.ask("d2")]
 
 
 class Greedy(_Pattern):
