@@ -6,11 +6,10 @@ runtime's own signals are raised.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from openagents_worker.errors import (
     ExecutionError,
@@ -26,12 +25,10 @@ from openagents_worker.llm.conversation import assistant_message, tool_name
 from openagents_worker.llm.messages import result_content
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.patterns.call_order import begin_together
+from openagents_worker.patterns.call_groups import GroupedCall, make_calls
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["ReplyCalls", "ToolCallOutcome", "last_error", "run_concurrently", "shown_text", "unknown_tool"]
-
-T = TypeVar("T")
+__all__ = ["ReplyCalls", "ToolCallOutcome", "emit_failed", "last_error", "shown_text", "unknown_tool"]
 
 MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
 
@@ -82,30 +79,11 @@ class ReplyCalls:
         return ToolCallOutcome(call, error=ToolCancelledError(problem, call.name))
 
     async def run(self) -> list[ToolCallOutcome]:
-        """Run the calls and return the outcomes in the same order.
-
-        Consecutive calls run concurrently if their tools are `concurrency_safe`. If some may need an
-        approval, they are asked about together.
-        """
-        calls = self._calls
-        if len(calls) > 1 and any(map(self._may_need_approval, calls)):
-            together = [(self._run_call(call), self._is_concurrency_safe(call)) for call in calls]
-            return await run_concurrently(begin_together(together))
-        outcomes: list[ToolCallOutcome] = []
-        for safe, consecutive in groupby(calls, key=self._is_concurrency_safe):
-            group = list(consecutive)
-            if safe and len(group) > 1:
-                outcomes += await run_concurrently([self._run_call(call) for call in group])
-            else:
-                outcomes += [await self._run_call(call) for call in group]
-        return outcomes
-
-    def _is_concurrency_safe(self, call: LLMToolCall) -> bool:
-        tool = self._context.tools.get(call.name)
-        return tool is not None and tool.concurrency_safe
-
-    def _may_need_approval(self, call: LLMToolCall) -> bool:
-        return bool(getattr(self._context.tools.get(call.name), "may_need_approval", False))
+        """Run the calls and return the outcomes in the same order, see `make_calls`."""
+        tools = self._context.tools
+        return await make_calls(
+            [GroupedCall(partial(self._run_call, call), tools.get(call.name)) for call in self._calls]
+        )
 
     async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
         """Run one call. Errors of the tool become its outcome; errors of the run are raised."""
@@ -126,45 +104,30 @@ class ReplyCalls:
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self._context.tools.get(call.name)
         if tool is None:
-            raise await self._emit_failed(call, unknown_tool(call.name, sorted(self._context.tools)))
+            problem = unknown_tool(call.name, sorted(self._context.tools))
+            raise await emit_failed(self._context, call.name, problem)
         if call.parse_error:
-            problem = f"the call cannot be read: {call.parse_error}"
+            why = f"the call cannot be read: {call.parse_error}"
             hint = "call it again with a JSON object as its arguments"
             if self._is_cut:
                 hint = "your reply was cut at its token limit; call it again with shorter arguments"
-            raise await self._emit_failed(call, ToolValidationError(problem, call.name, hint=hint))
+            unread = ToolValidationError(why, call.name, hint=hint)
+            raise await emit_failed(self._context, call.name, unread)
         return await tool.invoke(dict(call.arguments), self._context)
 
-    async def _emit_failed(self, call: LLMToolCall, error: OpenAgentsError) -> OpenAgentsError:
-        """Emit `tool.failed` for a call that reaches no tool, and return its error."""
-        await self._context.emit(
-            "tool.failed",
-            tool_id=call.name,
-            error=str(error),
-            code=error.code,
-            message=error.message,
-            type=type(error).__name__,
-            error_details=ErrorDetails.from_exception(error).model_dump(exclude_none=True),
-        )
-        return error
 
-
-async def run_concurrently(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run calls concurrently, started in order. If one raises, the others are cancelled and awaited first.
-
-    A signal of the runtime (a BaseException that is neither an Exception nor a CancelledError) is raised
-    rather than any other error.
-    """
-    tasks = [asyncio.create_task(call, name=f"tool-call-{n}") for n, call in enumerate(calls, start=1)]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        for end in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(end, BaseException) and not isinstance(end, Exception | asyncio.CancelledError):
-                raise end from None
-        raise
+async def emit_failed(context: RunContext, tool_id: str, error: OpenAgentsError) -> OpenAgentsError:
+    """Emit `tool.failed` for a call that reaches no tool, and return its error."""
+    await context.emit(
+        "tool.failed",
+        tool_id=tool_id,
+        error=str(error),
+        code=error.code,
+        message=error.message,
+        type=type(error).__name__,
+        error_details=ErrorDetails.from_exception(error).model_dump(exclude_none=True),
+    )
+    return error
 
 
 def unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:

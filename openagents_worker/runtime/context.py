@@ -16,8 +16,9 @@ from openagents_worker.jsontext import MAX_NESTING
 from openagents_worker.llm.base import LLMClient, LLMResponse, Message
 from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
+from openagents_worker.patterns.batch import call_tool_batch
 from openagents_worker.patterns.calls import call_llm, call_tool
-from openagents_worker.runtime.calls import extending, steering, waiting
+from openagents_worker.runtime.calls import closing_batch, extending, steering, waiting
 from openagents_worker.runtime.original.events import OriginalEventBus
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import CHANGE_LEVELS, Overlay
@@ -185,6 +186,14 @@ class AttemptContext:
     async def call_tool(self, tool_id: str, params: Mapping[str, Any] | None = None) -> Any:
         """The result of a tool; see `RunContext.call_tool`."""
         return await call_tool(cast("Any", self), tool_id, params)
+
+    async def call_tool_batch(self, requests: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[Any]:
+        """The results of several tool calls; see `RunContext.call_tool_batch`."""
+        return await call_tool_batch(cast("Any", self), requests)
+
+    async def close_batch(self, batch_id: str, tool_ids: Sequence[str], failures: int) -> None:
+        """Record that all items of a batch have ended."""
+        await closing_batch.close_batch(self.recorder, batch_id, tool_ids, failures)
 
     async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """The result of a function, called once in the life of the run; see `RunContext.step`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -76,6 +76,16 @@ class RecordedCalls(WaitingContext, Protocol):
         """The result of a tool of the run, as JSON values. Raises its coded error, or `ToolNotFoundError`."""
         ...
 
+    async def call_tool_batch(self, requests: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[Any]:
+        """The results of several tool calls, in the order of the requests: pairs of tool id and arguments.
+
+        Consecutive calls of `concurrency_safe` tools run concurrently, the others one after the other; calls
+        that need an approval are asked about together. Each item has a record of its own: after a crash,
+        only the missing ones are made. A call that fails leaves its coded error, an exception, in its place.
+        Raises `RequestInvalid` for more than 1,000 items, and errors of the run such as `MaxStepsExceeded`.
+        """
+        ...
+
     @overload
     async def step(
         self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
@@ -132,9 +142,10 @@ class RecordedCalls(WaitingContext, Protocol):
     ) -> Callable[P, Awaitable[Any]]:
         """The function, made a step in each call, with its signature and docstring.
 
-        `name`: the name of the function. `idempotent=False`: it is not repeated after an error, because
-        others see its effect. `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is
-        retryable. `result_type` replaces the declared type of the result.
+        `name`: the name of the function. `idempotent=False`: others see its effect, so it is not repeated
+        after an error. If a worker dies before its outcome is stored, the run parks until somebody decides.
+        `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is retryable.
+        `result_type` replaces the declared type of the result.
         """
         ...
 

@@ -21,6 +21,7 @@ from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 
 __all__ = [
+    "Batch",
     "Block",
     "Branches",
     "Catching",
@@ -29,6 +30,7 @@ __all__ = [
     "Impatient",
     "Limited",
     "Pay",
+    "PayInFunction",
     "Receiving",
     "Refused",
     "Segfault",
@@ -121,6 +123,17 @@ class Pay(Step):
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
         self._reached("paid", params, context)
         return {"paid": params["n"], "cents": params.get("cents")}
+
+
+class PayInFunction(Pay):
+    """Pays in a recorded function of its own."""
+
+    name = "pay_in_function"
+    durable_idempotent = True
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        pay = context.recorded(super().invoke, name="payment", idempotent=False)
+        return await pay(params, context)
 
 
 class Settle(Pay):
@@ -241,6 +254,16 @@ class Branches(_Pattern):
             ]
 
         return await asyncio.gather(branch("a", 10), branch("b", 25), branch("c", 40))
+
+
+class Batch(_Pattern):
+    """Three calls as one batch, one of which fails, then one more call."""
+
+    async def execute(self) -> Any:
+        requests = [("step", {"n": "a1"}), ("refused", {"n": "b1"}), ("step", {"n": "c1"})]
+        results = await self.context.call_tool_batch(requests)
+        shown = [type(each).__name__ if isinstance(each, Exception) else each for each in results]
+        return [*shown, await self.step("d1"), await self.ask("d2")]
 
 
 class Greedy(_Pattern):

@@ -35,23 +35,26 @@ def is_paused(world: World, run_id: str) -> bool:
     return world.record(run_id).state is RunState.PAUSED
 
 
-def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World) -> None:
-    """Killed before the effect, it is made again. Killed after it, its result is given by the person."""
-    world.mark("unpaid", "p.begin")
-    world.mark("paid", "p.end")
-    for run_id in ("unpaid", "paid"):  # one after the other: a worker that both use would be killed early
-        world.submit(run_id, [("pay", {"n": "p"})], agent="careful")
+@pytest.mark.parametrize(("tool", "call"), [("pay", "pay"), ("pay_in_function", "payment")])
+def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World, tool: str, call: str) -> None:
+    """Killed before the effect, it is made again. Killed after it, its result is given by the person. The
+    payment is a call of a tool, or of a recorded function inside it."""
+    unpaid, done = f"unpaid-{call}", f"paid-{call}"
+    world.mark(unpaid, "p.begin")
+    world.mark(done, "p.end")
+    for run_id in (unpaid, done):  # one after the other: a worker that both use would be killed early
+        world.submit(run_id, [(tool, {"n": "p"})], agent="careful")
         wait_for(partial(is_paused, world, run_id), f"{run_id} waits for a person")
-    assert [len(paid(world, run_id)) for run_id in ("unpaid", "paid")] == [0, 1]
+    assert [len(paid(world, run_id)) for run_id in (unpaid, done)] == [0, 1]
 
-    world.client.resolve("unpaid", "pay", "rerun", by="anna")
-    world.client.resolve("paid", "pay", "skip", by="anna", result={"receipt": 17})
+    world.client.resolve(unpaid, call, "rerun", by="anna")
+    world.client.resolve(done, call, "skip", by="anna", result={"receipt": 17})
 
-    for run_id in ("unpaid", "paid"):
+    for run_id in (unpaid, done):
         assert world.wait(run_id).final_output == "done after 1"
         world.assert_complete_events(run_id)
-    assert [len(paid(world, run_id)) for run_id in ("unpaid", "paid")] == [1, 1]
-    assert len({entry["key"] for entry in world.entries("unpaid")}) == 1
+    assert [len(paid(world, run_id)) for run_id in (unpaid, done)] == [1, 1]
+    assert len({entry["key"] for entry in world.entries(unpaid)}) == 1
 
 
 def test_a_worker_that_comes_back_with_the_outcome_answers_the_question(world: World) -> None:

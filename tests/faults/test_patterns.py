@@ -12,6 +12,11 @@ from tests.support.supervised_deployment import World, table
 
 # By pattern: the names of its tool calls, the inputs of its model calls, and its result.
 CALLS: dict[str, tuple[list[str], list[str], Any]] = {
+    "batch": (
+        ["a1", "b1", "c1", "d1"],
+        ["d2"],
+        [{"done": "a1"}, "PermanentToolError", {"done": "c1"}, {"done": "d1"}, "heard d2"],
+    ),
     "branches": (
         ["a1", "a3", "b1", "b3", "c1", "c3"],
         ["a2", "b2", "c2"],
@@ -95,7 +100,8 @@ def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None
     """
     world = make_world(workers=2).start()
 
-    rows = [_execute(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]
+    rows = [_execute(world, "batch", 1, ["b1.end", "d1.begin"])]
+    rows.append(_execute(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"]))
     rows.append(_execute(world, "catching", 1, ["a2.end"]))
     rows.append(_execute(world, "impatient", 1, ["a3.begin"]))
     rows.append(_execute(world, "stubborn", 1, ["b1.end"]))
@@ -107,7 +113,7 @@ def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_branches_are_killed_at_every_moment(make_world: MakeWorld) -> None:
-    """One kill at each moment of each call of five patterns, each in a separate run."""
+    """One kill at each moment of each call of six patterns, each in a separate run."""
     world = make_world(workers=3).start()
 
     moments = [(agent, moment) for agent in CALLS for moment in _moments(agent)]

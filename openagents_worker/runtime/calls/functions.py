@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -13,9 +14,12 @@ from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
+from openagents_worker.runtime.calls.interrupted import CallWithEffect, KnownOutcome, RecordedOutcome
 from openagents_worker.runtime.calls.recorded_values import Step, unwrapped
 from openagents_worker.runtime.context import AttemptContext, CallContext, writing_to
+from openagents_worker.runtime.effects import Effect
 from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.recorder import Outcome
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
@@ -32,6 +36,17 @@ __all__ = ["RecordedFunctions"]
 log = get_logger(__name__)
 
 ONCE_HINT = "it is not called again once its outcome is stored; send its idempotency key to the receiver"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One call of a function. `arguments` are those of `args` and `kwargs` by their names, as JSON."""
+
+    step: Step
+    info: CallInfo
+    arguments: Mapping[str, Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
 
 
 class RecordedFunctions:
@@ -61,31 +76,66 @@ class RecordedFunctions:
 
         async def make(info: CallInfo) -> Outcome:
             self._emit_started(step, info, arguments)
-            return await self._make_call(step, info, args, kwargs)
+            return await self._make_call(FunctionCall(step, info, arguments, args, kwargs))
 
         recorder = self._context.recorder
         return step.decoded(await recorder.call("step", step.name, digest, make, may_repeat=step.idempotent))
 
-    async def _make_call(
-        self, step: Step, info: CallInfo, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Outcome:
-        """Call the function, and return its outcome. Changes of the state apply once it is recorded."""
-        context = CallContext(self._context, info.idempotency_key, info.call_id)
+    async def _make_call(self, call: FunctionCall) -> Outcome:
+        """The outcome of a call: known from an earlier attempt, or by calling the function."""
         try:
-            with user_code(step.error):
-                value = await self._execute(step, context, args, kwargs)
-                stored = step.encoded(value)
-                state, artifacts = context.stored_changes(f"step {step.name!r}")
+            with user_code(call.step.error):
+                known = await self._begin(call)
+                if known is not None:
+                    return self._outcome_of(call, known)
+                return await self._outcome_of_calling(call)
         except OpenAgentsError as error:
-            return self._failed(step, info, error)
-        payload = {"name": step.name, "call_id": info.call_id, "result": self._writer.preview(stored)}
-        return Outcome(
-            value=stored,
-            state=state,
-            artifacts=artifacts,
-            events=[("step.succeeded", payload)],
-            is_stored_form=True,
-        )
+            return self._failed(call.step, call.info, error)
+
+    async def _begin(self, call: FunctionCall) -> KnownOutcome | None:
+        """Store the intent of a call that must not be repeated. Returns the outcome of an interrupted one, if
+        it is known; else the call may be made."""
+        effect: Effect | None = call.info.effect
+        if effect is None:
+            return None
+        known = await CallWithEffect(
+            what=f"step {call.step.name!r}",
+            info=call.info,
+            effect=effect,
+            recorder=self._context.recorder,
+            emit=self._writer.emit,
+            error_of=call.step.error,
+        ).begin(call.arguments)
+        try:
+            self._writer.store.check_lease()
+        except RunLatched:
+            effect.report_not_begun(call.info)
+            raise
+        return known
+
+    async def _outcome_of_calling(self, call: FunctionCall) -> Outcome:
+        """Call the function. Changes of the state apply once the outcome is recorded."""
+        context = CallContext(self._context, call.info.idempotency_key, call.info.call_id)
+        stored = call.step.encoded(await self._execute(call.step, context, call.args, call.kwargs))
+        state, artifacts = context.stored_changes(f"step {call.step.name!r}")
+        return self._succeeded(call, stored, state=state, artifacts=artifacts)
+
+    def _outcome_of(self, call: FunctionCall, known: KnownOutcome) -> Outcome:
+        """The outcome of an interrupted call. Raises its recorded error, and `StepFailed` for a result that
+        does not have the type of the function."""
+        value = known.outcome()
+        if isinstance(value, RecordedOutcome):
+            record = value.record
+            return self._succeeded(
+                call, record.outcome.get("ok"), state=record.state, artifacts=record.artifacts
+            )
+        call.step.decoded(value)
+        return self._succeeded(call, value)
+
+    def _succeeded(self, call: FunctionCall, stored: Any, **changes: Any) -> Outcome:
+        preview = self._writer.preview(stored)
+        payload = {"name": call.step.name, "call_id": call.info.call_id, "result": preview}
+        return Outcome(value=stored, events=[("step.succeeded", payload)], is_stored_form=True, **changes)
 
     def _emit_started(self, step: Step, info: CallInfo, arguments: Mapping[str, Any]) -> None:
         """Emit `step.started` and, for a function that must not be repeated, a warning once per attempt."""

@@ -17,7 +17,8 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
-from openagents_worker.runtime.calls.tool_call import BoundTool, RecordedOutcome, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.calls.interrupted import RecordedOutcome
+from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
 from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome

@@ -12,7 +12,6 @@ from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import Decision, RunBudget
 from openagents_worker.runtime.context import AttemptContext, CallContext
-from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
@@ -23,7 +22,6 @@ __all__ = [
     "BoundTool",
     "Guard",
     "Proceed",
-    "RecordedOutcome",
     "ToolCall",
     "ToolPolicy",
     "ToolRun",
@@ -127,13 +125,6 @@ class ToolCall:
     @property
     def tool_id(self) -> str:
         return self.tool.tool_id
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedOutcome:
-    """The result of a call that another attempt has made: its record, with changes of the state."""
-
-    record: Record
 
 
 Proceed = Callable[[ToolCall], Awaitable[Any]]

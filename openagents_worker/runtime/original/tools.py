@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, StepTooDeep, StepTooLarge, ToolError
-from openagents_worker.patterns.tool_calls import run_concurrently
+from openagents_worker.patterns.call_groups import GroupedCall, make_calls
 from openagents_worker.runtime.original.errors import as_original
 from openagents_worker.runtime.original.package import is_instance, loaded
 from openagents_worker.tools.toolset import SingleTool
@@ -50,12 +51,10 @@ class OriginalTool:
     async def invoke_batch(self, items: Sequence[Any], context: Any = None) -> list[Any]:
         """The results of several calls, in order. Each is a recorded call of its own.
 
-        They run concurrently if the tool is `concurrency_safe`. An error is the result of its call, but an
-        error of the run, such as a budget, is raised.
+        They run concurrently if the tool is `concurrency_safe`, and are asked about together if it may need
+        an approval. An error is the result of its call, but an error of the run, such as a budget, is raised.
         """
-        if not self._tool.concurrency_safe:
-            return [await self._result_of(item) for item in items]
-        return await run_concurrently([self._result_of(item) for item in items])
+        return await make_calls([GroupedCall(partial(self._result_of, item), self._tool) for item in items])
 
     async def _result_of(self, item: Any) -> Any:
         result = loaded("interfaces.tool", "BatchResult") or SimpleNamespace
