@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Generator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -164,8 +164,20 @@ class Watched:
     def fail_over(self) -> Server:
         """Let the replica take over from a master that lives; returns the new master."""
         before = self.settle()
-        self.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", MASTER)
-        return wait_for(lambda: self._agreed_other_than(before), "another master")
+
+        def replaced() -> Server | None:
+            self._ask_for_failover(before)
+            return self._agreed_other_than(before)
+
+        return wait_for(replaced, "another master")
+
+    def _ask_for_failover(self, before: Server) -> None:
+        """Ask a sentinel, unless it does it already: on a busy machine it may give up what it has begun."""
+        sentinel = self.sentinels[0].client
+        known = sentinel.sentinel_master(MASTER)
+        if known["port"] == before.port and "failover_in_progress" not in str(known["flags"]):
+            with suppress(redis.ResponseError):  # it cannot begin yet
+                sentinel.execute_command("SENTINEL", "FAILOVER", MASTER)
 
     def kill_master(self) -> Server:
         """SIGKILL the master, once its replica has all; returns the one that was killed."""
