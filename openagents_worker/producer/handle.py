@@ -120,11 +120,16 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
             async for event in events:
                 yield event
 
+    def resume(self, *, by: str | None = None) -> None:
+        """Continue the failed or cancelled run from its last checkpoint, as `Client.resume`."""
+        self._resume(by)
+
     def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
         return RunHandle(self._fork(checkpoint_id, **options), client=self)
 
-    _fork = blocking_of_run(plans.fork_of_run)
+    _resume = blocking_of_run(plans.resume)
+    _fork = blocking_of_run(plans.fork)
 
     # --- Celery results ----------------------------------------------------------------------------------
 
@@ -284,11 +289,16 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
         """The same as `events`, so that both kinds of handle have this name."""
         return self.events(after)
 
+    async def resume(self, *, by: str | None = None) -> None:
+        """The same as `RunHandle.resume`."""
+        await self._resume(by)
+
     async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
         """A new run that continues from a checkpoint of this run, as `Client.fork`."""
         return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
 
-    _fork = asynchronous_of_run(plans.fork_of_run)
+    _resume = asynchronous_of_run(plans.resume)
+    _fork = asynchronous_of_run(plans.fork)
 
     async def _wait_for_end(self, timeout: float | None) -> RunRecord:
         with timeout_of_wait(self.id, timeout):

@@ -70,8 +70,8 @@ class Operations(_Connected):
         """
         return RunHandle(self._resume(run_id, by), client=self)
 
-    def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
-        """Start a new run that continues from a checkpoint (`{run_id}:step:{n}`) of a run, in any state.
+    def fork(self, of_run: str, checkpoint_id: str, /, **options: Unpack[ForkOptions]) -> RunHandle[Any]:
+        """Start a new run that continues from a checkpoint (`{of_run}:step:{n}`) of a run, in any state.
 
         The calls up to the checkpoint are not made again: the new run has a copy of their records. Later
         calls get new idempotency keys, and need their own approvals. `input_text` replaces the question.
@@ -80,7 +80,7 @@ class Operations(_Connected):
         session must not exist. `run_id` is the id of the new run: the same fork again is the same run.
         Raises `RequestInvalid`, `RunNotFound`, `RunConflict`, or `ConfigError` for an unknown checkpoint.
         """
-        return RunHandle(self._fork(checkpoint_id, **options), client=self)
+        return RunHandle(self._fork(of_run, checkpoint_id, **options), client=self)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
@@ -127,9 +127,11 @@ class AsyncOperations(_Connected):
         """The same as `Client.resume`."""
         return AsyncRunHandle(await self._resume(run_id, by), client=self)
 
-    async def fork(self, checkpoint_id: str, **options: Unpack[ForkOptions]) -> AsyncRunHandle[Any]:
+    async def fork(
+        self, of_run: str, checkpoint_id: str, /, **options: Unpack[ForkOptions]
+    ) -> AsyncRunHandle[Any]:
         """The same as `Client.fork`."""
-        return AsyncRunHandle(await self._fork(checkpoint_id, **options), client=self)
+        return AsyncRunHandle(await self._fork(of_run, checkpoint_id, **options), client=self)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]

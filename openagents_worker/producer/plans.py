@@ -46,7 +46,6 @@ __all__ = [
     "Sending",
     "cancel",
     "fork",
-    "fork_of_run",
     "fork_session",
     "record",
     "resume",
@@ -114,25 +113,20 @@ def resume(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[str]:
     return accepted.run_id
 
 
-def fork(publishing: PublishingApp, checkpoint_id: str, **options: Unpack[ForkOptions]) -> Plan[str]:
-    """Create a run from a checkpoint, and send its message. Returns the id of the new run."""
+def fork(
+    publishing: PublishingApp, of_run: str, checkpoint_id: str, /, **options: Unpack[ForkOptions]
+) -> Plan[str]:
+    """Create a run from a checkpoint of a run, and send its message. Returns the id of the new run."""
     started_s = time.monotonic()
+    if text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0] != of_run:
+        raise RequestInvalid(
+            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {str(of_run)[:200]!r}",
+            hint=f"the checkpoints of this run have the form '{str(of_run)[:200]}:step:{{n}}'",
+        )
     app, settings = publishing.to_submit()
     accepted = yield from forking(publishing.keys, settings, checkpoint_id, **options)
     yield Sending(partial(_send_accepted, app, accepted, started_s))
     return accepted.run_id
-
-
-def fork_of_run(
-    publishing: PublishingApp, of_run: str, checkpoint_id: str, **options: Unpack[ForkOptions]
-) -> Plan[str]:
-    """As `fork`. The checkpoint must be one of the run `of_run`."""
-    if text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0] != of_run:
-        raise RequestInvalid(
-            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run!r}",
-            hint=f"the checkpoints of this run have the form '{of_run}:step:{{n}}'",
-        )
-    return fork(publishing, checkpoint_id, **options)
 
 
 def fork_session(_: PublishingApp, session_id: str, new_session_id: str | None = None) -> Plan[str]:

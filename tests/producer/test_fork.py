@@ -49,7 +49,7 @@ def test_a_fork_has_the_steps_up_to_its_checkpoint(redis_url: str, hand: Hand, c
     """It is a run of its own: queued, with the same request, and it names where it comes from."""
     begun(hand)
 
-    handle = client.fork("r1:step:2", run_id="r2")
+    handle = client.fork("r1", "r1:step:2", run_id="r2")
 
     record = client.record("r2")
     assert handle.id == "r2"
@@ -71,7 +71,7 @@ def test_a_fork_sees_the_session_as_it_was_when_the_run_began(
     The memory of turns is left out: it may hold turns that were added since then.
     """
     begun(hand, messages=2)
-    record = client.fork("r1:step:0", input_text="Or this?").record()
+    record = client.fork("r1", "r1:step:0", input_text="Or this?").record()
 
     session = client.session(record.session_id)
     assert record.session_id.startswith("s1-fork-")
@@ -87,14 +87,14 @@ def test_a_fork_of_the_newest_run_keeps_the_memory_of_turns(
 ) -> None:
     """Nothing was added to the session since the run began."""
     begun(hand, messages=len(MESSAGES))
-    record = client.fork("r1:step:0").record()
+    record = client.fork("r1", "r1:step:0").record()
     assert client.session(record.session_id).state == {"color": "red", "memory_buffer": []}
 
 
 def test_a_fork_in_the_same_session_waits_for_its_turn(redis_url: str, hand: Hand, client: Client) -> None:
     """Nothing is copied."""
     begun(hand)
-    client.fork("r1:step:1", session_id="s1", run_id="r2")
+    client.fork("r1", "r1:step:1", session_id="s1", run_id="r2")
 
     session = client.session("s1")
     assert (session.holder, session.waiting) == ("r1", ("r2",))
@@ -104,12 +104,13 @@ def test_a_fork_in_the_same_session_waits_for_its_turn(redis_url: str, hand: Han
 def test_the_same_fork_again_is_the_same_run(redis_url: str, hand: Hand, client: Client) -> None:
     """With a run_id, a fork may be repeated; another fork with this id is refused."""
     begun(hand)
-    one, two = client.fork("r1:step:1", run_id="r2"), client.fork("r1:step:1", run_id="r2")
+    one, two = client.fork("r1", "r1:step:1", run_id="r2"), client.fork("r1", "r1:step:1", run_id="r2")
 
     assert one.record() == two.record()
-    for changed in ({"checkpoint_id": "r1:step:2"}, {"input_text": "other"}):
-        with pytest.raises(RunConflict, match="another request"):
-            client.fork(**{"checkpoint_id": "r1:step:1", "run_id": "r2", **changed})
+    with pytest.raises(RunConflict, match="another request"):
+        client.fork("r1", "r1:step:2", run_id="r2")
+    with pytest.raises(RunConflict, match="another request"):
+        client.fork("r1", "r1:step:1", run_id="r2", input_text="other")
 
 
 def test_what_is_not_recorded_is_not_known_to_a_fork(redis_url: str, hand: Hand, client: Client) -> None:
@@ -120,7 +121,7 @@ def test_what_is_not_recorded_is_not_known_to_a_fork(redis_url: str, hand: Hand,
         facts, mapping={f"{FactKind.INTENT}:pay:0a:1": "{}", f"{FactKind.APPROVAL}:x": "{}"}
     )
 
-    handle = client.fork("r1:step:1")
+    handle = client.fork("r1", "r1:step:1")
 
     assert not hand.store.redis.exists(hand.store.keys("facts", handle.id))
     assert next(iter(handle.events())).payload["dropped_intents"] == ["pay:0a:1"]
@@ -154,15 +155,17 @@ def test_what_cannot_be_forked_is_refused(
     begun(hand)
     hand.submit("empty", "other")
     with pytest.raises(error, match=hint):
-        client.fork(checkpoint_id, **options)
+        client.fork(checkpoint_id.partition(":")[0], checkpoint_id, **options)
     assert {run.run_id for run in client.runs()} == {"r1", "empty"}
 
 
-def test_a_handle_forks_only_its_own_run(redis_url: str, hand: Hand, client: Client) -> None:
+def test_a_checkpoint_is_one_of_the_named_run(redis_url: str, hand: Hand, client: Client) -> None:
     """Else a wrong id would silently fork another run."""
     begun(hand)
     with pytest.raises(RequestInvalid, match="'r1:step:\\{n\\}'"):
         client.handle("r1").fork("r2:step:1")
+    with pytest.raises(RequestInvalid, match="'r1:step:\\{n\\}'"):
+        client.fork("r1", "r2:step:1")
     assert client.handle("r1").fork("r1:step:1").record().forked_from == "r1:step:1"
 
 
@@ -170,7 +173,7 @@ async def test_forks_with_asyncio(redis_url: str, hand: Hand) -> None:
     """The same for both clients and both handles."""
     begun(hand)
     async with AsyncClient(redis_url) as client:
-        one = await client.fork("r1:step:1")
+        one = await client.fork("r1", "r1:step:1")
         two = await client.handle("r1").fork("r1:step:1", session_id="new")
         copied = await client.fork_session("new")
 

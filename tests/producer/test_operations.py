@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -45,6 +46,18 @@ def test_a_failed_run_is_resumed_by_its_id(client: Client, hand: Hand) -> None:
     resumed = next(event for event in events if event.name == "run.resumed")
     assert resumed.payload == {"checkpoint_id": "r1:step:2", "life": 2, "by": "ada"}
     end(client, "r1")
+
+
+async def test_a_handle_resumes_its_run(client: Client, hand: Hand) -> None:
+    """As the client does, from sync code and from asyncio."""
+    fail(hand, "r1", LLMRateLimitError("slow down"), steps=2)
+    fail(hand, "r2", LLMRateLimitError("slow down"), steps=2)
+    assert await asyncio.to_thread(client.handle("r1").resume, by="ada") is None
+    async with AsyncClient(settings=client.settings) as other:
+        await other.handle("r2").resume()
+
+    assert [client.record(id_).life for id_ in ("r1", "r2")] == [2, 2]
+    end(client, "r1", "r2")
 
 
 def test_a_run_that_has_completed_is_not_resumed(client: Client, hand: Hand) -> None:

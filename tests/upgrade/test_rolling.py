@@ -321,7 +321,9 @@ def test_the_version_before_executes_runs_that_interrupt_and_forks(
     workshop.works_on(worker, [first["run_id"]])
 
     second = workshop.client.submit({**request(session="s", steps=2), "on_busy": "interrupt"})
-    fork = workshop.client.fork(f"{first['run_id']}:step:2", input_text=request(steps=3)["input_text"])
+    fork = workshop.client.fork(
+        first["run_id"], f"{first['run_id']}:step:2", input_text=request(steps=3)["input_text"]
+    )
 
     assert second.wait(timeout=PATIENCE_S).final_output == "done after 2"
     assert workshop.client.record(first["run_id"]).state is RunState.CANCELLED
