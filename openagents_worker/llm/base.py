@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 from openagents_worker.jsontext import LARGEST_COUNT
 from openagents_worker.llm.current_call import CallInfo, current_call
 from openagents_worker.llm.messages import Block, Message, reasoning_text
+from openagents_worker.quick_init import quick_init
 
 __all__ = [
     "CallInfo",
@@ -95,6 +96,7 @@ def token_count(value: Any) -> int:
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class LLMUsage:
     """Tokens of one reply. `metadata` may hold `cached_tokens`, `cache_creation_input_tokens`, `cost_usd`,
@@ -116,6 +118,7 @@ class LLMUsage:
                 object.__setattr__(self, name, token_count(count))
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class LLMToolCall:
     """A tool call in a model's reply. If its arguments cannot be parsed, `arguments` is {} and `parse_error`
@@ -130,6 +133,7 @@ class LLMToolCall:
     provider_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
     """One complete reply of a model.
@@ -234,6 +238,7 @@ def _calls_from_wire(data: Mapping[str, Any]) -> tuple[LLMToolCall, ...]:
     return tuple(replace(call, provider_fields=own) for call, own in zip(calls, fields, strict=True))
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One request to a model. A field that is None takes the agent's `llm` option or the provider's default.

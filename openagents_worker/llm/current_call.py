@@ -8,12 +8,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from openagents_worker.quick_init import quick_init
+
 if TYPE_CHECKING:
     from openagents_worker.llm.limits import FleetLimits
 
 __all__ = ["CallInfo", "current_call", "quiet_http_clients"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class CallInfo:
     """The recorded call that is running. The runtime sets it around every call of a model or a tool."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import add, itemgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,31 +36,52 @@ class RunUsage(BaseModel):
 
     def plus(self, delta: RunUsage) -> RunUsage:
         """The sum of two usages. No count exceeds 2^53. `ttft_ms` is the first known one."""
-        total = dict(self.__dict__)
-        own = delta.__dict__
-        for name in _COUNTS:
-            if own[name] or total[name] > LARGEST_COUNT:
-                total[name] = min(total[name] + own[name], LARGEST_COUNT)
-        costs = dict(self.cost_breakdown)
-        for name, usd in delta.cost_breakdown.items():
+        total, more = dict(self.__dict__), delta.__dict__
+        counts = [*map(add, _counts_of(total), _counts_of(more))]
+        if max(counts) > LARGEST_COUNT:
+            counts = [min(count, LARGEST_COUNT) for count in counts]
+        total.update(zip(_COUNTS, counts, strict=True))
+        costs = total["cost_breakdown"] = dict(total["cost_breakdown"])
+        for name, usd in more["cost_breakdown"].items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
-        total["cost_breakdown"] = costs
-        known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
-        total["cost_usd"] = round(sum(known), 12) if known else None
-        if self.ttft_ms is None:
-            total["ttft_ms"] = delta.ttft_ms
-        return RunUsage(**total)
+        cost, cost_of_more = total["cost_usd"], more["cost_usd"]
+        if cost is not None or cost_of_more is not None:
+            total["cost_usd"] = round((cost or 0.0) + (cost_of_more or 0.0), 12)
+        if total["ttft_ms"] is None:
+            total["ttft_ms"] = more["ttft_ms"]
+        return _sum_of(total)
+
+    def counted(self) -> dict[str, Any]:
+        """The fields that are neither 0, nor empty, nor unknown."""
+        fields = self.__dict__
+        return dict(compress(fields.items(), fields.values()))
 
     def known(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what was counted, and the costs that are known."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if value or (value is not None and name in _OPTIONAL)
-        }
+        fields = self.__dict__
+        if fields["cost_usd"] == 0 or fields["ttft_ms"] == 0:  # known, although nothing was counted
+            return {
+                name: value
+                for name, value in fields.items()
+                if value or (value is not None and name in _OPTIONAL)
+            }
+        return dict(compress(fields.items(), fields.values()))
 
 
 NO_USAGE = RunUsage()
 """The usage of what has used nothing. It is shared, so nobody may change it."""
 _OPTIONAL = frozenset(name for name, field in RunUsage.model_fields.items() if field.default is None)
 _COUNTS = tuple(name for name, field in RunUsage.model_fields.items() if field.annotation is int)
+_counts_of = itemgetter(*_COUNTS)
+_FIELDS = frozenset(RunUsage.model_fields)
+
+
+def _sum_of(fields: dict[str, Any]) -> RunUsage:
+    """The usage with these fields. They were validated: they are sums of the fields of two usages."""
+    usage = RunUsage.__new__(RunUsage)
+    set_attribute = object.__setattr__  # pydantic's own one looks the field up
+    set_attribute(usage, "__dict__", fields)
+    set_attribute(usage, "__pydantic_fields_set__", set(_FIELDS))
+    set_attribute(usage, "__pydantic_extra__", None)
+    set_attribute(usage, "__pydantic_private__", None)
+    return usage

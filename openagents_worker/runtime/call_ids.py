@@ -18,6 +18,8 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 from weakref import WeakMethod
 
+from openagents_worker.quick_init import quick_init
+
 __all__ = [
     "CallIdNumbering",
     "Frame",
@@ -52,6 +54,7 @@ def name_of(call_id: str) -> str:
     return call_id.rsplit(":", 2)[0]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class OuterCall:
     """A recorded call inside which other calls are made."""

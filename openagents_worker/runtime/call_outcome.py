@@ -74,7 +74,7 @@ class NewRecords:
         self, query: CallQuery, info: CallInfo, outcome: Outcome, *, took_ms: int, model_calls: int
     ) -> tuple[Record, str]:
         """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
-        usage = {name: value for name, value in outcome.usage.known().items() if value}
+        usage = outcome.usage.counted()
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
         try:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.store.formats import (
     BY_CONTENT,
@@ -26,6 +27,7 @@ CHECK = "check"
 """The kind of a record that holds the result of an output check. It is not a call and is not replayed."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Record:
     """The outcome of one call. `outcome` is {"ok": value}, {"error": {...}} or {"cancelled": true}.

@@ -72,6 +72,7 @@ EXTRA_OF = {
     "redaction": BASE,
     "redis_tls": BASE,
     "redis_url": BASE,
+    "quick_init": BASE,
     "retry_after": BASE,
     "runtime.deps": BASE,
     "runtime.registry": BASE,

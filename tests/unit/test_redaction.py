@@ -224,8 +224,8 @@ def _subclassed(value: Any) -> Any:
 def test_the_short_cuts_for_plain_types_change_nothing(
     payload: dict[Any, Any], options: dict[str, Any]
 ) -> None:
-    """The values of most events have plain types, which are checked first. Each one is shown as an equal value
-    of a subclass is."""
+    """The values of most events have plain types, which are checked first. Each one is shown as an equal
+    value of a subclass is."""
     assert repr(redact(payload, **options)) == repr(redact(_subclassed(payload), **options))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from openagents_worker.quick_init import quick_init
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.scripts.calls import script_function
 from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPairs
@@ -63,6 +64,7 @@ class ClaimAnswer(StrEnum):
     PARKED = "PARKED"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """The answer of `claim`. The fields from `fence` on are only set for CLAIMED; `life` also for DONE.

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
+from openagents_worker.quick_init import quick_init
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.scripts.payloads import Encoder, encoder_of, plain_type
 from openagents_worker.store.scripts.replies import Decoder, Reply, decoder_of
@@ -21,6 +22,7 @@ T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Generic[T_co]):
     """A script with its arguments, for `Store.run` and `AsyncStore.run`. `parse` parses the reply.
