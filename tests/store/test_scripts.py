@@ -674,7 +674,7 @@ def test_a_streaming_reply_is_kept_for_new_watchers_until_its_event(bench: Bench
 
 
 def test_a_piece_of_a_long_reply_is_added_without_reading_what_is_kept(bench: Bench) -> None:
-    """The text is kept in parts, so that the last piece costs as much as the first. At most 64 KB are kept."""
+    """The text is kept in parts, so that the last piece costs as much as the first: at most 64 KB."""
     fence = bench.claimed()
     pieces = ["ü" * 700] * 60
     for number, text in enumerate(pieces):
