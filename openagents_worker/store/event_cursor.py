@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count, takewhile
 
 from openagents_worker.arguments import number_of
 from openagents_worker.errors import RecordUnreadable
@@ -12,7 +13,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_COUNT, loads
 from openagents_worker.models import RunState
 from openagents_worker.store.codec import PLAIN, PayloadCodec
-from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
+from openagents_worker.store.formats import PARSE_ERRORS, WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.paging import PageSize
 from openagents_worker.store.published import PublishedMessage
 
@@ -169,7 +170,7 @@ class EventCursor:
             self.is_over = self.is_over or self._ends_with_replay
             self.is_behind = has_ended_since and not self.is_over  # the record may have changed meanwhile
             if reply and self._wants_stored and not self.is_over:
-                yield self._reply_so_far(reply)
+                yield from self._reply_so_far(reply)
 
     def live(self, message: PublishedMessage) -> Sequence[RunEvent]:
         """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
@@ -195,11 +196,23 @@ class EventCursor:
         self.is_over = event.final and event.life >= (self._life or 1)
         return event
 
-    def _reply_so_far(self, reply: Mapping[str, str]) -> RunEvent:
-        """The text that was streamed before this watcher joined, as one `llm.delta` event with offset 0."""
-        head, attempt = self._read_head, int(reply["attempt"])
+    def _reply_so_far(self, reply: Mapping[str, str]) -> Iterator[RunEvent]:
+        """The text that was streamed before this watcher joined, as one `llm.delta` event with offset 0.
+
+        Nothing if another program has changed it: the event of the whole reply has all of the text.
+        """
+        head = self._read_head
         assert head is not None, "call set_head first"
-        event = RunEvent(
+        try:
+            event = self._event_of_reply(head, reply)
+        except PARSE_ERRORS:
+            return
+        self._replayed_until = event.timestamp
+        yield event
+
+    def _event_of_reply(self, head: RunHead, reply: Mapping[str, str]) -> RunEvent:
+        attempt = int(reply["attempt"])
+        return RunEvent(
             name="llm.delta",
             seq=None,
             run_id=head.run_id,
@@ -207,17 +220,22 @@ class EventCursor:
             agent_id=head.agent_id,
             life=head.life,
             attempt=attempt,
-            timestamp=datetime.fromisoformat(reply["at"]),
+            timestamp=datetime.fromisoformat(reply["at"]).astimezone(UTC),
             payload={
                 "call": reply["call"],
                 "attempt": attempt,
                 "offset": 0,
-                "text": self._codec.decode_pieces(reply["text"]),
+                "text": self._text_of(reply),
                 "kind": "text",
             },
         )
-        self._replayed_until = event.timestamp
-        return event
+
+    def _text_of(self, reply: Mapping[str, str]) -> str:
+        """The text of a reply, which is kept in parts. A worker of the previous version keeps it as one, and
+        does not delete the parts of an earlier reply."""
+        names = takewhile(reply.__contains__, (f"text{n}" for n in count(1)))
+        text = self._codec.decode_pieces("".join([reply["text"], *(reply[name] for name in names)]))
+        return text if len(text) == int(reply["chars"]) else self._codec.decode_pieces(reply["text"])
 
     def _skip_unreadable(self, seq: int) -> None:
         """Skip an unreadable event. The next readable event is preceded by `events.gap`."""

@@ -61,7 +61,7 @@ KEYS = (
         "reply",
         "run:{}:reply",
         "hash",
-        "the reply that is streaming: attempt, call, chars, text, at",
+        "the reply that is streaming: attempt, call, chars, bytes, at, and its text in parts: text, text1 …",
         "a minute after its last piece; the event that ends the reply deletes it",
     ),
     KeySpec(

@@ -182,15 +182,18 @@ def test_who_joins_during_a_reply_gets_its_text(bench: Bench) -> None:
     fence = bench.claimed()
     thought = dumps({"call": "m:1", "offset": 0, "text": WORD, "kind": "reasoning"})
     bench.do("emit", fence=fence, batch_no=0, events=["llm.delta", thought])
-    for number, (offset, text) in enumerate([(0, "Grüße "), (6, "aus 東京 "), (13, "🗼")], start=1):
+    long = "東" * 3_000  # more than one part of the kept text
+    pieces = [(0, "Grüße "), (6, "aus 東京 "), (13, "🗼"), (14, long), (3_014, long), (6_014, "!")]
+    for number, (offset, text) in enumerate(pieces, start=1):
         piece = dumps({"call": "m:1", "offset": offset, "text": text})
         bench.do("emit", fence=fence, batch_no=number, events=["llm.delta", piece])
     with closing(watch(bench.store, "r1")) as events:
         (delta,) = [next(events) for _ in range(3)][2:]
-        joined = {"call": "m:1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼", "kind": "text"}
+        text = "".join(text for _, text in pieces)
+        joined = {"call": "m:1", "attempt": 1, "offset": 0, "text": text, "kind": "text"}
         assert delta.payload == joined
-        piece = dumps({"call": "m:1", "attempt": 1, "offset": 14, "text": "!", "kind": "text"})
-        bench.do("emit", fence=fence, batch_no=4, events=["llm.delta", piece, "note", '{"a":1}'])
+        piece = dumps({"call": "m:1", "attempt": 1, "offset": 6_015, "text": "!", "kind": "text"})
+        bench.do("emit", fence=fence, batch_no=7, events=["llm.delta", piece, "note", '{"a":1}'])
         assert [next(events).payload for _ in range(2)] == [json.loads(piece), {"a": 1}]
     assert "Grüße" not in stored(bench)
     assert WORD not in stored(bench)

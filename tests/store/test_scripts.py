@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Generator
+from contextlib import closing
 from enum import StrEnum
 from importlib import resources
 from typing import Any
@@ -670,6 +671,66 @@ def test_a_streaming_reply_is_kept_for_new_watchers_until_its_event(bench: Bench
     assert 0 < bench.redis.pttl(key) <= 60_000
     bench.do("emit", fence=fence, batch_no=5, events=["llm.succeeded", '{"model":"m","call":"0.1"}'])
     assert bench.redis.exists(key) == 0
+
+
+def test_a_piece_of_a_long_reply_is_added_without_reading_what_is_kept(bench: Bench) -> None:
+    """The text is kept in parts, so that the last piece costs as much as the first: at most 64 KB."""
+    fence = bench.claimed()
+    pieces = ["ü" * 700] * 60
+    for number, text in enumerate(pieces):
+        payload = json.dumps({"call": "0.1", "offset": number * 700, "text": text})
+        bench.do("emit", fence=fence, batch_no=number + 1, events=["llm.delta", payload])
+
+    kept = bench.redis.hgetall(bench.store.keys("reply", "r1"))
+    parts = [kept[name] for name in ("text", *(f"text{n}" for n in range(1, int(kept["parts"]) + 1)))]
+    assert max(len(part.encode()) for part in parts) < 8_192 + len("".join(pieces[:1]).encode())
+    assert "".join(parts) == "".join(pieces[:46])
+    assert int(kept["chars"]) == 46 * 700
+    with closing(watch(bench.store, "r1")) as events:
+        (delta,) = [next(events) for _ in range(3)][2:]
+    assert delta.payload["text"] == "".join(pieces[:46])
+
+
+@pytest.mark.parametrize("field", ["attempt", "call", "chars", "text", "at", "parts", "bytes"])
+@pytest.mark.parametrize("value", [None, "", "x", "2030-01-01"])
+def test_a_damaged_reply_does_not_hide_the_events(bench: Bench, field: str, value: str | None) -> None:
+    """Its text so far may be missing; the event of the whole reply has all of it."""
+    fence = bench.claimed()
+    for number, text in enumerate(("four", " score")):
+        payload = json.dumps({"call": "0.1", "offset": 4 * number, "text": text})
+        bench.do("emit", fence=fence, batch_no=number + 1, events=["llm.delta", payload])
+    key = bench.store.keys("reply", "r1")
+    if value is None:
+        bench.redis.hdel(key, field)
+    else:
+        bench.redis.hset(key, field, value)
+
+    bench.do("emit", fence=fence, batch_no=3, events=["llm.delta", '{"call":"0.1","offset":10,"text":"!"}'])
+    with closing(watch(bench.store, "r1")) as events:
+        names = [next(events).name for _ in range(2)]
+        bench.do("emit", fence=fence, batch_no=4, events=["note", "{}"])
+        names.append(next(event.name for event in events if event.name != "llm.delta"))
+
+    assert names[-1] == "note"
+
+
+@pytest.mark.parametrize("has_old_parts", [False, True])
+def test_a_reply_that_the_previous_version_keeps_is_read_as_it_wrote_it(
+    bench: Bench, has_old_parts: bool
+) -> None:
+    """It has one text, and leaves the parts of an earlier reply, of another attempt, as they are."""
+    bench.claimed()
+    key = bench.store.keys("reply", "r1")
+    if has_old_parts:
+        bench.redis.hset(key, mapping={"bytes": "9", "parts": "1", "text1": "stale"})
+    fields = {"attempt": "1", "call": "0.1", "chars": "5", "text": "hello", "at": "2030-01-01T00:00:00.000Z"}
+    bench.redis.hset(key, mapping=fields)
+    bench.redis.pexpire(key, 60_000)
+
+    with closing(watch(bench.store, "r1")) as events:
+        (delta,) = [next(events) for _ in range(3)][2:]
+
+    assert delta.payload["text"] == "hello"
 
 
 def test_a_commit_stores_a_record_its_usage_and_its_events(bench: Bench) -> None:

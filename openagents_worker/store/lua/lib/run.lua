@@ -82,20 +82,33 @@ end
 
 local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
 local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
+local PART_BYTES = 8192 -- a field of a hash cannot be appended to, so the text is kept in parts: a piece copies only the last one
 
--- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply
+-- begin_reply(run, piece): forgets the reply so far, and begins one with its first piece
+local function begin_reply(run, piece)
+  redis.call('DEL', k.reply(run.id))
+  redis.call('HSET', k.reply(run.id), 'attempt', digits(run.attempt), 'call', piece.call, 'chars', digits(piece.chars), 'bytes', #piece.text,
+    'parts', 0, 'text', piece.text, 'at', iso(NOW_MS))
+end
+
+-- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply.
+-- The text is in the fields `text`, `text1` … `text{parts}`. The previous version keeps and reads `text` only
 local function keep_piece(run, piece)
-  local key = k.reply(run.id)
-  local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
   if piece.offset == 0 then
-    attempt, call, chars, text = digits(run.attempt), piece.call, '0', ''
+    begin_reply(run, piece)
+  else
+    local attempt, call, chars, bytes, parts = unpack(redis.call('HMGET', k.reply(run.id), 'attempt', 'call', 'chars', 'bytes', 'parts'))
+    if attempt ~= digits(run.attempt) or call ~= piece.call then return end
+    bytes, parts = count_of(bytes) + #piece.text, count_of(parts)
+    if tonumber(chars) == piece.offset and bytes <= KEPT_BYTES then
+      local part = parts == 0 and 'text' or 'text' .. parts
+      local text = redis.call('HGET', k.reply(run.id), part) or ''
+      if #text >= PART_BYTES then parts, text = parts + 1, '' end
+      redis.call('HSET', k.reply(run.id), 'chars', digits(piece.offset + piece.chars), 'bytes', bytes, 'parts', parts,
+        parts == 0 and 'text' or 'text' .. parts, text .. piece.text, 'at', iso(NOW_MS))
+    end
   end
-  if attempt ~= digits(run.attempt) or call ~= piece.call then return end
-  if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
-    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + piece.chars), 'text', text .. piece.text,
-      'at', iso(NOW_MS))
-  end
-  redis.call('PEXPIRE', key, KEPT_MS)
+  redis.call('PEXPIRE', k.reply(run.id), KEPT_MS)
 end
 
 -- add_again(run, seq, left, entry…): adds an entry that Redis has refused again, with a valid number; `left` entries follow it. Returns the number
