@@ -78,6 +78,7 @@ def status_lines(
     lines = [joined(styled("problem: ", fg="red", bold=True), problem) for problem in problems]
     lines = lines or [styled("no problems", fg="green")]
     lines += [Safe(""), *(worker_table(fleet.workers, now_ms) if fleet.workers else [Safe("no workers")])]
+    lines += _parts_table(fleet.workers, now_ms)
     queues = [
         (
             queue.name,
@@ -124,10 +125,31 @@ def status_lines(
     return lines
 
 
+def _parts_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
+    """The background parts that have a problem, or had one in the last minutes; empty if there are none."""
+    rows = [
+        (
+            worker.incarnation,
+            part.part,
+            styled(part.state, fg="red" if part.is_problem else None),
+            age_text(now_ms - part.since.timestamp() * 1000),
+            str(part.failures),
+            part.code or "",
+        )
+        for worker in workers
+        for part in worker.parts
+    ]
+    header = ("WORKER", "PART", "STATE", "SINCE", "FAILURES", "LAST ERROR")
+    return (
+        [Safe(""), *table(header, rows, flexible=("LAST ERROR", "WORKER"), width=columns())] if rows else []
+    )
+
+
 def worker_json(worker: WorkerInfo) -> dict[str, Any]:
     """The fields of a worker, and whether it is alive."""
     started_at = worker.started_at.isoformat() if worker.started_at else None
-    return {**asdict(worker), "started_at": started_at, "alive": worker.is_alive}
+    parts = [{**asdict(part), "since": part.since.isoformat()} for part in worker.parts]
+    return {**asdict(worker), "started_at": started_at, "parts": parts, "alive": worker.is_alive}
 
 
 def status_json(
@@ -180,6 +202,12 @@ def _worker_problems(worker: WorkerInfo) -> Iterator[str]:
     elif worker.loop_lag_ms is not None and worker.loop_lag_ms >= LAG_MS:
         lag = f"{worker.loop_lag_ms / 1000:.1f} s"
         yield f"worker {worker.incarnation}: its event loop was blocked for {lag}; see its log for the cause"
+    for part in worker.parts if worker.is_alive else ():
+        if part.is_problem:
+            since = f"since {part.since:%Y-%m-%d %H:%M:%S} UTC"
+            error = f" (last error: {part.code})" if part.code else ""
+            problem = f"its part {part.part} is {part.state} {since}{error}"
+            yield f"worker {worker.incarnation}: {problem}; see its log"
 
 
 def _put_aside_problems(aside: Sequence[PutAside]) -> Iterator[str]:

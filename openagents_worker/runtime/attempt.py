@@ -1,7 +1,13 @@
 """The attempt: one execution of a claimed run by one worker. The only place that orders its phases.
 
-Prepare, think (execute the pattern), remember (let the memory store the turn), finish. If the latch stops the
-attempt earlier, `parting` ends it.
+The runner claims a run and executes an `Attempt` of it. The code of the run is executed in a task of its own:
+
+1. prepare: read the journal, open the dependencies, build the context and the pattern
+2. think: execute the pattern, validate its output
+3. remember: let the memory store the turn
+
+Then the task that has called `execute` writes the end. The run finishes with the output or the error of the
+phases. If the latch was set, the code is stopped, and `parting` writes how this worker leaves the run.
 """
 
 from __future__ import annotations
@@ -11,12 +17,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from openagents_worker.errors import (
-    ExecutionError,
-    OpenAgentsError,
-    PatternError,
-    RunCancelled,
-)
+from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.runtime.agent_parts import parts_of_agent
@@ -25,11 +26,17 @@ from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
-from openagents_worker.runtime.ending import Ending, artifact_list, checked_output, usage_so_far
+from openagents_worker.runtime.ending import (
+    Ending,
+    artifact_list,
+    checked_output,
+    ending_error,
+    usage_so_far,
+)
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.finishing import SessionState, finish_run
-from openagents_worker.runtime.history import read_history
+from openagents_worker.runtime.history import RunHistory, read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
@@ -52,6 +59,7 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
+from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed, WriteResult
@@ -106,9 +114,10 @@ class Attempt:
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
         self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
         self._tries = Tries.of(claimed, self._budget)
+        # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
         self._context: AttemptContext | None = None
-        self._state_before: Mapping[str, str] = {}
+        self._state_before: Mapping[str, str] = {}  # of the session; values as JSON
         self._pattern: Any = None
         self._turn_messages: Any = ()
         self._finish_reason: str | None = None
@@ -118,7 +127,7 @@ class Attempt:
     async def execute(self) -> AttemptResult:
         """Execute the run until it finishes, or until the latch stops it."""
         execution: asyncio.Task[Ending | None] = asyncio.create_task(
-            self._work(), name=f"run {self.identity.run_id}", context=self._code.context()
+            self._execute_phases(), name=f"run {self.identity.run_id}", context=self._code.context()
         )
         try:
             await self.supervision.wait(execution, self._clock.left_s())
@@ -147,9 +156,9 @@ class Attempt:
             self._context.recorder.context = None
         self._context = self._recorder = self._pattern = None
 
-    # --- work --------------------------------------------------------------------------------------------
+    # --- the phases --------------------------------------------------------------------------------------
 
-    async def _work(self) -> Ending | None:
+    async def _execute_phases(self) -> Ending | None:
         """Prepare, think and remember. Returns how the run ends; None if it was latched."""
         parts: AgentParts | None = None
         try:
@@ -203,10 +212,33 @@ class Attempt:
         history = await read_history(
             self._claimed, parts.definition_hash, tries=self._tries, store=self._store, latch=self.latch
         )
-        sessions, state_before = SessionStore(self._store), self._claimed.session_state
-        if state_before is None:
-            state_before = await sessions.load_state_texts(self.identity.session_id)
-        self._state_before = state_before
+        sessions = SessionStore(self._store)
+        texts = self._claimed.session_state  # None if it is too large for the claim
+        self._state_before = (
+            await sessions.load_state_texts(self.identity.session_id) if texts is None else texts
+        )
+        recorder = self._new_recorder(history)
+        emit_beginning(self._writer, self._claimed, self.request, history)
+        deps = await self._open_deps(exit_stack)
+        # The preparation is a part of its own only in runs that are replayed by place.
+        is_by_place = recorder.rules.format == BY_PLACE
+        recorder.begin_part(PREPARE_PART if is_by_place else "")
+        exit_stack.callback(recorder.end_parts)
+        with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
+            state = {key: loads(text) for key, text in self._state_before.items()}
+        context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
+        self._context, recorder.context = context, RecordedData(context)
+        preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
+        prepared = await preparation.prepare()
+        self._pattern = prepared.pattern
+        recorder.checkpoints.store_start()
+        emit_resumed(self._writer, self._claimed)
+        if is_by_place:
+            recorder.begin_part()
+        return prepared
+
+    def _new_recorder(self, history: RunHistory) -> Recorder:
+        """The recorder of this attempt. It follows the rules under which the run began."""
         self._writer.format = history.rules.format
         recorder = self._recorder = Recorder(
             self.identity,
@@ -218,23 +250,8 @@ class Attempt:
             facts=self.facts,
         )
         recorder.limits = self._limits
-        emit_beginning(self._writer, self._claimed, self.request, history)
-        deps = await self._open_deps(exit_stack)
-        is_by_place = recorder.rules.format == BY_PLACE
-        recorder.begin(PREPARE_PART if is_by_place else "")
-        exit_stack.callback(recorder.end)
-        with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
-            state = {key: loads(text) for key, text in state_before.items()}
-        context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        self._context, recorder.context = context, RecordedData(context)
-        preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
-        prepared = await preparation.prepare()
-        self._pattern = prepared.pattern
-        recorder.checkpoints.store_start()
-        emit_resumed(self._writer, self._claimed)
-        if is_by_place:
-            recorder.begin()
-        return prepared
+        recorder.budget = WorkingBudget(self._budget, durable=recorder.is_durable)
+        return recorder
 
     async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
@@ -243,8 +260,7 @@ class Attempt:
                 opened_deps(self.request.deps, self._services.assembly.offload.in_thread)
             )
         except OpenAgentsError as error:
-            tries = self._tries
-            may_retry = error.retryable and tries.of_call.get(DEPS_CALL, 0) < tries.most
+            may_retry = error.retryable and self._tries.failed(DEPS_CALL) < self._tries.most
             if not (may_retry and self._claimed.durable):
                 raise
             self._log_warning("deps.unavailable", error)
@@ -282,7 +298,7 @@ class Attempt:
     async def _remember(self, prepared: Prepared, output: Any) -> None:
         """Let the memory store the turn."""
         recorder = prepared.context.recorder
-        recorder.begin(REMEMBER)
+        recorder.begin_part(REMEMBER)
         await prepared.memory.write_back(output)
         await self._check_all_read(recorder, REMEMBER)
 
@@ -303,9 +319,9 @@ class Attempt:
             if self.latch.reason is None and (ending := self._ending_of(execution)) is not None:
                 return await self._finish(ending)
             await self._stopper.stop(execution, self._recorder)
-            return await self._parting.leave()
-        except RunLatched:
-            return await self._parting.leave()
+            return await self._leave()
+        except RunLatched:  # raised by a write of the end: another worker owns the run, or it was cancelled
+            return await self._leave()
         finally:
             self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
             await self._limits.close()
@@ -323,12 +339,7 @@ class Attempt:
 
     def _verdict(self, error: OpenAgentsError) -> OpenAgentsError:
         """The error that ends the run: the verdict of the recorder if there is one, else `error`."""
-        verdict = self._recorder.verdict if self._recorder else None
-        if verdict is None or verdict is error:
-            return error
-        if verdict.__cause__ is None and error.__cause__ is not verdict:
-            verdict.__cause__ = error
-        return verdict
+        return ending_error(self._recorder.verdict if self._recorder else None, error)
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
         """How the run ends with this output or error."""
@@ -360,15 +371,15 @@ class Attempt:
         ending = self._ending(error=RunCancelled(cancellation.reason))
         return await self._finish(cancellation.applied_to(ending, self._pattern))
 
-    @property
-    def _parting(self) -> Parting:
-        return Parting(
+    async def _leave(self) -> AttemptResult:
+        """Write how this worker leaves the run, for the reason of the latch."""
+        parting = Parting(
             self.latch,
             self._writer,
             finish=lambda error: self._finish(self._ending(error=error)),
             send_wakes=self._send_wakes,
             back_off_ms=lambda error, call: back_off_ms(
-                self._tries.of_call.get(call, 0),
+                self._tries.failed(call),
                 getattr(error, "retry_after_ms", None),
                 self._services.random_unit,
                 longest_ms=self._settings.retry_after_max_ms,
@@ -376,6 +387,7 @@ class Attempt:
             cancel=self._finish_as_cancelled,
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),
         )
+        return await parting.leave()
 
     async def _send_wakes(self, reply: WriteResult) -> None:
         if reply.wakes:

@@ -35,7 +35,15 @@ from openagents_worker.runtime.storable import artifact_name, sized_part, stored
 from openagents_worker.runtime.user_code import described
 from openagents_worker.store.scripts import Claimed
 
-__all__ = ["Ending", "StoredEnding", "artifact_list", "checked_output", "stop_reason_of", "usage_so_far"]
+__all__ = [
+    "Ending",
+    "StoredEnding",
+    "artifact_list",
+    "checked_output",
+    "ending_error",
+    "stop_reason_of",
+    "usage_so_far",
+]
 
 # A Redis value can have 512 MB, but Redis serves no other client while it stores it.
 LARGEST_ENDING_BYTES = 64 * 1024 * 1024
@@ -55,6 +63,18 @@ def stop_reason_of(error: OpenAgentsError) -> StopReason:
         case StepTimeoutError():
             return StopReason.TIMEOUT
     return StopReason.TIMEOUT if isinstance(error.__cause__, TimeoutError) else StopReason.FAILED
+
+
+def ending_error(verdict: OpenAgentsError | None, error: OpenAgentsError) -> OpenAgentsError:
+    """The error with which a run ends: the verdict of its recorder if there is one, else `error`.
+
+    `error` becomes the cause of the verdict, unless one of them has the other as its cause.
+    """
+    if verdict is None or verdict is error:
+        return error
+    if verdict.__cause__ is None and error.__cause__ is not verdict:
+        verdict.__cause__ = error
+    return verdict
 
 
 def checked_output(output: Any, max_bytes: int) -> Any:

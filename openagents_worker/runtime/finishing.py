@@ -46,7 +46,7 @@ async def finish_run(
         log.exception("run.end_not_stored", run_id=identity.run_id)
         stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
         reply = await writer.finish(**stored.arguments)
-    if reply.answer is WriteAnswer.CANCEL:  # it is rolled back, so it must not complete
+    if reply.answer is WriteAnswer.CANCEL:  # nothing was written: a cancelled run must not complete
         raise RunLatched(LatchReason.CANCELLED)
     await send_wakes(reply)
     _log_end(identity, stored.ending)

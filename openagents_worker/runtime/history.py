@@ -64,7 +64,7 @@ class RunHistory:
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
     noted: Mapping[str, Mapping[str, Any]]
-    """What earlier attempts noted about calls that are not recorded yet, by call id."""
+    """Model calls whose response goes on at the provider and is not recorded yet, by call id."""
     facts: Facts
     """The facts of the run, as of the claim."""
     interrupted: InterruptedCalls

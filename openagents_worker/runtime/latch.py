@@ -87,7 +87,7 @@ class Latch:
             self.set(LatchReason.PARKED)
 
     def when_fenced(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the reason becomes `FENCED`."""
+        """Call `callback` once, when the reason becomes `FENCED`; never if it is `FENCED` already."""
         self._when_fenced.append(callback)
 
     @property
@@ -105,6 +105,7 @@ class Latch:
         self._stop_now.set()
 
     async def wait(self) -> None:
+        """Wait until the latch is set, for any reason."""
         await asyncio.wait([self.is_set])
 
     async def wait_stop_now(self) -> None:

@@ -38,7 +38,6 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
-from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.scripts import Claimed
@@ -98,7 +97,6 @@ class Preparation:
         self._recorder = recorder
         self._writer = writer
         self._budget = context.run_request.budget or RunBudget()
-        recorder.budget = WorkingBudget(self._budget, durable=recorder.is_durable)
         self._start_record = history.start_record
         self._start = history.start
         self._session = SessionAtStart(sessions, history.start)

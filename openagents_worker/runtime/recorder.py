@@ -157,11 +157,11 @@ class Recorder:
         """The usage of the run so far."""
         return self.checkpoints.usage
 
-    def begin(self, part: str = "") -> None:
+    def begin_part(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""
         self.rules.begin(part)
 
-    def end(self) -> None:
+    def end_parts(self) -> None:
         """The current task makes no more calls of the run."""
         self.rules.end()
 

@@ -60,6 +60,10 @@ class Tries:
     """The suspensions for a retry since the last record."""
     most: int
 
+    def failed(self, call: str) -> int:
+        """How often this call, or part of the pattern, has failed and was retried later."""
+        return self.of_call.get(call, 0)
+
     @classmethod
     def of(cls, claimed: Claimed, budget: RunBudget) -> Tries:
         limit = budget.max_resume_attempts
@@ -108,7 +112,7 @@ class Retries:
             return True  # the run is stopping already
         if not (error.retryable and self._durable and self._calls.may_repeat()):
             return False
-        failed_tries = self._tries.of_call.get(part, 0)
+        failed_tries = self._tries.failed(part)
         if failed_tries >= self._tries.most:
             self._emit_exhausted(error, failed_tries)
             return False

@@ -29,7 +29,7 @@ class Supervision:
         self._code = code
         self._latch = latch
         self.interruption: BaseException | None = None
-        """The cancellation, or other exception beside an error, of the waiting task."""
+        """What the waiting task got that is not an error, such as a cancellation. The runner raises it."""
         self.is_abandoned = False
         """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
 

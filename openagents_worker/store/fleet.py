@@ -17,6 +17,7 @@ from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys, decode_id
 from openagents_worker.store.limits import LimitInfo, read_limits
+from openagents_worker.store.part_health import PartHealth, parse_parts
 from openagents_worker.store.redis_errors import default_if_wrong_type
 
 __all__ = [
@@ -69,7 +70,7 @@ class WorkerInfo:
     `version` is None for a worker of an earlier version, which does not announce what it serves. Then
     `queues`, `agents`, `max_runs` and `started_at` are unknown. `loop_lag_ms` is the longest time between the
     last two heartbeats in which the event loop was blocked. `lease_left_ms` is negative after the end of the
-    lease.
+    lease. `parts` are its background parts that have a problem, or had one in the last ten minutes.
     """
 
     incarnation: str
@@ -84,6 +85,7 @@ class WorkerInfo:
     lease_left_ms: int
     started_at: datetime | None
     definitions: Mapping[str, str]
+    parts: tuple[PartHealth, ...] = ()
 
     @property
     def is_alive(self) -> bool:
@@ -154,12 +156,12 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     cards, lags = default_if_wrong_type(answers[2], {}), default_if_wrong_type(answers[3], {})
     now_ms = seconds * 1000 + micros // 1000
     leases = [(incarnation, min(max(at, 0.0), LATEST_MS)) for incarnation, at in leases]
-    owned = yield _count_owned_runs(keys, [incarnation for incarnation, _ in leases])
+    answers = yield _read_each_worker(keys, [incarnation for incarnation, _ in leases])
     found = [
         _worker_info(
-            incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms)
+            incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms), parts
         )
-        for (incarnation, deadline), runs in zip(leases, owned, strict=True)
+        for (incarnation, deadline), runs, parts in zip(leases, answers[::2], answers[1::2], strict=True)
     ]
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
@@ -187,11 +189,14 @@ def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
 _UNKNOWN_START = datetime.fromtimestamp(0, UTC)
 
 
-def _count_owned_runs(keys: Keys, incarnations: Sequence[str]) -> Any:
+def _read_each_worker(keys: Keys, incarnations: Sequence[str]) -> Any:
+    """The number of its runs and the problems of its parts, for each worker."""
+
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for incarnation in incarnations:
             pipeline.scard(keys("worker_runs", incarnation))
+            pipeline.get(keys("worker_parts", incarnation))
         return pipeline.execute(raise_on_error=False)
 
     return question
@@ -228,7 +233,10 @@ def _number(value: Any, maximum: float = LATEST_MS) -> int | None:
     return number if 0 <= number <= maximum else None
 
 
-def _worker_info(incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int) -> WorkerInfo:
+def _worker_info(
+    incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int, parts: Any
+) -> WorkerInfo:
+    """`parts` may be an error: the ACL file of the previous version does not allow to read them."""
     announcement = _parse_announcement(card)
     at = _number(announcement.get("started_at"))
     agents = announcement.get("agents")
@@ -246,6 +254,7 @@ def _worker_info(incarnation: str, card: str | None, lag: str | None, runs: int,
         lease_left_ms=left_ms,
         started_at=None if at is None else datetime.fromtimestamp(at / 1000, UTC),
         definitions={id_: str(hash_) for id_, hash_ in definitions.items()},
+        parts=parse_parts(parts),
     )
 
 

@@ -87,6 +87,14 @@ KEYS = (
         _WORKER,
     ),
     KeySpec(
+        "worker_parts",
+        "worker:{}:parts",
+        "string",
+        "background parts that fail, are late, or have failed in the last minutes, JSON: at (ms), parts "
+        "(part, state, age_ms, failures, code)",
+        "the lease of the worker, from its last heartbeat on",
+    ),
+    KeySpec(
         "worker_suspect",
         "worker:{}:suspect",
         "string",

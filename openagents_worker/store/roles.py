@@ -95,6 +95,7 @@ _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("worker_runs", "SCARD"),
     _rights_on("fleet", "HGETALL"),
     _rights_on("fleet_lag", "HGETALL"),
+    _rights_on("worker_parts", "GET"),
     _rights_on("agents", "HGETALL"),
     _rights_on("sent", "ZCARD", "ZRANGE"),
     _rights_on("sent_again", "HGETALL"),

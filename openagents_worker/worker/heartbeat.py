@@ -106,6 +106,7 @@ class HeartbeatCallbacks:
     on_notice: Callable[[str], None] = lambda text: None
     on_given_up: Callable[[], None] = lambda: None
     loop_lag_ms: Callable[[], int] = lambda: 0
+    part_problems: Callable[[], str] = lambda: ""
 
 
 class Heartbeat:
@@ -239,7 +240,7 @@ class Heartbeat:
                 continue
             if answer.lost:
                 lease.give_up()
-                self.health.failed(f"the lease of {lease.incarnation} was lost")
+                self.health.failed(f"the lease of {lease.incarnation} was lost", code="worker.lease_lost")
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
                 self._connection_checks.report_false_alarm(lease.incarnation)
                 return
@@ -262,6 +263,7 @@ class Heartbeat:
             server=self._store.server,
             renewed_within_ms=round(self._limits.beat_s * 1000) + RENEWAL_GRACE_MS,
             loop_lag_ms=self._callbacks.loop_lag_ms(),
+            parts=self._callbacks.part_problems(),
         )
         return self._store.run(script_call)
 

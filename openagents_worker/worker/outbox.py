@@ -138,7 +138,7 @@ class Outbox:
                 await recipient.deliver(end)
         except Exception as error:  # noqa: BLE001 - a recipient may raise anything
             problem = f"{type(error).__name__}: {error}"
-            self.health.failed(f"{recipient.name}: {problem}")
+            self.health.failed(f"{recipient.name}: {problem}", code=type(error).__name__)
             where: dict[str, Any] = {"recipient": recipient.name, "run_id": end.run_id, "tries": end.tries}
             if end.tries < self._limits.max_tries:
                 log.warning("outbox.not_delivered", **where, error=problem)

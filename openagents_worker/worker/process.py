@@ -165,6 +165,7 @@ class WorkerProcess:
                 on_local_workers=self._watch_local_workers,
                 on_given_up=self.rescue.check_leases_now,
                 loop_lag_ms=lambda: self._watchdog.take_lag_ms(),
+                part_problems=lambda: self._service.problems_json(),
             ),
             process=ProcessControls(leave=self._leave),
         )

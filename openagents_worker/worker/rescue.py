@@ -32,7 +32,7 @@ from openagents_worker.store.scripts import (
     wake,
 )
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.worker.background import Health
+from openagents_worker.worker.background import LATE_AFTER_S, Health
 from openagents_worker.worker.interruptions import end_overdue
 from openagents_worker.worker.local_processes import ProcessIdentity
 
@@ -119,7 +119,7 @@ class Rescue:
         self._prune_at_s = self._clock() + PRUNE_PERIOD_S * self._chance()
         self._redis_run_id = ""
         self._redis_changed_s = float("-inf")
-        self.health = Health()
+        self.health = Health(late_after_s=LATE_AFTER_S)
 
     async def run(self) -> NoReturn:
         """Run passes until cancelled. No error of Redis ends it."""

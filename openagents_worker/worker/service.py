@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from openagents_worker.store.part_health import parts_json
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import BackgroundPart, Health
 from openagents_worker.worker.loop_thread import LoopThread
@@ -50,6 +51,11 @@ class Service:
             for part in self.parts
             for report in [part.health.report()]
         }
+
+    def problems_json(self) -> str:
+        """The parts that fail, are late, or have failed in the last minutes, for `renew`; '' if none."""
+        found = (part.health.report().problem(part.name) for part in self.parts)
+        return parts_json(problem for problem in found if problem is not None)
 
 
 class LoopPart:

@@ -24,7 +24,7 @@ from openagents_worker.store.client import Cell
 from openagents_worker.telemetry.logs import get_logger, is_json_log
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker import stall_monitor_process as monitor_process
-from openagents_worker.worker.background import Health, Leave, background_thread
+from openagents_worker.worker.background import LATE_AFTER_S, UNAVAILABLE, Health, Leave, background_thread
 from openagents_worker.worker.lease import WorkerLease
 
 __all__ = ["StallMonitor"]
@@ -74,13 +74,13 @@ class StallMonitor:
         self._stopping = False
         self._woken = threading.Event()
         self._thread = background_thread(self._main, name="openagents-stall-monitor", leave=leave)
-        self.health = Health()
+        self.health = Health(late_after_s=LATE_AFTER_S)
 
     def start(self) -> None:
         """Start the monitor process: runs are monitored from here on."""
         problem = _unsupported_reason(self._marks)
         if problem is not None:
-            self.health.failed(problem)
+            self.health.failed(problem, code=UNAVAILABLE)
             log.info("guard.unavailable", problem=problem)
             return
         self._marks.set_loop_thread(*self._loop_thread_ids())
@@ -147,7 +147,9 @@ class StallMonitor:
             return
         now_s = time.monotonic()
         if self._process is not None:
-            self.health.failed(f"the monitor process has ended with {self._process.returncode}")
+            self.health.failed(
+                f"the monitor process has ended with {self._process.returncode}", code="guard.ended"
+            )
             log.warning("guard.ended", pid=self._process.pid, exit_code=self._process.returncode)
             self._end_process()
             self._start_again_at_s = now_s + START_AGAIN_S

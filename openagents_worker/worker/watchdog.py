@@ -23,7 +23,7 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.marks import Executing
 from openagents_worker.telemetry.logs import get_logger, line_groups
-from openagents_worker.worker.background import Health, Leave, background_thread
+from openagents_worker.worker.background import LATE_AFTER_S, Health, Leave, background_thread
 from openagents_worker.worker.heartbeat import RunHost
 from openagents_worker.worker.lease import WorkerLease
 from openagents_worker.worker.loop_thread import LoopThread, context_of
@@ -166,7 +166,7 @@ class LoopWatchdog:
         self._stopping = threading.Event()
         self._thread = background_thread(self._main, name="openagents-watchdog", leave=leave)
         self._not_running = 0
-        self.health = Health()
+        self.health = Health(late_after_s=LATE_AFTER_S)
 
     def start(self) -> None:
         self._thread.start()

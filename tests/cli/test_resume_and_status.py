@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from openagents_worker.errors import LLMRateLimitError, LLMResponseError
+from openagents_worker.errors import LLMRateLimitError, LLMResponseError, RedisUnreachable
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
+from openagents_worker.store.part_health import PartProblem, PartState, parts_json
 from openagents_worker.store.watch import history
 from tests.cli.conftest import W1, Command, register, retire
 from tests.support.scripts import Hand
@@ -165,6 +166,29 @@ def test_status_lists_the_problems(command: Command, client: Client, hand: Hand)
     hand.register()
     client.cancel("r1")
     client.cancel("r2")
+
+
+def test_status_shows_the_parts_of_a_worker_that_fail(command: Command, client: Client) -> None:
+    """Since when, how often, and the code of the last error. One that works again is not a problem."""
+    register(client, agents=("clerk",))
+    parts = [
+        PartProblem("outbox", PartState.FAILING, 120.0, 3, "ConnectionError"),
+        PartProblem("rescue", PartState.RECOVERED, 60.0, 0, RedisUnreachable.code),
+    ]
+    client.store.run(scripts.renew(incarnation=W1, lease_ms=60_000, parts=parts_json(parts)))
+    shown, as_json, listed = command("status"), command("status", "--json").json, command("workers", "--json")
+
+    (problem,) = as_json["problems"]
+    assert problem.startswith(f"worker {W1}: its part outbox is failing since 20")
+    assert problem.endswith(" (last error: ConnectionError); see its log")
+    rows = {tuple(line.split()) for line in shown.out.splitlines()}
+    assert (W1, "outbox", "failing", "2m", "3", "ConnectionError") in rows
+    assert (W1, "rescue", "recovered", "1m", "0", RedisUnreachable.code) in rows
+    assert [part["part"] for part in listed.json["items"][0]["parts"]] == ["outbox", "rescue"]
+
+    client.store.run(scripts.renew(incarnation=W1, lease_ms=60_000))
+    assert command("status", "--json").json["problems"] == []
+    retire(client)
 
 
 def test_status_shows_the_limits_for_which_runs_wait(command: Command, client: Client) -> None:

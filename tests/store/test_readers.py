@@ -109,6 +109,30 @@ def test_an_invalid_value_does_not_stop_a_reader_of_many_items(
     readable(store)
 
 
+@pytest.mark.parametrize("value", [*NONSENSE, '{"at":1,"parts":[1]}', '{"at":"x","parts":[{"part":1}]}',
+    '{"at":1e300,"parts":[{"part":"a","state":"late","age_ms":1e300}]}', '{"at":[],"parts":{}}'])  # fmt: skip
+def test_invalid_health_of_parts_does_not_hide_the_worker(store: Store, value: Any) -> None:
+    store.redis.set(keys("worker_parts", "w2"), value, px=60_000)
+
+    readable(store)
+    assert "w2" in [worker.incarnation for worker in store.execute(read_workers(keys))]
+
+
+def test_health_of_a_newer_worker_is_shown(store: Store) -> None:
+    """A state that this version does not know, and more fields than it knows."""
+    text = (
+        '{"at":60000,"parts":[{"part":"a","state":"slow","age_ms":1000,"failures":2,"code":"x.y","new":[]}]}'
+    )
+    store.redis.set(keys("worker_parts", "w2"), text, px=60_000)
+
+    (found,) = [one.parts for one in store.execute(read_workers(keys)) if one.incarnation == "w2"]
+    (part,) = found
+
+    assert (part.part, part.state, part.failures, part.code) == ("a", "slow", 2, "x.y")
+    assert part.is_problem
+    assert part.since.timestamp() == 59
+
+
 @pytest.mark.parametrize("score", ["-inf", "inf", 1e17, -5])
 @pytest.mark.parametrize(
     "name", ["index all", "index sessions", "index tenant=x", "workers", "sent q", "due"]

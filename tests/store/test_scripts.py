@@ -222,6 +222,24 @@ def test_a_heartbeat_returns_owned_runs_and_cancel_requests(bench: Bench) -> Non
     assert deadline > bench.now_ms() + HOUR_MS / 2
 
 
+def test_a_heartbeat_stores_the_parts_that_have_a_problem(bench: Bench) -> None:
+    """With the time of Redis. They expire with the lease, and leave with the worker or the problem."""
+    key = bench.store.keys("worker_parts", "w1")
+    begin_ms = bench.now_ms()
+    bench.do("renew", lease_ms=HOUR_MS, parts='[{"part":"outbox"}]')
+
+    stored = json.loads(bench.store.redis.get(key) or "")
+    assert stored["parts"] == [{"part": "outbox"}]
+    assert begin_ms <= stored["at"] <= bench.now_ms()
+    assert HOUR_MS / 2 < bench.store.redis.pttl(key) <= HOUR_MS
+
+    bench.do("renew", lease_ms=HOUR_MS)
+    assert not bench.store.redis.exists(key)
+    bench.do("renew", lease_ms=HOUR_MS, parts="[]")
+    bench.do("retire")
+    assert not bench.store.redis.exists(key)
+
+
 def test_the_end_of_a_lease_is_final(bench: Bench) -> None:
     """LOST: a heartbeat that is late, or of an unknown worker, does not create a lease."""
     bench.lab.end_lease("w1")

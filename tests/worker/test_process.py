@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Generator, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from openagents_worker.agents import load_agents
+from openagents_worker.producer.client import Client
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
+from openagents_worker.store.part_health import PartState
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.process import WorkerProcess
 from openagents_worker.worker.registration import WorkerIdentity
@@ -83,3 +88,19 @@ def test_every_background_part_reports_its_health(process: WorkerProcess) -> Non
     ]
     assert not any(health["is_failing"] for health in parts.values())
     assert json.loads(json.dumps(parts)) == parts
+
+
+def test_other_processes_see_a_part_that_fails(process: WorkerProcess, redis_url: str) -> None:
+    """With each heartbeat a worker stores which of its parts fail, since when, and the last error."""
+    monitor = wait_for(lambda: process._stall_monitor.pid, "the monitor process runs")
+    before = datetime.now(UTC) - timedelta(seconds=5)  # the clock of Redis is that of this machine
+    with Client(redis_url) as client:
+        wait_for(client.workers, "the worker is registered")
+        assert [worker.parts for worker in client.workers()] == [()]
+
+        os.kill(monitor, signal.SIGKILL)
+        (part,) = wait_for(lambda: client.workers()[0].parts, "the heartbeat has reported the part")
+
+    assert (part.part, part.state, part.code) == ("stall monitor", PartState.FAILING, "guard.ended")
+    assert part.failures == 1
+    assert before < part.since < datetime.now(UTC) + timedelta(seconds=5)

@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
-from openagents_worker.worker.background import Health
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.part_health import PartProblem, PartState
+from openagents_worker.worker.background import UNAVAILABLE, Health
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.service import LoopPart, Service
 
@@ -99,3 +101,49 @@ def test_health_is_the_last_good_round_and_the_last_error() -> None:
     assert (failing.last_error, failing.is_failing) == ("ValueError: no", True)
     assert not health.report().is_failing
     assert health.report().last_error == "ValueError: no"
+
+
+def test_a_part_fails_from_its_first_failed_round_in_a_row() -> None:
+    """Other processes see since when, how often, and the code of the last error, for minutes also later."""
+    now_s = 100.0
+    health = Health(clock=lambda: now_s)
+    assert health.report().problem("outbox") is None
+
+    health.failed(RedisUnreachable("no answer"))
+    now_s += 5
+    health.failed(ValueError("no"))
+    now_s += 2
+    failing = health.report().problem("outbox")
+    health.succeeded()
+    now_s += 60
+    recovered = health.report().problem("outbox")
+    now_s += 600
+
+    assert failing == PartProblem("outbox", PartState.FAILING, 7.0, 2, "ValueError")
+    assert recovered == PartProblem("outbox", PartState.RECOVERED, 62.0, 0, "ValueError")
+    assert health.report().problem("outbox") is None
+
+
+def test_a_part_that_works_by_the_clock_may_be_late() -> None:
+    """A part that only acts on events is never late, nor is a part before its first round."""
+    now_s = 100.0
+    rescue, acks = Health(clock=lambda: now_s, late_after_s=30), Health(clock=lambda: now_s)
+    rescue.failed(RedisUnreachable("no answer"))
+    rescue.succeeded()
+    acks.succeeded()
+    now_s += 1000
+
+    assert rescue.report().problem("rescue") == PartProblem(
+        "rescue", PartState.LATE, 1000.0, 0, RedisUnreachable.code
+    )
+    assert acks.report().problem("completion acks") is None
+    assert Health(clock=lambda: now_s, late_after_s=30).report().problem("rescue") is None
+
+
+def test_a_part_that_this_system_does_not_support_is_not_a_problem() -> None:
+    """The worker logs it when it starts; it is in the figures of the worker."""
+    health = Health()
+    health.failed("no memfd", code=UNAVAILABLE)
+
+    assert health.report().is_failing
+    assert health.report().problem("stall monitor") is None

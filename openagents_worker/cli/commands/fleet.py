@@ -48,8 +48,10 @@ def workers(as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Show problems, workers, queues, agents, and limits of the fleet for which runs wait.
 
-    OLDEST is the longest waiting time of a run in the queue. SENT AGAIN counts lost messages that were
-    replaced. The exit code is 0 even if there are problems; `--json` lists them in `problems`.
+    PART is a background part of a worker, such as its outbox. It is listed if it is failing or late, and for
+    ten minutes after an error from which it has recovered. FAILURES counts failed rounds in a row. OLDEST is
+    the longest waiting time of a run in the queue. SENT AGAIN counts lost messages that were replaced. The
+    exit code is 0 even if there are problems; `--json` lists them in `problems`.
     """
     with Client() as client:
         fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))

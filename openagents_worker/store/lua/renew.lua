@@ -7,6 +7,8 @@ if not deadline or deadline <= NOW_MS then return reply{lost = true} end
 redis.call('PERSIST', k.workers())
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 redis.call('HSET', k.fleet_lag(), incarnation, digits(loop_lag_ms))
+if parts == '' then redis.call('DEL', k.worker_parts(incarnation))
+else redis.call('SET', k.worker_parts(incarnation), '{"at":' .. digits(NOW_MS) .. ',"parts":' .. parts .. '}', 'PX', digits(lease_ms)) end
 -- From now on its connection shows whether it is alive, if this server sees the connection. A live worker renews again within `renewed_within_ms`
 if server ~= '' and (listeners(incarnation) or 0) > 0 then
   redis.call('ZREM', k.silent(), incarnation)

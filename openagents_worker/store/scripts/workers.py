@@ -79,11 +79,13 @@ def renew(
     server: str = "",
     renewed_within_ms: int = 0,
     loop_lag_ms: int = 0,
+    parts: str = "",
 ) -> Renewal:
     """A heartbeat: extend the lease to `lease_ms` from now.
 
     `server` is the `run_id` of the Redis server of the heartbeat connection. If the process is alive, it will
-    call this again within `renewed_within_ms`. `loop_lag_ms` is the lag of its event loop.
+    call this again within `renewed_within_ms`. `loop_lag_ms` is the lag of its event loop. `parts` is a JSON
+    list of its background parts that have a problem (`store.part_health`), '' if there are none.
     """
 
 

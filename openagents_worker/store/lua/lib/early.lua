@@ -27,6 +27,7 @@ end
 local function forget_fleet(incarnation)
   redis.call('HDEL', k.fleet(), incarnation)
   redis.call('HDEL', k.fleet_lag(), incarnation)
+  redis.call('DEL', k.worker_parts(incarnation))
 end
 
 -- forget_connection(incarnation): its connection is not checked (any more)
