@@ -61,6 +61,8 @@ class Evidence:
     sent: Mapping[str, Sequence[float]] = field(default_factory=dict)
     steered: Sequence[Steered] = ()
     data_losses: Sequence[tuple[float, float]] = ()
+    has_replica: bool = False
+    """Whether a failover may also bring back what an earlier failover has lost."""
 
     def may_be_missing(self, written: float) -> bool:
         """Whether Redis may have lost what was written at this moment: during one of its data losses, or up

@@ -115,6 +115,7 @@ class ChaosRun:
             sent=people.sent,
             steered=people.steered,
             data_losses=self.faults.data_losses,
+            has_replica=self.deployment.watched is not None,
         )
 
     def _may_be_lost(self, written: float) -> bool:
