@@ -131,6 +131,8 @@ def _check_steps(
             continue
         recorded_keys[execution.key] = execution
     for key, winner in recorded_keys.items():
+        if evidence.has_replica and evidence.may_be_missing(winner.arrived):
+            continue  # one failover has lost the record, and a later one has brought it back
         for again in by_key[key]:
             if again.begun > winner.arrived:
                 late_s = again.begun - winner.arrived

@@ -27,7 +27,7 @@ def diagnosis(deployment: Deployment, evidence: Evidence, found: Audit) -> str:
     for run in evidence.accepted:
         if run.run_id in named:
             lines.append(f"--- {run}")
-            for seen in (evidence.executions, evidence.told, evidence.resolved, evidence.steered):
+            for seen in (evidence.executions, evidence.answers, evidence.resolved, evidence.steered):
                 lines += [str(each) for each in seen if each.run_id == run.run_id]
             lines.append(f"values sent: {evidence.sent.get(run.run_id)}")
             with suppress(OpenAgentsError):

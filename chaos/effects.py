@@ -45,7 +45,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """Somebody has asked for executions with a key, and was told that there are none."""
+    """Somebody has asked for executions with a key, and got the answer that there are none."""
 
     key: str
     at: float

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from chaos.effects import Execution, NotFound
 from chaos.load import Accepted
-from chaos.people import Resolved, Steered, Told
+from chaos.people import DeciderAnswer, Resolved, Steered
 from openagents_worker import Client
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord
@@ -56,11 +56,13 @@ class Evidence:
     stuck: Iterable[str] = ()
     executions: Sequence[Execution] = ()
     not_found: Sequence[NotFound] = ()
-    told: Sequence[Told] = ()
+    answers: Sequence[DeciderAnswer] = ()
     resolved: Sequence[Resolved] = ()
     sent: Mapping[str, Sequence[float]] = field(default_factory=dict)
     steered: Sequence[Steered] = ()
     data_losses: Sequence[tuple[float, float]] = ()
+    has_replica: bool = False
+    """Whether a failover may also bring back what an earlier failover has lost."""
 
     def may_be_missing(self, written: float) -> bool:
         """Whether Redis may have lost what was written at this moment: during one of its data losses, or up

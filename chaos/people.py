@@ -1,7 +1,7 @@
 """People and systems outside: the only place that decides, resolves, sends and steers during a chaos run.
 
 They use the public client, from their own threads, at random moments: around faults, around time-outs, and
-against each other. Each keeps what it was told; the audit compares that with what has happened.
+against each other. Each keeps the answers that it got; the audit compares that with what has happened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openagents_worker import Client
 from openagents_worker.errors import ApprovalNotPending, OpenAgentsError, RunConflict, RunNotFound
 from openagents_worker.models import Approval, Decision, RunState, WaitKind
 
-__all__ = ["EDITED_CENTS", "People", "Told"]
+__all__ = ["EDITED_CENTS", "People", "DeciderAnswer"]
 
 DECIDERS = 2
 LOOK_S = 0.4  # mean time between two looks of a decider at what waits
@@ -38,8 +38,8 @@ FAIL_CHANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What somebody was told about a decision: that it is theirs, or that this one was the first."""
+class DeciderAnswer:
+    """The answer to a decision: it counts, or this other one was the first."""
 
     run_id: str
     n: str
@@ -88,7 +88,7 @@ class People:
     """Whether Redis may have lost what it has accepted at this moment."""
     seed: int
     repeating: Repeating = field(default_factory=Repeating)
-    told: list[Told] = field(default_factory=list)
+    answers: list[DeciderAnswer] = field(default_factory=list)
     resolved: list[Resolved] = field(default_factory=list)
     sent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """When each value of a run was accepted."""
@@ -155,9 +155,11 @@ class People:
             )
         except ApprovalNotPending as error:
             if error.decision is not None:
-                self.told.append(Told(approval.run_id, n, error.decision, False, time.monotonic()))
+                self.answers.append(
+                    DeciderAnswer(approval.run_id, n, error.decision, False, time.monotonic())
+                )
         else:
-            self.told.append(Told(approval.run_id, n, decision, True, time.monotonic()))
+            self.answers.append(DeciderAnswer(approval.run_id, n, decision, True, time.monotonic()))
 
     # --- unknown outcomes --------------------------------------------------------------------------------
 

@@ -110,11 +110,12 @@ class ChaosRun:
             stuck=self._stuck,
             executions=effects.executions,
             not_found=effects.not_found,
-            told=people.told,
+            answers=people.answers,
             resolved=people.resolved,
             sent=people.sent,
             steered=people.steered,
             data_losses=self.faults.data_losses,
+            has_replica=self.deployment.watched is not None,
         )
 
     def _may_be_lost(self, written: float) -> bool:
@@ -133,7 +134,7 @@ class ChaosRun:
             "runs": {"accepted": len(self.load.accepted), **dict(endings.most_common())},
             "executions": len(self.deployment.effects.executions),
             "worker_exits": len(self.deployment.exits),
-            "decided": self._decided(),
+            "decided": self.decided(),
             "repeated_operations": dict(self.load.repeating.repeated + self.people.repeating.repeated),
             "settled_s": round(self._settled_s, 1),
             "usage_before": asdict(self._before),
@@ -142,11 +143,11 @@ class ChaosRun:
             "first_violations": {name: each[:20] for name, each in asdict(found).items() if each},
         }
 
-    def _decided(self) -> dict[str, int]:
+    def decided(self) -> dict[str, int]:
         """How often people and systems outside have acted on runs."""
         people = self.people
-        mine = Counter(f"approvals: {_name_of(each.decision)}" for each in people.told if each.is_mine)
-        mine["approvals: somebody else was first"] = sum(not each.is_mine for each in people.told)
+        mine = Counter(f"approvals: {_name_of(each.decision)}" for each in people.answers if each.is_mine)
+        mine["approvals: somebody else was first"] = sum(not each.is_mine for each in people.answers)
         mine += Counter(f"unknown outcomes: {each.action}" for each in people.resolved)
         mine["payments that were looked up and not found"] = len(self.deployment.effects.not_found)
         mine["values sent"] = sum(map(len, people.sent.values()))

@@ -90,7 +90,7 @@ WITH_SENTINEL: Mapping[FaultKind, int] = {
     FaultKind.PAUSE_WORKER: 10,
     FaultKind.BLOCK_LOOP: 6,
     FaultKind.MOVE_CLOCK: 4,
-    FaultKind.FAIL_OVER: 20,
+    FaultKind.FAIL_OVER: 10,
     FaultKind.FLUSH_SCRIPTS: 5,
     FaultKind.KILL_CLIENTS: 10,
     FaultKind.PAUSE_CLIENTS: 5,

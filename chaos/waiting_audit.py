@@ -15,7 +15,7 @@ from typing import Any
 
 from chaos.effects import Execution
 from chaos.evidence import Audit, Evidence, ReadRun
-from chaos.people import Resolved, Steered, Told
+from chaos.people import DeciderAnswer, Resolved, Steered
 from openagents_worker.models import RunState
 
 __all__ = ["WaitingAudit"]
@@ -41,9 +41,9 @@ class WaitingAudit:
         self._executions: dict[str, list[Execution]] = defaultdict(list)
         for execution in evidence.executions:
             self._executions[execution.run_id].append(execution)
-        self._told: dict[str, list[Told]] = defaultdict(list)
-        for told in evidence.told:
-            self._told[told.run_id].append(told)
+        self._answers: dict[str, list[DeciderAnswer]] = defaultdict(list)
+        for answer in evidence.answers:
+            self._answers[answer.run_id].append(answer)
         self._resolved: dict[str, list[Resolved]] = defaultdict(list)
         for resolved in evidence.resolved:
             self._resolved[resolved.run_id].append(resolved)
@@ -80,7 +80,7 @@ class WaitingAudit:
     # --- approvals ---------------------------------------------------------------------------------------
 
     def _check_decisions(self, run: ReadRun) -> _Decisions:
-        """Each call has at most one decision, and it is the one that everybody was told."""
+        """Each call has at most one decision, and it is the one in every answer."""
         decisions = _Decisions()
         for event in run.events:
             match event.name, event.payload:
@@ -91,12 +91,14 @@ class WaitingAudit:
         for n, made in decisions.made.items():
             if len(made) > 1:
                 self._found.wrong_decisions.append(f"{run.name} {n} was decided {len(made)} times: {made}")
-        for told in self._told[run.name]:
-            made = decisions.made.get(told.n, [])
-            is_kept = any(_is_same(told, each) for each in made)
-            if not is_kept and not self._evidence.may_be_missing(told.at):
-                what = f"{told.decision.action} by {told.decision.by} at {told.decision.at}"
-                self._found.wrong_decisions.append(f"{run.name} {told.n}: told {what}, but kept {made}")
+        for answer in self._answers[run.name]:
+            made = decisions.made.get(answer.n, [])
+            is_kept = any(_is_same(answer, each) for each in made)
+            if not is_kept and not self._evidence.may_be_missing(answer.at):
+                what = f"{answer.decision.action} by {answer.decision.by} at {answer.decision.at}"
+                self._found.wrong_decisions.append(
+                    f"{run.name} {answer.n}: the answer was {what}, but kept is {made}"
+                )
         return decisions
 
     # --- payments ----------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class WaitingAudit:
     def _decided_in_a_loss(self, run: ReadRun, n: str, executions: Sequence[Execution]) -> bool:
         """Whether Redis may have lost a decision after the payment was made because of it."""
         moments = [each.begun for each in executions] + [
-            told.at for told in self._told[run.name] if told.n == n
+            answer.at for answer in self._answers[run.name] if answer.n == n
         ]
         return any(map(self._evidence.may_be_missing, moments))
 
@@ -205,8 +207,8 @@ class WaitingAudit:
                 self._found.wrong_steering.append(f"{run.name} has not taken {steered.text!r}")
 
 
-def _is_same(told: Told, kept: dict[str, Any]) -> bool:
-    decision = told.decision
+def _is_same(answer: DeciderAnswer, kept: dict[str, Any]) -> bool:
+    decision = answer.decision
     action = kept.get("action", decision.action)
     arguments = kept.get("arguments")
     return kept["by"] == decision.by and action == decision.action and arguments == decision.arguments

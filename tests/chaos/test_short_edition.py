@@ -12,10 +12,10 @@ from chaos.effects import Execution
 from chaos.people import Steered
 from chaos.run import ChaosRun, Options, chaos_run
 from chaos.schedule import WEIGHTS, schedule
-from openagents_worker.errors import RunNotFound
 from openagents_worker.models import RunState
+from openagents_worker.store.records import read_states
 
-SHORT = Options(seed=11, minutes=0.6, runs_per_second=4, faults_per_minute=40)
+SHORT = Options(seed=11, minutes=0.55, runs_per_second=4, faults_per_minute=40)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_nothing_is_lost_repeated_reordered_or_left_behind(run: ChaosRun) -> Non
 
 def test_people_and_systems_outside_take_part(run: ChaosRun) -> None:
     """Approvals are decided in each way, and values and messages are sent to runs."""
-    decided = run.report(*run.audit())["decided"]
+    decided = run.decided()
 
     assert decided["approvals: approve"] >= 3
     assert decided["approvals: approve with other arguments"] >= 1
@@ -97,28 +97,28 @@ def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
     """A denied payment that is made, an approved one that is made twice, and so on."""
     executions, people = run.deployment.effects.executions, run.people
     clean, _ = run.audit()
-    mine = [told for told in people.told if told.is_mine and _is_over(told.run_id, run)]
-    denied = next(told for told in mine if told.decision.action == "deny")
-    paid = [
-        next(each for each in executions if (each.run_id, each.n) == (told.run_id, told.n))
-        for told in mine
-        if told.decision.action == "approve" and _is_completed(told.run_id, run)
-    ]
-    twice, other = paid[0], paid[1]
-    now = time.monotonic()
+    states = read_states(run.deployment.client.store, [each.run_id for each in run.load.accepted])
+    completed = [each for each in run.load.accepted if states[each.run_id] is RunState.COMPLETED]
+    ids = {each.run_id for each in completed}
+    mine = [answer for answer in people.answers if answer.is_mine and answer.run_id in ids]
+    denied = next(answer for answer in mine if answer.decision.action == "deny")
+    twice, other = (
+        next(each for each in executions if (each.run_id, each.n) == (answer.run_id, answer.n))
+        for answer in [answer for answer in mine if answer.decision.action == "approve"][:2]
+    )
+    received = next(each for each in completed if each.plan.agent_id == "mailbox")
+    asleep = next(each for each in completed if each.plan.sleep_s and each.plan.values > 1)
+    steered = next(each for each in completed if len(_model_calls(each.run_id, executions)) > 2)
+    now, began = time.monotonic(), _model_calls(steered.run_id, executions)[0].arrived
     executions.append(
         replace(twice, serial=10**9 + 1, run_id=denied.run_id, key=f"{denied.run_id}:u:x", n=denied.n)
     )
     executions.append(replace(twice, serial=10**9 + 2, begun=now, arrived=now))
     executions[executions.index(other)] = replace(other, cents=(other.cents or 0) + 1)
-    people.told.append(replace(denied, decision=denied.decision.model_copy(update={"by": "nobody"})))
-    completed = [each for each in run.load.accepted if _is_completed(each.run_id, run)]
-    received = next(each for each in completed if each.plan.agent_id == "mailbox")
+    people.answers.append(replace(denied, decision=denied.decision.model_copy(update={"by": "nobody"})))
     received.plan = replace(received.plan, values=received.plan.values + 1)
-    asleep = next(each for each in completed if each.plan.sleep_s and each.plan.values > 1)
     asleep.plan = replace(asleep.plan, sleep_s=1000.0)
-    steered = next(each for each in completed if len(_model_calls(each.run_id, run)) > 2)
-    people.steered.append(Steered(steered.run_id, "never sent", _model_calls(steered.run_id, run)[0].arrived))
+    people.steered.append(Steered(steered.run_id, "never sent", began))
     run.faults.data_losses.clear()
 
     found, _ = run.audit()
@@ -127,25 +127,17 @@ def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
     assert any(f"{denied.run_id} {denied.n} was not approved" in each for each in new["wrong_effects"])
     assert any(f"{twice.key} was paid again" in each for each in new["wrong_effects"])
     assert any(f"{other.run_id} {other.n} must pay" in each for each in new["wrong_effects"])
-    assert any(f"{denied.run_id} {denied.n}: told deny by nobody" in each for each in new["wrong_decisions"])
+    assert any(
+        f"{denied.run_id} {denied.n}: the answer was deny by nobody" in each
+        for each in new["wrong_decisions"]
+    )
     assert any(received.run_id in each for each in new["wrong_values"])
     assert any(asleep.run_id in each for each in new["early_wakes"])
     assert any(steered.run_id in each for each in new["wrong_steering"])
 
 
-def _is_over(run_id: str, run: ChaosRun) -> bool:
-    try:
-        return run.deployment.client.record(run_id).state.is_terminal
-    except RunNotFound:  # another test has deleted it
-        return False
-
-
-def _is_completed(run_id: str, run: ChaosRun) -> bool:
-    return _is_over(run_id, run) and run.deployment.client.record(run_id).state is RunState.COMPLETED
-
-
-def _model_calls(run_id: str, run: ChaosRun) -> list[Execution]:
-    return [each for each in run.deployment.effects.executions if each.run_id == run_id and not each.n]
+def _model_calls(run_id: str, executions: list[Execution]) -> list[Execution]:
+    return [each for each in executions if each.run_id == run_id and not each.n]
 
 
 def _has_successor(session_id: str, run: ChaosRun) -> bool:

@@ -8,10 +8,10 @@ The acts are those of the machine. Where an act chooses, 0 means the first of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from openagents_worker.errors import RedisRefused, RedisWrongType
+from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisWrongType
 from tests.properties.machine import Protocol, Way
 from tests.properties.truth import Run
 
@@ -466,6 +466,19 @@ class Stories(_Words):
         self._send("signal:a:", "m1")
         self._send("signal:a:", "m1")
         self._send("signal:a:", "m2")
+
+    def a_value_is_sent_to_a_full_redis(self) -> None:
+        """Nobody has accepted it, so it takes the place of no other value."""
+        self.submit()
+        self._send("signal:a:")
+        self.m.lab.redis.config_set("maxmemory", 1)
+        try:
+            with suppress(OpenAgentsError):
+                self.m.send_fact(0, "signal:a:", "", lost=False)
+        finally:
+            self.m.lab.redis.config_set("maxmemory", 0)
+        self.m.holds()
+        self._send("signal:a:")
 
     def an_id_of_a_run_is_used_again(self) -> None:
         """The messages of the earlier run do not count for the new one."""

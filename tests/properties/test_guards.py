@@ -728,6 +728,14 @@ GUARDS = (
         story="a_value_is_sent_twice",
     ),
     Guard(
+        "a counter does not begin again in a full Redis",
+        (
+            "if type(value) == 'string' and (#value > 15 or not string.find(value, '^-?%d+$')) then",
+            "if value then",
+        ),
+        story="a_value_is_sent_to_a_full_redis",
+    ),
+    Guard(
         "a run does not know the messages of an earlier run with its id",
         ("  redis.call('DEL', k.message_ids(R))", "  -- "),
         story="an_id_of_a_run_is_used_again",
