@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.original.errors import as_original, translated
 from openagents_worker.runtime.plugins import make_plugin
 from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.testing.model_server import ModelServer
 from tests.support.runner import Process, agent, calls, due, process, scripted
 from tests.support.waiting import await_for
 
@@ -109,6 +111,31 @@ async def test_p06_the_model_calls_a_tool_by_its_id(redis_url: str, plugins: Any
     async with process(redis_url, of_pattern("react", *script) | {"tools": two}) as p:
         assert (await result_of(p)).final_output == "done"
         assert [each["name"] for each in await p.journal() if each.get("kind") == "tool"] == ["look_again"]
+
+
+@pytest.mark.parametrize("provider", ["openai_compatible", "openai_responses", "anthropic"])
+@every_pattern
+async def test_p09_a_pattern_of_the_package_may_use_each_provider(
+    redis_url: str, name: str, provider: str
+) -> None:
+    """The server checks the conversation as the provider does.
+
+    The package makes two messages of two calls in one reply.
+    """
+    two = {"tool_calls": [{"name": "look", "arguments": {"word": word}} for word in ("tea", "milk")]}
+
+    def reply(request: Any) -> dict[str, Any]:
+        if "about milk" in json.dumps(request.messages):
+            return text("done")
+        return two if request.body.get("tools") else text('{"plan": []}')
+
+    async with ModelServer(reply) as server:
+        url = server.url.removesuffix("/v1") if provider == "anthropic" else server.url
+        llm = {"provider": provider, "model": "m", "api_base": url, "max_tokens": 100}
+        async with process(redis_url, of_pattern(name) | {"llm": llm}) as p:
+            result = await result_of(p)
+    assert result.final_output == "done", result.error_details
+    assert result.usage.tool_calls == 2
 
 
 @every_pattern

@@ -171,3 +171,13 @@ class Subscriber(Bare):
 
     async def execute(self) -> Any:
         self.context.event_bus.subscribe("*", print)
+
+
+class Asker(Bare):
+    """Asks by a method of this library's context."""
+
+    async def finalize(self, raw: Any, output_type: Any) -> Any:
+        return raw
+
+    async def execute(self) -> Any:
+        return [(await self.context.call_llm("?")).output_text for _ in range(3)]

@@ -134,6 +134,14 @@ async def test_p10_max_steps_of_the_request_limits_the_model_calls(redis_url: st
     assert record.usage.llm_calls == 2
 
 
+async def test_a_call_of_call_llm_is_one_step_there_too(redis_url: str) -> None:
+    async with process(redis_url, duck("Asker", "1", "2", "3")) as p:
+        record = await p.run(budget={"max_steps": 2})
+    assert record.result is not None
+    assert record.result.stop_reason is StopReason.MAX_STEPS
+    assert record.usage.llm_calls == 2
+
+
 async def test_a_fallback_answers_for_a_failed_call(redis_url: str) -> None:
     """Its result is recorded as that of the call; without one the error goes to the model."""
     script = [calls(("look", {"word": "bad"})), calls(("look", {"word": "worse"})), {"text": "done"}]

@@ -31,9 +31,9 @@ async def finalized(finalize: Callable[..., Any], raw: Any, output_type: OutputT
         output = finalize(raw, None if output_type is None else _type_for_pattern(output_type))
         return await output if inspect.isawaitable(output) else output
     except Exception as error:
-        refusal = translated(error)
-        if isinstance(refusal, ModelRetryError):
-            raise refusal from error
+        retry = translated(error)
+        if isinstance(retry, ModelRetryError):
+            raise retry from error
         raise
 
 

@@ -32,7 +32,8 @@ class OriginalModel:
         self.model_id = self._inner.model_id
         self._last_reply: LLMResponse | None = None
         budget = context.run_request.budget
-        context.max_llm_calls = None if budget is None else budget.max_steps
+        self._max_steps = None if budget is None else budget.max_steps
+        self._steps = 0
 
     async def generate(self, *, messages: list[dict[str, Any]], **options: Any) -> LLMResponse:
         """The model's reply; see `LLMClient.generate`."""
@@ -73,10 +74,8 @@ class OriginalModel:
 
         A pattern may have caught the error of a budget; it makes no further model call.
         """
-        context = self._context
-        if (verdict := context.recorder.verdict) is not None:
+        if (verdict := self._context.recorder.verdict) is not None:
             raise verdict
-        limit = context.max_llm_calls
-        if limit is not None and context.llm_calls >= limit:
-            context.max_llm_calls = await more_steps(context, limit)  # type: ignore[arg-type]
-        context.llm_calls += 1
+        if self._max_steps is not None and self._steps >= self._max_steps:
+            self._max_steps = await more_steps(self._context, self._max_steps)  # type: ignore[arg-type]
+        self._steps += 1

@@ -1,6 +1,6 @@
 """The package of the original SDK: the only place that finds its classes.
 
-The package is no dependency. Its classes are known once a plugin has imported them.
+This library does not depend on the package. Its classes are known once a plugin has imported them.
 """
 
 from __future__ import annotations
