@@ -210,9 +210,9 @@ async def test_no_process_survives_the_worker(tmp_path: Path) -> None:
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path), THREE + "exec sleep 600"], stdout=subprocess.PIPE
     )
+    assert worker.stdout is not None
     try:
         await asyncio.to_thread(wait_for, lambda: len(pids(tmp_path)) == 3, "all processes run", PATIENCE_S)
-        assert worker.stdout is not None
         assert await asyncio.to_thread(worker.stdout.readline) == b"ready\n"
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
         worker.kill()
@@ -221,8 +221,8 @@ async def test_no_process_survives_the_worker(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
     finally:
         worker.kill()
-        with worker:
-            pass
+        await asyncio.to_thread(worker.wait)
+        worker.stdout.close()
 
 
 SEARCH = """
@@ -235,11 +235,14 @@ asyncio.run(GrepFiles({"root": sys.argv[1], "timeout_ms": 10**9}).invoke({"patte
 async def test_a_search_ends_with_its_worker(tmp_path: Path) -> None:
     """Also one whose pattern would keep it busy for years."""
     (tmp_path / "text").write_text("a" * 60 + "b")
-    with subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path)]) as worker:
+    worker = subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path)])
+    try:
         children = await asyncio.to_thread(
             wait_for, lambda: descendants(worker.pid), "it searches", PATIENCE_S
         )
+    finally:
         worker.kill()
+        await asyncio.to_thread(worker.wait)
     await asyncio.to_thread(wait_for, lambda: not alive(list(children)), "the search has ended", PATIENCE_S)
 
 
