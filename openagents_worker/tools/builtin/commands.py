@@ -127,13 +127,12 @@ class ShellExec(_CommandTool):
         )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        argv = self._argv(args.command)
+        argv, executable, folder = await asyncio.to_thread(self._found, args)  # long commands take 0.1 s
         default_ms, max_ms = self.cfg.default_timeout_ms, self.cfg.max_timeout_ms
         timeout_ms = min(args.timeout_ms, max(default_ms, max_ms)) if args.timeout_ms else default_ms
-        folder = await asyncio.to_thread(self._folder, args.cwd)
         command = Command(
             argv=argv,
-            executable=await asyncio.to_thread(self._executable, argv[0], folder),
+            executable=executable,
             env=self._environment(context, self._checked_env(args.env or {})),
             cwd=folder,
             timeout_s=timeout_ms / 1000,
@@ -147,6 +146,12 @@ class ShellExec(_CommandTool):
             "timed_out": outcome.timed_out,
             "truncated": self._is_truncated(outcome),
         }
+
+    def _found(self, args: Params) -> tuple[list[str], str, str]:
+        """The program with its arguments, its path, and the folder in which it starts."""
+        argv = self._argv(args.command)
+        folder = self._folder(args.cwd)
+        return argv, self._executable(argv[0], folder), folder
 
     def _argv(self, command: str | list[str]) -> list[str]:
         """The program and its arguments. Raises `ToolValidationError` if the program may not be executed."""

@@ -50,8 +50,8 @@ def test_every_tool_has_a_row() -> None:
 
 
 @every_tool
-def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
-    """Name, description and a valid schema. Every parameter is described, unknown ones are rejected."""
+def test_p13_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
+    """P13: name, description and a valid schema. Every parameter is described, unknown ones are rejected."""
     described = BUILTIN_TOOLS[kind]().describe()
     schema = described["parameters"]
 
