@@ -21,7 +21,7 @@ from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.command_runner import Command, CommandOutcome, run_command
 from openagents_worker.tools.builtin.environment import may_read, name_problem, own_variables, value_problem
 from openagents_worker.tools.builtin.file_tool import PathTool
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["ExecuteCommand", "ShellExec"]
 
@@ -126,6 +126,9 @@ class ShellExec(_CommandTool):
             None, ge=1, description="Milliseconds after which it is killed with everything it has started."
         )
 
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, max(self.cfg.default_timeout_ms, self.cfg.max_timeout_ms))
+
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         argv, executable, folder = await asyncio.to_thread(self._found, args)  # long commands take 0.1 s
         default_ms, max_ms = self.cfg.default_timeout_ms, self.cfg.max_timeout_ms
@@ -229,6 +232,9 @@ class ExecuteCommand(_CommandTool):
         timeout: float | None = Field(
             None, gt=0, description="Seconds after which it is killed with everything it has started."
         )
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, max(self.cfg.timeout, self.cfg.max_timeout) * 1000)
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         if "\0" in args.command:

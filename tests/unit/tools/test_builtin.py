@@ -88,6 +88,24 @@ def test_the_runtime_knows_which_calls_may_be_repeated_or_run_together(kind: str
     assert row.may_repeat or row.side_effects != "none"
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "own_ms"),
+    [
+        ("execute_command", {"timeout": 3_000}, 3_000_000),
+        ("shell_exec", {"default_timeout_ms": 1}, 600_000),
+        ("http_request", {"timeout": 120}, 120_000),
+        ("tavily_search", {"timeout_ms": 60_000}, 60_000),
+        ("grep_files", {"timeout_ms": 60_000}, 60_000),
+        ("ripgrep", {"timeout_ms": 60_000}, 60_000),
+    ],
+)
+def test_the_default_limit_does_not_end_a_call_before_the_limit_of_its_tool(
+    kind: str, config: dict[str, Any], own_ms: int
+) -> None:
+    """Executors end a call after 30 s unless its tool says more. A tool with an option for it does."""
+    assert (BUILTIN_TOOLS[kind](config).execution_spec().default_timeout_ms or 0) > own_ms
+
+
 @every_tool
 async def test_a_good_call_has_a_result_that_can_be_stored(kind: str, tmp_path: Path) -> None:
     """Its arguments fit the schema that the model gets, and its result is a JSON object."""
