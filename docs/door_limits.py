@@ -198,6 +198,55 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("model reply", "`Retry-After`", "retry_after.MAX_RETRY_AFTER_MS", "ms", "", "the limit is used"),
     ("`http_request`", "body", "http_max_bytes", "bytes", "`max_bytes` of the tool", "cut, `truncated`"),
     ("`http_request`", "redirects", "tools.builtin.http.MAX_REDIRECTS", "", "", "`tool.permanent`"),
+    (
+        "`shell_exec`, `execute_command`",
+        "stdout, stderr",
+        "capture_bytes",
+        "bytes",
+        "`capture_bytes` of the tool",
+        "cut, `truncated`",
+    ),
+    ("`shell_exec`", "arguments", "tools.builtin.commands.MAX_ARGUMENTS", "", "", "`tool.validation`"),
+    (
+        "`shell_exec`, `execute_command`",
+        "a command",
+        "tools.builtin.commands.MAX_COMMAND_CHARS",
+        "characters",
+        "",
+        "`tool.validation`",
+    ),
+    (
+        "`set_env`",
+        "variables of a session",
+        "tools.builtin.environment.MAX_VARIABLES",
+        "",
+        "",
+        "`tool.permanent`",
+    ),
+    (
+        "`set_env`",
+        "a value",
+        "tools.builtin.environment.MAX_VALUE_CHARS",
+        "characters",
+        "",
+        "`tool.validation`",
+    ),
+    (
+        "`url_parse`, `url_build`, `query_param`, `host_lookup`",
+        "a URL",
+        "tools.builtin.urls.MAX_URL_CHARS",
+        "characters",
+        "",
+        "`tool.validation`",
+    ),
+    (
+        "`tavily_search`",
+        "the reply of the service",
+        "tools.builtin.tavily.MAX_REPLY_BYTES",
+        "bytes",
+        "",
+        "`tool.permanent`",
+    ),
     ("tool result", "the outcome of a call, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
     ("result", "the output of a run, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
     (
@@ -353,6 +402,9 @@ def _value(where: str) -> int:
         case "http_max_bytes":
             tool = import_module("openagents_worker.tools.builtin.http").HttpRequest
             return int(tool.Config.model_fields["max_bytes"].default)
+        case "capture_bytes":
+            tool = import_module("openagents_worker.tools.builtin.commands").ShellExec
+            return int(tool.Config.model_fields["capture_bytes"].default)
     if where.startswith(PREFIX):
         where = where.removeprefix(PREFIX).lower()
     field = Settings.model_fields.get(where)

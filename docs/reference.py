@@ -186,6 +186,19 @@ def _tools() -> Iterator[str]:
         yield f"| `{name}` | {_cell(tool.description)} | {options} |\n"
 
 
+def _tool_parameters() -> Iterator[str]:
+    yield "| tool | arguments | effects | after a crash | together |\n|---|---|---|---|---|\n"
+    for name, tool in BUILTIN_TOOLS.items():
+        made = tool()
+        schema, spec = made.schema(), made.execution_spec()
+        shown = [
+            f"`{each}`" if each in schema["required"] else f"[`{each}`]" for each in schema["properties"]
+        ]
+        repeated = "is repeated" if made.durable_idempotent else "see [effects.md](effects.md)"
+        together = "yes" if spec.concurrency_safe else "no"
+        yield f"| `{name}` | {', '.join(shown)} | {spec.side_effects} | {repeated} | {together} |\n"
+
+
 def _pattern_options() -> Iterator[str]:
     """The options that the other patterns have besides those of `react`."""
     yield "| pattern | option | value | default | meaning |\n|---|---|---|---|---|\n"
@@ -296,6 +309,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "tool": _fields(agents.ToolRef, first=("id", "type", "impl", "config")),
     "builtin tools": _tools,
     "builtin tool options": _tool_options,
+    "builtin tool parameters": _tool_parameters,
     "runtime": _fields(agents.RuntimeOptions),
     "limits": _fields(RunBudget),
     "request": _fields(RunRequest),

@@ -15,7 +15,7 @@ from openagents_worker.errors import StepTooDeep, ToolError, ToolValidationError
 from openagents_worker.jsontext import MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 
-__all__ = ["TypedTool", "to_plain_json"]
+__all__ = ["TypedTool", "to_plain_json", "with_own_limit"]
 
 MAX_VALUES = 500_000
 """Largest number of values in a result that contains other types than lists, dicts and plain JSON values."""
@@ -23,6 +23,14 @@ MAX_ITERATED = 100_000
 """Largest number of values of an iterator that a tool returns: it is read on the event loop."""
 _ANY_VALUE: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
 READS_ONLY = ToolExecutionSpec(concurrency_safe=True, side_effects="none")
+
+
+OWN_LIMIT_MARGIN_MS = 15_000  # to end processes and connections after the tool's own limit
+
+
+def with_own_limit(spec: ToolExecutionSpec, timeout_ms: float) -> ToolExecutionSpec:
+    """The spec of a tool that ends its calls itself after this time: no default limit comes before it."""
+    return spec.model_copy(update={"default_timeout_ms": int(timeout_ms) + OWN_LIMIT_MARGIN_MS})
 
 
 class TypedTool(ToolPlugin):

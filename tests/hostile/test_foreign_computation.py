@@ -143,6 +143,12 @@ BUILTIN: dict[str, list[dict[str, Any]]] = {
     "set_env": [{"key": "A=B", "value": "\0"}, {"key": "A", "value": "a" * LARGE * 2}],
     "url_build": [{"host": "a" * LARGE}, {"host": "a", "query": {f"k{n}": ["é" * 9] * 9 for n in range(99)}}],
     "url_parse": [{"url": "http://" + "[" * LARGE}, {"url": "http://" + "a." * 4_000}],
+    "execute_command": [
+        {"command": "head -c 100000000 /dev/zero", "timeout": 10**300},
+        {"command": "setsid sleep 600 & exit 3"},
+        {"command": "sleep 600", "timeout": 0.1},
+    ],
+    "shell_exec": [{"command": ["a"] * LARGE}, {"command": "'" * LARGE}, {"command": ["\ud800"]}],
     "text_transform": [{"text": "ß" * LARGE, "operation": "upper"}],
     "list_files": [{"path": "a/" * LARGE}, {"path": ".", "pattern": "*a" * LARGE}, {"path": "../" * LARGE}],
     "read_file": [{"path": "a/../" * LARGE}],

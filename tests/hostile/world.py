@@ -33,6 +33,7 @@ BUILTIN = (
     "calc", "current_time", "date_diff", "date_parse", "json_parse", "text_transform", "list_files",
     "read_file", "grep_files", "http_request", "builtin_search", "get_env", "host_lookup", "min_max",
     "query_param", "random_choice", "random_int", "random_string", "set_env", "url_build", "url_parse",
+    "shell_exec", "execute_command",
 )  # fmt: skip
 OF_SCHEMAS = ("Catastrophe", "Multiplied", "Strict")
 COMPLETED = "completed"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from openagents_worker.errors import PermanentToolError
 from openagents_worker.jsontext import dumps
-from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.typed import TypedTool
 
 __all__ = ["SaveArtifact"]
@@ -17,6 +17,7 @@ __all__ = ["SaveArtifact"]
 class SaveArtifact(TypedTool):
     name = "save_artifact"
     description = "Saves something made during the run, such as a report or a table, beside the answer."
+    spec = ToolExecutionSpec(side_effects="state")
 
     class Params(TypedTool.Params):
         name: str = Field(min_length=1, max_length=256, description="Its name, for example `report.md`.")

@@ -21,7 +21,7 @@ from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.command_runner import Command, CommandOutcome, run_command
 from openagents_worker.tools.builtin.environment import may_read, name_problem, own_variables, value_problem
 from openagents_worker.tools.builtin.file_tool import PathTool
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["ExecuteCommand", "ShellExec"]
 
@@ -126,14 +126,16 @@ class ShellExec(_CommandTool):
             None, ge=1, description="Milliseconds after which it is killed with everything it has started."
         )
 
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, max(self.cfg.default_timeout_ms, self.cfg.max_timeout_ms))
+
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        argv = self._argv(args.command)
+        argv, executable, folder = await asyncio.to_thread(self._found, args)  # long commands take 0.1 s
         default_ms, max_ms = self.cfg.default_timeout_ms, self.cfg.max_timeout_ms
         timeout_ms = min(args.timeout_ms, max(default_ms, max_ms)) if args.timeout_ms else default_ms
-        folder = await asyncio.to_thread(self._folder, args.cwd)
         command = Command(
             argv=argv,
-            executable=await asyncio.to_thread(self._executable, argv[0], folder),
+            executable=executable,
             env=self._environment(context, self._checked_env(args.env or {})),
             cwd=folder,
             timeout_s=timeout_ms / 1000,
@@ -147,6 +149,12 @@ class ShellExec(_CommandTool):
             "timed_out": outcome.timed_out,
             "truncated": self._is_truncated(outcome),
         }
+
+    def _found(self, args: Params) -> tuple[list[str], str, str]:
+        """The program with its arguments, its path, and the folder in which it starts."""
+        argv = self._argv(args.command)
+        folder = self._folder(args.cwd)
+        return argv, self._executable(argv[0], folder), folder
 
     def _argv(self, command: str | list[str]) -> list[str]:
         """The program and its arguments. Raises `ToolValidationError` if the program may not be executed."""
@@ -224,6 +232,9 @@ class ExecuteCommand(_CommandTool):
         timeout: float | None = Field(
             None, gt=0, description="Seconds after which it is killed with everything it has started."
         )
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, max(self.cfg.timeout, self.cfg.max_timeout) * 1000)
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         if "\0" in args.command:

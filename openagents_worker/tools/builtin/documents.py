@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,7 +68,9 @@ class BuiltinSearch(TypedTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         query = args.query.strip()
-        items = [document.model_dump() for document in self._found(query.lower().split())]
+        # In a thread: many words in many documents take seconds.
+        found = await asyncio.to_thread(self._found, query.lower().split())
+        items = [document.model_dump() for document in found]
         return {"query": query, "items": items[: args.limit]}
 
     def _found(self, words: list[str]) -> list[Document]:

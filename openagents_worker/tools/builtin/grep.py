@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import Field
 
 from openagents_worker.errors import PermanentToolError, ToolError, ToolValidationError
-from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin import search
 from openagents_worker.tools.builtin.file_tool import READS, FileTool
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["GrepFiles"]
 
@@ -42,6 +42,9 @@ class GrepFiles(FileTool):
         )
         case_sensitive: bool = Field(True, description="Whether upper and lower case differ.")
         file_type: str | None = Field(None, description="Only files with this ending, for example `py`.")
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, self.cfg.timeout_ms)
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         top = await asyncio.to_thread(self.resolved, args.path)

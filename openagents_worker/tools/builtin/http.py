@@ -29,7 +29,7 @@ from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.builtin.http_client import open_client
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["HttpRequest"]
 
@@ -105,6 +105,9 @@ class HttpRequest(TypedTool):
         super().__init__(config)
         self._now = now
         self._client: httpx.AsyncClient | None = None
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, self.cfg.timeout * 1000)
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         client = await self._open_client()

@@ -26,7 +26,7 @@ from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.builtin.http_client import open_client
 from openagents_worker.tools.keyed import KeyedTool
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["TavilySearch"]
 
@@ -85,6 +85,9 @@ class TavilySearch(KeyedTool):
         super().__init__(config)
         self._now = now
         self._client: httpx.AsyncClient | None = None
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return with_own_limit(self.spec, self.cfg.timeout_ms)
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         asked = self._request_body(args)

@@ -107,7 +107,7 @@ ROWS: dict[str, Row] = {
     "ripgrep": _searches(),
     "save_artifact": Row(
         {"name": "a", "content": "b"}, ({"name": "", "content": "b"}, {"name": LONG, "content": "b"}),
-        side_effects="unknown", concurrency_safe=False,
+        side_effects="state", concurrency_safe=False,
     ),
     "set_env": Row(
         {"key": "MODE", "value": "x"},

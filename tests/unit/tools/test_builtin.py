@@ -50,8 +50,8 @@ def test_every_tool_has_a_row() -> None:
 
 
 @every_tool
-def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
-    """Name, description and a valid schema. Every parameter is described, unknown ones are rejected."""
+def test_p13_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
+    """P13: name, description and a valid schema. Every parameter is described, unknown ones are rejected."""
     described = BUILTIN_TOOLS[kind]().describe()
     schema = described["parameters"]
 
@@ -86,6 +86,24 @@ def test_the_runtime_knows_which_calls_may_be_repeated_or_run_together(kind: str
     assert spec.side_effects == row.side_effects
     assert (spec.reads_files, spec.writes_files) == (row.reads_files, row.writes_files)
     assert row.may_repeat or row.side_effects != "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "own_ms"),
+    [
+        ("execute_command", {"timeout": 3_000}, 3_000_000),
+        ("shell_exec", {"default_timeout_ms": 1}, 600_000),
+        ("http_request", {"timeout": 120}, 120_000),
+        ("tavily_search", {"timeout_ms": 60_000}, 60_000),
+        ("grep_files", {"timeout_ms": 60_000}, 60_000),
+        ("ripgrep", {"timeout_ms": 60_000}, 60_000),
+    ],
+)
+def test_the_default_limit_does_not_end_a_call_before_the_limit_of_its_tool(
+    kind: str, config: dict[str, Any], own_ms: int
+) -> None:
+    """Executors end a call after 30 s unless its tool says more. A tool with an option for it does."""
+    assert (BUILTIN_TOOLS[kind](config).execution_spec().default_timeout_ms or 0) > own_ms
 
 
 @every_tool

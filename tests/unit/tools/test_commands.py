@@ -92,7 +92,7 @@ async def test_what_cannot_be_executed_is_a_coded_error(command: str | list[str]
 # --- the environment -------------------------------------------------------------------------------------
 
 
-async def test_a_command_gets_no_variable_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a07_a_command_gets_no_variable_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A07: an empty `env_passthrough` is an empty environment. The command's parent has no secrets either."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
 
@@ -161,7 +161,7 @@ async def test_a_command_starts_in_the_configured_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed by the timeout", "is killed by the cancellation"])
-async def test_no_process_survives_the_call(tmp_path: Path, end: str) -> None:
+async def test_p15_no_process_survives_the_call(tmp_path: Path, end: str) -> None:
     """P15: also one that has changed its session, and one whose parent has ended."""
     config = {"cwd": str(tmp_path), "env_passthrough": ["PATH"]}
     if end == "exits":
@@ -210,9 +210,9 @@ async def test_no_process_survives_the_worker(tmp_path: Path) -> None:
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path), THREE + "exec sleep 600"], stdout=subprocess.PIPE
     )
+    assert worker.stdout is not None
     try:
         await asyncio.to_thread(wait_for, lambda: len(pids(tmp_path)) == 3, "all processes run", PATIENCE_S)
-        assert worker.stdout is not None
         assert await asyncio.to_thread(worker.stdout.readline) == b"ready\n"
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
         worker.kill()
@@ -221,8 +221,8 @@ async def test_no_process_survives_the_worker(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
     finally:
         worker.kill()
-        with worker:
-            pass
+        await asyncio.to_thread(worker.wait)
+        worker.stdout.close()
 
 
 SEARCH = """
@@ -235,11 +235,14 @@ asyncio.run(GrepFiles({"root": sys.argv[1], "timeout_ms": 10**9}).invoke({"patte
 async def test_a_search_ends_with_its_worker(tmp_path: Path) -> None:
     """Also one whose pattern would keep it busy for years."""
     (tmp_path / "text").write_text("a" * 60 + "b")
-    with subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path)]) as worker:
+    worker = subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path)])
+    try:
         children = await asyncio.to_thread(
             wait_for, lambda: descendants(worker.pid), "it searches", PATIENCE_S
         )
+    finally:
         worker.kill()
+        await asyncio.to_thread(worker.wait)
     await asyncio.to_thread(wait_for, lambda: not alive(list(children)), "the search has ended", PATIENCE_S)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.agents import load_agents
 from openagents_worker.errors import (
     LLMAuthError,
     LLMConnectionError,
@@ -21,6 +22,9 @@ from openagents_worker.errors import (
     ToolRateLimitError,
     ToolUnavailableError,
 )
+from openagents_worker.llm import api_keys
+from openagents_worker.llm.api_keys import register_api_keys
+from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.tools.builtin.tavily import TavilySearch
 
 KEY = "tvly-planted-0123456789abcdef"
@@ -196,6 +200,28 @@ async def test_a_key_that_is_not_in_the_environment_comes_from_the_registered_fu
         with pytest.raises(error):
             await service.search(context=run)
     assert asked == [("tavily", "blue")] * 4
+
+
+async def test_a_worker_gives_the_tool_the_registered_function(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent of the agents file has it without any configuration."""
+    monkeypatch.delenv("TAVILY_API_KEY")
+    monkeypatch.setattr(api_keys, "_resolver", None)
+    register_api_keys(lambda provider, tenant: f"key of {tenant} for {provider}")
+    tools = [{"id": "web", "type": "tavily_search", "config": {"api_base": service.url}}]
+    parts = {"llm": {"provider": "mock"}, "pattern": {"type": "react"}, "memory": {"type": "buffer"}}
+    agent = {"id": "a", "name": "a", **parts, "tools": tools}
+    tool = (
+        Assembly(load_agents(json.dumps({"agents": [agent]}), env={}), env={})
+        .parts("a")
+        .single_tools()["web"]
+    )
+
+    await tool.invoke({"query": "x"}, None)
+    await tool.close()
+
+    assert service.asked[0][1]["authorization"] == "Bearer key of None for tavily"
 
 
 async def test_a_service_that_cannot_be_reached_is_a_retryable_error(service: Service) -> None:
