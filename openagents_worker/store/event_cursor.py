@@ -148,7 +148,7 @@ class EventCursor:
         self.is_behind = True
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
-        """The events of a page of the stream, read from `next_seq` on, and of the streaming reply."""
+        """The events of a page of the stream, read from `next_seq` on, and the texts that are streaming."""
         head = self._read_head
         assert head is not None, "call set_head first"
         for id_, fields in page:
@@ -167,7 +167,7 @@ class EventCursor:
             self.is_behind = False
             self.is_over = self.is_over or self._ends_with_replay
             if reply and self._wants_stored and not self.is_over:
-                yield self._reply_so_far(reply)
+                yield from self._texts_so_far(reply)
 
     def live(self, message: PublishedMessage) -> Sequence[RunEvent]:
         """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
@@ -190,28 +190,32 @@ class EventCursor:
         self.is_over = event.final and event.life >= (self._life or 1)
         return event
 
-    def _reply_so_far(self, reply: Mapping[str, str]) -> RunEvent:
-        """The text that was streamed before this watcher joined, as one `llm.delta` event with offset 0."""
-        head, attempt = self._read_head, int(reply["attempt"])
+    def _texts_so_far(self, kept: Mapping[str, str]) -> Iterator[RunEvent]:
+        """What was streamed before this watcher joined, of a reply and of a tool's output: one event with
+        offset 0 for each."""
+        if kept.get("call"):
+            yield self._text_so_far("llm.delta", kept, call=kept["call"], kind="text")
+        if kept.get("tool_call"):
+            output = {name.removeprefix("tool_"): kept[name] for name in kept if name.startswith("tool_")}
+            yield self._text_so_far("tool.delta", output, call_id=output["call"])
+
+    def _text_so_far(self, name: str, kept: Mapping[str, str], **more: str) -> RunEvent:
+        head, attempt = self._read_head, int(kept["attempt"])
         assert head is not None, "call set_head first"
+        text = self._codec.decode_pieces(kept["text"])
         event = RunEvent(
-            name="llm.delta",
+            name=name,
             seq=None,
             run_id=head.run_id,
             session_id=head.session_id,
             agent_id=head.agent_id,
             life=head.life,
             attempt=attempt,
-            timestamp=datetime.fromisoformat(reply["at"]),
-            payload={
-                "call": reply["call"],
-                "attempt": attempt,
-                "offset": 0,
-                "text": self._codec.decode_pieces(reply["text"]),
-                "kind": "text",
-            },
+            timestamp=datetime.fromisoformat(kept["at"]),
+            payload={"attempt": attempt, "offset": 0, "text": text, **more},
         )
-        self._replayed_until = event.timestamp
+        if self._replayed_until is None or event.timestamp > self._replayed_until:
+            self._replayed_until = event.timestamp
         return event
 
     def _skip_unreadable(self, seq: int) -> None:

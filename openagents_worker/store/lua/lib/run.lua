@@ -62,37 +62,51 @@ end
 
 -- Payloads may be encoded. What is needed of one is in the name of the event, after character 31 (`store/event_items.py`).
 
--- named(item): the name of an event, the call whose reply it ends, and the piece of a reply that it is
+-- The events with pieces of a text that is still growing: published, but not stored. By name: how the fields of `reply` begin that keep this text
+local LIVE = {['llm.delta'] = '', ['tool.delta'] = 'tool_'}
+
+-- named(item): the name of an event, the call whose text it ends, and the piece of a text that it is
 local function named(item)
   if string.byte(item) ~= 31 then return item end
-  local _, to, offset, chars, length = string.find(item, '^\31llm%.delta\31(%d+)\31(%d+)\31(%d+)\31')
+  local _, to, name, offset, chars, length = string.find(item, '^\31(%a+%.delta)\31(%d+)\31(%d+)\31(%d+)\31')
   if to then
-    return 'llm.delta', nil, {offset = tonumber(offset), chars = tonumber(chars), call = string.sub(item, to + 1, to + length),
+    return name, nil, {offset = tonumber(offset), chars = tonumber(chars), call = string.sub(item, to + 1, to + length),
       text = string.sub(item, to + length + 1)}
   end
   local name, call = string.match(item, '^\31([^\31]+)\31(.*)$')
   return name or item, call
 end
 
--- forget_reply(run, call): the event of a complete reply replaces the text that was kept for watchers that join
-local function forget_reply(run, call)
-  if redis.call('HGET', k.reply(run.id), 'call') == call then redis.call('DEL', k.reply(run.id)) end
+-- forget_text(run, call): the event of a complete text replaces what was kept of it for watchers that join
+local function forget_text(run, call)
+  local key = k.reply(run.id)
+  local reply, output = unpack(redis.call('HMGET', key, 'call', 'tool_call'))
+  if reply == call then
+    if not output then return redis.call('DEL', key) end
+    redis.call('HSET', key, 'call', '', 'chars', '0', 'text', '')
+  elseif output == call then
+    if not reply or reply == '' then return redis.call('DEL', key) end
+    redis.call('HDEL', key, 'tool_attempt', 'tool_call', 'tool_chars', 'tool_text', 'tool_at')
+  end
 end
 
-local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
+local KEPT_BYTES = 65536 -- only the beginning of a longer text is kept; the rest is published, and the commit stores all of it
 local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
 
--- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply
-local function keep_piece(run, piece)
+-- keep_piece(run, piece, own): adds a piece to the text so far, for watchers that join; offset 0 starts a new text. `own` begins its fields
+local function keep_piece(run, piece, own)
   local key = k.reply(run.id)
-  local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
+  local attempt, call, chars, text = unpack(redis.call('HMGET', key, own .. 'attempt', own .. 'call', own .. 'chars', own .. 'text'))
   if piece.offset == 0 then
     attempt, call, chars, text = digits(run.attempt), piece.call, '0', ''
   end
   if attempt ~= digits(run.attempt) or call ~= piece.call then return end
   if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
-    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + piece.chars), 'text', text .. piece.text,
-      'at', iso(NOW_MS))
+    redis.call('HSET', key, own .. 'attempt', attempt, own .. 'call', call, own .. 'chars', digits(piece.offset + piece.chars),
+      own .. 'text', text .. piece.text, own .. 'at', iso(NOW_MS))
+    if own ~= '' and redis.call('HEXISTS', key, 'call') == 0 then -- every reader expects the fields of a reply
+      redis.call('HSET', key, 'attempt', attempt, 'call', '', 'chars', '0', 'text', '', 'at', iso(NOW_MS))
+    end
   end
   redis.call('PEXPIRE', key, KEPT_MS)
 end
@@ -117,11 +131,11 @@ end
 -- append(run, events): events = {name, payload, name, payload, …}; gives each event its seq, stores it and publishes it.
 -- The published envelope is complete. The stored entry omits what readers of the stream know: the ids, and `seq`, which is the id of the entry.
 -- All entries have the same fields in the same order, so that Redis stores the field names only once.
--- A piece of a reply (llm.delta) is published, but it is not stored and has no seq.
+-- A piece of a text (see LIVE) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
   local count = 0
-  for i = 1, #events, 2 do if named(events[i]) ~= 'llm.delta' then count = count + 1 end end
+  for i = 1, #events, 2 do if not LIVE[named(events[i])] then count = count + 1 end end
   local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
   local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
@@ -129,11 +143,11 @@ local function append(run, events, final)
   for i = 1, #events, 2 do
     local name, ended_call, piece = named(events[i])
     local payload = events[i + 1]
-    if name == 'llm.delta' then
-      if piece then keep_piece(run, piece) end
+    if LIVE[name] then
+      if piece then keep_piece(run, piece, LIVE[name]) end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
-      if ended_call then forget_reply(run, ended_call) end
+      if ended_call then forget_text(run, ended_call) end
       seq, number = seq + 1, number + 1
       local is_final = final and i == #events - 1
       local stored = redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life,
