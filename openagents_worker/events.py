@@ -117,9 +117,12 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "sent once for each model", "model", "call"),
         _event("usage.updated", "the usage of the run so far", "usage"),
         _event("tool.called", "a tool call begins", "tool_id params", "call_id"),
-        _event("tool.succeeded", "a tool call has succeeded", "tool_id result", "executor_metadata call_id"),
+        _event("tool.succeeded", "a tool call has succeeded", "tool_id result",
+               "executor_metadata call_id streamed"),
+        _event("tool.delta", "a piece of the output of a tool that is still working", "call_id offset text",
+               "attempt"),
         _event("tool.failed", "a tool call has failed", "tool_id error",
-               "call_id code message type error_details"),
+               "call_id code message type error_details streamed"),
         _event("worker.loop_blocked", "the run blocked the event loop of its worker", "blocked_ms stack",
                "kind name call_id agent_id plugin"),
         _event("tool.approval_needed", "a tool call waits until somebody approves it",
@@ -181,7 +184,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
 TERMINAL_EVENTS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 """Exactly one of them ends each life of a run. `session.run.completed`, which is marked final, follows."""
 
-LIVE_ONLY_EVENTS = frozenset({"llm.delta", "events.gap"})
+LIVE_ONLY_EVENTS = frozenset({"llm.delta", "tool.delta", "events.gap"})
 """Events without a `seq`. They are never replayed."""
 
 _FAMILIES = frozenset(name.split(".")[0] for name in EVENT_SCHEMAS)

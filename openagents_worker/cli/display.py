@@ -49,7 +49,8 @@ class Follower:
     """Shows a run while it is executed.
 
     With `as_json`: JSON lines on standard output. Otherwise: events on standard error and the answer on
-    standard output. Pieces of a model's reply are shown if standard error is a terminal, or with `pieces`.
+    standard output. Pieces of a model's reply and of a tool's output are shown if standard error is a
+    terminal, or with `pieces`.
     """
 
     def __init__(self, *, as_json: bool, pieces: bool = False) -> None:
@@ -61,7 +62,7 @@ class Follower:
         """Print an event. Events of preparation and memory are hidden unless they report a failure."""
         if self._as_json:
             dump_text(event.to_json())
-        elif event.name == "llm.delta":
+        elif event.name in ("llm.delta", "tool.delta"):
             self._piece(event)
         elif _is_failure(event) or not event.name.startswith(HIDDEN_PREFIXES):
             self._end_reply()
@@ -84,11 +85,11 @@ class Follower:
         err(styled(f"{result.run_id} · {usage_text(result.usage)}", dim=True))
 
     def _piece(self, event: RunEvent) -> None:
-        """Print a piece of a model's reply, if pieces are shown."""
+        """Print a piece of a model's reply or of a tool's output, if pieces are shown."""
         if not self._live or event.payload.get("kind", "text") != "text":
             return
         if self._in_reply and event.payload.get("offset") == 0:
-            err()  # the model call was repeated: the reply starts again
+            err()  # another text begins, or the call was repeated
         self._in_reply = True
         piece(str(event.payload.get("text", "")))
 

@@ -17,7 +17,7 @@ from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.event_text import EventText, masked_name
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.reply_stream import ReplyStream
+from openagents_worker.runtime.reply_stream import OutputStream, ReplyStream
 from openagents_worker.runtime.services import Services
 
 __all__ = ["Event", "EventWriter"]
@@ -27,6 +27,7 @@ BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serv
 BATCH_BYTES = 256 * 1024
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
 PENDING_BYTES = 4 * 1024 * 1024
+UNSENT_CHARS = 256 * 1024  # of the output of one tool
 
 Event = tuple[str, Mapping[str, Any]]
 """The name and the payload of an event."""
@@ -49,7 +50,7 @@ class EventWriter(ABC):
         self._flushing: set[asyncio.Task[None]] = set()
         self._is_flush_due = False
         self._is_timer_late = False
-        self._deltas: dict[str, ReplyStream] = {}
+        self._deltas: dict[str, ReplyStream | OutputStream] = {}
         self._pace = services.reply_pace
         self._loop = asyncio.get_running_loop()
 
@@ -120,20 +121,40 @@ class EventWriter(ABC):
         """Publish a piece of the text, of the reasoning or of the tool arguments of a reply."""
         stream = self._deltas.get(call)
         if stream is None:
-            stream = self._deltas[call] = ReplyStream()
-            self._pace.begin()
+            stream = self._begin_deltas(call, ReplyStream())
+        assert isinstance(stream, ReplyStream), "a call has one kind of stream"
         stream.add(piece)
         if self._timer is None:
             self._schedule(self._pace.interval_s)
 
+    async def output(self, call: str, text: str) -> None:
+        """Publish a piece of a tool's output to current watchers. It is not stored.
+
+        Returns later if the tool writes faster than Redis takes it.
+        """
+        stream = self._deltas.get(call)
+        if stream is None:
+            stream = self._begin_deltas(call, OutputStream())
+        assert isinstance(stream, OutputStream), "a call has one kind of stream"
+        stream.add(text)
+        if stream.unsent_chars > UNSENT_CHARS and self._latch.reason is not LatchReason.FENCED:
+            await asyncio.wait([self._begin_flush()])
+        elif self._timer is None:
+            self._schedule(self._pace.interval_s)
+
+    def _begin_deltas(self, call: str, stream: ReplyStream | OutputStream) -> ReplyStream | OutputStream:
+        self._deltas[call] = stream
+        self._pace.begin()
+        return stream
+
     def end_deltas(self, call: str) -> None:
-        """Queue the unsent rest of a streamed reply, so that it is published before the event of the call."""
+        """Queue the unsent rest of a streamed text, so that it is published before the event of the call."""
         stream = self._deltas.pop(call, None)
         if stream is None:
             return
         self._pace.end()
         for text in stream.take(call, self._attempt):
-            self._add("llm.delta", text)
+            self._add(stream.event, text)
 
     def _schedule(self, delay_s: float) -> None:
         """Flush after `delay_s`, or earlier if an earlier flush is scheduled."""
@@ -187,7 +208,7 @@ class EventWriter(ABC):
         """
         for call, stream in self._deltas.items():
             for text in stream.take(call, self._attempt):
-                self._append("llm.delta", text)
+                self._append(stream.event, text)
         while (length := self._batch_length()) < len(self._pending):
             batch, self._pending = self._pending[:length], self._pending[length:]
             self._pending_chars -= sum(map(len, batch[1::2]))

@@ -1,4 +1,4 @@
-"""The stream of a reply: what a model has sent and no watcher has received yet."""
+"""Streams: what a model or a tool has sent and no watcher has received yet."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, assert_never
 from openagents_worker.jsontext import dumps, whole_text
 from openagents_worker.llm.base import Delta, DeltaKind
 
-__all__ = ["ReplyPace", "ReplyStream"]
+__all__ = ["OutputStream", "ReplyPace", "ReplyStream"]
 
 PUBLISH_S = 0.05  # pieces of one reply are collected for this long: at most 20 events a second
 MAX_PUBLISH_S = 0.5  # also beside very many other replies: a person reads along
 PUBLISHED_A_SECOND = 500  # by all runs of a process: each time costs 0.2 ms in the worker, and one script
 
-DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
+DELTA_CHARS = 64 * 1024  # of one `llm.delta` or `tool.delta` event
 MAX_NAME_CHARS = 200  # of a tool's name, which each of its events repeats; a model may write any text
 
 
@@ -51,6 +51,7 @@ class _Unsent:
         self.tool_name = ""
         self._parts: list[str] = []
         self.sent = 0
+        self.chars = 0
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -58,11 +59,13 @@ class _Unsent:
     def add(self, text: str) -> None:
         if text:
             self._parts.append(text)
+            self.chars += len(text)
 
     def take(self, max_chars: int) -> Iterator[tuple[int, str]]:
         """The unsent characters in parts with their offsets. They count as sent from now on."""
         unsent = "".join(self._parts)
         self._parts.clear()
+        self.chars = 0
         for begin in range(0, len(unsent), max_chars):
             text = unsent[begin : begin + max_chars]
             yield self.sent, whole_text(text)
@@ -71,6 +74,8 @@ class _Unsent:
 
 class ReplyStream:
     """The unsent pieces of a streamed reply: its text, its reasoning, and the arguments of its tool calls."""
+
+    event = "llm.delta"
 
     def __init__(self) -> None:
         self._text, self._reasoning = _Unsent(), _Unsent()
@@ -111,6 +116,30 @@ class ReplyStream:
             tool = {"tool_call": number, "tool_name": unsent.tool_name}
             payloads += _payloads(unsent, of_call, kind=DeltaKind.ARGUMENTS.value, **tool)
         return payloads
+
+
+class OutputStream:
+    """The unsent text of the output of a tool."""
+
+    event = "tool.delta"
+
+    def __init__(self) -> None:
+        self._text = _Unsent()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._text)
+
+    @property
+    def unsent_chars(self) -> int:
+        return self._text.chars
+
+    def add(self, text: str) -> None:
+        self._text.add(text)
+
+    def take(self, call: str, attempt: int) -> list[str]:
+        """The payloads of `tool.delta` events for the unsent text, which counts as sent from now on."""
+        return list(_payloads(self._text, {"call_id": call, "attempt": attempt}))
 
 
 def _payloads(unsent: _Unsent, of_call: Mapping[str, Any], **more: Any) -> Iterator[str]:

@@ -149,7 +149,7 @@ class EventCursor:
         self.is_behind = True
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
-        """The events of a page of the stream, read from `next_seq` on, and of the streaming reply."""
+        """The events of a page of the stream, read from `next_seq` on, and the texts that are streaming."""
         head = self._read_head
         assert head is not None, "call set_head first"
         has_ended_since = False
@@ -170,7 +170,7 @@ class EventCursor:
             self.is_over = self.is_over or self._ends_with_replay
             self.is_behind = has_ended_since and not self.is_over  # the record may have changed meanwhile
             if reply and self._wants_stored and not self.is_over:
-                yield from self._reply_so_far(reply)
+                yield from self._texts_so_far(reply)
 
     def live(self, message: PublishedMessage) -> Sequence[RunEvent]:
         """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
@@ -196,46 +196,47 @@ class EventCursor:
         self.is_over = event.final and event.life >= (self._life or 1)
         return event
 
-    def _reply_so_far(self, reply: Mapping[str, str]) -> Iterator[RunEvent]:
-        """The text that was streamed before this watcher joined, as one `llm.delta` event with offset 0.
+    def _texts_so_far(self, kept: Mapping[str, str]) -> Iterator[RunEvent]:
+        """What was streamed before this watcher joined, of a reply and of a tool's output: one event with
+        offset 0 for each.
 
-        Nothing if another program has changed it: the event of the whole reply has all of the text.
+        Nothing of what another program has changed: the event of the whole text has all of it.
         """
-        head = self._read_head
-        assert head is not None, "call set_head first"
-        try:
-            event = self._event_of_reply(head, reply)
-        except PARSE_ERRORS:
-            return
-        self._replayed_until = event.timestamp
-        yield event
+        output = {name.removeprefix("tool_"): kept[name] for name in kept if name.startswith("tool_")}
+        for name, text in (("llm.delta", kept), ("tool.delta", output)):
+            if not text.get("call"):
+                continue
+            try:
+                event = self._text_so_far(name, text)
+            except PARSE_ERRORS:
+                continue
+            if self._replayed_until is None or event.timestamp > self._replayed_until:
+                self._replayed_until = event.timestamp
+            yield event
 
-    def _event_of_reply(self, head: RunHead, reply: Mapping[str, str]) -> RunEvent:
-        attempt = int(reply["attempt"])
+    def _text_so_far(self, name: str, kept: Mapping[str, str]) -> RunEvent:
+        head, attempt = self._read_head, int(kept["attempt"])
+        assert head is not None, "call set_head first"
+        of_reply = name == "llm.delta"
+        own = {"call": kept["call"], "kind": "text"} if of_reply else {"call_id": kept["call"]}
         return RunEvent(
-            name="llm.delta",
+            name=name,
             seq=None,
             run_id=head.run_id,
             session_id=head.session_id,
             agent_id=head.agent_id,
             life=head.life,
             attempt=attempt,
-            timestamp=datetime.fromisoformat(reply["at"]).astimezone(UTC),
-            payload={
-                "call": reply["call"],
-                "attempt": attempt,
-                "offset": 0,
-                "text": self._text_of(reply),
-                "kind": "text",
-            },
+            timestamp=datetime.fromisoformat(kept["at"]).astimezone(UTC),
+            payload={"attempt": attempt, "offset": 0, "text": self._text_of(kept), **own},
         )
 
-    def _text_of(self, reply: Mapping[str, str]) -> str:
-        """The text of a reply, which is kept in parts. A worker of the previous version keeps it as one, and
-        does not delete the parts of an earlier reply."""
-        names = takewhile(reply.__contains__, (f"text{n}" for n in count(1)))
-        text = self._codec.decode_pieces("".join([reply["text"], *(reply[name] for name in names)]))
-        return text if len(text) == int(reply["chars"]) else self._codec.decode_pieces(reply["text"])
+    def _text_of(self, kept: Mapping[str, str]) -> str:
+        """The text, which is kept in parts. A worker of the previous version keeps it as one, and does not
+        delete the parts of an earlier text."""
+        names = takewhile(kept.__contains__, (f"text{n}" for n in count(1)))
+        text = self._codec.decode_pieces("".join([kept["text"], *(kept[name] for name in names)]))
+        return text if len(text) == int(kept["chars"]) else self._codec.decode_pieces(kept["text"])
 
     def _skip_unreadable(self, seq: int) -> None:
         """Skip an unreadable event. The next readable event is preceded by `events.gap`."""

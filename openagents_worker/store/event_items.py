@@ -1,8 +1,8 @@
 """Event items: the only place that defines how events travel to a script.
 
-Scripts do not read payloads. What they need of one travels in the name: the call whose streamed reply an
-event ends, and the place and the text of a piece of a reply. Such a name begins with a character that no
-other name begins with. `append` in `lua/lib/run.lua` is the reader.
+Scripts do not read payloads. What they need of one travels in the name: the call whose streamed text an
+event ends, and the place and the text of a piece of a reply or of a tool's output. Such a name begins with a
+character that no other name begins with. `append` in `lua/lib/run.lua` is the reader.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from openagents_worker.store.codec import PayloadCodec
 
 __all__ = ["event_items"]
 
-DELTA = "llm.delta"
+CALL_FIELDS = {"llm.delta": "call", "tool.delta": "call_id"}
+"""The events with pieces of a text, and the field that names the call to which the text belongs."""
 ENDS_A_REPLY = frozenset({"llm.succeeded", "llm.failed"})
+ENDS_AN_OUTPUT = frozenset({"tool.succeeded", "tool.failed"})
+"""Events that end the output of a tool, if it was streamed: then they have the field `streamed`."""
 _MARK = "\x1f"
-_WITH_A_PLACE = {DELTA, *ENDS_A_REPLY}
+_WITH_A_PLACE = {*CALL_FIELDS, *ENDS_A_REPLY}
+_STREAMED = '"streamed":true'
 # Quotes inside of a JSON string are escaped, so this is a field.
 _CALL = re.compile(r'"call":"([^"\\]*)"')
 
@@ -34,7 +38,11 @@ def event_items(events: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
     items = list(events)
     for at in range(0, len(items), 2):
         name = items[at]
-        if name in _WITH_A_PLACE or name.startswith(_MARK):
+        if (
+            name in _WITH_A_PLACE
+            or name.startswith(_MARK)
+            or (name in ENDS_AN_OUTPUT and _STREAMED in items[at + 1])
+        ):
             items[at] = _marked(name, items[at + 1], codec)
     if not codec.is_plain:
         items[1::2] = map(codec.encode, items[1::2])
@@ -43,20 +51,25 @@ def event_items(events: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
 
 def _marked(name: str, payload: str, codec: PayloadCodec) -> str:
     """The name for the script, with what it needs of the payload."""
-    if name == DELTA and (piece := _piece(payload)) is not None:
+    if name in CALL_FIELDS and (piece := _piece(name, payload)) is not None:
         call, offset, text = piece
-        place = (DELTA, str(offset), str(len(text)), str(len(call.encode())), call)
+        place = (name, str(offset), str(len(text)), str(len(call.encode())), call)
         return _MARK + _MARK.join(place) + codec.encode(text)
-    call_that_ends = _call_of(payload) if name in ENDS_A_REPLY else None
+    call_that_ends = None
+    if name in ENDS_A_REPLY:
+        call_that_ends = _call_of(payload)
+    elif name in ENDS_AN_OUTPUT:
+        fields = _fields(payload)
+        call_that_ends = _text(fields.get("call_id")) if fields.get("streamed") is True else None
     return name.lstrip(_MARK) if call_that_ends is None else f"{_MARK}{name}{_MARK}{call_that_ends}"
 
 
-def _piece(payload: str) -> tuple[str, int, str] | None:
-    """Call, offset and text of a piece of a reply's text. None: another kind, or an event of user code."""
+def _piece(name: str, payload: str) -> tuple[str, int, str] | None:
+    """Call, offset and text of a piece of a text. None: another kind, or an event of user code."""
     fields = _fields(payload)
     if fields.get("kind", "text") != "text":
         return None
-    call, offset, text = fields.get("call"), fields.get("offset"), fields.get("text")
+    call, offset, text = fields.get(CALL_FIELDS[name]), fields.get("offset"), fields.get("text")
     if not (isinstance(call, str) and isinstance(text, str) and type(offset) is int):
         return None
     return (call, offset, text) if 0 <= offset <= LARGEST_COUNT and text else None
@@ -67,8 +80,11 @@ def _call_of(payload: str) -> str | None:
     found = _CALL.findall(payload)
     if len(found) == 1:
         return str(found[0])
-    call = _fields(payload).get("call")
-    return call if isinstance(call, str) else None
+    return _text(_fields(payload).get("call"))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _fields(payload: str) -> dict[str, Any]:

@@ -61,8 +61,9 @@ KEYS = (
         "reply",
         "run:{}:reply",
         "hash",
-        "the reply that is streaming: attempt, call, chars, bytes, at, and its text in parts: text, text1 …",
-        "a minute after its last piece; the event that ends the reply deletes it",
+        "the reply that is streaming: attempt, call, chars, bytes, at, and its text in parts: text, text1 …; a tool's "
+        "output: the same after tool_",
+        "a minute after its last piece; the event that ends the text deletes it",
     ),
     KeySpec(
         "session", "sess:{}", "hash", "holder, ordinals of the last places given, version, format", _SESSION

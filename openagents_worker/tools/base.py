@@ -39,6 +39,7 @@ class ToolExecutionSpec(BaseModel):
     reads_files: bool = False
     writes_files: bool = False
     supports_streaming: bool = False
+    """Whether the tool is called by `invoke_stream`, an async generator, in place of `invoke`."""
     cpu_bound: bool = False
     """Whether it uses much CPU time: then its function runs in another process, without a context."""
 

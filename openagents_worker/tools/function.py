@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import update_wrapper
 from types import SimpleNamespace
 from typing import (
@@ -41,9 +42,12 @@ from pydantic.fields import FieldInfo
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.offload import importable
-from openagents_worker.tools.typed import TypedTool
+from openagents_worker.tools.streaming import streamed_result
+from openagents_worker.tools.typed import TypedTool, parse_arguments
 
 __all__ = ["DecoratedFunction", "FunctionTool", "tool"]
+
+MAX_UNSEEN_CHARS = 1024 * 1024  # of the result of a streaming function that is called outside of a run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,15 +102,37 @@ class FunctionTool(TypedTool):
             return Reconciled.unknown()
         return await self._reconcile(params, idempotency_key, context)
 
-    async def run(self, args: BaseModel, context: ToolContext | None) -> Any:
+    async def invoke_stream(self, params: dict[str, Any], context: ToolContext | None) -> AsyncIterator[Any]:
+        """What the function yields, if it is an async generator; else its result alone."""
+        if not self._execution_spec.supports_streaming:
+            yield {"type": "result", "data": await self.invoke(params, context)}
+            return
+        arguments = self._arguments(parse_arguments(self.Params, params, self.tool_name), context)
+        async with aclosing(self._function(**arguments)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _arguments(self, args: BaseModel, context: ToolContext | None) -> dict[str, Any]:
         fields = type(args).model_fields
         arguments = {str(field.alias): getattr(args, name) for name, field in fields.items()}
         if self._context_name is not None:
             arguments[self._context_name] = context
+        return arguments
+
+    async def run(self, args: BaseModel, context: ToolContext | None) -> Any:
+        arguments = self._arguments(args, context)
+        if self._execution_spec.supports_streaming:
+            return await streamed_result(
+                self._function(**arguments), _unseen, tool_name=self.tool_name, max_chars=MAX_UNSEEN_CHARS
+            )
         if inspect.iscoroutinefunction(self._function):
             return await self._function(**arguments)
         result = await self.run_sync(self._function, **arguments)
         return await result if inspect.isawaitable(result) else result
+
+
+async def _unseen(text: str) -> None:
+    """Nobody watches a call outside of a run."""
 
 
 class DecoratedFunction(Generic[P, R]):
@@ -190,7 +216,9 @@ def tool(
     A parameter named `context` (or annotated with `ToolContext`) receives the run's context and is not an
     argument for the model. `durable_idempotent=False` means that the effect is visible to others, so a call
     with a lost outcome is not repeated without permission; `reconcile(params, idempotency_key, context)` may
-    find out whether it had its effect (`ToolPlugin.reconcile`). `cpu_bound=True` runs the function in another
+    find out whether it had its effect (`ToolPlugin.reconcile`). An async generator streams its output: each
+    text that it yields is a `tool.delta` event, and the whole text is the result, unless it yields
+    `{"type": "result", "data": …}`. `cpu_bound=True` runs the function in another
     process: it must be defined at the top level of a module, its arguments and its result are copied, and it
     gets no context. `approval`: whether each call waits until somebody approves it; a function
     `(params, context)` decides this for one call. Raises `PluginConfigError` for an unsupported signature.
@@ -212,6 +240,7 @@ def tool(
                 concurrency_safe=concurrency_safe,
                 default_timeout_ms=timeout_ms,
                 cpu_bound=cpu_bound,
+                supports_streaming=inspect.isasyncgenfunction(function),
                 approval_mode=approval if isinstance(approval, str) else "inherit",
             ),
             reconcile=reconcile,
@@ -222,7 +251,8 @@ def tool(
 
 
 def _check_cpu_bound(function: Callable[..., Any], tool_name: str, context_name: str | None) -> None:
-    if inspect.iscoroutinefunction(function) or context_name is not None or not importable(function):
+    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if is_async or context_name is not None or not importable(function):
         raise PluginConfigError(
             f"the tool {tool_name!r} cannot be CPU-bound",
             hint="such a function is not async, takes no context and is defined at the top level of a module",

@@ -24,12 +24,13 @@ KEPT_BYTES = 64 * 1024
 class Speaker:
     """Says a reply of the run r1 piece by piece."""
 
-    def __init__(self, hand: Hand, call: str = "0.1") -> None:
-        self._hand, self._call, self._said = hand, call, 0
+    def __init__(self, hand: Hand, call: str = "0.1", name: str = "llm.delta") -> None:
+        self._hand, self._call, self._said, self._name = hand, call, 0, name
 
     def say(self, text: str) -> None:
-        payload = json.dumps({"call": self._call, "offset": self._said, "text": text}, ensure_ascii=False)
-        self._hand.emit("r1", "llm.delta", payload=payload)
+        field = "call" if self._name == "llm.delta" else "call_id"
+        payload = json.dumps({field: self._call, "offset": self._said, "text": text}, ensure_ascii=False)
+        self._hand.emit("r1", self._name, payload=payload)
         self._said += len(text)
 
 
@@ -61,6 +62,46 @@ async def test_who_joins_in_the_middle_gets_what_was_said_as_one_piece(hand: Han
     so_far = {"call": "0.1", "attempt": 1, "offset": 0, "text": "Grüße aus 東京 🗼", "kind": "text"}
     assert before[2].payload == so_far
     assert screen.texts == {"0.1": "Grüße aus 東京 🗼, bis bald!"}
+
+
+def joined(hand: Hand) -> dict[str, str]:
+    """What a new watcher gets of the texts that are streaming, by the names of the events."""
+    hand.emit("r1", "mark")
+    texts: dict[str, str] = {}
+    with closing(watch(hand.store, "r1", int(hand.store.redis.hget("oa:run:r1", "seq") or 0) - 1)) as events:
+        assert next(events).name == "mark"
+        hand.emit("r1", "mark")
+        while (event := next(events)).name != "mark":
+            assert (event.seq, event.payload["offset"]) == (None, 0)
+            texts[event.name] = str(event.payload["text"])
+    return texts
+
+
+def test_the_output_of_a_tool_is_kept_beside_a_reply(hand: Hand) -> None:
+    """A tool may call the model, and two calls may run side by side: each text ends with its own event."""
+    output, reply = Speaker(hand, "t:1", "tool.delta"), Speaker(hand)
+    output.say("row 1\n")
+    assert joined(hand) == {"tool.delta": "row 1\n"}
+    reply.say("I see")
+    output.say("row 2\n")
+    assert joined(hand) == {"llm.delta": "I see", "tool.delta": "row 1\nrow 2\n"}
+
+    hand.emit("r1", "llm.succeeded", payload='{"model":"m","call":"0.1"}')
+    assert joined(hand) == {"tool.delta": "row 1\nrow 2\n"}
+    reply = Speaker(hand, "0.2")
+    reply.say("Now")
+    ended = '{"tool_id":"t","result":1,"call_id":"t:1","streamed":true}'
+    hand.emit("r1", "tool.succeeded", payload=ended)
+    assert joined(hand) == {"llm.delta": "Now"}
+    hand.emit("r1", "llm.failed", payload='{"model":"m","call":"0.2"}')
+    assert hand.store.redis.exists("oa:run:r1:reply") == 0
+
+
+def test_the_output_of_a_tool_that_failed_is_dropped(hand: Hand) -> None:
+    Speaker(hand, "t:1", "tool.delta").say("row 1")
+    hand.emit("r1", "tool.failed", payload='{"tool_id":"t","error":"e","call_id":"t:2","streamed":true}')
+    hand.emit("r1", "tool.failed", payload='{"tool_id":"t","error":"e","call_id":"t:1","streamed":true}')
+    assert hand.store.redis.exists("oa:run:r1:reply") == 0
 
 
 def test_a_reply_that_is_over_is_not_told_again(hand: Hand) -> None:

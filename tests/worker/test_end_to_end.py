@@ -41,6 +41,7 @@ NEED_A_FAULT = {
     "tool.outcome_resolved": "a worker is killed in a call with effects",
     "events.gap": "a watcher starts after the events were trimmed",
     "signal.received": "somebody sends a value to a run",
+    "tool.delta": "a tool yields its output in pieces",
     "tool.batch.started": "a pattern makes a batch of calls",
     "tool.batch.completed": "a pattern makes a batch of calls",
     "step.started": "a pattern or a tool records a function",

@@ -19,6 +19,7 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.calls.interrupted import RecordedOutcome
 from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.calls.tool_stream import stream
 from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
@@ -111,7 +112,8 @@ class RecordedTool:
 
     def _success(self, call: ToolCall, result: Any) -> Event:
         preview = self._run.writer.preview(result)
-        return "tool.succeeded", {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
+        payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
+        return "tool.succeeded", payload | _streamed(call)
 
     def _outcome_of(self, call: ToolCall, record: Record) -> Outcome:
         """The outcome of a call that another attempt has made."""
@@ -136,6 +138,7 @@ class RecordedTool:
             **fields,
             "type": type(raised or error).__name__,
             "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
+            **_streamed(call),
         }
         log.warning(
             "tool.failed",
@@ -164,6 +167,13 @@ def _stored(decision: Decision | None) -> dict[str, Any] | None:
     return None if decision is None else decision.model_dump(mode="json", exclude_none=True)
 
 
+def _streamed(call: ToolCall) -> dict[str, Any]:
+    """The field of an event that ends the output of a tool."""
+    return {"streamed": True} if call.has_streamed else {}
+
+
 async def _execute(call: ToolCall) -> Any:
     """Call the tool itself, after all guards."""
+    if call.tool.is_streaming:
+        return await cancelling_itself_only(stream(call))
     return await cancelling_itself_only(call.tool.toolset.call(call.tool_id, call.params, call.context))

@@ -74,6 +74,7 @@ class BoundTool:
         self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
         self.policy = policy
         self.may_need_approval = _may_need_approval(plugin, self.spec, policy)
+        self.is_streaming = self.spec.supports_streaming and hasattr(plugin, "invoke_stream")
         self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
 
     @cached_property
@@ -121,6 +122,8 @@ class ToolCall:
     """The decision about its approval."""
     has_begun: bool = False
     """Whether code of the tool was called that may have had side effects."""
+    has_streamed: bool = False
+    """Whether watchers have got pieces of its output."""
 
     @property
     def tool_id(self) -> str:

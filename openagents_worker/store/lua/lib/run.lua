@@ -63,52 +63,74 @@ end
 
 -- Payloads may be encoded. What is needed of one is in the name of the event, after character 31 (`store/event_items.py`).
 
--- named(item): the name of an event, the call whose reply it ends, and the piece of a reply that it is
+-- The events with pieces of a text that is still growing: published, but not stored. By name: how the fields of `reply` begin that keep this text
+local LIVE = {['llm.delta'] = '', ['tool.delta'] = 'tool_'}
+
+-- named(item): the name of an event, the call whose text it ends, and the piece of a text that it is
 local function named(item)
   if string.byte(item) ~= 31 then return item end
-  local _, to, offset, chars, length = string.find(item, '^\31llm%.delta\31(%d+)\31(%d+)\31(%d+)\31')
+  local _, to, name, offset, chars, length = string.find(item, '^\31(%a+%.delta)\31(%d+)\31(%d+)\31(%d+)\31')
   if to then
-    return 'llm.delta', nil, {offset = tonumber(offset), chars = tonumber(chars), call = string.sub(item, to + 1, to + length),
+    return name, nil, {offset = tonumber(offset), chars = tonumber(chars), call = string.sub(item, to + 1, to + length),
       text = string.sub(item, to + length + 1)}
   end
   local name, call = string.match(item, '^\31([^\31]+)\31(.*)$')
   return name or item, call
 end
 
--- forget_reply(run, call): the event of a complete reply replaces the text that was kept for watchers that join
-local function forget_reply(run, call)
-  if redis.call('HGET', k.reply(run.id), 'call') == call then redis.call('DEL', k.reply(run.id)) end
+-- forget_fields(key, own): forgets a text that was kept; `own` begins the names of its fields: '' for a reply, `tool_` for a tool's output
+local function forget_fields(key, own)
+  local names = {own .. 'attempt', own .. 'call', own .. 'chars', own .. 'bytes', own .. 'text', own .. 'at'}
+  for n = 1, count_of(redis.call('HGET', key, own .. 'parts')) do names[#names + 1] = own .. 'text' .. n end
+  redis.call('HDEL', key, own .. 'parts', unpack(names))
 end
 
-local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
+-- begin_text(key, run, own, call, piece): begins a text with its first piece
+local function begin_text(key, run, own, call, piece)
+  forget_fields(key, own)
+  redis.call('HSET', key, own .. 'attempt', digits(run.attempt), own .. 'call', call, own .. 'chars', digits(piece.chars), own .. 'bytes',
+    #piece.text, own .. 'parts', 0, own .. 'text', piece.text, own .. 'at', iso(NOW_MS))
+end
+
+local NO_TEXT = {chars = 0, text = ''}
+
+-- forget_text(run, call): the event of a complete text replaces what was kept of it for watchers that join
+local function forget_text(run, call)
+  local key = k.reply(run.id)
+  local reply, output = unpack(redis.call('HMGET', key, 'call', 'tool_call'))
+  if reply == call then
+    if not output then return redis.call('DEL', key) end
+    begin_text(key, run, '', '', NO_TEXT) -- every reader expects the fields of a reply
+  elseif output == call then
+    if not reply or reply == '' then return redis.call('DEL', key) end
+    forget_fields(key, 'tool_')
+  end
+end
+
+local KEPT_BYTES = 65536 -- only the beginning of a longer text is kept; the rest is published, and the commit stores all of it
 local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
 local PART_BYTES = 8192 -- a field of a hash cannot be appended to, so the text is kept in parts: a piece copies only the last one
 
--- begin_reply(run, piece): forgets the reply so far, and begins one with its first piece
-local function begin_reply(run, piece)
-  redis.call('DEL', k.reply(run.id))
-  redis.call('HSET', k.reply(run.id), 'attempt', digits(run.attempt), 'call', piece.call, 'chars', digits(piece.chars), 'bytes', #piece.text,
-    'parts', 0, 'text', piece.text, 'at', iso(NOW_MS))
-end
-
--- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply.
+-- keep_piece(run, piece, own): adds a piece to the text so far, for watchers that join; offset 0 starts a new text. `own` begins its fields.
 -- The text is in the fields `text`, `text1` … `text{parts}`. The previous version keeps and reads `text` only
-local function keep_piece(run, piece)
+local function keep_piece(run, piece, own)
+  local key = k.reply(run.id)
   if piece.offset == 0 then
-    begin_reply(run, piece)
+    begin_text(key, run, own, piece.call, piece)
+    if own ~= '' and redis.call('HEXISTS', key, 'call') == 0 then begin_text(key, run, '', '', NO_TEXT) end
   else
-    local attempt, call, chars, bytes, parts = unpack(redis.call('HMGET', k.reply(run.id), 'attempt', 'call', 'chars', 'bytes', 'parts'))
+    local attempt, call, chars, bytes, parts = unpack(redis.call('HMGET', key, own .. 'attempt', own .. 'call', own .. 'chars', own .. 'bytes',
+      own .. 'parts'))
     if attempt ~= digits(run.attempt) or call ~= piece.call then return end
     bytes, parts = count_of(bytes) + #piece.text, count_of(parts)
     if tonumber(chars) == piece.offset and bytes <= KEPT_BYTES then
-      local part = parts == 0 and 'text' or 'text' .. parts
-      local text = redis.call('HGET', k.reply(run.id), part) or ''
+      local text = redis.call('HGET', key, own .. (parts == 0 and 'text' or 'text' .. parts)) or ''
       if #text >= PART_BYTES then parts, text = parts + 1, '' end
-      redis.call('HSET', k.reply(run.id), 'chars', digits(piece.offset + piece.chars), 'bytes', bytes, 'parts', parts,
-        parts == 0 and 'text' or 'text' .. parts, text .. piece.text, 'at', iso(NOW_MS))
+      redis.call('HSET', key, own .. 'chars', digits(piece.offset + piece.chars), own .. 'bytes', bytes, own .. 'parts', parts,
+        own .. (parts == 0 and 'text' or 'text' .. parts), text .. piece.text, own .. 'at', iso(NOW_MS))
     end
   end
-  redis.call('PEXPIRE', k.reply(run.id), KEPT_MS)
+  redis.call('PEXPIRE', key, KEPT_MS)
 end
 
 -- add_again(run, seq, left, entry…): adds an entry that Redis has refused again, with a valid number; `left` entries follow it. Returns the number
@@ -131,11 +153,11 @@ end
 -- append(run, events): events = {name, payload, name, payload, …}; gives each event its seq, stores it and publishes it.
 -- The published envelope is complete. The stored entry omits what readers of the stream know: the ids, and `seq`, which is the id of the entry.
 -- All entries have the same fields in the same order, so that Redis stores the field names only once.
--- A piece of a reply (llm.delta) is published, but it is not stored and has no seq.
+-- A piece of a text (see LIVE) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
   local count = 0
-  for i = 1, #events, 2 do if named(events[i]) ~= 'llm.delta' then count = count + 1 end end
+  for i = 1, #events, 2 do if not LIVE[named(events[i])] then count = count + 1 end end
   local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
   local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
@@ -143,11 +165,11 @@ local function append(run, events, final)
   for i = 1, #events, 2 do
     local name, ended_call, piece = named(events[i])
     local payload = events[i + 1]
-    if name == 'llm.delta' then
-      if piece then keep_piece(run, piece) end
+    if LIVE[name] then
+      if piece then keep_piece(run, piece, LIVE[name]) end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
-      if ended_call then forget_reply(run, ended_call) end
+      if ended_call then forget_text(run, ended_call) end
       seq, number = seq + 1, number + 1
       local is_final = final and i == #events - 1
       local stored = redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life,
