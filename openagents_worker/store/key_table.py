@@ -61,8 +61,8 @@ KEYS = (
         "reply",
         "run:{}:reply",
         "hash",
-        "the reply that is streaming: attempt, call, chars, bytes, at, and its text in parts: text, text1 …; a tool's "
-        "output: the same after tool_",
+        "the reply that is streaming: attempt, call, chars, bytes, at, and its text in parts: text, text1 …; "
+        "a tool's output: the same after tool_",
         "a minute after its last piece; the event that ends the text deletes it",
     ),
     KeySpec(

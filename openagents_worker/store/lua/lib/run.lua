@@ -78,10 +78,14 @@ local function named(item)
   return name or item, call
 end
 
+local KEPT_BYTES = 65536 -- only the beginning of a longer text is kept; the rest is published, and the commit stores all of it
+local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
+local PART_BYTES = 8192 -- a field of a hash cannot be appended to, so the text is kept in parts: a piece copies only the last one
+
 -- forget_fields(key, own): forgets a text that was kept; `own` begins the names of its fields: '' for a reply, `tool_` for a tool's output
 local function forget_fields(key, own)
   local names = {own .. 'attempt', own .. 'call', own .. 'chars', own .. 'bytes', own .. 'text', own .. 'at'}
-  for n = 1, count_of(redis.call('HGET', key, own .. 'parts')) do names[#names + 1] = own .. 'text' .. n end
+  for n = 1, math.min(count_of(redis.call('HGET', key, own .. 'parts')), KEPT_BYTES / PART_BYTES) do names[#names + 1] = own .. 'text' .. n end
   redis.call('HDEL', key, own .. 'parts', unpack(names))
 end
 
@@ -106,10 +110,6 @@ local function forget_text(run, call)
     forget_fields(key, 'tool_')
   end
 end
-
-local KEPT_BYTES = 65536 -- only the beginning of a longer text is kept; the rest is published, and the commit stores all of it
-local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
-local PART_BYTES = 8192 -- a field of a hash cannot be appended to, so the text is kept in parts: a piece copies only the last one
 
 -- keep_piece(run, piece, own): adds a piece to the text so far, for watchers that join; offset 0 starts a new text. `own` begins its fields.
 -- The text is in the fields `text`, `text1` … `text{parts}`. The previous version keeps and reads `text` only
