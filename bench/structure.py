@@ -30,6 +30,8 @@ from tests.support.supervised_deployment import table
 
 ROOT = PACKAGE.parent
 MAX_HOPS, MAX_MODULES, MAX_ARGUMENTS, MAX_LINES = 12, 14, 7, 400
+MAX_TWINS = 140  # lines; what is left talks to sockets and event loops, or makes handles
+TWINS = "lines of async functions beside sync ones of the same name"
 TABLES = {"errors.py", "settings.py"}
 """Files that may be long, because each is one table: the errors with their codes, and the settings."""
 
@@ -39,6 +41,7 @@ LIMITS = {
     f"constructors with more than {MAX_ARGUMENTS} arguments": 0,
     f"files of more than {MAX_LINES} lines, without tables": 0,
     "class names with two meanings": 0,
+    TWINS: MAX_TWINS,
     "retired words": 0,
     "retired names": 0,
 }
@@ -266,7 +269,7 @@ def counted_in_sources() -> dict[str, list[str]]:
             for name, places in sorted(classes.items())
             if len(places) > 1
         ],
-        "lines of async functions beside sync ones of the same name": twins,
+        TWINS: twins,
         "retired words": list(retired_words()),
         "retired names": retired_names(),
         "lines of Python": [line for text in files.values() for line in text.splitlines()],

@@ -133,8 +133,14 @@ class Marks:
         self._memory[_ON_LOOP] = mark
         return before
 
-    async def run_marked(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine. In each of its steps the event loop has the mark of the current task."""
+    async def run_marked(
+        self, work: Coroutine[Any, Any, T], on_exit: Callable[[BaseException], object] | None = None
+    ) -> T:
+        """Await a coroutine. In each of its steps the event loop has the mark of the current task.
+
+        `on_exit` is called when a step raises SystemExit, KeyboardInterrupt or GeneratorExit. It may raise
+        another exception in its place.
+        """
         step: Callable[[Any], Any] = work.send
         sent: Any = None
         while True:
@@ -144,6 +150,10 @@ class Marks:
             except StopIteration as end:
                 value: T = end.value
                 return value
+            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                if on_exit is not None:
+                    on_exit(error)
+                raise
             finally:
                 self.mark_loop(before)
                 sent = None  # an exception refers to this frame: no reference cycle

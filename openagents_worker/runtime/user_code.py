@@ -15,7 +15,6 @@ from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from openagents_worker.concurrency import yielded
 from openagents_worker.errors import (
     ORIGINAL,
     ModelRetryError,
@@ -95,8 +94,8 @@ class RunCode:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def contain_exits(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Step the coroutine of a task of the run, so that it cannot stop the event loop.
+    def contain_exits(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """A coroutine for a task of the run that cannot stop the event loop.
 
         In each step the event loop has the mark of the task.
 
@@ -104,26 +103,12 @@ class RunCode:
         GeneratorExit would close the coroutine that awaits the task. They become RuntimeErrors, as Python
         does with StopIteration.
         """
-        marks, step, sent = self.marks, work.send, None
-        while True:
-            before = marks.mark_loop(marked.get())
-            try:
-                waits_for = step(sent)
-            except StopIteration as end:
-                return end.value
-            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-                if is_runtime_signal(error):
-                    raise
-                raise self._as_runtime_error(error) from error
-            finally:
-                marks.mark_loop(before)
-                sent = None  # an exception refers to this frame: no reference cycle
-            try:
-                step, sent = work.send, await yielded(waits_for)
-            except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
-                step, sent = work.throw, error
-            finally:
-                del waits_for  # as above: the exception of a future, too
+        return self.marks.run_marked(work, self._refuse_exit)
+
+    def _refuse_exit(self, error: BaseException) -> None:
+        """Raises RuntimeError for an exception of user code that would stop the event loop."""
+        if not is_runtime_signal(error):
+            raise self._as_runtime_error(error) from error
 
     def _as_runtime_error(self, error: BaseException) -> RuntimeError:
         log.error(
