@@ -27,7 +27,9 @@ __all__ = ["ChaosRun", "Options", "chaos_run"]
 SETTLE_S = 240.0  # within which every accepted run must end after the last fault
 IDLE_S = 60.0  # within which what is left must go, such as connections of workers that have ended
 CONNECTIONS_OF_WORKER = 30  # a worker's pools keep what they opened at their busiest moment
-CONNECTIONS_OF_PRODUCER = 20
+CONNECTIONS_OF_PRODUCERS = (
+    35  # nine threads, each with one to Redis and some with one to the broker; watchers
+)
 MOST_GROWTH = 1.6  # of the resident memory of a worker
 WARM_UP_RUNS = 60
 FAULTS_AT_ONCE = 16
@@ -164,12 +166,15 @@ class ChaosRun:
 
     def _check_growth(self, found: Audit) -> None:
         before, deployment = self._before, self.deployment
-        most = CONNECTIONS_OF_PRODUCER + CONNECTIONS_OF_WORKER * self._options.workers
+        most = CONNECTIONS_OF_PRODUCERS + CONNECTIONS_OF_WORKER * self._options.workers
         with suppress(TimeoutError):
             deployment.wait_for(lambda: deployment.connections() <= most, "connections are closed", IDLE_S)
         after = self._after = Usage.of(deployment)
         if after.connections > most:
-            found.growth.append(f"{after.connections} connections to Redis, {most} are expected at most")
+            clients = Counter((each["name"], each["cmd"]) for each in deployment.admin.client_list())
+            found.growth.append(
+                f"{after.connections} connections to Redis, {most} are expected at most: {clients}"
+            )
         if after.worker_bytes > before.worker_bytes * MOST_GROWTH:
             found.growth.append(f"a worker has {after.worker_bytes} bytes, {before.worker_bytes} before")
 

@@ -7,6 +7,7 @@ received once and in order, and no sleep ended early.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class _Decisions:
     asked: dict[str, str] = field(default_factory=dict)
     """The `n` of each call that was asked about, by the id of the call."""
     made: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    moments: list[float] = field(default_factory=list)
+    """When they were decided, by the monotonic clock."""
 
 
 class WaitingAudit:
@@ -38,6 +41,7 @@ class WaitingAudit:
     def __init__(self, evidence: Evidence, found: Audit) -> None:
         self._evidence = evidence
         self._found = found
+        self._wall_s = time.time() - time.monotonic()
         self._executions: dict[str, list[Execution]] = defaultdict(list)
         for execution in evidence.executions:
             self._executions[execution.run_id].append(execution)
@@ -88,8 +92,12 @@ class WaitingAudit:
                     decisions.asked[call_id] = n
                 case "tool.approved" | "tool.denied", {"call_id": str(call_id)}:
                     decisions.made[decisions.asked[call_id]].append(event.payload)
+                    decisions.moments.append(event.timestamp.timestamp() - self._wall_s)
+        was_lost = any(map(self._evidence.may_be_missing, decisions.moments))
         for n, made in decisions.made.items():
-            if len(made) > 1:
+            calls = {str(each["call_id"]) for each in made}
+            # The model may be asked again if Redis has lost its reply: that is another call.
+            if len(made) > (len(calls) if was_lost else 1):
                 self._found.wrong_decisions.append(f"{run.name} {n} was decided {len(made)} times: {made}")
         for answer in self._answers[run.name]:
             made = decisions.made.get(answer.n, [])
@@ -111,7 +119,7 @@ class WaitingAudit:
             return
         cents: int | None = call["cents"]
         if call["tool"].startswith("refund"):
-            decision = next(iter(decisions.made.get(n, [])), None)
+            decision = (decisions.made.get(n) or [None])[-1]
             if decision is None or decision.get("action", "approve") != "approve":
                 cents = None
             elif decision.get("arguments"):

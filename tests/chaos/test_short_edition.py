@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -96,7 +96,6 @@ def test_the_audit_finds_what_is_wrong(run: ChaosRun) -> None:
 def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
     """A denied payment that is made, an approved one that is made twice, and so on."""
     executions, people = run.deployment.effects.executions, run.people
-    clean, _ = run.audit()
     states = read_states(run.deployment.client.store, [each.run_id for each in run.load.accepted])
     completed = [each for each in run.load.accepted if states[each.run_id] is RunState.COMPLETED]
     ids = {each.run_id for each in completed}
@@ -106,8 +105,8 @@ def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
         next(each for each in executions if (each.run_id, each.n) == (answer.run_id, answer.n))
         for answer in [answer for answer in mine if answer.decision.action == "approve"][:2]
     )
-    received = next(each for each in completed if each.plan.agent_id == "mailbox")
-    asleep = next(each for each in completed if each.plan.sleep_s and each.plan.values > 1)
+    mailboxes = [each for each in completed if each.plan.agent_id == "mailbox"]
+    received, asleep = mailboxes[0], next(each for each in mailboxes if each.plan.values > 1)
     steered = next(each for each in completed if len(_model_calls(each.run_id, executions)) > 2)
     now, began = time.monotonic(), _model_calls(steered.run_id, executions)[0].arrived
     executions.append(
@@ -123,17 +122,15 @@ def test_the_audit_finds_what_was_not_decided(run: ChaosRun) -> None:
 
     found, _ = run.audit()
 
-    new = {name: set(each) - set(getattr(clean, name)) for name, each in asdict(found).items()}
-    assert any(f"{denied.run_id} {denied.n} was not approved" in each for each in new["wrong_effects"])
-    assert any(f"{twice.key} was paid again" in each for each in new["wrong_effects"])
-    assert any(f"{other.run_id} {other.n} must pay" in each for each in new["wrong_effects"])
+    assert any(f"{denied.run_id} {denied.n} was not approved" in each for each in found.wrong_effects)
+    assert any(f"{twice.key} was paid again" in each for each in found.wrong_effects)
+    assert any(f"{other.run_id} {other.n} must pay" in each for each in found.wrong_effects)
     assert any(
-        f"{denied.run_id} {denied.n}: the answer was deny by nobody" in each
-        for each in new["wrong_decisions"]
+        f"{denied.run_id} {denied.n}: the answer was deny by nobody" in each for each in found.wrong_decisions
     )
-    assert any(received.run_id in each for each in new["wrong_values"])
-    assert any(asleep.run_id in each for each in new["early_wakes"])
-    assert any(steered.run_id in each for each in new["wrong_steering"])
+    assert any(received.run_id in each for each in found.wrong_values)
+    assert any(asleep.run_id in each for each in found.early_wakes)
+    assert any(steered.run_id in each for each in found.wrong_steering)
 
 
 def _model_calls(run_id: str, executions: list[Execution]) -> list[Execution]:
