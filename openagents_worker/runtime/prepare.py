@@ -25,7 +25,7 @@ from openagents_worker.runtime.calls.tool_call import ToolRun
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.history import RunHistory, RunStart
 from openagents_worker.runtime.memory_calls import MemoryCalls
-from openagents_worker.runtime.original.pattern import OriginalPattern, is_original
+from openagents_worker.runtime.original.package import is_original_pattern
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
@@ -129,7 +129,11 @@ class Preparation:
         """A new pattern with the context of the run."""
         pattern = self._parts.new_pattern()
         with executing("pattern", class_path(pattern)):
-            if is_original(pattern):
+            if is_original_pattern(pattern):
+                from openagents_worker.runtime.original.pattern import (
+                    OriginalPattern,  # imported late: few agents have such a pattern
+                )
+
                 pattern = OriginalPattern(pattern)
                 await pattern.set_context(self._context)
             else:

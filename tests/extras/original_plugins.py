@@ -52,8 +52,15 @@ class OftenBusy(ToolError):  # type: ignore[misc,unused-ignore]
     retryable = True
 
 
+def busy() -> ShopBusy:
+    """An error with an attribute that only its class knows."""
+    error = ShopBusy("come back\nlater", "look", retry_after_ms=40, hint="at noon")
+    error.shelf = "upper"
+    return error
+
+
 RAISED: dict[str, Any] = {
-    "busy": lambda: ShopBusy("come back\nlater", "look", retry_after_ms=40, hint="at noon"),
+    "busy": busy,
     "often": lambda: OftenBusy("not now", "look"),
     "retry": lambda: RetryableToolError("again", "look"),
     "never": lambda: PermanentToolError("no such word", "look"),
@@ -86,8 +93,8 @@ class Look(ToolPlugin):  # type: ignore[misc,unused-ignore]
             case "failure":
                 return ToolResult(success=False, error="it was not found")
             case "executed":
-                busy = ShopBusy("the inner cause", "look")
-                return ToolExecutionResult(tool_id="look", success=False, exception=busy)
+                cause = ShopBusy("the inner cause", "look")
+                return ToolExecutionResult(tool_id="look", success=False, exception=cause)
         return f"about {word}"
 
 
@@ -169,7 +176,8 @@ class Catching(PatternPlugin):  # type: ignore[misc,unused-ignore]
         except PermanentToolError as error:
             return ["permanent", error.code, str(error)]
         except ToolRateLimitError as error:
-            return ["rate limit", type(error).code, error.retry_after_ms, isinstance(error, ShopBusy)]
+            known = [type(error).code, error.retry_after_ms, isinstance(error, ShopBusy)]
+            return ["rate limit", *known, hasattr(error, "shelf")]
         except OpenAgentsError as error:
             return ["other", error.code]
 

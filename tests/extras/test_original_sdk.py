@@ -138,6 +138,25 @@ async def test_p09_a_pattern_of_the_package_may_use_each_provider(
     assert result.usage.tool_calls == 2
 
 
+@pytest.mark.parametrize("pattern", ["ours", "theirs"])
+async def test_p02_only_our_patterns_send_the_history(redis_url: str, pattern: str) -> None:
+    """The package's patterns send their own prompt and the input."""
+    sent: list[list[str]] = []
+
+    def reply(request: Any) -> dict[str, Any]:
+        sent.append([message["content"] for message in request.messages])
+        return text("Hello, Ann.")
+
+    async with ModelServer(reply) as server:
+        llm = {"provider": "openai_compatible", "model": "m", "api_base": server.url}
+        definition = (of_ours() if pattern == "ours" else of_pattern("react")) | {"llm": llm}
+        async with process(redis_url, definition) as p:
+            await result_of(p, input_text="I am Ann.")
+            await result_of(p, run_id="r2", input_text="Who am I?")
+    history = ["I am Ann.", "Hello, Ann."] if pattern == "ours" else []
+    assert sent[1][1:] == [*history, "Who am I?"]
+
+
 @every_pattern
 async def test_p10_max_steps_is_a_stop_reason(redis_url: str, name: str) -> None:
     """The limit of the agent, which the package reports without a code, and that of the request."""
@@ -350,14 +369,14 @@ async def test_an_error_of_a_pattern_keeps_its_code(redis_url: str) -> None:
     [
         ("never", ["permanent", "tool.permanent", "no such word"]),
         ("other", ["model retry", "llm.model_retry"]),
-        ("busy", ["rate limit", "shop.busy", 40, True]),
+        ("busy", ["rate limit", "shop.busy", 40, True, False]),
         ("plain", ["other", "tool.error"]),
     ],
 )
 async def test_a_pattern_catches_errors_by_the_classes_of_the_package(
     redis_url: str, word: str, caught: list[Any]
 ) -> None:
-    """Also those that the runtime has read from the journal."""
+    """Also those that the runtime has read from the journal. Attributes of their own are lost."""
     async with process(redis_url, of_pattern("Catching")) as p:
         result = await result_of(p, input_text=word, budget={"max_resume_attempts": 0})
     assert result.final_output == caught

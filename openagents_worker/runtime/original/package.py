@@ -1,4 +1,4 @@
-"""The package of the original SDK: the only place that finds its classes.
+"""The package of the original SDK: the only place that finds its classes, and recognizes its plugins.
 
 This library does not depend on the package. Its classes are known once a plugin has imported them.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["PACKAGE", "is_instance", "loaded"]
+__all__ = ["PACKAGE", "is_instance", "is_original_pattern", "loaded"]
 
 PACKAGE = "openagents"
+PATTERN_METHODS = ("setup", "react", "finalize")
 
 
 def loaded(module: str, name: str) -> Any:
@@ -25,3 +26,8 @@ def is_instance(value: object, module: str, name: str) -> bool:
     """Whether a value is an instance of a class of the package."""
     kind = loaded(module, name)
     return isinstance(kind, type) and isinstance(value, kind)
+
+
+def is_original_pattern(pattern: Any) -> bool:
+    """Whether a pattern has a method of the original SDK that patterns of this library do not have."""
+    return any(hasattr(pattern, method) for method in PATTERN_METHODS)

@@ -20,19 +20,13 @@ from openagents_worker.runtime.original.package import is_instance, loaded
 from openagents_worker.runtime.original.tools import OriginalTool
 from openagents_worker.runtime.user_code import class_path
 
-__all__ = ["OriginalPattern", "is_original"]
+__all__ = ["OriginalPattern"]
 
-METHODS = ("setup", "react", "finalize")
 NO_ANSWER = "Plan executed"
 """What the package's `plan_execute` returns, in place of the model's answer, if no tool was called."""
 
 _MAX_STEPS = re.compile(r"Pattern exceeded max_steps \(\d+\)")
 _UNKNOWN_TOOL = re.compile(r"Tool '(.*)' is not registered")
-
-
-def is_original(pattern: Any) -> bool:
-    """Whether a pattern has a method of the original SDK that patterns of this library do not have."""
-    return any(hasattr(pattern, method) for method in METHODS)
 
 
 class OriginalPattern:
