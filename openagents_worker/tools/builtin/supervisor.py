@@ -61,7 +61,7 @@ class Captured:
 
 
 def main() -> None:
-    """Execute the command of the request. Prints its process id when it has started, and how it has ended."""
+    """Execute the command of the request. Print its process id first, and at the end how it has ended."""
     request = json.loads(sys.stdin.buffer.readline())
     if _IS_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -82,7 +82,6 @@ def main() -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _print({"error": reason, "is_missing": isinstance(error, FileNotFoundError)})
         return
-    _print({"pid": command.pid})
     try:
         outcome = _supervise(command, request, wakeup)
     finally:
@@ -92,10 +91,18 @@ def main() -> None:
 
 
 def _start(request: dict[str, Any]) -> Popen[bytes]:
+    """Start the command. It reports its process id itself, before it can kill this process."""
+    stdout = os.dup(1)  # closed in the command when the program starts
+
+    def prepare() -> None:
+        os.write(stdout, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        if _IS_LINUX:
+            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # if this process is killed
+
     return Popen(  # noqa: S603 - executing it is the purpose of the tools
         request["argv"], executable=request["executable"], cwd=request["cwd"], env=request["env"],
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True,
-        preexec_fn=_die_with_supervisor if _IS_LINUX else None,  # this process has one thread
+        preexec_fn=prepare,  # this process has one thread
     )  # fmt: skip
 
 
@@ -200,11 +207,6 @@ def descendants(pid: int) -> set[int]:
         found |= below
         above += below
     return found
-
-
-def _die_with_supervisor() -> None:
-    """In the command, before it starts: end it if the supervisor is killed."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:
