@@ -23,9 +23,11 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from typing import IO, Any
+
+TYPE_CHECKING = False  # importing `typing` and `pathlib` would take as long as the rest of this process
+if TYPE_CHECKING:
+    from typing import IO, Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 KILL_PATIENCE_S = 5.0  # a killed process is gone in milliseconds, unless the system itself holds it
@@ -195,11 +197,13 @@ def _reaped(command: Popen[bytes]) -> set[int]:
 def descendants(pid: int) -> set[int]:
     """All processes below a process, from /proc."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, ValueError, IndexError):  # it has just ended
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    with os.scandir("/proc") as entries:
+        processes = [entry.name for entry in entries if entry.name.isdigit()]
+    for process in processes:
+        with suppress(OSError, ValueError, IndexError):  # it has just ended
+            with open(f"/proc/{process}/stat", "rb") as file:  # noqa: PTH123 - see above
+                fields = file.read().rpartition(b")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(process))
     found: set[int] = set()
     above = [pid]
     while above:
