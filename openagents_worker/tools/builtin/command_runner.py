@@ -66,13 +66,23 @@ async def run_command(command: Command, tool_name: str) -> CommandOutcome:
         output = await _exchanged(process, {**asdict(command), "worker_pid": os.getpid()})
     finally:
         await _until_done(asyncio.create_task(_stop(process), name="stop command"))
-    outcome: dict[str, Any] = json.loads(output.splitlines()[-1]) if output else {}
-    if "pid" in outcome or not outcome:
-        _kill_group(outcome.get("pid"))
+    messages = [message for line in output.splitlines() if (message := _message(line)) is not None]
+    outcome = messages[-1] if messages else {"pid": None}
+    if "pid" in outcome:  # the last message is about the start
+        _kill_group(outcome["pid"])
         raise ToolError("the process that supervised the command was killed", tool_name)
     if (problem := outcome.get("error")) is not None:
         raise PermanentToolError(f"{command.argv[0][:200]} cannot be started: {problem}", tool_name)
     return CommandOutcome(**outcome)
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """A line that the supervisor has printed; None if it was killed before its end."""
+    try:
+        message: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return message
 
 
 def _kill_group(pid: int | None) -> None:

@@ -23,9 +23,11 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from typing import IO, Any
+
+TYPE_CHECKING = False  # importing `typing` and `pathlib` would take as long as the rest of this process
+if TYPE_CHECKING:
+    from typing import IO, Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 KILL_PATIENCE_S = 5.0  # a killed process is gone in milliseconds, unless the system itself holds it
@@ -61,7 +63,7 @@ class Captured:
 
 
 def main() -> None:
-    """Execute the command of the request. Prints its process id when it has started, and how it has ended."""
+    """Execute the command of the request. Print its process id first, and at the end how it has ended."""
     request = json.loads(sys.stdin.buffer.readline())
     if _IS_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -82,7 +84,6 @@ def main() -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _print({"error": reason, "is_missing": isinstance(error, FileNotFoundError)})
         return
-    _print({"pid": command.pid})
     try:
         outcome = _supervise(command, request, wakeup)
     finally:
@@ -92,10 +93,18 @@ def main() -> None:
 
 
 def _start(request: dict[str, Any]) -> Popen[bytes]:
+    """Start the command. It reports its process id itself, before it can kill this process."""
+    stdout = os.dup(1)  # closed in the command when the program starts
+
+    def prepare() -> None:
+        os.write(stdout, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        if _IS_LINUX:
+            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # if this process is killed
+
     return Popen(  # noqa: S603 - executing it is the purpose of the tools
         request["argv"], executable=request["executable"], cwd=request["cwd"], env=request["env"],
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True,
-        preexec_fn=_die_with_supervisor if _IS_LINUX else None,  # this process has one thread
+        preexec_fn=prepare,  # this process has one thread
     )  # fmt: skip
 
 
@@ -188,11 +197,13 @@ def _reaped(command: Popen[bytes]) -> set[int]:
 def descendants(pid: int) -> set[int]:
     """All processes below a process, from /proc."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, ValueError, IndexError):  # it has just ended
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    with os.scandir("/proc") as entries:
+        processes = [entry.name for entry in entries if entry.name.isdigit()]
+    for process in processes:
+        with suppress(OSError, ValueError, IndexError):  # it has just ended
+            with open(f"/proc/{process}/stat", "rb") as file:  # noqa: PTH123 - see above
+                fields = file.read().rpartition(b")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(process))
     found: set[int] = set()
     above = [pid]
     while above:
@@ -200,11 +211,6 @@ def descendants(pid: int) -> set[int]:
         found |= below
         above += below
     return found
-
-
-def _die_with_supervisor() -> None:
-    """In the command, before it starts: end it if the supervisor is killed."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:

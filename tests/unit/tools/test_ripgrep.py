@@ -1,123 +1,140 @@
-"""`ripgrep`: with the program `rg` and without it, it finds what `grep_files` finds.
+"""`ripgrep`: what it asks the program `rg`, what it makes of its output, and how it does without it.
 
-The tests with the program are skipped where it is not installed; `tests/extras` installs it.
+A script stands in the place of the program. `tests/extras` has the real one.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import base64
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from openagents_worker.errors import ToolValidationError
-from openagents_worker.tools.builtin.grep import GrepFiles
+from openagents_worker.errors import PermanentToolError, ToolValidationError
 from openagents_worker.tools.builtin.ripgrep import Ripgrep
 
-needs_rg = pytest.mark.skipif(shutil.which("rg") is None, reason="the program rg is not installed")
-DENY = ["*.pem", "conf/secret", "Build"]
+RG = """#!{python} -S
+import json, sys, time
+json.dump(sys.argv[1:], open({asked!r}, "w"))
+sys.stdout.write(open({output!r}).read())
+sys.stdout.flush()
+time.sleep({sleep_s})
+"""
+
+
+class Program:
+    """The script `rg`: it prints `output`, then sleeps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = ""
+        self.sleep_s = 0.0
+
+    @property
+    def asked(self) -> list[str]:
+        options: list[str] = json.loads((self.folder / "asked").read_text())
+        return options
+
+    async def search(self, root: Path, config: dict[str, Any] | None = None, **query: Any) -> dict[str, Any]:
+        (self.folder / "output").write_text(self.output)
+        names = {name: str(self.folder / name) for name in ("asked", "output")}
+        (self.folder / "rg").write_text(RG.format(python=sys.executable, sleep_s=self.sleep_s, **names))
+        (self.folder / "rg").chmod(0o755)
+        answer: dict[str, Any] = await Ripgrep({"root": str(root), **(config or {})}).invoke(query, None)
+        return answer
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Files of all kinds that a search must treat in a special way."""
-    files = {
-        "a.txt": b"one\ntwo words\nTWO\r\n",
-        "b.py": b"two = 2\n",
-        "latin.txt": b"two caf\xe9\n",
-        "binary": b"two\n\0\n",
-        ".hidden": b"two\n",
-        ".git/config": b"two\n",
-        "key.pem": b"two\n",
-        "conf/secret/a": b"two\n",
-        "conf/open": b"two\n",
-        "build/out": b"two\n",
-        ".gitignore": b"b.py\n",
-        "long.txt": b"two" + b"x" * 2_000,
-        "huge.txt": b"two\n" + b"x" * 5_000_000,
-        "nested/deep/c.txt": b"two\n",
+def program(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Program:
+    folder = tmp_path_factory.mktemp("program")
+    monkeypatch.setenv("PATH", str(folder))
+    return Program(folder)
+
+
+def messages(*files: tuple[Path, int, int | None]) -> str:
+    """The output for files: a path, its number of matches, and where it is binary."""
+    lines: list[dict[str, Any]] = []
+    for path, count, binary_offset in files:
+        match = {"path": {"text": str(path)}, "lines": {"text": "a line\r\n"}, "line_number": 1}
+        lines += [{"type": "begin", "data": {}}, *[{"type": "match", "data": match}] * count]
+        lines.append({"type": "end", "data": {"path": {"text": str(path)}, "binary_offset": binary_offset}})
+    lines.append({"type": "summary", "data": {}})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+async def test_the_pattern_is_one_argument_and_no_option(tmp_path: Path, program: Program) -> None:
+    """No configuration file is read, hidden files are left out, and no other file is followed."""
+    program.output = messages()
+
+    await program.search(
+        tmp_path, {"deny": ["*.pem", "a/b"]}, pattern="--pre=x", file_type="py", case_sensitive=False
+    )
+
+    assert program.asked[-2:] == ["--", str(tmp_path)]
+    assert {
+        "--no-config",
+        "--json",
+        "--regexp=--pre=x",
+        "--glob=*.py",
+        "--ignore-case",
+        "--iglob=!*.pem",
+    } <= set(program.asked)
+    assert not {"--hidden", "--follow", "--pre=x"} & set(program.asked)
+
+
+async def test_matches_in_files_that_may_not_be_seen_are_dropped(tmp_path: Path, program: Program) -> None:
+    """Whatever the program has searched. Binary files are counted as skipped."""
+    seen = [(tmp_path / name, 1, None) for name in ("a/ok", ".env", "key.pem", "a/b/c")]
+    program.output = messages(*seen, (tmp_path / "binary", 2, 7))
+
+    found = await program.search(tmp_path, {"deny": ["*.pem", "a/b"]}, pattern="x")
+
+    assert found == {
+        "matches": [{"path": "a/ok", "line": 1, "text": "a line"}],
+        "skipped": 1,
+        "truncated": False,
     }
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("two\n")
-    (tmp_path / "link").symlink_to("/etc")
-    (tmp_path / "link.txt").symlink_to(tmp_path / "key.pem")
-    return tmp_path
 
 
-QUERIES: dict[str, dict[str, Any]] = {
-    "a word": {"pattern": "two"},
-    "any case": {"pattern": "TWO", "case_sensitive": False},
-    "a file type": {"pattern": "two", "file_type": ".py"},
-    "a type like a glob": {"pattern": "two", "file_type": "*"},
-    "one file": {"pattern": "w.r", "path": "a.txt"},
-    "one folder": {"pattern": "two", "path": "nested"},
-    "the end of a line": {"pattern": "words$", "path": "a.txt"},
-    "only in Python's syntax": {"pattern": "(?<=t)wo(?= )"},
-    "like an option": {"pattern": "--pre=cat"},
-    "nothing": {"pattern": "zzz"},
-    "a binary file": {"pattern": "two", "path": "binary"},
-}
+async def test_names_and_lines_that_are_not_utf8_are_read(tmp_path: Path, program: Program) -> None:
+    """The program sends them as base64."""
+    path = {"bytes": base64.b64encode(str(tmp_path).encode() + b"/caf\xe9").decode()}
+    match = {"path": path, "lines": {"bytes": base64.b64encode(b"\xe9\n").decode()}, "line_number": 3}
+    end = {"path": path, "binary_offset": None}
+    lines = [{"type": "match", "data": match}, {"type": "end", "data": end}, {"type": "summary", "data": {}}]
+    program.output = "\n".join(map(json.dumps, lines))
+
+    found = await program.search(tmp_path, pattern="x")
+
+    assert found["matches"] == [{"path": "caf\\xe9", "line": 3, "text": "\ufffd"}]
 
 
-async def found(tool: GrepFiles, query: dict[str, Any]) -> tuple[list[Any], bool]:
-    answer = await tool.invoke(query, None)
-    return sorted((m["path"], m["line"], m["text"]) for m in answer["matches"]), answer["truncated"]
+async def test_more_than_a_hundred_matches_are_cut(tmp_path: Path, program: Program) -> None:
+    program.output = messages((tmp_path / "a", 150, None))
+    found = await program.search(tmp_path, pattern="x")
+    assert (len(found["matches"]), found["truncated"]) == (100, True)
 
 
-@needs_rg
-@pytest.mark.parametrize("config", [{}, {"allow_hidden": True}, {"deny": DENY}], ids=["", "hidden", "deny"])
-@pytest.mark.parametrize("name", QUERIES)
-async def test_it_finds_what_grep_files_finds(folder: Path, name: str, config: dict[str, Any]) -> None:
-    """With the program, in the same folder, and under the same rules."""
-    config = {"root": str(folder), **config}
-
-    expected = await found(GrepFiles(config), QUERIES[name])
-
-    assert await found(Ripgrep(config), QUERIES[name]) == expected
-    assert name in ("like an option", "nothing", "a binary file", "a type like a glob") or expected[0]
+async def test_a_search_that_takes_too_long_is_ended(tmp_path: Path, program: Program) -> None:
+    program.sleep_s = 600
+    with pytest.raises(PermanentToolError, match="longer than 50 ms"):
+        await program.search(tmp_path, {"timeout_ms": 50}, pattern="x")
 
 
-@needs_rg
-async def test_a_pattern_is_never_an_option(folder: Path) -> None:
-    """`rg --pre=program` executes a program for each file."""
-    program = folder / "program"
-    program.write_text(f"#!/bin/sh\ntouch {folder}/executed\n")
-    program.chmod(0o755)
-
-    for pattern in (f"--pre={program}", "-e", "--files"):
-        await Ripgrep({"root": str(folder)}).invoke({"pattern": pattern}, None)
-
-    assert not (folder / "executed").exists()
-
-
-@needs_rg
-async def test_a_pattern_that_blocks_python_is_searched_at_once(tmp_path: Path) -> None:
-    """ripgrep takes linear time."""
-    (tmp_path / "a").write_text("a" * 50 + "b")
-    assert (await Ripgrep({"root": str(tmp_path)}).invoke({"pattern": "(a+)+$"}, None))["matches"] == []
-
-
-@needs_rg
-async def test_a_setting_of_the_user_has_no_effect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither ripgrep's configuration file nor any variable."""
-    (folder / "config").write_text("--files\n")
-    monkeypatch.setenv("RIPGREP_CONFIG_PATH", str(folder / "config"))
-    assert (await Ripgrep({"root": str(folder)}).invoke({"pattern": "zzz"}, None))["matches"] == []
-
-
-@pytest.mark.parametrize(
-    "installed", [pytest.param(True, marks=needs_rg), False], ids=["with rg", "without rg"]
-)
-async def test_more_than_a_hundred_matches_are_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+async def test_a_pattern_that_the_program_refuses_is_searched_by_python(
+    tmp_path: Path, program: Program
 ) -> None:
-    """The program is not needed. An invalid pattern is the same error in both cases."""
-    if not installed:
-        monkeypatch.setenv("PATH", str(tmp_path))
+    """It has printed no summary then."""
+    (tmp_path / "a").write_text("two words\n")
+    found = await program.search(tmp_path, pattern="(?<=t)wo(?= )")
+    assert found["matches"] == [{"path": "a", "line": 1, "text": "two words"}]
+
+
+async def test_the_program_is_not_needed(tmp_path: Path, program: Program) -> None:
+    """An invalid pattern is the same error in both cases."""
     (tmp_path / "a").write_text("x\n" * 150)
     tool = Ripgrep({"root": str(tmp_path)})
 
@@ -126,3 +143,5 @@ async def test_more_than_a_hundred_matches_are_cut(
     assert (len(answer["matches"]), answer["truncated"]) == (100, True)
     with pytest.raises(ToolValidationError, match="regular expression"):
         await tool.invoke({"pattern": "("}, None)
+    with pytest.raises(ToolValidationError, match="regular expression"):
+        await program.search(tmp_path, pattern="(")
