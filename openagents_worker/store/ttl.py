@@ -28,7 +28,7 @@ _LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal"})
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
     """Descriptions of keys whose TTL is wrong: keys of live runs that expire, other keys that never expire.
 
-    For tests and for `doctor`: it scans the whole database. A key's TTL and whether its owner is live are
+    For tests: it scans the whole database. A key's TTL and whether its owner is live are
     read in one transaction, so a run that ends during the scan is not reported.
     """
     with redis.Redis.from_url(url, decode_responses=True) as client:
