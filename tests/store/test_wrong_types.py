@@ -33,7 +33,8 @@ IDS = {
     "run": "r1", "facts": "r1", "decisions": "r1", "message_ids": "r1", "events": "r1", "journal": "r1",
     "reply": "r1",
     "session": "s1", "session_queue": "s1", "transcript": "s1", "artifacts": "s1", "session_state": "s1",
-    "worker_runs": "w1", "worker_box": "w1", "worker_suspect": "w1", "suspects": "w1", "lease_end": "w1",
+    "worker_runs": "w1", "worker_box": "w1", "worker_suspect": "w1", "worker_parts": "w1",
+    "suspects": "w1", "lease_end": "w1",
     "lease_end_runs": "w1", "gone": "w1", "host": "h1", "false_alarms": "process", "looks_off": "connection",
     "sent": "q", "resend": "q", "resend_seen": "q", "index": "all", "aside_key": "x",
     "outbox": "billing", "outbox_tries": "billing",
@@ -77,7 +78,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
         ask("submit", run_id=run_id, session_id=session, tell=True)
     for run_id, session in ((f"{n}-late", f"s-{n}-late"), ("r1-late", "s1")):
         ask("submit", run_id=run_id, session_id=session, delay_ms=1)
-    ask("renew", server="x", renewed_within_ms=1)
+    ask("renew", server="x", renewed_within_ms=1, parts="[]")
     ask("look", host="h1", joined="")
     claims = {run_id: ask("claim", run_id=run_id) for run_id in ("r1", n)}
     meanwhile()
