@@ -27,6 +27,7 @@ AppendFsync = Literal["everysec", "always"]
 FAILED_SNAPSHOT = "unwritable.rdb"
 """The name of a directory in Redis's folder. A snapshot with this name always fails."""
 DOWN_AFTER_MS = 4_000  # so that sentinels do not replace a master that is only slow on a busy machine
+MOST_LAG_S = 1  # since the replica has confirmed what it has; it does that once a second
 START_PATIENCE_S = 120.0
 SAVE_ONCE_AN_HOUR = "3600 1"
 
@@ -170,8 +171,11 @@ class RedisWithSentinel:
     def fail_over(self, *, kill: bool) -> bool:
         """The replica becomes the master: its master is killed, or Sentinel replaces it.
 
-        False: Sentinel does not, because the replica has just begun to follow its master.
+        False: the replica has just begun to follow its master. Then Sentinel does not replace a master, and
+        a master that is killed has writes that nobody else has.
         """
+        if not self._has_follower():
+            return False
         if kill:
             killed = self._watched.kill_master()
             self._starter.run(lambda: self._watched.bring_back(killed))
@@ -185,3 +189,9 @@ class RedisWithSentinel:
                 return False
             self._watched.make_replica(former)
         return True
+
+    def _has_follower(self) -> bool:
+        """Whether the replica has everything but the last moments."""
+        found = self.admin.info("replication")
+        replica = found.get("slave0", {})
+        return replica.get("state") == "online" and int(replica.get("lag", MOST_LAG_S + 1)) <= MOST_LAG_S

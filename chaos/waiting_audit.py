@@ -119,7 +119,7 @@ class WaitingAudit:
             return
         cents: int | None = call["cents"]
         if call["tool"].startswith("refund"):
-            decision = (decisions.made.get(n) or [None])[-1]
+            decision = decisions.made[n][-1] if n in decisions.made else None
             if decision is None or decision.get("action", "approve") != "approve":
                 cents = None
             elif decision.get("arguments"):
