@@ -24,8 +24,8 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: str = Field(min_length=1, max_length=MAX_TITLE_CHARS)
-    snippet: str = Field(max_length=MAX_SNIPPET_CHARS)
+    title: str = Field(min_length=1, max_length=MAX_TITLE_CHARS, description="The title of the document.")
+    snippet: str = Field(max_length=MAX_SNIPPET_CHARS, description="Its text, or the part to show.")
 
 
 SAMPLE = [

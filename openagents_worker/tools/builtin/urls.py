@@ -20,6 +20,7 @@ MAX_PARAMETERS = 1_000
 MAX_PORT = 65_535
 KEPT_IN_PATH = "/:@!$&'()*+,;=~%"  # characters that are allowed in a path (RFC 3986), and escapes
 KEPT_IN_QUERY = KEPT_IN_PATH + "?"
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 HOST = re.compile(r"[A-Za-z0-9_~!$&'()*+,;=%.-]+|[^\W_][\w.-]*")
 """A host name: ASCII as in RFC 3986, or an international name."""
 
@@ -62,9 +63,7 @@ class URLBuild(TypedTool):
         host: str = Field(
             min_length=1, max_length=300, description="The host, also with a port: `a.org:8080`."
         )
-        scheme: str = Field(
-            "https", pattern=r"^[A-Za-z][A-Za-z0-9+.-]*$", max_length=32, description="The scheme."
-        )
+        scheme: str = Field("https", min_length=1, max_length=32, description="The scheme.")
         path: str = Field("/", max_length=MAX_URL_CHARS, description="The path.")
         query: str | dict[str, str | int | float | bool | list[str | int | float]] = Field(
             "", description='The query: a text such as `q=1&p=2`, or an object: {"q": 1, "tag": ["a", "b"]}.'
@@ -72,6 +71,8 @@ class URLBuild(TypedTool):
         fragment: str = Field("", max_length=MAX_URL_CHARS, description="The part after `#`.")
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
+        if SCHEME.fullmatch(args.scheme) is None:
+            raise ToolValidationError(f"scheme: {args.scheme!r} is not a valid scheme", self.name)
         path = quote(args.path, safe=KEPT_IN_PATH)
         if path and not path.startswith("/"):
             path = "/" + path
