@@ -122,7 +122,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("tool.delta", "a piece of the output of a tool that is still working", "call_id offset text",
                "attempt"),
         _event("tool.failed", "a tool call has failed", "tool_id error",
-               "call_id code message type error_details streamed"),
+               "call_id code message type error_details executor_metadata streamed"),
         _event("worker.loop_blocked", "the run blocked the event loop of its worker", "blocked_ms stack",
                "kind name call_id agent_id plugin"),
         _event("tool.approval_needed", "a tool call waits until somebody approves it",

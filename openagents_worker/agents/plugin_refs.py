@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, WrapValidator, model_validator
 
 from openagents_worker.agents.code_path import CodePath
+from openagents_worker.agents.executors import executor_layers
 from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
 from openagents_worker.agents.positions import Path
 
@@ -88,16 +89,19 @@ class ContextAssemblerRef(PluginRef):
 
 
 class ToolExecutorRef(PluginRef):
-    """How tools are executed; `default` and `safe` both mean this system's own executor."""
+    """How tools are executed: default, safe, retry, filesystem_aware, concurrent_batch."""
 
     @model_validator(mode="after")
     def _is_builtin(self) -> ToolExecutorRef:
-        if self.type not in ("default", "safe"):
-            found = f"type {self.type!r}" if self.type else "a custom class"
-            raise not_supported(f"a tool_executor other than 'default' and 'safe' ({found})")
-        if self.config:
-            raise not_supported("a configuration of the tool_executor", key=("config",))
+        if self.type is None:
+            raise not_supported("a tool_executor that is a custom class", key=("impl",))
+        executor_layers(self.type, self.config)
         return self
+
+    @property
+    def layers(self) -> tuple[Part, ...]:
+        """The options of the executor and of those inside it, the outermost first."""
+        return executor_layers(self.type, self.config)
 
 
 class ToolRef(PluginRef):

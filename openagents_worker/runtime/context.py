@@ -259,6 +259,11 @@ class CallContext:
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self.run.emit(event_name, **payload)
 
+    def drop_changes(self) -> None:
+        """Forget the changes of the state and the artifacts of the call: it is made again."""
+        self.overlay = Overlay(self.run.run_state)
+        self.artifacts.clear()
+
     def stored_changes(self, source: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The changes of the state and the artifacts of the call, as they are stored.
 

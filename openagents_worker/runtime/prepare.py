@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -224,7 +225,9 @@ class Preparation:
                 self._start.to_record(self._recorder.rules.format, tools.at_start())
             )
         self._recorder.changed_tools = tools.changed()
-        run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS)
+        most = tools.rules.max_concurrency
+        slots = None if most is None else asyncio.Semaphore(most)
+        run = ToolRun(self._context, self._writer, self._budget, self._parts.checks, guards.GUARDS, slots)
         self._context.tools = {tool.tool_id: RecordedTool(tool, run) for tool in await tools.all()}
         self._context.functions = RecordedFunctions(self._context, self._writer, self._parts.offload)
 

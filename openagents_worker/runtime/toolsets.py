@@ -32,6 +32,7 @@ from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
+from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.toolset import Toolset
 
 __all__ = ["RunTools"]
@@ -39,7 +40,6 @@ __all__ = ["RunTools"]
 log = get_logger(__name__)
 
 MAX_LISTED_TOOLS = 1_000  # their schemas are read on the event loop; a model accepts a few hundred
-DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
 
 
 class RunTools:
@@ -56,8 +56,7 @@ class RunTools:
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
         self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
         executor = definition.tool_executor
-        is_safe = executor is not None and executor.type == "safe"
-        self._default_timeout_ms = DEFAULT_TOOL_TIMEOUT_MS if is_safe else None
+        self.rules = CallRules() if executor is None else CallRules.of(executor.layers)
         self._single = {
             id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
         }
@@ -107,7 +106,7 @@ class RunTools:
             plugin,
             toolset,
             timeout_ms=self._timeouts_ms.get(source_id),
-            default_timeout_ms=self._default_timeout_ms,
+            rules=self.rules,
             policy=self._policies.get(source_id, ToolPolicy()),
         )
 

@@ -32,7 +32,7 @@ async def streamed_result(chunks: Any, on_text: OnText, *, tool_name: str, max_c
             tool_name,
             hint="write it as an async generator: async def … yield",
         )
-    text, result = _Text(max_chars), _NO_RESULT
+    text, result = _YieldedText(max_chars), _NO_RESULT
     try:
         number = 0
         async for chunk in chunks:
@@ -54,7 +54,7 @@ async def streamed_result(chunks: Any, on_text: OnText, *, tool_name: str, max_c
 _NO_RESULT: Any = object()
 
 
-class _Text:
+class _YieldedText:
     """The text of a stream, up to a limit."""
 
     def __init__(self, max_chars: int) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from openagents_worker.agents.executors import FilesystemOptions, RetryOptions
 from openagents_worker.errors import (
     MaxStepsExceeded,
     ModelRetryError,
@@ -33,6 +34,8 @@ from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
+from openagents_worker.tools.executors import CallRules
+from openagents_worker.tools.policies import FilesystemPolicy
 from openagents_worker.tools.toolset import SingleTool
 
 
@@ -303,6 +306,59 @@ async def test_the_first_guard_is_the_outermost(make_call: Any) -> None:
     with pytest.raises(RetryableToolError, match="got 7"):
         await in_order([named("one"), named("two")], execute)(make_call())
     assert log == [("one", 5), ("two", 6), "two ends", "one ends"]
+
+
+async def test_a_retryable_error_is_tried_again_if_the_executor_says_so(make_call: Any) -> None:
+    """Not a call with effects, and not another error. The last error is raised."""
+    tries = RetryOptions(max_attempts=3, initial_delay_ms=0)
+
+    async def made(tool: Refund, error: Exception, retry: RetryOptions | None = tries) -> int:
+        call, begun = make_call(tool), []
+        call.tool.rules = CallRules(retry=retry)
+
+        async def fail(call: ToolCall) -> Any:
+            begun.append(call)
+            raise error
+
+        with pytest.raises(type(error)):
+            await guards.retry(call, fail)
+        return len(begun)
+
+    later = RetryableToolError("later", "refund")
+    assert await made(Refund(), later) == 3
+    assert await made(Refund(), later, None) == 1
+    assert await made(Refund(durable_idempotent=False), later) == 1
+    assert await made(Refund(), PermanentToolError("never", "refund")) == 1
+    assert await made(Refund(), ValueError("a bug")) == 1
+    assert await passed(guards.retry, make_call())
+
+
+async def test_calls_wait_until_fewer_are_made(make_call: Any) -> None:
+    """A call inside another one counts with it."""
+    call = make_call()
+    assert await passed(guards.concurrency, call)
+    call.run = replace(call.run, slots=asyncio.Semaphore(1))
+    gate, log = asyncio.Event(), []
+
+    async def hold(call: ToolCall) -> None:
+        log.append("held")
+        assert await passed(guards.concurrency, call)
+        await gate.wait()
+
+    both = [asyncio.create_task(guards.concurrency(call, hold)) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert log == ["held"]
+    gate.set()
+    await asyncio.gather(*both)
+    assert log == ["held", "held"]
+
+
+async def test_a_policy_is_asked_about_the_arguments(make_call: Any) -> None:
+    call = make_call()
+    call.tool.rules = CallRules(policies=(FilesystemPolicy(FilesystemOptions(deny_tools=["refund"])),))
+    with pytest.raises(PermanentToolError, match="policy denied: the tool is in deny_tools"):
+        await passed(guards.arguments, call)
 
 
 def test_each_guard_has_a_test_here() -> None:

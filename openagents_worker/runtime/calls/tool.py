@@ -113,7 +113,7 @@ class RecordedTool:
     def _success(self, call: ToolCall, result: Any) -> Event:
         preview = self._run.writer.preview(result)
         payload = {"tool_id": self.tool_id, "result": preview, "call_id": call.info.call_id}
-        return "tool.succeeded", payload | _streamed(call)
+        return "tool.succeeded", payload | _more_fields(call)
 
     def _outcome_of(self, call: ToolCall, record: Record) -> Outcome:
         """The outcome of a call that another attempt has made."""
@@ -138,7 +138,7 @@ class RecordedTool:
             **fields,
             "type": type(raised or error).__name__,
             "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
-            **_streamed(call),
+            **_more_fields(call),
         }
         log.warning(
             "tool.failed",
@@ -167,9 +167,12 @@ def _stored(decision: Decision | None) -> dict[str, Any] | None:
     return None if decision is None else decision.model_dump(mode="json", exclude_none=True)
 
 
-def _streamed(call: ToolCall) -> dict[str, Any]:
-    """The field of an event that ends the output of a tool."""
-    return {"streamed": True} if call.has_streamed else {}
+def _more_fields(call: ToolCall) -> dict[str, Any]:
+    """Further fields of the event of the end of a call."""
+    fields: dict[str, Any] = {"streamed": True} if call.has_streamed else {}
+    if call.executor_metadata:
+        fields["executor_metadata"] = call.executor_metadata
+    return fields
 
 
 async def _execute(call: ToolCall) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from openagents_worker.runtime.context import AttemptContext, CallContext
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
+from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.toolset import Toolset
 
@@ -44,6 +46,9 @@ class ToolPolicy:
         return cls(ref.on_interrupted, ref.approval, ref.approval_timeout_ms, ref.approval_default)
 
 
+NO_RULES = CallRules()
+
+
 class BoundTool:
     """A tool as an agent has it: under the agent's id for it, and with its limits."""
 
@@ -54,7 +59,7 @@ class BoundTool:
         toolset: Toolset,
         *,
         timeout_ms: int | None = None,
-        default_timeout_ms: int | None = None,
+        rules: CallRules = NO_RULES,
         policy: ToolPolicy = ToolPolicy(),
     ) -> None:
         """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
@@ -71,10 +76,13 @@ class BoundTool:
         self.spec = (
             ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
         )
-        self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
+        self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or rules.default_timeout_ms
         self.policy = policy
+        self.rules = rules
         self.may_need_approval = _may_need_approval(plugin, self.spec, policy)
-        self.is_streaming = self.spec.supports_streaming and hasattr(plugin, "invoke_stream")
+        self.is_streaming = (
+            self.spec.supports_streaming and rules.may_stream and hasattr(plugin, "invoke_stream")
+        )
         self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
 
     @cached_property
@@ -103,6 +111,8 @@ class ToolRun:
     budget: RunBudget
     checks: SchemaChecks
     guards: Sequence[Guard]
+    slots: asyncio.Semaphore | None = None
+    """Limits the calls that are made at once. None: no limit."""
     warned: set[str] = field(default_factory=set)
     """Ids of tools for which an event has already warned that their side effects may happen twice."""
 
@@ -122,6 +132,8 @@ class ToolCall:
     """The decision about its approval."""
     has_begun: bool = False
     """Whether code of the tool was called that may have had side effects."""
+    executor_metadata: dict[str, Any] = field(default_factory=dict)
+    """What its executor did for it, for the event of its end."""
     has_streamed: bool = False
     """Whether watchers have got pieces of its output."""
 

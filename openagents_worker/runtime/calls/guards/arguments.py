@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Any
 
-from openagents_worker.errors import CheckLimitExceeded, ToolValidationError
+from openagents_worker.errors import CheckLimitExceeded, PermanentToolError, ToolValidationError
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.tools.policies import PolicyRequest
 
 __all__ = ["arguments", "check_arguments"]
 
@@ -20,11 +23,30 @@ async def arguments(call: ToolCall, proceed: Proceed) -> Any:
 
 
 async def check_arguments(call: ToolCall) -> None:
-    """Raises `ToolValidationError` if the arguments do not match the schema, or if the tool refuses them."""
+    """Raises `ToolValidationError` if the arguments do not match the schema, or if the tool refuses them, and
+    `PermanentToolError` if a policy of the agent's executor does not allow the call."""
     problem = await _schema_problem(call) or _problem_of_tool(call)
     if problem is not None:
         shown = dumps(call.tool.schema)[:SHOWN_SCHEMA_CHARS]
         raise ToolValidationError(problem, call.tool_id, hint=f"the parameters are {shown}")
+    if call.tool.rules.policies:
+        await _check_policies(call)
+
+
+async def _check_policies(call: ToolCall) -> None:
+    """Ask each policy, in a thread: some ask the file system."""
+    tool = call.tool
+    parameters = tool.schema.get("properties")
+    known = parameters if isinstance(parameters, dict) else {}
+    resolve = getattr(tool.plugin, "resolved", os.path.abspath)  # the file tools know what their paths mean
+    request = PolicyRequest(tool.tool_id, tool.spec, known, call.params, resolve)
+    for policy in tool.rules.policies:
+        if (reason := await asyncio.to_thread(policy.problem, request)) is not None:
+            raise PermanentToolError(
+                f"policy denied: {reason}",
+                tool.tool_id,
+                hint="the tool_executor of the agent in the agents file decides what its tools may do",
+            )
 
 
 async def _schema_problem(call: ToolCall) -> str | None:

@@ -1,0 +1,123 @@
+"""Tool executors: the only place that lists their types, and what may stand in their `config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from openagents_worker.agents.part import LONGEST_MS, Part, problem
+from openagents_worker.suggest import did_you_mean
+
+__all__ = [
+    "EXECUTORS",
+    "ConcurrentBatchOptions",
+    "DefaultOptions",
+    "FilesystemOptions",
+    "RetryOptions",
+    "SafeOptions",
+    "executor_layers",
+]
+
+MAX_LAYERS = 5
+"""How many executors may be inside each other."""
+
+
+def _safe() -> dict[str, JsonValue]:
+    return {"type": "safe"}
+
+
+class DefaultOptions(Part):
+    """Calls have no time limit but that of their tool."""
+
+
+class SafeOptions(Part):
+    """Each call has a time limit, and commands may be restricted."""
+
+    default_timeout_ms: int = Field(
+        30_000, ge=1, le=LONGEST_MS, description="Timeout of calls whose tool has none."
+    )
+    allow_stream_passthrough: bool = Field(
+        True, description="Whether tools may stream their output; false: they are called by `invoke`."
+    )
+    command_allowlist: list[str] | None = Field(
+        None, description="The programs that a tool with the parameter `command` may start. null: all."
+    )
+
+
+class RetryOptions(Part):
+    """A call that fails with a retryable error is made again at once, in the same attempt of the run."""
+
+    inner: dict[str, JsonValue] = Field(
+        default_factory=_safe, description="The executor that makes each try."
+    )
+    max_attempts: int = Field(3, ge=1, le=20, description="The most tries of one call.")
+    initial_delay_ms: int = Field(200, ge=0, le=60_000, description="The pause before the second try.")
+    backoff_multiplier: float = Field(2.0, ge=1, le=10, description="How much longer each pause is.")
+    max_delay_ms: int = Field(
+        5_000,
+        ge=0,
+        le=60_000,
+        description="The longest pause. If an error asks for a longer one, the run waits.",
+    )
+    jitter: Literal["equal", "none", "full"] = Field(
+        "equal", description="Which part of a pause is random: the second half, none, all of it."
+    )
+
+
+class FilesystemOptions(Part):
+    """Tools may read and write below these folders only."""
+
+    allow_tools: list[str] = Field(default_factory=list, description="The tools that may be called; []: all.")
+    deny_tools: list[str] = Field(default_factory=list, description="Tools that may not be called.")
+    read_roots: list[str] = Field(default_factory=list, description="Folders to read from; []: all.")
+    write_roots: list[str] = Field(default_factory=list, description="Folders to write to; []: all.")
+
+
+class ConcurrentBatchOptions(Part):
+    """At most so many calls of a run are made at once."""
+
+    inner: dict[str, JsonValue] = Field(
+        default_factory=_safe, description="The executor that makes each call."
+    )
+    max_concurrency: int = Field(10, ge=1, le=1_000, description="The most calls at once.")
+
+
+EXECUTORS: Mapping[str, type[Part]] = MappingProxyType(
+    {
+        "default": DefaultOptions,
+        "safe": SafeOptions,
+        "retry": RetryOptions,
+        "filesystem_aware": FilesystemOptions,
+        "concurrent_batch": ConcurrentBatchOptions,
+    }
+)
+
+
+def executor_layers(type_: Any, config: Mapping[str, Any], levels: int = MAX_LAYERS) -> tuple[Part, ...]:
+    """The options of an executor and of those inside it, the outermost first.
+
+    Raises a validation error that names the key.
+    """
+    if type_ not in EXECUTORS:
+        hint = did_you_mean(str(type_), EXECUTORS, "the types are")
+        raise problem("executor", f"there is no tool_executor of the type {type_!r}", hint=hint)
+    if not isinstance(config, Mapping):
+        raise problem("executor", "config must be an object", key=("config",))
+    if levels == 0:
+        raise problem("executor", f"more than {MAX_LAYERS} executors are inside each other")
+    try:
+        options = EXECUTORS[type_].model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        context = first.get("ctx", {})
+        key = ("config", *first["loc"], *context.get("key", ()))
+        raise problem("executor", first["msg"], key=key, hint=context.get("hint")) from None
+    inner = getattr(options, "inner", None)
+    if inner is None:
+        return (options,)
+    if unknown := sorted(inner.keys() - {"type", "config"}):
+        raise problem("executor", "unknown key", key=("config", "inner", unknown[0]))
+    return options, *executor_layers(inner.get("type"), inner.get("config", {}), levels - 1)
