@@ -212,24 +212,30 @@ def prune(hand: Hand, **asked: Any) -> int:
 
 def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) -> None:
     """Expired entries are removed from every list. Existing runs stay listed, however old they are."""
-    with Hand(redis_url, run_ttl_ms=300, session_ttl_ms=300) as hand:
-        for run_id in ("r1", "r2", "r3", "r4", "r5"):
+    ended = ("r1", "r2", "r3", "r4", "r5")
+    with Hand(redis_url) as hand:
+        for run_id in ended:
             hand.end(run_id, steps=0)
         hand.submit("live", "s2")
         assert prune(hand) == 0
-        wait_for(lambda: not hand.store.redis.exists(hand.store.keys("run", "r5")), "the runs expire")
-        wait_for(lambda: not hand.store.redis.exists(hand.store.keys("session", "s1")), "the session expires")
+    with Hand(redis_url, run_ttl_ms=300, session_ttl_ms=300) as hand:
+        redis, keys = hand.store.redis, hand.store.keys
+        for name in redis.zrange(keys("indexes"), 0, -1):
+            redis.zadd(keys("indexes"), {name: 1})  # due, as after the TTL of their first entry
+        for key in (*(keys("run", id_) for id_ in ended), keys("session", "s1")):
+            redis.pexpire(key, 1)
+        wait_for(lambda: not redis.exists(keys("run", "r5"), keys("session", "s1")), "they expire")
         assert ids(client, limit=10) == ["live"]
         assert [one.session_id for one in client.sessions()] == ["s2"]
-        accepted_ms = int(hand.store.redis.zscore(hand.store.keys("index", "all"), "live"))
+        accepted_ms = int(redis.zscore(keys("index", "all"), "live"))
         next_ms(client, accepted_ms + 300)  # the live one is as old by now
 
         # five runs in the lists of all, of their agent and of their session, and the session itself
         assert prune(hand) == 16
 
-        assert hand.store.redis.zrange(hand.store.keys("index", "all"), 0, -1) == ["live"]
-        assert not hand.store.redis.exists(hand.store.keys("index", "session=s1"))
-        assert "session=s1" not in hand.store.redis.zrange(hand.store.keys("indexes"), 0, -1)
+        assert redis.zrange(keys("index", "all"), 0, -1) == ["live"]
+        assert not redis.exists(keys("index", "session=s1"))
+        assert "session=s1" not in redis.zrange(keys("indexes"), 0, -1)
         assert prune(hand) == 0
         assert ids(client) == ["live"]
     end_all(client, "live")
