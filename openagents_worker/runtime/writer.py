@@ -146,6 +146,7 @@ class RunWriter(EventWriter):
                     batch_no=self._batch_no,
                     events=batch,
                     taken=taken,
+                    stored=self._length,
                 )
             )
             return begun.decision
@@ -165,6 +166,7 @@ class RunWriter(EventWriter):
                     value=question,
                     batch_no=self._batch_no,
                     events=batch,
+                    stored=self._length,
                 )
             )
 

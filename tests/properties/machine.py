@@ -645,9 +645,10 @@ class Protocol(RuleBasedStateMachine):
         if kind == "begin_payment":
             return self.begin_payment(attempt, ids, batch_no, number)
         if kind == "question":
-            asking = ask_call(ids, number, batch_no)
+            stored = attempt.length
+            asking = ask_call(ids, number, batch_no, stored)
             return Write(
-                "emit", asking, lambda truth: truth.ask(run_id, fence, str(number), batch_no, number)
+                "emit", asking, lambda truth: truth.ask(run_id, fence, str(number), batch_no, number, stored)
             )
         if kind in PARKING:
             return self.park(attempt, PARKING[kind], batch_no)
@@ -674,11 +675,12 @@ class Protocol(RuleBasedStateMachine):
 
     def begin_payment(self, attempt: Attempt, ids: dict[str, str], batch_no: int, number: int) -> Write:
         knows = bool(attempt.decision)
-        call = intent_call(ids, number, knows, batch_no)
+        stored = attempt.length
+        call = intent_call(ids, number, knows, batch_no, stored)
 
         def on(truth: Truth) -> Any:
             answer, self.expected_decision = truth.intent(
-                ids["run_id"], ids["fence"], str(number), knows, batch_no, number
+                ids["run_id"], ids["fence"], str(number), knows, batch_no, number, stored
             )
             return answer
 

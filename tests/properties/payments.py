@@ -48,7 +48,7 @@ class Payments:
         self.allowed[key] = self.allowed.get(key, 1) + 1
 
 
-def intent_call(ids: dict[str, str], number: int, knows: bool, batch_no: int) -> ScriptCall[Any]:
+def intent_call(ids: dict[str, str], number: int, knows: bool, batch_no: int, stored: int) -> ScriptCall[Any]:
     return scripts.intent(
         **ids,
         call=CALL,
@@ -56,12 +56,13 @@ def intent_call(ids: dict[str, str], number: int, knows: bool, batch_no: int) ->
         knows_decision=knows,
         batch_no=batch_no,
         events=["told", json.dumps({"number": number})],
+        stored=stored,
     )
 
 
-def ask_call(ids: dict[str, str], number: int, batch_no: int) -> ScriptCall[Any]:
+def ask_call(ids: dict[str, str], number: int, batch_no: int, stored: int) -> ScriptCall[Any]:
     events = ["told", json.dumps({"number": number})]
-    return scripts.ask(**ids, call="z", value=str(number), batch_no=batch_no, events=events)
+    return scripts.ask(**ids, call="z", value=str(number), batch_no=batch_no, events=events, stored=stored)
 
 
 def decide_call(run_id: str, kind: str, value: str, fence: str = "") -> ScriptCall[Any]:
@@ -80,12 +81,14 @@ class PaymentsTruth:
     """The part of the model that knows intents, questions and decisions."""
 
     def intent(
-        self: Truth, run_id: str, fence: str, value: str, knows: bool, batch_no: int, number: int
+        self: Truth, run_id: str, fence: str, value: str, knows: bool, batch_no: int, number: int, stored: int
     ) -> tuple[str, str]:
         """The answer, and the decision that the worker did not know."""
         run = self.writer(run_id, fence)
         if not run:
             return "FENCED", ""
+        if stored > len(run.journal):
+            return "MISPLACED", ""
         decision = "" if knows else run.facts.get(RESOLUTION, "")
         if batch_no <= run.emit_no:
             return "SAME", decision
@@ -96,10 +99,12 @@ class PaymentsTruth:
             run.facts |= {INTENT: value, FENCE: fence}
         return "OK", decision
 
-    def ask(self: Truth, run_id: str, fence: str, value: str, batch_no: int, number: int) -> str:
+    def ask(self: Truth, run_id: str, fence: str, value: str, batch_no: int, number: int, stored: int) -> str:
         run = self.writer(run_id, fence)
         if not run:
             return "FENCED"
+        if stored > len(run.journal):
+            return "MISPLACED"
         if batch_no <= run.emit_no:
             return "SAME"
         run.emit_no = batch_no

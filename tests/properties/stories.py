@@ -131,6 +131,21 @@ class Stories(_Words):
         self.m.lose_what_is_not_on_disk()
         self.work("commit")
 
+    def _forgets_a_record_before(self, kind: str) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.m.write_to_disk()
+        self.work("commit")
+        self.m.lose_what_is_not_on_disk()
+        self.work(kind)
+
+    def a_record_is_forgotten_before_a_payment(self) -> None:
+        """Nothing may be paid because of a record that Redis has lost."""
+        self._forgets_a_record_before("pay")
+
+    def a_record_is_forgotten_before_a_question(self) -> None:
+        self._forgets_a_record_before("question")
+
     # --- deaths ---
 
     def a_run_kills_three_workers(self) -> None:

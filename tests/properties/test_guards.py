@@ -266,6 +266,16 @@ GUARDS = (
         story="a_record_is_forgotten",
     ),
     Guard(
+        "nothing is paid on a record that is lost",
+        ("< stored then return reply{answer = 'MISPLACED', decision = ''} end", "< 0 then return '' end"),
+        story="a_record_is_forgotten_before_a_payment",
+    ),
+    Guard(
+        "nobody is asked on a record that is lost",
+        ("< stored then return 'MISPLACED' end", "< 0 then return '' end"),
+        story="a_record_is_forgotten_before_a_question",
+    ),
+    Guard(
         "another record at a position is refused",
         ("~= record then return 'MISPLACED' end", "~= record then return answer end"),
         story="two_programs_share_a_fence",

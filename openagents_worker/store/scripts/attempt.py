@@ -175,8 +175,20 @@ def emit(
 
 
 @script_function
-def ask(*, run_id: str, fence: str, call: str, value: Payload, batch_no: int, events: Events) -> WriteAnswer:
-    """Ask for the approval of a call, together with a batch of events. `value` is what is shown (JSON)."""
+def ask(
+    *,
+    run_id: str,
+    fence: str,
+    call: str,
+    value: Payload,
+    batch_no: int,
+    events: Events,
+    stored: int = 0,
+) -> WriteAnswer:
+    """Ask for the approval of a call, together with a batch of events. `value` is what is shown (JSON).
+
+    `stored` is the number of records that the owner knows to be stored. Redis may have lost some of them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +210,12 @@ def intent(
     batch_no: int,
     events: Events,
     taken: Sequence[str] = (),
+    stored: int = 0,
 ) -> Begun:
     """Write that a call with effects begins now, together with a batch of events.
 
     `value` is the intent (JSON), `taken` are the names of further facts that it replaces. `knows_decision`:
-    whether the caller follows a decision about an earlier intent of this call.
+    whether the caller follows a decision about an earlier intent of this call. `stored`: as for `ask`.
     """
 
 
