@@ -82,7 +82,7 @@ def _result_of(record: RunRecord) -> RunResult[Any]:
     if record.result is None:
         raise RecordUnreadable(
             f"the run {record.run_id!r} has ended as {record.state}, but its record has no result",
-            hint="another program may have removed it; the events of the run may still tell how it ended",
+            hint="another program may have removed it; its events may still say how it ended",
             run_id=record.run_id,
             session_id=record.session_id,
         )

@@ -152,7 +152,7 @@ def smallest_cover(rights: Iterable[Right]) -> frozenset[Right]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _ScriptPart:
     """A function of a script, or a statement at its top level."""
 
     function: str | None
@@ -166,9 +166,9 @@ class _Part:
 
 
 @cache  # most parts are functions of libraries, which many scripts include
-def _read_part(text: str) -> _Part:
+def _read_part(text: str) -> _ScriptPart:
     function = _FUNCTION.match(text)
-    return _Part(
+    return _ScriptPart(
         function[1] if function else None,
         frozenset(_WORD.findall(text)),
         _CALL.findall(text),
@@ -176,7 +176,7 @@ def _read_part(text: str) -> _Part:
     )
 
 
-def _reachable_parts(lua: str) -> list[_Part]:
+def _reachable_parts(lua: str) -> list[_ScriptPart]:
     """The parts of a script without comments, and without library functions that it does not call.
 
     A function begins with `local function` at the start of a line, and ends before the next unindented line.
@@ -199,7 +199,7 @@ def _reachable_parts(lua: str) -> list[_Part]:
     return reached
 
 
-def _names_in(parts: Iterable[_Part]) -> set[str]:
+def _names_in(parts: Iterable[_ScriptPart]) -> set[str]:
     return {name for part in parts for name in part.names}
 
 
