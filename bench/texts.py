@@ -21,7 +21,7 @@ from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.script import words
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.redaction import redact, safe_message, safe_text, safe_url
-from openagents_worker.runtime.output import OutputMismatch, _parse_json_answer
+from openagents_worker.runtime.output import OutputMismatch, parse_json_answer
 from openagents_worker.suggest import nearest
 from openagents_worker.tools.builtin import clock
 from openagents_worker.tools.builtin.compute import evaluate
@@ -52,7 +52,7 @@ FUNCTIONS: Mapping[str, Callable[[str], object]] = {
     "a stream's reasoning": lambda text: _streamed(
         text, lambda piece: {"reasoning_details": [{"type": "text", "index": 0, "text": piece}]}
     ),
-    "an answer as JSON": _parse_json_answer,
+    "an answer as JSON": parse_json_answer,
     "an event's payload": lambda text: redact({"text": text}),
     "an exception's text": safe_message,
     "a text": safe_text,

@@ -183,7 +183,7 @@ class Deployment:
             "OPENAGENTS_LOG_LEVEL": "INFO",
             "CHAOS_EFFECTS_URL": self.effects.url,
             "CHAOS_MODEL_URL": self.model.url,
-            "OPENAGENTS_IMPORTS": "chaos.plugins",
+            "OPENAGENTS_IMPORTS": "chaos.plugins,chaos.api_key",
             "PYTHONPATH": str(HERE.parent),
             "PYTHONUNBUFFERED": "1",
         }

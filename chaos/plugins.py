@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from openagents_worker import Reconciled, register_api_keys, tool
+from openagents_worker import Reconciled, tool
 from openagents_worker.errors import RetryableToolError, ToolRateLimitError
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
@@ -35,9 +35,6 @@ BEGUN = "begun-"
 """The API key of a call of the model: this, and when the call began, by the monotonic clock of the worker."""
 
 _client: httpx.AsyncClient | None = None
-
-
-register_api_keys(lambda provider, tenant: f"{BEGUN}{time.monotonic()}")
 
 
 def _outside() -> httpx.AsyncClient:

@@ -817,7 +817,6 @@ RAISED_BY_PLUGINS: frozenset[type[OpenAgentsError]] = frozenset(
         UserError,
         InvalidInputError,
         RetryableToolError,
-        ToolAuthError,
         ToolCancelledError,
         LLMError,
         ModelRetryError,

@@ -20,7 +20,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
     | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
-    | {"message_ids", "recipients", "outbox", "outbox_tries"}
+    | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal"})
 
@@ -55,11 +55,13 @@ def _look(client: Any, keys: Keys, key: str, spec: KeySpec, owner: str) -> tuple
     id_ = unquote(owner)
     transaction = client.pipeline(transaction=True)
     transaction.pttl(key)
-    if spec.name.startswith("worker_"):
+    if spec.name in PERMANENT | ALWAYS_EXPIRING:
+        pass
+    elif spec.name.startswith("worker_"):
         transaction.zscore(keys("workers"), id_)
     elif spec.name in _LIVE_WITH_RUN:
         transaction.hget(keys("run", id_), "state")
-    elif spec.name not in PERMANENT | ALWAYS_EXPIRING:
+    else:
         transaction.hexists(keys("session", id_), "holder")
         transaction.zcard(keys("session_queue", id_))
     ttl_ms, *replies = transaction.execute(raise_on_error=False)
@@ -69,8 +71,8 @@ def _look(client: Any, keys: Keys, key: str, spec: KeySpec, owner: str) -> tuple
 
 
 def _is_live(spec: KeySpec, replies: list[Any]) -> bool:
-    if spec.name in PERMANENT:
-        return True
+    if spec.name in PERMANENT | ALWAYS_EXPIRING:
+        return spec.name in PERMANENT
     if spec.name in _LIVE_WITH_RUN:
         return replies[0] not in (None, "completed", "failed", "cancelled")
     if spec.name.startswith("worker_"):

@@ -428,6 +428,11 @@ def a_server_is_not_there(shop: Installation) -> Met:
     return calling(shop, call("http", url=f"http://127.0.0.1:{closed_port()}/"))
 
 
+@provokes("tool.auth")
+def a_service_wants_a_key_that_is_not_there(shop: Installation) -> Met:
+    return calling(shop, call("web", query="tea"))
+
+
 @provokes("tool.permanent")
 def a_tool_may_not_go_there(shop: Installation) -> Met:
     return calling(shop, call("http", url="http://elsewhere.invalid/"))
@@ -534,7 +539,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
     http = {"type": "http_request", "config": {"allow_hosts": ["127.0.0.1"]}}
     react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
     agents = [
-        agent("clerk", tools={**own, "http": http}, pattern=react),
+        agent("clerk", tools={**own, "http": http, "web": {"type": "tavily_search"}}, pattern=react),
         agent("scribe", pattern={"impl": f"{PLUGINS}.scribe"}),
         agent("hasty", pattern={"type": "react", "config": {"step_timeout_ms": 50}}),
         agent("strict", tools=own, memory={"type": "buffer", "on_error": "fail"}),
@@ -599,7 +604,10 @@ def test_every_declared_code_is_met() -> None:
 def test_what_only_plugins_raise_is_raised_nowhere_in_the_library() -> None:
     """Or it would have to be provoked there."""
     names = {cls.__name__ for cls in RAISED_BY_PLUGINS}
-    not_raised = {("tool_calls.py", "ToolCancelledError")}  # what the model is told about an interrupted call
+    not_raised = {
+        ("tool_calls.py", "ToolCancelledError"),  # what the model is told about an interrupted call
+        ("errors.py", "OpenAgentsError"),  # what masks the secrets in an error of the original SDK's package
+    }
     made = {
         (path.name, name)
         for path in LIBRARY.rglob("*.py")

@@ -57,7 +57,7 @@ NO_NUMBER: dict[str, Any] = {
     "true": True,
 }
 TEXTS = ("run_id", "session_id", "reason", "by", "queue", "cursor", "name", "message_id",
-         "call_id", "action", "note")  # fmt: skip
+         "call_id", "action", "note", "of_run")  # fmt: skip
 NUMBERS = ("limit", "delay_ms", "expires_ms", "priority", "after")
 NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_type", "filters", "timeout",
                     "propagate", "callback", "celery_options", "options", "ignored", "value", "_",
@@ -66,7 +66,7 @@ NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_
 FILTERS = ("agent_id", "session_id", "tenant", "code")
 NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid", "text": "Be brief.",
           "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1", "call_id": "pay:1",
-          "action": "rerun", "by": "ann"}  # fmt: skip
+          "action": "rerun", "by": "ann", "of_run": "r1"}  # fmt: skip
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, list[inspect.Parameter]]]:
@@ -85,20 +85,26 @@ def wrong_values(parameter: str) -> dict[str, Any]:
     return NO_TEXT if parameter in TEXTS else NO_NUMBER
 
 
-def arguments(kind: type, method: str, parameter: str, value: Any) -> dict[str, Any]:
+def arguments(kind: type, method: str, parameter: str, value: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Those without a keyword in their order, and the others."""
     taken = dict(methods_of(kind))[method]
-    needed = [each.name for each in taken if each.default is each.empty]
-    return {**{name: NEEDED[name] for name in needed if name in NEEDED}, parameter: value}
+    needed = {each.name: NEEDED[each.name] for each in taken
+              if each.default is each.empty and each.name in NEEDED}  # fmt: skip
+    given = {**needed, parameter: value}
+    positional = [given.pop(each.name) for each in taken if each.kind is each.POSITIONAL_ONLY]
+    return positional, given
 
 
 def call_of(client: Client, method: str, parameter: str, value: Any) -> None:
-    given = getattr(client, method)(**arguments(Client, method, parameter, value))
+    positional, named = arguments(Client, method, parameter, value)
+    given = getattr(client, method)(*positional, **named)
     if isinstance(given, Iterator):
         next(given)
 
 
 async def acall_of(client: AsyncClient, method: str, parameter: str, value: Any) -> None:
-    given = getattr(client, method)(**arguments(AsyncClient, method, parameter, value))
+    positional, named = arguments(AsyncClient, method, parameter, value)
+    given = getattr(client, method)(*positional, **named)
     await (anext(given) if isinstance(given, AsyncGenerator) else given)
 
 
