@@ -143,6 +143,7 @@ FORGED = (
     "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed",
 )
 LINES = ("lost before", "lost after", "max clients")
+MOST_ATTEMPTS = 50  # far more than a run needs; a run that no attempt moves would be executed for ever
 FINAL = (
     "WRONGTYPE Operation against a key holding the wrong kind of value script: 1, on @user_script:7.",
     "ERR user_script:7: Script attempted to access nonexistent global variable 'oops'",
@@ -256,7 +257,9 @@ async def execute_to_end(shop: Process, fault: Fault) -> None:
     plugins.FAILURES[str(STEPS - 1)] = [plugins.rate_limited(1)]
     open_gates(*(f"charge-{n}" for n in range(STEPS) if n != 1))
     await shop.submit()
-    while not (await shop.record()).state.is_terminal:
+    for _ in range(MOST_ATTEMPTS):
+        if (record := await shop.record()).state.is_terminal:
+            return
         executing = asyncio.create_task(shop.execute(), name="carry")
         opening = asyncio.create_task(_open_after_events(shop, fault.admin), name="open")
         await executing
@@ -264,6 +267,7 @@ async def execute_to_end(shop: Process, fault: Fault) -> None:
         await asyncio.gather(opening, return_exceptions=True)  # the run may have ended
         if (await shop.record()).state is RunState.RETRYING:
             await due(shop)
+    pytest.fail(f"after {MOST_ATTEMPTS} attempts the run has not ended: {record}")
 
 
 async def _open_after_events(shop: Process, admin: Admin) -> None:
