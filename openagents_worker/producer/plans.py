@@ -117,11 +117,11 @@ def fork(
     publishing: PublishingApp, of_run: str, checkpoint_id: str, /, **options: Unpack[ForkOptions]
 ) -> Plan[str]:
     """Create a run from a checkpoint of a run, and send its message. Returns the id of the new run."""
-    started_s = time.monotonic()
+    started_s, of_run = time.monotonic(), text_of_caller("of_run", of_run)
     if text_of_caller("checkpoint_id", checkpoint_id).rpartition(":step:")[0] != of_run:
         raise RequestInvalid(
-            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {str(of_run)[:200]!r}",
-            hint=f"the checkpoints of this run have the form '{str(of_run)[:200]}:step:{{n}}'",
+            f"the checkpoint {checkpoint_id[:200]!r} is not one of the run {of_run[:200]!r}",
+            hint=f"the checkpoints of this run have the form '{of_run[:200]}:step:{{n}}'",
         )
     app, settings = publishing.to_submit()
     accepted = yield from forking(publishing.keys, settings, checkpoint_id, **options)
