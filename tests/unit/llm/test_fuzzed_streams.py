@@ -51,7 +51,11 @@ EXPECTED = (LLMError, ReplyTooLarge, ReplyUnreadable, httpx.TransportError)
 """What the reading of a reply may raise. The client turns it into an error with a code."""
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
