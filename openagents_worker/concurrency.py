@@ -1,4 +1,4 @@
-"""The only place that makes an asyncio task end, and that steps a coroutine without creating a task."""
+"""The only place that waits for asyncio tasks, ends one, and steps a coroutine without a task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 from collections.abc import Generator
 from typing import Any
 
-__all__ = ["end_task", "yielded"]
+__all__ = ["any_done", "end_task", "yielded"]
 
 CANCEL_AGAIN_S = 0.1
 
@@ -21,6 +21,30 @@ async def end_task(task: asyncio.Task[Any]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+
+
+async def any_done(*futures: asyncio.Future[Any], at_most_s: float | None = None) -> None:
+    """Wait until one of the futures is done, at most `at_most_s` seconds. It cancels none of them.
+
+    For waits of every run: `asyncio.wait` takes half as long again, because it returns two sets.
+    """
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = None if at_most_s is None else loop.call_later(at_most_s, wake)
+    for future in futures:
+        future.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for future in futures:
+            future.remove_done_callback(wake)
 
 
 @types.coroutine

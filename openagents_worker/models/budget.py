@@ -8,7 +8,7 @@ from pydantic import Field
 
 from openagents_worker.models.base import RequestModel
 
-__all__ = ["EXTENDABLE", "RunBudget"]
+__all__ = ["EXTENDABLE", "NO_LIMITS", "RunBudget"]
 
 EXTENDABLE = ("max_steps", "max_tool_calls", "max_cost_usd", "max_total_tokens")
 """The limits that can be extended while a run works."""
@@ -56,3 +56,7 @@ class RunBudget(RequestModel):
             on_breach=self.on_breach or limits.on_breach,
             **{name: min((n for n in (a, b) if n is not None), default=None) for name, a, b in both},
         )
+
+
+NO_LIMITS = RunBudget()
+"""The budget of a run that has none. It is frozen, so all runs share it."""

@@ -19,7 +19,8 @@ from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
 from openagents_worker.jsontext import loads
-from openagents_worker.models import RunBudget, RunRequest
+from openagents_worker.models import RunRequest
+from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.agent_parts import parts_of_agent
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
@@ -92,7 +93,7 @@ class Attempt:
 
         `request` then has only its ids, and the run fails or is left to others.
         """
-        self._budget = (request.budget or RunBudget()).within(services.assembly.limits(request.agent_id))
+        self._budget = (request.budget or NO_LIMITS).within(services.assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
         self.identity = RunIdentity.of(claimed, request, lease.incarnation)
         self.latch = Latch()
@@ -255,6 +256,8 @@ class Attempt:
 
     async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
+        if self.request.deps is None:
+            return None
         try:
             return await exit_stack.enter_async_context(
                 opened_deps(self.request.deps, self._services.assembly.offload.in_thread)

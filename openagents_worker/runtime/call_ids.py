@@ -9,7 +9,7 @@ order in which tasks happen to execute.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
@@ -76,7 +76,7 @@ class Node:
         """Whether it has made a call that differs from its own unused records."""
         self.prompts: dict[str, Any] = {}
         """Digest state of the prompts of its model calls, by scope. See `PromptDigests`."""
-        self.drawn: Counter[str] = Counter()
+        self.drawn: defaultdict[str, int] = defaultdict(int)
         """How many values were derived from this place in the program, by scope."""
 
 
@@ -127,7 +127,7 @@ class Nodes:
     def __init__(self, on_end: Callable[[Node], None]) -> None:
         self.living: set[Node] = set()
         self._on_end = WeakMethod(on_end)
-        self._outside_tasks: Counter[str] = Counter()
+        self._outside_tasks: defaultdict[str, int] = defaultdict(int)
 
     def begin(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""

@@ -17,6 +17,7 @@ from typing import Any, Self
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.jsontext import canonical_json, dumps, loads
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_outcome import NewRecords
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.rules import CallQuery, OpenCall
@@ -69,6 +70,7 @@ class Resolution:
             ) from error
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class InterruptedCalls:
     """What earlier attempts have left of calls with effects, by call id."""

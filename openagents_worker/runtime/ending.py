@@ -29,6 +29,7 @@ from openagents_worker.models import (
     RunUsage,
     StopReason,
 )
+from openagents_worker.quick_init import quick_init
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown_json
 from openagents_worker.runtime.state import changed_keys, stored_texts
 from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
@@ -84,6 +85,7 @@ def checked_output(output: Any, max_bytes: int) -> Any:
     return sized_part("the run's output", output, max_bytes)[0]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a run ends. `error` is None if it completed."""
@@ -259,6 +261,7 @@ class Ending:
         )
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class StoredEnding:
     """An ending with the arguments of the script that writes it."""

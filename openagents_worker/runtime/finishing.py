@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.ending import Ending
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import LatchReason, RunLatched
@@ -21,6 +22,7 @@ __all__ = ["SessionState", "finish_run"]
 log = get_logger(__name__)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """The state of the session before the run, as JSON by key, and the state that the run leaves."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
@@ -23,6 +24,7 @@ from openagents_worker.store.scripts import Claimed
 __all__ = ["RunHistory", "RunStart", "read_history"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class RunStart:
     """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
@@ -49,6 +51,7 @@ class RunStart:
             return cls(**record.outcome["ok"])
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class RunHistory:
     """What earlier attempts have left: an empty history in the first attempt."""

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.models import RunRequest
+from openagents_worker.quick_init import quick_init
 from openagents_worker.store.scripts import Claimed
 
 __all__ = ["RunIdentity"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
     """The ids of a run and of one attempt at it.

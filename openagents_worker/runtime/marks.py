@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from openagents_worker.concurrency import yielded
+from openagents_worker.quick_init import quick_init
 
 __all__ = ["NO_RUN", "Executing", "MarkOfThread", "Marks", "MarksSnapshot", "mark_of", "marked", "run_prefix"]
 
@@ -46,6 +47,7 @@ marked: ContextVar[bytes] = ContextVar("openagents_marked", default=NO_RUN)
 """The mark for the next steps of the current task."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Executing:
     """Code that executes: its run, its agent and the plugin.

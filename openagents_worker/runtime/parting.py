@@ -26,6 +26,7 @@ from typing import assert_never
 
 from openagents_worker.errors import AgentUnavailable, OpenAgentsError
 from openagents_worker.models import ErrorDetails, StopReason
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.runtime.writer import RunWriter
@@ -48,6 +49,7 @@ class AttemptOutcome(StrEnum):
     SKIPPED = "skipped"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
     """The result of executing a run in this process.

@@ -16,7 +16,9 @@ from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.structured import response_format
 from openagents_worker.llm.transcript import usable_entries
-from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
+from openagents_worker.models import ErrorDetails, RunRequest
+from openagents_worker.models.budget import NO_LIMITS
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import guards
 from openagents_worker.runtime.calls.functions import RecordedFunctions
@@ -51,6 +53,7 @@ __all__ = ["Prepared", "Preparation", "emit_beginning", "emit_resumed"]
 log = get_logger(__name__)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A pattern that is ready to execute, with its context."""
@@ -97,7 +100,7 @@ class Preparation:
         self._parts = parts
         self._recorder = recorder
         self._writer = writer
-        self._budget = context.run_request.budget or RunBudget()
+        self._budget = context.run_request.budget or NO_LIMITS
         self._start_record = history.start_record
         self._start = history.start
         self._session = SessionAtStart(sessions, history.start)

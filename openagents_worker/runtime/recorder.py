@@ -7,7 +7,7 @@ every caller: the pattern, the memory, the context assembler, and calls inside o
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -24,7 +24,8 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.llm.limits import FleetLimits
-from openagents_worker.models import RunArtifact, RunBudget, RunUsage, WaitKind
+from openagents_worker.models import RunArtifact, RunUsage, WaitKind
+from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.approvals import Approvals
 from openagents_worker.runtime.call_outcome import (
     MakeCall,
@@ -88,7 +89,7 @@ class Recorder:
         """What the records change. Set before the first call."""
         self.limits: FleetLimits | None = None
         """The limits of the fleet for model calls. Set before the first call."""
-        self.budget = WorkingBudget(RunBudget(), durable=durable)
+        self.budget = WorkingBudget(NO_LIMITS, durable=durable)
         """The limits of the run. Set before the first call."""
         self._identity = identity
         self._history = history
@@ -98,7 +99,7 @@ class Recorder:
         self._replays_only = claimed.is_interrupted
         """Whether the first call that is not in the journal ends the run."""
         self._loop = asyncio.get_running_loop()
-        self._entered: Counter[str] = Counter()
+        self._entered: defaultdict[str, int] = defaultdict(int)
         self.in_progress = CallsInProgress()
         self.in_progress.when_blocked = self.rules.call_ended
         self.in_progress.when_unblocked = self.rules.call_begins

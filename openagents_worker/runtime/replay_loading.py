@@ -9,12 +9,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.rules import OpenCall
 
 __all__ = ["LoadedRecords", "sort_records"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class LoadedRecords:
     """The sorted records of a run."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget
+from openagents_worker.quick_init import quick_init
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
 from openagents_worker.runtime.call_outcome import Outcome
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
@@ -49,6 +50,7 @@ def _requested_ms(retry_after_ms: object) -> int:
     return int(min(retry_after_ms, MAX_RETRY_AFTER_MS))
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Tries:
     """The retries of a run so far, and how many are allowed."""

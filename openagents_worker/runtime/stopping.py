@@ -29,8 +29,7 @@ class CodeStopper:
         """`leave(exit_code)` ends the process when the code cannot be stopped."""
         self._code = code
         self._latch = latch
-        self._stop_grace_s = settings.stop_grace_s
-        self._cancel_grace_s = settings.time_limits.cancel_grace_s
+        self._settings = settings
         self._leave = leave
 
     async def stop(self, execution: asyncio.Task[Any], recorder: Recorder | None) -> None:
@@ -42,6 +41,7 @@ class CodeStopper:
         if recorder is not None and self._latch.lets_calls_end:
             await self._let_calls_end(recorder)
         began = time.monotonic()
+        pause_limit_s = self._settings.time_limits.cancel_grace_s / 3  # a pattern may swallow a cancellation
         if recorder is not None and self._is_outcome_wanted(recorder):
             await self._let_calls_end(recorder, at_most_s=self._grace_s / 3)
         while self._executes(execution):
@@ -54,7 +54,7 @@ class CodeStopper:
             tasks = self._unfinished_tasks(execution)
             for task in tasks:
                 task.cancel()
-            pause_s = min(left_s, self._cancel_grace_s / 3)  # a pattern may swallow a cancellation
+            pause_s = min(left_s, pause_limit_s)
             if tasks:
                 done, _ = await asyncio.wait(tasks, timeout=pause_s)
                 _retrieve_exceptions(done)
@@ -104,8 +104,8 @@ class CodeStopper:
     def _grace_s(self) -> float:
         """Seconds that code of the run has to stop. Shorter if another worker may own the run."""
         if self._latch.reason is LatchReason.FENCED:
-            return min(self._cancel_grace_s, self._stop_grace_s)
-        return self._stop_grace_s
+            return min(self._settings.time_limits.cancel_grace_s, self._settings.stop_grace_s)
+        return self._settings.stop_grace_s
 
     def _exit(self) -> None:
         """Log what does not stop and end the process."""

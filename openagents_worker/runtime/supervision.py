@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from openagents_worker.concurrency import any_done
 from openagents_worker.errors import PatternError
 from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.marks import marked
@@ -36,9 +37,7 @@ class Supervision:
     async def wait(self, execution: asyncio.Task[Any], at_most_s: float | None) -> None:
         """Wait until the code of the run has ended, until the latch is set, or until the time is over."""
         try:
-            await asyncio.wait(
-                {execution, self._latch.is_set}, timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await any_done(execution, self._latch.is_set, at_most_s=at_most_s)
         except GeneratorExit:  # the event loop is being discarded
             execution.cancel()
             raise
@@ -54,7 +53,7 @@ class Supervision:
         )
         while not task.done():
             try:
-                await asyncio.wait({task})
+                await any_done(task)
             except GeneratorExit:  # the event loop is being discarded
                 task.cancel()
                 raise

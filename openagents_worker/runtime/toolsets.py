@@ -23,7 +23,7 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.runtime.assembly import AgentParts
-from openagents_worker.runtime.calls.tool_call import BoundTool, ToolPolicy
+from openagents_worker.runtime.calls.tool_call import NO_RULES, BoundTool, ToolPolicy
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -56,7 +56,7 @@ class RunTools:
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
         self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
         executor = definition.tool_executor
-        self.rules = CallRules() if executor is None else CallRules.of(executor.layers)
+        self.rules = NO_RULES if executor is None else CallRules.of(executor.layers)
         self._single = {
             id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
         }

@@ -8,7 +8,7 @@ park the run, because parking and continuing costs more than it saves.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,7 @@ class Waits:
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, _OpenWait] = {}
         self._taken: dict[str, list[str]] = {}
-        self._checked_again: Counter[WaitKind] = Counter()
+        self._checked_again: defaultdict[WaitKind, int] = defaultdict(int)
         self._timer: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
         facts.when_changed.append(self._look_for_facts)

@@ -11,6 +11,7 @@ from typing import Any
 from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunUsage
 from openagents_worker.models.usage import NO_USAGE
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.event_writer import FLUSH_S, Event, EventWriter
 from openagents_worker.runtime.fenced_store import FencedStore
@@ -26,6 +27,7 @@ from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
 __all__ = ["RunWriter"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class _DeferredRecord:
     """A record that is stored with the next write, with the events that announce it."""

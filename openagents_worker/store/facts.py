@@ -130,6 +130,8 @@ class Facts:
 
     def of(self, kind: FactKind, prefix: str = "") -> Iterator[Fact]:
         """The facts of a kind whose id begins with `prefix`. Numbers at the end of ids are in order."""
+        if not self._facts:  # most runs have none
+            return iter(())
         found = (fact for fact in self._facts.values() if fact.kind is kind and fact.id.startswith(prefix))
         return iter(sorted(found, key=lambda fact: _order(fact.id)))
 

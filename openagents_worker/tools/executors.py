@@ -13,11 +13,13 @@ from openagents_worker.agents.executors import (
     RetryOptions,
     SafeOptions,
 )
+from openagents_worker.quick_init import quick_init
 from openagents_worker.tools.policies import CommandPolicy, ExecutionPolicy, FilesystemPolicy
 
 __all__ = ["CallRules"]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class CallRules:
     """How the calls of an agent's tools are made: what its executor and those inside it say together."""

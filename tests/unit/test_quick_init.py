@@ -15,8 +15,20 @@ from hypothesis import strategies as st
 from openagents_worker.llm.base import CallInfo, LLMResponse, LLMToolCall, LLMUsage, ModelRequest
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_ids import OuterCall
+from openagents_worker.runtime.calls.tool_call import ToolRun
+from openagents_worker.runtime.effects import InterruptedCalls
+from openagents_worker.runtime.ending import Ending, StoredEnding
+from openagents_worker.runtime.finishing import SessionState
+from openagents_worker.runtime.history import RunHistory, RunStart
+from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
-from openagents_worker.store.scripts import Claimed, ScriptCall
+from openagents_worker.runtime.marks import Executing
+from openagents_worker.runtime.parting import AttemptResult
+from openagents_worker.runtime.prepare import Prepared
+from openagents_worker.runtime.replay_loading import LoadedRecords
+from openagents_worker.runtime.retry import Tries
+from openagents_worker.store.scripts import Claimed, ScriptCall, WriteResult
+from openagents_worker.tools.executors import CallRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +64,30 @@ class _Quick:
 
 QUICK = [
     _Quick,
+    AttemptResult,
     CallInfo,
+    CallRules,
+    Claimed,
+    Ending,
+    Executing,
+    InterruptedCalls,
     LLMResponse,
     LLMToolCall,
     LLMUsage,
+    LoadedRecords,
     ModelRequest,
     OuterCall,
+    Prepared,
     Record,
-    Claimed,
+    RunHistory,
+    RunIdentity,
+    RunStart,
     ScriptCall,
+    SessionState,
+    StoredEnding,
+    ToolRun,
+    Tries,
+    WriteResult,
 ]
 
 

@@ -12,6 +12,7 @@ from openagents_worker.agents.plugin_refs import ToolRef
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import Decision, RunBudget
+from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.context import AttemptContext, CallContext
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
@@ -21,6 +22,7 @@ from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.toolset import Toolset
 
 __all__ = [
+    "NO_RULES",
     "BoundTool",
     "Guard",
     "Proceed",
@@ -102,6 +104,7 @@ def _may_need_approval(plugin: Any, spec: ToolExecutionSpec, policy: ToolPolicy)
     return spec.approval_mode == "always" if is_default else True
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ToolRun:
     """What all tools of one attempt share. `guards` are the rules that each of their calls passes."""

@@ -147,6 +147,7 @@ class WriteAnswer(StrEnum):
     OVERDUE = "OVERDUE"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class WriteResult:
     """The answer of a write that ends the ownership of a run, and the wake-ups that must be sent."""
