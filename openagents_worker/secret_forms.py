@@ -103,7 +103,9 @@ def mask_secrets(text: str, *, known: bool = True) -> str:
     if "." in text:
         text = _JWT.sub(f"eyJ{MASK}", text)
         text = _SENDGRID.sub(f"SG.{MASK}", text)
-    text = _SCHEME.sub(_masked_scheme, text)
+    lowered = text.lower()
+    if "bearer" in lowered or "basic" in lowered:
+        text = _SCHEME.sub(_masked_scheme, text)
     if ":" in text:
         text = _masked_urls(text)
     return _PARAMETER.sub(_masked_parameter, text) if "=" in text else text

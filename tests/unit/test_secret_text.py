@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Generator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from openagents_worker import secret_forms, secret_names, secret_text
 from openagents_worker.redaction import redact, safe_message
@@ -108,6 +110,21 @@ def test_the_oldest_known_secret_is_forgotten_first() -> None:
 def test_the_examples_are_true() -> None:
     assert doctest.testmod(secret_text).failed == doctest.testmod(secret_forms).failed == 0
     assert doctest.testmod(secret_names).failed == 0
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["Bearer", "BASIC", "bEaReR", "bearers", " ", "\u2003", "\t", "aB3+/=.~_-x9"]),
+            st.text(max_size=3),
+        )
+    ).map("".join)
+)
+def test_a_scheme_is_found_in_any_case_and_among_any_characters(text: str) -> None:
+    """Texts without the word of a scheme are not searched for one. None with a scheme is left out."""
+    by_scheme = secret_forms._SCHEME.sub(secret_forms._masked_scheme, text)
+    if by_scheme != text:
+        assert MASK in mask_secrets(text)
 
 
 ADVERSARIAL = (
