@@ -26,7 +26,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MARK_BYTES = 1536
-"""Size of one mark. A run id always fits: it has at most 256 characters of at most four bytes."""
+"""Largest size of one mark. A run id always fits: it has at most 256 characters of at most four bytes."""
+SIZE = struct.Struct("=H")
+"""The beginning of a mark: the size of what follows. In the memory, the rest of a longer mark may follow."""
 
 HEAD = struct.Struct("=QdQQQ")
 """Fields: number of beats; end of the lease in seconds of the boot clock (0: no lease); thread of the event
@@ -40,8 +42,10 @@ SLOT_BYTES = THREAD.size + MARK_BYTES
 FIRST_SLOT = ON_LOOP + MARK_BYTES
 SIZE_BYTES = FIRST_SLOT + THREADS * SLOT_BYTES
 
-NO_RUN = bytes(MARK_BYTES)
+NO_RUN = SIZE.pack(0)
 """The mark of code that does not belong to a run."""
+FREE_SLOT = bytes(THREAD.size) + NO_RUN
+MAX_TEXT_BYTES = MARK_BYTES - SIZE.size
 
 marked: ContextVar[bytes] = ContextVar("openagents_marked", default=NO_RUN)
 """The mark for the next steps of the current task."""
@@ -78,7 +82,8 @@ class Executing:
     @classmethod
     def of(cls, mark: bytes) -> Executing | None:
         """Parse a mark; None if it does not belong to a run."""
-        parts = mark.rstrip(b"\0").decode(errors="replace").split("\0", 5)
+        (size,) = SIZE.unpack_from(mark)
+        parts = mark[SIZE.size : SIZE.size + size].decode(errors="replace").split("\0", 5)
         run_id, agent_id, incarnation, kind, call_id, name = (*parts, *[""] * 5)[:6]
         return cls(run_id, agent_id, incarnation, kind, name, call_id) if run_id else None
 
@@ -89,9 +94,9 @@ def run_prefix(run_id: str, agent_id: str, incarnation: str) -> bytes:
 
 
 def mark_of(prefix: bytes, kind: str = "", name: str = "", call_id: str = "") -> bytes:
-    """A mark of exactly `MARK_BYTES`. If it is too long, the end of the name is cut off."""
-    text = prefix + f"{kind}\0{call_id}\0{name}".encode(errors="replace")
-    return text[:MARK_BYTES].ljust(MARK_BYTES, b"\0")
+    """A mark of at most `MARK_BYTES`. If it is too long, the end of the name is cut off."""
+    text = (prefix + f"{kind}\0{call_id}\0{name}".encode(errors="replace"))[:MAX_TEXT_BYTES]
+    return SIZE.pack(len(text)) + text
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Marks:
     def mark_loop(self, mark: bytes) -> bytes:
         """Store which code the event loop executes from now on (`mark_of`). Returns the previous mark."""
         before, self._on_loop = self._on_loop, mark
-        self._memory[_ON_LOOP] = mark
+        self._memory[ON_LOOP : ON_LOOP + len(mark)] = mark
         return before
 
     async def run_marked(
@@ -175,12 +180,12 @@ class Marks:
                 offset = self._free.pop()
             except IndexError:
                 return function(*args, **kwargs)
-            thread = THREAD.pack(threading.get_native_id(), threading.get_ident())
-            self._memory[offset : offset + SLOT_BYTES] = thread + mark
+            slot = THREAD.pack(threading.get_native_id(), threading.get_ident()) + mark
+            self._memory[offset : offset + len(slot)] = slot
             try:
                 return function(*args, **kwargs)
             finally:
-                self._memory[offset : offset + SLOT_BYTES] = bytes(SLOT_BYTES)
+                self._memory[offset : offset + len(FREE_SLOT)] = FREE_SLOT
                 self._free.append(offset)
 
         return call if mark is not NO_RUN else function
@@ -212,9 +217,6 @@ def _memory_file() -> int:
     return fd
 
 
-_ON_LOOP = slice(ON_LOOP, ON_LOOP + MARK_BYTES)
-
-
 @dataclass(frozen=True, slots=True)
 class MarksSnapshot:
     """The marks of a process, read by another process."""
@@ -232,6 +234,6 @@ class MarksSnapshot:
             if executing is not None:
                 threads.append(MarkOfThread(native, python, executing))
         return cls(
-            MarkOfThread(native_id, ident, Executing.of(memory[_ON_LOOP])),
+            MarkOfThread(native_id, ident, Executing.of(memory[ON_LOOP:FIRST_SLOT])),
             tuple(threads),
         )

@@ -13,7 +13,15 @@ from pydantic import BaseModel, field_validator
 
 from openagents_worker import register_deps, register_output, tool
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.marks import NO_RUN, THREADS, Executing, Marks, MarksSnapshot, marked
+from openagents_worker.runtime.marks import (
+    MARK_BYTES,
+    NO_RUN,
+    THREADS,
+    Executing,
+    Marks,
+    MarksSnapshot,
+    marked,
+)
 from openagents_worker.runtime.registry import DEPS, OUTPUTS
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.tools.base import ToolPlugin
@@ -64,11 +72,23 @@ def test_a_mark_names_the_run_whatever_the_rest_is(part: str, text: str) -> None
     """Ids and names can be any text."""
     run_id = "é" * 256
 
-    read = Executing.of(Executing(run_id, **{part: text}).to_mark())
+    mark = Executing(run_id, **{part: text}).to_mark()
+    read = Executing.of(mark)
 
     assert read is not None
     assert read.run_id == run_id
-    assert len(Executing(run_id, **{part: text}).to_mark()) == len(NO_RUN)
+    assert len(mark) <= MARK_BYTES
+
+
+def test_a_shorter_mark_replaces_a_longer_one(marks: Marks) -> None:
+    """Nothing of the longer one is read. The mark of no run is the shortest."""
+    for executing_now in (Executing("r" * 256, name="n" * 3000), Executing("r2", name="t"), None):
+        marks.mark_loop(NO_RUN if executing_now is None else executing_now.to_mark())
+        read = MarksSnapshot.of(bytes(marks._memory)).loop.executing
+        assert (read and read.run_id) == (executing_now and executing_now.run_id)
+    marks.mark_loop(Executing("r" * 256, name="n" * 3000).to_mark())
+    marks.mark_loop(Executing("r2", kind="tool", name="t").to_mark())
+    assert MarksSnapshot.of(bytes(marks._memory)).loop.executing == Executing("r2", kind="tool", name="t")
 
 
 def test_the_mark_of_no_run_has_no_name() -> None:
