@@ -24,11 +24,12 @@ class RequestModel(BaseModel):
     def _unknown_fields_have_a_hint(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
+        known = cls.model_fields
         for name in data:
-            if name in cls.model_fields:
+            if name in known:
                 continue
-            near = nearest(str(name), cls.model_fields)
-            hint = f"did you mean {near!r}?" if near else f"known fields: {', '.join(cls.model_fields)}"
+            near = nearest(str(name), known)
+            hint = f"did you mean {near!r}?" if near else f"known fields: {', '.join(known)}"
             raise PydanticCustomError(
                 "unknown_field",
                 "{model} has no field {name}; {hint}",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, TypeVar
-from weakref import WeakMethod
+from typing import Any, Protocol, TypeVar
+from weakref import ref
 
 from openagents_worker.quick_init import quick_init
 
@@ -117,16 +117,23 @@ class Frame:
 _frame: ContextVar[Frame | None] = ContextVar("openagents_frame", default=None)
 
 
-class Nodes:
-    """The tree of tasks of one attempt. `on_end` is called with each node whose task is done.
+class NodeObserver(Protocol):
+    """Learns which tasks of a run have ended."""
 
-    `on_end` must be a bound method. Only a weak reference to it is kept: a reference cycle would keep the
-    memory of an attempt until the next full garbage collection.
+    def on_node_end(self, node: Node) -> None:
+        """The task of this node is done."""
+
+
+class Nodes:
+    """The tree of tasks of one attempt.
+
+    Only a weak reference to the observer is kept: a reference cycle would keep the memory of an attempt until
+    the next full garbage collection.
     """
 
-    def __init__(self, on_end: Callable[[Node], None]) -> None:
+    def __init__(self, observer: NodeObserver) -> None:
         self.living: set[Node] = set()
-        self._on_end = WeakMethod(on_end)
+        self._observer = ref(observer)
         self._outside_tasks: defaultdict[str, int] = defaultdict(int)
 
     def begin(self, part: str = "") -> None:
@@ -186,8 +193,8 @@ class Nodes:
     def _node_ended(self, node: Node) -> None:
         self.living.discard(node)
         node.task = None
-        if (on_end := self._on_end()) is not None:
-            on_end(node)
+        if (observer := self._observer()) is not None:
+            observer.on_node_end(node)
 
     def tasks(self) -> list[asyncio.Task[Any]]:
         """The tasks of the run that are not done."""

@@ -374,7 +374,7 @@ class ReplayByContent(RulesOfNodes):
         self._waits.wake_all()
         self._order.give_up()
 
-    def _on_node_end(self, node: Node) -> None:
+    def on_node_end(self, node: Node) -> None:
         """A task of the run is done: wake the calls that wait for its node."""
         if not self._unused.is_empty:
             self._ended_nodes.add(node.path)

@@ -18,11 +18,11 @@ class RulesOfNodes(Rules):
     """The part of the rules that follows from the current task and the calls around it."""
 
     def __init__(self) -> None:
-        self._nodes = Nodes(self._on_node_end)
+        self._nodes = Nodes(self)
         self._prompts = PromptDigests()
 
     @abstractmethod
-    def _on_node_end(self, node: Node) -> None:
+    def on_node_end(self, node: Node) -> None:
         """A task of the run is done."""
 
     def begin(self, part: str = "") -> None:
