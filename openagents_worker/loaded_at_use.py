@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LoadedAtUse(Mapping[str, T]):
-    """A table that imports an entry when it is read.
+    """A table that imports an entry when it is read for the first time.
 
     >>> table = LoadedAtUse("openagents_worker", {"suggest": "suggest:did_you_mean"})
     >>> table["suggest"].__name__
@@ -27,11 +27,14 @@ class LoadedAtUse(Mapping[str, T]):
         """`places`: the module in the package and the name in it, as `module:name`, by key."""
         self._package = package
         self._places = places
+        self._imported: dict[str, T] = {}
 
     def __getitem__(self, key: str) -> T:
         """The entry. Raises `KeyError` for an unknown key, and `ImportError` if a package is missing."""
-        module, _, name = self._places[key].partition(":")
-        return cast(T, getattr(import_module(f"{self._package}.{module}"), name))
+        if key not in self._imported:
+            module, _, name = self._places[key].partition(":")
+            self._imported[key] = cast(T, getattr(import_module(f"{self._package}.{module}"), name))
+        return self._imported[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -62,6 +62,7 @@ class DeltaKind(StrEnum):
     """The arguments of a tool call, as JSON text."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a streamed reply. `tool_call` is the number of its tool call in the reply, from 0, and

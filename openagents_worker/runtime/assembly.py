@@ -40,6 +40,8 @@ from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is
 
 __all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
+DEFAULT_ASSEMBLER = ContextAssemblerRef(type="default")
+
 
 class AgentParts:
     """The parts of an agent for one attempt.
@@ -54,7 +56,7 @@ class AgentParts:
         self.definition_hash = assembly.hashes[definition.id]
         self._own: list[Any] = []
         self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
-        ref = definition.context_assembler or ContextAssemblerRef(type="default")
+        ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
         self.toolsets: dict[str, Toolset] = {
             ref.id: _toolset(self._part(f"tool {ref.id}", "tool", ref, BUILTIN_TOOLS))

@@ -9,7 +9,7 @@ names the tool.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from openagents_worker.agents.plugin_refs import TOOL_ID
@@ -60,6 +60,7 @@ class RunTools:
         self._single = {
             id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
         }
+        self._digests = {id_: _digest(tool) for id_, tool in self._single.items()}
 
     def at_start(self) -> dict[str, Any]:
         """What checkpoint 0 holds: the digests of the single tools by id, and the ids of the toolsets."""
@@ -76,10 +77,6 @@ class RunTools:
             return []
         current = self._digests
         return [id_ for id_ in sorted({*recorded, *current}) if recorded.get(id_) != current.get(id_)]
-
-    @cached_property
-    def _digests(self) -> dict[str, str]:
-        return {id_: _digest(tool) for id_, tool in self._single.items()}
 
     async def all(self) -> list[BoundTool]:
         """All tools of the run. Raises `PluginConfigError` if the list of a toolset is not valid."""

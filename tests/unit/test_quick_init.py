@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openagents_worker.llm.base import CallInfo, LLMResponse, LLMToolCall, LLMUsage, ModelRequest
+from openagents_worker.llm.base import CallInfo, Delta, LLMResponse, LLMToolCall, LLMUsage, ModelRequest
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.runtime.calls.tool_call import ToolRun
@@ -68,6 +68,7 @@ QUICK = [
     CallInfo,
     CallRules,
     Claimed,
+    Delta,
     Ending,
     Executing,
     InterruptedCalls,
