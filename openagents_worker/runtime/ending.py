@@ -288,8 +288,7 @@ def _bytes_of(artifact: RunArtifact) -> int:
 def _check_utf8(arguments: Mapping[str, Any]) -> None:
     """Raises UnicodeEncodeError for text that cannot be sent to Redis: a lone surrogate."""
     for value in arguments.values():
-        for text in [value] if isinstance(value, str) else value:
-            text.encode()
+        (value if isinstance(value, str) else "".join(value)).encode()
 
 
 def usage_so_far(claimed: Claimed) -> RunUsage:

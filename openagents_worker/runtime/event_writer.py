@@ -76,7 +76,8 @@ class EventWriter(ABC):
         self._text.checked(name, payload)
 
     def _add(self, name: str, payload: str) -> None:
-        self._append(name, payload)
+        self._pending += (name, payload)
+        self._pending_chars += len(payload)
         if self._timer is None or self._is_timer_late:
             self._schedule(FLUSH_S)
 

@@ -150,11 +150,12 @@ class executing:
         self._code = (kind, name, call_id)
 
     def __enter__(self) -> None:
-        self._run = current_run.get()
-        if self._run is not None:
-            self._before, self._mark = marked.get(), self._run.mark(*self._code)
-            marked.set(self._mark)
-            self._run.marks.mark_loop(self._mark)
+        self._run = run = current_run.get()
+        if run is not None:
+            self._before = marked.get()
+            self._mark = mark = run.mark(*self._code)
+            marked.set(mark)
+            run.marks.mark_loop(mark)
 
     def __exit__(self, *_: object) -> None:
         # A discarded coroutine may be closed while code of another run executes.

@@ -267,20 +267,22 @@ class AsyncStore:
 
         With `on_disk` its writes are on disk, see `Store.run_on_disk`.
         """
-        pauses = _Pauses(self._sleep, until)
+        pauses: _Pauses | None = None
         while True:
             try:
                 return await (self.run_on_disk(call) if on_disk else self.run(call))
             except RedisUnreachable as error:
+                pauses = pauses or _Pauses(self._sleep, until)
                 await pauses.after(error)
 
     async def ask_until(self, question: Callable[[Any], Awaitable[T]], until: Callable[[], bool]) -> T:
         """As `ask`, but repeats the read while Redis is unreachable, until `until()` returns True."""
-        pauses = _Pauses(self._sleep, until)
+        pauses: _Pauses | None = None
         while True:
             try:
                 return await self.ask(question)
             except RedisUnreachable as error:
+                pauses = pauses or _Pauses(self._sleep, until)
                 await pauses.after(error)
 
     def run_on_disk(self, call: ScriptCall[T]) -> Awaitable[T]:

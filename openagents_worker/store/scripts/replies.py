@@ -113,19 +113,20 @@ def decoder_of(hint: Any) -> Decoder:
 
 def _fields_decoder(row: Any) -> Decoder:
     decoders = tuple(
-        (name, decoder_of(hint)) for name, hint in get_type_hints(row, include_extras=True).items()
+        (name, None if (decode := decoder_of(hint)) is _unchanged else decode)
+        for name, hint in get_type_hints(row, include_extras=True).items()
     )
 
-    def decode(values: Sequence[Any], codec: PayloadCodec) -> Any:
+    def decode_fields(values: Sequence[Any], codec: PayloadCodec) -> Any:
         return row(
             **{
-                name: decode_value(value, codec)
+                name: value if decode_value is None else decode_value(value, codec)
                 for (name, decode_value), value in zip(decoders, values, strict=True)
                 if value is not None
             }
         )
 
-    return decode
+    return decode_fields
 
 
 def _collection_decoder(collection: Callable[[Any], Any], item: Any) -> Decoder:
