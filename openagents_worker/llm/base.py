@@ -95,6 +95,7 @@ def token_count(value: Any) -> int:
 
 
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+_INTEGERS = frozenset({int})
 
 
 @quick_init
@@ -113,10 +114,11 @@ class LLMUsage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            count = getattr(self, name)
-            if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
-                object.__setattr__(self, name, token_count(count))
+        counts = (self.input_tokens, self.output_tokens, self.total_tokens)
+        if _INTEGERS.issuperset(map(type, counts)) and min(counts) >= 0 and max(counts) <= LARGEST_COUNT:
+            return  # the usual case
+        for name, count in zip(_COUNTS, counts, strict=True):
+            object.__setattr__(self, name, token_count(count))
 
 
 @quick_init
@@ -265,11 +267,29 @@ class ModelRequest:
 
     def with_listeners(self, on_delta: OnDelta | None, on_piece: OnPiece | None) -> ModelRequest:
         """The same request with these listeners."""
-        return ModelRequest(**self.content(), on_delta=on_delta, on_piece=on_piece)
+        return ModelRequest(
+            self.messages,
+            self.model,
+            self.temperature,
+            self.max_tokens,
+            self.tools,
+            self.tool_choice,
+            self.response_format,
+            on_delta,
+            on_piece,
+        )
 
     def content(self) -> dict[str, Any]:
         """All fields except the listeners, under the parameter names of `LLMClient.generate`."""
-        return {name: getattr(self, name) for name in _CONTENT}
+        return {
+            "messages": self.messages,
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "response_format": self.response_format,
+        }
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments for a client's `generate`. A third-party client may not have the newer
@@ -278,7 +298,6 @@ class ModelRequest:
         return {name: value for name, value in arguments.items() if name in _ALWAYS or value is not None}
 
 
-_CONTENT = ("messages", "model", "temperature", "max_tokens", "tools", "tool_choice", "response_format")
 _ALWAYS = frozenset(("messages", "model", "temperature", "max_tokens", "tools"))
 
 

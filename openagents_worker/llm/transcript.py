@@ -187,13 +187,14 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
     """The messages, if they are tool calls with all their results and can be stored; otherwise none."""
     try:
         plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
-        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
-            plain = [_without_bytes(message) for message in plain]
-        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
-            plain = [_without_provider_fields(message) for message in plain]  # only their own turn needs them
-        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_tool_message, plain)):
-            return []
-        return plain if repaired(plain) == plain else []
+        for shortened in (_without_bytes, _without_provider_fields):  # the fields are for their own turn only
+            if size_of(plain) <= MAX_TOOL_MESSAGES_BYTES:
+                break
+            plain = [shortened(message) for message in plain]
+        else:
+            if size_of(plain) > MAX_TOOL_MESSAGES_BYTES:
+                return []
+        return plain if all(map(_is_tool_message, plain)) and repaired(plain) == plain else []
     except (TypeError, ValueError, AttributeError, RecursionError):  # a custom pattern may return anything
         return []
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.jsontext import LARGEST_COUNT
 
-__all__ = ["NO_USAGE", "RunUsage"]
+__all__ = ["NO_USAGE", "ONE_TOOL_CALL", "RunUsage", "usage_of"]
 
 
 class RunUsage(BaseModel):
@@ -49,7 +49,7 @@ class RunUsage(BaseModel):
             total["cost_usd"] = round((cost or 0.0) + (cost_of_more or 0.0), 12)
         if total["ttft_ms"] is None:
             total["ttft_ms"] = more["ttft_ms"]
-        return _sum_of(total)
+        return _made_of(total)
 
     def counted(self) -> dict[str, Any]:
         """The fields that are neither 0, nor empty, nor unknown."""
@@ -70,14 +70,28 @@ class RunUsage(BaseModel):
 
 NO_USAGE = RunUsage()
 """The usage of what has used nothing. It is shared, so nobody may change it."""
+ONE_TOOL_CALL = RunUsage(tool_calls=1)
+"""The usage of one call of a tool. It is shared, too."""
 _OPTIONAL = frozenset(name for name, field in RunUsage.model_fields.items() if field.default is None)
 _COUNTS = tuple(name for name, field in RunUsage.model_fields.items() if field.annotation is int)
 _counts_of = itemgetter(*_COUNTS)
 _FIELDS = frozenset(RunUsage.model_fields)
 
 
-def _sum_of(fields: dict[str, Any]) -> RunUsage:
-    """The usage with these fields. They were validated: they are sums of the fields of two usages."""
+_nothing = RunUsage().__dict__
+
+
+def usage_of(**counted: Any) -> RunUsage:
+    """The usage with these fields. They are not validated: the caller has made values of their types.
+
+    >>> usage_of(tool_calls=1) == RunUsage(tool_calls=1)
+    True
+    """
+    return _made_of({**_nothing, "cost_breakdown": {}, **counted})
+
+
+def _made_of(fields: dict[str, Any]) -> RunUsage:
+    """The usage with exactly these fields, which have their types already."""
     usage = RunUsage.__new__(RunUsage)
     set_attribute = object.__setattr__  # pydantic's own one looks the field up
     set_attribute(usage, "__dict__", fields)

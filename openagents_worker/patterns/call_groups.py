@@ -10,12 +10,14 @@ from typing import Any, Generic, TypeVar
 
 from openagents_worker.patterns.base import RunTool
 from openagents_worker.patterns.call_order import begin_together
+from openagents_worker.quick_init import quick_init
 
 __all__ = ["GroupedCall", "make_calls"]
 
 T = TypeVar("T")
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class GroupedCall(Generic[T]):
     """A call, and the tool that it calls; None if the run does not have it."""

@@ -26,6 +26,7 @@ from openagents_worker.llm.messages import result_content
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.patterns.call_groups import GroupedCall, make_calls
+from openagents_worker.quick_init import quick_init
 from openagents_worker.suggest import did_you_mean
 
 __all__ = ["ReplyCalls", "ToolCallOutcome", "emit_failed", "last_error", "shown_text", "unknown_tool"]
@@ -37,6 +38,7 @@ NOT_CALLED = "the run was interrupted before this call began"
 """Results of calls in the turn of an interrupted run, for the model."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ToolCallOutcome:
     """The outcome of one tool call: a result, or an error that is sent to the model."""

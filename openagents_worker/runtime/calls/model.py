@@ -22,6 +22,7 @@ from openagents_worker.llm.base import (
 )
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
+from openagents_worker.models.usage import usage_of
 from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.storable import stored_part
@@ -247,7 +248,7 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
     if used is None:
         return RunUsage(llm_calls=1)
     more = used.metadata
-    return RunUsage(
+    return usage_of(
         llm_calls=1,
         input_tokens=used.input_tokens,
         output_tokens=used.output_tokens,

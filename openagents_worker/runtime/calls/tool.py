@@ -15,10 +15,11 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import NESTING_OF_OLD, canonical_json, replaced
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, RunUsage
+from openagents_worker.models.usage import ONE_TOOL_CALL
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.calls.interrupted import RecordedOutcome
-from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order, is_needed
 from openagents_worker.runtime.calls.tool_stream import stream
 from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
@@ -45,7 +46,7 @@ class RecordedTool:
         self.tool_id = tool.tool_id
         self._tool = tool
         self._run = run
-        self._guarded = in_order(run.guards, _execute)
+        self._guarded = in_order([guard for guard in run.guards if is_needed(guard, tool, run)], _execute)
         self._retry_requests = 0
         self._failure_of_tool = tool_error(ToolError, tool.tool_id)
         self._failure_of_result = tool_error(StepTooLarge, tool.tool_id)
@@ -102,7 +103,7 @@ class RecordedTool:
         stored = stored_part(f"the result of {self.tool_id}", value)
         return Outcome(
             value=stored,
-            usage=RunUsage(tool_calls=1),
+            usage=ONE_TOOL_CALL,
             state=state,
             artifacts=artifacts,
             events=[self._success(call, stored)],
@@ -158,7 +159,7 @@ class RecordedTool:
             events=events,
             # A retryable error does not repeat a call whose side effects may already have happened.
             may_retry=self._tool.may_repeat or not call.has_begun,
-            usage=RunUsage(tool_calls=1),
+            usage=ONE_TOOL_CALL,
         )
 
 

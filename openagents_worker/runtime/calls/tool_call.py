@@ -30,6 +30,8 @@ __all__ = [
     "ToolPolicy",
     "ToolRun",
     "in_order",
+    "is_needed",
+    "needed_if",
 ]
 
 
@@ -154,6 +156,22 @@ Guard = Callable[[ToolCall, Proceed], Awaitable[Any]]
 A retryable error that is raised before the tool has begun suspends the run, and the next attempt makes the
 call again: so a guard parks a run.
 """
+
+
+def needed_if(condition: Callable[[BoundTool, ToolRun], bool]) -> Callable[[Guard], Guard]:
+    """Decorator for a guard that lets the calls of some tools always proceed. These do not pass it."""
+
+    def decorate(guard: Guard) -> Guard:
+        guard.is_needed = condition  # type: ignore[attr-defined]
+        return guard
+
+    return decorate
+
+
+def is_needed(guard: Guard, tool: BoundTool, run: ToolRun) -> bool:
+    """Whether the calls of a tool pass this guard."""
+    condition = getattr(guard, "is_needed", None)
+    return condition is None or bool(condition(tool, run))
 
 
 def in_order(guards: Sequence[Guard], execute: Proceed) -> Proceed:

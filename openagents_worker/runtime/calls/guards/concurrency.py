@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 
 __all__ = ["concurrency"]
 
 _is_counted: ContextVar[bool] = ContextVar("openagents_call_is_counted", default=False)
 
 
+@needed_if(lambda _, run: run.slots is not None)
 async def concurrency(call: ToolCall, proceed: Proceed) -> Any:
     """Waits until fewer calls are made. A call inside another one counts with
     it; otherwise it would wait for itself."""

@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 from openagents_worker.errors import ToolTimeoutError
-from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 
 __all__ = ["deadline"]
 
 
+@needed_if(lambda tool, _: tool.timeout_ms is not None)
 async def deadline(call: ToolCall, proceed: Proceed) -> Any:
     """Cancels the call when its time is over. Raises `ToolTimeoutError`."""
     limit_ms = call.tool.timeout_ms

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, ModelRetryError, OpenAgentsError
-from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 from openagents_worker.runtime.original.errors import as_original, translated
 from openagents_worker.runtime.original.tools import unwrapped
 from openagents_worker.runtime.user_code import described
@@ -17,6 +17,7 @@ __all__ = ["fallback"]
 log = get_logger(__name__)
 
 
+@needed_if(lambda tool, _: getattr(tool.plugin, "fallback", None) is not None)
 def fallback(call: ToolCall, proceed: Proceed) -> Awaitable[Any]:
     """Asks `fallback(error, params, context)` of the tool, if it has one, for a result after an exception.
 

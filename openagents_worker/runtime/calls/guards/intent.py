@@ -6,7 +6,7 @@ from typing import Any
 
 from openagents_worker.errors import ToolError
 from openagents_worker.runtime.calls.interrupted import RECONCILE_TIMEOUT_MS, CallWithEffect
-from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 from openagents_worker.runtime.effects import Effect
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.user_code import tool_error
@@ -14,6 +14,7 @@ from openagents_worker.runtime.user_code import tool_error
 __all__ = ["intent"]
 
 
+@needed_if(lambda tool, _: not tool.may_repeat)
 async def intent(call: ToolCall, proceed: Proceed) -> Any:
     """Stores that the call begins. A call that an earlier attempt has begun is made only if that is allowed.
 

@@ -8,12 +8,17 @@ from typing import Any
 
 from openagents_worker.agents.executors import RetryOptions
 from openagents_worker.errors import ModelRetryError, OpenAgentsError, ToolError
-from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
+from openagents_worker.runtime.calls.tool_call import BoundTool, Proceed, ToolCall, ToolRun, needed_if
 from openagents_worker.runtime.user_code import coded, tool_error
 
 __all__ = ["retry"]
 
 
+def _may_retry(tool: BoundTool, _: ToolRun) -> bool:
+    return tool.rules.retry is not None and tool.may_repeat and not tool.is_streaming
+
+
+@needed_if(_may_retry)
 async def retry(call: ToolCall, proceed: Proceed) -> Any:
     """Makes up to `max_attempts` tries. The state changes of a failed try are dropped.
 
