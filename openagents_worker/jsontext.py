@@ -18,8 +18,8 @@ read: `loads` requires only valid JSON.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
-from math import isfinite
 from typing import Any, NoReturn
 
 __all__ = [
@@ -213,7 +213,7 @@ def _problem(value: Any, levels: int) -> tuple[list[str | int], str] | None:
     if isinstance(value, int):
         return None if SMALLEST_INTEGER <= value <= LARGEST_INTEGER else ([], _BEYOND)
     if isinstance(value, float):
-        return None if isfinite(value) else ([], _NOT_FINITE)
+        return None if math.isfinite(value) else ([], _NOT_FINITE)
     if isinstance(value, Mapping):
         inner: Any = value.items()
     elif isinstance(value, list | tuple):
@@ -262,7 +262,6 @@ def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_TEXTS = frozenset({str})
 
 
 def has_at_most(value: Any, count: int) -> bool:
@@ -290,18 +289,15 @@ def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
     It runs for every commit, so the code repeats itself instead of calling functions.
     """
     kind = type(value)
-    if kind is dict or kind is list:
+    if kind is dict:
         left[0] -= len(value)
         if left[0] < 0:
             raise ValueError(_TOO_MANY)
         if levels == 0:
             return False
-        items = value
-        if kind is dict:
-            if not _TEXTS.issuperset(map(type, value)) or not is_whole("".join(value)):
+        for key, item in value.items():
+            if type(key) is not str or not (key.isascii() or is_whole(key)):
                 return False
-            items = value.values()
-        for item in items:
             kind = type(item)
             if kind is str:
                 if not (item.isascii() or is_whole(item)):
@@ -309,8 +305,22 @@ def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
             elif kind is int:
                 if not SMALLEST_INTEGER <= item <= LARGEST_INTEGER:
                     return False
-            elif kind is float:
-                if not isfinite(item):
+            elif item is not None and kind is not bool and not _is_as_read(item, levels - 1, left):
+                return False
+        return True
+    if kind is list:
+        left[0] -= len(value)
+        if left[0] < 0:
+            raise ValueError(_TOO_MANY)
+        if levels == 0:
+            return False
+        for item in value:
+            kind = type(item)
+            if kind is str:
+                if not (item.isascii() or is_whole(item)):
+                    return False
+            elif kind is int:
+                if not SMALLEST_INTEGER <= item <= LARGEST_INTEGER:
                     return False
             elif item is not None and kind is not bool and not _is_as_read(item, levels - 1, left):
                 return False
@@ -320,7 +330,7 @@ def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
     if kind is int:
         return bool(SMALLEST_INTEGER <= value <= LARGEST_INTEGER)
     if kind is float:
-        return isfinite(value)
+        return math.isfinite(value)
     return value is None or kind is bool
 
 
@@ -335,7 +345,7 @@ def _replaced(value: Any, levels: int, outer: tuple[int, ...], left: list[int]) 
         number = int.__index__(value)
         return number if SMALLEST_INTEGER <= number <= LARGEST_INTEGER else _digits(number)
     if isinstance(value, float):
-        return float.__float__(value) if isfinite(value) else None
+        return float.__float__(value) if math.isfinite(value) else None
     if not isinstance(value, dict | list | tuple):
         raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
     if id(value) in outer:

@@ -86,16 +86,14 @@ def token_count(value: Any) -> int:
     >>> token_count(-5), token_count(float("inf")), token_count("many")
     (0, 9007199254740992, 0)
     """
+    if value is None:
+        return 0
     if type(value) is int:  # the usual case
         return value if 0 <= value <= LARGEST_COUNT else 0 if value < 0 else LARGEST_COUNT
     try:
         return int(min(max(float(value), 0.0), LARGEST_COUNT))
     except (TypeError, ValueError, OverflowError):  # also NaN
         return 0
-
-
-_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
-_INTEGERS = frozenset({int})
 
 
 @quick_init
@@ -114,11 +112,13 @@ class LLMUsage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = (self.input_tokens, self.output_tokens, self.total_tokens)
-        if _INTEGERS.issuperset(map(type, counts)) and min(counts) >= 0 and max(counts) <= LARGEST_COUNT:
-            return  # the usual case
-        for name, count in zip(_COUNTS, counts, strict=True):
-            object.__setattr__(self, name, token_count(count))
+        for count in (self.input_tokens, self.output_tokens, self.total_tokens):
+            if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
+                self._limit_counts()
+
+    def _limit_counts(self) -> None:
+        for name in ("input_tokens", "output_tokens", "total_tokens"):
+            object.__setattr__(self, name, token_count(getattr(self, name)))
 
 
 @quick_init

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import compress
-from operator import add, itemgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,10 +36,9 @@ class RunUsage(BaseModel):
     def plus(self, delta: RunUsage) -> RunUsage:
         """The sum of two usages. No count exceeds 2^53. `ttft_ms` is the first known one."""
         total, more = dict(self.__dict__), delta.__dict__
-        counts = [*map(add, _counts_of(total), _counts_of(more))]
-        if max(counts) > LARGEST_COUNT:
-            counts = [min(count, LARGEST_COUNT) for count in counts]
-        total.update(zip(_COUNTS, counts, strict=True))
+        for name in _COUNTS:  # most of them do not change
+            if more[name] or total[name] > LARGEST_COUNT:
+                total[name] = min(total[name] + more[name], LARGEST_COUNT)
         costs = total["cost_breakdown"] = dict(total["cost_breakdown"])
         for name, usd in more["cost_breakdown"].items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
@@ -74,7 +72,6 @@ ONE_TOOL_CALL = RunUsage(tool_calls=1)
 """The usage of one call of a tool. It is shared, too."""
 _OPTIONAL = frozenset(name for name, field in RunUsage.model_fields.items() if field.default is None)
 _COUNTS = tuple(name for name, field in RunUsage.model_fields.items() if field.annotation is int)
-_counts_of = itemgetter(*_COUNTS)
 _FIELDS = frozenset(RunUsage.model_fields)
 
 

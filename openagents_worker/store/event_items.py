@@ -25,6 +25,15 @@ _MARK = "\x1f"
 _WITH_A_PLACE = {*CALL_FIELDS, *ENDS_A_REPLY}
 _STREAMED = '"streamed":true'
 # Quotes inside of a JSON string are escaped, so this is a field.
+_PLAIN = r'"([^"\\\x00-\x1f]*)"'
+_NUMBER = r"(?:0|[1-9][0-9]{0,15})"
+_PIECE_AS_WRITTEN = {
+    name: re.compile(
+        rf'{{"{field}":{_PLAIN},"attempt":{_NUMBER},"offset":({_NUMBER}),"text":{_PLAIN}(?:,"kind":"text")?}}'
+    )
+    for name, field in CALL_FIELDS.items()
+}
+"""A piece as this library writes it, without escaped characters: it need not be parsed as JSON."""
 _CALL = re.compile(r'"call":"([^"\\]*)"')
 
 
@@ -66,6 +75,9 @@ def _marked(name: str, payload: str, codec: PayloadCodec) -> str:
 
 def _piece(name: str, payload: str) -> tuple[str, int, str] | None:
     """Call, offset and text of a piece of a text. None: another kind, or an event of user code."""
+    if (found := _PIECE_AS_WRITTEN[name].fullmatch(payload)) is not None:
+        place = int(found[2])
+        return (found[1], place, found[3]) if place <= LARGEST_COUNT and found[3] else None
     fields = _fields(payload)
     if fields.get("kind", "text") != "text":
         return None

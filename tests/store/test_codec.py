@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import marshal
+import re
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
@@ -14,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import openagents_worker.store.event_items as event_items_module
 from openagents_worker.errors import RecordUnreadable
 from openagents_worker.jsontext import dumps
 from openagents_worker.store.cell import Cell
 from openagents_worker.store.checkpoints import checkpoints
 from openagents_worker.store.codec import MARK, PLAIN, PayloadCodec, digest_of
-from openagents_worker.store.event_items import event_items
+from openagents_worker.store.event_items import CALL_FIELDS, event_items
 from openagents_worker.store.records import parse_request
 from openagents_worker.store.watch import watch
 from tests.store.test_scripts import Bench
@@ -121,6 +123,27 @@ def test_a_digest_says_only_whether_texts_are_equal() -> None:
 )  # fmt: skip
 def test_an_event_of_user_code_with_the_name_of_a_piece_is_an_event_like_others(payload: str) -> None:
     assert event_items(["llm.delta", payload], PLAIN) == ["llm.delta", payload]
+
+
+@given(
+    name=st.sampled_from(["llm.delta", "tool.delta"]),
+    field=st.sampled_from(["call", "call_id"]),
+    call=st.text(max_size=5),
+    offset=st.one_of(st.integers(-1, 12), st.integers(2**53 - 1, 2**53 + 1), st.just(10**20)),
+    text=st.text(max_size=8),
+    more=st.sampled_from([{}, {"kind": "text"}, {"kind": "reasoning"}, {"text": "another"}]),
+    replaced=st.sampled_from([("", ""), (":0", ":007"), ("attempt", "offset"), ('"}', '"} '), ("}", "")]),
+)
+def test_a_piece_that_is_not_parsed_is_the_same_as_a_parsed_one(
+    name: str, field: str, call: str, offset: int, text: str, more: dict[str, str], replaced: tuple[str, str]
+) -> None:
+    payload = dumps({field: call, "attempt": 1, "offset": offset, "text": text, **more}).replace(*replaced)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            event_items_module, "_PIECE_AS_WRITTEN", dict.fromkeys(CALL_FIELDS, re.compile(r"(?!)"))
+        )
+        parsed = event_items([name, payload], PLAIN)
+    assert event_items([name, payload], PLAIN) == parsed
 
 
 def test_a_name_cannot_claim_to_be_of_the_library() -> None:

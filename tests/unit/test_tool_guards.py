@@ -27,7 +27,7 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.patterns.call_order import begin_together
 from openagents_worker.runtime.calls import guards
-from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall, ToolRun, in_order
+from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall, ToolRun, in_order, is_needed
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
@@ -306,6 +306,28 @@ async def test_the_first_guard_is_the_outermost(make_call: Any) -> None:
     with pytest.raises(RetryableToolError, match="got 7"):
         await in_order([named("one"), named("two")], execute)(make_call())
     assert log == [("one", 5), ("two", 6), "two ends", "one ends"]
+
+
+def test_a_tool_passes_the_guards_that_it_needs(make_call: Any) -> None:
+    """The others let every call of the tool proceed, and are left out once for all calls."""
+    optional = {guards.concurrency, guards.intent, guards.fallback, guards.retry, guards.deadline}
+
+    def left_out(call: ToolCall, **of_run: Any) -> set[Guard]:
+        run = replace(call.run, **of_run)
+        return {guard for guard in guards.GUARDS if not is_needed(guard, call.tool, run)}
+
+    async def instead(*_: Any) -> None: ...
+
+    retried = make_call()
+    retried.tool.rules = CallRules(retry=RetryOptions())
+    retried_once = make_call(Refund(durable_idempotent=False))
+    retried_once.tool.rules = retried.tool.rules
+    assert left_out(make_call()) == optional
+    assert left_out(make_call(), slots=asyncio.Semaphore(1)) == optional - {guards.concurrency}
+    assert left_out(make_call(Refund(fallback=instead))) == optional - {guards.fallback}
+    assert left_out(make_call(timeout_ms=1)) == optional - {guards.deadline}
+    assert left_out(retried) == optional - {guards.retry}
+    assert left_out(retried_once) == optional - {guards.intent}
 
 
 async def test_a_retryable_error_is_tried_again_if_the_executor_says_so(make_call: Any) -> None:

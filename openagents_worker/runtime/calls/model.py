@@ -264,12 +264,14 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
 
 def _amount(value: Any) -> float | None:
     """An amount of money or time from a client; None if it is not a number or is negative."""
+    if value is None:  # the usual case
+        return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value <= LARGEST_COUNT else None
 
 
 def _amounts(values: Any) -> dict[str, float]:
-    if not isinstance(values, Mapping):
+    if not values or not isinstance(values, Mapping):
         return {}
     amounts = {text_of(name): _amount(value) for name, value in values.items()}
     return {name: amount for name, amount in amounts.items() if amount is not None}
