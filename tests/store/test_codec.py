@@ -125,25 +125,29 @@ def test_an_event_of_user_code_with_the_name_of_a_piece_is_an_event_like_others(
     assert event_items(["llm.delta", payload], PLAIN) == ["llm.delta", payload]
 
 
-@given(
-    name=st.sampled_from(["llm.delta", "tool.delta"]),
-    field=st.sampled_from(["call", "call_id"]),
-    call=st.text(max_size=5),
-    offset=st.one_of(st.integers(-1, 12), st.integers(2**53 - 1, 2**53 + 1), st.just(10**20)),
-    text=st.text(max_size=8),
-    more=st.sampled_from([{}, {"kind": "text"}, {"kind": "reasoning"}, {"text": "another"}]),
-    replaced=st.sampled_from([("", ""), (":0", ":007"), ("attempt", "offset"), ('"}', '"} '), ("}", "")]),
-)
-def test_a_piece_that_is_not_parsed_is_the_same_as_a_parsed_one(
-    name: str, field: str, call: str, offset: int, text: str, more: dict[str, str], replaced: tuple[str, str]
-) -> None:
-    payload = dumps({field: call, "attempt": 1, "offset": offset, "text": text, **more}).replace(*replaced)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            event_items_module, "_PIECE_AS_WRITTEN", dict.fromkeys(CALL_FIELDS, re.compile(r"(?!)"))
+def test_a_piece_that_is_not_parsed_is_the_same_as_a_parsed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fields, numbers and texts it has, and if it is not quite the JSON that this library writes."""
+    more = ({}, {"kind": "text"}, {"kind": "reasoning"}, {"text": "another"})
+    payloads = [
+        dumps({field: call, "attempt": 1, "offset": offset, "text": text, **others}).replace(*changed)
+        for field, call, offset, text, others, changed in itertools.product(
+            ("call", "call_id"),
+            ("m:1", "", 'a"b', "ü\\"),
+            (0, 12, 2**53, 2**53 + 1, 10**20, -1),
+            ("yy", "", "é\n", "😀\x7f"),
+            more,
+            ((":0", ":007"), ("yy", "\x01"), ('"}', '"} '), ("}", ""), ("yy", "yy")),
         )
-        parsed = event_items([name, payload], PLAIN)
-    assert event_items([name, payload], PLAIN) == parsed
+    ]
+    events = [part for payload in payloads for name in CALL_FIELDS for part in (name, payload)]
+
+    as_written = event_items(events, PLAIN)
+
+    monkeypatch.setattr(
+        event_items_module, "_PIECE_AS_WRITTEN", dict.fromkeys(CALL_FIELDS, re.compile("(?!)"))
+    )
+    assert as_written == event_items(events, PLAIN)
+    assert len({name for name in as_written[::2] if name[0] == "\x1f"}) > len(more)
 
 
 def test_a_name_cannot_claim_to_be_of_the_library() -> None:
