@@ -168,7 +168,7 @@ class Recorder:
 
     async def _find_record(self, query: CallQuery) -> Record | None:
         """The record that answers the call, None if there is none. Raises `ReplayMismatch`."""
-        if isinstance(self.verdict, ReplayMismatch | OutcomeUnknown):
+        if self.verdict is not None and isinstance(self.verdict, ReplayMismatch | OutcomeUnknown):
             raise self.verdict  # after it, no call is executed
         try:
             record = await self.rules.find(query)

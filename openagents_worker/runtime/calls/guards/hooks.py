@@ -28,7 +28,7 @@ async def hooks(call: ToolCall, proceed: Proceed) -> Any:
         raised = error
         raise
     finally:
-        if not isinstance(raised, RunLatched | GeneratorExit):
+        if raised is None or not isinstance(raised, RunLatched | GeneratorExit):
             await _after_invoke(call, result, raised)
 
 
