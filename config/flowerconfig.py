@@ -13,12 +13,11 @@ from openagents_worker.dashboard.flower_options import (
     control_from_this_machine,
     format_task,  # noqa: F401 - read by Flower
     is_this_machine,
+    is_true,
     tasks_columns,  # noqa: F401 - read by Flower
 )
 from openagents_worker.dashboard.log_text import escape_log_lines as _escape_log_lines
 from openagents_worker.dashboard.sockets import read_sockets_as_celery_does as _read_sockets_as_celery_does
-
-_TRUE = ("1", "true", "yes", "on")
 
 _read_sockets_as_celery_does()
 _escape_log_lines()
@@ -43,8 +42,8 @@ if not (is_this_machine(address) or _options.unix_socket or basic_auth or _optio
 # is not available, the buttons are hidden.
 _is_local = is_this_machine(address) and not _options.unix_socket
 _has_password = bool(basic_auth or _options.auth)
-_api_is_open = os.environ.get("FLOWER_UNAUTHENTICATED_API", "").strip().lower() in _TRUE
-read_only = os.environ.get("FLOWER_READ_ONLY", "1").strip().lower() in _TRUE
+_api_is_open = is_true(os.environ.get("FLOWER_UNAUTHENTICATED_API", ""))
+read_only = is_true(os.environ.get("FLOWER_READ_ONLY", "1"))
 if not read_only and not _has_password and _is_local:
     control_from_this_machine()
 elif not _has_password and not _api_is_open:

@@ -14,7 +14,7 @@ from openagents_worker.agents import AppConfig
 from openagents_worker.cli.health import problems_of
 from openagents_worker.cli.times import age_text
 from openagents_worker.cli.waiting import why_not_served
-from openagents_worker.dashboard.flower_options import is_this_machine
+from openagents_worker.dashboard.flower_options import is_this_machine, is_true
 from openagents_worker.errors import (
     ConfigValidationError,
     OpenAgentsError,
@@ -34,7 +34,6 @@ __all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
 CLOCK_SKEW_MS = 1000
 FULL_SHARE = 0.8  # of maxmemory
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
-TRUE = ("1", "true", "yes", "on")
 
 
 class FindingKind(StrEnum):
@@ -264,7 +263,7 @@ def _flower_findings(env: Mapping[str, str]) -> Iterator[Finding]:
             f"Flower would listen on {address} without a password (FLOWER_ADDRESS)",
             "set FLOWER_BASIC_AUTH=user:password, or unset FLOWER_ADDRESS",
         )
-    if env.get("FLOWER_UNAUTHENTICATED_API", "").strip().lower() in TRUE and not has_password:
+    if is_true(env.get("FLOWER_UNAUTHENTICATED_API", "")) and not has_password:
         yield Finding(
             FindingKind.PROBLEM,
             "flower",

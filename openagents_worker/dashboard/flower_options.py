@@ -14,7 +14,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["control_from_this_machine", "format_task", "is_this_machine", "tasks_columns"]
+__all__ = ["control_from_this_machine", "format_task", "is_this_machine", "is_true", "tasks_columns"]
 
 tasks_columns = "args,state,exception,uuid,received,runtime,worker,name"
 """`args` contains agent, session and run. `exception` contains why a run waits or why it failed."""
@@ -48,6 +48,11 @@ def _reason(exception: str) -> str:
         return exception
     delay = _RETRIED.search(exception)
     return f"{reason}, retry after {float(delay['delay_s']):g} s" if delay else reason
+
+
+def is_true(value: str) -> bool:
+    """Whether a variable with this value switches an option of Flower on."""
+    return value.strip().lower() in ("1", "true", "yes", "on")
 
 
 def is_this_machine(host: str) -> bool:
