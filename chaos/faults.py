@@ -33,13 +33,18 @@ class Faults:
         self.without_effect: Counter[str] = Counter()
         """Faults that met nothing, such as the loss of messages of an empty queue."""
         self.errors: list[str] = []
-        self.data_losses: list[tuple[float, float]] = []
-        """When Redis may have lost what was written shortly before, by the monotonic clock: a failover
-        (replication is asynchronous), or the death of a Redis that does not write to its disk at once."""
+        self._data_losses: list[tuple[float, float]] = []
+        """The deaths of a Redis that does not write to its disk at once, by the monotonic clock."""
         self._deployment = deployment
         self._chance = random.Random(seed)
         self._redis_lock = threading.Lock()
         """One fault of Redis at a time: two at once cannot be told apart."""
+
+    @property
+    def data_losses(self) -> list[tuple[float, float]]:
+        """From when to when Redis may have lost what was written shortly before, by the monotonic clock."""
+        watched = self._deployment.watched
+        return self._data_losses if watched is None else watched.data_losses
 
     def inject(self, fault: Fault) -> None:
         """Do it, and end it; returns when it is over."""
@@ -139,8 +144,7 @@ class Faults:
                 admin.client_pause(round(seconds * 1000))
                 time.sleep(seconds)
             case FaultKind.FAIL_OVER if self._deployment.watched is not None:
-                with self._data_loss():
-                    return self._deployment.watched.fail_over(kill=fault.longer_than_lease)
+                return self._deployment.watched.fail_over(kill=fault.longer_than_lease)
             case kind if self._deployment.single is not None:
                 self._disturb_single(self._deployment.single, kind, seconds)
             case other:
@@ -156,7 +160,7 @@ class Faults:
         try:
             yield
         finally:
-            self.data_losses.append((began, time.monotonic()))
+            self._data_losses.append((began, time.monotonic()))
 
     def _disturb_single(self, server: SingleRedis, kind: FaultKind, seconds: float) -> None:
         match kind:

@@ -7,17 +7,18 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import redis
 from redis import ResponseError
 
+from chaos.failovers import FailoverWatch
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.local.child_process import free_port
 from openagents_worker.local.redis_server import EmbeddedRedis
-from tests.sentinel.watched import Watched
+from tests.sentinel.watched import PASSWORD, Watched
 
 __all__ = ["AppendFsync", "RedisWithSentinel", "SingleRedis"]
 
@@ -147,13 +148,22 @@ class RedisWithSentinel:
         folder.mkdir(parents=True)
         self._watched = Watched(folder, down_after_ms=DOWN_AFTER_MS)
         self._starter = starter
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
         self._starter.run(self._watched.__enter__)
+        self._held.push(self._watched)
+        ports = [node.port for node in self._watched.nodes]
+        self._failovers = self._held.enter_context(FailoverWatch(ports, PASSWORD))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watched.__exit__()
+        self._held.close()
+
+    @property
+    def data_losses(self) -> list[tuple[float, float]]:
+        """From when to when it may have lost data: also by a failover that nobody here asked for."""
+        return self._failovers.losses
 
     @property
     def url(self) -> str:
