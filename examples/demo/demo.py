@@ -6,6 +6,7 @@ It starts everything on this machine, counts the effects of the runs from outsid
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,23 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was counted outside of the workers for one run. `requests` is 0 with a model of somebody else."""
+
+    completed: bool
+    effects: int
+    requests: int
+    repeated: int
+
+    @property
+    def good(self) -> bool:
+        return self.completed and self.repeated == 0
+
+
 def main() -> int:
     """Execute both parts. Return 0 if each run completed and no call was executed twice."""
     with tempfile.TemporaryDirectory(prefix="openagents-demo-") as folder, _stack(Path(folder)) as stack:
@@ -35,11 +54,12 @@ def main() -> int:
         _print_line("Redis", stack.redis_url)
         model_log = _start_model(stack, files)
         workers = [_start_worker(stack, "worker-1")]
-        _print_line("Flower", stack.start_flower())
+        flower_url = stack.start_flower()
+        _print_line("Flower", flower_url)
 
         _print_title("Part one: a producer process submits a run with run_agent.delay")
         run_id = _new_id("demo")
-        good = _report(_submit(stack, run_id, files), model_log, files / "ledger.jsonl")
+        first = _report(_submit(stack, run_id, files), model_log, files / "ledger.jsonl")
 
         _print_title("Part two: the same request, but the worker is killed during the run (SIGKILL)")
         (files / "ledger.jsonl").unlink()
@@ -49,10 +69,28 @@ def main() -> int:
         killer.start()
         result = _submit(stack, run_id, files)
         killer.join()
-        good = _report(result, model_log, files / "ledger.jsonl") and good
+        second = _report(result, model_log, files / "ledger.jsonl")
+        _print_verdict(second)
+        _wait_for_enter(flower_url)
     print()
     _print_line("stopped", "workers, Flower, model and Redis")
-    return 0 if good else 1
+    return 0 if first.good and second.good else 1
+
+
+def _print_verdict(report: Report) -> None:
+    verdict = (
+        "the worker was killed in the middle of the run, and another one finished it: "
+        f"{report.effects} effects and {report.requests} model requests, {report.repeated} repeated"
+    )
+    good = "" if report.good else "NOT as promised: "
+    print(f"\n{BOLD if sys.stdout.isatty() else ''}{good}{verdict}{PLAIN if sys.stdout.isatty() else ''}")
+
+
+def _wait_for_enter(flower_url: str) -> None:
+    """On a terminal, leave everything running until somebody has looked at it."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(EOFError, KeyboardInterrupt):
+            input(f"\nFlower shows both runs at {flower_url}; Enter stops everything ")
 
 
 def _stack(folder: Path) -> Stack:
@@ -125,22 +163,24 @@ def _events_of(stack: Stack, run_id: str) -> Iterator[RunEvent]:
                 time.sleep(0.02)
 
 
-def _report(result: dict[str, Any], model_log: Path | None, ledger: Path) -> bool:
-    """Print how often the ledger and the model were called, and return whether no call was repeated."""
-    run_id = result["run_id"]
+def _report(result: dict[str, Any], model_log: Path | None, ledger: Path) -> Report:
+    """Count how often the ledger and the model were called for the run, and print it."""
     keys = [json.loads(line)["key"] for line in ledger.read_text().splitlines()]
     print()
     _print_line("stop reason", result["stop_reason"])
     _print_line("artifacts", ", ".join(artifact["name"] for artifact in result["artifacts"]))
     _print_line("ledger", f"{len(keys)} entries, {_repeats(keys)} duplicates")
-    good = result["stop_reason"] == "completed" and _repeats(keys) == 0
-    if model_log is not None:
-        lines = [json.loads(line) for line in model_log.read_text().splitlines()]
-        keys = [line["key"] for line in lines if line["event"] == "received"]
-        requests = [key for key in keys if key.startswith(f"{run_id}:")]
+    requests = [] if model_log is None else _requests_of(result["run_id"], model_log)
+    if requests:
         _print_line("model", f"{len(requests)} requests, {_repeats(requests)} duplicates")
-        good = good and _repeats(requests) == 0
-    return good
+    repeated = _repeats(keys) + _repeats(requests)
+    return Report(result["stop_reason"] == "completed", len(keys), len(requests), repeated)
+
+
+def _requests_of(run_id: str, model_log: Path) -> list[str]:
+    lines = [json.loads(line) for line in model_log.read_text().splitlines()]
+    keys = [str(line["key"]) for line in lines if line["event"] == "received"]
+    return [key for key in keys if key.startswith(f"{run_id}:")]
 
 
 def _repeats(keys: Any) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from openagents_worker.cli.run_summary import waits_text
 from openagents_worker.cli.terminal import Safe, dump, dump_text, err, joined, out, piece, styled
@@ -13,7 +14,7 @@ from openagents_worker.models import ErrorDetails, RunResult, RunUsage
 from openagents_worker.printable import one_line
 from openagents_worker.producer.call_names import short_call_id
 
-__all__ = ["STATE_COLOURS", "Follower", "error_lines", "short", "usage_text"]
+__all__ = ["STATE_COLOURS", "Follower", "error_lines", "event_line", "is_shown", "short", "usage_text"]
 
 MAX_CHARS = 100  # of one value in a line; the JSON contains the complete value
 HIDDEN_PREFIXES = (
@@ -50,7 +51,7 @@ class Follower:
 
     With `as_json`: JSON lines on standard output. Otherwise: events on standard error and the answer on
     standard output. Pieces of a model's reply and of a tool's output are shown if standard error is a
-    terminal, or with `pieces`.
+    terminal, or with `pieces`. It is used in a `with` block.
     """
 
     def __init__(self, *, as_json: bool, pieces: bool = False) -> None:
@@ -58,15 +59,23 @@ class Follower:
         self._live = (pieces or sys.stderr.isatty()) and not as_json
         self._in_reply = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._end_reply()
+
     def event(self, event: RunEvent) -> None:
         """Print an event. Events of preparation and memory are hidden unless they report a failure."""
         if self._as_json:
             dump_text(event.to_json())
         elif event.name in ("llm.delta", "tool.delta"):
             self._piece(event)
-        elif _is_failure(event) or not event.name.startswith(HIDDEN_PREFIXES):
+        elif is_shown(event):
             self._end_reply()
-            err(_event_line(event))
+            err(event_line(event))
 
     def result(self, result: RunResult[Any]) -> None:
         """Print the answer or the error of the run, and its usage."""
@@ -128,7 +137,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _event_line(event: RunEvent) -> Safe:
+def event_line(event: RunEvent) -> Safe:
     """Time, name and fields of an event on one line."""
     last = event.name.rsplit(".", 1)[-1]
     details = event.payload.get("error_details")
@@ -156,5 +165,7 @@ def _shown_payload(event: RunEvent) -> dict[str, Any]:
     return payload
 
 
-def _is_failure(event: RunEvent) -> bool:
-    return event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight
+def is_shown(event: RunEvent) -> bool:
+    """Whether people see the event: not preparation and memory, unless something failed there."""
+    is_failure = event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight
+    return is_failure or not event.name.startswith(HIDDEN_PREFIXES)

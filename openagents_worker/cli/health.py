@@ -11,11 +11,12 @@ from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import age_text
 from openagents_worker.cli.waiting import why_no_free_slot, why_not_served
 from openagents_worker.store.dead_letters import PutAside
-from openagents_worker.store.fleet import Fleet, WorkerInfo
+from openagents_worker.store.fleet import Fleet, QueueInfo, WorkerInfo
 from openagents_worker.store.listing import Problem
 
 __all__ = [
     "problems_of",
+    "queue_table",
     "status_json",
     "status_lines",
     "without_removed_agents",
@@ -70,6 +71,22 @@ def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
     return table(header, rows, flexible=("AGENTS", "HOST", "QUEUES", "WORKER"), width=columns())
 
 
+def queue_table(queues: Sequence[QueueInfo]) -> list[Safe]:
+    """A table of queues: how many runs wait, the oldest of them, and who consumes the queue."""
+    rows = [
+        (
+            queue.name,
+            str(queue.waiting),
+            "" if queue.oldest_age_ms is None else age_text(queue.oldest_age_ms),
+            str(queue.sent_again),
+            ",".join(queue.workers) or styled("none", fg="red" if queue.waiting else None),
+        )
+        for queue in queues
+    ]
+    header = ("QUEUE", "WAITING", "OLDEST", "SENT AGAIN", "WORKERS")
+    return table(header, rows, flexible=("WORKERS", "QUEUE"), width=columns())
+
+
 def status_lines(
     fleet: Fleet, unreadable: Sequence[Problem], now_ms: int, aside: Sequence[PutAside] = ()
 ) -> list[Safe]:
@@ -79,25 +96,7 @@ def status_lines(
     lines = lines or [styled("no problems", fg="green")]
     lines += [Safe(""), *(worker_table(fleet.workers, now_ms) if fleet.workers else [Safe("no workers")])]
     lines += _parts_table(fleet.workers, now_ms)
-    queues = [
-        (
-            queue.name,
-            str(queue.waiting),
-            "" if queue.oldest_age_ms is None else age_text(queue.oldest_age_ms),
-            str(queue.sent_again),
-            ",".join(queue.workers) or styled("none", fg="red" if queue.waiting else None),
-        )
-        for queue in fleet.queues
-    ]
-    lines += [
-        Safe(""),
-        *table(
-            ("QUEUE", "WAITING", "OLDEST", "SENT AGAIN", "WORKERS"),
-            queues,
-            flexible=("WORKERS", "QUEUE"),
-            width=columns(),
-        ),
-    ]
+    lines += [Safe(""), *queue_table(fleet.queues)]
     agents = [
         (agent.id, agent.queue, ",".join(agent.workers) or styled("none", fg="yellow"))
         for agent in fleet.agents

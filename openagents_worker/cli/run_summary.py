@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +15,7 @@ __all__ = [
     "CallState",
     "CallSummary",
     "RunSummary",
+    "SummaryOfEvents",
     "summarize_events",
     "waits_text",
 ]
@@ -104,25 +105,46 @@ class RunSummary:
     is_whole: bool = True
 
 
-def summarize_events(events: Sequence[RunEvent]) -> RunSummary:
-    """Summarize the events of one run: all that are stored, oldest first."""
-    summary = RunSummary(is_whole=not events or events[0].seq == 1)
-    calls: dict[str, CallSummary] = {}
-    due_at: datetime | None = None
-    for event in events:
-        if event.name in ("run.queued", "run.waiting_session") and due_at is None:
-            due_at = event.timestamp
+class SummaryOfEvents:
+    """Builds the summary of a run from its events, one after the other, oldest first."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, CallSummary] = {}
+        """By their ids, in the order of their first start."""
+        self._summary = RunSummary()
+        self._due_at: datetime | None = None
+        self._is_empty = True
+
+    @property
+    def summary(self) -> RunSummary:
+        """What the events so far say."""
+        self._summary.calls = list(self.calls.values())
+        return self._summary
+
+    def add(self, event: RunEvent) -> None:
+        """Take the next event."""
+        summary = self._summary
+        if self._is_empty:
+            self._is_empty, summary.is_whole = False, event.seq == 1
+        if event.name in ("run.queued", "run.waiting_session") and self._due_at is None:
+            self._due_at = event.timestamp
         if event.name == "run.attempt_started":
-            if not summary.attempts and due_at is not None and summary.is_whole:
-                summary.waited_ms = round((event.timestamp - due_at).total_seconds() * 1000)
+            if not summary.attempts and self._due_at is not None and summary.is_whole:
+                summary.waited_ms = round((event.timestamp - self._due_at).total_seconds() * 1000)
             summary.attempts.append(
                 AttemptSummary(event.attempt, event.life, event.worker or "?", event.timestamp)
             )
         elif _ends_attempt(summary.attempts, event) or event.is_terminal:
-            _end_calls(calls, event)
-        _update_call(calls, event)
-    summary.calls = list(calls.values())
-    return summary
+            _end_calls(self.calls, event)
+        _update_call(self.calls, event)
+
+
+def summarize_events(events: Iterable[RunEvent]) -> RunSummary:
+    """Summarize the events of one run: all that are stored, oldest first."""
+    found = SummaryOfEvents()
+    for event in events:
+        found.add(event)
+    return found.summary
 
 
 def _end_calls(calls: Mapping[str, CallSummary], event: RunEvent) -> None:

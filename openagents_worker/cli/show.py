@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from openagents_worker.arguments import text_of_caller
+from openagents_worker.cli.call_text import call_text, duration_or_dash, tokens_and_cost
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
 from openagents_worker.cli.run_summary import (
     AttemptSummary,
-    CallState,
     CallSummary,
     RunSummary,
     summarize_events,
@@ -27,7 +27,6 @@ from openagents_worker.store.watch import history
 __all__ = ["RunDetails", "call_lines", "read_run_details"]
 
 INPUT_CHARS = 400
-ERROR_CHARS = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class RunDetails:
             (
                 str(one.number),
                 clock_time(one.began_at.timestamp() * 1000),
-                _duration_or_dash(one.took_ms),
+                duration_or_dash(one.took_ms),
                 one.worker,
                 self._ending_text(one),
             )
@@ -137,10 +136,10 @@ class RunDetails:
             (
                 short_call_id(call.call_id),
                 clock_time(call.began_at.timestamp() * 1000),
-                _duration_or_dash(call.took_ms),
+                duration_or_dash(call.took_ms),
                 f"x{call.tries}" if call.tries > 1 else "",
-                _tokens_and_cost(call),
-                _call_text(call),
+                tokens_and_cost(call),
+                call_text(call),
             )
             for call in self.summary.calls
         ]
@@ -168,7 +167,7 @@ def call_lines(call: CallSummary, value: Any) -> list[Safe]:
         ("step", call.call_id),
         ("outcome", str(call.outcome)),
         ("at", clock_time(call.began_at.timestamp() * 1000)),
-        ("took", _duration_or_dash(call.took_ms)),
+        ("took", duration_or_dash(call.took_ms)),
         ("tries", str(call.tries)),
         ("usage", ", ".join(f"{name} {number}" for name, number in call.usage.items()) or "-"),
     ]
@@ -184,32 +183,3 @@ def call_lines(call: CallSummary, value: Any) -> list[Safe]:
 
 def _indented_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-def _duration_or_dash(ms: int | None) -> str:
-    return "-" if ms is None else duration_text(ms)
-
-
-def _tokens_and_cost(call: CallSummary) -> str:
-    used = call.usage
-    if call.kind != "model" or not used:
-        return ""
-    cost = used.get("cost_usd")
-    tokens = f"{used.get('input_tokens', 0)}+{used.get('output_tokens', 0)}"
-    return tokens if cost is None else f"{tokens} ${cost:.6f}"
-
-
-def _call_text(call: CallSummary) -> str:
-    arguments = f"{short(call.arguments)} " if call.arguments is not None else ""
-    match call.outcome:
-        case CallState.OK:
-            arrow = "" if call.kind == "model" else "→ "
-            return f"{arguments}{arrow}{short(call.result)}"
-        case CallState.FAILED:
-            return f"{arguments}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"
-        case CallState.RUNNING:
-            return f"{arguments}running"
-        case CallState.INTERRUPTED:
-            return f"{arguments}interrupted"
-        case CallState.WAITING:
-            return f"{arguments}waits"

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ import click
 from openagents_worker.cli.streams import OutputLost
 from openagents_worker.printable import json_escaped, one_line, printable
 
-__all__ = ["Safe", "dump", "err", "joined", "out", "styled", "table", "width_of"]
+__all__ = ["Safe", "dump", "err", "joined", "message_lines_go_to", "out", "styled", "table", "width_of"]
 
 MIN_CELL_WIDTH = 8  # columns: a narrower cell would not be readable
 GAP = "  "
@@ -82,9 +83,28 @@ def _write_result(line: str) -> None:
         raise OutputLost(error) from error
 
 
+@contextmanager
+def message_lines_go_to(print_message: Callable[[Safe], None]) -> Generator[None]:
+    """During a `with` block, messages beside the result are passed to this function, escaped.
+
+    For what draws on standard error: a message that is printed past it would be overwritten.
+    """
+    _printers.append(print_message)
+    try:
+        yield
+    finally:
+        _printers.remove(print_message)
+
+
+_printers: list[Callable[[Safe], None]] = []
+
+
 def _write_message(text: str) -> None:
     try:
-        click.echo(text, nl=False, err=True)
+        if _printers:
+            _printers[-1](Safe(text))
+        else:
+            click.echo(text, nl=False, err=True)
     except BrokenPipeError:
         raise
     except OSError:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from openagents_worker.errors import ConfigError
 
-__all__ = ["ChildProcess", "die_with_parent", "end_with_parent", "free_port"]
+__all__ = ["ChildProcess", "die_with_parent", "end_with_parent", "free_port", "port_or_free"]
 
 # A worker starts in one or two seconds, on a very busy machine in thirty.
 READY_TIMEOUT_S = 60.0
@@ -68,6 +68,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def port_or_free(wanted: int) -> int:
+    """This TCP port of 127.0.0.1, or another one if it is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return free_port()
+    return wanted
 
 
 class ChildProcess:

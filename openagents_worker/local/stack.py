@@ -35,7 +35,8 @@ class Stack:
     >>> with Stack() as stack:
     ...     worker = stack.start_worker("w1")
 
-    Without `redis_url` it starts an embedded Redis, which stores its data in `data_dir`, if it is given.
+    Without `redis_url` it starts an embedded Redis, which stores its data in `data_dir`, if it is given, and
+    listens on `redis_port`, by default on a free one.
     `env` is the environment of the child processes, without the URLs. `say(name, line)` gets every line that
     they print. Without `say`, the error of a child that does not start contains its last lines. On Linux the
     children also end when the thread that started them ends.
@@ -46,12 +47,13 @@ class Stack:
         *,
         redis_url: str | None = None,
         data_dir: Path | None = None,
+        redis_port: int | None = None,
         env: Mapping[str, str] | None = None,
         say: Callable[[str, str], None] | None = None,
     ) -> None:
         self._env = dict(os.environ if env is None else env)
         self._given_url = redis_url
-        self._redis = None if redis_url is not None else EmbeddedRedis(data_dir)
+        self._redis = None if redis_url is not None else EmbeddedRedis(data_dir, redis_port)
         self._say = say
         self._processes: list[ChildProcess] = []
         self._workers: list[ChildProcess] = []
@@ -103,6 +105,23 @@ class Stack:
             worker.wait_until(lambda: bool(_incarnations(store, name) - before), "registered in Redis")
         return worker
 
+    def replace_worker(self, old: ChildProcess, *, concurrency: int | None = None) -> ChildProcess:
+        """Start a worker with the same name, then stop the old one, which hands over its runs.
+
+        Raises `ConfigError` if the new one does not start; then the old one goes on.
+        """
+        count = len(self._processes)
+        try:
+            new = self.start_worker(old.name, concurrency=concurrency)
+        except OpenAgentsError:
+            for failed in self._processes[count:]:
+                failed.kill()
+                self._forget(failed)
+            raise
+        old.stop(self._drain_s() + STOP_MARGIN_S)
+        self._forget(old)
+        return new
+
     def start_flower(self, port: int = 0) -> str:
         """Start Flower on 127.0.0.1, and return its URL. Port 0: a free port."""
         port = port or free_port()
@@ -123,13 +142,15 @@ class Stack:
         server.wait_until(lambda: bool(_urls(server.lines)), "prints its URL")
         return _urls(server.lines)[0]
 
+    def ended(self) -> ChildProcess | None:
+        """A child process that has ended, or None."""
+        return next((process for process in self._processes if process.exit_code is not None), None)
+
     def wait(self) -> ChildProcess:
         """Wait until a child process ends, and return it."""
-        while True:
-            for process in self._processes:
-                if process.exit_code is not None:
-                    return process
+        while (process := self.ended()) is None:
             time.sleep(POLL_S)
+        return process
 
     def stop(self) -> None:
         """Stop all processes: the workers first, so that they can hand over their runs, and Redis last."""
@@ -149,6 +170,11 @@ class Stack:
             return self.settings.drain_timeout_s
         except OpenAgentsError:
             return 0.0  # no child can work with invalid settings
+
+    def _forget(self, process: ChildProcess) -> None:
+        self._processes.remove(process)
+        if process in self._workers:
+            self._workers.remove(process)
 
     def _start(self, name: str, command: Sequence[str]) -> ChildProcess:
         process = ChildProcess(name, command, {**self._env, "PYTHONUNBUFFERED": "1"}, self._say)

@@ -21,7 +21,8 @@ def test_the_page_for_newcomers_works_as_it_says(deployment: Deployment) -> None
     folder = deployment.project(PAGE)
     bare = {k: v for k, v in deployment.env.items() if not k.startswith(("OPENAGENTS_", "OPENAI_"))}
     env = {**bare, "OPENAGENTS_CONFIG": str(folder / "agents.json"), "PYTHONPATH": f"{folder}:{ROOT}"}
-    command = [sys.executable, "-m", "openagents_worker.cli", "dev", "--json"]
+    command = [sys.executable, "-m", "openagents_worker.cli", "dev", "--json", "--redis-port=0"]
+    command += ["--flower-port=0"]
     dev = ChildProcess("dev", command, {**env, "PYTHONUNBUFFERED": "1"}, lambda *_: None)
     try:
         dev.wait_until(lambda: any(line.startswith("{") for line in dev.lines), "is ready", PATIENCE_S)

@@ -84,6 +84,7 @@ def add_up(upto: int) -> int:
     ),
 }
 
+DEV = ("openagents-worker", "dev", "--json", "--redis-port=0", "--flower-port=0")
 PRODUCER = """
 import json
 from openagents_worker import RunRequest, run_agent
@@ -260,7 +261,7 @@ def test_the_embedded_server_is_there(site: Site) -> None:
 @pytest.mark.parametrize("site", [EXTRAS], indirect=True, ids=named)
 def test_one_command_starts_all_there_is(site: Site) -> None:
     """`openagents-worker dev` with a Redis, agents and a model of its own; a run; SIGTERM ends it all."""
-    with site.environment.started("openagents-worker", "dev", "--json", OPENAGENTS_CONFIG="") as dev:
+    with site.environment.started(*DEV, OPENAGENTS_CONFIG="") as dev:
         told = json.loads(
             wait_for(lambda: dev.said.strip() or (not dev.left() and "null"), "it says where it is")
         )

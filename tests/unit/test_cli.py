@@ -215,7 +215,8 @@ def command_id(lines: list[str]) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_dev_starts_everything_and_leaves_nothing(number: signal.Signals, env: dict[str, str]) -> None:
     """Redis, a worker, Flower and a scripted model; whatever ends it ends them all."""
-    with subprocess.Popen([*COMMAND, "dev", "--json"], env=env, stdout=subprocess.PIPE, text=True) as dev:
+    dev_command = [*COMMAND, "dev", "--json", "--redis-port=0", "--flower-port=0"]
+    with subprocess.Popen(dev_command, env=env, stdout=subprocess.PIPE, text=True) as dev:
         assert dev.stdout is not None
         urls = json.loads(dev.stdout.readline())
         children = children_of(dev.pid)

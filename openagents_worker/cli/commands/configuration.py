@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from functools import partial
+from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
+from openagents_worker.cli.completion import COMPLETE_VARIABLE
+from openagents_worker.cli.project_files import write_project
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.settings import Settings, load_settings
 
 __all__ = ["COMMANDS", "prepared"]
+
+PROGRAM = "openagents-worker"
 
 
 @click.command()
@@ -67,4 +74,45 @@ def schema(as_json: bool) -> None:
     out(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
 
 
-COMMANDS = (validate, schema)
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="The script as a JSON string.")
+def completion(shell: str, as_json: bool) -> None:
+    """Print a script that completes commands, options and ids in a shell.
+
+    \b
+    eval "$(openagents-worker completion bash)"             in ~/.bashrc
+    eval "$(openagents-worker completion zsh)"              in ~/.zshrc
+    openagents-worker completion fish | source              in config.fish
+
+    Ids of runs, sessions and agents are read from Redis when Tab is pressed.
+    """
+    made = get_completion_class(shell)
+    assert made is not None, "click knows each of these shells"
+    root = click.get_current_context().find_root()
+    script = made(root.command, {}, PROGRAM, COMPLETE_VARIABLE).source()
+    if as_json:
+        dump(script)
+    else:
+        out(script)
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@as_json_option
+def init(folder: Path, as_json: bool) -> None:
+    """Write a project with an agent, a tool, a test and a Celery app.
+
+    DIR is created if it does not exist. No file is replaced. The project works with two commands of its own:
+    `make dev` and `make test`.
+    """
+    written = write_project(folder)
+    if as_json:
+        dump({"folder": str(folder), "files": [str(path) for path in written]})
+        return
+    for path in written:
+        out(str(path))
+    err(f"\nnow: cd {shlex.quote(str(folder))} && make dev")
+
+
+COMMANDS = (init, validate, schema, completion)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, current_user, show_page
+from openagents_worker.cli.completion import agent_ids, run_ids, session_ids
 from openagents_worker.cli.lists import approval_table
 from openagents_worker.cli.terminal import dump, out
 from openagents_worker.errors import RequestInvalid
@@ -26,7 +27,7 @@ _note_option = click.option(
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("call_id", metavar="CALL")
 @click.argument("action", type=click.Choice(RESOLVE_ACTIONS))
 @click.option(
@@ -62,8 +63,8 @@ def resolve(
 
 
 @click.command("approvals")
-@click.option("--agent", default=None, help="Id of the agent.")
-@click.option("--session", default=None, help="Id of the session.")
+@click.option("--agent", default=None, shell_complete=agent_ids, help="Id of the agent.")
+@click.option("--session", default=None, shell_complete=session_ids, help="Id of the session.")
 @click.option("--tenant", default=None, help="Tenant of the run.")
 @click.option("--limit", default=100, show_default=True, help="Runs per page, at most 1000.")
 @click.option("--cursor", default=None, help="The next_cursor of the previous page.")
@@ -81,7 +82,7 @@ def approvals_(
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("call_id", metavar="CALL")
 @click.option(
     "--arguments",
@@ -110,7 +111,7 @@ def approve(
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("call_id", metavar="CALL")
 @_note_option
 @_by_option

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
+from contextlib import suppress
 from functools import partial
 
 import click
@@ -15,7 +18,10 @@ from openagents_worker.cli.health import (
     worker_json,
     worker_table,
 )
-from openagents_worker.cli.terminal import dump, err, out
+from openagents_worker.cli.live_region import LiveRegion, can_draw
+from openagents_worker.cli.terminal import Safe, dump, err, out, styled
+from openagents_worker.cli.top import read_snapshot
+from openagents_worker.errors import OpenAgentsError
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store.fleet import read_fleet
@@ -64,6 +70,53 @@ def status(as_json: bool) -> None:
         out(line)
 
 
+@click.command()
+@click.option(
+    "--interval",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.2, 3600),
+    help="Seconds between two looks.",
+)
+@click.option("--count", type=click.IntRange(min=1), default=None, help="End after so many looks.")
+@as_json_option
+def top(interval: float, count: int | None, as_json: bool) -> None:
+    """Show workers, queues, and the runs at work, until Ctrl-C.
+
+    On a terminal, the picture changes in place. Otherwise it is printed once, or as often as --count says.
+    With --json, each look is one line of JSON.
+    """
+    with Client() as client:
+        if not as_json and count is None and sys.stdout.isatty() and can_draw():
+            _watch_fleet(client, interval)
+            return
+        for look in itertools.count(1) if as_json and count is None else range(1, (count or 1) + 1):
+            snapshot = read_snapshot(client)
+            if as_json:
+                dump(snapshot.to_json())
+            else:
+                for line in snapshot.lines():
+                    out(line)
+            if look != count and (as_json or count is not None):
+                time.sleep(interval)
+
+
+def _watch_fleet(client: Client, interval_s: float) -> None:
+    """Draw the state of the deployment until Ctrl-C. Without Redis, the last one stays, with the error."""
+    snapshot, problem = read_snapshot(client), Safe("")
+    with (
+        suppress(KeyboardInterrupt),
+        LiveRegion(lambda: [problem, *snapshot.lines()], whole=True) as region,
+    ):
+        while True:
+            time.sleep(interval_s)
+            try:
+                snapshot, problem = read_snapshot(client), Safe("")
+            except OpenAgentsError as error:
+                problem = styled(f"{error.code}: {error}; shown is the last answer", fg="red")
+            region.refresh()
+
+
 def _has_open_runs(client: Client, agent_id: str) -> bool:
     """Whether a run of the agent has not ended. True as well if there are too many runs to find out."""
     open_states = [state for state in RunState if not state.is_terminal]
@@ -75,4 +128,4 @@ def _now_ms() -> int:
     return round(time.time() * 1000)
 
 
-COMMANDS = (status, workers)
+COMMANDS = (status, top, workers)

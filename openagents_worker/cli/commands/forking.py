@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from openagents_worker.cli.commands.options import as_json_option
+from openagents_worker.cli.completion import run_ids, session_ids
 from openagents_worker.cli.terminal import dump, out
 from openagents_worker.producer.client import Client
 
@@ -12,7 +13,7 @@ __all__ = ["COMMANDS", "SESSION_COMMANDS"]
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("checkpoint", metavar="CHECKPOINT")
 @click.option("--input", "input_text", default=None, help="Another question. Default: that of the run.")
 @click.option(
@@ -54,7 +55,7 @@ def fork(
 
 
 @click.command("fork-session")
-@click.argument("session_id", metavar="SESSION")
+@click.argument("session_id", metavar="SESSION", shell_complete=session_ids)
 @click.argument("new_session_id", metavar="[NEW]", required=False)
 @as_json_option
 def fork_session(session_id: str, new_session_id: str | None, as_json: bool) -> None:

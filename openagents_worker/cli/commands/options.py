@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from openagents_worker.cli.completion import agent_ids, session_ids
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
 from openagents_worker.cli.times import parse_time_option
 from openagents_worker.errors import ConfigError
@@ -51,8 +52,8 @@ _FILTERS = (
         callback=parse_time_option,
         help="Accepted before this time. Format: as --since.",
     ),
-    click.option("--agent", default=None, help="Id of the agent."),
-    click.option("--session", default=None, help="Id of the session."),
+    click.option("--agent", default=None, shell_complete=agent_ids, help="Id of the agent."),
+    click.option("--session", default=None, shell_complete=session_ids, help="Id of the session."),
     click.option("--tenant", default=None, help="Tenant of the run."),
     click.option(
         "--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated. All must match."

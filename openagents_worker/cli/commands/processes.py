@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.local.changes import can_watch, changed_files
+from openagents_worker.local.child_process import ChildProcess, free_port, port_or_free
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import PREFIX, Settings, load_settings
@@ -27,6 +30,9 @@ __all__ = ["COMMANDS"]
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 DEV_MODEL = "openagents_worker.cli.dev_model:reply"
 DEV_AGENTS = Path(__file__).parents[1] / "dev_agents.json"
+DEFAULT_REDIS_PORT = 6379
+DEFAULT_FLOWER_PORT = 5555
+MAX_NAMES = 3  # of changed files in one line
 DEFAULT_AGENTS_FILE = Settings.model_fields["config"].default
 
 
@@ -68,33 +74,81 @@ def flower(port: int) -> None:
 @click.option(
     "--concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Runs at the same time."
 )
-@click.option("--flower-port", type=int, default=0, help="Port of Flower. 0: a free port.")
+@click.option(
+    "--redis-port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="Port of the embedded Redis. 0: any free one. Default: 6379, or a free one if that is in use.",
+)
+@click.option(
+    "--flower-port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="Port of Flower. 0: any free one. Default: 5555, or a free one if that is in use.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where Redis keeps its data.")
+@click.option("--reload/--no-reload", default=True, help="Restart the worker when files change.")
 @as_json_option
-def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool) -> Exit:
+def dev(
+    concurrency: int,
+    redis_port: int | None,
+    flower_port: int | None,
+    data_dir: Path | None,
+    reload: bool,
+    as_json: bool,
+) -> Exit:
     """Run Redis, a worker and Flower on this machine until Ctrl-C.
 
     Uses OPENAGENTS_REDIS_URL if it is set.
 
     Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file and
     OPENAGENTS_IMPORTS, an example file with one agent, `assistant`, is used.
+
+    When the agents file or a source file below the current folder changes, a new worker takes the place of
+    the old one. Runs continue in it. If it does not start, the old one stays, and the error is printed.
     """
     require_extras("worker", "flower")
     signal.signal(signal.SIGTERM, _interrupt)
     print_line = None if as_json else _line_printer()
     redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
+    redis_port = port_or_free(DEFAULT_REDIS_PORT) if redis_port is None else redis_port or free_port()
+    flower_port = port_or_free(DEFAULT_FLOWER_PORT) if flower_port is None else flower_port
     try:
-        with Stack(redis_url=redis_url, data_dir=data_dir, say=print_line) as stack:
+        with Stack(redis_url=redis_url, data_dir=data_dir, redis_port=redis_port, say=print_line) as stack:
             model_url = _start_model(stack)
             is_example = _use_example_agents(stack)
-            stack.start_worker("dev", concurrency=concurrency)
+            worker = stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
             _print_urls(stack, flower_url, model_url, is_example=is_example, as_json=as_json)
-            ended = stack.wait()
+            if reload and not can_watch():
+                err("files are not watched: pip install 'openagents-worker[embedded]'")
+            if reload and can_watch():
+                ended = _replace_on_changes(stack, worker, concurrency)
+            else:
+                ended = stack.wait()
             err(f"{ended.name} exited with code {ended.exit_code}")
             return Exit.RUN_FAILED
     except KeyboardInterrupt:
         return Exit.SUCCESS
+
+
+def _replace_on_changes(stack: Stack, worker: ChildProcess, concurrency: int) -> ChildProcess:
+    """Start the worker anew with each change of a file, until a child process ends. Returns that child."""
+    for changed in changed_files(Path.cwd(), Path(stack.settings.config)):
+        if (ended := stack.ended()) is not None:
+            return ended
+        if changed:
+            err(styled(f"{_names_of(changed)} changed: a new worker starts", bold=True))
+            try:
+                worker = stack.replace_worker(worker, concurrency=concurrency)
+            except OpenAgentsError as error:
+                err(styled(f"{error}; the worker with the code of before goes on", fg="red"))
+    raise KeyboardInterrupt
+
+
+def _names_of(paths: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in paths[:MAX_NAMES])
+    return f"{names} and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else names
 
 
 def _start_model(stack: Stack) -> str | None:
@@ -131,7 +185,8 @@ def _print_urls(
     out(f"redis   {stack.settings.redis_url_safe}")
     out(f"flower  {flower_url}")
     out("\nIn another terminal:")
-    out(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
+    if stack.settings.redis_url != Settings.model_fields["redis_url"].default:
+        out(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
     agent = _agent_to_try(stack.settings)
     if agent is not None:
         out(f'  openagents-worker run {shlex.quote(agent)} "What is 17*23?"')

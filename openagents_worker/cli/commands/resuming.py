@@ -14,6 +14,7 @@ from openagents_worker.cli.commands.options import (
     filter_options,
     to_run_filters,
 )
+from openagents_worker.cli.completion import run_ids as offered_run_ids
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import dump, err, joined, out, piece, styled
@@ -29,7 +30,7 @@ PAGE = 200  # runs per request: a record may be large, because it contains the r
 
 
 @click.command()
-@click.argument("run_ids", metavar="[RUN]...", nargs=-1)
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1, shell_complete=offered_run_ids)
 @filter_options
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")

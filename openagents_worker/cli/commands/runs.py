@@ -18,9 +18,11 @@ from openagents_worker.cli.commands.options import (
     show_page,
     to_run_filters,
 )
+from openagents_worker.cli.completion import agent_ids, run_ids, session_ids
 from openagents_worker.cli.display import Follower
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
+from openagents_worker.cli.live_region import can_draw
 from openagents_worker.cli.not_started import NotStarted
 from openagents_worker.cli.run_summary import CallSummary
 from openagents_worker.cli.show import call_lines, read_run_details
@@ -37,9 +39,14 @@ __all__ = ["COMMANDS"]
 
 
 @click.command("run")
-@click.argument("agent")
+@click.argument("agent", shell_complete=agent_ids)
 @click.argument("text", metavar="TEXT|-")
-@click.option("--session", default=None, help="Session of the run. Default: a new session.")
+@click.option(
+    "--session",
+    default=None,
+    shell_complete=session_ids,
+    help="Session of the run. Default: a new session.",
+)
 @click.option("--run-id", default=None, help="Id of the run. The same id with the same request is one run.")
 @click.option(
     "--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label of the run. May be repeated."
@@ -125,7 +132,7 @@ def _standard_input() -> str:
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.option("--after", default=0, help="Only events after this number.")
 @as_json_option
 def watch(run_id: str, after: int, as_json: bool) -> Exit:
@@ -139,7 +146,7 @@ def watch(run_id: str, after: int, as_json: bool) -> Exit:
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.option(
     "--step", "step", metavar="STEP", help="Show one step completely. STEP is its id or the beginning of it."
 )
@@ -219,7 +226,7 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.option("--reason", default=None, help="Reason, for the last events of the run.")
 @as_json_option
 def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
@@ -238,7 +245,7 @@ def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("name")
 @click.argument("value", metavar="[JSON]", required=False)
 @click.option("--message-id", default=None, help="The same id counts once: for a command that is repeated.")
@@ -268,9 +275,13 @@ def send(run_id: str, name: str, value: str | None, message_id: str | None, as_j
 
 
 def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
-    follower = Follower(as_json=as_json)
+    follower = _follower(as_json=as_json)
     try:
-        with contextlib.closing(handle.events(after)) as events, NotStarted(client, handle.id) as waiting:
+        with (
+            follower,
+            contextlib.closing(handle.events(after)) as events,
+            NotStarted(client, handle.id) as waiting,
+        ):
             for event in events:
                 follower.event(event)
                 waiting.event_shown(event)
@@ -282,8 +293,17 @@ def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED
 
 
+def _follower(*, as_json: bool) -> Follower:
+    """A tree that changes, where it can be drawn; otherwise lines."""
+    if as_json or not can_draw():
+        return Follower(as_json=as_json)
+    from openagents_worker.cli.live_run import LiveFollower
+
+    return LiveFollower()
+
+
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("text", metavar="TEXT")
 @click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
 @click.option("--message-id", default=None, help="The same id counts once.")
@@ -305,7 +325,7 @@ def steer(run_id: str, text: str, by: str | None, message_id: str | None, as_jso
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=run_ids)
 @click.argument("limits", metavar="LIMIT=N...", nargs=-1, required=True)
 @click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
 @as_json_option

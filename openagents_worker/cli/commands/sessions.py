@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, show_page
+from openagents_worker.cli.completion import session_ids
 from openagents_worker.cli.lists import missing_run_line, session_lines, session_table
 from openagents_worker.cli.terminal import dump, out
 from openagents_worker.producer.client import Client
@@ -26,7 +27,7 @@ def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("session_id", metavar="SESSION")
+@click.argument("session_id", metavar="SESSION", shell_complete=session_ids)
 @as_json_option
 def session(session_id: str, as_json: bool) -> None:
     """Show a session: its transcript and its active run.
@@ -63,4 +64,23 @@ def prune(as_json: bool) -> None:
         out(f"{removed} expired entries removed")
 
 
-COMMANDS = (sessions, session, prune)
+@click.command("delete-session")
+@click.argument("session_id", metavar="SESSION", shell_complete=session_ids)
+@click.option("--force", is_flag=True, help="Cancel its runs that have not ended, and delete them, too.")
+@as_json_option
+def delete_session(session_id: str, force: bool, as_json: bool) -> None:
+    """Delete a session and all data of its runs.
+
+    Transcript, artifacts, state, and the records, journals and events of its runs are removed from Redis at
+    once. A session with a run that has not ended is refused without --force. What was sent to models and
+    tools is not taken back.
+    """
+    with Client() as client:
+        runs = client.delete_session(session_id, force=force)
+    if as_json:
+        dump({"session_id": session_id, "runs": runs})
+    else:
+        out(f"{session_id}: deleted, with {runs} {'run' if runs == 1 else 'runs'}")
+
+
+COMMANDS = (sessions, session, delete_session, prune)

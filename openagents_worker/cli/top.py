@@ -1,0 +1,62 @@
+"""The output of `top`: what the deployment does at one moment, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.cli.health import problems_of, queue_table, status_json, worker_table
+from openagents_worker.cli.lists import run_table
+from openagents_worker.cli.terminal import Safe, joined, styled
+from openagents_worker.cli.times import clock_time
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.client import Client
+from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.listing import Problem
+
+__all__ = ["Snapshot", "read_snapshot"]
+
+MAX_RUNS = 100
+MAX_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Workers, queues and problems, and the newest runs that are executed at this moment."""
+
+    at_ms: int
+    fleet: Fleet
+    unreadable: Sequence[Problem]
+    runs: Sequence[RunRecord]
+
+    def lines(self) -> list[Safe]:
+        """Problems first, then workers, queues and runs."""
+        alive = [worker for worker in self.fleet.workers if worker.is_alive]
+        waiting = sum(queue.waiting for queue in self.fleet.queues)
+        executed = sum(worker.runs for worker in alive)
+        head = f"workers {len(alive)} · runs at work {executed} · runs that wait {waiting}"
+        lines = [joined(styled(clock_time(self.at_ms), bold=True), head, sep="  ")]
+        problems = problems_of(self.fleet, self.unreadable)
+        lines += [joined(styled("problem: ", fg="red", bold=True), one) for one in problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            lines.append(styled(f"{len(problems) - MAX_PROBLEMS} more: openagents-worker status", dim=True))
+        if self.fleet.workers:
+            lines += [Safe(""), *worker_table(self.fleet.workers, self.at_ms)]
+        lines += [Safe(""), *queue_table(self.fleet.queues)]
+        if self.runs:
+            lines += [Safe(""), *run_table(self.runs, self.at_ms)]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `status --json`, and the runs."""
+        runs = [run.model_dump(mode="json") for run in self.runs]
+        return {"at_ms": self.at_ms, **status_json(self.fleet, self.unreadable), "runs": runs}
+
+
+def read_snapshot(client: Client) -> Snapshot:
+    """Read the state of the deployment from Redis."""
+    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    runs = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS).items
+    seconds, micros = client.store.ask(lambda redis: redis.time())
+    return Snapshot(round(seconds * 1000 + micros / 1000), fleet, client.problems(), runs)

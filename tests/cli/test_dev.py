@@ -1,0 +1,135 @@
+"""`init` and `dev`: a project that works at once, and a worker that follows the changes of its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from openagents_worker.cli.project_files import FILES
+from openagents_worker.local.child_process import port_or_free
+from openagents_worker.local.redis_server import EmbeddedRedis
+from tests.cli.conftest import Command
+from tests.support.waiting import wait_for
+
+COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
+DEV = [*COMMAND, "dev", "--json", "--redis-port=0", "--flower-port=0"]
+PATIENCE_S = 120
+CHANGED = '''
+from openagents_worker import tool
+
+@tool
+async def find_parcel(number: str) -> str:
+    """Says where a parcel is."""
+    return number
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path, command: Command) -> Path:
+    """What `init` writes."""
+    folder = tmp_path / "shop"
+    done = command("init", str(folder))
+    assert (done.code, f"cd {folder} && make dev" in done.err) == (0, True), done.err
+    return folder
+
+
+@contextmanager
+def developing(folder: Path) -> Generator[tuple[dict[str, str], list[str]]]:
+    """`dev` in this folder: the environment for commands beside it, and the lines of its standard error."""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAGENTS_", "OPENAI_"))}
+    with subprocess.Popen(
+        DEV, cwd=folder, env=bare, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as dev:
+        assert dev.stdout is not None
+        assert dev.stderr is not None
+        said: list[str] = []
+        reader = threading.Thread(target=said.extend, args=(dev.stderr,))
+        reader.start()
+        try:
+            urls = json.loads(dev.stdout.readline())
+            yield {**bare, "OPENAGENTS_REDIS_URL": urls["redis_url"]}, said
+        finally:
+            dev.send_signal(signal.SIGTERM)
+            dev.wait(PATIENCE_S)
+            reader.join()
+    assert dev.returncode == 0
+
+
+def ask(folder: Path, env: dict[str, str]) -> str:
+    """What the agent answers with its tool. The model of `dev` repeats what the tool returns."""
+    ended = subprocess.run(
+        [*COMMAND, "run", "support", "What is 6*7?"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def workers(folder: Path, env: dict[str, str]) -> list[str]:
+    listed = subprocess.run(
+        [*COMMAND, "workers", "--json"], cwd=folder, env=env, capture_output=True, text=True
+    )
+    return [each["incarnation"] for each in json.loads(listed.stdout)["items"] if each["alive"]]
+
+
+def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: Path) -> None:
+    """With the changed code. Code that cannot be imported changes nothing, and the error is printed."""
+    with developing(project) as (env, said):
+        assert "42" in ask(project, env)
+        first = workers(project, env)
+        assert len(first) == 1
+
+        (project / "parcels.py").write_text("this is not Python\n")
+        wait_for(lambda: any("goes on" in line for line in said), "the mistake was reported", PATIENCE_S)
+        assert workers(project, env) == first
+
+        (project / "parcels.py").write_text(CHANGED)
+        wait_for(lambda: len(now := workers(project, env)) == 1 and now != first, "a new worker", PATIENCE_S)
+        assert "42" in ask(project, env)
+
+    assert any("parcels.py" in line and "changed" in line for line in said)
+
+
+def test_the_test_of_a_new_project_passes(project: Path) -> None:
+    """In the folder of the project, as `make test` there runs it."""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAGENTS_", "OPENAI_", "PYTEST_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"], cwd=project, env=bare, capture_output=True, text=True
+    )
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_init_replaces_nothing(project: Path, command: Command) -> None:
+    """Neither a file that it wrote nor one that was there."""
+    (project / "parcels.py").write_text("mine")
+    (project / "Makefile").unlink()
+
+    done = command("init", str(project))
+
+    assert (done.code, "parcels.py" in done.err, "new or empty" in done.err) == (2, True, True), done.err
+    assert (project / "parcels.py").read_text() == "mine"
+    assert not (project / "Makefile").exists()
+    assert {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()} == {*FILES} - {
+        "Makefile"
+    }
+
+
+def test_the_usual_port_is_used_if_it_is_free() -> None:
+    """Otherwise another one."""
+    with EmbeddedRedis() as redis:
+        taken = redis.port
+        assert port_or_free(taken) != taken
+    wait_for(lambda: port_or_free(taken) == taken, "the port is free again")
