@@ -269,9 +269,9 @@ def options_without_effect(config: AppConfig) -> list[str]:
     if config.version != "1.0":
         lines.append(f"version {config.version!r} is read as '1.0'")
     if config.session is not None:
-        lines.append(f"session.type {config.session.type!r}: sessions are kept in Redis")
+        lines.append(f"session.{config.session.named}: sessions are kept in Redis")
     if config.events is not None:
-        lines.append(f"events.type {config.events.type!r}: events are kept in Redis")
+        lines.append(f"events.{config.events.named}: events are kept in Redis; handle.events() reads them")
     if config.diagnostics is not None and "error_snapshot_last_n" in config.diagnostics.model_fields_set:
         lines.append("diagnostics.error_snapshot_last_n has no effect: the journal of a run is its snapshot")
     for agent in config.agents:

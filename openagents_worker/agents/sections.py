@@ -81,20 +81,23 @@ class _IgnoredChoice(Part):
     config: dict[str, JsonValue] = Field(
         default_factory=dict, description="The original SDK's options. Accepted; has no effect."
     )
-    impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
+    impl: str | None = Field(default=None, description="The original SDK's class. Accepted, and not loaded.")
 
     @model_validator(mode="before")
     @classmethod
     def _is_known(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        if data.get("impl") is not None:
-            raise not_supported("a custom class here", key=("impl",))
         known_types: tuple[str, ...] = cls.known_types()
         name = data.get("type", known_types[0])
         if name not in known_types:
             raise problem("selector", did_you_mean(str(name), known_types), key=("type",))
         return {**data, "type": name}
+
+    @property
+    def named(self) -> str:
+        """What the file names, for a notice."""
+        return f"type {self.type!r}" if self.impl is None else f"impl {self.impl!r}"
 
     @classmethod
     def known_types(cls) -> tuple[str, ...]:

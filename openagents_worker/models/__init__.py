@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openagents_worker.models.budget import EXTENDABLE, RunBudget
+from openagents_worker.models.chunk import ChunkKind, RunStreamChunk
 from openagents_worker.models.decisions import Approval, Decision
 from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.models.fields import MAX_ID_CHARS, Id
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_LABELS",
     "MAX_MESSAGE_CHARS",
     "Approval",
+    "ChunkKind",
     "Decision",
     "ErrorDetails",
     "Id",
@@ -32,6 +34,7 @@ __all__ = [
     "RunRequest",
     "RunResult",
     "RunState",
+    "RunStreamChunk",
     "RunUsage",
     "StopReason",
     "WaitKind",

@@ -19,9 +19,10 @@ from typing_extensions import Unpack
 from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, RunStreamChunk
 from openagents_worker.producer import plans, run_results
 from openagents_worker.producer.chain import RunResultInChain, may_be_submitted, raise_failure_before
+from openagents_worker.producer.chunks import achunks_of, chunks_of
 from openagents_worker.producer.connection import (
     Connection,
     connection_of,
@@ -119,6 +120,22 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         async with aclosing(awatch(store, self.id, after)) as events:
             async for event in events:
                 yield event
+
+    def stream(self, after: int = 0) -> Generator[RunStreamChunk]:
+        """The events of the run in the form of the original SDK's `run_stream`, until the run has ended.
+
+        The last chunk is `run.finished`, with the result. Before it, there is a chunk for each artifact.
+        Closing the generator does not cancel the run. Raises what `events` raises.
+        """
+        return chunks_of(self.id, after, self.events(after), self.wait)
+
+    def astream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
+        """`stream` for asyncio."""
+        return achunks_of(self.id, after, self.aevents(after), self._await_result)
+
+    async def _await_result(self) -> RunResult[OutputT]:
+        record = await await_end(self.connection.for_asyncio.store, self.id)
+        return cast("RunResult[OutputT]", parsed_result(record, self._output_type))
 
     def resume(self, *, by: str | None = None) -> None:
         """Continue the failed or cancelled run from its last checkpoint, as `Client.resume`."""
@@ -288,6 +305,14 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
     def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The same as `events`, so that both kinds of handle have this name."""
         return self.events(after)
+
+    def stream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
+        """The events of the run in the form of the original SDK, as `RunHandle.stream`."""
+        return achunks_of(self.id, after, self.events(after), self.wait)
+
+    def astream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
+        """The same as `stream`, so that both kinds of handle have this name."""
+        return self.stream(after)
 
     async def resume(self, *, by: str | None = None) -> None:
         """The same as `RunHandle.resume`."""

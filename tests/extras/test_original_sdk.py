@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from openagents_worker import register_output
 from openagents_worker.agents import PatternRef
 from openagents_worker.errors import OpenAgentsError, PluginConfigError, error_from_wire
-from openagents_worker.models import RunState, StopReason
+from openagents_worker.models import ChunkKind, RunState, RunStreamChunk, StopReason
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.original.errors import as_original, translated
@@ -462,3 +462,14 @@ async def test_a_memory_of_the_package_remembers(redis_url: str) -> None:
         await result_of(p, run_id="r2")
         view = [each for each in await p.journal("r2") if each.get("kind") == "memory"]
     assert [turn["output"] for turn in view[0]["outcome"]["ok"]["history"]] == ["first"]
+
+
+def test_the_chunks_of_a_stream_are_those_of_the_package(original_sdk_on_path: Path) -> None:
+    """The same kinds and the same fields: what one of them writes the other reads."""
+    theirs = importlib.import_module("openagents.interfaces.runtime")
+    kinds = {str(kind.value) for kind in theirs.RunStreamChunkKind}
+    assert kinds == set(map(str, ChunkKind))
+    assert set(theirs.RunStreamChunk.model_fields) == set(RunStreamChunk.model_fields)
+    ours = RunStreamChunk(kind=ChunkKind.LLM_DELTA, run_id="r1", sequence=3, payload={"text": "hi"})
+    read = theirs.RunStreamChunk.model_validate_json(ours.model_dump_json())
+    assert RunStreamChunk.model_validate_json(read.model_dump_json()) == ours

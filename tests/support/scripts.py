@@ -163,8 +163,10 @@ class Hand:
         artifacts: Iterable[RunArtifact] = (),
         state: dict[str, Any] | None = None,
     ) -> tuple[Wake, ...]:
+        artifacts = list(artifacts)
         result = RunResult[Any](
             run_id=run_id,
+            artifacts=artifacts,
             final_output=None if error else output,
             stop_reason=StopReason.FAILED if error else StopReason.COMPLETED,
             error_details=ErrorDetails.from_exception(error) if error else None,

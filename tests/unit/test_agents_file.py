@@ -143,7 +143,6 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
             "skills.config.search_paths: skills is not supported",
         ),
         ({"session": {"type": "sqlit"}}, "session.type: did you mean 'sqlite'?"),
-        ({"session": {"impl": "my.Session"}}, "session.impl: a custom class here is not supported"),
         ({"events": {"type": "kafka"}}, "events.type: known: async, "),
         (
             {"runtime": {"type": "default", "config": {"mcp": {"max_pooled_sessions": 3}}}},
@@ -181,8 +180,21 @@ def test_selectors_that_mean_redis_here_are_accepted_with_one_notice_each() -> N
     assert options_without_effect(config) == [
         "version '1.1' is read as '1.0'",
         "session.type 'sqlite': sessions are kept in Redis",
-        "events.type 'async': events are kept in Redis",
+        "events.type 'async': events are kept in Redis; handle.events() reads them",
         "agent 'a': runtime.session_queue_size has no effect: queues are in Redis and bounded by its memory",
+    ]
+
+
+def test_the_originals_classes_for_sessions_and_events_are_accepted_and_not_loaded() -> None:
+    """With one notice each: Redis has their place, so nothing of them is imported."""
+    config = load(
+        agent(),
+        session={"impl": "no.such.Session", "config": {"dsn": "x"}},
+        events={"impl": "no.such.Bus", "config": {"inner": {"type": "async"}}},
+    )
+    assert options_without_effect(config) == [
+        "session.impl 'no.such.Session': sessions are kept in Redis",
+        "events.impl 'no.such.Bus': events are kept in Redis; handle.events() reads them",
     ]
 
 
