@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from celery import Celery, signals
 
+from openagents_worker.celery.flower_pages import show_pages_in_flower
 from openagents_worker.celery.process_provider import ProcessProvider
 from openagents_worker.celery.tasks import add_tasks
 from openagents_worker.errors import ConfigError, ConfigValidationError
@@ -66,6 +67,7 @@ def install(app: Celery, settings: Settings, kind: AppKind) -> None:
     processes = ProcessProvider(app, settings)
     attach_binding(app, AppBinding(kind, settings, processes=processes))
     add_tasks(app, processes)
+    show_pages_in_flower()
     signals.celeryd_init.connect(_on_celeryd_init, dispatch_uid="openagents_worker")
     signals.worker_init.connect(_on_worker_init, dispatch_uid="openagents_worker")
 

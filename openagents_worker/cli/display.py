@@ -7,12 +7,12 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from openagents_worker.cli.run_summary import waits_text
 from openagents_worker.cli.terminal import Safe, dump, dump_text, err, joined, out, piece, styled
 from openagents_worker.events import RunEvent
 from openagents_worker.models import ErrorDetails, RunResult, RunUsage
 from openagents_worker.printable import one_line
 from openagents_worker.producer.call_names import short_call_id
+from openagents_worker.producer.run_summary import waits_text
 
 __all__ = ["STATE_COLOURS", "Follower", "error_lines", "event_line", "is_shown", "short", "usage_text"]
 

@@ -12,8 +12,6 @@ from enum import StrEnum
 
 from openagents_worker.agents import AppConfig
 from openagents_worker.cli.health import problems_of
-from openagents_worker.cli.times import age_text
-from openagents_worker.cli.waiting import why_not_served
 from openagents_worker.dashboard.flower_options import is_this_machine, is_true
 from openagents_worker.errors import (
     ConfigValidationError,
@@ -23,6 +21,8 @@ from openagents_worker.errors import (
     RedisUnsafe,
 )
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.time_text import age_text
+from openagents_worker.producer.waiting_reason import why_not_served
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store

@@ -8,8 +8,8 @@ from typing import Any
 
 from openagents_worker.cli.display import short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import age_text
-from openagents_worker.cli.waiting import why_no_free_slot, why_not_served
+from openagents_worker.producer.time_text import age_text
+from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
 from openagents_worker.store.dead_letters import PutAside
 from openagents_worker.store.fleet import Fleet, QueueInfo, WorkerInfo
 from openagents_worker.store.listing import Problem

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from openagents_worker.cli.display import STATE_COLOURS, short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import age_text, clock_time
 from openagents_worker.models import Approval, RunRecord
 from openagents_worker.producer.call_names import short_call_id
+from openagents_worker.producer.time_text import age_text, clock_time
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.sessions import SessionView
 

@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from openagents_worker.cli.terminal import err, joined, styled
-from openagents_worker.cli.waiting import read_waiting_reason
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.waiting_reason import read_waiting_reason
 
 __all__ = ["NotStarted"]
 

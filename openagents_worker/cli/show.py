@@ -9,17 +9,17 @@ from typing import Any
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.call_text import call_text, duration_or_dash, tokens_and_cost
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
-from openagents_worker.cli.run_summary import (
+from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
+from openagents_worker.models import RunRecord
+from openagents_worker.producer.call_names import short_call_id
+from openagents_worker.producer.run_summary import (
     AttemptSummary,
     CallSummary,
     RunSummary,
     summarize_events,
 )
-from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import clock_time, duration_text
-from openagents_worker.cli.waiting import WaitingReason, read_waiting_reason
-from openagents_worker.models import RunRecord
-from openagents_worker.producer.call_names import short_call_id
+from openagents_worker.producer.time_text import clock_time, duration_text
+from openagents_worker.producer.waiting_reason import WaitingReason, read_waiting_reason
 from openagents_worker.store.client import Store
 from openagents_worker.store.records import read_record
 from openagents_worker.store.watch import history

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.jsontext import loads
-from openagents_worker.models import ErrorDetails, RunUsage
+from openagents_worker.models import ErrorDetails, RunRecord, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.keys import Keys
@@ -15,7 +15,7 @@ from openagents_worker.store.plan import Emit, Plan
 from openagents_worker.store.records import record_plan
 from openagents_worker.store.scripts import PAGE_BYTES, page
 
-__all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
+__all__ = ["Checkpoint", "acheckpoints", "checkpoints", "newest_checkpoints"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,15 @@ def checkpoints(store: Store, run_id: str) -> Iterator[Checkpoint]:
 def acheckpoints(store: AsyncStore, run_id: str) -> AsyncGenerator[Checkpoint]:
     """As `checkpoints`, for asyncio."""
     return store.stream(_checkpoints(store.keys, run_id))
+
+
+def newest_checkpoints(keys: Keys, run: RunRecord, newest: int) -> Plan[list[Checkpoint]]:
+    """A plan that returns the last checkpoints of a run, at most `newest`, in the order of their commits."""
+    position, found = max(0, run.steps - newest), list[Checkpoint]()
+    while texts := (yield page(run_id=run.run_id, position=position, page_bytes=PAGE_BYTES)):
+        found += [Checkpoint.of(run.run_id, position + at, text) for at, text in enumerate(texts)]
+        position += len(texts)
+    return found[-newest:]
 
 
 def _checkpoints(keys: Keys, run_id: str) -> Plan[None]:

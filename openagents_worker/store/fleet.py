@@ -166,11 +166,11 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
 
-def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
+def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
     Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
-    scanned.
+    scanned, unless `scans_queues` is false.
     """
     workers = yield from read_workers(keys)
     [answer] = yield _read_announced_agents(keys)
@@ -180,7 +180,8 @@ def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
         for id_, text in sorted(announced.items())
     )
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
-    names |= yield from _queues_with_runs(keys)
+    if scans_queues:
+        names |= yield from _queues_with_runs(keys)
     queues = yield from _read_queues(keys, sorted(names), workers)
     limits = yield from read_limits(keys)
     return Fleet(workers, queues, agents, limits)

@@ -106,6 +106,8 @@ class RunFilter:
     since_ms: int | None
     until_ms: int | None
     code: str | None = None
+    id_part: str | None = None
+    """A part of the id of the run."""
 
     def __post_init__(self) -> None:
         if isinstance(self.code, str) and len(self.code) > MAX_GLOB_CHARS:
@@ -178,15 +180,14 @@ def list_runs(
     codec: PayloadCodec = yield CODEC
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
-        answers = yield from for_each_id(
-            ids,
-            lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
-            *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
-        )
-        return [
-            _matching_record(keys, id_, values, filters, codec) if None not in scores else None
-            for id_, (values, *scores) in zip(ids, answers, strict=True)
-        ]
+        part = filters.id_part or ""
+        wanted = yield from _in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
+        rows = yield from for_each_id(wanted, lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS))
+        found = {
+            id_: _matching_record(keys, id_, values, filters, codec)
+            for id_, (values,) in zip(wanted, rows, strict=True)
+        }
+        return [found.get(id_) for id_ in ids]
 
     index = keys("index", shortest)
     return (
@@ -194,6 +195,21 @@ def list_runs(
             index, read, filters.since_ms, filters.until_ms, limit, cursor, max_scanned
         )
     )
+
+
+def _in_all_indexes(keys: Keys, names: Sequence[str], ids: Sequence[str]) -> Plan[list[str]]:
+    """The ids that are in all of these indexes: one command for each index."""
+    if not names or not ids:
+        return list(ids)
+    answers = yield from for_each_id(names, lambda r, name: r.zmscore(keys("index", name), list(ids)))
+    for name, (scores,) in zip(names, answers, strict=True):
+        if default_if_wrong_type(scores, None) is None:
+            raise wrong_type_error(keys("index", name))
+    return [
+        id_
+        for id_, scores in zip(ids, zip(*(row for (row,) in answers), strict=True), strict=True)
+        if None not in scores
+    ]
 
 
 def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:

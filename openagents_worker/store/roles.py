@@ -90,7 +90,7 @@ _READS_OF_A_WATCHER = frozenset().union(
     _rights_on("transcript", "LRANGE", "LLEN", "MEMORY|USAGE"),
     _rights_on("artifacts", "LRANGE", "LLEN", "MEMORY|USAGE"),
     _rights_on("session_state", "HGETALL", "MEMORY|USAGE"),
-    _rights_on("index", "ZREVRANGEBYSCORE", "ZSCORE", "ZCARD"),
+    _rights_on("index", "ZREVRANGEBYSCORE", "ZSCORE", "ZMSCORE", "ZCARD"),
     _rights_on("workers", "ZRANGE"),
     _rights_on("worker_runs", "SCARD"),
     _rights_on("fleet", "HGETALL"),

@@ -52,8 +52,10 @@ def aread_session(store: AsyncStore, session_id: str) -> Awaitable[SessionView]:
     return store.execute(session_plan(store.keys, session_id))
 
 
-def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
-    """Reads short values and the lengths of the lists in one transaction, then the lists up to these lengths.
+def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan[SessionView]:
+    """With `newest`: at most so many messages and so many artifacts, the last ones.
+
+    Reads short values and the lengths of the lists in one transaction, then the lists up to these lengths.
 
     This gives the state of one moment, because the lists only grow at their end. The exception is a queue of
     more than 1,000 runs: runs behind the first page may move up in the meantime.
@@ -80,8 +82,8 @@ def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
     record, state, waiting, message_count, artifact_count, *sizes = replies
     if len(waiting) == IDS_PER_PAGE:
         waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
-    transcript = yield from _items(keys("transcript", session_id), message_count)
-    artifacts = yield from _items(keys("artifacts", session_id), artifact_count)
+    transcript = yield from _items(keys("transcript", session_id), message_count, newest)
+    artifacts = yield from _items(keys("artifacts", session_id), artifact_count, newest)
     codec: PayloadCodec = yield CODEC
     with translate_parse_errors(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
@@ -95,12 +97,17 @@ def session_plan(keys: Keys, session_id: str) -> Plan[SessionView]:
         )
 
 
-def _items(key: str, count: int) -> Plan[list[str]]:
-    """The first `count` items of a list, read in pages. Fewer if the list is deleted in the meantime."""
+def _items(key: str, count: int, newest: int | None) -> Plan[list[str]]:
+    """The first `count` items of a list, or the `newest` of them, read in pages.
+
+    Fewer if the list is deleted in the meantime.
+    """
     items: list[str] = []
+    first = 0 if newest is None else max(0, count - newest)
     size = PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS)
-    while len(items) < count:
-        at, to = len(items), min(len(items) + size.count, count)
+    while first + len(items) < count:
+        at = first + len(items)
+        to = min(at + size.count, count)
         page = yield lambda r, at=at, to=to: r.lrange(key, at, to - 1)
         if not page:
             break

@@ -63,14 +63,19 @@ RETRY_PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
 
 
-def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
-    """A plan that returns the stored events of a run, oldest first, without waiting. Raises `RunNotFound`."""
+def history(keys: Keys, run_id: str, newest: int | None = None) -> Plan[list[RunEvent]]:
+    """A plan that returns the stored events of a run, oldest first, without waiting. Raises `RunNotFound`.
+
+    With `newest`, at most so many of them: the last ones.
+    """
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
     codec: PayloadCodec = yield CODEC
     events: list[RunEvent] = []
     start, size = "-", first_page_size()
+    if newest is not None and head.seq > newest:
+        start = f"({head.seq - newest}-0"
     while page := (
         yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
     ):

@@ -24,7 +24,6 @@ from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.live_region import can_draw
 from openagents_worker.cli.not_started import NotStarted
-from openagents_worker.cli.run_summary import CallSummary
 from openagents_worker.cli.show import call_lines, read_run_details
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.errors import RequestInvalid
@@ -33,6 +32,7 @@ from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.producer.call_names import find_call, short_call_id
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.run_summary import CallSummary
 from openagents_worker.store.scripts import CancelAnswer
 
 __all__ = ["COMMANDS"]

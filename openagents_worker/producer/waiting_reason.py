@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, assert_never
 
-from openagents_worker.cli.times import age_text, clock_time
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.time_text import age_text, clock_time
 from openagents_worker.store.client import Plan
 from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys

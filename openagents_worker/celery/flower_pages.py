@@ -1,0 +1,28 @@
+"""Pages in Flower: the only place that tells Flower, when it starts, to show the pages of this library.
+
+Celery's command line imports Flower's command before it loads the app, for every command. So Flower's class
+is replaced when the app is made, by a function that imports the pages when Flower calls it.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+__all__ = ["show_pages_in_flower"]
+
+FLOWER_COMMAND = "flower.command"
+PAGES = "openagents_worker.dashboard.flower_app"
+
+
+def show_pages_in_flower() -> None:
+    """If this process is a command of Celery: make its Flower show our pages for an app with our tasks."""
+    command: Any = sys.modules.get(FLOWER_COMMAND)
+    if command is not None:
+        command.Flower = _flower
+
+
+def _flower(**options: Any) -> Any:
+    """Flower's application. Its command calls this in the place of the class."""
+    return import_module(PAGES).flower_for(**options)

@@ -1,0 +1,471 @@
+"""What pages show of runs, and what their actions do. Runs are real; a page is what a browser gets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from html import unescape
+
+import pytest
+
+from openagents_worker.dashboard import fleet_page, run_page, runs_page, shown_text, timeline
+from openagents_worker.models import RunState
+from tests.dashboard.server import Server, serving
+from tests.runtime import plugins
+from tests.support.runner import Process, agent, calls, crash, process, scripted
+
+LOOK = {"id": "look", "impl": "tests.runtime.plugins.Look"}
+CHARGE = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
+FAILS = agent("fails", llm=scripted({"error": "response", "message": "no such model"}))
+USES = agent("uses", llm=scripted(calls(("look", {"who": "ann"})), {"text": "It is ann."}), tools=[LOOK])
+ASKS = agent(
+    "asks",
+    llm=scripted(calls(("charge", {"who": "ann"})), {"text": "charged"}),
+    tools=[{**CHARGE, "approval": "always"}],
+)
+
+
+def ids_of(page: str) -> list[str]:
+    """The ids of the runs of a list."""
+    return re.findall(r'class="oa-run-link" href="/run/([^"]+)"', page)
+
+
+def words_of(page: str) -> str:
+    """The text of a page on one line."""
+    return " ".join(unescape(re.sub("<[^>]+>", " ", page)).split())
+
+
+async def asking(worker: Process) -> str:
+    """A run that waits for an approval; returns the id of the call."""
+    await worker.submit(agent_id="asks")
+    await worker.execute()
+    return (await worker.record()).waiting[0].call_id
+
+
+# --- the list of runs --------------------------------------------------------------------------------------
+
+
+async def test_the_tab_is_in_flowers_navigation(server: Server) -> None:
+    """Also on the pages of Flower itself."""
+    for path in ("/runs", "/workers", "/tasks", "/broker"):
+        assert '<a class="nav-link' in (page := await server.text(path))
+        assert 'href="/runs"' in page, path
+
+
+FILTERED = {
+    "": ["first", "second", "third"],
+    "state=failed": ["second"],
+    "state=completed": ["first"],
+    "agent=fails": ["second"],
+    "session=s1": ["first"],
+    "tenant=acme": ["third"],
+    "label=team%3Dnorth": ["first", "third"],
+    "label=team%3Dnorth&tenant=acme": ["third"],
+    "code=llm.*": ["second"],
+    "id=ir": ["first", "third"],
+    "id=ir&label=team%3Dnorth&state=queued": ["third"],
+    "agent=nobody": [],
+}
+
+
+async def test_runs_are_filtered(server: Server, redis_url: str) -> None:
+    async with process(redis_url, agent(), FAILS) as worker:
+        for run_id, session, fields in (
+            ("first", "s1", {"agent_id": "a", "labels": {"team": "north"}}),
+            ("second", "s2", {"agent_id": "fails"}),
+            ("third", "s3", {"agent_id": "a", "labels": {"team": "north"}, "tenant": "acme"}),
+        ):
+            request = {"run_id": run_id, "session_id": session, "input_text": "hi", **fields}
+            await server.app.client.submit(request)
+        await worker.execute("first")
+        await worker.execute("second")
+
+        pages = {query: await server.text(f"/runs?{query}") for query in FILTERED}
+
+    assert {query: sorted(ids_of(page)) for query, page in pages.items()} == FILTERED
+    assert "No run matches." in pages["agent=nobody"]
+
+
+async def test_a_full_id_opens_its_run(server: Server, redis_url: str) -> None:
+    async with process(redis_url) as worker:
+        await worker.submit("a/b?c")
+
+    answer = await server.get("/runs?id=a/b?c")
+
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/run/a%2Fb%3Fc")
+    assert "a/b?c" in await server.text("/run/a%2Fb%3Fc")
+
+
+async def test_a_list_is_read_in_pages(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first page is kept current: others would move under the eyes of the reader."""
+    monkeypatch.setattr(runs_page, "ROWS", 2)
+    async with process(redis_url) as worker:
+        for number in range(3):
+            await worker.submit(f"r{number}", session_id=f"s{number}")
+
+    first = await server.text("/runs?agent=a")
+    older = unescape(re.search(r'href="([^"]+)">Older runs', first)[1])  # type: ignore[index]
+    second = await server.text(older)
+
+    assert (len(ids_of(first)), len(ids_of(second))) == (2, 1)
+    assert sorted(ids_of(first + second)) == ["r0", "r1", "r2"]
+    assert 'data-live="3000"' in first
+    assert "data-live" not in second
+    assert "agent=a" in older
+
+
+WRONG_FILTERS = {
+    "state=done": "the states are",
+    "label=north": "write name=value",
+    "cursor=x": "is not a valid cursor",
+    f"code={'x' * 250}": "the glob in code has 250 characters",
+    f"agent={'x' * 400}": "at most 300 are allowed",
+}
+
+
+async def test_a_wrong_filter_is_explained(server: Server) -> None:
+    for query, says in WRONG_FILTERS.items():
+        answer = await server.get(f"/runs?{query}")
+        assert answer.status_code == 422, query
+        assert says in unescape(answer.text)
+
+
+# --- a run -------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_run_says_why_first(server: Server, redis_url: str) -> None:
+    async with process(redis_url, FAILS) as worker:
+        await worker.run(agent_id="fails", input_text="Which model?")
+
+    page = words_of(await server.text("/run/r1"))
+
+    assert "Failed in model scripted: llm.response no such model" in page
+    assert page.index("llm.response") < page.index("Timeline")
+    assert "Which model?" in page
+    assert "Resume from the last checkpoint" in page
+
+
+async def test_a_run_shows_its_steps_and_its_conversation(server: Server, redis_url: str) -> None:
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses", input_text="Who is it?")
+
+    page = await server.text("/run/r1")
+
+    words = words_of(page)
+    for expected in (
+        "attempt Attempt 1 completed",
+        "tool look",
+        "model scripted",
+        "tokens",
+        "Waits in the queue",
+    ):
+        assert expected in words
+    conversation = words[words.index("Conversation") : words.index("Events")]
+    order = ["Who is it?", "calls look", '"who": "ann"', '"seen": "ann"', "It is ann."]
+    places = [conversation.index(text) for text in order]
+    assert places == sorted(places)
+    assert "run.completed" in words
+    bars = [
+        (float(x), float(width))
+        for x, width in re.findall(r'oa-fill" x="([\d.]+)" y="0" width="([\d.]+)"', page)
+    ]
+    assert bars
+    assert all(x >= 0 and x + width <= 100.01 for x, width in bars)
+
+
+async def test_a_parked_run_says_what_it_waits_for(server: Server, redis_url: str) -> None:
+    async with process(redis_url, ASKS) as worker:
+        await asking(worker)
+
+    page = words_of(await server.text("/run/r1"))
+
+    assert "Why it does not work now: waits for approval charge" in page
+    assert '{ "who": "ann" } Approve Edit' in page
+
+
+async def test_a_page_of_a_long_run_is_bounded(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows the end of the run, and says that the beginning is missing."""
+    monkeypatch.setattr(run_page, "MAX_EVENTS", 20)
+    monkeypatch.setattr(run_page, "MAX_STEPS", 2)
+    monkeypatch.setattr(run_page, "SHOWN_EVENTS", 5)
+    monkeypatch.setattr(timeline, "MAX_ROWS", 3)
+    many = agent(
+        "many",
+        llm=scripted(*[calls(("look", {"who": str(n)})) for n in range(5)], {"text": "end"}),
+        tools=[LOOK],
+    )
+    async with process(redis_url, many) as worker:
+        await worker.run(agent_id="many")
+        steps = (await worker.record()).steps
+
+    page = await server.text("/run/r1")
+
+    assert f"{steps - 2} older steps are not shown" in page
+    assert "trimmed events" in page
+    assert page.count('<li class="oa-row') == 3
+    assert page.count("<li><span>") == 5
+
+
+async def test_a_long_text_is_cut(server: Server, redis_url: str) -> None:
+    async with process(redis_url) as worker:
+        await worker.run(input_text="x" * 50_000)
+
+    page = await server.text("/run/r1")
+
+    assert "46,000 more characters are not shown" in page
+    assert len(page) < 60_000
+
+
+async def test_the_events_of_a_run_come_live(server: Server, redis_url: str) -> None:
+    """After those that the page shows, and until the end."""
+    async with process(redis_url, USES) as worker:
+        await worker.submit(agent_id="uses")
+        page = await server.text("/run/r1")
+        url = unescape(re.search(r'data-url="([^"]+)"', page)[1])  # type: ignore[index]
+        executing = asyncio.create_task(worker.execute())
+        async with server.browser.stream("GET", url) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            names = [line[7:] async for line in answer.aiter_lines() if line.startswith("event: ")]
+        await executing
+
+    assert names[-1] == "end"
+    assert {"run.attempt_started", "tool.succeeded", "run.completed"} <= set(names)
+    assert "run.queued" not in names, "the page shows it already"
+    assert 'data-over="yes"' in await server.text("/run/r1")
+
+
+# --- actions -----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_approved_with_other_arguments(server: Server, redis_url: str) -> None:
+    async with process(redis_url, ASKS) as worker:
+        call = await asking(worker)
+
+        answer = await server.post("/run/r1/approve", call=call, arguments='{"who": "bob"}', note="not ann")
+        await worker.execute()
+
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/run/r1")
+        assert plugins.executed("charge") == ["bob"]
+        approved = next(event for event in await worker.events() if event["name"] == "tool.approved")
+        assert (approved["payload"]["by"], approved["payload"]["note"]) == ("flower", "not ann")
+
+
+async def test_a_decision_names_the_user(redis_url: str) -> None:
+    """Basic authentication has the name."""
+    async with serving(redis_url, basic_auth=["ann:secret"]) as server, process(redis_url, ASKS) as worker:
+        call = await asking(worker)
+        server.browser.auth = ("ann", "secret")
+
+        answer = await server.post("/run/r1/deny", call=call, **{"from": "approvals"})
+
+        assert answer.headers["Location"] == "/approvals"
+        denied = next(event for event in await worker.events() if event["name"] == "tool.denied")
+        assert denied["payload"]["by"] == "ann"
+
+
+async def test_a_second_decision_is_told_the_first(server: Server, redis_url: str) -> None:
+    async with process(redis_url, ASKS) as worker:
+        call = await asking(worker)
+        await server.post("/run/r1/deny", call=call)
+
+        answer = await server.post("/run/r1/approve", call=call)
+
+    assert answer.status_code == 409
+    assert "flower has already decided: deny" in words_of(answer.text)
+    assert 'href="/run/r1">Back' in answer.text
+
+
+async def test_a_run_is_cancelled_and_resumed(server: Server, redis_url: str) -> None:
+    async with process(redis_url) as worker:
+        await worker.submit()
+        await server.post("/run/r1/cancel", reason="a mistake")
+        assert (await worker.record()).state is RunState.CANCELLED
+        assert "a mistake" in await server.text("/run/r1")
+
+        await server.post("/run/r1/resume")
+
+        assert (await worker.record()).state is RunState.QUEUED
+        assert (await worker.record()).life == 2
+
+
+async def test_a_run_is_forked_from_a_step(server: Server, redis_url: str) -> None:
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses")
+        page = await server.text("/run/r1")
+        checkpoint = re.findall(r'name="checkpoint" value="([^"]+)"', page)[0]
+
+        answer = await server.post("/run/r1/fork", checkpoint=checkpoint)
+
+        path = answer.headers["Location"]
+        assert path != "/run/r1"
+        assert f'fork of <a href="/run/r1">{checkpoint}' in await server.text(path)
+
+
+async def test_a_run_gets_messages_values_and_a_larger_budget(server: Server, redis_url: str) -> None:
+    async with process(redis_url) as worker:
+        await worker.submit()
+
+        for action, form in (
+            ("steer", {"text": "be short"}),
+            ("send", {"name": "paid", "value": '{"cents": 5}'}),
+            ("extend", {"max_steps": "7", "max_cost_usd": "0.5", "max_tool_calls": ""}),
+        ):
+            answer = await server.post(f"/run/r1/{action}", **form)
+            assert answer.status_code == 303, answer.text
+
+        facts = await worker.store.redis.hgetall(worker.store.keys("facts", "r1"))
+    stored = " ".join(facts.values())
+    assert "be short" in stored
+    assert '"cents":5' in stored
+    assert '"max_steps":7' in stored
+    assert '"max_cost_usd":0.5' in stored
+
+
+async def test_an_unknown_outcome_is_resolved(server: Server, redis_url: str) -> None:
+    """The page asks to look at the other system first, and takes the result of the call."""
+    once = agent(
+        "once",
+        llm=scripted(calls(("charge", {"who": "ann", "gate": "never"})), {"text": "charged"}),
+        tools=[{"id": "charge", "impl": "tests.runtime.plugins.OnceOnly"}],
+    )
+    async with process(redis_url, once, name="w1") as first, process(redis_url, once, name="w2") as second:
+        await first.submit(agent_id="once")
+        executing = asyncio.create_task(first.execute())
+        while not plugins.LOG:
+            await asyncio.sleep(0)
+        await crash(first, "r1", executing)
+        await second.execute()
+        page = await server.text("/run/r1")
+        call = unescape(re.search(r'name="call" value="([^"]+)"', page)[1])  # type: ignore[index]
+
+        await server.post("/run/r1/resolve", call=call, action="skip", result='{"charged": "ann"}')
+        await second.execute()
+
+        record = await second.record()
+    assert "its outcome is unknown" in page
+    assert record.state is RunState.COMPLETED
+
+
+WRONG_FORMS: list[tuple[str, dict[str, str], int, str]] = [
+    ("approve", {}, 422, "call is empty"),
+    ("approve", {"call": "x", "arguments": "[1]"}, 422, "arguments must be a JSON object"),
+    ("approve", {"call": "x", "arguments": "{"}, 422, "arguments is not valid JSON"),
+    ("approve", {"call": "x"}, 409, "does not wait for a decision"),
+    ("send", {"name": "paid", "value": "yes"}, 422, "a text needs quotes"),
+    ("steer", {"text": " "}, 422, "text is empty"),
+    ("steer", {"text": "x" * 100_001}, 422, "at most 100,000 are allowed"),
+    ("extend", {}, 422, "the budget has no limit"),
+    ("extend", {"max_steps": "-1"}, 422, "max_steps"),
+    ("resolve", {"call": "x", "action": "guess"}, 422, "not an action"),
+    ("fork", {"checkpoint": "other:step:1"}, 422, "not one of the run"),
+    ("explode", {}, 404, "there is no action 'explode'"),
+]
+
+
+async def test_a_wrong_form_is_explained(server: Server, redis_url: str) -> None:
+    """Nothing is done, and the page says what would be right."""
+    async with process(redis_url) as worker:
+        await worker.submit()
+        for action, form, status, says in WRONG_FORMS:
+            answer = await server.post(f"/run/r1/{action}", **form)
+            assert answer.status_code == status, (action, form)
+            assert says in words_of(answer.text)
+
+        assert (await worker.record()).state is RunState.QUEUED
+
+
+async def test_a_run_that_does_not_exist_has_no_page(server: Server) -> None:
+    for path in ("/run/nobody", "/run/nobody/events"):
+        answer = await server.get(path)
+        assert answer.status_code == 404
+        assert "run.not_found" in answer.text
+    assert (await server.post("/run/nobody/cancel")).status_code == 404
+    assert (await server.get("/session/nobody")).status_code == 404
+
+
+# --- the other pages ---------------------------------------------------------------------------------------
+
+
+async def test_the_inbox_lists_what_waits(server: Server, redis_url: str) -> None:
+    async with process(redis_url, ASKS) as worker:
+        assert "No call waits for an approval." in await server.text("/approvals")
+        await asking(worker)
+
+    page = words_of(await server.text("/approvals"))
+
+    assert "Run r1 of agent asks asked" in page
+    assert "charge waits for approval" in page
+    assert "charge waits for approval" not in words_of(await server.text("/approvals?agent=other"))
+
+
+async def test_a_session_shows_who_works_who_waits_and_what_was_said(server: Server, redis_url: str) -> None:
+    async with process(redis_url) as worker:
+        await worker.run(input_text="Hi there")
+        await worker.submit("r2")
+        await worker.submit("r3")
+
+    page = words_of(await server.text("/session/s1"))
+    rows = words_of(await server.text("/sessions"))
+
+    assert "Works now r2 Waiting runs 1 Transcript 2 messages Memory in Redis" in page
+    assert page.index("Hi there") < page.rindex("hello")
+    assert "Queue r3" in page
+    assert re.search(r"s1 \ds ago r2 1 2 0", rows)
+    assert (await server.get("/sessions?id=a b")).headers["Location"] == "/session/a%20b"
+
+
+async def test_the_workers_page_shows_leases_queues_and_problems(server: Server, redis_url: str) -> None:
+    empty = words_of(await server.text("/fleet"))
+    assert "no worker serves queue agents: no worker is alive; start one" in empty
+    async with process(redis_url) as worker:
+        await worker.submit()
+        page = words_of(await server.text("/fleet"))
+        assert worker.lease.incarnation in page
+        assert "agents 1" in page
+
+
+async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: str) -> None:
+    assert "There are no runs yet." in await server.text("/overview")
+    async with process(redis_url, agent(), FAILS, ASKS) as worker:
+        await worker.run("r0", session_id="s0")
+        await worker.run("r2", session_id="s2", agent_id="fails")
+        await asking(worker)
+
+    page = words_of(await server.text("/overview"))
+
+    assert "1 waiting approval" in page
+    assert "All 3 runs" in page
+    assert "failed 1" in page
+    assert "llm.response 1" in page
+
+
+async def test_a_page_without_redis_says_so(redis_url: str) -> None:
+    async with serving("redis://127.0.0.1:1/0") as server:
+        answer = await server.get("/runs")
+
+    assert answer.status_code == 503
+    assert "redis.unreachable" in answer.text
+
+
+async def test_pages_work_below_a_prefix(redis_url: str) -> None:
+    async with serving(redis_url, url_prefix="tools/flower") as server, process(redis_url) as worker:
+        await worker.run()
+        page = await server.text("/tools/flower/run/r1")
+        links = re.findall(r'(?:href|action)="(/[^"]*)"', page)
+        answer = await server.post("/tools/flower/run/r1/resume")
+
+    own = [link for link in links if re.search("run|session|overview|openagents", link)]
+    assert own
+    assert [link for link in own if not link.startswith("/tools/flower/")] == []
+    assert answer.status_code == 409
+
+
+def test_bounds_of_pages_are_small() -> None:
+    """A page is a few hundred kilobytes at most, whatever a run contains."""
+    largest = (timeline.MAX_ROWS * 2 * timeline.VALUE_CHARS) + run_page.MAX_STEPS * 2 * shown_text.MAX_CHARS
+    assert largest < 2_000_000
+    assert fleet_page.WORKERS <= 100
