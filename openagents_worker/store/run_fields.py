@@ -24,7 +24,7 @@ NUMBERS = (
 COUNTERS = ("seq", "active_ms", "retries_in_all", "tellings")
 """Whole numbers that Redis increases. An invalid value is replaced, else Redis would refuse to do so."""
 
-_FIELD = re.compile(r"\.(\w+)")
+_FIELD = re.compile(r"(?<!\bk)\.(\w+)")  # not the name of a key: `k.due()`
 _TEXT = re.compile(r"'(\w+)'")
 
 

@@ -647,7 +647,7 @@ GUARDS = (
     ),
     Guard(
         "an end removes the run from the queue",
-        ("  else\n    redis.call('ZREM', k.session_queue(S), run.id)\n  end", "  end"),
+        ("    redis.call('ZREM', k.session_queue(S), run.id)\n    local head = ", "    local head = "),
     ),
     Guard(
         "an end removes the run from the due runs",

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from openagents_worker.store.facts import facts_as_text, with_fact_sets
-from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions
+from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions, with_keys_inline
 from openagents_worker.store.lua_parts import without_unused
 from openagents_worker.store.permission import MISSING_RIGHTS_MARK
 from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
@@ -41,7 +41,7 @@ class Script:
         """The name and the attributes of the span of a call."""
         self.reply = reply
         types, self.body = _types_and_body(name)
-        body = f"{types}\n{self.body}"
+        body = with_keys_inline(f"{types}\n{self.body}")
         parts = [lua_key_functions(body), _arguments(parameters, body), reply_in_lua(reply), body]
         self.source = "\n".join(part for part in parts if part)
         self.sha, _ = _with_sha(self.source)

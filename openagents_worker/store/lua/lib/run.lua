@@ -5,7 +5,7 @@ local MOST = 2 ^ 53 -- the largest integer that a Lua number represents exactly
 -- count_of(text): a counter of a record; a value that is not a whole number (another program may have written it) counts as 0
 local function count_of(text)
   local number = tonumber(text)
-  return number and number >= 0 and number <= MOST and math.floor(number) == number and number or 0
+  return number and number >= 0 and number <= MOST and number % 1 == 0 and number or 0
 end
 
 -- mend(R, name): replaces a counter that is not a whole number, for which HINCRBY would fail
@@ -157,10 +157,12 @@ end
 -- A piece of a text (see LIVE) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
-  local names, ended_calls, pieces, left = {}, {}, {}, 0
+  local names, ended_calls, pieces, left, is_ended = {}, {}, {}, 0, {}
   for i = 1, #events, 2 do
-    names[i], ended_calls[i], pieces[i] = named(events[i])
-    if not LIVE[names[i]] then left = left + 1 end
+    local name, ended_call, piece = named(events[i])
+    names[i], ended_calls[i], pieces[i] = name, ended_call, piece
+    if ended_call then is_ended[ended_call] = true end
+    if not LIVE[name] then left = left + 1 end
   end
   local seq = left > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', left) - left
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
@@ -169,7 +171,7 @@ local function append(run, events, final)
   for i = 1, #events, 2 do
     local name, payload = names[i], events[i + 1]
     if LIVE[name] then
-      if pieces[i] then keep_piece(run, pieces[i], LIVE[name]) end
+      if pieces[i] and not is_ended[pieces[i].call] then keep_piece(run, pieces[i], LIVE[name]) end -- else nobody could read it before its end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
       if ended_calls[i] then forget_text(run, ended_calls[i]) end
