@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from openagents_worker.store.key_table import KEYS, LEFT_IN_PLACE, KeySpec
+from openagents_worker.store.key_table import KEYS, LEFT_IN_PLACE
 
-__all__ = ["left_in_place_in_lua", "lua_key_functions"]
+__all__ = ["left_in_place_in_lua", "lua_key_functions", "with_keys_inline"]
+
+_CHANNELS = {"channel": "events:{}:{}:{}", "notices": "notices:{}", "alive": "alive:{}"}
+_TEMPLATES = {spec.name: spec.template for spec in KEYS} | _CHANNELS
+_ARGUMENT = r"[\w.]+(?:\[\w+\])?"
+_CALL = re.compile(rf"\bk\.(\w+)\(((?:{_ARGUMENT}(?:, {_ARGUMENT})*)?)\)")
 
 
 def lua_key_functions(used_in: str | None = None) -> str:
@@ -15,23 +21,34 @@ def lua_key_functions(used_in: str | None = None) -> str:
     `used_in` is the text of a script: only the functions that it uses are returned, because Redis creates all
     functions again in each call of a script.
     """
-    functions = {spec.name: _lua_key_function(spec) for spec in KEYS} | {
-        "channel": "function k.channel(a, s, r) "
-        "return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end",
-        "notices": "function k.notices(i) return P .. ':notices:' .. enc(i) end",
-        "alive": "function k.alive(i) return P .. ':alive:' .. enc(i) end",
-    }
-    wanted = set(functions) if used_in is None else set(re.findall(r"\bk\.(\w+)", used_in))
+    wanted = set(_TEMPLATES) if used_in is None else set(re.findall(r"\bk\.(\w+)", used_in))
     lines = [
         "local P = KEYS[1]",
+        "local encoded_ = {}",
         "local function escaped(c) return string.format('%%%02X', string.byte(c)) end",
         "local function enc(id)",
-        "  if not string.find(id, '[^%w%-_.~]') then return id end",
-        "  return (string.gsub(id, '[^%w%-_.~]', escaped))",
+        "  local found = encoded_[id]",
+        "  if found then return found end",
+        "  found = string.find(id, '[^%w%-_.~]') and string.gsub(id, '[^%w%-_.~]', escaped) or id",
+        "  encoded_[id] = found",
+        "  return found",
         "end",
         "local k = {}",
     ]
-    return "\n".join([*lines, *(text for name, text in functions.items() if name in wanted)])
+    return "\n".join([*lines, *(_key_function(name) for name in _TEMPLATES if name in wanted)])
+
+
+def with_keys_inline(lua: str) -> str:
+    """Replace calls of key functions by the keys: a function costs time in each call of a script.
+
+    >>> with_keys_inline("redis.call('LLEN', k.journal(run.id))")
+    "redis.call('LLEN', (P .. ':journal:' .. enc(run.id)))"
+    """
+
+    def key(call: re.Match[str]) -> str:
+        return f"({_key_in_lua(call[1], call[2].split(', ') if call[2] else [])})"
+
+    return _CALL.sub(key, lua)
 
 
 def left_in_place_in_lua() -> str:
@@ -40,9 +57,15 @@ def left_in_place_in_lua() -> str:
     return "{" + ", ".join(f"'^{template}$'" for template in templates) + "}"
 
 
-def _lua_key_function(spec: KeySpec) -> str:
-    if "{}" not in spec.template:
-        return f"function k.{spec.name}() return P .. ':{spec.template}' end"
-    before, after = spec.template.split("{}")
-    tail = f" .. '{after}'" if after else ""
-    return f"function k.{spec.name}(id) return P .. ':{before}' .. enc(id){tail} end"
+def _key_function(name: str) -> str:
+    arguments = ["a", "b", "c"][: _TEMPLATES[name].count("{}")]
+    return f"function k.{name}({', '.join(arguments)}) return {_key_in_lua(name, arguments)} end"
+
+
+def _key_in_lua(name: str, arguments: Sequence[str]) -> str:
+    """The Lua expression of a key. `arguments` are the expressions of its ids."""
+    first, *texts = _TEMPLATES[name].split("{}")
+    parts = [f"P .. ':{first}'"]
+    for argument, text in zip(arguments, texts, strict=True):
+        parts += [f"enc({argument})", *([f"'{text}'"] if text else [])]
+    return " .. ".join(parts)

@@ -7,13 +7,13 @@ checks all rights that a script needs before it runs the script for the first ti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from functools import cache
 
 from openagents_worker.store.keys import KEYS, Keys
+from openagents_worker.store.lua_parts import reachable_parts
 
 __all__ = [
     "CHANNELS",
@@ -57,9 +57,7 @@ _READS = {
     "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
 }  # fmt: skip
 _CALL = re.compile(r"redis\.(p?)call\(\s*'(\w+)'\s*(?:,\s*('\w+'|k\.\w+)?)?")
-_FUNCTION = re.compile(r"local function (\w+)")
 _KEY = re.compile(r"\bk\.(\w+)")
-_WORD = re.compile(r"\w+")
 _MAY_BE_REFUSED = frozenset({"PUBSUB"})  # scripts call it with `pcall` and continue if it is refused
 _SAMPLE_ID = "0"
 
@@ -100,10 +98,10 @@ def rights_of(lua: str) -> frozenset[Right]:
     If the key function stands in the call (`redis.call('HGET', k.run(id), …)`), the right is exact. If the
     key is in a variable, every key that is assigned to a variable and whose type fits the command counts.
     """
-    parts = _reachable_parts(lua)
+    parts = reachable_parts(lua)
     exact, loose_commands, required = set(), set(), set()
     direct_kinds: list[str] = []
-    for optional, command, argument in (call for part in parts for call in part.calls):
+    for optional, command, argument in (call for part in parts for call in _CALL.findall(part.code)):
         if argument.startswith("k."):
             direct_kinds.append(argument[2:])
         if optional and command in _MAY_BE_REFUSED:
@@ -114,7 +112,7 @@ def rights_of(lua: str) -> frozenset[Right]:
             exact.add(Right(command, argument[2:]))
         else:
             loose_commands.add(command)
-    mentioned = [kind for part in parts for kind in part.kinds]
+    mentioned = [kind for part in parts for kind in _KEY.findall(part.code) if kind in _TYPE_OF]
     for kind in direct_kinds:
         mentioned.remove(kind)
     loose = {
@@ -149,58 +147,6 @@ def smallest_cover(rights: Iterable[Right]) -> frozenset[Right]:
                 if new_kind:
                     kinds.discard(right.kind)
     return frozenset(found)
-
-
-@dataclass(frozen=True, slots=True)
-class _ScriptPart:
-    """A function of a script, or a statement at its top level."""
-
-    function: str | None
-    """The name of the function that it defines."""
-    names: frozenset[str]
-    """All words in it."""
-    calls: Sequence[tuple[str, str, str]]
-    """What `_CALL` finds in it."""
-    kinds: Sequence[str]
-    """The kinds of keys in it, each as often as it is mentioned."""
-
-
-@cache  # most parts are functions of libraries, which many scripts include
-def _read_part(text: str) -> _ScriptPart:
-    function = _FUNCTION.match(text)
-    return _ScriptPart(
-        function[1] if function else None,
-        frozenset(_WORD.findall(text)),
-        _CALL.findall(text),
-        [kind for kind in _KEY.findall(text) if kind in _TYPE_OF],
-    )
-
-
-def _reachable_parts(lua: str) -> list[_ScriptPart]:
-    """The parts of a script without comments, and without library functions that it does not call.
-
-    A function begins with `local function` at the start of a line, and ends before the next unindented line.
-    """
-    lines_of_parts: list[list[str]] = []
-    for line in lua.splitlines():
-        code = line.partition("--")[0].rstrip()
-        if code and not code[0].isspace() and code != "end":
-            lines_of_parts.append([])
-        if code:
-            lines_of_parts[-1].append(code)
-    parts = [_read_part("\n".join(lines)) for lines in lines_of_parts]
-    functions = {part.function: part for part in parts if part.function is not None}
-    reached = [part for part in parts if part.function is None]
-    names = _names_in(reached)
-    while called := names & functions.keys():
-        added = [functions.pop(name) for name in sorted(called)]
-        names = _names_in(added)  # the names in earlier parts were handled before
-        reached += added
-    return reached
-
-
-def _names_in(parts: Iterable[_ScriptPart]) -> set[str]:
-    return {name for part in parts for name in part.names}
 
 
 def _key_type_of(command: str) -> str:

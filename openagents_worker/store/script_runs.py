@@ -42,6 +42,7 @@ class ScriptRuns:
         self._cell = cell
         self._permissions = _ScriptPermissions(cell)
         self._persistence_info: PersistenceInfo | None = None
+        self._loading: set[str] = set()
 
     def command(self, call: ScriptCall[T]) -> tuple[Any, ...]:
         """The command that runs the script. `result` parses its reply, `after_error` handles its error."""
@@ -60,7 +61,14 @@ class ScriptRuns:
         try:
             if not isinstance(error, exceptions.NoScriptError):
                 raise error
-            yield ("SCRIPT", "LOAD", source)
+            # Runs that start together need the same script. The other commands follow the first SCRIPT LOAD,
+            # usually on the same connection, so one is enough.
+            if sha not in self._loading:
+                self._loading.add(sha)
+                try:
+                    yield ("SCRIPT", "LOAD", source)
+                finally:
+                    self._loading.discard(sha)
             try:
                 reply = yield ("EVALSHA", sha, *arguments)
             except exceptions.NoScriptError:  # another Redis has become the master, or scripts are flushed

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.facts import facts_as_text
+from openagents_worker.store.lua_keys import with_keys_inline
 from openagents_worker.store.scripts import Script, ScriptCall
 from openagents_worker.store.states import states_as_text
 
@@ -254,4 +255,4 @@ class Lab:
 
 def _as_loaded(lua: str) -> str:
     """A part of a script as it is sent to Redis."""
-    return facts_as_text(states_as_text(lua))
+    return with_keys_inline(facts_as_text(states_as_text(lua)))

@@ -18,8 +18,8 @@ from tests.properties.stories import Stories, tell
 
 SEEDS = 10  # chance finds the guards without a story in the histories of the first few
 
-LIVE = "if not run or run.fence ~= F or run.state ~= STATE.running then return nil end"
-HOLDS = "if redis.call('HGET', k.session(run.session), 'holder') ~= R then return nil end"
+LIVE = "if not run or run.fence ~= F or run.state ~= STATE.running then return false end"
+HOLDS = "return redis.call('HGET', k.session(run.session), 'holder') == run.id"
 
 
 @dataclass(frozen=True, init=False)
@@ -53,7 +53,7 @@ GUARDS = (
     Guard(
         "a write needs a run that is running",
         (LIVE, LIVE.replace(" or run.state ~= STATE.running", "")),
-        (HOLDS, ""),
+        (HOLDS, "return true"),
     ),
     Guard(
         "claim checks the lease of the worker",
@@ -647,7 +647,7 @@ GUARDS = (
     ),
     Guard(
         "an end removes the run from the queue",
-        ("  else\n    redis.call('ZREM', k.session_queue(S), run.id)\n  end", "  end"),
+        ("    redis.call('ZREM', k.session_queue(S), run.id)\n    local head = ", "    local head = "),
     ),
     Guard(
         "an end removes the run from the due runs",
@@ -788,7 +788,7 @@ GUARDS = (
     ),
     Guard(
         "every event has the next number",
-        ("'seq', count) - count", "'seq', count) - count + (final and 1 or 0)"),
+        ("'seq', left) - left", "'seq', left) - left + (final and 1 or 0)"),
     ),
 )
 GUARDS += (

@@ -61,10 +61,14 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
     store = AsyncStore(Cell(redis_url))
     await store.run(scripts.wake(limit=1))
     await store.redis.script_flush()
+    await store.redis.config_resetstat()
 
-    answers = await asyncio.gather(*(store.run(scripts.wake(limit=1)) for _ in range(10)))
+    answers = await asyncio.gather(*(store.run(scripts.wake(limit=1)) for _ in range(100)))
 
-    assert answers == [((), 0, ())] * 10
+    assert answers == [((), 0, ())] * 100
+    commands = await store.redis.info("commandstats")
+    assert commands["cmdstat_script|load"]["calls"] == 1
+    assert "cmdstat_eval" not in commands
     await store.close()
 
 

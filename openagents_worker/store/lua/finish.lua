@@ -3,8 +3,7 @@
 --#include end_run
 local run = load(run_id)
 if run and run.fence == fence and TERMINAL[run.state] then return reply{answer = 'OK'} end
-run = live(run_id, fence)
-if not run then return reply{answer = 'FENCED'} end
+if not is_live(run, fence) then return reply{answer = 'FENCED'} end
 local S = run.session
 if run.interrupted == 'rollback' and end_state == STATE.completed then -- the caller must end it as cancelled
   if batch_no > run.emit_no then

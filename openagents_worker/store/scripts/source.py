@@ -13,9 +13,11 @@ from importlib import resources
 from typing import Any
 
 from openagents_worker.store.facts import facts_as_text, with_fact_sets
-from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions
+from openagents_worker.store.lua_keys import left_in_place_in_lua, lua_key_functions, with_keys_inline
+from openagents_worker.store.lua_parts import without_unused
 from openagents_worker.store.permission import MISSING_RIGHTS_MARK
 from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
+from openagents_worker.store.run_fields import run_fields_in_lua
 from openagents_worker.store.scripts.replies import reply_in_lua
 from openagents_worker.store.states import states_as_text, with_state_sets
 
@@ -39,8 +41,8 @@ class Script:
         """The name and the attributes of the span of a call."""
         self.reply = reply
         types, self.body = _types_and_body(name)
-        body = f"{types}\n{self.body}"
-        parts = [lua_key_functions(body), _arguments(parameters), reply_in_lua(reply), body]
+        body = with_keys_inline(f"{types}\n{self.body}")
+        parts = [lua_key_functions(body), _arguments(parameters, body), reply_in_lua(reply), body]
         self.source = "\n".join(part for part in parts if part)
         self.sha, _ = _with_sha(self.source)
 
@@ -114,22 +116,34 @@ def _right_in_lua(right: Right) -> str:
     return f"{{'{right.command}'{key}}}"
 
 
-def _arguments(parameters: dict[str, Any]) -> str:
+def _arguments(parameters: dict[str, Any], body: str) -> str:
     """Lua code that reads ARGV into locals, in the order of the signature. A list is its length and items."""
-    lines = [
-        "local at_ = 0",
-        "local function one_() at_ = at_ + 1 return ARGV[at_] end",
-        "local function many_() local t = {} for i = 1, tonumber(one_()) do t[i] = one_() end return t end",
-    ]
-    lines += [f"local {name} = tonumber(one_())" for name in _COMMON]
+    lines = ["local argv_ = ARGV"]
+    lines += [f"local {name} = tonumber(argv_[{at}])" for at, name in enumerate(_COMMON, 1) if name in body]
+    after_list, offset = "", len(_COMMON) + 1
     for name, kind in parameters.items():
+        at = f"{after_list}{offset}".removesuffix(" + 0")
         if kind in (int, bool):
-            lines.append(f"local {name} = tonumber(one_())")
+            lines.append(f"local {name} = tonumber(argv_[{at}])")
         elif kind is str:
-            lines.append(f"local {name} = one_()")
+            lines.append(f"local {name} = argv_[{at}]")
+        elif after_list:
+            lines.append(f"local {name}; {name}, at_ = list_({at})")
         else:
-            lines.append(f"local {name} = many_()")
+            lines += [_READ_LIST, f"local {name}, at_ = list_({at})"]
+        if kind in (int, bool, str):
+            offset += 1
+        else:
+            after_list, offset = "at_ + ", 0
     return "\n".join(lines)
+
+
+# list_(at): the list at this position, and the position after it.
+_READ_LIST = """local function list_(at)
+  local t, n = {}, tonumber(argv_[at])
+  for i = 1, n do t[i] = argv_[at + i] end
+  return t, at + n + 1
+end"""
 
 
 _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
@@ -147,7 +161,8 @@ def _types_and_body(name: str) -> tuple[str, str]:
     """The library that precedes every script (`lib/types.lua`), and the script with its other libraries."""
     done: set[str] = set()
     types = _with_libraries("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
-    return types, with_fact_sets(with_state_sets(_with_libraries(f"{name}.lua", done)))
+    body = without_unused(_with_libraries(f"{name}.lua", done))
+    return types, run_fields_in_lua(with_fact_sets(with_state_sets(body)))
 
 
 @cache  # many scripts include the same library

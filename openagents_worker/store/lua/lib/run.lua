@@ -1,15 +1,11 @@
 --#include time
 -- The record of a run and its events. A script that changes the state also writes the event.
-local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
-  'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
-  'suspicion', 'on_busy', 'interrupted', 'force_at', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
-
 local MOST = 2 ^ 53 -- the largest integer that a Lua number represents exactly
 
 -- count_of(text): a counter of a record; a value that is not a whole number (another program may have written it) counts as 0
 local function count_of(text)
   local number = tonumber(text)
-  return number and number >= 0 and number <= MOST and math.floor(number) == number and number or 0
+  return number and number >= 0 and number <= MOST and number % 1 == 0 and number or 0
 end
 
 -- mend(R, name): replaces a counter that is not a whole number, for which HINCRBY would fail
@@ -18,12 +14,14 @@ local function mend(R, name)
   redis.call('HSET', k.run(R), name, newest and string.match(newest[1], '^%d+') or '0')
 end
 
-local COUNTS_FROM = #RUN_FIELDS - 3
+-- The fields that this script needs, of which the last ones are counters, and run_of(R, values): their values as a table with numbers as numbers.
+-- `store/run_fields.py` replaces this line
+local RUN_FIELDS, COUNTERS_FROM, run_of = fields_of_runs(count_of)
 
 -- keys_of(R): the keys that live as long as the run
 local function keys_of(R) return {k.run(R), k.facts(R), k.decisions(R), k.events(R), k.journal(R)} end
 
--- load(R): the record as a table with numbers as numbers; nil if it does not exist. An invalid number counts as 0
+-- load(R): the record (`run_of`); nil if it does not exist
 local function load(R)
   local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
   if values.err then
@@ -34,13 +32,9 @@ local function load(R)
     return nil
   end
   if not values[1] then return nil end
-  local run = {id = R}
-  for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
-  for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format', 'force_at'}) do
-    run[name] = count_of(run[name])
-  end
+  local run = run_of(R, values)
   run.life = math.max(run.life, 1) -- also without a valid number: watchers take no event of life 0
-  for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY accepts only whole numbers
+  for i = COUNTERS_FROM, #RUN_FIELDS do -- HINCRBY accepts only whole numbers
     local count = values[i]
     if count and (#count > 15 or not string.find(count, '^%d+$')) then mend(R, RUN_FIELDS[i]) end
   end
@@ -150,35 +144,48 @@ local function add_again(run, seq, left, ...)
   return seq
 end
 
+-- add(stream, left, number, entry…): adds an entry; returns its id, or the error of Redis. The last entry of a batch (`left` entries follow it)
+-- shortens the stream
+local function add(stream, left, number, ...)
+  if left > 0 then return redis.pcall('XADD', stream, number .. '-0', ...) end
+  return redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, number .. '-0', ...)
+end
+
 -- append(run, events): events = {name, payload, name, payload, …}; gives each event its seq, stores it and publishes it.
 -- The published envelope is complete. The stored entry omits what readers of the stream know: the ids, and `seq`, which is the id of the entry.
 -- All entries have the same fields in the same order, so that Redis stores the field names only once.
 -- A piece of a text (see LIVE) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
-  local count = 0
-  for i = 1, #events, 2 do if not LIVE[named(events[i])] then count = count + 1 end end
-  local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
-  local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
-  local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
-  local middle, number = envelope_middle(run), 0
+  local names, ended_calls, pieces, left, is_ended = {}, {}, {}, 0, {}
   for i = 1, #events, 2 do
     local name, ended_call, piece = named(events[i])
-    local payload = events[i + 1]
+    names[i], ended_calls[i], pieces[i] = name, ended_call, piece
+    if ended_call then is_ended[ended_call] = true end
+    if not LIVE[name] then left = left + 1 end
+  end
+  local seq = left > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', left) - left
+  local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
+  local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
+  local middle = envelope_middle(run)
+  for i = 1, #events, 2 do
+    local name, payload = names[i], events[i + 1]
     if LIVE[name] then
-      if piece then keep_piece(run, piece, LIVE[name]) end
+      if pieces[i] and not is_ended[pieces[i].call] then keep_piece(run, pieces[i], LIVE[name]) end -- else nobody could read it before its end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
-      if ended_call then forget_text(run, ended_call) end
-      seq, number = seq + 1, number + 1
+      if ended_calls[i] then forget_text(run, ended_calls[i]) end
+      seq, left = seq + 1, left - 1
       local is_final = final and i == #events - 1
-      local stored = redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life,
-        'attempt', attempt, 'worker', run.owner, 'at', now, 'final', is_final and '1' or '0', 'payload', payload)
+      local number = digits(seq)
+      local stored = add(stream, left, number, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
+        'final', is_final and '1' or '0', 'payload', payload)
       if type(stored) ~= 'string' then
-        seq = add_again(run, seq, count - number, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
+        seq = add_again(run, seq, left, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
           'final', is_final and '1' or '0', 'payload', payload)
+        number = digits(seq)
       end
-      redis.call('PUBLISH', channel, envelope(name, digits(seq), middle, payload, is_final))
+      redis.call('PUBLISH', channel, envelope(name, number, middle, payload, is_final))
     end
   end
 end
@@ -193,12 +200,16 @@ local function next_fence(run, nonce)
   return digits(token + 1) .. ':' .. (nonce or '')
 end
 
+-- is_live(run, F): whether the owner with this fence may write; false also without a record
+local function is_live(run, F)
+  if not run or run.fence ~= F or run.state ~= STATE.running then return false end
+  return redis.call('HGET', k.session(run.session), 'holder') == run.id
+end
+
 -- live(R, F): the record if the owner with this fence may write, else nil
 local function live(R, F)
   local run = load(R)
-  if not run or run.fence ~= F or run.state ~= STATE.running then return nil end
-  if redis.call('HGET', k.session(run.session), 'holder') ~= R then return nil end
-  return run
+  return is_live(run, F) and run or nil
 end
 
 -- wake_of(run): marks a wake-up as sent and returns it (`Wake`). Callers set `is_ended` if the run is over
