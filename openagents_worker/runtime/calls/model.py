@@ -23,7 +23,7 @@ from openagents_worker.llm.base import (
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
 from openagents_worker.models.usage import usage_of
-from openagents_worker.runtime.calls.extending import more_of
+from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
@@ -86,6 +86,8 @@ class RecordedModel(ModelClient):
 
     async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it."""
+        if self._recorder.budget.clock is not None:
+            await more_time(self._recorder)
         while (exhausted := self._over_budget()) is not None:
             name_of_limit = "max_cost_usd" if exhausted.kind == "cost" else "max_total_tokens"
             current, limit = exhausted.current or 0, exhausted.limit or 0
