@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
+from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import clock
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime import plugins, talking
@@ -82,7 +84,7 @@ async def test_a_limit_ends_the_run_with_its_own_stop_reason(
     assert ended.usage.llm_calls == len(script.asked.get("r1", ())) <= 2
     context = ended.error_details.context
     assert (context["kind"], context["limit"]) == (kind, small)
-    assert context["current"] >= small
+    assert context["current"] >= small or kind == "cost"
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -139,6 +141,86 @@ async def test_a_run_that_was_extended_before_goes_on_after_a_death(
 
     assert record.state is RunState.COMPLETED, record.result
     assert len(script.asked["r1"]) == 4
+
+
+# --- cost ------------------------------------------------------------------------------------------------
+
+
+class Parallel(PatternPlugin):
+    """Asks the model twice at the same time."""
+
+    async def execute(self) -> list[str]:
+        replies = await asyncio.gather(*(self.context.call_llm(text) for text in ("one", "two")))
+        return [reply.output_text for reply in replies]
+
+
+def priced(url: str, **fields: Any) -> dict[str, Any]:
+    """An agent whose replies cost up to 1 USD: 1,000 tokens at 1,000 USD a million. They do cost 0.2 USD."""
+    llm = {"pricing": {"input": 0.0, "output": 1000.0}, "max_tokens": 1000}
+    talking = talker(url, **fields)
+    return {**talking, "llm": {**talking["llm"], **llm}}
+
+
+def cheap(*_: Any) -> dict[str, Any]:
+    return {"text": "Done.", "usage": {"input_tokens": 1, "output_tokens": 200}}
+
+
+async def test_a_call_that_may_exceed_the_cost_is_not_made(redis_url: str) -> None:
+    """The most that it can cost is reserved before: no call can exceed the limit without bound."""
+    async with ModelServer(cheap) as server, process(redis_url, priced(server.url)) as p:
+        refused = result(await p.run(budget={"max_cost_usd": 0.9}))
+        allowed = result(await p.run("r2", budget={"max_cost_usd": 1.0}))
+
+    assert (refused.stop_reason, refused.usage.llm_calls) == (StopReason.BUDGET_EXHAUSTED, 0)
+    assert "may cost 1.0" in refused.error_details.message
+    assert "llm.max_tokens" in refused.error_details.hint
+    assert (allowed.final_output, allowed.usage.cost_usd) == ("Done.", 0.2)
+
+
+@pytest.mark.parametrize(("limit", "side_by_side"), [(1.5, 1), (2.0, 2)])
+async def test_calls_side_by_side_reserve_their_cost_together(
+    redis_url: str, limit: float, side_by_side: int
+) -> None:
+    """A call that does not fit beside another one waits until that has ended, and cost less."""
+    working, most = 0, 0
+    both = asyncio.Event()
+
+    async def reply(asked: Any) -> dict[str, Any]:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        if working == side_by_side:
+            both.set()
+        await both.wait()
+        working -= 1
+        return cheap()
+
+    pattern = {"impl": f"{__name__}.Parallel"}
+    async with ModelServer(reply) as server, process(redis_url, priced(server.url, pattern=pattern)) as p:
+        ended = result(await p.run(budget={"max_cost_usd": limit}))
+
+    assert (ended.final_output, ended.usage.cost_usd) == (["Done.", "Done."], 0.4)
+    assert most == side_by_side
+
+
+async def test_a_pattern_cannot_catch_a_refused_call(redis_url: str) -> None:
+    """Nor go on with something else (B05)."""
+    pattern = {"impl": f"{__name__}.Careless"}
+    async with ModelServer(cheap) as server, process(redis_url, priced(server.url, pattern=pattern)) as p:
+        ended = result(await p.run(budget={"max_cost_usd": 0.5}))
+
+    assert (ended.stop_reason, ended.final_output) == (StopReason.BUDGET_EXHAUSTED, None)
+    assert [artifact.name for artifact in ended.artifacts] == ["draft"]
+
+
+class Careless(PatternPlugin):
+    """Adds an artifact, and catches every error of the model."""
+
+    async def execute(self) -> str:
+        self.add_artifact("draft", payload="so far")
+        with suppress(Exception):
+            await self.context.call_llm("one")
+        return "I do not need a model."
 
 
 # --- in the middle of a call -----------------------------------------------------------------------------
