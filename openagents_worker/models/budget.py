@@ -29,7 +29,7 @@ class RunBudget(RequestModel):
     max_cost_usd: float | None = Field(
         default=None,
         ge=0,
-        description="USD that the model's calls may cost. A call that may exceed it is not made. null: no limit.",
+        description="USD that model calls may cost; a call that may exceed it is not made. null: no limit.",
     )
     max_total_tokens: int | None = Field(
         default=None, ge=1, description="Tokens that the model's calls may use in total. null: no limit."
