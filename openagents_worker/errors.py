@@ -396,10 +396,25 @@ class ExecutionError(OpenAgentsError):
 
 
 class MaxStepsExceeded(ExecutionError):
-    """The run has reached its limit of steps or of tool calls."""
+    """The run has reached its limit of steps or of tool calls; fields as those of `BudgetExhausted`."""
 
     code = "execution.max_steps"
     http_status = 422
+    extra_fields = ("kind", "current", "limit")
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: str | None = None,
+        current: float | None = None,
+        limit: float | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.kind = kind
+        self.current = current
+        self.limit = limit
 
 
 class BudgetExhausted(ExecutionError):

@@ -363,6 +363,10 @@ class ModelClient:
         """The model's reply to the request. Subclasses implement it."""
         raise NotImplementedError
 
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        """What the request costs in USD if its reply is as long as it may be; None: it is not known."""
+        return None
+
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         """Cancel what a call has noted (`CallInfo.note`) and that goes on at the provider: its run is over.
 

@@ -99,6 +99,15 @@ class FallbackClient(ModelClient):
                 return True
         return False
 
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        """That of the dearest model whose price is known."""
+        costs = [
+            client.largest_cost_usd(request if position == 0 else replace(request, model=client.model_id))
+            for position, client in enumerate(self._clients)
+            if isinstance(client, ModelClient)
+        ]
+        return max((cost for cost in costs if cost is not None), default=None)
+
     def count_tokens(self, text: str) -> int:
         return self._clients[0].count_tokens(text)
 

@@ -44,6 +44,7 @@ from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of, wait_of
+from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
@@ -147,6 +148,9 @@ class HttpModelClient(ModelClient):
         usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
         usage = price(model, usage, self._options.pricing, served=reply.model)
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
+
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        return largest_cost_usd(request, request.model or self.model_id, self._options)
 
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)

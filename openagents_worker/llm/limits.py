@@ -157,6 +157,9 @@ class LimitedClient(ModelClient):
         model = request.model or self.model_id
         return await self._limiter.send(send, model=model, tokens=self._limiter.tokens_of(request))
 
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        return self._client.largest_cost_usd(request) if isinstance(self._client, ModelClient) else None
+
     def count_tokens(self, text: str) -> int:
         return self._client.count_tokens(text)
 

@@ -15,6 +15,7 @@ from openagents_worker.llm.base import (
     ModelClient,
     ModelRequest,
 )
+from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.options import reject_extras
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import words
@@ -31,7 +32,7 @@ class MockClient(ModelClient):
         self.provider_name = "mock"
         self.is_billed = False
         self.model_id = options.model or "mock"
-        self._pricing = options.pricing
+        self._options = options
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         text, calls = _answer(request.messages)
@@ -43,12 +44,15 @@ class MockClient(ModelClient):
         return LLMResponse(
             output_text=text,
             tool_calls=calls,
-            usage=price(name, estimate_usage(request.messages, reply_text), self._pricing),
+            usage=price(name, estimate_usage(request.messages, reply_text), self._options.pricing),
             stop_reason="tool_calls" if calls else "stop",
             finish_reason=FinishReason.TOOL_CALLS if calls else FinishReason.STOP,
             model=name,
             provider=self.provider_name,
         )
+
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        return largest_cost_usd(request, request.model or self.model_id, self._options)
 
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)

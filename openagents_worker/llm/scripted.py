@@ -19,6 +19,7 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.options import reject_extras
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, ScriptedUsage, words
@@ -103,6 +104,9 @@ class ScriptedClient(ModelClient):
             provider=self.provider_name,
             response_id=f"scripted-{ordinal}",
         )
+
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        return largest_cost_usd(request, request.model or self.model_id, self._options)
 
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)

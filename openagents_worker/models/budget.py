@@ -10,7 +10,7 @@ from openagents_worker.models.base import RequestModel
 
 __all__ = ["EXTENDABLE", "NO_LIMITS", "RunBudget"]
 
-EXTENDABLE = ("max_steps", "max_tool_calls", "max_cost_usd", "max_total_tokens")
+EXTENDABLE = ("max_steps", "max_tool_calls", "max_cost_usd", "max_total_tokens", "max_duration_ms")
 """The limits that can be extended while a run works."""
 
 
@@ -27,15 +27,17 @@ class RunBudget(RequestModel):
         default=None, ge=0, description="Number of tool calls. null: no limit."
     )
     max_cost_usd: float | None = Field(
-        default=None, ge=0, description="USD that the model's calls may cost. null: no limit."
+        default=None,
+        ge=0,
+        description="USD that model calls may cost; a call that may exceed it is not made. null: no limit.",
     )
     max_total_tokens: int | None = Field(
         default=None, ge=1, description="Tokens that the model's calls may use in total. null: no limit."
     )
     on_breach: Literal["end", "pause"] | None = Field(
         default=None,
-        description="What happens when steps, tool calls, cost or tokens are used up: the run ends (end), or "
-        "waits until somebody extends its budget (pause). null: end.",
+        description="What happens when steps, tool calls, cost, tokens or the duration are used up: the run "
+        "ends (end), or waits until somebody extends its budget (pause). null: end.",
     )
     max_resume_attempts: int | None = Field(
         default=None, ge=0, description="Number of retries of one failed call. null: 3."

@@ -23,7 +23,9 @@ async def more_steps(context: RunContext, limit: int) -> int:
 
     Raises `MaxStepsExceeded`. With `on_breach: pause`, the run waits here.
     """
-    exceeded = MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+    exceeded = MaxStepsExceeded(
+        f"Pattern exceeded max_steps ({limit})", kind="steps", current=limit, limit=limit
+    )
     ask = getattr(context, "more_steps", None)
     if ask is None:
         raise exceeded

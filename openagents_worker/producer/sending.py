@@ -11,7 +11,13 @@ from typing import Any, assert_never
 
 from pydantic import JsonValue, ValidationError
 
-from openagents_worker.arguments import optional_text, reject_unstorable, text_of_caller
+from openagents_worker.arguments import (
+    TEN_YEARS_MS,
+    number_of,
+    optional_text,
+    reject_unstorable,
+    text_of_caller,
+)
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, RunConflict
 from openagents_worker.jsontext import dumps
 from openagents_worker.models import EXTENDABLE, RunBudget, RunRecord
@@ -82,7 +88,8 @@ def extend(
     *,
     by: str | None = None,
 ) -> Plan[None]:
-    """Extend the budget of the run: limits of steps, tool calls, cost or tokens, none of them smaller.
+    """Extend the budget of the run: limits of steps, tool calls, cost, tokens or duration, none
+    of them smaller.
 
     A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
     extension when it needs it. Raises as `send` does.
@@ -110,6 +117,8 @@ def _extension_of(budget: RunBudget | Mapping[str, Any]) -> dict[str, Any]:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found[:5])
         raise RequestInvalid(f"the budget is not valid: {problems}") from None
+    if parsed.max_duration_ms is not None:
+        number_of("max_duration_ms", parsed.max_duration_ms, least=1, most=TEN_YEARS_MS)
     limits = parsed.model_dump(exclude_none=True)
     if other := sorted(limits.keys() - set(EXTENDABLE)):
         raise RequestInvalid(

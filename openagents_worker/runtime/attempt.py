@@ -48,6 +48,7 @@ from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginn
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.retry import Tries, back_off_ms
 from openagents_worker.runtime.rules import PREPARE_PART, REMEMBER
+from openagents_worker.runtime.run_deadline import RunDeadline
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
 from openagents_worker.runtime.supervision import Supervision
@@ -114,6 +115,7 @@ class Attempt:
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
         self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
+        self._deadline = RunDeadline(self._clock, self.facts, may_be_extended=claimed.journal_length > 0)
         self._tries = Tries.of(claimed, self._budget)
         # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
@@ -131,9 +133,7 @@ class Attempt:
             self._execute_phases(), name=f"run {self.identity.run_id}", context=self._code.context()
         )
         try:
-            await self.supervision.wait(execution, self._clock.left_s())
-            if not execution.done() and self.latch.reason is None:
-                self.latch.set(LatchReason.TIME_LIMIT, error=self._clock.exhausted())
+            await self._deadline.wait(execution, self.supervision, self.latch)
             return await self.supervision.uninterrupted(lambda: self._end(execution), name="end")
         finally:
             self._break_reference_cycles()
@@ -252,6 +252,7 @@ class Attempt:
         )
         recorder.limits = self._limits
         recorder.budget = WorkingBudget(self._budget, durable=recorder.is_durable)
+        self._deadline.apply_to(recorder, history.extended)
         return recorder
 
     async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:

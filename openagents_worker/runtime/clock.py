@@ -27,7 +27,8 @@ class RunClock:
 
     def __init__(self, limit_ms: int | None, active_ms: int) -> None:
         """`active_ms` is the active time of the earlier attempts."""
-        self._limit_ms = limit_ms
+        self.limit_ms = limit_ms
+        """None: no limit."""
         self._active_ms = active_ms
         self._started = time.monotonic()
 
@@ -37,13 +38,18 @@ class RunClock:
 
     def left_s(self) -> float | None:
         """Seconds left of the limit; None without a limit."""
-        if self._limit_ms is None:
+        if self.limit_ms is None:
             return None
-        return max(0.0, (self._limit_ms - self._active_ms) / 1000 - (time.monotonic() - self._started))
+        return max(0.0, (self.limit_ms - self._active_ms) / 1000 - (time.monotonic() - self._started))
 
-    def exhausted(self) -> BudgetExhausted:
-        """The error for a run that has used up its time."""
-        limit = self._limit_ms or 0
+    def extend(self, limit_ms: float | None) -> None:
+        """Raise the limit to this one, unless it is larger already or there is none."""
+        if self.limit_ms is not None and limit_ms is not None:
+            self.limit_ms = max(self.limit_ms, round(limit_ms))
+
+    def exhausted(self, limit_ms: int | None = None) -> BudgetExhausted:
+        """The error for a run that has used up its time. `limit_ms`: another limit than that of the clock."""
+        limit = limit_ms or self.limit_ms or 0
         return BudgetExhausted(
             f"Run duration limit ({limit}ms) exceeded", kind="duration", current=self.active_ms, limit=limit
         )

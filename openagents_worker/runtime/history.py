@@ -15,8 +15,9 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import Tries
-from openagents_worker.runtime.rules import Rules
+from openagents_worker.runtime.rules import EXTEND, Rules
 from openagents_worker.runtime.waits import open_waits
+from openagents_worker.runtime.working_budget import limits_in
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
@@ -72,6 +73,8 @@ class RunHistory:
     """The facts of the run, as of the claim."""
     interrupted: InterruptedCalls
     """Calls with effects that earlier attempts have begun and not recorded."""
+    extended: Mapping[str, float]
+    """The largest value of each limit in the recorded extensions of the budget."""
     definition_changed: bool
     """Whether the definition of the agent has changed since the run began."""
 
@@ -121,8 +124,18 @@ async def read_history(
         noted=_response_notes(claimed),
         facts=facts,
         interrupted=interrupted,
+        extended=_extended(records),
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
+
+
+def _extended(records: Sequence[Record]) -> dict[str, float]:
+    extended: dict[str, float] = {}
+    for record in records:
+        if record.kind == EXTEND:
+            for name, limit in limits_in(record.outcome.get("ok")).items():
+                extended[name] = max(limit, extended.get(name, limit))
+    return extended
 
 
 def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:

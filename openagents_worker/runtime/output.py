@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,16 @@ class OutputType:
         """
         output = _to_json_values(output)
         problem = await self._find_problem(output, checks, offload)
-        if problem is not None and isinstance(output, str):
-            output = parse_json_answer(output)
-            problem = await self._find_problem(output, checks, offload)
-        if problem is not None:
-            raise OutputMismatch(problem)
-        return output
+        if problem is None or not isinstance(output, str):
+            return _unless(problem, output)
+        try:
+            parsed = parse_json_answer(output)
+        except OutputMismatch:
+            for repaired in _json_inside(output):
+                if await self._find_problem(repaired, checks, offload) is None:
+                    return repaired
+            raise
+        return _unless(await self._find_problem(parsed, checks, offload), parsed)
 
     async def _find_problem(self, value: Any, checks: SchemaChecks, offload: Offload) -> str | None:
         problem = await checks.mistakes(self.checked, value, "field")
@@ -127,6 +132,21 @@ def parse_json_answer(text: str) -> Any:
         return loads(fenced.group(1) if fenced else text)
     except ValueError as error:
         raise OutputMismatch(f"the answer is not JSON: {error}") from error
+
+
+def _unless(problem: str | None, output: Any) -> Any:
+    """The output. Raises `OutputMismatch` if there is a problem."""
+    if problem is not None:
+        raise OutputMismatch(problem)
+    return output
+
+
+def _json_inside(text: str) -> Iterator[Any]:
+    """The JSON objects and lists that text of other kind surrounds: from the first brace to the last one."""
+    for opening, closing in ("{}", "[]"):
+        if (first := text.find(opening)) >= 0:
+            with suppress(ValueError):
+                yield loads(text[first : text.rfind(closing) + 1])
 
 
 async def validated_output(
@@ -214,8 +234,20 @@ async def _validate_once(
     except CheckLimitExceeded as error:
         recorder.checkpoints.record_check(key, {"error": error.to_dict()})
         raise
-    recorder.checkpoints.record_check(key, {"ok": FITS if validated is output else FITS_AS_JSON})
+    if validated is output:
+        recorder.checkpoints.record_check(key, {"ok": FITS})
+    elif _is_json(output):  # earlier versions do not find JSON with text around it, so they check it again
+        recorder.checkpoints.record_check(key, {"ok": FITS_AS_JSON})
     return validated
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is JSON and nothing else."""
+    try:
+        parse_json_answer(text)
+    except OutputMismatch:
+        return False
+    return True
 
 
 def _to_json_values(output: Any) -> Any:

@@ -46,6 +46,7 @@ from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
 from openagents_worker.runtime.rules import EXTEND, CallQuery, ReplayContradiction, model_calls_inside
 from openagents_worker.runtime.spans import call_span, count_replayed, end_call_span
+from openagents_worker.runtime.spending import Spending
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.waits import Waits
@@ -91,6 +92,7 @@ class Recorder:
         """The limits of the fleet for model calls. Set before the first call."""
         self.budget = WorkingBudget(NO_LIMITS, durable=durable)
         """The limits of the run. Set before the first call."""
+        self.spending = Spending()
         self._identity = identity
         self._history = history
         self._writer = writer

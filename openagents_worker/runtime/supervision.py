@@ -34,10 +34,13 @@ class Supervision:
         self.is_abandoned = False
         """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
 
-    async def wait(self, execution: asyncio.Task[Any], at_most_s: float | None) -> None:
-        """Wait until the code of the run has ended, until the latch is set, or until the time is over."""
+    async def wait(
+        self, execution: asyncio.Task[Any], at_most_s: float | None, *others: asyncio.Future[Any]
+    ) -> None:
+        """Wait until the code of the run has ended, until the latch is set, until one of the other futures is
+        done, or until the time is over."""
         try:
-            await any_done(execution, self._latch.is_set, at_most_s=at_most_s)
+            await any_done(execution, self._latch.is_set, *others, at_most_s=at_most_s)
         except GeneratorExit:  # the event loop is being discarded
             execution.cancel()
             raise

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.models import EXTENDABLE, RunBudget
+from openagents_worker.runtime.clock import RunClock
 
-__all__ = ["WorkingBudget", "limits_in"]
+__all__ = ["TIME", "WorkingBudget", "limits_in"]
+
+TIME = "max_duration_ms"
 
 
 class WorkingBudget:
@@ -18,6 +21,8 @@ class WorkingBudget:
         self.pauses = budget.on_breach == "pause" and durable
         self.extended: dict[str, float] = {}
         """The largest value of each limit in the extensions."""
+        self.clock: RunClock | None = None
+        """The time of the run, if it is limited. Set before the first call."""
         self._budget = budget
 
     def limit(self, name: str) -> Any:

@@ -62,7 +62,7 @@ async def test_a_run_waits_for_a_larger_budget(redis_url: str, limit: str) -> No
         await p.submit(budget={**budget, "on_breach": "pause"})
         parked = await p.execute()
         paused = await p.record()
-        asked = len(script.asked["r1"])
+        asked = len(script.asked.get("r1", ()))
         assert await p.execute()  # a lost message comes late
         assert await extend(p, **extension) == ["r1"]
         await p.execute()

@@ -84,8 +84,10 @@ def ended(record: RunRecord) -> tuple[RunState, Any]:
         json.dumps(PARIS),
         f"```json\n{json.dumps(PARIS, indent=2)}\n```",
         Weather(**PARIS),
+        f"Here is the weather:\n```json\n{json.dumps(PARIS)}\n```\nAsk me for more.",
+        f"It is this (see [1]): {json.dumps(PARIS)}.",
     ],
-    ids=["values", "text", "fenced text", "a model"],
+    ids=["values", "text", "fenced text", "a model", "fenced text in prose", "an object in prose"],
 )
 async def test_a_valid_output_is_json_values(answer: Any) -> None:
     """In whatever form the pattern returned it."""
@@ -107,6 +109,30 @@ async def test_an_invalid_output_is_explained(answer: Any, problem: str) -> None
     """In words for the model."""
     with pytest.raises(OutputMismatch, match=problem):
         await fitted_once(SCHEMA, answer)
+
+
+async def test_an_answer_with_text_around_it_needs_no_correction(redis_url: str) -> None:
+    """Models like to say something before the answer. The worker dies after that, and the next one agrees."""
+    prose = f"Sure! {json.dumps(PARIS)} Anything else?"
+    memory = {"impl": "tests.runtime.plugins.Diary", "config": {"gate": "g"}}
+    definition = agent(llm=scripted({"text": prose}), memory=memory)
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit(output_type=SCHEMA)
+
+        async def remembers() -> bool:
+            return "memory.writeback.started" in await one.event_names()
+
+        dying = await executed_until(one, remembers, "the memory stores the turn")
+        await crash(one, "r1", dying)
+        open_gates("g")
+        await two.execute()
+        record = await two.record()
+
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    assert record.usage.llm_calls == 1
 
 
 @pytest.mark.parametrize(("schema", "answer"), [({"type": "string"}, "42"), ({}, "[1]")])

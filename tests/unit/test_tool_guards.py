@@ -95,6 +95,10 @@ def events() -> Events:
     return Events()
 
 
+async def _nothing_new() -> None:
+    """Nobody has extended the budget."""
+
+
 @pytest.fixture
 def make_call(checks: SchemaChecks, events: Events) -> Any:
     """Makes a call of a tool, by default a valid one."""
@@ -109,7 +113,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
             in_progress=CallsInProgress(),
             budget=budget,
             rules=SimpleNamespace(next_kind=lambda: ""),
-            waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [])),  # nobody has extended it
+            waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [], refresh=_nothing_new)),
         )
         context: Any = SimpleNamespace(
             run_id="r", agent_id="a", run_request=request, run_state={}, recorder=recorder

@@ -333,7 +333,7 @@ def extend(run_id: str, limits: tuple[str, ...], by: str | None, as_json: bool) 
     """Extend the budget of a run.
 
     A run that waits because its budget is used up continues. Limits: max_steps, max_tool_calls,
-    max_cost_usd, max_total_tokens.
+    max_cost_usd, max_total_tokens, max_duration_ms.
 
     \b
     openagents-worker extend 2f9c1e max_cost_usd=2 max_steps=40

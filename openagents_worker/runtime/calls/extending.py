@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import BudgetExhausted, OpenAgentsError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.rules import EXTEND
-from openagents_worker.runtime.working_budget import limits_in
+from openagents_worker.runtime.working_budget import TIME, limits_in
 from openagents_worker.store.facts import FactKind
 
-__all__ = ["more_of", "more_steps"]
+__all__ = ["more_of", "more_steps", "more_time"]
 
 
 async def more_of(
@@ -21,9 +21,10 @@ async def more_of(
     Raises `exhausted` if the budget does not pause the run and nobody has extended it before.
     """
     budget, waits = recorder.budget, recorder.waits
-    is_extended = recorder.rules.next_kind() == EXTEND or bool(waits.facts.of(FactKind.EXTEND))
-    if not budget.pauses and not is_extended:
-        raise exhausted
+    if not budget.pauses and recorder.rules.next_kind() != EXTEND:
+        await waits.facts.refresh()  # an extension may have been stored that was not announced yet
+        if not waits.facts.of(FactKind.EXTEND):
+            raise exhausted
 
     async def make(info: CallInfo) -> Outcome:
         if info.emit is not None and waits.facts.stored_wait(info.call_id) is None:
@@ -44,3 +45,25 @@ async def more_steps(recorder: Recorder, limit: int, exhausted: OpenAgentsError)
     while (extended := int(recorder.budget.extended.get("max_steps", 0))) <= limit:
         await more_of(recorder, "max_steps", limit, limit, exhausted)
     return extended
+
+
+async def more_time(recorder: Recorder) -> None:
+    """Before a call is made: if the time of the run is used up, take an extension or wait for one.
+
+    Calls in progress end before a run waits here, so that nothing has to be made twice. A run whose budget
+    does not pause it ends, here or in the middle of a call (`RunDeadline`). Whether the time is over differs
+    from attempt to attempt, so a call that an earlier attempt has recorded here is replayed first.
+    """
+    while (exhausted := _out_of_time(recorder)) is not None:
+        await more_of(recorder, TIME, exhausted.current or 0, exhausted.limit or 0, exhausted)
+
+
+def _out_of_time(recorder: Recorder) -> BudgetExhausted | None:
+    """The error of a run that has no time for its next call; None if the call may be made."""
+    limit, clock = recorder.budget.limit(TIME), recorder.budget.clock
+    if limit is None or clock is None:
+        return None
+    following = recorder.rules.next_kind()
+    is_recorded = following == EXTEND and recorder.rules.next_name() == TIME
+    is_over = following is None and clock.active_ms >= limit
+    return clock.exhausted(limit) if is_recorded or is_over else None

@@ -14,6 +14,7 @@ from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
+from openagents_worker.runtime.calls.extending import more_time
 from openagents_worker.runtime.calls.interrupted import CallWithEffect, KnownOutcome, RecordedOutcome
 from openagents_worker.runtime.calls.recorded_values import Step, unwrapped
 from openagents_worker.runtime.context import AttemptContext, CallContext, writing_to
@@ -73,12 +74,14 @@ class RecordedFunctions:
         """The result of the function, from the journal or by calling it. Raises coded errors."""
         arguments = step.arguments(args, kwargs)
         digest = digest_of(canonical_json(arguments))
+        recorder = self._context.recorder
 
         async def make(info: CallInfo) -> Outcome:
+            if recorder.budget.clock is not None:
+                await more_time(recorder)
             self._emit_started(step, info, arguments)
             return await self._make_call(FunctionCall(step, info, arguments, args, kwargs))
 
-        recorder = self._context.recorder
         return step.decoded(await recorder.call("step", step.name, digest, make, may_repeat=step.idempotent))
 
     async def _make_call(self, call: FunctionCall) -> Outcome:

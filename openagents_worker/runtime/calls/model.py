@@ -23,8 +23,9 @@ from openagents_worker.llm.base import (
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
 from openagents_worker.models.usage import usage_of
-from openagents_worker.runtime.calls.extending import more_of
+from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.spending import Reservation
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
@@ -72,27 +73,36 @@ class RecordedModel(ModelClient):
         """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
+        reserved: list[Reservation] = []
+
         async def make(info: CallInfo) -> Outcome:
-            return await self._call_model(name, request, info)
+            return await self._call_model(name, request, info, reserved)
 
         content = {**request.content(), "model": name}
         if content["response_format"] == self._output_format:
             content["response_format"] = None
         digest, core = self._recorder.rules.prompt(content)
-        reply = LLMResponse.from_wire(await self._recorder.call("model", name, digest, make, core=core))
+        try:
+            wire = await self._recorder.call("model", name, digest, make, core=core)
+        finally:
+            for reservation in reserved:
+                reservation.settle()
+        reply = LLMResponse.from_wire(wire)
         if reply.usage is None or reply.usage.metadata.get("cost_usd") is None:
             self._unpriced.add(name)
         return reply
 
-    async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
-        """Make a model call and return its outcome. Emits `llm.called` before it."""
-        while (exhausted := self._over_budget()) is not None:
-            name_of_limit = "max_cost_usd" if exhausted.kind == "cost" else "max_total_tokens"
-            current, limit = exhausted.current or 0, exhausted.limit or 0
-            try:
-                await more_of(self._recorder, name_of_limit, current, limit, exhausted)
-            except BudgetExhausted as error:
-                return Outcome(error=error)
+    async def _call_model(
+        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
+    ) -> Outcome:
+        """Make a model call and return its outcome. Emits `llm.called` before it. Appends what it reserves to
+        `reserved`."""
+        if self._recorder.budget.clock is not None:
+            await more_time(self._recorder)
+        try:
+            await self._stay_within_budget(request, reserved)
+        except BudgetExhausted as error:
+            return Outcome(error=error)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
         annotate("gen_ai.provider.name", text_of(self.provider_name))
         started = self._clock()
@@ -167,32 +177,64 @@ class RecordedModel(ModelClient):
                 user_error=raised,
             )
 
-    def _over_budget(self) -> BudgetExhausted | None:
-        """The error if cost or tokens are used up. Not used for replayed calls: they cost nothing more."""
-        limits, usage = self._recorder.budget, self._recorder.usage
-        most_tokens = limits.limit("max_total_tokens")
-        if most_tokens is not None and usage.total_tokens >= most_tokens:
-            return BudgetExhausted(
-                f"token budget exhausted: {usage.total_tokens:,} of {most_tokens:,} tokens",
-                kind="tokens",
-                current=usage.total_tokens,
-                limit=most_tokens,
+    async def _stay_within_budget(self, request: ModelRequest, reserved: list[Reservation]) -> None:
+        """Reserve what the call may cost, if the run has a limit of cost. If the budget is used up, take an
+        extension or wait for one. Raises `BudgetExhausted`.
+
+        Not used for replayed calls: they cost nothing more.
+        """
+        while (exhausted := self._out_of_tokens()) is not None:
+            await more_of(
+                self._recorder, "max_total_tokens", exhausted.current or 0, exhausted.limit or 0, exhausted
             )
-        limit, spent = limits.limit("max_cost_usd"), usage.cost_usd
-        if limit is None:
-            return None
-        if spent is None:
-            if self._recorder.usage.llm_calls and not self._reported_unpriced:
-                self._reported_unpriced = True
-                self._writer.emit(
-                    "budget.cost_skipped", {"limit": limit, "reason": "the model's price is not known"}
-                )
-            return None
-        if spent < limit:
+        if self._recorder.budget.limit("max_cost_usd") is None:
+            return
+        inner, spending = self._inner, self._recorder.spending
+        most = (inner.largest_cost_usd(request) if isinstance(inner, ModelClient) else None) or 0.0
+        while (limit := self._cost_limit()) is not None:
+            if (exhausted := self._out_of_money(limit, most)) is not None:
+                await more_of(self._recorder, "max_cost_usd", exhausted.current or 0, limit, exhausted)
+            elif spending.reserved_usd and self._spent_usd + spending.reserved_usd + most > limit:
+                await spending.one_settled()  # it may cost less than was reserved for it
+            else:
+                reserved.append(spending.reserve(most))
+                return
+
+    def _out_of_tokens(self) -> BudgetExhausted | None:
+        most, used = self._recorder.budget.limit("max_total_tokens"), self._recorder.usage.total_tokens
+        if most is None or used < most:
             return None
         return BudgetExhausted(
-            f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD", kind="cost", current=spent, limit=limit
+            f"token budget exhausted: {used:,} of {most:,} tokens", kind="tokens", current=used, limit=most
         )
+
+    @property
+    def _spent_usd(self) -> float:
+        return self._recorder.usage.cost_usd or 0.0
+
+    def _cost_limit(self) -> float | None:
+        """The limit of cost; None if it cannot be checked, because the cost of earlier calls is not known."""
+        limit: float | None = self._recorder.budget.limit("max_cost_usd")
+        usage = self._recorder.usage
+        if usage.cost_usd is not None or not usage.llm_calls:
+            return limit
+        if not self._reported_unpriced:
+            self._reported_unpriced = True
+            self._writer.emit(
+                "budget.cost_skipped", {"limit": limit, "reason": "the model's price is not known"}
+            )
+        return None
+
+    def _out_of_money(self, limit: float, most: float) -> BudgetExhausted | None:
+        """The error if the cost is used up, or if this call alone may exceed the limit."""
+        spent, hint = self._spent_usd, None
+        message = f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD"
+        if not (self._recorder.usage.llm_calls and spent >= limit):
+            if spent + most <= limit:
+                return None
+            message += f" are spent, and the next model call may cost {most:.4f}"
+            hint = "a lower llm.max_tokens lets a call reserve less; max_cost_usd limits the whole run"
+        return BudgetExhausted(message, hint=hint, kind="cost", current=spent, limit=limit)
 
     def count_tokens(self, text: str) -> int:
         return self._inner.count_tokens(text)

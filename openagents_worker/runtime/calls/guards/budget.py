@@ -1,11 +1,11 @@
-"""The budget of tool calls: a run makes at most `max_tool_calls`."""
+"""The budget of tool calls: a run makes at most `max_tool_calls`, and none when its time is used up."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from openagents_worker.errors import MaxStepsExceeded
-from openagents_worker.runtime.calls.extending import more_of
+from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
 
 __all__ = ["budget"]
@@ -18,6 +18,14 @@ async def budget(call: ToolCall, proceed: Proceed) -> Any:
     """
     recorder, number = call.run.context.recorder, call.info.number
     while (limit := recorder.budget.limit("max_tool_calls")) is not None and number > limit:
-        exceeded = MaxStepsExceeded(f"Tool call limit ({limit}) exceeded", tool_id=call.tool_id)
+        exceeded = MaxStepsExceeded(
+            f"Tool call limit ({limit}) exceeded",
+            tool_id=call.tool_id,
+            kind="tool_calls",
+            current=number - 1,
+            limit=limit,
+        )
         await more_of(recorder, "max_tool_calls", number - 1, limit, exceeded)
+    if recorder.budget.clock is not None:
+        await more_time(recorder)
     return await proceed(call)

@@ -1,0 +1,47 @@
+"""The largest cost of a request: the only place that estimates it before the request is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openagents_worker.agents import LLMOptions
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import LLMUsage, ModelRequest
+from openagents_worker.llm.limits import REPLY_TOKENS
+from openagents_worker.llm.pricing import estimate_tokens, price
+
+__all__ = ["largest_cost_usd"]
+
+MEDIA_TOKENS = 1_500
+"""Tokens of a picture or another part of a message that is not text: its bytes say nothing about them."""
+
+
+def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:
+    """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
+
+    The tokens of the request are estimated, without those that its provider reads from a cache at a lower
+    price. Without `max_tokens`, the reply counts with `REPLY_TOKENS`.
+    """
+    asked = sum(map(_tokens_of, request.messages))
+    if request.tools:
+        asked += estimate_tokens(dumps(list(request.tools)))
+    answered = request.max_tokens or options.max_tokens or REPLY_TOKENS
+    usage = LLMUsage(asked, answered, asked + answered)
+    cost: float | None = price(model, usage, options.pricing).metadata["cost_usd"]
+    return cost
+
+
+def _tokens_of(message: Mapping[str, Any]) -> int:
+    content, calls = message.get("content") or "", message.get("tool_calls")
+    tokens = estimate_tokens(dumps(calls)) if calls else 0
+    if isinstance(content, str):
+        return tokens + estimate_tokens(content)
+    if isinstance(content, Sequence):
+        return tokens + sum(map(_tokens_of_part, content))
+    return tokens + estimate_tokens(dumps(content))
+
+
+def _tokens_of_part(part: Any) -> int:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    return estimate_tokens(text) if isinstance(text, str) else MEDIA_TOKENS
