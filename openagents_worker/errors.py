@@ -640,6 +640,8 @@ class ToolError(OpenAgentsError):
     """A tool failed. The model gets the error."""
 
     code = "tool.error"
+    was_executed: bool | None = True
+    """Whether the call may have had its effect. False: certainly not. None: nobody knows."""
 
     def __init__(self, message: str = "", tool_name: str = "", **fields: Any) -> None:
         fields.setdefault("tool_id", tool_name or None)

@@ -89,6 +89,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "artifact_count duration_ms"),
         _event("tool.preflight", "the result of a tool's own check before the run",
                "tool_id result", "duration_ms error"),
+        _event("tool.mcp.connect", "a connection to an MCP server was opened", "tool_id server mode"),
         _event("context.created", "pattern, tools and model are bound to the run"),
         _event("memory.inject.started", "`inject` of the memory begins"),
         _event("memory.injected", "`inject` of the memory has succeeded"),

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from openagents_worker.agents.llm import LLMOptions
-from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
+from openagents_worker.agents.part import LONGEST_MS, Part, problem
 from openagents_worker.agents.plugin_refs import (
     ContextAssemblerRef,
     MemoryRef,
@@ -26,6 +26,7 @@ from openagents_worker.agents.sections import (
     DiagnosticsRef,
     EventsRef,
     LoggingConfig,
+    McpLimits,
     MultiAgentConfig,
     SessionRef,
     SkillsRef,
@@ -184,15 +185,9 @@ class RuntimeConfig(Part):
         default=None,
         description="Which part of the transcript a run sees, for agents without this option. null: all.",
     )
-    mcp: dict[str, JsonValue] | None = Field(
-        default=None, description="Must be empty: MCP is not supported yet."
+    mcp: McpLimits | None = Field(
+        default=None, description="Limits for connections to MCP servers. null: the defaults."
     )
-
-    @model_validator(mode="after")
-    def _reject_mcp(self) -> RuntimeConfig:
-        if self.mcp:
-            raise not_supported("mcp", key=("mcp",))
-        return self
 
 
 class RuntimeRef(Part):

@@ -15,11 +15,13 @@ __all__ = [
     "DiagnosticsRef",
     "EventsRef",
     "LoggingConfig",
+    "McpLimits",
     "MultiAgentConfig",
     "SessionRef",
     "SkillsRef",
 ]
 
+LONGEST_S = 7 * 24 * 60 * 60
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -189,3 +191,38 @@ class MultiAgentConfig(Part):
         if self.enabled:
             raise not_supported("multi_agent", key=("enabled",))
         return self
+
+
+# --- MCP -------------------------------------------------------------------------------------------------
+
+
+class McpLimits(Part):
+    """The connections of a worker to MCP servers (`runtime.config.mcp`)."""
+
+    max_pooled_sessions: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Number of pooled connections of a worker. If all are in use, further calls have a "
+        "connection of their own.",
+    )
+    max_idle_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        le=LONGEST_S,
+        description="Seconds after which a pooled connection that nobody uses is closed.",
+    )
+    preflight_cache_success_ttl: float = Field(
+        default=300.0,
+        ge=0,
+        le=LONGEST_S,
+        description="Seconds for which the list of tools of a server is used for further runs. "
+        "0: each run asks the server.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}

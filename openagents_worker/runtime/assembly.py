@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from openagents_worker.agents import (
     AgentDefinition,
@@ -13,9 +14,11 @@ from openagents_worker.agents import (
     ContextAssemblerRef,
     LLMOptions,
     PluginRef,
+    ToolRef,
 )
 from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
+from openagents_worker.agents.sections import McpLimits
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
@@ -31,12 +34,15 @@ from openagents_worker.runtime.original.tools import single_tool
 from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import BUILTIN_TOOLS, BUILTIN_TOOLSETS
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.keyed import KeyedTool
 from openagents_worker.tools.offload import Offload
 from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is_toolset
+
+if TYPE_CHECKING:
+    from openagents_worker.tools.mcp.connections import McpServers
 
 __all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
@@ -89,8 +95,9 @@ class AgentParts:
         return self._assembly.model(self.definition)
 
     def _part(self, slot: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        """A part of this agent. A built-in part is shared; a custom one is created for this attempt."""
-        if ref.type not in known:
+        """A part of this agent. A built-in part is shared; a custom one, and a toolset, which knows the tools
+        of its run, is created for this attempt."""
+        if ref.type not in known or ref.type in BUILTIN_TOOLSETS:
             return self._make(kind, ref, known)
         return self._assembly.shared(
             self.definition.id, slot, lambda: self._make_with_offload(kind, ref, known)
@@ -107,11 +114,13 @@ class AgentParts:
             plugin.run_sync = self._assembly.offload.in_thread
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
+        if isinstance(ref, ToolRef) and hasattr(plugin, "attach"):  # the toolset of an MCP server
+            plugin.attach(ref.id, self._assembly.mcp_servers, EnvironmentKey("", value=None).key)
         return OpenedAtUse(plugin) if kind == "tool" and is_toolset(plugin) else plugin
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         plugin = self._make_with_offload(kind, ref, known)
-        if ref.type not in known:
+        if ref.type not in known or ref.type in BUILTIN_TOOLSETS:
             self._own.append(plugin)
         return plugin
 
@@ -262,9 +271,18 @@ class Assembly:
             announced += [agent.id, dumps({"queue": agent.queue, "def_hash": self.hashes[agent.id]})]
         return announced
 
+    @cached_property
+    def mcp_servers(self) -> McpServers:
+        """The connections of all runs to MCP servers."""
+        from openagents_worker.tools.mcp.connections import McpServers  # imported late: few agents have one
+
+        return McpServers(self.config.runtime.config.mcp or McpLimits())
+
     async def aclose(self) -> None:
         for client in self._models.values():
             await client.aclose()
+        if "mcp_servers" in self.__dict__:
+            await self.mcp_servers.close()
         for part in self._shared.values():
             close = getattr(part, "close", None)
             if close is not None:

@@ -155,6 +155,10 @@ class Effects:
         self._writer.closed_at_park.update(own)  # a call that parks begins again at its first line
         return None
 
+    def keep(self, call_id: str) -> None:
+        """The intent of a call stays when the run parks."""
+        self._writer.closed_at_park.difference_update(_facts_of(call_id))
+
     def report(self, call_id: str, tool_id: str, resolution: Mapping[str, Any]) -> None:
         """Tell the next owner of the run what this attempt knows about its call, in the background."""
         by = {"by": LATE_OUTCOME, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
@@ -210,6 +214,11 @@ class Effect:
             return False
         self._is_written = True
         return True
+
+    def keep(self, info: CallInfo) -> None:
+        """Nobody knows whether the call had its effect: its intent stays when the run parks."""
+        if self._is_written:
+            self._effects.keep(info.call_id)
 
     def report_outcome(self, info: CallInfo, record: str) -> None:
         """The call has ended, but another worker owns the run: give it the record (JSON)."""

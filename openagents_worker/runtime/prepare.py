@@ -47,6 +47,7 @@ from openagents_worker.store.scripts import Claimed
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
+from openagents_worker.tools.toolset import OpenedAtUse
 
 __all__ = ["Prepared", "Preparation", "emit_beginning", "emit_resumed"]
 
@@ -239,6 +240,10 @@ class Preparation:
         checked = {
             id_: tool for id_, tool in self._parts.single_tools().items() if hasattr(tool, "preflight")
         }
+        for toolset_id, toolset in self._parts.toolsets.items():
+            if isinstance(toolset, OpenedAtUse):
+                with executing("tool", toolset_id), user_code(PatternError, prefix=f"toolset {toolset_id}: "):
+                    await toolset.warm_up(self._context)
         if self._was_prepared_by_place:
             return
         if any(type(tool).preflight is not ToolPlugin.preflight for tool in checked.values()):

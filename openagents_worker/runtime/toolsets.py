@@ -85,7 +85,10 @@ class RunTools:
             toolset = self._toolsets.get(toolset_id)
             if toolset is None or toolset_id in self._single:
                 toolset = RemovedToolset(toolset_id)
-            for listed in await self._listed(toolset_id, toolset):
+            tools_of_set = await self._listed(toolset_id, toolset)
+            if (recorded := getattr(toolset, "recorded", None)) is not None:
+                recorded(tools_of_set)
+            for listed in tools_of_set:
                 if listed.name in tools:
                     raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}")
                 tools[listed.name] = self._bind(listed.name, listed, toolset_id, toolset)
@@ -156,6 +159,8 @@ class ListedTool(ToolPlugin):
         super().__init__()
         self.name, self.description = described["name"], described["description"]
         self.durable_idempotent = not described["once"]
+        self.source: Mapping[str, Any] | None = described.get("source")
+        """What the toolset has said about itself for later calls of this tool."""
         self._parameters: dict[str, Any] = described["parameters"]
         self._spec = ToolExecutionSpec(**described["spec"])
 
@@ -187,12 +192,14 @@ def _description(toolset_id: str, tool: Any) -> dict[str, Any]:
     except PluginConfigError as error:
         raise _not_valid(toolset_id, f"{name!r}: {error.message}") from error
     spec = tool.execution_spec() if hasattr(tool, "execution_spec") else ToolExecutionSpec()
+    source = getattr(tool, "source", None)
     return {
         "name": name,
         "description": text_of(described.get("description") or ""),
         "parameters": parameters,
         "spec": spec.model_dump(exclude_defaults=True),
         "once": not getattr(tool, "durable_idempotent", True),
+        **({"source": dict(source)} if source else {}),
     }
 
 

@@ -39,6 +39,10 @@ class Toolset(Protocol):
         """Release the source. Called at the end of the attempt."""
         ...
 
+    # Two further methods are optional. `recorded(tools)` gets the tools with which the run began, in each
+    # attempt before the first call; they have what a listed tool had as `source`, a JSON object. `async
+    # warm_up(context)` is called in each attempt before the pattern begins.
+
 
 class SingleTool:
     """A tool as a toolset of one."""
@@ -85,6 +89,15 @@ class OpenedAtUse:
         if self._is_open:
             self._is_open = False
             await self._toolset.close()
+
+    def recorded(self, tools: Sequence[Any]) -> None:
+        if (take := getattr(self._toolset, "recorded", None)) is not None:
+            take(tools)
+
+    async def warm_up(self, context: Any) -> None:
+        if (warm_up := getattr(self._toolset, "warm_up", None)) is not None:
+            await self.open()
+            await warm_up(context)
 
 
 def is_toolset(plugin: Any) -> bool:

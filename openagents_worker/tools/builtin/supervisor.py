@@ -5,6 +5,9 @@ as JSON. It kills every process that the command has started when the command ha
 when nobody waits for the outcome any more: the worker closes stdin to cancel the call, and the system closes
 it, or sends SIGTERM on Linux, if the worker dies.
 
+`python supervisor.py serve WORKER_PID PROGRAM ARGUMENT…` executes a program that serves the worker over its
+stdin and stdout, with the environment of this process, until the program ends or SIGTERM comes.
+
 A command can start a process with a group and a session of its own, whose parent has ended. Such a process
 gets the supervisor as its parent (on Linux: PR_SET_CHILD_SUBREAPER), so it is found like the others. On other
 systems only the process group of the command is killed.
@@ -65,19 +68,9 @@ class Captured:
 def main() -> None:
     """Execute the command of the request. Print its process id first, and at the end how it has ended."""
     request = json.loads(sys.stdin.buffer.readline())
-    if _IS_LINUX:
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    wakeup, wakeup_end = os.pipe()
-    for end in (wakeup, wakeup_end):
-        os.set_blocking(end, False)
-    signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # only for its byte in the pipe
-    if _IS_LINUX:
-        # A process that the worker has forked since then may keep stdin open after the worker's death.
-        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != request["worker_pid"]:
-            return
+    wakeup = _woken_by_signals(request["worker_pid"])
+    if wakeup is None:
+        return
     try:
         command = _start(request)
     except (OSError, ValueError) as error:
@@ -90,6 +83,68 @@ def main() -> None:
         kill_all(command)
     if outcome is not None:
         _print(outcome)
+
+
+def serve(worker_pid: int, argv: list[str]) -> int:
+    """Execute a program with the standard streams of this process. Returns its exit code.
+
+    When it has ended, and if the worker ends this process or dies, all that it has started is killed.
+    """
+    wakeup = _woken_by_signals(worker_pid)
+    if wakeup is None:
+        return 0
+
+    def prepare() -> None:
+        if _IS_LINUX:
+            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    try:
+        program = Popen(argv, start_new_session=True, preexec_fn=prepare)  # noqa: S603 - see above
+    except OSError as error:
+        print(f"{argv[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        return 127
+    os.close(0)  # so that the worker and the program see the end of each other
+    os.close(1)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(wakeup, selectors.EVENT_READ)
+            while program.poll() is None:
+                selector.select()
+                if signal.SIGTERM in _received(wakeup):
+                    break
+                _reap_others(program.pid)
+    finally:
+        kill_all(program)
+    return program.returncode or 0
+
+
+def _reap_others(pid: int) -> None:
+    """Reap the ended processes that were adopted, but not the program itself: `Popen` waits for it."""
+    if not _IS_LINUX:  # there, none is adopted
+        return
+    with suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid == pid:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def _woken_by_signals(worker_pid: int) -> int | None:
+    """A pipe with a byte for each SIGCHLD and SIGTERM; None if the worker has already died."""
+    if _IS_LINUX:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    wakeup, wakeup_end = os.pipe()
+    for end in (wakeup, wakeup_end):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # only for its byte in the pipe
+    if _IS_LINUX:
+        # A process that the worker has forked since then may keep stdin open after the worker's death.
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != worker_pid:
+            return None
+    return wakeup
 
 
 def _start(request: dict[str, Any]) -> Popen[bytes]:
@@ -222,4 +277,6 @@ def _print(outcome: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        sys.exit(serve(int(sys.argv[2]), sys.argv[3:]))
     main()

@@ -34,6 +34,14 @@ async def intent(call: ToolCall, proceed: Proceed) -> Any:
         if not call.has_begun:
             effect.report_not_begun(call.info)
         raise
+    except ToolError as error:
+        if error.retryable and error.was_executed is not True:
+            # The next attempt makes the call: at once if it was not executed, otherwise as `on_interrupted`
+            # of the tool says.
+            call.has_begun = False
+            if error.was_executed is None:
+                effect.keep(call.info)
+        raise
 
 
 def _with_effect(call: ToolCall, effect: Effect) -> CallWithEffect:

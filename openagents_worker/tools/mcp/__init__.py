@@ -1,0 +1,1 @@
+"""MCP: the tools of servers that speak the Model Context Protocol. Only `sdk` imports the official SDK."""

@@ -1,0 +1,420 @@
+"""One connection to an MCP server: the only place that opens, uses and closes it.
+
+One task opens the connection, keeps it, and closes it: the cancel scopes of anyio belong to a task. Calls are
+made from other tasks. A call that fails says whether the server can have executed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+
+from openagents_worker.redaction import safe_message
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.tools.mcp.http import (
+    KEY,
+    SESSION_GONE,
+    HttpFailure,
+    client_factory,
+    request_key,
+    trusted_certificates,
+)
+from openagents_worker.tools.mcp.options import ServerOptions
+from openagents_worker.tools.mcp.sdk import Message, RequestFailed, Sdk, load_sdk
+from openagents_worker.tools.mcp.stdio import ServerProcess, stdio_transport
+
+__all__ = ["Connection", "ConnectionFailed", "Endpoint"]
+
+log = get_logger(__name__)
+
+CLOSE_TIMEOUT_S = 20.0  # a server is killed after a few seconds; then this is only for the system
+CANCEL_TIMEOUT_S = 2.0
+MAX_TEXT = 500
+NOT_STREAMABLE = frozenset({400, 404, 405, 406})  # the server may speak the older protocol, SSE
+
+
+@dataclass(eq=False)
+class ConnectionFailed(Exception):
+    """A connection was not opened, or was lost. `may_have_run`: the server may have executed the call."""
+
+    reason: str
+    may_have_run: bool = False
+    status: int | None = None
+    retry_after_ms: int | None = None
+    is_final: bool = False
+    """Whether the same call would fail again, as its answer is too large."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether a new connection can make the call."""
+        return self.status in (None, SESSION_GONE) and not self.is_final
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server with all that is needed to connect: `argv` and `env` of a process, or headers."""
+
+    options: ServerOptions
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Connection:
+    """A connection that is open from `open` to `close`, or until it is lost."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.shown = endpoint.options.shown
+        self.capabilities: dict[str, Any] = {}
+        self.has_changed_tools = False
+        """Whether the server has said that its list of tools is another one now."""
+        self.pid: int | None = None
+        self._sdk: Sdk
+        self._session: Any = None
+        self._process: ServerProcess | None = None
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._problem: ConnectionFailed | None = None
+        self._last_failure: HttpFailure | None = None
+        self._waiting: dict[str, asyncio.Future[HttpFailure]] = {}
+        """The calls that wait for their results, by key."""
+        self._sent: dict[str, Any] = {}
+        """The ids of the requests of these calls that were handed to the transport."""
+
+    @property
+    def is_open(self) -> bool:
+        return self._session is not None and not self._closing.is_set()
+
+    # --- open and close ----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect. Raises `ConnectionFailed`."""
+        self._sdk = await asyncio.to_thread(load_sdk)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # An empty context: the connection does not belong to the run that opens it.
+        self._task = asyncio.create_task(self._keep(ready), name=f"mcp {self.shown}", context=Context())
+        limit_s = self.endpoint.options.init_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(ready)
+        except TimeoutError:
+            await self.close()
+            raise ConnectionFailed(
+                f"the MCP server {self.shown} was not ready within {limit_s:g} s{self._lines()}"
+            ) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection. Afterwards no process of the server is left."""
+        self._closing.set()
+        task = self._task
+        if task is None:
+            return
+        for cancel in (False, True):
+            if cancel:
+                task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=CLOSE_TIMEOUT_S)
+            if done:
+                return
+        log.error("mcp.not_closed", server=self.shown)
+
+    async def _keep(self, ready: asyncio.Future[None]) -> None:
+        """Open the connection, and keep it until it is to be closed or is lost."""
+        problem: ConnectionFailed | None = None
+        try:
+            problem = await self._connected(ready)
+        except asyncio.CancelledError:
+            raise
+        except BaseExceptionGroup as group:
+            problem = self._failed(_first(group))
+        except Exception as error:  # noqa: BLE001 - the SDK and the transports raise anything
+            problem = self._failed(error)
+        finally:
+            self._session = None
+            self._problem = problem or ConnectionFailed(f"the connection to {self.shown} is closed")
+            if not ready.done():
+                ready.set_exception(self._problem)
+                ready.exception()  # nobody may be waiting any more
+            elif problem is not None:
+                log.warning("mcp.connection_lost", server=self.shown, error=problem.reason)
+
+    async def _connected(self, ready: asyncio.Future[None]) -> ConnectionFailed | None:
+        async with AsyncExitStack() as stack:
+            session = await self._open_session(stack)
+            self._session = session
+            if not ready.done():
+                ready.set_result(None)
+            closing = asyncio.create_task(self._closing.wait(), name="mcp closing")
+            lost = asyncio.create_task(self._lost.wait(), name="mcp lost")
+            try:
+                await asyncio.wait({closing, lost}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                closing.cancel()
+                lost.cancel()
+            self._session = None
+            if self._closing.is_set():
+                return None
+        return self._failed(None)
+
+    async def _open_session(self, stack: AsyncExitStack) -> Any:
+        """The session, agreed upon with the server. A server that speaks only SSE is asked again that way."""
+        options = self.endpoint.options
+        if options.transport != "auto" or options.url is None:
+            return await self._session_over(stack, options.transport)
+        trying = AsyncExitStack()
+        try:
+            async with trying:
+                session = await self._session_over(trying, "streamable_http")
+                stack.push_async_exit(trying.pop_all())
+                return session
+        except BaseException as error:
+            status = self._last_failure.status if self._last_failure is not None else None
+            if isinstance(error, asyncio.CancelledError) or status not in NOT_STREAMABLE:
+                raise
+        self._last_failure = None
+        return await self._session_over(stack, "sse")
+
+    async def _session_over(self, stack: AsyncExitStack, transport: str) -> Any:
+        read, write = await stack.enter_async_context(self._transport(transport))
+        self._lost = asyncio.Event()
+        tapped = _Tap(write, self._note_sent), _Watched(read, self._lost)
+        session = await stack.enter_async_context(self._sdk.session(tapped[1], tapped[0], self._on_message))
+        self.capabilities = await self._sdk.initialize(session)
+        return session
+
+    @asynccontextmanager
+    async def _transport(self, kind: str) -> AsyncIterator[tuple[Any, Any]]:
+        options = self.endpoint.options
+        if options.url is None:
+            self._process = ServerProcess(self.endpoint.argv, self.endpoint.env, options.cwd, self.shown)
+            async with stdio_transport(self._process, self._sdk) as streams:
+                self.pid = self._process.pid
+                yield streams
+            return
+        certificates = await asyncio.to_thread(trusted_certificates)
+        make_client = client_factory(self._sdk.httpx, self.endpoint.headers, certificates, self._on_failure)
+        if kind == "sse":
+            async with self._sdk.sse(options.url, make_client) as streams:
+                yield streams[0], streams[1]
+            return
+        async with make_client() as client, self._sdk.streamable_http(options.url, client) as streams:
+            yield streams[0], streams[1]
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    async def call(self, name: str, arguments: dict[str, Any], key: str) -> dict[str, Any]:
+        """The result of a tool as the protocol has it. `key` is the idempotency key of the call.
+
+        Raises `RequestFailed` if the server answers with an error, and `ConnectionFailed`. If this task is
+        cancelled, the server is told.
+        """
+        params = {"name": name, "arguments": arguments, "_meta": {KEY: key}}
+        try:
+            return await self._request(Message(method="tools/call", params=params), key)
+        finally:
+            self._sent.pop(key, None)
+
+    async def request(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of another request, which changes nothing. Raises as `call`."""
+        return await self._request(Message(method=method, params=params or None), "")
+
+    async def _request(self, message: Message, key: str) -> dict[str, Any]:
+        session = self._session
+        if session is None:
+            raise self._problem or ConnectionFailed(f"the connection to {self.shown} is closed")
+        failure: asyncio.Future[HttpFailure] = asyncio.get_running_loop().create_future()
+        if key:
+            self._waiting[key] = failure
+        asking = asyncio.create_task(self._sdk.request(session, message), name="mcp request")
+        assert self._task is not None
+        try:
+            waited: set[asyncio.Future[Any]] = {asking, failure, self._task}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done() and not failure.done():
+                await asyncio.wait({asking}, timeout=0)  # the end of the connection ends its requests
+            return self._outcome(asking, failure, key)
+        except asyncio.CancelledError:
+            self._cancel_at_server(key)
+            raise
+        finally:
+            self._waiting.pop(key, None)
+            failure.cancel()
+            await _ended(asking)
+
+    def _outcome(
+        self, asking: asyncio.Task[dict[str, Any]], failure: asyncio.Future[HttpFailure], key: str
+    ) -> dict[str, Any]:
+        """The result of a request. Raises `RequestFailed` or `ConnectionFailed`."""
+        if failure.done():
+            seen = failure.result()
+            reason = f"the MCP server {self.shown} has failed: {seen.reason}"
+            raise ConnectionFailed(reason, seen.may_have_run, seen.status, seen.retry_after_ms, seen.is_final)
+        error = asking.exception() if asking.done() and not asking.cancelled() else None
+        if asking.done() and error is None and not asking.cancelled():
+            return asking.result()
+        if isinstance(error, RequestFailed) and not error.is_closed:
+            raise error
+        problem = self._problem or self._failed(None if isinstance(error, RequestFailed) else error)
+        raise ConnectionFailed(problem.reason, may_have_run=key in self._sent, is_final=problem.is_final)
+
+    def _cancel_at_server(self, key: str) -> None:
+        """Tell the server that nobody waits for a call any more. Version 2 of the SDK does that itself."""
+        id_, session = self._sent.get(key), self._session
+        if id_ is None or session is None or self._sdk.is_second:
+            return
+
+        async def tell() -> None:
+            with suppress(Exception):
+                async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                    params = {"requestId": id_, "reason": "the call was cancelled"}
+                    await session.send_notification(Message(method="notifications/cancelled", params=params))
+
+        task = asyncio.create_task(tell(), name="mcp cancel", context=Context())
+        _telling.add(task)
+        task.add_done_callback(_telling.discard)
+
+    # --- what the session sees ---------------------------------------------------------------------------
+
+    def _note_sent(self, message: Any) -> None:
+        sent = self._sdk.to_json(message)
+        if (key := request_key(sent)) is not None and key in self._waiting:
+            self._sent[key] = sent.get("id")
+
+    def _on_failure(self, failure: HttpFailure) -> None:
+        self._last_failure = failure
+        waiting = self._waiting.get(failure.key) if failure.key is not None else None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(failure)
+        if failure.status in (None, SESSION_GONE) and self._session is not None:
+            self._session = None  # the next call opens a new one
+            self._lost.set()
+
+    async def _on_message(self, message: Any) -> None:
+        if isinstance(message, Exception):
+            log.warning("mcp.invalid_message", server=self.shown, text=safe_message(str(message), MAX_TEXT))
+        elif self._sdk.is_list_change(message):
+            self.has_changed_tools = True
+
+    def _failed(self, error: BaseException | None) -> ConnectionFailed:
+        """Why the connection is lost, as far as it is known."""
+        failure = self._last_failure
+        if failure is not None:
+            reason, status, delay_ms = failure.reason, failure.status, failure.retry_after_ms
+            is_final = failure.is_final
+        else:
+            status = delay_ms = None
+            problem = self._process.problem if self._process is not None else None
+            is_final = problem is not None
+            reason = problem or ("it has ended" if error is None else _text_of(error))
+        text = f"the MCP server {self.shown} cannot be used: {reason}{self._lines()}"
+        return ConnectionFailed(text, status=status, retry_after_ms=delay_ms, is_final=is_final)
+
+    def _lines(self) -> str:
+        """The last lines of its stderr, for error messages."""
+        if self._process is None or not self._process.last_lines:
+            return ""
+        return f" (stderr: {safe_message(' | '.join(self._process.last_lines), MAX_TEXT)})"
+
+
+_telling: set[asyncio.Task[None]] = set()
+"""Tasks that tell servers of cancelled calls. asyncio itself keeps no reference to a task."""
+
+
+class _Tap:
+    """The stream to a transport. Calls `note` for each message before the transport gets it."""
+
+    def __init__(self, stream: Any, note: Any) -> None:
+        self._stream = stream
+        self._note = note
+
+    async def send(self, message: Any) -> None:
+        self._note(message)
+        await self._stream.send(message)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def __aenter__(self) -> _Tap:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class _Watched:
+    """The stream from a transport. Sets `ended` at its end."""
+
+    def __init__(self, stream: Any, ended: asyncio.Event) -> None:
+        self._stream = stream
+        self._ended = ended
+
+    @property
+    def last_context(self) -> Any:
+        """Read by version 2 of the SDK."""
+        return getattr(self._stream, "last_context", None)
+
+    async def receive(self) -> Any:
+        try:
+            return await self._stream.receive()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    def __aiter__(self) -> _Watched:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._stream.__anext__()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    async def aclose(self) -> None:
+        self._ended.set()
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def __aenter__(self) -> _Watched:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that is not needed any more, and take its exception."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return safe_message(error.strerror, MAX_TEXT)
+    return safe_message(f"{type(error).__name__}: {error}".removesuffix(": "), MAX_TEXT)

@@ -1,0 +1,161 @@
+"""Servers that speak HTTP: the only place that bounds their answers, and sees why a request has failed.
+
+The transports of the SDK turn each failure into another error, or into none. Whether a call may be made again
+depends on whether the server can have got it.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import httpx
+
+from openagents_worker.redaction import safe_message
+from openagents_worker.retry_after import retry_after_ms
+from openagents_worker.tools.mcp.stdio import MAX_MESSAGE_BYTES
+
+__all__ = ["KEY", "SESSION_GONE", "HttpFailure", "client_factory", "request_key", "trusted_certificates"]
+
+CONNECT_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 60.0
+SESSION_GONE = 404
+REFUSED = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429})
+"""Statuses of requests that were not executed."""
+MAX_REASON_CHARS = 300
+KEY = "openagents-worker/idempotencyKey"
+"""The entry of `_meta` with the idempotency key of a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFailure:
+    """A request that has failed. `key` is that of its call; None for another request."""
+
+    key: str | None
+    reason: str
+    status: int | None = None
+    may_have_run: bool = True
+    retry_after_ms: int | None = None
+    is_final: bool = False
+    """Whether the answer is too large."""
+
+
+def request_key(message: Mapping[str, Any]) -> str | None:
+    """The idempotency key in a message that is sent; None if it is not the call of a tool."""
+    params = message.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    key = meta.get(KEY) if isinstance(meta, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def client_factory(
+    library: Any,
+    own_headers: Mapping[str, str],
+    certificates: ssl.SSLContext,
+    on_failure: Callable[[HttpFailure], None],
+) -> Callable[..., Any]:
+    """Makes the HTTP clients of a connection, as the SDK calls it. `library`: that of its version."""
+
+    def make(headers: Mapping[str, str] | None = None, timeout: Any = None, auth: Any = None) -> Any:
+        return library.AsyncClient(
+            headers={**(headers or {}), **own_headers},
+            # A call has a limit of its own; between two events of a stream any time may pass.
+            timeout=library.Timeout(CONNECT_TIMEOUT_S, read=None, write=WRITE_TIMEOUT_S),
+            transport=_observed(library)(library.AsyncHTTPTransport(verify=certificates), on_failure),
+            follow_redirects=False,  # the SDK follows those that stay on the server
+            trust_env=False,
+        )
+
+    return make
+
+
+@lru_cache(maxsize=1)  # reading the certificates takes 0.1 s
+def trusted_certificates() -> ssl.SSLContext:
+    """The public authorities, as for the requests to models."""
+    return httpx.create_ssl_context()
+
+
+@lru_cache(maxsize=2)
+def _observed(library: Any) -> Any:
+    """The class of transports that observe failures, for a version of the HTTP library."""
+    not_sent = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)
+
+    class Body(library.AsyncByteStream):  # type: ignore[misc]  # the base is known when the SDK is loaded
+        """The body of an answer: each event of a stream, or the whole of another body, is bounded."""
+
+        def __init__(self, body: Any, failed: Callable[[str, bool], None]) -> None:
+            self._body = body
+            self._failed = failed
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            pending, is_final = 0, False
+            try:
+                async for piece in self._body:
+                    event_end = max(piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n"))
+                    pending = len(piece) - event_end if event_end >= 0 else pending + len(piece)
+                    if pending > MAX_MESSAGE_BYTES:
+                        is_final = True
+                        raise library.ReadError(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
+                    yield piece
+            except library.TransportError as error:
+                self._failed(_reason(error), is_final)
+                raise
+
+        async def aclose(self) -> None:
+            await self._body.aclose()
+
+    class Observed(library.AsyncBaseTransport):  # type: ignore[misc]  # see above
+        def __init__(self, transport: Any, on_failure: Callable[[HttpFailure], None]) -> None:
+            self._transport = transport
+            self._on_failure = on_failure
+
+        async def handle_async_request(self, request: Any) -> Any:
+            try:
+                response = await self._transport.handle_async_request(request)
+            except library.TransportError as error:
+                self._fail(request, _reason(error), may_have_run=not isinstance(error, not_sent))
+                raise
+            status = response.status_code
+            if status >= 400:
+                self._fail(
+                    request,
+                    f"HTTP {status}",
+                    status,
+                    may_have_run=status not in REFUSED,
+                    retry_after_ms=retry_after_ms(response.headers),
+                )
+            response.stream = Body(
+                response.stream, lambda reason, is_final: self._fail(request, reason, is_final=is_final)
+            )
+            return response
+
+        def _fail(
+            self,
+            request: Any,
+            reason: str,
+            status: int | None = None,
+            *,
+            may_have_run: bool = True,
+            retry_after_ms: int | None = None,
+            is_final: bool = False,
+        ) -> None:
+            if request.method != "POST":  # the stream of notifications; not every server has it
+                return
+            try:
+                key = request_key(json.loads(request.content))
+            except (ValueError, AttributeError, library.StreamError):
+                key = None
+            self._on_failure(HttpFailure(key, reason, status, may_have_run, retry_after_ms, is_final))
+
+        async def aclose(self) -> None:
+            await self._transport.aclose()
+
+    return Observed
+
+
+def _reason(error: Exception) -> str:
+    return safe_message(f"{type(error).__name__}: {error}".removesuffix(": "), MAX_REASON_CHARS)

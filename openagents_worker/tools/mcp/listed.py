@@ -1,0 +1,171 @@
+"""The tools of a server as the model gets them: names, descriptions, and how their calls are executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from openagents_worker.errors import PluginConfigError
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
+from openagents_worker.tools.checks import schema_of_tool
+from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions
+
+__all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools", "valid_name"]
+
+log = get_logger(__name__)
+
+MAX_NAME = 64
+MAX_DESCRIPTION_CHARS = 8_000  # a description is in each request to the model
+_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_-]")
+_NO_OPTIONS = McpToolOptions()
+_NO_SOURCE: Mapping[str, Any] = {}
+ANY_OBJECT = {"type": "object"}
+OWN_TOOLS = {
+    "list_resources": ("resources", "Lists the resources of the server, with their addresses.", ()),
+    "read_resource": ("resources", "Reads a resource of the server.", ("uri",)),
+    "list_prompts": ("prompts", "Lists the prompts of the server, with their arguments.", ()),
+    "get_prompt": ("prompts", "Gets the messages of a prompt of the server.", ("name",)),
+}
+"""The tools for resources and prompts: the option that offers them, the description, the arguments."""
+
+
+class McpTool(ToolPlugin):
+    """A tool of a server. `source` is recorded with the run: how the server knows the tool."""
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        parameters: dict[str, Any],
+        spec: ToolExecutionSpec,
+        *,
+        may_repeat: bool,
+        source: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.name, self.description = name, description
+        self.durable_idempotent = may_repeat
+        self.source = source
+        self._parameters = parameters
+        self._spec = spec
+
+    def schema(self) -> dict[str, Any]:
+        return self._parameters
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return self._spec
+
+
+def valid_name(name: str, taken: set[str]) -> str:
+    """A name that all model providers accept, and that is not taken. The same in every process.
+
+    >>> valid_name("weather.get", set()), valid_name("weather/get", {"weather_get"})
+    ('weather_get', 'weather_get_87a98b')
+    """
+    text = _NOT_ALLOWED.sub("_", name) or "tool"
+    if len(text) <= MAX_NAME and text not in taken:
+        return text
+    return f"{text[: MAX_NAME - 7]}_{sha256(name.encode()).hexdigest()[:6]}"
+
+
+def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> list[McpTool]:
+    """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file."""
+    if options.as_one_tool:
+        return [_one_tool(options, tool_id, found)]
+    taken: set[str] = set()
+    tools = []
+    for described in sorted(found, key=lambda tool: str(tool.get("name"))):
+        tool = _tool(options, described, taken)
+        if tool is not None:
+            taken.add(tool.name)
+            tools.append(tool)
+    for own, (option, description, arguments) in OWN_TOOLS.items():
+        if getattr(options, option):
+            tools.append(
+                _own_tool(options, valid_name(f"{tool_id}_{own}", taken), own, description, arguments)
+            )
+    return tools
+
+
+def _tool(options: McpOptions, described: Mapping[str, Any], taken: set[str]) -> McpTool | None:
+    """The tool as the server describes it; None if the agent does not get it, or it cannot be used."""
+    remote = described.get("name")
+    if not isinstance(remote, str) or (options.tools and remote not in options.tools):
+        return None
+    own = options.overrides.get(remote, _NO_OPTIONS)
+    parameters = described.get("inputSchema") or ANY_OBJECT
+    try:
+        schema_of_tool(parameters)
+    except PluginConfigError as error:
+        log.warning("mcp.tool_left_out", server=options.server.shown, tool=remote[:200], error=error.message)
+        return None
+    title = described.get("title")
+    text = own.description or described.get("description") or (title if isinstance(title, str) else remote)
+    hints = described.get("annotations") if options.trust_annotations else None
+    spec, may_repeat = _execution(options, own, hints if isinstance(hints, dict) else {})
+    name = own.name or valid_name(options.prefix + remote, taken)
+    source = {"tool": remote}
+    return McpTool(
+        name, str(text)[:MAX_DESCRIPTION_CHARS], parameters, spec, may_repeat=may_repeat, source=source
+    )
+
+
+def _execution(
+    options: McpOptions, own: McpToolOptions, hints: Mapping[str, Any]
+) -> tuple[ToolExecutionSpec, bool]:
+    """How calls are executed, and whether they may be repeated.
+
+    A hint that is absent has the meaning of the protocol: the tool changes something, and a repeated call
+    does it twice. An approval is needed only if the server says itself that the tool destroys something.
+    """
+    reads_only = own.read_only if own.read_only is not None else hints.get("readOnlyHint") is True
+    may_repeat = own.idempotent if own.idempotent is not None else (
+        reads_only or hints.get("idempotentHint") is True
+    )  # fmt: skip
+    destroys = hints.get("destructiveHint") is True and not reads_only
+    spec = ToolExecutionSpec(
+        concurrency_safe=reads_only,
+        side_effects="none" if reads_only else "unknown",
+        approval_mode=own.approval or ("always" if destroys else "inherit"),
+        default_timeout_ms=own.timeout_ms or options.call_timeout_ms,
+    )
+    return spec, may_repeat
+
+
+def _own_tool(
+    options: McpOptions, name: str, own: str, description: str, arguments: Sequence[str]
+) -> McpTool:
+    properties: dict[str, Any] = {argument: {"type": "string"} for argument in arguments}
+    if own == "get_prompt":
+        properties["arguments"] = {"type": "object", "additionalProperties": {"type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": list(arguments)}
+    spec = ToolExecutionSpec(
+        concurrency_safe=True, side_effects="none", default_timeout_ms=options.call_timeout_ms
+    )
+    return McpTool(name, description, schema, spec, may_repeat=True, source={"own": own})
+
+
+def _one_tool(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> McpTool:
+    """One tool for all of the server, as the original SDK has it. No call may be repeated."""
+    names = [name for tool in found if isinstance(name := tool.get("name"), str)]
+    names = [name for name in names if not options.tools or name in options.tools]
+    schema = {
+        "type": "object",
+        "properties": {
+            "tool": {"type": "string", **({"enum": names} if names else {})},
+            "arguments": {"type": "object"},
+        },
+        "required": ["tool"],
+    }
+    text = "\n".join(
+        [f"Calls a tool of the MCP server {options.server.shown}:"]
+        + [f"- {tool.get('name')}: {str(tool.get('description') or '').strip()[:500]}" for tool in found
+           if tool.get("name") in names]
+    )  # fmt: skip
+    spec = ToolExecutionSpec(default_timeout_ms=options.call_timeout_ms)
+    return McpTool(
+        tool_id, text[:MAX_DESCRIPTION_CHARS], schema, spec, may_repeat=False, source={"one": True}
+    )

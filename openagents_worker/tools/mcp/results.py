@@ -1,0 +1,115 @@
+"""Results of MCP servers: the only place that converts them to results of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openagents_worker.errors import PermanentToolError, ToolError
+from openagents_worker.jsontext import dumps
+from openagents_worker.redaction import safe_message
+
+__all__ = ["original_result", "prompt_result", "resource_result", "text_of_error", "tool_result"]
+
+MAX_ERROR_CHARS = 4_000
+MAX_BLOCKS = 1_000
+
+
+def tool_result(result: Mapping[str, Any], tool_id: str) -> Any:
+    """The result of a call: the structured content, one text, or a list of blocks.
+
+    Raises `ToolError` with the text of the server if it reports an error, as the model should see it.
+    """
+    if result.get("resultType") == "input_required":
+        raise PermanentToolError("the MCP server asks for input, which is not supported", tool_id)
+    content = _blocks(result.get("content"))
+    if result.get("isError"):
+        raise ToolError(text_of_error(result), tool_id)
+    structured = result.get("structuredContent")
+    if structured is not None and all(block["type"] == "text" for block in content):
+        return structured  # the text repeats it
+    if not content:
+        return structured if structured is not None else ""
+    if all(block["type"] == "text" for block in content):
+        return "\n".join(block["text"] for block in content)
+    return content
+
+
+def original_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result as the original SDK has it."""
+    texts = [
+        block["text"] if block["type"] == "text" else dumps({**block, "data": "…"})
+        for block in _blocks(result.get("content"))
+    ]
+    return {"content": texts, "isError": bool(result.get("isError"))}
+
+
+def text_of_error(result: Mapping[str, Any]) -> str:
+    texts = [block["text"] for block in _blocks(result.get("content")) if block["type"] == "text"]
+    return safe_message("\n".join(texts) or "the tool of the MCP server has failed", MAX_ERROR_CHARS)
+
+
+def resource_result(result: Mapping[str, Any]) -> Any:
+    """The contents of a resource: one text, or a list of blocks."""
+    contents = result.get("contents")
+    blocks = [
+        block
+        for each in (contents if isinstance(contents, list) else [])[:MAX_BLOCKS]
+        if isinstance(each, dict) and (block := _of_resource(each)) is not None
+    ]
+    if all(block["type"] == "text" for block in blocks):
+        return "\n".join(block["text"] for block in blocks)
+    return blocks
+
+
+def prompt_result(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a prompt: role and text, or blocks."""
+    messages = result.get("messages")
+    found = []
+    for message in (messages if isinstance(messages, list) else [])[:MAX_BLOCKS]:
+        if isinstance(message, dict):
+            blocks = _blocks([message.get("content")])
+            is_text = len(blocks) == 1 and blocks[0]["type"] == "text"
+            found.append(
+                {"role": str(message.get("role")), "content": blocks[0]["text"] if is_text else blocks}
+            )
+    return found
+
+
+def _blocks(content: Any) -> list[dict[str, Any]]:
+    """The blocks of a result, as messages to models have them."""
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return []
+    return [block for each in content[:MAX_BLOCKS] if isinstance(each, dict) and (block := _block(each))]
+
+
+def _block(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    match found.get("type"):
+        case "text":
+            return {"type": "text", "text": str(found.get("text", ""))}
+        case "image":
+            return {"type": "image", "data": found.get("data"), "media_type": found.get("mimeType")}
+        case "audio":
+            return {"type": "file", "data": found.get("data"), "media_type": found.get("mimeType")}
+        case "resource" if isinstance(resource := found.get("resource"), dict):
+            return _of_resource(resource)
+        case "resource_link":
+            shown = {
+                key: found[key] for key in ("uri", "name", "title", "description", "mimeType") if key in found
+            }
+            return {"type": "text", "text": dumps(shown)}
+        case _:  # of a later version of the protocol
+            return {"type": "text", "text": dumps({str(key): value for key, value in found.items()})}
+
+
+def _of_resource(resource: Mapping[str, Any]) -> dict[str, Any] | None:
+    if isinstance(text := resource.get("text"), str):
+        return {"type": "text", "text": text}
+    if isinstance(blob := resource.get("blob"), str):
+        media_type = str(resource.get("mimeType") or "application/octet-stream")
+        kind = "image" if media_type.startswith("image/") else "file"
+        block = {"type": kind, "data": blob, "media_type": media_type}
+        if kind == "file" and isinstance(uri := resource.get("uri"), str):
+            block["name"] = uri.rpartition("/")[2][:256] or uri[:256]
+        return block
+    return None

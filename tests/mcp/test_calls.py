@@ -1,0 +1,167 @@
+"""What a run gets from the tools of an MCP server: their descriptions, results and errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+
+from openagents_worker.models import RunRecord
+from tests.mcp.conftest import FaultyServer
+from tests.support.mcp_server import PIXEL
+from tests.support.runner import process
+
+
+def output_of(record: RunRecord) -> Any:
+    assert record.result is not None
+    assert record.result.error_details is None, record.result.error_details
+    return record.result.final_output
+
+
+async def results(redis_url: str, agent: dict[str, Any], **file: Any) -> list[Any]:
+    async with process(redis_url, agent, **file) as p:
+        found: list[Any] = output_of(await p.run())["results"]
+        return found
+
+
+async def test_the_model_gets_each_tool_of_a_server(redis_url: str, server: FaultyServer) -> None:
+    """With its own schema, under a name that every provider accepts. One with a bad schema is left out."""
+    async with process(redis_url, server.agent(("add", {"a": 1, "b": 2}))) as p:
+        output = output_of(await p.run())
+
+    tools = output["tools"]
+    assert "take_note" in tools
+    assert "bad_schema" not in tools
+    assert tools["add"]["description"] == "Does add."
+    assert tools["add"]["parameters"]["required"] == ["a", "b"]
+    assert output["results"] == [{"sum": 3}]
+
+
+async def test_the_name_on_the_server_is_used_for_the_call(redis_url: str, server: FaultyServer) -> None:
+    agent = server.agent(("notes_take_note", {"text": "a"}), prefix="notes_")
+    assert await results(redis_url, agent) == ["take.note is done"]
+    assert server.called() == ["take.note"]
+
+
+async def test_the_options_of_the_agents_file_replace_what_the_server_says(
+    redis_url: str, server: FaultyServer
+) -> None:
+    agent = server.agent(
+        ("plus", {"a": 1, "b": 1}),
+        tools=None,
+        overrides={"add": {"name": "plus", "description": "Adds."}},
+    )
+    async with process(redis_url, agent) as p:
+        output = output_of(await p.run())
+    assert output["tools"]["plus"]["description"] == "Adds."
+    assert output["results"] == [{"sum": 2}]
+
+
+async def test_only_the_named_tools_are_offered(redis_url: str, server: FaultyServer) -> None:
+    async with process(redis_url, server.agent(("add", {"a": 1, "b": 1}), tools=None)) as p:
+        assert len(output_of(await p.run())["tools"]) > 10
+    only = server.tool(tools=["add"])
+    async with process(redis_url, server.agent(("add", {"a": 1, "b": 1}), tools=[only]), name="x") as p:
+        assert list(output_of(await p.run("r2"))["tools"]) == ["add"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("garbage", "after garbage"),
+        ("invalid", {"code": "tool.error", "message": ANY}),
+        ("fail", {"code": "tool.error", "message": "the disk is full, token sk-***"}),
+    ],
+)
+async def test_what_a_call_returns(redis_url: str, server: FaultyServer, name: str, expected: Any) -> None:
+    """Lines that are not messages are skipped. An error of the tool is an error for the model, masked."""
+    [found] = await results(redis_url, server.agent((name, {})))
+    assert found == expected
+
+
+async def test_images_and_resources_are_blocks(redis_url: str, server: FaultyServer) -> None:
+    [found] = await results(redis_url, server.agent(("blocks", {})))
+    assert found == [
+        {"type": "text", "text": "a pixel"},
+        {"type": "image", "data": PIXEL, "media_type": "image/png"},
+        {"type": "text", "text": "one"},
+        {"type": "text", "text": '{"uri":"note://2","name":"two"}'},
+    ]
+
+
+async def test_a_result_that_is_too_large_ends_the_connection_and_not_the_worker(
+    redis_url: str, server: FaultyServer
+) -> None:
+    [huge, then] = await results(redis_url, server.agent(("huge", {}), ("add", {"a": 1, "b": 1})))
+    assert huge["code"] == "tool.permanent"
+    assert "more than 8,388,608 bytes" in huge["message"]
+    assert then == {"sum": 2}
+
+
+async def test_a_server_sees_no_variable_that_its_options_do_not_name(
+    redis_url: str, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_MODE", "test")
+    monkeypatch.setenv("APP_TOKEN", "abcdefgh12345")
+    options = {"env": {"OWN": "1"}, "env_passthrough": ["APP_*"]}
+    [found] = await results(redis_url, server.agent(("env", {}), server=options))
+    seen = json.loads(found)
+    seen.pop("LC_CTYPE", None)  # Python sets it itself
+    assert seen == {"OWN": "1", "APP_MODE": "test"}
+
+
+async def test_a_call_that_hangs_ends_at_its_timeout(redis_url: str, server: FaultyServer) -> None:
+    """And the server is told that nobody waits for it."""
+    agent = server.agent(("hang", {}), overrides={"hang": {"timeout_ms": 300}}, connection_mode="pooled")
+    async with process(redis_url, agent) as p:
+        record = await p.run(durable=False)
+        [found] = output_of(record)["results"]
+    assert found["code"] == "tool.timeout"
+    assert "notifications/cancelled" in [entry["method"] for entry in server.happened("notification")]
+
+
+async def test_resources_and_prompts_are_tools(redis_url: str, server: FaultyServer) -> None:
+    found = await results(
+        redis_url,
+        server.agent(
+            ("srv_list_resources", {}),
+            ("srv_read_resource", {"uri": "note://1"}),
+            ("srv_list_prompts", {}),
+            ("srv_get_prompt", {"name": "greet", "arguments": {"who": "Ada"}}),
+            resources=True,
+            prompts=True,
+        ),
+    )
+    assert found == [
+        [{"uri": "note://1", "name": "one"}],
+        "content of note://1",
+        [{"name": "greet", "arguments": [{"name": "who"}]}],
+        [{"role": "user", "content": "Greet Ada."}],
+    ]
+
+
+async def test_a_server_as_one_tool_is_that_of_the_original(redis_url: str, server: FaultyServer) -> None:
+    """Its parameters and its result are those of the original SDK."""
+    call = {"tool": "add", "arguments": {"a": 2, "b": 2}}
+    async with process(
+        redis_url, server.agent(("srv", call), ("srv", {"tool": "fail"}), as_one_tool=True)
+    ) as p:
+        output = output_of(await p.run())
+    assert list(output["tools"]) == ["srv"]
+    assert output["results"][0] == {"content": ["4"], "isError": False}
+    assert output["results"][1]["isError"] is True
+
+
+async def test_calls_over_http_have_the_token_of_the_environment(
+    redis_url: str, http_server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in no event and no record."""
+    monkeypatch.setenv("MCP_TOKEN", "secret-token-of-a-tenant")
+    agent = http_server.agent(("add", {"a": 1, "b": 2}), server={"bearer_token_env": "MCP_TOKEN"})
+    async with process(redis_url, agent) as p:
+        assert output_of(await p.run())["results"] == [{"sum": 3}]
+        stored = json.dumps([await p.events(), await p.journal()])
+    assert "secret-token" not in stored
+    assert {post["token"] for post in http_server.happened("post")} == {"Bearer secret-token-of-a-tenant"}

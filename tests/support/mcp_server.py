@@ -1,0 +1,246 @@
+"""An MCP server with faults, over stdio and streamable HTTP.
+
+Real: the protocol, the process, the pipes and the sockets. It uses the standard library only, so that it
+starts in milliseconds and can send what no SDK would send. `python mcp_server.py LOG` serves stdio, `python
+mcp_server.py LOG PORT` serves HTTP. It writes what happens to LOG, a line of JSON for each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LOG = sys.argv[1] if len(sys.argv) > 1 else os.devnull
+NO_ARGUMENTS = {"type": "object", "properties": {}}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+hidden: set[str] = set()
+added: list[str] = []
+
+
+def log(what: str, **fields: Any) -> None:
+    with open(LOG, "a") as file:  # noqa: PTH123 - one write, also from several processes
+        file.write(json.dumps({"what": what, "pid": os.getpid(), **fields}) + "\n")
+
+
+def has_happened(what: str) -> bool:
+    with open(LOG) as file:  # noqa: PTH123 - see above
+        return any(json.loads(line)["what"] == what for line in file)
+
+
+def tool(name: str, schema: Any = None, **annotations: bool) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": name, "description": f"Does {name}."}
+    described["inputSchema"] = schema or NO_ARGUMENTS
+    return described | ({"annotations": annotations} if annotations else {})
+
+
+def tools() -> list[dict[str, Any]]:
+    numbers = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    found = [
+        tool("add", numbers | {"required": ["a", "b"]}, readOnlyHint=True),
+        tool("take.note", {"type": "object", "properties": {"text": {"type": "string"}}}),
+        tool("put", idempotentHint=True, destructiveHint=False),
+        tool("wipe", destructiveHint=True),
+        tool("bad_schema", {"type": "object", "$ref": "https://example.com/schema"}),
+        *(
+            tool(name)
+            for name in ("die", "garbage", "invalid", "fail", "env", "blocks", "change", "spawn", "quit")
+        ),
+        *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow")),
+        *map(tool, added),
+    ]
+    return [each for each in found if each["name"] not in hidden]
+
+
+def text(value: str, **more: Any) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": value}], **more}
+
+
+def blocks() -> list[dict[str, Any]]:
+    return [
+        {"type": "text", "text": "a pixel"},
+        {"type": "image", "data": PIXEL, "mimeType": "image/png"},
+        {"type": "resource", "resource": {"uri": "note://1", "mimeType": "text/plain", "text": "one"}},
+        {"type": "resource_link", "uri": "note://2", "name": "two"},
+    ]
+
+
+def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any) -> Any:
+    key = (params.get("_meta") or {}).get("openagents-worker/idempotencyKey")
+    log("call", tool=name, key=key, arguments=arguments)
+    if name not in {each["name"] for each in tools()}:
+        return text(f"Unknown tool: {name}", isError=True)
+    match name:
+        case "add":
+            total = arguments["a"] + arguments["b"]
+            return text(str(total), structuredContent={"sum": total})
+        case "die" | "look_and_die":
+            if not has_happened("died"):
+                log("died")
+                os._exit(3)
+            return text("survived")
+        case "quit":
+            threading.Timer(0.02, os._exit, (0,)).start()
+            return text("bye")
+        case "hang":
+            return None
+        case "slow":
+            while not os.path.exists(f"{LOG}.go"):  # noqa: PTH110 - the standard library's fastest
+                time.sleep(0.005)
+            return text("went")
+        case "garbage":
+            out.write(b"Listening on stdio...\n{not json\n")
+            return text("after garbage")
+        case "huge":
+            return text("x" * (9 * 1024 * 1024))
+        case "fail":
+            return text("the disk is full, token sk-abcdefgh12345678", isError=True)
+        case "env":
+            return text(json.dumps(dict(os.environ)))
+        case "invalid":
+            return {"content": [{"type": "text"}]}
+        case "blocks":
+            return {"content": blocks()}
+        case "change":
+            hidden.add("put")
+            added.append("brand_new")
+            out.write(
+                json.dumps({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}).encode() + b"\n"
+            )
+            return text("changed")
+        case "spawn":
+            child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            return text(str(child.pid))
+    return text(f"{name} is done")
+
+
+def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
+    """The answer to a message; None if there is none."""
+    method, params = message.get("method"), message.get("params") or {}
+    if "id" not in message:
+        log("notification", method=method, params=params)
+        return None
+    reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+    match method:
+        case "initialize":
+            capabilities = {"tools": {"listChanged": True}, "resources": {}, "prompts": {}}
+            info = {"name": "faulty", "version": "1"}
+            reply["result"] = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities}
+            reply["result"]["serverInfo"] = info
+        case "tools/list":
+            log("list")
+            page = int(params.get("cursor") or 0)
+            found = tools()
+            reply["result"] = {"tools": found[page : page + 10]}
+            if page + 10 < len(found):
+                reply["result"]["nextCursor"] = str(page + 10)
+        case "tools/call":
+            result = call(params["name"], params.get("arguments") or {}, params, out)
+            if result is None:
+                return None
+            reply["result"] = result
+        case "resources/list":
+            reply["result"] = {"resources": [{"uri": "note://1", "name": "one"}]}
+        case "resources/read":
+            contents = [{"uri": params["uri"], "text": f"content of {params['uri']}"}]
+            reply["result"] = {"contents": contents}
+        case "prompts/list":
+            reply["result"] = {"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}
+        case "prompts/get":
+            message_text = f"Greet {params['arguments']['who']}."
+            content = {"type": "text", "text": message_text}
+            reply["result"] = {"messages": [{"role": "user", "content": content}]}
+        case "ping":
+            reply["result"] = {}
+        case _:
+            reply["error"] = {"code": -32601, "message": f"no method {method}"}
+    return reply
+
+
+def serve_stdio() -> None:
+    out = sys.stdout.buffer
+    lock = threading.Lock()
+
+    def handle(message: dict[str, Any]) -> None:
+        reply = answer(message, out)
+        with lock:
+            if reply is not None:
+                out.write(json.dumps(reply).encode() + b"\n")
+            out.flush()
+
+    for line in sys.stdin.buffer:
+        threading.Thread(target=handle, args=(json.loads(line),), daemon=True).start()
+    log("end")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Streamable HTTP with one JSON answer for each POST."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        message = json.loads(body)
+        log("post", method=message.get("method"), token=self.headers.get("authorization"))
+        status = self.faulty_status(message)
+        if status is not None:
+            self.send(status, b"no")
+            return
+        reply = answer(message, self.wfile)
+        if reply is None:
+            self.send(202, b"")
+        else:
+            self.send(200, json.dumps(reply).encode(), {"mcp-session-id": f"s{os.getpid()}"})
+
+    def faulty_status(self, message: dict[str, Any]) -> int | None:
+        """The status that the arguments of a call ask for, once."""
+        arguments = (message.get("params") or {}).get("arguments") or {}
+        if "status" not in arguments or has_happened(f"status {arguments['status']}"):
+            return None
+        log(f"status {arguments['status']}")
+        if arguments.get("executes"):
+            log("call", tool=message["params"]["name"], arguments=arguments)
+        return int(arguments["status"])
+
+    def do_GET(self) -> None:
+        self.send(405, b"")
+
+    def do_DELETE(self) -> None:
+        log("end")
+        self.send(200, b"")
+
+    def send(self, status: int, body: bytes, headers: Any = None) -> None:
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        if status == 429:
+            self.send_header("retry-after", "3")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Not to stderr."""
+
+
+def main() -> None:
+    log("start")
+    print("a line on stderr with sk-abcdefgh12345678", file=sys.stderr, flush=True)
+    if len(sys.argv) > 2:
+        server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler)
+        log("listening", port=server.server_address[1])
+        server.serve_forever()
+    else:
+        serve_stdio()
+
+
+if __name__ == "__main__":
+    main()
