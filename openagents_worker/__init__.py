@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from openagents_worker.memory.base import MemoryPlugin
     from openagents_worker.models import (
         Approval,
+        ChildRequest,
         Decision,
         RunArtifact,
         RunBudget,
@@ -75,6 +76,7 @@ __all__ = [
     "AsyncClient",
     "AsyncRunHandle",
     "BudgetExhausted",
+    "ChildRequest",
     "Client",
     "ContextAssemblerPlugin",
     "Decision",
@@ -129,6 +131,7 @@ _MODULE_OF = {
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
     "BudgetExhausted": "errors",
+    "ChildRequest": "models",
     "Client": "producer.client",
     "ContextAssemblerPlugin": "context.base",
     "Decision": "models",

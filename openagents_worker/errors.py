@@ -553,6 +553,24 @@ class SignalTimeout(ExecutionError):
     signal: str | None = None
 
 
+class DelegationTooDeep(ExecutionError):
+    """A run that was itself delegated to cannot delegate: the chain of agents has its greatest length."""
+
+    code = "delegation.depth"
+    http_status = 422
+
+
+class ChildFailed(ExecutionError):
+    """A run to which another run has delegated did not complete. `child_run_id` names it, `child_code` says
+    why."""
+
+    code = "child.failed"
+    extra_fields = ("child_run_id", "child_code", "stop_reason")
+    child_run_id: str | None = None
+    child_code: str | None = None
+    stop_reason: str | None = None
+
+
 class OtherFormat(ExecutionError):
     """A run or session has a format that this version of the library cannot read."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.models import EXTENDABLE, RunBudget
+from openagents_worker.models.usage import NO_USAGE
 
 __all__ = ["WorkingBudget", "limits_in"]
 
@@ -18,6 +19,8 @@ class WorkingBudget:
         self.pauses = budget.on_breach == "pause" and durable
         self.extended: dict[str, float] = {}
         """The largest value of each limit in the extensions."""
+        self.children = NO_USAGE
+        """The usage of the children whose results the run has got."""
         self._budget = budget
 
     def limit(self, name: str) -> Any:

@@ -77,7 +77,7 @@ local held_by = holder(run.session)
 if not held_by then -- the record of the holder is deleted: this claim repairs the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
     local wake = promote(run.session) -- the head of the queue is next, even if this is another run
-    held_by = wake.run_id
+    held_by = wake and wake.run_id
     if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   else
     redis.call('HSET', k.session(run.session), 'holder', run_id)
