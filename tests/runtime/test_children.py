@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from openagents_worker import Agent
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
+from openagents_worker.store import scripts
 from openagents_worker.store.formats import DELEGATES
+from openagents_worker.store.signals import signal_fact
 from tests.runtime import delegating
 from tests.runtime.delegating import agents, execute_all, to
-from tests.support.runner import Process, process
+from tests.runtime.test_waiting import time_out
+from tests.support.runner import Process, agent, calls, crash, process, scripted
+from tests.support.waiting import await_for
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +117,8 @@ async def test_an_unknown_agent_is_an_error_of_the_call(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
         await begin(p, "parent", [to("one", "worke")])
         record = await p.record()
-        assert record.result is not None and record.result.error_details is not None
+        assert record.result is not None
+        assert record.result.error_details is not None
         assert record.result.error_details.code == "user.agent_not_found"
         assert "worker" in str(record.result.error_details.hint)
         assert await children_of(p) == []
@@ -131,7 +138,8 @@ async def test_a_bad_request_is_refused_at_the_call(redis_url: str, request_: An
     async with process(redis_url, *agents()) as p:
         await begin(p, "parent", [request_])
         record = await p.record()
-        assert record.result is not None and record.result.error_details is not None
+        assert record.result is not None
+        assert record.result.error_details is not None
         assert record.result.error_details.code == "request.invalid"
         assert named in record.result.error_details.message
 
@@ -184,8 +192,344 @@ async def test_a_transfer_to_an_agent_that_fails_fails_for_the_same_reason(redis
         await begin(p, "hands_over", "fail it")
         record = await finish(p)
         [child] = await children_of(p)
-        assert record.result is not None and child.result is not None
+        assert record.result is not None
+        assert child.result is not None
         assert (record.state, record.result.stop_reason) == (RunState.FAILED, StopReason.FAILED)
-        assert record.result.error_details is not None and child.result.error_details is not None
+        assert record.result.error_details is not None
+        assert child.result.error_details is not None
         assert record.result.error_details.code == child.result.error_details.code == "tool.permanent"
         assert record.result.metadata["handoff_from"] == child.run_id
+
+
+async def test_a_restart_does_not_delegate_again(redis_url: str) -> None:
+    """The id of a child derives from the call, so the next attempt finds the child that was begun."""
+    gate = asyncio.Event()
+
+    async def waits_for_gate() -> str:
+        await gate.wait()
+        return "open"
+
+    async def busy(context: Any) -> Any:
+        result, _ = await asyncio.gather(
+            context.delegate("worker", "one"), context.step("gate", waits_for_gate)
+        )
+        return result.output
+
+    own = Agent("busy", pattern=busy, llm={"provider": "mock"})
+    async with process(redis_url, *agents(), own) as dead, process(redis_url, *agents(), own) as p:
+        await dead.submit(agent_id="busy")
+        executing = asyncio.create_task(dead.execute())
+        children = dead.store.keys("children", "r1")
+        await await_for(lambda: dead.store.redis.exists(children), what="a child")
+        await crash(dead, "r1", executing)
+        [child] = await children_of(p)
+        await p.execute(child.run_id)
+        gate.set()
+        await p.execute("r1")
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == "done: one"
+        assert delegating.CALLS == ["one"]
+        assert len(await children_of(p)) == 1
+
+
+async def cancel(p: Process, run_id: str = "r1") -> Any:
+    cancelled = await p.store.run(scripts.cancel(run_id=run_id, reason="enough", force=False))
+    p.wakes += cancelled.wakes
+    return cancelled
+
+
+async def test_a_cancelled_parent_cancels_its_children_although_no_worker_holds_it(redis_url: str) -> None:
+    """All levels end in one script; a run whose worker executes it ends as soon as that worker is told."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "level", "2")
+        await p.execute(p.wakes.pop(0).run_id)
+        [middle] = await children_of(p)
+        [lowest] = await children_of(p, middle.run_id)
+        assert (middle.state, lowest.state) == (RunState.WAITING_CHILD, RunState.QUEUED)
+        assert (await cancel(p)).answer == "CANCELLED"
+        for run_id in ("r1", middle.run_id, lowest.run_id):
+            assert (await p.record(run_id)).state is RunState.CANCELLED
+        assert not [wake for wake in p.wakes if not wake.is_ended and wake.run_id != lowest.run_id]
+        await execute_all(p)
+        assert delegating.CALLS == ["level 2", "level 1"]
+
+
+async def test_a_cancelled_child_is_a_result_for_its_parent(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")])
+        [child] = await children_of(p)
+        await cancel(p, child.run_id)
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == [["cancelled", None]]
+
+
+async def test_a_failed_parent_ends_its_children_and_its_next_life_continues_them(redis_url: str) -> None:
+    """Children that have ended are not executed again; one that was cancelled continues where it was."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "side_by_side", [to("a"), to("b", "level"), to("c", "nobody")])
+        record = await p.record()
+        assert (record.state, record.reason_code) == (RunState.FAILED, "user.agent_not_found")
+        first, second = await children_of(p)
+        assert {first.state, second.state} == {RunState.CANCELLED}
+
+
+async def resume(p: Process, run_id: str = "r1") -> None:
+    record = await p.record(run_id)
+    call = scripts.resume(
+        run_id=run_id,
+        agent_id=record.agent_id,
+        session_id=record.session_id,
+        input_text="",
+        checkpoint_id="",
+    )
+    assert (await p.store.run(call)).answer == "OK"
+    await p.execute(run_id)
+
+
+async def test_the_next_life_of_a_cancelled_parent_continues_its_children(redis_url: str) -> None:
+    """A child that has ended is not executed again. One that was cancelled with it continues where it was."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "side_by_side", [to("a"), to("1", "level"), to("c")])
+        await p.execute(p.wakes.pop(0).run_id)
+        level = next(wake for wake in p.wakes if wake.agent_id == "level")
+        p.wakes.remove(level)
+        await p.execute(level.run_id)  # it parks, because it delegates
+        assert delegating.CALLS == ["a", "level 1"]
+        await cancel(p)
+        p.wakes.clear()
+        children = await children_of(p)
+        assert [child.state for child in children] == ["completed", "cancelled", "cancelled"]
+
+        await resume(p)
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["done: a", "1 bottom", "done: c"]
+        assert sorted(delegating.CALLS) == ["a", "c", "level 0", "level 1"]
+        assert [child.life for child in await children_of(p)] == [1, 2, 2]
+
+
+async def test_a_fork_behind_a_child_takes_its_recorded_result(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one"), to("two")])
+        await finish(p)
+        journal = [record["name"] for record in await p.journal()]
+        steps = journal.index("worker")
+        request = (await p.record()).request
+        assert request is not None
+        fork = scripts.fork(
+            run_id="r2",
+            from_run_id="r1",
+            steps=steps,
+            session_id="s2",
+            digest="f",
+            uid="u2",
+            request=request.model_copy(update={"run_id": "r2", "session_id": "s2"}).model_dump_json(),
+            messages=0,
+            artifacts=0,
+        )
+        assert (await p.store.run(fork)).answer == "NEW"
+        await p.execute("r2")
+        record = await finish(p, "r2")
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "done: one"], ["completed", "done: two"]]
+        assert delegating.CALLS == ["one", "after one", "two", "after two", "after one", "two", "after two"]
+        assert len(await children_of(p, "r2")) == 1
+
+
+async def test_a_child_that_ended_in_secret_is_found_after_a_while(redis_url: str) -> None:
+    """A worker of an earlier version may end a child without a notice to its parent."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")])
+        [child] = await children_of(p)
+        key = p.store.keys("run", child.run_id)
+        call, life = await p.store.redis.hmget(key, "parent_call", "parent_life")
+        await p.store.redis.hdel(key, "parent_call")
+        await p.execute(child.run_id)
+        assert (await p.record()).state is RunState.WAITING_CHILD
+        await p.store.redis.hset(key, mapping={"parent_call": call, "parent_life": life})
+        await time_out(p)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "done: one"]]
+        assert delegating.CALLS == ["one", "after one"]
+
+
+async def test_shared_children_work_one_after_the_other_in_the_session_of_their_parent(
+    redis_url: str,
+) -> None:
+    """The session is lent to a child while the parent is parked; it never waits for its own parent."""
+    async with process(redis_url, *agents()) as p:
+        asked = [to(text, session_isolation="shared") for text in "ab"]
+        await begin(p, "side_by_side", [*asked, to("c")])
+        await p.submit("r9", agent_id="worker", input_text="next")
+        session = p.store.keys("session", "s1")
+        children = {child.request.input_text: child for child in await children_of(p) if child.request}
+        first, second = children["a"], children["b"]
+        assert await p.store.redis.hget(session, "holder") == first.run_id
+        assert (first.session_id, second.state) == ("s1", RunState.WAITING_SESSION)
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["done: a", "done: b", "done: c"]
+        assert await p.store.redis.hget(session, "holder") is None
+        assert (await p.record("r9")).state is RunState.COMPLETED
+        answers = [entry["content"] for entry in await p.transcript() if entry["role"] == "assistant"]
+        assert answers[:2] == ["done: a", "done: b"]
+        assert answers[-1] == "done: next"
+
+
+async def test_shared_children_of_shared_children(redis_url: str) -> None:
+    async with process(redis_url, *agents(), multi_agent={"default_session_isolation": "shared"}) as p:
+        await begin(p, "level", "3")
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == "3 2 1 bottom"
+        assert {child.session_id for child in await children_of(p)} == {"s1"}
+        fields = await p.store.redis.hgetall(p.store.keys("session", "s1"))
+        assert not [name for name in fields if name.startswith("below:") or name == "holder"]
+
+
+async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redis_url: str) -> None:
+    for mode, state in (("rollback", RunState.CANCELLED), ("interrupt", RunState.CANCELLED)):
+        run, next_run = f"r-{mode}", f"next-{mode}"
+        async with process(
+            redis_url, *agents(), multi_agent={"default_session_isolation": "shared"}, name=mode
+        ) as p:
+            await p.submit(run, agent_id="level", input_text="2", session_id=mode)
+            await p.execute(run)
+            await p.execute(p.wakes.pop(0).run_id)  # the child parks above its parent
+            submitted = await p.submit(
+                next_run, agent_id="worker", input_text="x", session_id=mode, on_busy=mode
+            )
+            p.wakes += submitted.also
+            if submitted.sent_us is not None:
+                await p.execute(next_run)
+            record = await finish(p, next_run)
+            assert record.result is not None
+            assert record.result.final_output == "done: x"
+            assert (await p.record(run)).state is state
+            assert {child.state for child in await children_of(p, run)} == {RunState.CANCELLED}
+
+
+async def test_a_forked_child_sees_the_conversation_and_leaves_it_as_it_is(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        await p.run("r0", agent_id="worker", input_text="before")
+        asked = [to("one", session_isolation="forked"), to("two", session_isolation="forked")]
+        await begin(p, "parent", asked)
+        await finish(p)
+        first, second = await children_of(p)
+        assert first.session_id != second.session_id
+        contents = [entry["content"] for entry in await p.transcript(first.session_id)]
+        assert contents == ["before", "done: before", "one", "done: one"]
+        assert len(await p.transcript()) == 4
+
+
+async def test_a_child_in_the_background_outlives_its_parent(redis_url: str) -> None:
+    async with process(redis_url, *agents(), Agent("starts", pattern=starts, llm={"provider": "mock"})) as p:
+        await begin(p, "starts", ["one", "fail two"])
+        record = await p.record()
+        assert record.result is not None
+        task_ids, statuses = record.result.final_output
+        assert statuses == ["running", "running"]
+        children = await children_of(p)
+        assert [child.run_id for child in children] == task_ids
+        assert {child.state for child in children} == {RunState.QUEUED}
+        await execute_all(p)
+        assert [child.state for child in await children_of(p)] == ["completed", "failed"]
+
+
+async def starts(context: Any) -> Any:
+    asked = json.loads(context.input_text)
+    results = [await context.delegate("worker", text, background=True) for text in asked]
+    task_ids = [result.task_id for result in results]
+    return [task_ids, [await context.task_status(task_id) for task_id in task_ids]]
+
+
+async def test_the_status_of_a_task_tells_failed_from_completed(redis_url: str) -> None:
+    async def polls(context: Any) -> Any:
+        results = [await context.delegate("worker", text, background=True) for text in ("one", "fail two")]
+        await context.receive("go")
+        return [await context.task_status(result.task_id) for result in results]
+
+    async with process(redis_url, *agents(), Agent("polls", pattern=polls, llm={"provider": "mock"})) as p:
+        await begin(p, "polls", "x")
+        await execute_all(p)
+        sent = await p.store.run(
+            scripts.fact(
+                run_id="r1", name=signal_fact("go"), value="1", message_id="", max_facts=9, max_bytes=999
+            )
+        )
+        p.wakes += sent.wakes
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["completed", "failed"]
+
+
+async def test_children_share_the_budget_of_their_parent(redis_url: str) -> None:
+    """What a child may use is reserved; the next one gets what is left after the first one has ended."""
+    calling = {
+        **agent("calling"),
+        "llm": scripted(*[calls(("charge", {"who": "x"}))] * 2, {"text": "paid"}),
+        "tools": [{"id": "charge", "impl": "tests.runtime.plugins.Charge"}],
+    }
+    async with process(redis_url, *agents(), calling) as p:
+        asked = [to("a", "calling"), to("b", "calling")]
+        await begin(p, "side_by_side", asked, budget={"max_tool_calls": 3})
+        [first] = await children_of(p)
+        assert first.request is not None
+        assert first.request.budget is not None
+        assert first.request.budget.max_tool_calls == 3
+        record = await finish(p)
+        first, second = await children_of(p)
+        assert second.request is not None
+        assert second.request.budget is not None
+        assert second.request.budget.max_tool_calls == 1
+        assert (first.usage.tool_calls, second.usage.tool_calls) == (2, 1)
+        assert record.usage.tool_calls == 3
+
+
+async def test_many_children_share_evenly_what_is_left(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        requests = [to(str(n)) for n in range(3)]
+        await begin(p, "many", {"requests": requests}, budget={"max_cost_usd": 0.9, "max_total_tokens": 10})
+        budgets = [child.request.budget for child in await children_of(p) if child.request]
+        assert [round(budget.max_cost_usd or 0, 6) for budget in budgets if budget] == [0.3] * 3
+        assert [budget.max_total_tokens for budget in budgets if budget] == [3, 3, 4]
+        assert (await finish(p)).state is RunState.COMPLETED
+
+
+async def test_nothing_left_of_the_budget_ends_the_run(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")], budget={"max_tool_calls": 0})
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.error_details is not None
+        assert record.result.stop_reason is StopReason.BUDGET_EXHAUSTED
+        assert record.result.error_details.context["kind"] == "tool_calls"
+
+
+async def test_a_call_that_the_program_gives_up_cancels_its_child(redis_url: str) -> None:
+    async def impatient(context: Any) -> Any:
+        waiting = asyncio.create_task(context.delegate("worker", "slow"))
+        await context.receive("go")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return "gave up"
+
+    async with process(
+        redis_url, *agents(), Agent("hurry", pattern=impatient, llm={"provider": "mock"})
+    ) as p:
+        await begin(p, "hurry", "x")
+        p.wakes.clear()
+        call = scripts.fact(
+            run_id="r1", name=signal_fact("go"), value="1", message_id="", max_facts=9, max_bytes=999
+        )
+        await p.store.run(call)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == "gave up"
+        [child] = await children_of(p)
+        assert child.state is RunState.CANCELLED
