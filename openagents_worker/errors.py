@@ -560,17 +560,6 @@ class DelegationTooDeep(ExecutionError):
     http_status = 422
 
 
-class ChildFailed(ExecutionError):
-    """A run to which another run has delegated did not complete. `child_run_id` names it, `child_code` says
-    why."""
-
-    code = "child.failed"
-    extra_fields = ("child_run_id", "child_code", "stop_reason")
-    child_run_id: str | None = None
-    child_code: str | None = None
-    stop_reason: str | None = None
-
-
 class OtherFormat(ExecutionError):
     """A run or session has a format that this version of the library cannot read."""
 
@@ -693,6 +682,17 @@ class PermanentToolError(ToolError):
     """A tool failed, and would fail again if the call were repeated."""
 
     code = "tool.permanent"
+
+
+class ChildFailed(PermanentToolError):
+    """The agent to which a tool has delegated did not complete its task. `child_run_id` names its run,
+    `child_code` and `stop_reason` say why it ended."""
+
+    code = "child.failed"
+    extra_fields = ("child_run_id", "child_code", "stop_reason")
+    child_run_id: str | None = None
+    child_code: str | None = None
+    stop_reason: str | None = None
 
 
 class ToolNotFoundError(PermanentToolError):

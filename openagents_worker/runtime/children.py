@@ -45,6 +45,7 @@ from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.child_budgets import Born, Grant, Shortage, Siblings, grant_of
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.latch import RunTransferred
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
@@ -58,7 +59,7 @@ from openagents_worker.submission.new_run import stored_text
 from openagents_worker.suggest import agent_hint
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["DEPTH_KEY", "MAX_CHILDREN_AT_ONCE", "Children", "RunTransferred"]
+__all__ = ["DEPTH_KEY", "MAX_CHILDREN_AT_ONCE", "Children"]
 
 log = get_logger(__name__)
 
@@ -70,13 +71,6 @@ knows no children can end one in this way."""
 STOPPING_S = 0.2  # between two looks at a child that is being cancelled by its worker
 MAX_CHILDREN_AT_ONCE = 1_000  # the record of the parent lists what it waits for
 ID_CHARS = 200  # of the parent's id in that of a child
-
-
-class RunTransferred(BaseException):
-    """Raised by `transfer` once the other agent has ended: the run ends with its result.
-
-    It is not an `Exception`, so that a pattern with `except Exception` does not catch it.
-    """
 
 
 @dataclass(slots=True)

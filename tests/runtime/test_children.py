@@ -17,6 +17,7 @@ from openagents_worker.store.signals import signal_fact
 from tests.runtime import delegating
 from tests.runtime.delegating import agents, execute_all, to
 from tests.runtime.test_waiting import time_out
+from tests.runtime.waiting import retrieved
 from tests.support.runner import Process, agent, calls, crash, process, scripted
 from tests.support.waiting import await_for
 
@@ -512,7 +513,7 @@ async def test_nothing_left_of_the_budget_ends_the_run(redis_url: str) -> None:
 
 async def test_a_call_that_the_program_gives_up_cancels_its_child(redis_url: str) -> None:
     async def impatient(context: Any) -> Any:
-        waiting = asyncio.create_task(context.delegate("worker", "slow"))
+        waiting = retrieved(context.delegate("worker", "slow"))
         await context.receive("go")
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -533,3 +534,69 @@ async def test_a_call_that_the_program_gives_up_cancels_its_child(redis_url: str
         assert record.result.final_output == "gave up"
         [child] = await children_of(p)
         assert child.state is RunState.CANCELLED
+
+
+def with_tools(*replies: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """An agent whose model can ask the agent `worker`, and hand over to it."""
+    tools = [
+        {"id": "ask_worker", "type": "delegate", "config": {"agent": "worker", "description": "Works."}},
+        {"id": "hand_over", "type": "transfer", "config": {"agent": "worker"}},
+    ]
+    return agent("boss", llm=scripted(*replies), tools=tools, **more)
+
+
+async def test_a_model_delegates_with_tools_of_the_agents_file(redis_url: str) -> None:
+    """Calls of one turn are made side by side. A failed child is an error that the model sees."""
+    asked = calls(*(("ask_worker", {"input_text": text}) for text in ("one", "fail two")))
+    async with process(redis_url, *agents(), with_tools(asked, {"text": "both"})) as p:
+        await begin(p, "boss", "go")
+        assert len((await p.record()).waiting) == 2
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == "both"
+        succeeded = [each for each in await p.events() if each["name"] == "tool.succeeded"]
+        assert [each["payload"]["result"] for each in succeeded] == ["done: one"]
+        assert sorted(delegating.CALLS) == ["fail two", "one"]
+        failed = [each for each in await p.events() if each["name"] == "tool.failed"]
+        assert [each["payload"]["error_details"]["code"] for each in failed] == ["child.failed"]
+
+
+async def test_a_model_hands_the_run_over(redis_url: str) -> None:
+    asked = calls(("hand_over", {"input_text": "take it"}))
+    async with process(redis_url, *agents(), with_tools(asked, {"text": "not reached"})) as p:
+        await begin(p, "boss", "go")
+        record = await finish(p)
+        [child] = await children_of(p)
+        assert record.result is not None
+        assert record.result.final_output == "done: take it"
+        assert record.result.metadata["handoff_from"] == child.run_id
+        assert record.usage.llm_calls == 1
+
+
+async def test_plugins_of_the_original_sdk_have_a_router(redis_url: str) -> None:
+    """`context.agent_router` exists if the agents file says so, and delegates with the same guarantees."""
+
+    async def routes(context: Any) -> Any:
+        if context.agent_router is None:
+            return "no router"
+        result = await context.agent_router.delegate("worker", "one", context, session_isolation="forked")
+        task = await context.agent_router.delegate("worker", "two", context, background=True)
+        status = await context.agent_router.task_status(task.task_id)
+        if context.input_text == "stay":
+            return [result.final_output, status]
+        return await context.agent_router.transfer("worker", "three", context)
+
+    own = Agent("routes", pattern=routes, llm={"provider": "mock"})
+    async with process(redis_url, *agents(), own, multi_agent={"enabled": True}) as p:
+        await begin(p, "routes", "stay")
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["done: one", "running"]
+        await p.run("r2", agent_id="routes", input_text="go")
+        record = await finish(p, "r2")
+        assert record.result is not None
+        assert record.result.final_output == "done: three"
+    async with process(redis_url, *agents(), own, name="w2") as p:
+        record = await p.run("r3", agent_id="routes")
+        assert record.result is not None
+        assert record.result.final_output == "no router"
