@@ -53,13 +53,13 @@ from openagents_worker.store import scripts
 from openagents_worker.store.facts import FactKind
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.listing import extra_indexes, parent_index
-from openagents_worker.store.scripts import DelegateAnswer, Delegated
+from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delegated
 from openagents_worker.submission.new_run import digest_of as digest_of_request
 from openagents_worker.submission.new_run import stored_text
 from openagents_worker.suggest import agent_hint
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["DEPTH_KEY", "MAX_CHILDREN_AT_ONCE", "Children"]
+__all__ = ["DEPTH_KEY", "Children"]
 
 log = get_logger(__name__)
 
@@ -69,7 +69,6 @@ CHECK_AGAIN_MS = 900_000
 """How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
 knows no children can end one in this way."""
 STOPPING_S = 0.2  # between two looks at a child that is being cancelled by its worker
-MAX_CHILDREN_AT_ONCE = 1_000  # the record of the parent lists what it waits for
 ID_CHARS = 200  # of the parent's id in that of a child
 
 
@@ -280,6 +279,11 @@ class Children:
                         hint=agent_hint(call.asked.agent_id, delegated.known_agents),
                         agent_id=call.asked.agent_id,
                     )
+                case DelegateAnswer.FULL:
+                    raise RequestInvalid(
+                        f"the run has {MAX_CHILDREN:,} children that have not ended, the largest number",
+                        hint="let it wait for some of them, as delegate_many does with max_concurrency",
+                    )
                 case DelegateAnswer.CONFLICT:
                     raise RunConflict(
                         f"the run_id {child_id!r} of a child belongs to another run",
@@ -415,9 +419,9 @@ class Children:
         """The results of several children, in the order of the requests. Raises as `delegate` does for an
         invalid request; an agent that is not known gives a failed result."""
         asked = [parse_child_request(request) for request in requests]
-        number_of("the number of requests of delegate_many", len(asked), most=MAX_CHILDREN_AT_ONCE)
+        number_of("the number of requests of delegate_many", len(asked), most=MAX_CHILDREN)
         if max_concurrency is not None:
-            number_of("max_concurrency", max_concurrency, least=1, most=MAX_CHILDREN_AT_ONCE)
+            number_of("max_concurrency", max_concurrency, least=1, most=MAX_CHILDREN)
         at_once = min(max_concurrency or len(asked), len(asked))
         siblings, together = Siblings(at_once), at_once == len(asked)
         results: dict[int, RunResult[Any]] = {}

@@ -555,7 +555,7 @@ async def test_a_model_delegates_with_tools_of_the_agents_file(redis_url: str) -
         assert record.result is not None
         assert record.result.final_output == "both"
         succeeded = [each for each in await p.events() if each["name"] == "tool.succeeded"]
-        assert [each["payload"]["result"] for each in succeeded] == ["done: one"]
+        assert [each["payload"]["result"] for each in succeeded] == [{"answer": "done: one"}]
         assert sorted(delegating.CALLS) == ["fail two", "one"]
         failed = [each for each in await p.events() if each["name"] == "tool.failed"]
         assert [each["payload"]["error_details"]["code"] for each in failed] == ["child.failed"]

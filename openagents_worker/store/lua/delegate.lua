@@ -36,6 +36,7 @@ elseif run.cancel ~= '1' then
   queue = type(own) == 'string' and own or run.queue -- cjson decodes null to a value that is not nil
 end
 if run.cancel == '1' then return reply{answer = 'CANCEL'} end
+if not child and redis.call('SCARD', k.children(run_id)) >= max_children then return reply{answer = 'FULL'} end
 local is_copy = not child and mode == 'forked' and not session_exists(session_id)
 if is_copy then
   needs(k.transcript(run.session), 'list')

@@ -46,7 +46,7 @@ from openagents_worker.store.scripts.control import (
     fact,
     resume,
 )
-from openagents_worker.store.scripts.delegation import DelegateAnswer, Delegated, delegate
+from openagents_worker.store.scripts.delegation import MAX_CHILDREN, DelegateAnswer, Delegated, delegate
 from openagents_worker.store.scripts.forking import (
     ForkAnswer,
     Forked,
@@ -121,6 +121,7 @@ __all__ = [
     "ForkSessionAnswer",
     "Forked",
     "LookResult",
+    "MAX_CHILDREN",
     "MAX_RECOVERIES",
     "PAGE_BYTES",
     "Pruned",

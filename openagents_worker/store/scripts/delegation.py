@@ -11,13 +11,18 @@ from openagents_worker.store.scripts.calls import script_function
 from openagents_worker.store.scripts.payloads import Digested, Payload
 from openagents_worker.store.scripts.wakes import Wake
 
-__all__ = ["DelegateAnswer", "Delegated", "delegate"]
+__all__ = ["MAX_CHILDREN", "DelegateAnswer", "Delegated", "delegate"]
+
+
+MAX_CHILDREN = 1_000
+"""The children of a run that have not ended: the script that ends the run also ends them."""
 
 
 class DelegateAnswer(StrEnum):
     """NEW: the child was created, or continues in another life. SAME: this call has created it before, and it
     goes on. ENDED: it has ended. STOPPING: an earlier life of the run has ended, and the child ends with it:
     ask again. CONFLICT: another run has its id. UNKNOWN_AGENT: no worker has announced the agent.
+    FULL: `max_children` of the run have not ended.
 
     CANCEL, FENCED and MISPLACED are those of `WriteAnswer`; nothing was written.
     """
@@ -28,6 +33,7 @@ class DelegateAnswer(StrEnum):
     STOPPING = "STOPPING"
     CONFLICT = "CONFLICT"
     UNKNOWN_AGENT = "UNKNOWN_AGENT"
+    FULL = "FULL"
     CANCEL = "CANCEL"
     FENCED = "FENCED"
     MISPLACED = "MISPLACED"
@@ -65,6 +71,7 @@ def delegate(
     delegated: str,
     lists: Sequence[str] = (),
     stored: int = 0,
+    max_children: int = MAX_CHILDREN,
     format: int = DELEGATES,
 ) -> Delegated:
     """Create the child run of a recorded call, or find it.
