@@ -9,6 +9,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.loading import MAX_AGENTS
 from openagents_worker.celery.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
+from openagents_worker.store.scripts import MAX_CHILDREN
 from openagents_worker.store.signals import MAX_SIGNALS
 
 __all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]
@@ -40,7 +41,15 @@ WORKERS = "the worker processes of the cell; those that are gone leave it"
 OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "agents": (
         f"the agents that workers have announced: {MAX_AGENTS:,} a file at most",
-        (("store/lua/submit.lua", "HKEYS"), ("store/fleet.py", "HGETALL")),
+        (
+            ("store/lua/submit.lua", "HKEYS"),
+            ("store/lua/delegate.lua", "HKEYS"),
+            ("store/fleet.py", "HGETALL"),
+        ),
+    ),
+    "children": (
+        f"{MAX_CHILDREN:,} runs to which one run has delegated and that have not ended",
+        (("store/lua/lib/end_run.lua", "SMEMBERS"),),
     ),
     "facts": (
         "what was decided for one run: one entry a call, approval or child of it, and "
@@ -50,7 +59,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/decide.lua", "HKEYS"),
             ("store/lua/fact.lua", "HKEYS"),
             ("store/lua/fork.lua", "HKEYS"),
-            ("store/lua/resume.lua", "HKEYS"),
+            ("store/lua/lib/revived.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
             ("store/approvals.py", "HKEYS"),
             ("producer/deciding.py", "HKEYS"),
@@ -294,6 +303,22 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "characters",
         "",
         "`step.too_large`, where it is emitted",
+    ),
+    (
+        "child of a run",
+        "children that have not ended",
+        "store.scripts.delegation.MAX_CHILDREN",
+        "",
+        "",
+        "`request.invalid`",
+    ),
+    (
+        "task of a delegation tool",
+        "characters",
+        "tools.builtin.delegation.MAX_TASK_CHARS",
+        "",
+        "",
+        "`tool.validation`",
     ),
     ("event", "values in it", "redaction.MAX_VALUES", "", "", "`step.too_large`, where it is emitted"),
     (

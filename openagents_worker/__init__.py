@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from openagents_worker.memory.base import MemoryPlugin
     from openagents_worker.models import (
         Approval,
+        ChildRequest,
         Decision,
         RunArtifact,
         RunBudget,
@@ -76,6 +77,7 @@ __all__ = [
     "AsyncClient",
     "AsyncRunHandle",
     "BudgetExhausted",
+    "ChildRequest",
     "Client",
     "ContextAssemblerPlugin",
     "Decision",
@@ -131,6 +133,7 @@ _MODULE_OF = {
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
     "BudgetExhausted": "errors",
+    "ChildRequest": "models",
     "Client": "producer.client",
     "ContextAssemblerPlugin": "context.base",
     "Decision": "models",

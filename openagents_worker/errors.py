@@ -568,6 +568,13 @@ class SignalTimeout(ExecutionError):
     signal: str | None = None
 
 
+class DelegationTooDeep(ExecutionError):
+    """A run that was itself delegated to cannot delegate: the chain of agents has its greatest length."""
+
+    code = "delegation.depth"
+    http_status = 422
+
+
 class OtherFormat(ExecutionError):
     """A run or session has a format that this version of the library cannot read."""
 
@@ -692,6 +699,17 @@ class PermanentToolError(ToolError):
     """A tool failed, and would fail again if the call were repeated."""
 
     code = "tool.permanent"
+
+
+class ChildFailed(PermanentToolError):
+    """The agent to which a tool has delegated did not complete its task. `child_run_id` names its run,
+    `child_code` and `stop_reason` say why it ended."""
+
+    code = "child.failed"
+    extra_fields = ("child_run_id", "child_code", "stop_reason")
+    child_run_id: str | None = None
+    child_code: str | None = None
+    stop_reason: str | None = None
 
 
 class ToolNotFoundError(PermanentToolError):

@@ -225,7 +225,7 @@ class AppConfig(Part):
         default=None, description="Further keys to redact. null: the built-in ones."
     )
     multi_agent: MultiAgentConfig | None = Field(
-        default=None, description="Delegation between agents; must be off: it is not supported yet."
+        default=None, description="Delegation between agents. null: the defaults."
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from openagents_worker.agents.part import Part, not_supported, problem
+from openagents_worker.models.budget import RunBudget
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
 from openagents_worker.suggest import did_you_mean
 
@@ -173,24 +174,23 @@ class DiagnosticsRef(Part):
 
 
 class MultiAgentConfig(Part):
-    """Delegation between agents. It is not supported yet, so `enabled` must be false."""
+    """Delegation between agents: the defaults of `context.delegate` and of the delegation tools."""
 
-    enabled: bool = Field(default=False, description="Must be false: delegation is not supported yet.")
+    enabled: bool = Field(
+        default=False,
+        description="Whether context.agent_router exists, for plugins of the original SDK. "
+        "context.delegate always does.",
+    )
     default_session_isolation: Literal["isolated", "shared", "forked"] = Field(
-        default="isolated", description="The session of a child run. Has no effect yet."
+        default="isolated",
+        description="The session of a child run: a new one, that of its parent, or a copy of it.",
     )
     max_delegation_depth: int = Field(
-        default=5, ge=1, description="Longest chain of children, in agents. Has no effect yet."
+        default=5, ge=1, le=50, description="The largest number of runs above a child run."
     )
-    default_child_budget: dict[str, JsonValue] | None = Field(
-        default=None, description="The budget of a child run without a budget. Has no effect yet."
+    default_child_budget: RunBudget | None = Field(
+        default=None, description="The budget of a child run without a budget of its own. null: no limit."
     )
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> MultiAgentConfig:
-        if self.enabled:
-            raise not_supported("multi_agent", key=("enabled",))
-        return self
 
 
 # --- MCP -------------------------------------------------------------------------------------------------

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from openagents_worker.models.budget import EXTENDABLE, RunBudget
+from openagents_worker.models.child import ChildRequest, SessionIsolation
 from openagents_worker.models.chunk import ChunkKind, RunStreamChunk
 from openagents_worker.models.decisions import Approval, Decision
 from openagents_worker.models.error_details import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.models.fields import MAX_ID_CHARS, Id
-from openagents_worker.models.parsing import DEFAULT_MAX_PAYLOAD_BYTES, parse_request
+from openagents_worker.models.parsing import (
+    DEFAULT_MAX_PAYLOAD_BYTES,
+    parse_child_request,
+    parse_request,
+)
 from openagents_worker.models.record import RunRecord
 from openagents_worker.models.request import MAX_LABELS, RunRequest, output_class_of, schema_of
 from openagents_worker.models.result import OutputT, RunArtifact, RunResult, run_failed
@@ -22,6 +27,7 @@ __all__ = [
     "MAX_LABELS",
     "MAX_MESSAGE_CHARS",
     "Approval",
+    "ChildRequest",
     "ChunkKind",
     "Decision",
     "ErrorDetails",
@@ -36,11 +42,13 @@ __all__ = [
     "RunState",
     "RunStreamChunk",
     "RunUsage",
+    "SessionIsolation",
     "StopReason",
     "WaitKind",
     "Waiting",
     "header_text",
     "output_class_of",
+    "parse_child_request",
     "parse_request",
     "run_failed",
     "schema_of",

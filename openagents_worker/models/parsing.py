@@ -11,9 +11,10 @@ from openagents_worker.arguments import TEN_YEARS_MS, number_of, reject_unstorab
 from openagents_worker.errors import RequestInvalid, RequestTooLarge
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.models.budget import RunBudget
+from openagents_worker.models.child import ChildRequest
 from openagents_worker.models.request import RunRequest, schema_of
 
-__all__ = ["DEFAULT_MAX_PAYLOAD_BYTES", "parse_request"]
+__all__ = ["DEFAULT_MAX_PAYLOAD_BYTES", "parse_child_request", "parse_request"]
 
 DEFAULT_MAX_PAYLOAD_BYTES = 1024 * 1024
 
@@ -34,7 +35,7 @@ def parse_request(
         try:
             request = RunRequest.model_validate(fields)
         except ValidationError as error:
-            raise _request_invalid(error) from None
+            raise _request_invalid(error, _HINT) from None
     else:
         raise RequestInvalid(
             f"a request must be a RunRequest or a dict of its fields, not {type(data).__name__}",
@@ -50,6 +51,32 @@ def parse_request(
             run_id=request.run_id,
         )
     _check_output_type(request)
+    return request
+
+
+def parse_child_request(data: ChildRequest | Mapping[str, Any]) -> ChildRequest:
+    """A checked child request. Raises `RequestInvalid` with each mistake and its field.
+
+    The size is checked when the request of the child run is made.
+    """
+    if isinstance(data, ChildRequest):
+        request = data
+        reject_unstorable(dict(request))
+    elif isinstance(data, Mapping):
+        fields = {name: value for name, value in data.items() if value is not None}
+        reject_unstorable(fields)
+        try:
+            request = ChildRequest.model_validate(fields)
+        except ValidationError as error:
+            raise _request_invalid(error, "required: agent_id, input_text") from None
+    else:
+        raise RequestInvalid(
+            f"a request to delegate must be a ChildRequest or a dict of its fields, not "
+            f"{type(data).__name__}",
+            hint="ChildRequest(agent_id=..., input_text=...)",
+        )
+    if request.budget is not None:
+        _check_budget(request.budget)
     return request
 
 
@@ -83,7 +110,10 @@ def _as_json(request: RunRequest) -> str:
         raise RequestInvalid(f"the request cannot be written as JSON: {error}") from None
 
 
-def _request_invalid(error: ValidationError) -> RequestInvalid:
+_HINT = "required: agent_id, session_id, input_text; values must be plain JSON (no tuples, dates, NaN)"
+
+
+def _request_invalid(error: ValidationError, hint: str) -> RequestInvalid:
     """The error for a wrong request, with the first five mistakes and their fields."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     lines = []
@@ -91,7 +121,4 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
         field = ".".join(str(part) for part in problem["loc"]) or "request"
         lines.append(f"{field}: {problem['msg']}")
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-    return RequestInvalid(
-        "; ".join(lines) + more,
-        hint="required: agent_id, session_id, input_text; values must be plain JSON (no tuples, dates, NaN)",
-    )
+    return RequestInvalid("; ".join(lines) + more, hint=hint)

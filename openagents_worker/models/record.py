@@ -48,6 +48,8 @@ class RunRecord(StoredModel):
     last_error: ErrorDetails | None = None
     forked_from: str | None = None
     """The checkpoint of another run from which this run continues (`Client.fork`)."""
+    parent_run_id: str | None = None
+    """The run that has delegated to this one."""
     request: RunRequest | None = None
     result: RunResult[Any] | None = None
 

@@ -8,12 +8,13 @@ So a pattern needs no checkpoints of its own, but it must be deterministic apart
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from pydantic import Field
 
 from openagents_worker.agents.plugin import Plugin
 from openagents_worker.llm.base import LLMClient, LLMResponse, Message
+from openagents_worker.models import ChildRequest, RunBudget, RunResult
 from openagents_worker.tools.base import RecordedCalls
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
@@ -90,6 +91,63 @@ class RunContext(RecordedCalls, Protocol):
         up to `max_validation_retries` times. `options`: temperature, max_tokens, tool_choice,
         response_format. Raises the errors of the model's client, `MaxStepsExceeded` after `max_steps` calls,
         `OutputValidationError`, `ToolNotFoundError`.
+        """
+        ...
+
+    async def delegate(
+        self,
+        agent_id: str,
+        input_text: str,
+        *,
+        session_isolation: Literal["isolated", "shared", "forked"] | None = None,
+        budget: RunBudget | None = None,
+        deps: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        background: bool = False,
+    ) -> RunResult[Any]:
+        """The result of another agent, which executes as a run of its own, on any worker.
+
+        The run is parked meanwhile. A child that fails gives a result, too: see its `stop_reason`; `output`
+        raises its error. The child gets the tenant, the durability, the labels and the deps of this run, and
+        at most what is left of its budget; its usage is added to that of this run. `session_isolation`:
+        `isolated` (a new session), `forked` (a copy of the session) or `shared` (the session itself; such
+        children work one after the other). With `background`, the result has only a `task_id`, for
+        `task_status`. Raises `AgentNotFoundError`, `RequestInvalid`, `BudgetExhausted`, and
+        `DelegationTooDeep` if too many runs are above this one.
+        """
+        ...
+
+    async def delegate_many(
+        self,
+        requests: Sequence[ChildRequest | Mapping[str, Any]],
+        *,
+        max_concurrency: int | None = None,
+    ) -> list[RunResult[Any]]:
+        """The results of several agents, in the order of the requests; at most 1,000.
+
+        They work side by side, at most `max_concurrency` at once (None: all). One that fails does not stop
+        the others: its result says so. What is left of the budget is shared evenly among those that work at
+        once and have no budget of their own. Raises `RequestInvalid`, `DelegationTooDeep`, `BudgetExhausted`.
+        """
+        ...
+
+    async def task_status(self, task_id: str) -> Literal["running", "completed", "failed"]:
+        """The state of an agent in the background, recorded. Raises `RunNotFound`."""
+        ...
+
+    async def transfer(
+        self,
+        agent_id: str,
+        input_text: str,
+        *,
+        session_isolation: Literal["isolated", "shared", "forked"] | None = None,
+        budget: RunBudget | None = None,
+        deps: str | None = None,
+    ) -> NoReturn:
+        """Let another agent end the run: its output, its stop reason and its error become those of this run.
+
+        It does not return: the pattern is left when the other agent has ended. The metadata of the result has
+        the id of its run as `handoff_from`. Raises as `delegate` does, before the other agent has begun.
         """
         ...
 

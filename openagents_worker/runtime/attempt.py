@@ -17,13 +17,20 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
+from openagents_worker.errors import (
+    ExecutionError,
+    OpenAgentsError,
+    PatternError,
+    RunCancelled,
+    error_from_wire,
+)
 from openagents_worker.jsontext import loads
-from openagents_worker.models import RunRequest
+from openagents_worker.models import RunRequest, RunResult
 from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.agent_parts import parts_of_agent
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
+from openagents_worker.runtime.children import Children
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
@@ -42,6 +49,7 @@ from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.limits import RunLimits
+from openagents_worker.runtime.original.router import AgentRouter
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
@@ -124,6 +132,7 @@ class Attempt:
         self._pattern: Any = None
         self._turn_messages: Any = ()
         self._finish_reason: str | None = None
+        self._transferred: RunResult[Any] | None = None
 
     # --- from outside ------------------------------------------------------------------------------------
 
@@ -228,6 +237,11 @@ class Attempt:
         with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
+        context.children = Children(
+            self.identity, self.request, recorder, writer=self._writer, services=self._services
+        )
+        if context.children.is_router:
+            context.agent_router = AgentRouter(context)
         self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
@@ -276,7 +290,10 @@ class Attempt:
     async def _think(self, prepared: Prepared) -> Any:
         """Execute the pattern. Returns its output, validated against the requested output type."""
         with executing("pattern", class_path(prepared.pattern)):
-            output = await prepared.pattern.execute()
+            output = await self._execute_pattern(prepared)
+        if self._transferred is not None:
+            await self._check_all_read(prepared.context.recorder)
+            return self._output_of_transfer(self._transferred)
         output_type = prepared.output_type
         if output_type is not None or getattr(prepared.pattern, "finalized", None) is not None:
             limit = self._budget.max_validation_retries
@@ -298,6 +315,29 @@ class Attempt:
         self._finish_reason = reason if isinstance(reason, str) else None
         await self._check_all_read(prepared.context.recorder)
         return output
+
+    async def _execute_pattern(self, prepared: Prepared) -> Any:
+        """The output of the pattern; None if it has transferred the run to another agent."""
+        children = prepared.context.children
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            output = await prepared.pattern.execute()
+        except BaseException:  # a task group may have put `RunTransferred` into a group
+            if children.transferred is None or self.latch.reason is not None or task.cancelling():
+                raise
+            output = None
+        self._transferred = children.transferred
+        return output
+
+    def _output_of_transfer(self, result: RunResult[Any]) -> Any:
+        """The output of the agent to which the run was transferred. Raises its error."""
+        if result.ok:
+            return result.final_output
+        details = result.error_details
+        if details is None:
+            raise ExecutionError(f"the run {result.run_id} ended as {result.stop_reason}")
+        raise error_from_wire(details.model_dump(mode="json"))
 
     async def _remember(self, prepared: Prepared, output: Any) -> None:
         """Let the memory store the turn."""
@@ -358,6 +398,7 @@ class Attempt:
             error=error,
             turn_messages=self._turn_messages,
             finish_reason=self._finish_reason,
+            transferred=self._transferred,
             redact_keys=self._services.assembly.redact_keys,
         )
 

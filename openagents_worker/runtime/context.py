@@ -7,14 +7,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, ParamSpec, cast
+from typing import Any, Literal, NoReturn, ParamSpec, cast
 from uuid import UUID
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import OpenAgentsError, text_of
 from openagents_worker.jsontext import MAX_NESTING
 from openagents_worker.llm.base import LLMClient, LLMResponse, Message
-from openagents_worker.models import RunArtifact, RunRequest, RunUsage
+from openagents_worker.models import (
+    ChildRequest,
+    RunArtifact,
+    RunBudget,
+    RunRequest,
+    RunResult,
+    RunUsage,
+    SessionIsolation,
+)
 from openagents_worker.patterns.base import RunTool
 from openagents_worker.patterns.batch import call_tool_batch
 from openagents_worker.patterns.calls import call_llm, call_tool
@@ -69,6 +77,8 @@ class AttemptContext:
     """How many times `call_llm` was called in this attempt."""
     functions: Any = None
     """The `RecordedFunctions` of the attempt."""
+    children: Any = None
+    """The `Children` of the attempt."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -198,6 +208,64 @@ class AttemptContext:
     async def step(self, name: str, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """The result of a function, called once in the life of the run; see `RunContext.step`."""
         return await self.functions.call(self.functions.step(fn, name), args, kwargs)
+
+    # --- other agents ------------------------------------------------------------------------------------
+
+    async def delegate(
+        self,
+        agent_id: str,
+        input_text: str,
+        *,
+        session_isolation: SessionIsolation | None = None,
+        budget: RunBudget | None = None,
+        deps: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        background: bool = False,
+    ) -> RunResult[Any]:
+        """The result of another agent; see `RunContext.delegate`."""
+        request = {
+            "agent_id": agent_id,
+            "input_text": input_text,
+            "session_isolation": session_isolation,
+            "budget": budget,
+            "deps": deps,
+            "labels": labels,
+            "background": background,
+        }
+        return cast("RunResult[Any]", await self.children.delegate(request))
+
+    async def delegate_many(
+        self,
+        requests: Sequence[ChildRequest | Mapping[str, Any]],
+        *,
+        max_concurrency: int | None = None,
+    ) -> list[RunResult[Any]]:
+        """The results of several agents; see `RunContext.delegate_many`."""
+        return cast("list[RunResult[Any]]", await self.children.delegate_many(requests, max_concurrency))
+
+    async def task_status(self, task_id: str) -> Literal["running", "completed", "failed"]:
+        """The state of an agent in the background; see `RunContext.task_status`."""
+        return cast('Literal["running", "completed", "failed"]', await self.children.task_status(task_id))
+
+    async def transfer(
+        self,
+        agent_id: str,
+        input_text: str,
+        *,
+        session_isolation: SessionIsolation | None = None,
+        budget: RunBudget | None = None,
+        deps: str | None = None,
+    ) -> NoReturn:
+        """Let another agent end the run; see `RunContext.transfer`."""
+        request = {
+            "agent_id": agent_id,
+            "input_text": input_text,
+            "session_isolation": session_isolation,
+            "budget": budget,
+            "deps": deps,
+        }
+        await self.children.transfer(request)
+        raise AssertionError("a transfer ends the run")
 
     def recorded(
         self,

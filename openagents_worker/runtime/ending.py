@@ -99,6 +99,8 @@ class Ending:
     turn_messages: Any = ()
     finish_reason: str | None = None
     """The messages of the pattern between question and answer, for the transcript."""
+    transferred: RunResult[Any] | None = None
+    """The result of the agent to which the run was transferred: its stop reason is that of this run."""
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
     """Why parts of the run were left out: one message for each part that cannot be stored."""
@@ -109,6 +111,10 @@ class Ending:
 
     @property
     def stop_reason(self) -> StopReason:
+        if self.transferred is not None and self.transferred.error_details is not None:
+            details = self.transferred.error_details
+            if self.error is not None and self.error.code == details.code:
+                return self.transferred.stop_reason
         return StopReason.COMPLETED if self.error is None else stop_reason_of(self.error)
 
     @property
@@ -138,7 +144,8 @@ class Ending:
             error_details=self.details,
             metadata=ids
             | ({"not_stored": self.not_stored} if self.not_stored else {})
-            | ({"finish_reason": self.finish_reason} if self.finish_reason else {}),
+            | ({"finish_reason": self.finish_reason} if self.finish_reason else {})
+            | ({"handoff_from": self.transferred.run_id} if self.transferred is not None else {}),
         )
 
     def stored(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> StoredEnding:
@@ -210,6 +217,7 @@ class Ending:
         written, removed = changed_keys(state_before, texts) if completed else ([], [])
         arguments = {
             "end_state": self.state,
+            "stop_reason": self.stop_reason.value,
             "result": self.result().model_dump_json(),
             "event": f"run.{self.state}",
             "payload": shown_json(self._terminal_payload(), self.redact_keys),
@@ -248,6 +256,8 @@ class Ending:
     def _messages(self) -> list[dict[str, Any]]:
         """The messages that the run appends to the transcript: its turn, or none."""
         ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
+        if self.transferred is not None:
+            ids["handoff_from"] = self.transferred.run_id
         if self.is_interrupted and self.state == "cancelled" and not self.is_bare:
             return interrupted_entries(self.request.input_text, ids, tool_messages=self.turn_messages)
         if self.error is not None or self.is_bare:

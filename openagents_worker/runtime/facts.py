@@ -45,6 +45,10 @@ class RunFacts:
             self._taken.add(fact.name)
         return fact
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a fact with this name that no call has taken."""
+        return self._facts.first_of(name, self._taken) is not None
+
     def stored_wait(self, call_id: str) -> dict[str, Any] | None:
         """What an earlier attempt has stored of a call that was waiting; None if it was not."""
         fact = self._facts.get(FactKind.WAIT, call_id)

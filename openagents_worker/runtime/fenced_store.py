@@ -23,6 +23,8 @@ from openagents_worker.store.scripts import (
     Begun,
     DecideAnswer,
     DecideResult,
+    DelegateAnswer,
+    Delegated,
     ScriptCall,
     WriteAnswer,
     WriteResult,
@@ -116,6 +118,14 @@ class FencedStore:
                 raise RunLatched(LatchReason.FENCED)
             case _:
                 assert_never(decided.answer)
+
+    async def delegate(self, call: ScriptCall[Delegated]) -> Delegated:
+        """Create or find a child run. Raises `RunLatched` if this run is cancelled or fenced."""
+        delegated = await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        if delegated.answer in (DelegateAnswer.CANCEL, DelegateAnswer.FENCED, DelegateAnswer.MISPLACED):
+            self._act_on_answer(WriteAnswer(delegated.answer.value))
+            raise RunLatched(LatchReason.CANCELLED)
+        return delegated
 
     async def report(self, call: ScriptCall[DecideResult], call_id: str) -> None:
         """Report the outcome of a call of a run that is fenced. It is repeated for a minute."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.store.parking import Park
 
-__all__ = ["Latch", "LatchReason", "RunLatched"]
+__all__ = ["Latch", "LatchReason", "RunLatched", "RunTransferred"]
 
 
 class LatchReason(StrEnum):
@@ -48,6 +48,13 @@ class RunLatched(BaseException):
     def __init__(self, reason: LatchReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+class RunTransferred(BaseException):
+    """Raised by `transfer` once the other agent has ended: the run ends with its result.
+
+    It is not an `Exception`, so that a pattern with `except Exception` does not catch it.
+    """
 
 
 class Latch:

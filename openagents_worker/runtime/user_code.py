@@ -26,7 +26,7 @@ from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, replaced
 from openagents_worker.llm.base import current_call
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
-from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched, RunTransferred
 from openagents_worker.runtime.marks import Marks, mark_of, marked, run_prefix
 from openagents_worker.runtime.original.errors import translated
 from openagents_worker.telemetry.logs import get_logger
@@ -179,9 +179,9 @@ def _path_of(kind: type) -> str:
 class user_code:
     """`with user_code(PatternError): …` turns exceptions of the block into coded errors.
 
-    Three kinds pass unchanged: coded errors that can be stored, `RunLatched` of a latched run, and a
-    cancellation of the current task. Any other exception is raised as `wrap(text)`, with the original as
-    cause. That error is retryable only if its class is.
+    Four kinds pass unchanged: coded errors that can be stored, `RunLatched` of a latched run,
+    `RunTransferred`, and a cancellation of the current task. Any other exception is raised as `wrap(text)`,
+    with the original as cause. That error is retryable only if its class is.
     """
 
     __slots__ = ("_prefix", "_wrap")
@@ -266,6 +266,8 @@ class _CountedSteps:
 
 def is_runtime_signal(error: BaseException) -> bool:
     """Whether an exception is a signal of the runtime or of asyncio, not an outcome of user code."""
+    if isinstance(error, RunTransferred):
+        return True
     if isinstance(error, RunLatched):
         run = current_run.get()
         return run is None or run.latch.reason is not None

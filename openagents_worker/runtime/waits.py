@@ -87,13 +87,17 @@ class Waits:
         fact: str = "",
         timeout_ms: int | None = None,
         needs_all: bool = False,
+        begins_again: bool = False,
     ) -> Fact | None:
         """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
 
         The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
-        waits. Without a fact, this waits for the time only. The record of the call replaces the fact.
+        waits, or from now if it `begins_again`. Without a fact, this waits for the time only. The record of
+        the call replaces the fact.
         """
-        wait = self._wait_of(info, kind, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all)
+        wait = self._wait_of(
+            info, kind, begins_again, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all
+        )
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
         if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
@@ -134,11 +138,14 @@ class Waits:
 
     # --- one wait ----------------------------------------------------------------------------------------
 
-    def _wait_of(self, info: CallInfo, kind: WaitKind, *, timeout_ms: int | None, **fields: Any) -> Wait:
+    def _wait_of(
+        self, info: CallInfo, kind: WaitKind, begins_again: bool, *, timeout_ms: int | None, **fields: Any
+    ) -> Wait:
         """The wait of a call. An earlier attempt may have begun it: then its time-out is that of before."""
         stored = self.facts.stored_wait(info.call_id)
         if stored is not None:
             self._taken.setdefault(info.call_id, []).append(_fact_name(info.call_id))
+        if stored is not None and not begins_again:
             until_ms = stored.get("until_ms", 0)
             until_ms = until_ms if isinstance(until_ms, int) else 0
         else:
@@ -258,11 +265,15 @@ def _fact_name(call_id: str) -> str:
 
 
 def open_waits(fields: Mapping[str, str] | None) -> Collection[OpenCall]:
-    """The calls that were waiting when the run was suspended. `fields` are the facts of the run."""
-    found = []
-    for fact in Facts(fields).of(FactKind.WAIT):
+    """The calls that were waiting when the run was suspended, and those that have created a child run.
+
+    `fields` are the facts of the run.
+    """
+    found: dict[str, OpenCall] = {}
+    facts = Facts(fields)
+    for fact in (*facts.of(FactKind.WAIT), *facts.of(FactKind.DELEGATED)):
         value = fact.value()
         if isinstance(value, dict):
             kind, node, scope = (str(value.get(name, "")) for name in ("call_kind", "node", "scope"))
-            found.append(OpenCall(fact.id, kind, node, scope, is_begun=False))
-    return found
+            found[fact.id] = OpenCall(fact.id, kind, node, scope, is_begun=False)
+    return found.values()

@@ -7,6 +7,7 @@ from typing import Any
 
 from openagents_worker.models import EXTENDABLE, RunBudget
 from openagents_worker.runtime.clock import RunClock
+from openagents_worker.models.usage import NO_USAGE
 
 __all__ = ["TIME", "WorkingBudget", "limits_in"]
 
@@ -23,6 +24,8 @@ class WorkingBudget:
         """The largest value of each limit in the extensions."""
         self.clock: RunClock | None = None
         """The time of the run, if it is limited. Set before the first call."""
+        self.children = NO_USAGE
+        """The usage of the children whose results the run has got."""
         self._budget = budget
 
     def limit(self, name: str) -> Any:

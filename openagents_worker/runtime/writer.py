@@ -22,7 +22,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import PARKS, WRITTEN
 from openagents_worker.store.parking import Park
-from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteResult
+from openagents_worker.store.scripts import Delegated, ScriptCall, SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
 
@@ -171,6 +171,14 @@ class RunWriter(EventWriter):
                     stored=self._length,
                 )
             )
+
+    async def delegate(self, **child: Any) -> Delegated:
+        """Create the child run of a call or find it, after all queued events and records. `child` holds
+        arguments of the script `delegate`."""
+        await self.flush()
+        return await self.store.delegate(
+            scripts.delegate(run_id=self.run_id, fence=self.fence, stored=self._length, **child)
+        )
 
     async def decide_approval(self, call: str, event: str, decision: Mapping[str, Any]) -> str:
         """Decide about the approval of a call. Returns the first decision (JSON), '' if it is this one."""

@@ -41,6 +41,7 @@ class FactKind(StrEnum):
     ASK = "ask"
     APPROVAL = "approval"
     CHILD = "child"
+    DELEGATED = "delegated"
     SIGNAL = "signal"
     STEER = "steer"
     EXTEND = "extend"
@@ -72,6 +73,10 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.ASK: FactSpec("call that waits for an approval -> what is shown", ends_with_life=True),
     FactKind.APPROVAL: FactSpec("call -> the decision about its approval, who made it and when"),
     FactKind.CHILD: FactSpec("call -> the result of the child run"),
+    FactKind.DELEGATED: FactSpec(
+        "call that has created a child run -> its id, the life of this run, what is reserved for it, and "
+        "where the call was made"
+    ),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),
     FactKind.RESPONSE: FactSpec(

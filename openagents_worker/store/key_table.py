@@ -55,6 +55,13 @@ KEYS = (
         _RUN,
     ),
     KeySpec(
+        "children",
+        "run:{}:children",
+        "set",
+        "runs to which the run has delegated, and that have not ended",
+        "deleted with its last member, or when the run ends",
+    ),
+    KeySpec(
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
     ),
     KeySpec(
@@ -248,7 +255,8 @@ KEYS = (
         "index",
         "index:{}",
         "zset",
-        "run -> when it was accepted, ms: `all`, `agent=…`, `session=…`, `tenant=…`, `label=name=value`; in "
+        "run -> when it was accepted, ms: `all`, `agent=…`, `session=…`, `tenant=…`, "
+        "`label=name=value`, `parent=…`; in "
         "`sessions` session -> when its last run took its place",
         "permanent; submit, prune and delete_session take out of it",
     ),

@@ -47,6 +47,7 @@ __all__ = [
     "list_runs",
     "list_sessions",
     "extra_indexes",
+    "parent_index",
     "prune_indexes",
 ]
 
@@ -82,6 +83,11 @@ def extra_indexes(tenant: str | None, labels: Mapping[str, str]) -> list[str]:
     return [f"tenant={tenant}", *lists] if tenant is not None else lists
 
 
+def parent_index(run_id: str) -> str:
+    """The name of the index of the runs to which a run has delegated."""
+    return f"parent={run_id}"
+
+
 class RunFilters(TypedDict, total=False):
     """Filters of a list of runs. A run must match all of these filters. None: no filter."""
 
@@ -90,6 +96,8 @@ class RunFilters(TypedDict, total=False):
     session_id: str | None
     tenant: str | None
     labels: Mapping[str, str] | None
+    parent_run_id: str | None
+    """The run that has delegated to the listed ones."""
     since: datetime | None
     """The time at which the run was accepted, by the clock of Redis. `until` is exclusive."""
     until: datetime | None
@@ -121,7 +129,7 @@ class RunFilter:
         lists = extra_indexes(
             optional_text("tenant", filters.get("tenant")), _parse_labels(filters.get("labels") or {})
         )
-        for field, name in (("session_id", "session"), ("agent_id", "agent")):
+        for field, name in (("session_id", "session"), ("agent_id", "agent"), ("parent_run_id", "parent")):
             if (id_ := optional_text(field, filters.get(field))) is not None:
                 lists.append(f"{name}={id_}")
         return cls(

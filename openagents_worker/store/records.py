@@ -84,6 +84,7 @@ RECORD_FIELDS = (
     "format",
     "on_busy",
     "forked_from",
+    "parent",
 )
 
 
@@ -129,6 +130,7 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         waiting=parse_waiting(field["waits"]) if STATES[state].is_parked else (),
         forked_from=field["forked_from"] or None,
+        parent_run_id=field["parent"] or None,
         last_error=_last_error(field["last_error"], field["last_error_details"]),
         request=_with_on_busy(
             _request_or_none(field["request"], stored_format(field["format"]), is_over=bool(field["result"])),

@@ -161,7 +161,7 @@ _REMOTE_CONTROL = (
 )
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "ask", "cancel", "claim", "commit", "confirm_completion",
-    "confirm_notices", "decide", "emit",
+    "confirm_notices", "decide", "delegate", "emit",
     "end_lease", "finish", "first_due", "intent",
     "limit_serve", "limit_settle", "limit_take", "look", "mend_key", "notify",
     "outbox_done", "outbox_take", "page", "prune", "put_aside", "reclaim", "register",

@@ -22,7 +22,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
     | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
 )
-_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal"})
+_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children"})
 
 
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:

@@ -29,7 +29,7 @@ SDK = "io-openagent-sdk>=0.4,<0.5"
 PROGRAM = Path(__file__).with_name("original_tools_program.py")
 LATER = {"mcp", "remember_preference"}
 """Tools of the original that come with memories and MCP."""
-OURS_ALONE = {"save_artifact"}
+OURS_ALONE = {"save_artifact", "delegate", "transfer"}
 
 Call = tuple[str, dict[str, Any]]
 

@@ -33,6 +33,9 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
         _check_lists(cell, run)
     for session in {run.session for run in truth.runs.values()}:
         _check_session(cell, session, truth)
+    for parent in {*cell.ids("children"), *truth.kids}:
+        children, true = set(cell.get("children", parent)), truth.kids.get(parent, set())
+        assert children == true, f"{parent} has the children {children}, but must have {true}"
     for incarnation in cell.ids("worker_runs"):
         owned = truth.owned(incarnation)
         assert cell.get("worker_runs", incarnation) == owned, f"{incarnation} owns something else"
@@ -89,8 +92,13 @@ def _check_record(cell: _Cell, run: Run) -> None:
 
 
 def _check_facts(cell: _Cell, run: Run) -> None:
-    facts = {name: text for name, text in cell.get("facts", run.id).items() if not name.startswith("tries:")}
-    assert facts == run.facts, f"{run.id} has the facts {facts}, but must have {run.facts}"
+    facts = {
+        name: "" if name.startswith("child:") else text
+        for name, text in cell.get("facts", run.id).items()
+        if not name.startswith("tries:")
+    }
+    true = {name: "" if name.startswith("child:") else text for name, text in run.facts.items()}
+    assert facts == true, f"{run.id} has the facts {facts}, but must have {true}"
     record = cell.get("run", run.id)
     is_listed = run.id in cell.get("index", "approvals")
     assert is_listed is waits_for_approval(run), f"{run.id} is in the list of approvals: {is_listed}"
@@ -145,6 +153,8 @@ def _check_events(cell: _Cell, run: Run) -> None:
     assert told == run.told, f"{run.id} told {run.told}, and {told} is stored"
     waited = names.count("run.waiting"), names.count("run.woken")
     assert waited == (run.parks, run.wakes), f"{run.id} parked and woke in secret: {waited}"
+    delegated = names.count("run.child_started"), names.count("run.child_completed")
+    assert delegated == (run.kids_begun, run.kids_ended), f"{run.id} delegated in secret: {delegated}"
     for life in range(1, run.life + 1):
         shown = [event for event in events if event["life"] == life]
         terminal = [event["name"] for event in shown if event["name"] in TERMINAL_EVENTS]
@@ -199,6 +209,10 @@ def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
         *sorted(queue, key=queue.__getitem__),
     ]
     assert order == places, f"session {session} has the order {order}, but places were given as {places}"
+    fields = cell.get("session", session).items()
+    below = {name.partition(":")[2]: text for name, text in fields if name.startswith("below:")}
+    true = {child: parent for child, parent in truth.below.items() if truth.runs[child].session == session}
+    assert below == true, f"session {session} was lent: {below}, but must be {true}"
     needs = int(cell.get("session", session).get("format") or 0)
     assert needs == truth.formats.get(session, 0), f"session {session} says that it has the format {needs}"
     transcript = list(cell.get("transcript", session))
@@ -227,6 +241,8 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
             needed = False
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
+        elif spec == "children":
+            needed = True  # its members delete it
         elif spec in ("run", "facts", "decisions", "events", "journal"):
             needed = id_ in truth.runs and not truth.runs[id_].over
         else:

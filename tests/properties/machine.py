@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from openagents_worker.store import scripts
-from openagents_worker.store.scripts import ScriptCall, Wake, WriteAnswer
+from openagents_worker.store.scripts import DelegateAnswer, ScriptCall, Wake, WriteAnswer
 from openagents_worker.store.ttl import ttl_violations
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
@@ -40,6 +40,7 @@ from tests.properties.payments import (
     intent_call,
 )
 from tests.properties.truth import (
+    DELEGATES,
     HEARTBEAT,
     LEASE,
     MAX_RECOVERIES,
@@ -89,6 +90,7 @@ class Attempt:
     format: int
     facts_seen: int = 0
     facts: tuple[str, ...] = ()  # names of facts that it has read and not taken
+    children: set[str] = field(default_factory=set)  # calls that have created a child and are not recorded
     is_interrupted: bool = False  # an earlier attempt has begun the payment
     decision: str = ""  # about that payment, as far as it is known
     is_paying: bool = False
@@ -165,8 +167,14 @@ PARKING = {
 
 
 def _signals(facts: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the signals among the facts of a run."""
-    return tuple(sorted(name for name in facts if name.startswith("signal:")))
+    """The names of the signals and of the results of children among the facts of a run."""
+    return tuple(sorted(name for name in facts if name.startswith(("signal:", "child:"))))
+
+
+def _awaited(facts: Mapping[str, str]) -> set[str]:
+    """The calls that have created a child for which the run waits."""
+    known = {name: json.loads(text) for name, text in facts.items() if name.startswith("delegated:")}
+    return {name.partition(":")[2] for name, value in known.items() if not value["background"]}
 
 
 ANY = range(120)  # an index into what exists at that moment
@@ -197,7 +205,11 @@ class Protocol(RuleBasedStateMachine):
         self.payments = Payments()
         self.last_reply: Any = None
         self.expected_decision = ""
-        self.workers = [Worker(), Worker(listens=False), Worker(format=PARKS)]  # in the middle of an upgrade
+        self.workers = [
+            Worker(),
+            Worker(listens=False),
+            Worker(format=DELEGATES),
+        ]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
 
@@ -461,6 +473,7 @@ class Protocol(RuleBasedStateMachine):
                 run_id, worker.incarnation, claimed.fence, len(run.journal), self.used_by(run), worker.format
             )
             attempt.facts_seen, attempt.facts = claimed.facts_no, _signals(claimed.facts or {})
+            attempt.children = _awaited(claimed.facts or {})
             attempt.is_interrupted = f"intent:{CALL}" in (claimed.facts or {})
             attempt.decision = (claimed.facts or {}).get(RESOLUTION, "")
             assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
@@ -490,6 +503,12 @@ class Protocol(RuleBasedStateMachine):
             "pay",
             "pay",
             "question",
+            "delegate",
+            "delegate",
+            "delegate",
+            "wait_child",
+            "wait_child",
+            "wait_child",
         ),
         way=WAYS,
     )
@@ -526,6 +545,8 @@ class Protocol(RuleBasedStateMachine):
                 attempt.is_paying, attempt.is_interrupted, attempt.decision = False, False, ""
         if write.kind == "pay" and done:
             self.pays(attempt)
+        if write.kind == "delegate":
+            return self.last_reply.answer not in (DelegateAnswer.FENCED, DelegateAnswer.MISPLACED)
         return done and (write.kind in ("commit", "emit", "pay") or answer is WriteAnswer.CANCEL)
 
     @act(2, when=lambda self: self.at_work, w=ANY, i=ANY)
@@ -552,6 +573,7 @@ class Protocol(RuleBasedStateMachine):
             "lost",
             "hand_back",
             "receive",
+            "delegate",
         ),
     )
     def write_late(self, i: int, kind: str) -> None:
@@ -585,6 +607,8 @@ class Protocol(RuleBasedStateMachine):
             kind = self.next_of_payment(attempt)
         if kind in PARKING and attempt.format < PARKS:
             kind = "handover"  # a worker of the version before
+        if kind in ("delegate", "wait_child"):
+            kind = self.next_of_children(attempt, kind)
         is_end_of_payment, kind = kind == "end_payment", "commit" if kind == "end_payment" else kind
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
@@ -598,6 +622,10 @@ class Protocol(RuleBasedStateMachine):
             taken, attempt.facts = attempt.facts[:1], attempt.facts[1:]
             if is_end_of_payment:
                 taken = (*taken, *FACTS_OF_CALL)
+            if taken and taken[0].startswith("child:"):
+                ended = taken[0].removeprefix("child:")
+                attempt.children.discard(ended)
+                taken = (*taken, f"delegated:{ended}")
             call = scripts.commit(
                 **ids,
                 position=position,
@@ -650,6 +678,10 @@ class Protocol(RuleBasedStateMachine):
             return Write(
                 "emit", asking, lambda truth: truth.ask(run_id, fence, str(number), batch_no, number, stored)
             )
+        if kind == "delegate":
+            return self.delegate(attempt, number)
+        if kind == "wait_child":
+            return self.park(attempt, self.waits_for_children(attempt, number), batch_no)
         if kind in PARKING:
             return self.park(attempt, PARKING[kind], batch_no)
         call = scripts.suspend(
@@ -662,6 +694,73 @@ class Protocol(RuleBasedStateMachine):
             events=[],
         )
         return Write(kind, call, lambda truth: truth.suspend(run_id, fence, kind, 1.5))
+
+    # --- children ---
+
+    def next_of_children(self, attempt: Attempt, kind: str) -> str:
+        """What a worker does that has to delegate, or to wait: nothing, if there is nothing to wait for."""
+        if attempt.format < DELEGATES:
+            return "emit"  # a worker of the version before
+        if kind == "delegate":
+            return kind if len(self.truth.runs) < MAX_RUNS + 2 else "emit"
+        return kind if self.waits_for_children(attempt, 0).waits else "commit"
+
+    def waits_for_children(self, attempt: Attempt, number: int) -> Parking:
+        needs_all = bool(number % 2)
+        awaited = [f"child:{call}" for call in sorted(attempt.children)]
+        waits = tuple(Wait(name, needs_all) for name in awaited if name not in attempt.facts)
+        return Parking("waiting_child", waits)
+
+    def delegate(self, attempt: Attempt, number: int) -> Write:
+        run_id, fence, stored = attempt.run_id, attempt.fence, attempt.length
+        call, mode = f"call{number % 2}", pick(("isolated", "shared", "shared", "forked"), number)
+        background = mode != "shared" and not number % 5
+        child_id = f"{run_id}.{call}"
+        session = self.requests[run_id].session if mode == "shared" else f"{mode} session of {child_id}"
+        delegated = json.dumps({"background": background})
+        asked = Run(child_id, session, "child", tell=True)
+        asked.parent, asked.parent_call, asked.mode, asked.background = run_id, call, mode, background
+
+        def on(truth: Truth) -> Any:
+            answer, wakes = truth.delegate(run_id, fence, asked, delegated, stored)
+            if answer in ("NEW", "SAME"):
+                self.requests.setdefault(child_id, Run(child_id, session, "child", tell=True))
+                if not background:
+                    attempt.children.add(call)
+            return answer, wakes
+
+        return Write(
+            "delegate",
+            scripts.delegate(
+                run_id=run_id,
+                fence=fence,
+                call=call,
+                child_id=child_id,
+                agent_id="a",
+                session_id=session,
+                queue="",
+                mode=mode,
+                background=background,
+                digest="child",
+                uid="u",
+                request="{}",
+                input_text="",
+                delegated=delegated,
+                lists=[TENANT],
+                stored=stored,
+            ),
+            on,
+        )
+
+    def is_worked_on(self, run: Run, call: str) -> bool:
+        """Whether a child will end and tell the run."""
+        child = self.truth.runs.get(f"{run.id}.{call}")
+        return bool(
+            child
+            and not child.over
+            and not child.background
+            and (child.parent, child.parent_call, child.parent_life) == (run.id, call, run.life)
+        )
 
     # --- payments ---
 
@@ -1084,6 +1183,8 @@ class Protocol(RuleBasedStateMachine):
         """Everybody decides and sends what parked runs wait for."""
         for run in list(self.truth.runs.values()):
             for wait in run.waits:
+                if wait.fact.startswith("child:") and self.is_worked_on(run, wait.fact[len("child:") :]):
+                    continue
                 if wait.fact == RESOLUTION:
                     self.decide_of(run.id, "skip", "", lost=False)
                     continue

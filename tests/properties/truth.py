@@ -25,8 +25,9 @@ MOST_SPARED = 3  # in a row
 FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
 OVERDUE_AGAIN = 0.5
 TERMINAL = ("completed", "failed", "cancelled")
-PARKED = ("waiting", "awaiting_approval", "paused")
+PARKED = ("waiting", "awaiting_approval", "paused", "waiting_child")
 PARKS = 3  # the format of a run that was parked
+DELEGATES = 4  # the format of parents and children
 
 Wakes = set[str]
 
@@ -112,6 +113,14 @@ class Run:
     until: float = 0.0  # tick at which a parked run continues without facts; 0: never
     parks: int = 0
     wakes: int = 0
+    parent: str = ""  # the run that has delegated to it
+    parent_call: str = ""
+    parent_life: int = 0  # the life of the parent that waits for it
+    parent_ended: bool = False  # it is cancelled because its parent has ended
+    mode: str = ""  # `isolated`, `shared` or `forked`
+    background: bool = False
+    kids_begun: int = 0
+    kids_ended: int = 0
 
     @property
     def held(self) -> Suspicion:
@@ -161,6 +170,8 @@ class Truth(PaymentsTruth):
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
+        self.kids: dict[str, set[str]] = {}  # parent -> children that have not ended
+        self.below: dict[str, str] = {}  # shared child that holds a session -> its parent
         self.lost_a_second = False
         self.woken: Wakes = set()  # by the last submission
         self.announced: dict[str, set[tuple[str, int]]] = {}  # facts that workers were told of: run, number
@@ -237,6 +248,11 @@ class Truth(PaymentsTruth):
             return "COMPLETED" if run.over else "LIVE"
         if not run.journal and not run.durable and run.attempts:
             return "NO_CHECKPOINT"
+        self._revive(run)
+        return "OK"
+
+    def _revive(self, run: Run) -> Wakes:
+        run.parent_life, run.parent_ended = 0, False
         run.life, run.cancel, run.untold = run.life + 1, False, False
         run.stuck = run.retries = run.emit_no = 0
         run.expires = run.force_at = 0.0
@@ -244,8 +260,7 @@ class Truth(PaymentsTruth):
         run.suspicion = Suspicion()
         for name in ENDING_WITH_LIFE:
             run.facts.pop(name, None)
-        self._place(run)
-        return "OK"
+        return self._place(run)
 
     def fork(self, from_run_id: str, asked: Run, steps: int, messages: int) -> str:
         source = self.runs.get(from_run_id)
@@ -291,9 +306,7 @@ class Truth(PaymentsTruth):
         if run.says_so_itself and not run.owner and not force:
             return "REQUESTED", set()
         if run.owner and not force:
-            run.is_told = run.is_told and run.cancel
-            run.cancel = True
-            return "REQUESTED", set()
+            return "REQUESTED", self._stop(run)
         if run.says_so_itself and self.holder(run.session) == run_id:
             self.transcript.setdefault(run.session, []).extend(messages)
         return "CANCELLED", self._end(run, "cancelled")
@@ -307,18 +320,21 @@ class Truth(PaymentsTruth):
             return "SAME", set()
         if name in run.facts:
             return "ALREADY", set()
+        run.message_ids |= {message_id} - {""}
+        return "OK", self._store_fact(run, name, value)
+
+    def _store_fact(self, run: Run, name: str, value: str) -> Wakes:
         run.facts_no += 1
         name = f"{name}{run.facts_no}" if name.endswith(":") else name
         run.facts[name] = value
-        run.message_ids |= {message_id} - {""}
         if run.owner:
-            self.announced.setdefault(run.owner, set()).add((run_id, run.facts_no))
+            self.announced.setdefault(run.owner, set()).add((run.id, run.facts_no))
         ended = next((wait for wait in run.waits if wait.is_ended_by(name)), None)
         if not ended:
-            return "OK", set()
+            return set()
         if ended.needs_all and not all(wait.fact in run.facts for wait in run.waits if wait.needs_all):
-            return "OK", set()
-        return "OK", self._unpark(run)
+            return set()
+        return self._unpark(run)
 
     def delete_session(self, session: str, even_if_not_notified: bool) -> str:
         runs = [run for run in self.runs.values() if run.session == session]
@@ -526,7 +542,94 @@ class Truth(PaymentsTruth):
         self._at(run, state, self.now)
         run.waits, run.until, run.format = waits, self.now + delay if delay else 0.0, max(run.format, PARKS)
         run.parks += 1
-        return "OK", set()
+        return "OK", self._begin_shared(run)
+
+    # --- children ---
+
+    def delegate(self, run_id: str, fence: str, asked: Run, delegated: str, stored: int) -> tuple[str, Wakes]:
+        """`asked` is the child, with its parent and the call that creates it."""
+        run = self.writer(run_id, fence)
+        if not run:
+            return "FENCED", set()
+        if len(run.journal) < stored:
+            return "MISPLACED", set()
+        child = self.runs.get(asked.id)
+        if child:
+            if (child.parent, child.parent_call) != (run_id, asked.parent_call):
+                return "CONFLICT", set()
+            may_go_on = child.state == "cancelled" and child.parent_ended
+            may_go_on = may_go_on and bool(child.journal or child.durable or not child.attempts)
+            if child.over and not may_go_on:
+                return "ENDED", set()
+            if not child.over and child.parent_ended:
+                return "STOPPING", set()
+        if run.cancel:
+            return "CANCEL", set()
+        run.format = max(run.format, DELEGATES)
+        run.facts[f"delegated:{asked.parent_call}"] = delegated
+        self.kids.setdefault(run_id, set()).add(asked.id)
+        if child and not child.over:
+            child.parent_life = run.life
+            return "SAME", self._queued(child) if child.state == "queued" else set()
+        run.kids_begun += 1
+        if child:
+            wakes = self._revive(child)
+            child.parent_life = run.life
+            return "NEW", wakes
+        self._no += 1
+        child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())
+        child.format, child.durable, child.parent_life = DELEGATES, run.durable, run.life
+        if child.mode == "forked" and child.session not in self.places:
+            self.transcript[child.session] = list(self.transcript.get(run.session, []))
+            if run.session in self.formats:
+                self.formats[child.session] = self.formats[run.session]
+        self.runs[asked.id] = child
+        return "NEW", self._place(child)
+
+    def _begin_shared(self, parent: Run) -> Wakes:
+        """A parked run lends its session to the next child that shares it."""
+        places = self.places.get(parent.session, [])
+        if parent.state not in PARKED or len(places) < 2 or places[0] != parent.id:
+            return set()
+        child = self.runs[places[1]]
+        if child.mode != "shared" or child.parent != parent.id:
+            return set()
+        del places[0]
+        self.below[child.id] = parent.id
+        return self._queued(child)
+
+    def _tell_parent(self, run: Run) -> Wakes:
+        if not run.parent_call:
+            return set()
+        self.kids.get(run.parent, set()).discard(run.id)
+        parent = self.runs.get(run.parent)
+        if not parent or parent.over or run.parent_life != parent.life:
+            return set()
+        parent.kids_ended += 1
+        if run.background:
+            return set()
+        return self._store_fact(parent, f"child:{run.parent_call}", "") or self._begin_shared(parent)
+
+    def _end_children(self, run: Run, has_background: bool) -> Wakes:
+        wakes: Wakes = set()
+        for child_id in sorted(self.kids.pop(run.id, ())):
+            child = self.runs.get(child_id)
+            if child and not child.over and (has_background or not child.background):
+                child.parent_ended = True
+                wakes |= self._stop(child)
+        return wakes
+
+    def _stop(self, run: Run) -> Wakes:
+        if not run.owner:
+            return self._end(run, "cancelled")
+        run.is_told = run.is_told and run.cancel
+        run.cancel = True
+        return set()
+
+    def _lowest(self, run_id: str) -> str:
+        while run_id in self.below:
+            run_id = self.below[run_id]
+        return run_id
 
     def finish(
         self,
@@ -743,10 +846,14 @@ class Truth(PaymentsTruth):
         return woken | self._queued(run) if places[0] == run.id else woken
 
     def _place_of(self, run: Run, places: list[str]) -> int:
-        """At the end; an interrupting run behind the holder and earlier interrupting runs."""
-        if not run.on_busy or not places:
+        """At the end; an interrupting run behind the holder and earlier interrupting runs, a shared child
+        before these."""
+        if not (run.on_busy or run.mode == "shared") or not places:
             return len(places)
-        return 1 + sum(bool(self.runs[waiting].on_busy) for waiting in places[1:])
+        others = [self.runs[waiting] for waiting in places[1:]]
+        if run.mode == "shared":
+            return 1 + sum(other.mode == "shared" for other in others)
+        return 1 + sum(bool(other.on_busy) or other.mode == "shared" for other in others)
 
     def _enter(self, run: Run) -> Wakes:
         """The run enters its session. It may interrupt the run that works there, and the one before it."""
@@ -755,8 +862,13 @@ class Truth(PaymentsTruth):
         at = places.index(run.id)
         if not run.on_busy or at == 0:
             return woken
-        for other in dict.fromkeys([places[at - 1], places[0]]):
-            woken |= self._interrupt(self.runs[other], run.on_busy)
+        holder = places[0]
+        bottom = self._lowest(holder)  # a shared child ends with the run that has delegated to it
+        for other in dict.fromkeys([*places[at - 1 : at][: at - 1], bottom]):
+            if other in self.runs and not self.runs[other].over:
+                woken |= self._interrupt(self.runs[other], run.on_busy)
+        if bottom != holder and bottom in self.runs and not self.runs[bottom].over:
+            woken |= self._end_children(self.runs[bottom], has_background=False)
         return woken
 
     def _interrupt(self, run: Run, mode: str) -> Wakes:
@@ -780,7 +892,18 @@ class Truth(PaymentsTruth):
         places = self.places.get(session, [])
         if not places or places[0] in self.runs:
             return set()
-        del places[0]
+        return self._passed_on(session, places.pop(0))
+
+    def _passed_on(self, session: str, gone: str) -> Wakes:
+        """The holder has gone: the run below it holds the session again, else the next one in the queue."""
+        places, below = self.places[session], self.below.pop(gone, None)
+        while below is not None:
+            run = self.runs.get(below)
+            if run and not run.over:
+                places.insert(0, below)
+                is_woken = run.state == "queued" or (run.state in PARKED and run.cancel)
+                return self._queued(run) if is_woken else set()
+            below = self.below.pop(below, None)
         return self._queued(self.runs[places[0]]) if places else set()
 
     def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
@@ -792,6 +915,8 @@ class Truth(PaymentsTruth):
         was_holder = self.holder(run.session) == run.id
         if run.id in places:
             places.remove(run.id)
-        following = self.holder(run.session) if was_holder else None
+        if was_holder:
+            wakes |= self._passed_on(run.session, run.id)
         wakes |= self._repaired(run.session)
-        return wakes | self._queued(self.runs[following]) if following else wakes
+        wakes |= self._tell_parent(run)
+        return wakes | self._end_children(run, state == "cancelled")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openagents_worker.llm.base import LLMResponse, LLMToolCall
+from openagents_worker.models import RunResult
 from openagents_worker.patterns.base import PatternPlugin
 
 
@@ -93,6 +94,16 @@ class FakeRun:
     usage: Any = None
     artifacts: list[Any] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def children(self) -> FakeRun:
+        return self
+
+    async def delegate(self, request: dict[str, Any]) -> RunResult[Any]:
+        return RunResult(run_id="r1:c:1", final_output=f"done: {request['input_text']}")
+
+    async def transfer(self, request: dict[str, Any]) -> None:
+        """As if the run had ended."""
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         self.events.append((event_name, payload))

@@ -130,10 +130,8 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
     ("sections", "says"),
     [
         ({"agnts": []}, "agnts: unknown key; did you mean 'agents'?"),
-        (
-            {"multi_agent": {"enabled": True}},
-            "multi_agent.enabled: multi_agent is not supported by this version",
-        ),
+        ({"multi_agent": {"max_delegation_depth": 0}}, "multi_agent.max_delegation_depth: "),
+        ({"multi_agent": {"default_child_budget": {"max_stps": 1}}}, "did you mean 'max_steps'"),
         (
             {"diagnostics": {"type": "langfuse"}},
             "diagnostics: diagnostics other than 'null' is not supported",

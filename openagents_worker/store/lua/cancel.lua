@@ -7,12 +7,7 @@ if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
 if says_so_itself(run) and run.owner == '' and force == 0 then return reply{answer = 'REQUESTED'} end
 if run.owner ~= '' and force == 0 then
-  if run.cancel ~= '1' then
-    redis.call('HSET', k.run(run_id), 'cancel', '1', 'cancel_reason', reason)
-    redis.call('SADD', k.worker_box(run.owner), run_id)
-    append(run, {'run.cancel_requested', '{"reason":' .. q(reason) .. '}'})
-  end
-  redis.call('PUBLISH', k.notices(run.owner), run_id)
+  stop(run, reason)
   return reply{answer = 'REQUESTED'}
 end
 if #transcript > 0 and says_so_itself(run) and redis.call('HGET', k.session(run.session), 'holder') == run_id then

@@ -75,11 +75,14 @@ if HAS_DUE[run.state] then
 end
 local held_by = holder(run.session)
 if not held_by then -- the record of the holder is deleted: this claim repairs the session
-  if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
-    local wake = promote(run.session) -- the head of the queue is next, even if this is another run
-    held_by = wake.run_id
-    if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
-  else
+  local lost = redis.call('HGET', k.session(run.session), 'holder')
+  local is_stack = lost and redis.call('HEXISTS', k.session(run.session), 'below:' .. lost) == 1
+  if is_stack or redis.call('ZSCORE', k.session_queue(run.session), run_id) then
+    local wake = promote(run.session) -- the run below it or the head of the queue is next, even if this is another run
+    held_by = redis.call('HGET', k.session(run.session), 'holder')
+    if wake and wake.run_id == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
+  end
+  if not held_by then
     redis.call('HSET', k.session(run.session), 'holder', run_id)
     held_by = run_id
   end

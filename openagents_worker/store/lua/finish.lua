@@ -24,5 +24,5 @@ for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
 count_up(k.session(S), 'version')
 if format > session_format(S) then redis.call('HSET', k.session(S), 'format', format) end
-return reply{answer = 'OK', wakes = end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed,
+return reply{answer = 'OK', wakes = end_run(run, {state = end_state, stop_reason = stop_reason, result = result, name = event, payload = payload, completed = completed,
   keep_fence = true, in_hand = true})}

@@ -2,7 +2,7 @@
 -- first checkpoint starts again. NO_CHECKPOINT if that might repeat an effect (it is not durable and was executed, or its records are deleted), or
 -- if it has no request.
 -- `input_text` is a digest, '' if the caller does not name its input. The task options (`canvas`) of this call replace earlier ones. Returns `Resumed`. Event run.resumed, then run.queued or run.waiting_session.
---#include session
+--#include revived
 -- input_digest(): the digest of the input of the run. The previous version stores none; then its request is plain JSON
 local function input_digest()
   local known = field_of(run_id, 'input_digest')
@@ -23,25 +23,13 @@ if checkpoint_id ~= '' and checkpoint_id ~= latest then return reply{answer = 'O
 if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end
 if not TERMINAL[run.state] then return reply{answer = 'LIVE', state = run.state, queue = run.queue} end
 local begins = redis.call('EXISTS', k.journal(run_id)) == 0
-local may_begin = run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run_id, 'request') or '') ~= ''
-if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end
+if begins and not may_begin_again(run) then return reply{answer = 'NO_CHECKPOINT'} end
 
-run.life, run.expires, run.on_busy = run.life + 1, 0, '' -- it waits for its session
-redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
-  'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted', 'force_at', 'on_busy')
-redis.call('ZREM', k.sent(run.queue), run_id)
 if canvas ~= '' then
   redis.call('HSET', k.run(run_id), 'canvas', canvas)
   run.canvas = canvas
 end
-for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
-  if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run_id), fact) end -- such as the count of retries
-end
-for _, key in ipairs(keys_of(run_id)) do redis.call('PERSIST', key) end
-append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(latest)) .. ',"life":' .. digits(run.life)
-  .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
-local wake = place(run)
+local wake = revived(run, begins, by)
 local state = redis.call('HGET', k.run(run_id), 'state')
 local is_own = wake and wake.run_id == run_id -- else the session was repaired: the head of its queue must be woken
 return reply{answer = 'OK', state = state, queue = run.queue, canvas = run.canvas, sent_us = is_own and wake.sent_us or nil,

@@ -9,6 +9,7 @@
 --#include limits
 --#include records
 --#include left
+--#include session
 local run = live(run_id, fence)
 if not run then return reply{answer = 'FENCED'} end
 if run.cancel == '1' then return reply{answer = 'CANCEL'} end
@@ -36,6 +37,7 @@ local function park()
     redis.call('HSET', k.run(run_id), 'queued_at', at[2] .. ' ' .. limit)
     enqueue(limit, tenant, run_id)
   end
+  run.state = park_state
   events[#events + 1] = 'run.waiting'
   events[#events + 1] = waiting_payload
 end
@@ -80,5 +82,7 @@ if is_queued then
   wakes[1] = wake_of(run)
 elseif limit ~= '' then
   wakes = serve(limit_of(limit))
+elseif kind == 'park' then
+  wakes = {begin_shared(run)}
 end
 return reply{answer = 'OK', wakes = wakes, delay_ms = delay_ms}

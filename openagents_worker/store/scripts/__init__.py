@@ -46,6 +46,7 @@ from openagents_worker.store.scripts.control import (
     fact,
     resume,
 )
+from openagents_worker.store.scripts.delegation import MAX_CHILDREN, DelegateAnswer, Delegated, delegate
 from openagents_worker.store.scripts.forking import (
     ForkAnswer,
     Forked,
@@ -109,6 +110,8 @@ __all__ = [
     "DecideAnswer",
     "DecideResult",
     "DecisionKind",
+    "DelegateAnswer",
+    "Delegated",
     "DeleteAnswer",
     "Deleted",
     "FactAnswer",
@@ -118,6 +121,7 @@ __all__ = [
     "ForkSessionAnswer",
     "Forked",
     "LookResult",
+    "MAX_CHILDREN",
     "MAX_RECOVERIES",
     "PAGE_BYTES",
     "Pruned",
@@ -149,6 +153,7 @@ __all__ = [
     "confirm_completion",
     "confirm_notices",
     "decide",
+    "delegate",
     "delete_session",
     "emit",
     "end_lease",

@@ -301,9 +301,11 @@ def finish(
     batch_no: int,
     events: Events,
     format: int = WRITTEN,
+    stop_reason: str = "completed",
 ) -> WriteResult:
     """End a run and write its results into its session.
 
+    `stop_reason` is that of the result, for the run that has delegated to this one.
     `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
     `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete.
     """

@@ -40,6 +40,11 @@ FOLDER, SERVER, SILENT = "FOLDER", "SERVER", "SILENT"
 IN_FOLDER = {"root": FOLDER}
 LONG = "a" * 20_000
 OUTSIDE: tuple[Arguments, ...] = ({"path": "../x"}, {"path": "/etc/passwd"}, {"path": "\0"}, {"path": LONG})
+TASK = {"agent_id": "a", "input_text": "Sum up."}
+NO_TASK: tuple[Arguments, ...] = (
+    {**TASK, "input_text": ""}, {**TASK, "input_text": LONG * 6}, {**TASK, "agent_id": "no id"},
+    {"input_text": "Sum up."},
+)  # fmt: skip
 NO_URL = ({"url": ""}, {"url": "http://[::1"}, {"url": "http://a:99999/"}, {"url": LONG})
 
 
@@ -71,6 +76,7 @@ ROWS: dict[str, Row] = {
         ({"date1": "x", "date2": "2024-01-01"}, {"date1": LONG, "date2": LONG}, {"date1": "2024-01-01"}),
     ),
     "date_parse": Row({"date": "2024-01-01"}, ({"date": "03/04/2024"}, {"date": LONG}, {"date": 1})),
+    "delegate": Row(TASK, NO_TASK, side_effects="agent"),
     "delete_file": _writes({"path": "there.txt"}, {"path": "."}, {"path": "folder"}),
     "execute_command": Row(
         {"command": "echo x"},
@@ -132,6 +138,7 @@ ROWS: dict[str, Row] = {
         lasting={"query": "a"}, lasting_config={"api_base": SILENT},
     ),
     "text_transform": Row({"text": "a", "operation": "upper"}, ({"text": "a", "operation": "rot13"},)),
+    "transfer": Row(TASK, NO_TASK, side_effects="agent", concurrency_safe=False),
     "url_build": Row(
         {"host": "a.org"},
         ({"host": "u@a.org"}, {"host": "a/b"}, {"host": "a:x"}, {"host": LONG}, {"host": "a", "path": LONG},

@@ -1,4 +1,4 @@
-"""The budget of tool calls: a run makes at most `max_tool_calls`, and none when its time is used up."""
+"""The budget of tool calls: of a run and its children together, and none when the time of the run is used up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ async def budget(call: ToolCall, proceed: Proceed) -> Any:
 
     If the budget pauses the run, it waits for an extension.
     """
-    recorder, number = call.run.context.recorder, call.info.number
+    recorder = call.run.context.recorder
+    number = call.info.number + recorder.budget.children.tool_calls
     while (limit := recorder.budget.limit("max_tool_calls")) is not None and number > limit:
         exceeded = MaxStepsExceeded(
             f"Tool call limit ({limit}) exceeded",

@@ -1,5 +1,45 @@
 --#include session
+--#include parked
 local RECIPIENT_MS = 86400000 -- a recipient that no worker has served for a day gets no further ends
+
+local stop -- see below
+
+local function add(wakes, more)
+  for _, wake in ipairs(more) do wakes[#wakes + 1] = wake end
+end
+
+-- notified_parent(run, ending): if another run has delegated to this one, that run gets the result as a fact. Returns wake-ups.
+-- `parent_life`: a result does not belong to a later life of the parent, unless it has asked for it again
+local function notified_parent(run, ending)
+  local id, call, life, background = unpack(redis.call('HMGET', k.run(run.id), 'parent', 'parent_call', 'parent_life', 'background'))
+  if not call then return {} end
+  redis.call('SREM', k.children(id), run.id)
+  local parent = load(id)
+  if not parent or TERMINAL[parent.state] or life ~= digits(parent.life) then return {} end
+  append(parent, {'run.child_completed', '{"child_run_id":' .. q(run.id) .. ',"stop_reason":' .. q(ending.stop_reason)
+    .. ',"call_id":' .. q(call) .. '}'})
+  local kind = redis.call('TYPE', k.facts(id)).ok
+  if background == '1' or kind ~= 'hash' and kind ~= 'none' then return {} end -- of a wrong type: the parent fails when it is claimed
+  local wakes = store_fact(parent, FACT.child .. call, ending.result)
+  if #wakes == 0 then wakes = {begin_shared(parent)} end
+  return wakes
+end
+
+-- end_children(run, all): the children of a run that has ended are cancelled; those in the background only if `all`. Returns wake-ups
+local function end_children(run, all)
+  local wakes, ids = {}, redis.call('SMEMBERS', k.children(run.id))
+  if #ids == 0 then return wakes end
+  table.sort(ids)
+  for _, id in ipairs(ids) do
+    local child = load(id)
+    if child and not TERMINAL[child.state] and (all or field_of(id, 'background') ~= '1') then
+      redis.call('HSET', k.run(id), 'parent_ended', '1')
+      add(wakes, stop(child, 'the run ' .. run.id .. ', which delegated to it, has ended'))
+    end
+  end
+  redis.call('DEL', k.children(run.id))
+  return wakes
+end
 
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
 -- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
@@ -29,21 +69,22 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
-  local is_idle
+  local next_run
   if redis.call('HGET', k.session(S), 'holder') == run.id then
-    local next_run = promote(S)
-    if next_run then wakes[#wakes + 1] = next_run end
-    is_idle = next_run == nil
+    next_run = promote(S)
   else
     redis.call('ZREM', k.session_queue(S), run.id)
-    local head = repaired(S)
-    if head then wakes[#wakes + 1] = head end
-    is_idle = redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0
+    next_run = repaired(S)
   end
+  if next_run then wakes[#wakes + 1] = next_run end
+  add(wakes, notified_parent(run, ending))
+  add(wakes, end_children(run, ending.state == STATE.cancelled))
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if is_idle then
-    for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, SESSION_TTL_MS) end
+  if not next_run and redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then
+    local ttl_ms = SESSION_TTL_MS
+    if redis.call('HEXISTS', k.session(S), 'of_child') == 1 then ttl_ms = math.min(RUN_TTL_MS, SESSION_TTL_MS) end -- nobody else knows its id
+    for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
   end
   return wakes
 end
@@ -58,7 +99,7 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
   local ids = '"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. ',"run_id":' .. q(run.id)
   local payload = '{' .. ids .. ',"error":' .. q(message) .. ',"error_details":' .. details .. '}'
   if state == STATE.cancelled then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
-  return {state = state, result = result, name = 'run.' .. state, payload = payload,
+  return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload,
     completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
 end
 
@@ -66,6 +107,18 @@ local function cancelled(run, reason, in_hand)
   local ending = foreign_ending(run, STATE.cancelled, 'cancelled', 'run.cancelled', reason ~= '' and reason or 'cancelled')
   ending.in_hand = in_hand
   return end_run(run, ending)
+end
+
+-- stop(run, reason): cancels a run. If a worker executes it, the worker is notified, and the run ends later. Returns wake-ups
+function stop(run, reason)
+  if run.owner == '' then return cancelled(run, reason) end
+  if run.cancel ~= '1' then
+    redis.call('HSET', k.run(run.id), 'cancel', '1', 'cancel_reason', reason)
+    redis.call('SADD', k.worker_box(run.owner), run.id)
+    append(run, {'run.cancel_requested', '{"reason":' .. q(reason) .. '}'})
+  end
+  redis.call('PUBLISH', k.notices(run.owner), run.id)
+  return {}
 end
 
 -- expired(run): whether the run was not started before it expired

@@ -37,11 +37,14 @@ local function enter(run)
   local ordinal = redis.call('ZSCORE', k.session_queue(run.session), run.id)
   -- An interrupting run that waits has interrupted those before it: only the last one of them goes on
   local before = redis.call('ZREVRANGEBYSCORE', k.session_queue(run.session), '(' .. ordinal, '-inf', 'LIMIT', 0, 1)[1]
-  for _, id in ipairs({before or '', held or ''}) do
+  local bottom = held and lowest(run.session, held) or '' -- a shared child ends with the run that has delegated to it
+  for _, id in ipairs({before or '', bottom}) do
     local other = id ~= '' and load(id)
-    if other and not TERMINAL[other.state] then
-      for _, wake in ipairs(interrupted(other, run.on_busy, run.id)) do wakes[#wakes + 1] = wake end
-    end
+    if other and not TERMINAL[other.state] then add(wakes, interrupted(other, run.on_busy, run.id)) end
+  end
+  if bottom ~= (held or '') then
+    local other = load(bottom)
+    if other and not TERMINAL[other.state] then add(wakes, end_children(other, false)) end
   end
   return wakes
 end

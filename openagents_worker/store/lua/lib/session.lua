@@ -10,8 +10,42 @@ end
 -- session_format(S): the format that a worker must be able to read to execute a run of the session
 local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
 
--- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil if no run waits
+-- A shared child works in the session of its parent while the parent is parked. Then the child is the holder, and the field `below:CHILD` of the
+-- session is the parent, which becomes the holder again when the child ends.
+
+-- given_back(S): the run below the holder becomes the holder; nil if there is none that has not ended. A run below another one may have been woken
+-- or interrupted meanwhile: then the second value is its wake-up
+local function given_back(S)
+  local held = redis.call('HGET', k.session(S), 'holder')
+  local below = held and redis.call('HGET', k.session(S), 'below:' .. held)
+  while below do
+    redis.call('HDEL', k.session(S), 'below:' .. held)
+    local run = load(below)
+    if run and not TERMINAL[run.state] then
+      redis.call('HSET', k.session(S), 'holder', below)
+      if PARKED[run.state] and run.cancel == '1' then
+        redis.call('HSET', k.run(below), 'state', STATE.queued)
+        redis.call('HDEL', k.run(below), 'waits')
+        redis.call('ZREM', k.timeouts(), below)
+        run.state = STATE.queued
+      end
+      return run, run.state == STATE.queued and wake_of(run) or nil
+    end
+    held, below = below, redis.call('HGET', k.session(S), 'below:' .. below)
+  end
+end
+
+-- lowest(S, R): the run at the bottom of the stack under the holder R; R itself if nothing is below it
+local function lowest(S, R)
+  local below = redis.call('HGET', k.session(S), 'below:' .. R)
+  while below do R, below = below, redis.call('HGET', k.session(S), 'below:' .. below) end
+  return R
+end
+
+-- promote(S): the run below the holder, or the head of the queue, becomes the holder; returns its wake-up, or nil if no run must be woken
 local function promote(S)
+  local back, wake = given_back(S)
+  if back then return wake end
   while true do
     local head = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
     if not head then
@@ -50,10 +84,12 @@ local function look_in_time(run)
 end
 
 local FRONT = -2 ^ 40 -- the ordinals of interrupting runs begin here, those of other runs at 1
+local SHARED = -2 ^ 41 -- those of shared children: they are in front of all others
 
 -- ordinal_of(run): its place in the queue: at the end. A run that interrupts others is in front of the runs that do not, in order of arrival
 local function ordinal_of(run)
   local S = run.session
+  if field_of(run.id, 'mode') == 'shared' then return SHARED + count_up(k.session(S), 'front') end
   if run.on_busy ~= '' then return FRONT + count_up(k.session(S), 'front') end
   local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
   local ordinal = count_up(k.session(S), 'ordinal')
@@ -81,4 +117,18 @@ local function place(run)
   append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})
   if not held then return promote(S) end
   return nil
+end
+
+-- begin_shared(run): the next shared child of a parked run gets the session; returns its wake-up, or nil if no such child waits
+local function begin_shared(run)
+  local S = run.session
+  if not PARKED[run.state] or redis.call('HGET', k.session(S), 'holder') ~= run.id then return nil end
+  local id = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
+  local child = id and field_of(id, 'mode') == 'shared' and field_of(id, 'parent') == run.id and load(id)
+  if not child or child.state ~= STATE.waiting_session then return nil end
+  redis.call('HSET', k.session(S), 'holder', id, 'below:' .. id, run.id)
+  redis.call('HSET', k.run(id), 'state', STATE.queued)
+  redis.call('ZREM', k.session_queue(S), id)
+  append(child, {'run.queued', queued_payload(child)})
+  return wake_of(child)
 end

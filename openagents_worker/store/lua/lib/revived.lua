@@ -1,0 +1,25 @@
+--#include session
+-- revived(run, begins, by): starts another life of a run that has ended, at the end of the queue of its session. `begins`: it has no checkpoint, and
+-- starts again. Returns its wake-up if it becomes the holder. Event run.resumed.
+-- A run that another one has delegated to does not report to that run in this life, unless it asks for it again (`delegate`)
+local function revived(run, begins, by)
+  local key = k.run(run.id)
+  run.life, run.expires, run.on_busy = run.life + 1, 0, ''
+  redis.call('HSET', key, 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
+    'emit_no', 0, 'resumed', digits(NOW_MS))
+  redis.call('HDEL', key, 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted',
+    'force_at', 'on_busy', 'parent_life', 'parent_ended')
+  redis.call('ZREM', k.sent(run.queue), run.id)
+  for _, fact in ipairs(redis.call('HKEYS', k.facts(run.id))) do
+    if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run.id), fact) end -- such as the count of retries
+  end
+  for _, name in ipairs(keys_of(run.id)) do redis.call('PERSIST', name) end
+  append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(run.id .. ':step:' .. digits(run.steps))) .. ',"life":' .. digits(run.life)
+    .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
+  return place(run)
+end
+
+-- may_begin_again(run): whether a run without a checkpoint may start again: no effect of it can be repeated, or it is durable
+local function may_begin_again(run)
+  return run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run.id, 'request') or '') ~= ''
+end

@@ -1,0 +1,259 @@
+"""Stories of children: the only place with hand-written histories of runs that delegate.
+
+A story chooses what is delegated by a number, as the machine does: 4 is an isolated child of `call0`, 1 and 2
+are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of `call0` in the background.
+"""
+
+from __future__ import annotations
+
+from tests.properties.machine import Attempt, Protocol, Worker
+from tests.properties.truth import Run
+
+__all__ = ["ChildrenStories", "tell"]
+
+ISOLATED, SHARED, SHARED_TOO, FORKED, BACKGROUND = 4, 1, 2, 3, 20
+
+
+def tell(machine: Protocol, name: str) -> None:
+    """Play this story, check the invariants, and bring all runs to their end."""
+    machine.holds()
+    getattr(ChildrenStories(machine), name)()
+    machine.holds()
+    machine.teardown()
+
+
+class _Words:
+    def __init__(self, machine: Protocol) -> None:
+        self.m = machine
+
+    def submit(self, session: str = "s", busy: str = "", *, durable: bool = True) -> str:
+        self.m.submit(session, 0, durable, 0, False, busy, lost=False)
+        return max(self.m.truth.runs, key=lambda run_id: self.m.truth.runs[run_id].born)
+
+    def claim(self, run_id: str) -> None:
+        """The one worker that has been upgraded gets its message."""
+        self.m.messages.remove(run_id)
+        self.m.claim(self.worker, run_id)
+        assert run_id in self.worker.carries, f"{run_id} was not claimed"
+        self.m.holds()
+
+    @property
+    def worker(self) -> Worker:
+        return self.m.workers[-1]
+
+    def attempt(self, run_id: str) -> Attempt:
+        return self.worker.carries[run_id]
+
+    def delegates(self, run_id: str, number: int) -> str:
+        """The answer of the script."""
+        write = self.m.delegate(self.attempt(run_id), number)
+        self.m.execute(write, run_id)
+        self.m.holds()
+        return str(self.m.last_reply.answer)
+
+    def works(self, run_id: str, kind: str) -> None:
+        self.m.step(self.worker, self.attempt(run_id), kind)
+        self.m.holds()
+
+    def waits(self, run_id: str) -> None:
+        self.works(run_id, "wait_child")
+        assert self.m.truth.runs[run_id].state == "waiting_child"
+
+    def cancel(self, run_id: str) -> None:
+        self.m.cancel(sorted(self.m.requests).index(run_id), force=False, lost=False)
+        self.m.holds()
+
+    def resume(self, run_id: str) -> None:
+        self.m.resume(sorted(self.m.truth.runs).index(run_id), lost=False)
+        self.m.holds()
+
+    def state(self, run_id: str) -> str:
+        return self.m.truth.runs[run_id].state
+
+    def parent(self, *numbers: int) -> str:
+        """A run that delegates and waits."""
+        run_id = self.submit()
+        self.claim(run_id)
+        for number in numbers:
+            assert self.delegates(run_id, number) == "NEW"
+        self.waits(run_id)
+        return run_id
+
+
+class ChildrenStories(_Words):
+    def a_parent_waits_for_its_child(self) -> None:
+        run = self.parent(ISOLATED)
+        self.claim(f"{run}.call0")
+        self.works(f"{run}.call0", "finish")
+        self.claim(run)
+        self.works(run, "commit")
+        self.works(run, "finish")
+
+    def a_child_ends_before_its_parent_parks(self) -> None:
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        self.claim(f"{run}.call0")
+        self.works(f"{run}.call0", "finish")
+        self.works(run, "wait_child")
+        assert self.state(run) == "queued"
+
+    def the_same_call_finds_its_child(self) -> None:
+        """Also when the child has ended; but no child of another call."""
+        run = self.submit()
+        self.claim(run)
+        assert self.delegates(run, ISOLATED) == "NEW"
+        assert self.delegates(run, ISOLATED) == "SAME"
+        self.claim(f"{run}.call0")
+        self.works(f"{run}.call0", "finish")
+        assert self.delegates(run, ISOLATED) == "ENDED"
+
+    def a_child_has_the_id_of_another_run(self) -> None:
+        run = self.submit()
+        stranger = Run(f"{run}.call0", "t", "same")
+        self.m.requests[stranger.id] = stranger
+        self.m.offer(stranger, 0, 0, False, lost=False)
+        self.claim(run)
+        assert self.delegates(run, ISOLATED) == "CONFLICT"
+
+    def a_cancelled_run_delegates_no_more(self) -> None:
+        run = self.submit()
+        self.claim(run)
+        self.cancel(run)
+        assert self.delegates(run, ISOLATED) == "CANCEL"
+
+    def a_parent_is_cancelled_while_it_waits(self) -> None:
+        """One child is being executed, one is not; one of them works in the background."""
+        run = self.parent(BACKGROUND, FORKED)
+        self.claim(f"{run}.call1")
+        self.cancel(run)
+        assert self.state(f"{run}.call0") == "cancelled"
+        self.works(f"{run}.call1", "obey")
+
+    def a_child_in_the_background_goes_on(self) -> None:
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, BACKGROUND)
+        self.works(run, "finish")
+        self.claim(f"{run}.call0")
+        self.works(f"{run}.call0", "finish")
+
+    def a_parent_ends_without_its_child(self) -> None:
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        self.works(run, "finish")
+        assert self.state(f"{run}.call0") == "cancelled"
+
+    def the_next_life_continues_the_child(self) -> None:
+        run = self.parent(ISOLATED)
+        child = f"{run}.call0"
+        self.claim(child)
+        self.works(child, "commit")
+        self.cancel(run)
+        self.resume(run)
+        self.claim(run)
+        assert self.delegates(run, ISOLATED) == "STOPPING"
+        self.works(child, "obey")
+        assert "child:call0" not in self.m.truth.runs[run].facts
+        assert self.delegates(run, ISOLATED) == "NEW"
+        self.waits(run)
+        self.claim(child)
+        self.works(child, "finish")
+        assert self.state(run) == "queued"
+
+    def a_child_is_resumed_by_somebody_else(self) -> None:
+        """In that life it does not report to its parent."""
+        run = self.parent(ISOLATED)
+        child = f"{run}.call0"
+        self.cancel(child)
+        self.claim(run)
+        self.works(run, "commit")
+        self.resume(child)
+        self.claim(child)
+        self.works(child, "finish")
+
+    def a_session_is_lent_to_one_child_after_the_other(self) -> None:
+        run = self.parent(SHARED, SHARED_TOO)
+        other = self.submit()
+        first, second = f"{run}.call1", f"{run}.call0"
+        assert (self.state(first), self.state(second)) == ("queued", "waiting_session")
+        self.m.send_fact(sorted(self.m.requests).index(run), "signal:a:", "", lost=False)
+        self.claim(first)
+        self.works(first, "finish")
+        self.m.holds()
+        if run in self.m.messages:
+            self.claim(run)
+            self.works(run, "commit")
+            self.waits(run)
+        self.claim(second)
+        self.works(second, "finish")
+        self.claim(run)
+        self.works(run, "finish")
+        assert self.state(other) == "queued"
+
+    def two_lent_sessions_without_a_wake(self) -> None:
+        """The parent waits until both shared children have ended."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, SHARED)
+        self.delegates(run, SHARED_TOO)
+        attempt = self.attempt(run)
+        parking = self.m.waits_for_children(attempt, number=1)  # for all of them
+        self.m.execute(self.m.park(attempt, parking, attempt.batch_no + 1), run)
+        del self.worker.carries[run]
+        self.m.holds()
+        for child in (f"{run}.call1", f"{run}.call0"):
+            self.claim(child)
+            self.works(child, "finish")
+        self.claim(run)
+
+    def a_shared_child_is_cancelled_before_its_parent_parks(self) -> None:
+        """The parent keeps its session."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, SHARED)
+        self.delegates(run, SHARED_TOO)
+        self.cancel(f"{run}.call1")
+        assert self.state(f"{run}.call0") == "waiting_session"
+        self.works(run, "emit")
+
+    def a_run_waits_behind_a_shared_child(self) -> None:
+        run = self.submit()
+        self.claim(run)
+        other = self.submit()
+        self.delegates(run, SHARED)
+        self.waits(run)
+        assert (self.state(f"{run}.call1"), self.state(other)) == ("queued", "waiting_session")
+
+    def a_parent_is_woken_while_its_session_is_lent(self) -> None:
+        """It continues when it has its session again."""
+        run = self.parent(ISOLATED, SHARED)
+        isolated, shared = f"{run}.call0", f"{run}.call1"
+        self.claim(isolated)
+        self.works(isolated, "finish")
+        self.m.messages.remove(run)
+        self.m.claim(self.worker, run)
+        assert (run in self.worker.carries, self.state(run)) == (False, "queued")
+        self.claim(shared)
+        self.works(shared, "finish")
+        self.claim(run)
+
+    def a_lent_session_is_interrupted(self) -> None:
+        for busy in ("interrupt", "rollback"):
+            run = self.parent(SHARED)
+            self.submit(busy=busy)
+            child = f"{run}.call1"
+            assert self.state(child) == "cancelled"
+            self.m.holds()
+            self.m.end_fairly()
+
+    def the_run_that_holds_a_lent_session_is_lost(self) -> None:
+        run = self.parent(SHARED)
+        self.submit()
+        child = f"{run}.call1"
+        del self.m.truth.runs[child]
+        self.m.lab.forget(child)
+        self.submit()
+        assert self.m.truth.holder("s") == run
+        self.cancel(run)

@@ -1,0 +1,156 @@
+"""Every guard of delegation is needed: without any one of them, some story breaks a promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.properties.children import ChildrenStories, tell
+from tests.properties.lab import Lab
+from tests.properties.machine import protocol_in
+from tests.properties.test_guards import Guard, broken, guard, lab, texts_missing
+
+__all__ = ["broken", "guard", "lab"]  # fixtures
+
+GUARDS = (
+    Guard(
+        "the end of a child is a fact of its parent",
+        ("local wakes = store_fact(parent, FACT.child .. call, ending.result)", "local wakes = {}"),
+        story="a_parent_waits_for_its_child",
+    ),
+    Guard(
+        "a child that ended before its parent parked is not waited for",
+        ("whole(field_of(run_id, 'facts_no')) ~= facts_seen", "false"),
+        story="a_child_ends_before_its_parent_parks",
+    ),
+    Guard(
+        "a call finds only its own child",
+        ("if parent ~= run_id or parent_call ~= call then return reply{answer = 'CONFLICT'} end", ""),
+        story="a_child_has_the_id_of_another_run",
+    ),
+    Guard(
+        "a child that has ended is not begun again",
+        ("if child.state ~= STATE.cancelled or parent_ended ~= '1' then return true end", ""),
+        story="the_same_call_finds_its_child",
+    ),
+    Guard(
+        "a cancelled run does not delegate",
+        ("if run.cancel == '1' then return reply{answer = 'CANCEL'} end\nlocal is_copy", "local is_copy"),
+        story="a_cancelled_run_delegates_no_more",
+    ),
+    Guard(
+        "children end with their parent",
+        ("  add(wakes, end_children(run, ending.state == STATE.cancelled))\n", ""),
+        story="a_parent_ends_without_its_child",
+    ),
+    Guard(
+        "a child is cancelled although its worker executes it",
+        (
+            "  if run.owner == '' then return cancelled(run, reason) end\n  if run.cancel ~= '1' then",
+            "  if run.owner == '' then return cancelled(run, reason) end\n  if false then",
+        ),
+        story="a_parent_is_cancelled_while_it_waits",
+    ),
+    Guard(
+        "a child in the background outlives its parent",
+        ("(all or field_of(id, 'background') ~= '1')", "true"),
+        story="a_child_in_the_background_goes_on",
+    ),
+    Guard(
+        "a cancelled run ends its children in the background, too",
+        ("end_children(run, ending.state == STATE.cancelled)", "end_children(run, false)"),
+        story="a_parent_is_cancelled_while_it_waits",
+    ),
+    Guard(
+        "a child that is being cancelled is not taken for one that works",
+        (
+            "if not TERMINAL[child.state] and parent_ended == '1' then return reply{answer = 'STOPPING'} end",
+            "",
+        ),
+        story="the_next_life_continues_the_child",
+    ),
+    Guard(
+        "a result belongs to one life of the parent",
+        (" or life ~= digits(parent.life) then return {} end", " then return {} end"),
+        story="the_next_life_continues_the_child",
+    ),
+    Guard(
+        "a child that somebody else has resumed does not report to its parent",
+        ("'force_at', 'on_busy', 'parent_life', 'parent_ended')", "'force_at', 'on_busy', 'parent_ended')"),
+        story="a_child_is_resumed_by_somebody_else",
+    ),
+    Guard(
+        "an ended child is not one of the live children",
+        ("  redis.call('SREM', k.children(id), run.id)\n", ""),
+        story="a_parent_waits_for_its_child",
+    ),
+    Guard(
+        "a parent lends its session only while it is parked",
+        (
+            "if not PARKED[run.state] or redis.call('HGET', k.session(S), 'holder') ~= run.id",
+            "if redis.call('HGET', k.session(S), 'holder') ~= run.id",
+        ),
+        story="a_shared_child_is_cancelled_before_its_parent_parks",
+    ),
+    Guard(
+        "a parked parent lends its session",
+        ("  wakes = {begin_shared(run)}\n", ""),
+        story="a_session_is_lent_to_one_child_after_the_other",
+    ),
+    Guard(
+        "the next shared child begins when one has ended",
+        ("  if #wakes == 0 then wakes = {begin_shared(parent)} end\n", ""),
+        story="two_lent_sessions_without_a_wake",
+    ),
+    Guard(
+        "shared children are in front of all others",
+        ("if field_of(run.id, 'mode') == 'shared' then return SHARED", "if false then return SHARED"),
+        story="a_run_waits_behind_a_shared_child",
+    ),
+    Guard(
+        "a lent session goes back to the parent",
+        ("  if back then return wake end\n", ""),
+        story="a_parent_is_woken_while_its_session_is_lent",
+    ),
+    Guard(
+        "a parent that was woken meanwhile gets a wake-up with its session",
+        ("return run, run.state == STATE.queued and wake_of(run) or nil", "return run, nil"),
+        story="a_parent_is_woken_while_its_session_is_lent",
+    ),
+    Guard(
+        "who interrupts a lent session interrupts its parent",
+        ("lowest(run.session, held)", "held"),
+        story="a_lent_session_is_interrupted",
+    ),
+    Guard(
+        "who interrupts a lent session ends the child",
+        ("add(wakes, end_children(other, false))", ""),
+        story="a_lent_session_is_interrupted",
+    ),
+    Guard(
+        "an interrupted parent ends when it has its session again",
+        ("if PARKED[run.state] and run.cancel == '1' then", "if false then"),
+        story="a_lent_session_is_interrupted",
+    ),
+    Guard(
+        "runs that delegate, and their children, have the format that says so",
+        ("redis.call('HSET', k.run(run_id), 'format', math.max(run.format, format))", ""),
+        story="a_parent_waits_for_its_child",
+    ),
+)
+STORIES = [name for name in vars(ChildrenStories) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_with_every_guard_the_story_ends_well(lab: Lab, name: str) -> None:
+    tell(protocol_in(lab)(), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name, indirect=True)
+def test_without_it_a_promise_is_broken(broken: Lab, guard: Guard) -> None:
+    with pytest.raises(AssertionError):
+        tell(protocol_in(broken)(), guard.story)
+
+
+def test_every_guard_stands_in_a_script() -> None:
+    assert texts_missing(GUARDS) == []
