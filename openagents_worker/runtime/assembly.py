@@ -17,6 +17,8 @@ from openagents_worker.agents import (
 from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.context.budget import TokenBudgetAssembler
+from openagents_worker.context.tokens import ESTIMATE, TokenCounter, token_counter
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import EnvironmentKey
@@ -105,6 +107,8 @@ class AgentParts:
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
         elif isinstance(plugin, ParamsTool):
             plugin.run_sync = self._assembly.offload.in_thread
+        if isinstance(plugin, TokenBudgetAssembler):
+            plugin.counter = self._assembly.counters.get(self.definition.id, ESTIMATE)
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
         return OpenedAtUse(plugin) if kind == "tool" and is_toolset(plugin) else plugin
@@ -131,6 +135,15 @@ class AgentParts:
 def _is_in_background(options: LLMOptions) -> bool:
     fields = [options.model_extra or {}, *options.fallbacks]
     return any(each.get("background") for each in fields)
+
+
+def _counter_of(agent: AgentDefinition) -> TokenCounter | None:
+    """The counter for the context assembler of an agent, with its tokenizer loaded. None if it needs none."""
+    ref = agent.context_assembler
+    if ref is None or not getattr(BUILTIN_ASSEMBLERS.get(ref.type or ""), "counts_tokens", False):
+        return None
+    encoding = ref.config.get("encoding")
+    return token_counter(agent.llm.model, encoding if isinstance(encoding, str) else None)
 
 
 def _toolset(plugin: Any) -> Toolset:
@@ -183,6 +196,10 @@ class Assembly:
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
+        self.counters = {
+            agent.id: counter for agent in self._definitions.values() if (counter := _counter_of(agent))
+        }
+        """The token counters of agents whose context assembler has a token budget."""
         quiet_http_clients()
         self.hashes = {agent.id: agent.definition_hash for agent in self._definitions.values()}
 

@@ -358,6 +358,7 @@ class Attempt:
             turn_messages=self._turn_messages,
             finish_reason=self._finish_reason,
             redact_keys=self._services.assembly.redact_keys,
+            summary=self._context.new_summary if self._context else None,
         )
 
     async def _finish(self, ending: Ending) -> AttemptResult:

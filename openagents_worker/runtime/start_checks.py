@@ -23,6 +23,8 @@ from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.context.budget import TokenBudgetAssembler
+from openagents_worker.context.tokens import token_counter
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import is_readable_by_all
@@ -117,6 +119,8 @@ def _problems_of_plugin(
         plugin = make_plugin(kind, ref, known)
         if kind == "tool":
             _check_tool(plugin)
+        elif isinstance(plugin, TokenBudgetAssembler) and plugin.cfg.encoding is not None:
+            token_counter(None, plugin.cfg.encoding)
     except PluginError as error:
         return problems_of_plugin(error, ref)
     return []

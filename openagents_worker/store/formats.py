@@ -21,6 +21,7 @@ __all__ = [
     "PARKS",
     "PARSE_ERRORS",
     "OLDEST_READ",
+    "SUMMARIES",
     "WRITTEN",
     "can_read",
     "other_format_error",
@@ -41,7 +42,9 @@ PARKS = 3
 """A format of runs: the run has been parked, in a state that the versions before do not know."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
-NEWEST_READ = 3
+SUMMARIES = 4
+"""A format of sessions: a summary stands for the oldest messages, which the versions before do not know."""
+NEWEST_READ = 4
 MAX_PROBLEM_CHARS = 500
 OLDEST_READ = WRITTEN - 2  # runs may wait for days, so they may have started two upgrades ago
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -193,6 +194,12 @@ class RecordedModel(ModelClient):
         return BudgetExhausted(
             f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD", kind="cost", current=spent, limit=limit
         )
+
+    def without_stream(self) -> RecordedModel:
+        """The same client, for calls whose reply is not for the watchers of the run."""
+        quiet = copy.copy(self)
+        quiet._streams = False
+        return quiet
 
     def count_tokens(self, text: str) -> int:
         return self._inner.count_tokens(text)

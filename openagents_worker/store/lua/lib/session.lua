@@ -10,6 +10,10 @@ end
 -- session_format(S): the format that a worker must be able to read to execute a run of the session
 local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
 
+-- epoch_of(S): how often a summary has replaced the oldest messages of the transcript. The messages stay in the list, so positions in it stay
+-- valid: for runs that are resumed or forked, and for readers. compacted:E is the number of messages that the summary compaction:E stands for.
+local function epoch_of(S) return count_of(redis.call('HGET', k.session(S), 'epoch')) end
+
 -- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil if no run waits
 local function promote(S)
   while true do
