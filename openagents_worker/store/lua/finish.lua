@@ -25,7 +25,7 @@ for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(S), mes
 for _, artifact in ipairs(artifacts) do redis.call('RPUSH', k.artifacts(S), artifact) end
 for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i + 1]) end -- key, JSON, key, JSON, …
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
-if epoch > 0 and end_state == STATE.completed and epoch_of(S) == epoch - 1 then
+if epoch > 0 and epoch_of(S) == epoch - 1 then
   redis.call('HSET', k.session(S), 'epoch', digits(epoch), 'compacted:' .. digits(epoch), digits(compacted), 'compaction:' .. digits(epoch), compaction)
   format = math.max(format, compacted_format)
 end
