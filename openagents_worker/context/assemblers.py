@@ -15,7 +15,6 @@ from openagents_worker.context.base import (
     ContextAssemblerPlugin,
     ContextAssemblyResult,
     SessionReader,
-    TurnReader,
 )
 
 __all__ = ["DefaultAssembler", "TruncatingAssembler"]
@@ -46,7 +45,7 @@ class TruncatingAssembler(ContextAssemblerPlugin):
         )
 
     async def assemble(
-        self, *, request: Any, session_state: dict[str, Any], session_manager: TurnReader
+        self, *, request: Any, session_state: dict[str, Any], session_manager: Any
     ) -> ContextAssemblyResult:
         session_id = request.session_id
         messages, artifacts = self.cfg.max_messages, self.cfg.max_artifacts

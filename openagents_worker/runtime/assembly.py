@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from openagents_worker.agents import (
     AppConfig,
     ContextAssemblerRef,
     LLMOptions,
+    MemoryRef,
     PluginRef,
 )
 from openagents_worker.agents.code import read_agents
@@ -26,6 +28,7 @@ from openagents_worker.llm.base import LLMClient, ModelClient
 from openagents_worker.llm.current_call import quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
+from openagents_worker.memory.chain import ChainMember, ChainMemory
 from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.original.functions import ParamsTool
@@ -57,7 +60,7 @@ class AgentParts:
         self.definition = definition
         self.definition_hash = assembly.hashes[definition.id]
         self._own: list[Any] = []
-        self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
+        self.memory = self._memory("memory", definition.memory)
         ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
         self.toolsets: dict[str, Toolset] = {
@@ -89,6 +92,18 @@ class AgentParts:
 
     def model(self) -> LLMClient:
         return self._assembly.model(self.definition)
+
+    def _memory(self, slot: str, ref: MemoryRef) -> Any:
+        """A memory, and the members of a chain: built-in ones are shared, custom ones are created."""
+        memory = self._part(slot, "memory", ref, BUILTIN_MEMORIES)
+        if not isinstance(memory, ChainMemory):
+            return memory
+        chain = copy.copy(memory)  # of this attempt: it may have custom members
+        chain.members = [
+            ChainMember(self._memory(f"{slot} {at}", member), _fails_run(member, ref))
+            for at, member in enumerate(memory.cfg.memories)
+        ]
+        return chain
 
     def _part(self, slot: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         """A part of this agent. A built-in part is shared; a custom one is created for this attempt."""
@@ -130,6 +145,11 @@ class AgentParts:
                     errors.append(error)
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("several plugins", errors)
+
+
+def _fails_run(member: MemoryRef, chain: MemoryRef) -> bool:
+    """Whether the run fails with a member of a chain: as the member says, else as the chain says."""
+    return (member if "on_error" in member.model_fields_set else chain).on_error == "fail"
 
 
 def _is_in_background(options: LLMOptions) -> bool:

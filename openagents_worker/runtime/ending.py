@@ -211,7 +211,7 @@ class Ending:
         """The arguments of the script `finish`. `texts`: the new session state, JSON by key."""
         completed = self.error is None
         written, removed = changed_keys(state_before, texts) if completed else ([], [])
-        arguments = {
+        arguments: dict[str, Any] = {
             "end_state": self.state,
             "result": self.result().model_dump_json(),
             "event": f"run.{self.state}",

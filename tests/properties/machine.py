@@ -627,7 +627,8 @@ class Protocol(RuleBasedStateMachine):
             return Write(kind, call, on, len(records), is_end_of_payment)
         if kind in ("finish", "obey", "summarize"):
             only_reads, kind = kind == "summarize", "finish" if kind == "summarize" else kind
-            summary = self.summary_of(attempt) if only_reads or (kind == "finish" and number % 3 == 0) else None
+            writes_one = only_reads or (kind == "finish" and number % 3 == 0)
+            summary = self.summary_of(attempt) if writes_one else None
             state = "completed" if kind == "finish" else "cancelled"
             messages = [f"question {number}", f"answer {number}"]
             call = scripts.finish(
