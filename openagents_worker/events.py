@@ -86,7 +86,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("context.assemble.started", "the context assembler begins"),
         _event("context.assemble.completed", "the part of the transcript that the run sees",
                "transcript_size",
-               "artifact_count duration_ms"),
+               "artifact_count duration_ms counted_by tokens omitted_messages"),
         _event("tool.preflight", "the result of a tool's own check before the run",
                "tool_id result", "duration_ms error"),
         _event("tool.mcp.connect", "a connection to an MCP server was opened", "tool_id server mode"),

@@ -1,7 +1,8 @@
 """The built-in context assemblers: the whole transcript, or its newest messages.
 
-Their `metadata` has `transcript_size` (number of the session's messages that the run gets) and `omitted`
-(number of the other messages).
+Their `metadata` has `transcript_size` (number of the session's messages that the run gets), `omitted` (number
+of the other messages) and `assembler` (their type). `truncating` adds `strategy`, `omitted_messages`,
+`omitted_artifacts` and `token_counter`, as the original SDK does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import Any
 
 from pydantic import Field
 
-from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemblyResult, SessionReader
+from openagents_worker.context.base import (
+    ContextAssemblerPlugin,
+    ContextAssemblyResult,
+    SessionReader,
+)
 
 __all__ = ["DefaultAssembler", "TruncatingAssembler"]
 
@@ -25,7 +30,7 @@ class DefaultAssembler(ContextAssemblerPlugin):
         return ContextAssemblyResult(
             transcript=transcript,
             session_artifacts=await session_manager.list_artifacts(request.session_id),
-            metadata={"transcript_size": len(transcript), "omitted": 0},
+            metadata={"assembler": "default", "transcript_size": len(transcript), "omitted": 0},
         )
 
 
@@ -40,13 +45,22 @@ class TruncatingAssembler(ContextAssemblerPlugin):
         )
 
     async def assemble(
-        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
+        self, *, request: Any, session_state: dict[str, Any], session_manager: Any
     ) -> ContextAssemblyResult:
         session_id = request.session_id
         messages, artifacts = self.cfg.max_messages, self.cfg.max_artifacts
         transcript = await session_manager.load_messages(session_id, last=messages) if messages else []
         omitted = await session_manager.count_messages(session_id) - len(transcript)
-        metadata = {"transcript_size": len(transcript), "omitted": omitted}
+        in_all = await session_manager.count_artifacts(session_id)
+        metadata = {
+            "assembler": "truncating",
+            "strategy": "truncating",
+            "token_counter": "none",
+            "transcript_size": len(transcript),
+            "omitted": omitted,
+            "omitted_messages": omitted,
+            "omitted_artifacts": max(0, in_all - artifacts),
+        }
         if omitted > 0 and self.cfg.include_summary_message:
             summary = {"role": "system", "content": f"Summary: omitted {omitted} older message(s)"}
             transcript = [summary, *transcript]

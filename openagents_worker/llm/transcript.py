@@ -39,8 +39,11 @@ __all__ = [
     "INTERRUPTED",
     "answer_fields",
     "interrupted_entries",
+    "is_continuation",
     "model_messages",
+    "summary_entries",
     "turn_entries",
+    "turns_of",
     "usable_entries",
 ]
 
@@ -51,6 +54,8 @@ MAX_TOOL_MESSAGES_BYTES = 256 * 1024
 
 INTERRUPTED = "(The user interrupted this turn with a new message, before there was an answer.)"
 """The answer in the turn of an interrupted run."""
+SUMMARY_REQUEST = "Summarize our conversation so far."
+"""The question to which a summary of earlier turns is the answer."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name", "provider_fields")
@@ -97,6 +102,17 @@ def interrupted_entries(
     return _turn(question, entry, ids, tool_messages)
 
 
+def summary_entries(summary: str) -> list[dict[str, Any]]:
+    """The entries that stand for turns that a summary has replaced.
+
+    Not a system message: what a user has said must not become an instruction of the operator.
+    """
+    return [
+        {"role": "user", "content": SUMMARY_REQUEST, "is_summary": True},
+        {"role": "assistant", "content": summary, "is_summary": True},
+    ]
+
+
 def _turn(
     question: str, answer: dict[str, Any], ids: Mapping[str, str], tool_messages: Any
 ) -> list[dict[str, Any]]:
@@ -137,6 +153,42 @@ def _without_answer(messages: Any) -> tuple[Any, dict[str, Any]]:
         return messages[:-1], {}
 
 
+def turns_of(entries: Sequence[Any], begin: int) -> list[tuple[int, int, list[dict[str, Any]]]]:
+    """The stored entries in parts that must not be divided: positions (the end excluded) and usable entries.
+
+    `begin` is the position of the first entry. A part is a question with its answer, a message with tool
+    calls with their results, or one entry. Entries that no run uses are parts with an empty list.
+    """
+    parts: list[tuple[int, int, list[dict[str, Any]]]] = []
+    at = 0
+    while at < len(entries):
+        count = _part_length(entries, at)
+        parts.append((begin + at, begin + at + count, usable_entries(entries[at : at + count])))
+        at += count
+    return parts
+
+
+def is_continuation(entry: Any) -> bool:
+    """Whether an entry may belong to a part that begins before it."""
+    if not isinstance(entry, Mapping):
+        return False
+    return entry.get("role") == "tool" or bool(entry.get("run_id") and entry.get("role") == "assistant")
+
+
+def _part_length(entries: Sequence[Any], at: int) -> int:
+    """The number of entries that belong together from here on."""
+    entry, end = entries[at], at + 1
+    if not isinstance(entry, Mapping):
+        return 1
+    following = entries[end] if end < len(entries) else None
+    if entry.get("run_id") and entry.get("role") == "user":
+        return 2 if isinstance(following, Mapping) and _is_answer_to(entry, following) else 1
+    if entry.get("tool_calls"):
+        while end < len(entries) and isinstance(entries[end], Mapping) and entries[end].get("role") == "tool":
+            end += 1
+    return end - at
+
+
 def usable_entries(entries: Sequence[Any]) -> list[dict[str, Any]]:
     """The entries that a later run uses: complete turns, and messages with content and without a run id."""
     kept: list[dict[str, Any]] = []
@@ -170,10 +222,16 @@ def _has_content(entry: Mapping[str, Any]) -> bool:
 
 
 def model_messages(entries: Sequence[Mapping[str, Any]], *, turns: int | None = None) -> list[FixedMessage]:
-    """The messages of a transcript for a model. `turns`: only those of the newest `turns` questions."""
-    questions = [at for at, entry in enumerate(entries) if entry["role"] == "user"]
+    """The messages of a transcript for a model. `turns`: only those of the newest `turns` questions.
+
+    A summary of earlier turns is always among them.
+    """
+    questions = [
+        at for at, entry in enumerate(entries) if entry["role"] == "user" and not entry.get("is_summary")
+    ]
     if turns is not None and len(questions) > turns:
-        before = (entry for entry in entries[: questions[-turns]] if entry["role"] == "system")
+        earlier = entries[: questions[-turns]]
+        before = (entry for entry in earlier if entry["role"] == "system" or entry.get("is_summary"))
         entries = [*before, *entries[questions[-turns] :]]
     return [message for entry in entries for message in _messages(entry)]
 

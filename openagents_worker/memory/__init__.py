@@ -1,11 +1,18 @@
-"""Memories: what a session remembers from run to run."""
+"""Memories: what a session remembers from run to run. A memory's module is loaded when it is used."""
 
+from collections.abc import Mapping
+
+from openagents_worker.loaded_at_use import LoadedAtUse
 from openagents_worker.memory.base import MemoryPlugin
-from openagents_worker.memory.buffer import BufferMemory, WindowBufferMemory
 
 __all__ = ["BUILTIN_MEMORIES"]
 
-BUILTIN_MEMORIES: dict[str, type[MemoryPlugin]] = {
-    "buffer": BufferMemory,
-    "window_buffer": WindowBufferMemory,
+_PLACES = {
+    "buffer": "buffer:BufferMemory",
+    "window_buffer": "buffer:WindowBufferMemory",
+    "chain": "chain:ChainMemory",
+    "markdown_memory": "markdown:MarkdownMemory",
 }
+"""The module in this package and the class, by type."""
+
+BUILTIN_MEMORIES: Mapping[str, type[MemoryPlugin]] = LoadedAtUse(__name__, _PLACES)

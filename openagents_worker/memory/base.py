@@ -6,7 +6,11 @@ from typing import Any, Protocol
 
 from openagents_worker.agents.plugin import Plugin
 
-__all__ = ["MemoryContext", "MemoryPlugin"]
+__all__ = ["PENDING_WRITES", "MemoryContext", "MemoryPlugin"]
+
+PENDING_WRITES = "_pending_memory_writes"
+"""The key of the state with what a run asks to remember: `{"category", "rule", "reason"}` in a list. The
+write-back of a memory takes them. The tool `remember_preference` writes them."""
 
 
 class MemoryContext(Protocol):

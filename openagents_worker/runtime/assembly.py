@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from openagents_worker.agents import (
     AppConfig,
     ContextAssemblerRef,
     LLMOptions,
+    MemoryRef,
     PluginRef,
     ToolRef,
 )
@@ -20,6 +22,8 @@ from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.agents.sections import McpLimits
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.context.budget import TokenBudgetAssembler
+from openagents_worker.context.tokens import ESTIMATE, TokenCounter, token_counter
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import EnvironmentKey
@@ -27,6 +31,7 @@ from openagents_worker.llm.base import LLMClient, ModelClient
 from openagents_worker.llm.current_call import quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
+from openagents_worker.memory.chain import ChainMember, ChainMemory
 from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.original.functions import ParamsTool
@@ -61,7 +66,7 @@ class AgentParts:
         self.definition = definition
         self.definition_hash = assembly.hashes[definition.id]
         self._own: list[Any] = []
-        self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
+        self.memory = self._memory("memory", definition.memory)
         ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
         self.toolsets: dict[str, Toolset] = {
@@ -94,6 +99,18 @@ class AgentParts:
     def model(self) -> LLMClient:
         return self._assembly.model(self.definition)
 
+    def _memory(self, slot: str, ref: MemoryRef) -> Any:
+        """A memory, and the members of a chain: built-in ones are shared, custom ones are created."""
+        memory = self._part(slot, "memory", ref, BUILTIN_MEMORIES)
+        if not isinstance(memory, ChainMemory):
+            return memory
+        chain = copy.copy(memory)  # of this attempt: it may have custom members
+        chain.members = [
+            ChainMember(self._memory(f"{slot} {at}", member), _fails_run(member, ref))
+            for at, member in enumerate(memory.cfg.memories)
+        ]
+        return chain
+
     def _part(self, slot: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         """A part of this agent. A built-in part is shared; a custom one, and a toolset, which knows the tools
         of its run, is created for this attempt."""
@@ -112,6 +129,8 @@ class AgentParts:
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
         elif isinstance(plugin, ParamsTool):
             plugin.run_sync = self._assembly.offload.in_thread
+        if isinstance(plugin, TokenBudgetAssembler):
+            plugin.counter = self._assembly.counters.get(self.definition.id, ESTIMATE)
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
         if isinstance(ref, ToolRef) and hasattr(plugin, "attach"):  # the toolset of an MCP server
@@ -137,9 +156,23 @@ class AgentParts:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("several plugins", errors)
 
 
+def _fails_run(member: MemoryRef, chain: MemoryRef) -> bool:
+    """Whether the run fails with a member of a chain: as the member says, else as the chain says."""
+    return (member if "on_error" in member.model_fields_set else chain).on_error == "fail"
+
+
 def _is_in_background(options: LLMOptions) -> bool:
     fields = [options.model_extra or {}, *options.fallbacks]
     return any(each.get("background") for each in fields)
+
+
+def _counter_of(agent: AgentDefinition) -> TokenCounter | None:
+    """The counter for the context assembler of an agent, with its tokenizer loaded. None if it needs none."""
+    ref = agent.context_assembler
+    if ref is None or not getattr(BUILTIN_ASSEMBLERS.get(ref.type or ""), "counts_tokens", False):
+        return None
+    encoding = ref.config.get("encoding")
+    return token_counter(agent.llm.model, encoding if isinstance(encoding, str) else None)
 
 
 def _toolset(plugin: Any) -> Toolset:
@@ -192,6 +225,10 @@ class Assembly:
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
+        self.counters = {
+            agent.id: counter for agent in self._definitions.values() if (counter := _counter_of(agent))
+        }
+        """The token counters of agents whose context assembler has a token budget."""
         quiet_http_clients()
         self.hashes = {agent.id: agent.definition_hash for agent in self._definitions.values()}
 

@@ -386,7 +386,6 @@ class Attempt:
         return ending_error(self._recorder.verdict if self._recorder else None, error)
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
-        """How the run ends with this output or error."""
         if error is not None:
             error.run_id = error.run_id or self.identity.run_id
         return Ending(
@@ -400,12 +399,13 @@ class Attempt:
             finish_reason=self._finish_reason,
             transferred=self._transferred,
             redact_keys=self._services.assembly.redact_keys,
+            summary=self._context.new_summary if self._context else None,
         )
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        after = self._context.state if self._context else {}
-        state = SessionState(self._state_before if self._context else {}, after)
+        context = self._context
+        state = SessionState(self._state_before, context.state) if context else SessionState({}, {})
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )

@@ -35,6 +35,7 @@ from openagents_worker.runtime.state import changed_keys, stored_texts
 from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
 from openagents_worker.runtime.user_code import described
 from openagents_worker.store.scripts import Claimed
+from openagents_worker.store.sessions import SessionSummary
 
 __all__ = [
     "Ending",
@@ -104,6 +105,8 @@ class Ending:
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
     """Why parts of the run were left out: one message for each part that cannot be stored."""
+    summary: SessionSummary | None = None
+    """The summary that was written for the run. Stored if the run completes."""
     is_bare: bool = False
     """Whether nothing is written to the session."""
     is_interrupted: bool = False
@@ -215,7 +218,7 @@ class Ending:
         """The arguments of the script `finish`. `texts`: the new session state, JSON by key."""
         completed = self.error is None
         written, removed = changed_keys(state_before, texts) if completed else ([], [])
-        arguments = {
+        arguments: dict[str, Any] = {
             "end_state": self.state,
             "stop_reason": self.stop_reason.value,
             "result": self.result().model_dump_json(),
@@ -230,6 +233,12 @@ class Ending:
             "state_removed": removed,
             "usage": self.usage.model_dump_json(),
         }
+        if completed and self.summary is not None:
+            arguments |= {
+                "epoch": self.summary.epoch,
+                "compacted": self.summary.messages,
+                "compaction": self.summary.to_json(),
+            }
         _check_utf8(arguments)
         return arguments
 
@@ -298,7 +307,8 @@ def _bytes_of(artifact: RunArtifact) -> int:
 def _check_utf8(arguments: Mapping[str, Any]) -> None:
     """Raises UnicodeEncodeError for text that cannot be sent to Redis: a lone surrogate."""
     for value in arguments.values():
-        (value if isinstance(value, str) else "".join(value)).encode()
+        if not isinstance(value, int):
+            (value if isinstance(value, str) else "".join(value)).encode()
 
 
 def usage_so_far(claimed: Claimed) -> RunUsage:

@@ -50,6 +50,7 @@ class FencedStore:
     ) -> None:
         """`on_disk`: intents are on disk before their calls begin."""
         self.run_id = identity.run_id
+        self.session_id = identity.session_id
         self.fence = identity.fence
         self._store = store
         self._lease = lease

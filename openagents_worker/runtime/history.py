@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openagents_worker.context.base import Selection
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
@@ -21,6 +22,7 @@ from openagents_worker.runtime.working_budget import limits_in
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
+from openagents_worker.store.sessions import SessionStore, SessionSummary, summary_of
 
 __all__ = ["RunHistory", "RunStart", "read_history"]
 
@@ -35,21 +37,39 @@ class RunStart:
     definition_hash: str
     memory_view: dict[str, Any] | None = None
     """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
+    epoch: int = 0
+    """The number of the summary that stood for the oldest messages of the session; 0: none."""
+    selection: Selection | None = None
+    """What the context assembler selected. None if it selects the same messages again."""
 
     def to_record(self, format_: int, tools: Mapping[str, Any]) -> Record:
-        """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it."""
+        """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it, as they
+        ignore the context."""
         value: dict[str, Any] = {
             "transcript_length": self.transcript_length,
             "artifact_count": self.artifact_count,
             "definition_hash": self.definition_hash,
         }
-        return Record(PREPARE, "prepare", "", {"ok": value, **tools}, self.definition_hash, v=format_)
+        outcome = {"ok": value, **tools, **self._context_in_record()}
+        return Record(PREPARE, "prepare", "", outcome, self.definition_hash, v=format_)
+
+    def _context_in_record(self) -> dict[str, Any]:
+        context: dict[str, Any] = {"epoch": self.epoch} if self.epoch else {}
+        if self.selection is not None:
+            context["selection"] = self.selection.model_dump(mode="json", exclude_defaults=True)
+        return {"context": context} if context else {}
 
     @classmethod
     def of(cls, record: Record) -> RunStart:
         """Raises `RecordUnreadable`."""
         with translate_parse_errors(WRITTEN):
-            return cls(**record.outcome["ok"])
+            context = record.outcome.get("context", {})
+            selection = context.get("selection")
+            return cls(
+                **record.outcome["ok"],
+                epoch=int(context.get("epoch", 0)),
+                selection=None if selection is None else Selection.model_validate(selection),
+            )
 
 
 @quick_init
@@ -61,6 +81,8 @@ class RunHistory:
     """Checkpoint 0; None if no earlier attempt has stored it."""
     start: RunStart
     """Where the run starts in its session."""
+    summary: SessionSummary | None
+    """The summary of `start.epoch`."""
     rules: Rules
     length: int
     """The number of records in the journal."""
@@ -101,7 +123,9 @@ async def read_history(
     """
     records = await _read_records(claimed, store, latch)
     start_record = records.pop(0) if records else None
-    current_start = RunStart(claimed.messages, claimed.artifacts, definition_hash)
+    current_start = RunStart(
+        claimed.messages, claimed.artifacts, definition_hash, epoch=claimed.epoch if claimed.compaction else 0
+    )
     start = RunStart.of(start_record) if start_record else current_start
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
@@ -117,6 +141,7 @@ async def read_history(
     return RunHistory(
         start_record=start_record,
         start=start,
+        summary=await _summary_at(start, claimed, store),
         rules=rules,
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
@@ -136,6 +161,17 @@ def _extended(records: Sequence[Record]) -> dict[str, float]:
             for name, limit in limits_in(record.outcome.get("ok")).items():
                 extended[name] = max(limit, extended.get(name, limit))
     return extended
+
+
+async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> SessionSummary | None:
+    """The summary that the run began with. Other runs may have replaced it since, if this one was resumed."""
+    if not start.epoch:
+        return None
+    session_id = store.session_id
+    if start.epoch == claimed.epoch:
+        with translate_parse_errors(WRITTEN, session_id=session_id):
+            return summary_of(claimed.epoch, claimed.compacted, claimed.compaction)
+    return await SessionStore(store).load_summary(session_id, start.epoch)
 
 
 def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ memory are recorded like those of the pattern.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.memory.base import MemoryPlugin
+from openagents_worker.memory.chain import ChainMember, members_of
 from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -38,7 +40,7 @@ LAST_OUTPUT = "_runtime_last_output"
 
 
 class MemoryCalls:
-    """The memory of one attempt. `emit(name, **payload)` emits an event of the run."""
+    """The memory of one attempt, or the memories of a chain."""
 
     def __init__(
         self,
@@ -49,15 +51,50 @@ class MemoryCalls:
         emit: Callable[..., None],
         on_error: str,
     ) -> None:
-        self._memory = memory
+        """`emit(name, **payload)` emits an event of the run."""
+        self._context = context
+        self._members = [
+            MemberCalls(member, context=context, recorder=recorder, emit=emit)
+            for member in members_of(memory, on_error == "fail")
+        ]
+        self.is_external = any(member.is_external for member in self._members)
+
+    async def inject(self, *, is_first: bool) -> None:
+        """Let the memories fill `memory_view`. `is_first`: no earlier attempt has emitted the events."""
+        for member in self._members:
+            await member.inject(is_first=is_first)
+
+    async def write_back(self, output: Any) -> None:
+        """Call `writeback` and then `compact` of the memories for a run with this output, the last first."""
+        self._context.state[LAST_OUTPUT] = output
+        try:
+            for step in ("writeback", "compact"):
+                for member in reversed(self._members):
+                    await member.call(step)
+        finally:
+            self._context.state.pop(LAST_OUTPUT, None)
+
+
+class MemberCalls:
+    """The calls of one memory."""
+
+    def __init__(
+        self,
+        member: ChainMember,
+        *,
+        context: AttemptContext,
+        recorder: Recorder,
+        emit: Callable[..., None],
+    ) -> None:
+        self._memory = member.memory
         self._context = context
         self._recorder = recorder
         self._emit = emit
-        self._fails_run = on_error == "fail"
-        self.is_external = bool(getattr(memory, "external", True))
+        self._fails_run = member.fails_run
+        self.is_external = bool(getattr(member.memory, "external", True))
 
     async def inject(self, *, is_first: bool) -> None:
-        """Let the memory fill `memory_view`. `is_first`: no earlier attempt has emitted the events."""
+        """Let the memory fill `memory_view`."""
         if self.is_external:
             await self._record_call("inject", self._make_inject_call)
             return
@@ -68,6 +105,15 @@ class MemoryCalls:
                 raise
             return
         apply_changes(self._context.state, changes)
+
+    async def call(self, step: str) -> None:
+        """Call `writeback` or `compact`, if the memory has it."""
+        if not self._implements(step):
+            return
+        if self.is_external:
+            await self._record_call(step, partial(self._make_step_call, step))
+        else:
+            await self._run_step_unrecorded(step)
 
     async def _fill_view(self, emit: Callable[..., None]) -> dict[str, Any]:
         """Let the memory fill the view. Returns its changes to the state."""
@@ -87,20 +133,6 @@ class MemoryCalls:
         emit("memory.inject.completed", view_size=len(self._context.memory_view))
         return overlay.changes()
 
-    async def write_back(self, output: Any) -> None:
-        """Call the memory's `writeback` and `compact` for a run with this output."""
-        self._context.state[LAST_OUTPUT] = output
-        try:
-            for step in ("writeback", "compact"):
-                if not self._implements(step):
-                    continue
-                if self.is_external:
-                    await self._record_call(step, partial(self._make_step_call, step))
-                else:
-                    await self._run_step_unrecorded(step)
-        finally:
-            self._context.state.pop(LAST_OUTPUT, None)
-
     async def _record_call(self, step: str, make: Callable[[CallInfo], Any]) -> None:
         """Make a recorded call of the memory. Its errors are ignored with `on_error: continue`."""
         try:
@@ -110,14 +142,20 @@ class MemoryCalls:
                 raise
             return
         if view is not None:
-            self._context.memory_view = view
+            self._context.memory_view = {**self._context.memory_view, **view}
 
     async def _make_inject_call(self, _: CallInfo) -> Outcome:
+        """The view of this memory is recorded, without what others have added to it before."""
+        before = self._context.memory_view
+        self._context.memory_view = copy.deepcopy(before)
         try:
             changes = await self._fill_view(self._emit)
         except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
+            self._context.memory_view = before
             return Outcome(error=coded(error, PatternError))
-        return Outcome(value=dict(self._context.memory_view), state=changes)
+        view, self._context.memory_view = self._context.memory_view, before
+        own = {key: value for key, value in view.items() if key not in before or value != before[key]}
+        return Outcome(value=own, state=changes)
 
     def _implements(self, step: str) -> bool:
         """Whether the memory overrides this method of `MemoryPlugin`."""

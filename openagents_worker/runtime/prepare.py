@@ -6,16 +6,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from openagents_worker.context import BUILTIN_ASSEMBLERS
-from openagents_worker.context.base import ContextAssemblerPlugin
+from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemblyResult
+from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.structured import response_format
-from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunRequest
 from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.quick_init import quick_init
@@ -25,12 +25,14 @@ from openagents_worker.runtime.calls.functions import RecordedFunctions
 from openagents_worker.runtime.calls.model import RecordedModel
 from openagents_worker.runtime.calls.tool import RecordedTool
 from openagents_worker.runtime.calls.tool_call import ToolRun
+from openagents_worker.runtime.compaction import is_summary, summarize, summary_from
 from openagents_worker.runtime.context import AttemptContext
-from openagents_worker.runtime.history import RunHistory, RunStart
+from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.original.package import is_original_pattern
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.session_at_start import SessionAtStart
 from openagents_worker.runtime.state import Overlay, apply_changes
 from openagents_worker.runtime.toolsets import RunTools
 from openagents_worker.runtime.user_code import (
@@ -53,6 +55,13 @@ __all__ = ["Prepared", "Preparation", "emit_beginning", "emit_resumed"]
 
 log = get_logger(__name__)
 
+SHOWN_METADATA = {
+    "token_counter": "counted_by",
+    "kept_tokens": "tokens",
+    "omitted_messages": "omitted_messages",
+}
+"""What the event `context.assemble.completed` shows of the metadata of an assembler, and under which name."""
+
 
 @quick_init
 @dataclass(frozen=True, slots=True)
@@ -64,25 +73,6 @@ class Prepared:
     parts: AgentParts
     memory: MemoryCalls
     output_type: OutputType | None = None
-
-
-class SessionAtStart:
-    """The session as it was when the run started, without what other runs appended since."""
-
-    def __init__(self, sessions: SessionStore, start: RunStart) -> None:
-        self._sessions = sessions
-        self._start = start
-
-    async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
-        """Complete turns, the oldest first. `last` limits them to the newest entries."""
-        upto = self._start.transcript_length
-        return usable_entries(await self._sessions.load_messages(session_id, last=last, upto=upto))
-
-    async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
-        return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)
-
-    async def count_messages(self, session_id: str) -> int:
-        return self._start.transcript_length
 
 
 class Preparation:
@@ -104,7 +94,7 @@ class Preparation:
         self._budget = context.run_request.budget or NO_LIMITS
         self._start_record = history.start_record
         self._start = history.start
-        self._session = SessionAtStart(sessions, history.start)
+        self._session = SessionAtStart(sessions, history.start, history.summary)
         self._memory = MemoryCalls(
             parts.memory,
             context=context,
@@ -119,6 +109,7 @@ class Preparation:
         if output_type is not None:
             self._context.output_format = response_format(output_type.name, output_type.schema)
         self._bind_model()
+        await self._select_messages()
         await self._bind_tools()
         await self._assemble_context()
         await self._preflight()
@@ -157,6 +148,18 @@ class Preparation:
 
     # --- context -----------------------------------------------------------------------------------------
 
+    async def _select_messages(self) -> None:
+        """Let an assembler with a token budget select messages. Checkpoint 0 holds what it has selected.
+
+        Another worker may count tokens in another way: it must not select others.
+        """
+        assembler = self._parts.assembler
+        if self._start_record is None and isinstance(assembler, TokenBudgetAssembler):
+            selected = await assembler.select(
+                request=self._context.run_request, session_manager=self._session
+            )
+            self._start = replace(self._start, selection=selected)
+
     async def _assemble_context(self) -> None:
         """Let the assembler compact and select transcript and artifacts for the context."""
         assembler = self._parts.assembler
@@ -173,10 +176,13 @@ class Preparation:
                 await self._recorder.call(
                     "context", "compact", "", partial(self._compact, assembler.compact, arguments)
                 )
+        selection = self._start.selection
+        if isinstance(assembler, TokenBudgetAssembler) and selection and selection.summarize:
+            await self._summarize(assembler, *selection.summarize)
         self._emit_once("context.assemble.started")
         started = time.monotonic()
         with executing("context", class_path(assembler)):
-            assembled = await assembler.assemble(**arguments)
+            assembled = await self._assembled(assembler, arguments)
         self._context.transcript = list(assembled.transcript)
         self._context.session_artifacts = list(assembled.session_artifacts)
         self._context.assembly_metadata = dict(assembled.metadata)
@@ -185,10 +191,38 @@ class Preparation:
             transcript_size=len(assembled.transcript),
             artifact_count=len(assembled.session_artifacts),
             duration_ms=round((time.monotonic() - started) * 1000),
+            **{
+                shown: assembled.metadata[name]
+                for name, shown in SHOWN_METADATA.items()
+                if name in assembled.metadata
+            },
         )
 
+    async def _assembled(self, assembler: Any, arguments: dict[str, Any]) -> ContextAssemblyResult:
+        """What the assembler gives to the run: the same in every attempt."""
+        selection = self._start.selection
+        if selection is None or not isinstance(assembler, TokenBudgetAssembler):
+            result: ContextAssemblyResult = await assembler.assemble(**arguments)
+            return result
+        return await assembler.assembled(
+            selection, request=arguments["request"], session_manager=self._session
+        )
+
+    async def _summarize(self, assembler: TokenBudgetAssembler, begin: int, end: int) -> None:
+        """Let the model summarize the oldest messages: a recorded call. The end of the run stores it."""
+
+        async def compact(**_: Any) -> dict[str, Any]:
+            return await summarize(assembler, begin, end, context=self._context, session=self._session)
+
+        value = None
+        with suppress(OpenAgentsError):  # all tries failed: continue with the messages that fit
+            value = await self._recorder.call("context", "compact", "", partial(self._compact, compact, {}))
+        summary = summary_from(value, self._session)
+        if summary is not None:
+            self._session.current_summary = self._context.new_summary = summary
+
     async def _compact(
-        self, compact: Callable[..., Awaitable[None]], arguments: dict[str, Any], _: CallInfo
+        self, compact: Callable[..., Awaitable[Any]], arguments: dict[str, Any], _: CallInfo
     ) -> Outcome:
         self._writer.emit_run_event("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
@@ -197,7 +231,7 @@ class Preparation:
                 executing("context", class_path(self._parts.assembler)),
                 user_code(PatternError, prefix="context compact: "),
             ):
-                await compact(**{**arguments, "session_state": overlay})
+                value = await compact(**{**arguments, "session_state": overlay})
         except Exception as error:  # noqa: BLE001 - the run can continue with the long transcript
             coded_error = coded(error, PatternError)
             self._log_failure("context.compact_failed", coded_error)
@@ -207,7 +241,7 @@ class Preparation:
             return Outcome(error=coded_error) if coded_error.retryable else Outcome()
         self._writer.emit_run_event("context.compact_succeeded")
         self._writer.emit_run_event("context.compact.completed", duration_ms=_elapsed_ms(started))
-        return Outcome(state=overlay.changes())
+        return Outcome(value=value if is_summary(value) else None, state=overlay.changes())
 
     # --- model and tools ---------------------------------------------------------------------------------
 

@@ -23,12 +23,15 @@ from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.context.budget import TokenBudgetAssembler
+from openagents_worker.context.tokens import token_counter
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import is_readable_by_all
 from openagents_worker.llm.limits import limit_name
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
+from openagents_worker.memory.chain import ChainMemory
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
@@ -36,11 +39,21 @@ from openagents_worker.tools.checks import schema_of_tool
 
 __all__ = ["find_problems", "remarks"]
 
+MAX_CHAINS = 5
+READ_PREFERENCES = frozenset({"markdown_memory", "zep", "chain"})
+"""The memories that store what the tool `remember_preference` notes."""
+
 
 def remarks(config: AppConfig) -> list[str]:
     """One line for each option that has no effect, and for each file with a key that everybody can read."""
     lines = options_without_effect(config)
     for agent in config.agents:
+        lines += [
+            f"agent {agent.id!r}: memory_dir has no effect: the memory is kept in the session; "
+            "store: directory keeps it in files"
+            for ref in _memories_in(agent.memory)
+            if ref.type == "markdown_memory" and "memory_dir" in ref.config and "store" not in ref.config
+        ]
         for options in (agent.llm.model_dump(include={"api_key_file"}), *agent.llm.fallbacks):
             path = options.get("api_key_file")
             if isinstance(path, str) and is_readable_by_all(path):
@@ -49,6 +62,14 @@ def remarks(config: AppConfig) -> list[str]:
                     "model; chmod 600"
                 )
     return list(dict.fromkeys(lines))
+
+
+def _memories_in(ref: MemoryRef) -> Iterator[MemoryRef]:
+    """A memory and the members of a chain."""
+    yield ref
+    if ref.type == "chain":
+        for member in ChainMemory(ref.config).cfg.memories:
+            yield from _memories_in(member)
 
 
 def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProblem]:
@@ -61,7 +82,7 @@ def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProble
             limits[agent_path] = part
         found = _problems_of_part(part, limits.get(agent_path) or RuntimeOptions(), env)
         problems += [file.located(problem.under(*path)) for problem in found]
-    problems += [file.located(problem) for problem in _different_limits(file)]
+    problems += [file.located(problem) for problem in (*_different_limits(file), *_unread_preferences(file))]
     return sorted(problems, key=file_order)
 
 
@@ -90,7 +111,7 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
         case LLMOptions():
             return _problems_of_model(part, env)
         case MemoryRef():
-            return _problems_of_plugin("memory", part, BUILTIN_MEMORIES)
+            return _problems_of_memory(part)
         case ContextAssemblerRef():
             return _problems_of_plugin("context_assembler", part, BUILTIN_ASSEMBLERS)
         case PatternRef():
@@ -98,6 +119,46 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
         case ToolRef():
             return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
     raise TypeError(f"{type(part).__name__} is not a part of an agent")
+
+
+def _problems_of_memory(ref: MemoryRef, levels: int = MAX_CHAINS) -> list[ConfigProblem]:
+    """The problems of a memory, and of the members of a chain."""
+    problems = _problems_of_plugin("memory", ref, BUILTIN_MEMORIES)
+    if problems or ref.type != "chain":
+        return problems
+    if not levels:
+        return [ConfigProblem(("config",), f"more than {MAX_CHAINS} chains are inside each other")]
+    for at, member in enumerate(ChainMemory(ref.config).cfg.memories):
+        found = _problems_of_memory(member, levels - 1)
+        problems += [problem.under("config", "memories", at) for problem in found]
+    return problems
+
+
+def _unread_preferences(file: AgentsFile) -> Iterator[ConfigProblem]:
+    """Tools that note what the agent shall remember, without a memory that reads the notes."""
+    parts = list(file.parts())
+    memories = {path[:2]: part for path, part in parts if isinstance(part, MemoryRef)}
+    for path, part in parts:
+        if isinstance(part, ToolRef) and part.enabled and part.type == "remember_preference":
+            memory = memories.get(path[:2])
+            if memory is not None and not _reads_preferences(memory):
+                yield ConfigProblem(
+                    path,
+                    f"the memory {memory.type!r} does not store what the tool notes",
+                    'use the memory markdown_memory, or a chain that has it: {"type": "chain", "config": '
+                    '{"memories": [{"type": "window_buffer"}, {"type": "markdown_memory"}]}}',
+                )
+
+
+def _reads_preferences(ref: MemoryRef) -> bool:
+    """Whether a memory stores what tools note for it. A custom one may."""
+    if ref.type == "chain":
+        members = ref.config.get("memories")
+        return not isinstance(members, list) or any(
+            isinstance(each, Mapping) and (each.get("impl") or each.get("type") in READ_PREFERENCES)
+            for each in members
+        )
+    return ref.impl is not None or ref.type in READ_PREFERENCES
 
 
 def _problems_of_model(options: LLMOptions, env: Mapping[str, str]) -> list[ConfigProblem]:
@@ -117,6 +178,8 @@ def _problems_of_plugin(
         plugin = make_plugin(kind, ref, known)
         if kind == "tool":
             _check_tool(plugin)
+        elif isinstance(plugin, TokenBudgetAssembler) and plugin.cfg.encoding is not None:
+            token_counter(None, plugin.cfg.encoding)
     except PluginError as error:
         return problems_of_plugin(error, ref)
     return []

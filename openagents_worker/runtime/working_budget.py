@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.models import EXTENDABLE, RunBudget
-from openagents_worker.runtime.clock import RunClock
 from openagents_worker.models.usage import NO_USAGE
+from openagents_worker.runtime.clock import RunClock
 
 __all__ = ["TIME", "WorkingBudget", "limits_in"]
 

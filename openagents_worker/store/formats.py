@@ -22,6 +22,7 @@ __all__ = [
     "PARKS",
     "PARSE_ERRORS",
     "OLDEST_READ",
+    "SUMMARIES",
     "WRITTEN",
     "can_read",
     "other_format_error",
@@ -42,6 +43,8 @@ PARKS = 3
 """A format of runs: the run has been parked, in a state that the versions before do not know."""
 DELEGATES = 4
 """A format of runs: the run has delegated to another agent, or another run has delegated to it."""
+SUMMARIES = 4
+"""A format of sessions: a summary stands for the oldest messages, which the versions before do not know."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
 NEWEST_READ = 4

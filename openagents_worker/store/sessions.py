@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.errors import SessionNotFound
-from openagents_worker.jsontext import loads
+from openagents_worker.jsontext import dumps, loads
 from openagents_worker.models import RunArtifact
+from openagents_worker.quick_init import quick_init
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
@@ -16,7 +17,15 @@ from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import IDS_PER_PAGE, PageSize, read_ids
 from openagents_worker.store.plan import CODEC
 
-__all__ = ["SessionStore", "SessionView", "aread_session", "read_session", "session_plan"]
+__all__ = [
+    "SessionStore",
+    "SessionSummary",
+    "SessionView",
+    "aread_session",
+    "read_session",
+    "session_plan",
+    "summary_of",
+]
 
 SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_state")
 # Messages or artifacts per command: reading a long transcript must not delay the commands of others.
@@ -24,13 +33,38 @@ MAX_PAGE_ITEMS = 200
 FIRST_PAGE_ITEMS = 20  # the size of the items is not known yet: each may have a megabyte
 
 
+@quick_init
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A text that stands for the oldest messages of a session when a run reads it.
+
+    `epoch` counts the summaries of the session from 1; each one includes the summary before it. `messages` is
+    the number of stored messages that it stands for. They stay stored: a run that is resumed or forked from
+    an earlier time needs them.
+    """
+
+    epoch: int
+    messages: int
+    text: str
+
+    def to_json(self) -> str:
+        """The stored form. Number and count are fields of their own."""
+        return dumps({"text": self.text})
+
+
+def summary_of(epoch: int, messages: int, text: str) -> SessionSummary | None:
+    """The summary with this stored form; None if there is none. Raises the errors of parsing."""
+    return SessionSummary(epoch, messages, str(loads(text)["text"])) if epoch and text else None
+
+
 @dataclass(frozen=True, slots=True)
 class SessionView:
     """A session at one moment: its runs, and everything that completed runs have written.
 
     `holder` is the id of the run that occupies the session, or None. `waiting` has the ids of the waiting
-    runs, the next one first. `transcript` has the messages, oldest first. `bytes` is the memory that the
-    session takes in Redis (`MEMORY USAGE`, an estimate).
+    runs, the next one first. `transcript` has all messages, oldest first. `summary` is what later runs see in
+    place of the first of them; None: they see them all. `bytes` is the memory that the session takes in Redis
+    (`MEMORY USAGE`, an estimate).
     """
 
     session_id: str
@@ -40,6 +74,7 @@ class SessionView:
     artifacts: tuple[RunArtifact, ...]
     state: Mapping[str, Any]
     bytes: int
+    summary: SessionSummary | None = None
 
 
 def read_session(store: Store, session_id: str) -> SessionView:
@@ -94,7 +129,16 @@ def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan
             tuple(map(RunArtifact.model_validate_json, map(codec.decode, artifacts))),
             {name: loads(codec.decode(value)) for name, value in state.items()},
             sum(size or 0 for size in sizes),
+            _newest_summary(record, codec),
         )
+
+
+def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> SessionSummary | None:
+    epoch = int(record.get("epoch", 0))
+    if not epoch:
+        return None
+    text = codec.decode(record.get(f"compaction:{epoch}", ""))
+    return summary_of(epoch, int(record.get(f"compacted:{epoch}", 0)), text)
 
 
 def _items(key: str, count: int, newest: int | None) -> Plan[list[str]]:
@@ -127,10 +171,10 @@ class SessionStore:
         self._store = store
 
     async def load_messages(
-        self, session_id: str, *, last: int | None = None, upto: int | None = None
+        self, session_id: str, *, last: int | None = None, upto: int | None = None, begin: int = 0
     ) -> list[dict[str, Any]]:
-        """Messages of the transcript."""
-        texts = [text async for text in self._items("transcript", session_id, last, upto)]
+        """Messages of the transcript from the position `begin` on."""
+        texts = [text async for text in self._items("transcript", session_id, last, upto, begin)]
         with translate_parse_errors(WRITTEN, session_id=session_id):
             return list(map(loads, texts))
 
@@ -145,6 +189,24 @@ class SessionStore:
     async def count_messages(self, session_id: str) -> int:
         return await self._length("transcript", session_id)
 
+    async def load_between(self, session_id: str, begin: int, end: int) -> tuple[list[Any], int]:
+        """The messages at these positions of the transcript, the end excluded, and their size in characters.
+
+        Reads them with one command: the caller limits their number.
+        """
+        texts = await self._page(self._store.keys("transcript", session_id), begin, end)
+        with translate_parse_errors(WRITTEN, session_id=session_id):
+            return list(map(loads, texts)), sum(map(len, texts))
+
+    async def load_summary(self, session_id: str, epoch: int) -> SessionSummary | None:
+        """The summary with this number; None if the session does not have it."""
+        key = self._store.keys("session", session_id)
+        count, text = await self._store.ask(
+            lambda r: r.hmget(key, f"compacted:{epoch}", f"compaction:{epoch}")
+        )
+        with translate_parse_errors(WRITTEN, session_id=session_id):
+            return summary_of(epoch, int(count or 0), self._store.codec.decode(text or ""))
+
     async def load_state_texts(self, session_id: str) -> dict[str, str]:
         """The state of the session: top-level key -> value as JSON text."""
         key = self._store.keys("session_state", session_id)
@@ -156,13 +218,13 @@ class SessionStore:
         return int(await self._store.ask(lambda r: r.llen(key)))
 
     async def _items(
-        self, kind: str, session_id: str, last: int | None, upto: int | None
+        self, kind: str, session_id: str, last: int | None, upto: int | None, begin: int = 0
     ) -> AsyncIterator[str]:
         """Yield the items, read in pages, without items that are appended in the meantime."""
         end = await self._length(kind, session_id) if upto is None else upto
         if not end:
             return
-        at = 0 if last is None else max(0, end - last)
+        at = begin if last is None else max(begin, end - last)
         key, size = (
             self._store.keys(kind, session_id),
             PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS),

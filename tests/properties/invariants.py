@@ -215,6 +215,9 @@ def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
     assert below == true, f"session {session} was lent: {below}, but must be {true}"
     needs = int(cell.get("session", session).get("format") or 0)
     assert needs == truth.formats.get(session, 0), f"session {session} says that it has the format {needs}"
+    record = cell.get("session", session)
+    summaries = [int(record[f"compacted:{n + 1}"]) for n in range(int(record.get("epoch") or 0))]
+    assert summaries == truth.summaries.get(session, []), f"the summaries of {session} stand for {summaries}"
     transcript = list(cell.get("transcript", session))
     assert transcript == truth.transcript.get(session, []), f"the transcript of {session} is {transcript}"
 

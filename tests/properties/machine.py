@@ -200,6 +200,7 @@ class Protocol(RuleBasedStateMachine):
         self.requests: dict[str, Run] = {}  # every run that was ever submitted
         self.fences: set[tuple[str, str]] = set()
         self.messages: list[str] = []
+        self.begun: dict[str, tuple[int, int]] = {}  # what each run began with: summaries and messages
         self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
         self.payments = Payments()
@@ -468,6 +469,8 @@ class Protocol(RuleBasedStateMachine):
         assert claimed.is_interrupted is run.is_told, f"{run_id} is interrupted: {claimed.is_interrupted}"
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
+        assert claimed.epoch == len(self.truth.summaries.get(run.session, []))
+        self.begun.setdefault(run_id, (claimed.epoch, claimed.messages))
         if way != "lost":
             attempt = worker.carries[run_id] = Attempt(
                 run_id, worker.incarnation, claimed.fence, len(run.journal), self.used_by(run), worker.format
@@ -477,6 +480,11 @@ class Protocol(RuleBasedStateMachine):
             attempt.is_interrupted = f"intent:{CALL}" in (claimed.facts or {})
             attempt.decision = (claimed.facts or {}).get(RESOLUTION, "")
             assert (attempt.facts_seen, claimed.facts is not None) == (run.facts_no, True)
+
+    def summary_of(self, attempt: Attempt) -> tuple[int, int] | None:
+        """A summary that the attempt has written: its number, and how many messages it stands for."""
+        summaries, messages = self.begun[attempt.run_id]
+        return (summaries + 1, messages) if attempt.format >= PARKS else None
 
     def used_by(self, run: Run) -> int:
         """The usage of a run, as an attempt counts it: a fork counts the records that it has copied."""
@@ -645,7 +653,10 @@ class Protocol(RuleBasedStateMachine):
                 return answer
 
             return Write(kind, call, on, len(records), is_end_of_payment)
-        if kind in ("finish", "obey"):
+        if kind in ("finish", "obey", "summarize"):
+            only_reads, kind = kind == "summarize", "finish" if kind == "summarize" else kind
+            writes_one = only_reads or (kind == "finish" and number % 3 == 0)
+            summary = self.summary_of(attempt) if writes_one else None
             state = "completed" if kind == "finish" else "cancelled"
             messages = [f"question {number}", f"answer {number}"]
             call = scripts.finish(
@@ -662,13 +673,19 @@ class Protocol(RuleBasedStateMachine):
                 usage=json.dumps({"llm_calls": attempt.usage}),
                 batch_no=batch_no,
                 events=events,
-                format=attempt.format,
+                format=(form := 1 if only_reads else attempt.format),
+                epoch=summary[0] if summary else 0,
+                compacted=summary[1] if summary else 0,
+                compaction="{}" if summary else "",
+                compacted_format=PARKS,
             )
-            used, form = attempt.usage, attempt.format
+            used = attempt.usage
             return Write(
                 kind,
                 call,
-                lambda truth: truth.finish(run_id, fence, messages, used, number, form, batch_no, state),
+                lambda truth: truth.finish(
+                    run_id, fence, messages, used, number, form, batch_no, state, summary
+                ),
             )
         if kind == "begin_payment":
             return self.begin_payment(attempt, ids, batch_no, number)

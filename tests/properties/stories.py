@@ -638,6 +638,36 @@ class Stories(_Words):
         self.work("finish")
         self.deliver(0)
 
+    def a_session_with_a_summary_comes_to_old_workers(self) -> None:
+        self.submit()
+        self.submit()
+        self.deliver(NEW)
+        self.work("summarize")
+        self.deliver(0)
+
+    def a_resumed_run_has_an_older_summary(self) -> None:
+        self.submit()
+        self.submit()
+        self.deliver(NEW)
+        self.work("obey")
+        self.deliver(NEW)
+        self.work("summarize")
+        self.m.resume(0, lost=False)
+        self.m.holds()
+        self.m.messages.reverse()
+        self.deliver(NEW)
+        self.work("summarize")
+
+    def a_fork_begins_before_a_summary(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("finish")
+        self.submit()
+        self.deliver(NEW)
+        self.work("summarize")
+        self._fork(0, "new", messages=1)
+
     def a_run_that_is_left_expires_in_time(self) -> None:
         self.submit()
         self.submit(expires=4.25)

@@ -241,6 +241,21 @@ GUARDS = (
         story="a_session_of_the_new_format_comes_to_old_workers",
     ),
     Guard(
+        "a session with a summary is left to workers that know summaries",
+        ("  format = math.max(format, compacted_format)\n", ""),
+        story="a_session_with_a_summary_comes_to_old_workers",
+    ),
+    Guard(
+        "a summary replaces no other one that was written since",
+        ("if epoch > 0 and epoch_of(S) == epoch - 1 then", "if epoch > 0 then"),
+        story="a_resumed_run_has_an_older_summary",
+    ),
+    Guard(
+        "a fork has no summary of later messages",
+        (" or count_of(found[1]) > messages then return end", " then return end"),
+        story="a_fork_begins_before_a_summary",
+    ),
+    Guard(
         "Celery is notified by a worker that reads the format",
         ("if at[1] and not is_read(run.format) then return reply{answer = 'OTHER_FORMAT'} end", ""),
         story="an_old_worker_cannot_notify_celery_of_an_end_of_the_new_format",

@@ -172,6 +172,7 @@ class Truth(PaymentsTruth):
         self.formats: dict[str, int] = {}  # of sessions
         self.kids: dict[str, set[str]] = {}  # parent -> children that have not ended
         self.below: dict[str, str] = {}  # shared child that holds a session -> its parent
+        self.summaries: dict[str, list[int]] = {}  # of sessions: how many messages each one stands for
         self.lost_a_second = False
         self.woken: Wakes = set()  # by the last submission
         self.announced: dict[str, set[tuple[str, int]]] = {}  # facts that workers were told of: run, number
@@ -284,6 +285,8 @@ class Truth(PaymentsTruth):
         run.facts, run.message_ids = {}, set()
         if run.session != source.session:
             self.transcript[run.session] = self.transcript.get(source.session, [])[:messages]
+            known = self.summaries.get(source.session, [])
+            self.summaries[run.session] = [count for count in known if count <= messages]
             if source.session in self.formats:
                 self.formats[run.session] = self.formats[source.session]
         self._place(run)
@@ -344,7 +347,7 @@ class Truth(PaymentsTruth):
             return "UNTOLD"
         for run in runs:
             del self.runs[run.id]
-        for kept in (self.places, self.transcript, self.formats):
+        for kept in (self.places, self.transcript, self.formats, self.summaries):
             kept.pop(session, None)
         return "DELETED"
 
@@ -641,7 +644,9 @@ class Truth(PaymentsTruth):
         format_: int,
         batch_no: int,
         state: str,
+        summary: tuple[int, int] | None = None,
     ) -> tuple[str, Wakes]:
+        """`summary`: its number, and the number of messages that it stands for."""
         run = self.runs.get(run_id)
         if run and run.over and run.fence == fence:
             return "OK", set()
@@ -656,6 +661,10 @@ class Truth(PaymentsTruth):
         run.told.append(number)
         run.usage = usage
         run.format = max(run.format, format_)
+        summaries = self.summaries.setdefault(run.session, [])
+        if summary and summary[0] == len(summaries) + 1:
+            summaries.append(summary[1])
+            format_ = max(format_, PARKS)
         self.formats[run.session] = max(self.formats.get(run.session, 0), format_)
         self.transcript.setdefault(run.session, []).extend(messages)
         return "OK", self._end(run, state, by=fence, in_hand=True)

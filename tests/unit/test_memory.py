@@ -79,7 +79,7 @@ async def test_stored_turns_are_never_changed_in_place() -> None:
     assert state["memory_buffer"][0]["input"] == "a"
 
 
-@pytest.mark.parametrize("kind", sorted(BUILTIN_MEMORIES))
+@pytest.mark.parametrize("kind", ["buffer", "window_buffer"])
 def test_a_buffer_has_no_store_of_its_own(kind: str) -> None:
     """Its turns live in the session's state, so the runtime need not record what it does."""
     assert BUILTIN_MEMORIES[kind]().external is False

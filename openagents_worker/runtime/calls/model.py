@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -235,6 +236,12 @@ class RecordedModel(ModelClient):
             message += f" are spent, and the next model call may cost {most:.4f}"
             hint = "a lower llm.max_tokens lets a call reserve less; max_cost_usd limits the whole run"
         return BudgetExhausted(message, hint=hint, kind="cost", current=spent, limit=limit)
+
+    def without_stream(self) -> RecordedModel:
+        """The same client, for calls whose reply is not for the watchers of the run."""
+        quiet = copy.copy(self)
+        quiet._streams = False
+        return quiet
 
     def count_tokens(self, text: str) -> int:
         return self._inner.count_tokens(text)

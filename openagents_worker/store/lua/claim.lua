@@ -22,7 +22,16 @@ local function needed_by(run)
   return found
 end
 
+-- summary_of(S): the summary that stands for the first messages of the transcript: its number, their count and its text
+local function summary_of(S)
+  local epoch = epoch_of(S)
+  if epoch == 0 then return 0, 0, '' end
+  local found = redis.call('HMGET', k.session(S), 'compacted:' .. digits(epoch), 'compaction:' .. digits(epoch))
+  return epoch, count_of(found[1]), found[2] or ''
+end
+
 local function claimed(run, found)
+  local epoch, compacted, compaction = summary_of(run.session)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
   local state_bytes = 0
   for _, text in ipairs(found.state) do state_bytes = state_bytes + #text end
@@ -32,7 +41,7 @@ local function claimed(run, found)
     active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = found.facts, facts_no = whole(facts_no), now_ms = digits(NOW_MS),
     journal_length = found.journal,
     journal = page, messages = found.messages, artifacts = found.artifacts,
-    is_interrupted = says_so_itself(run), session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
+    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
 end
 
 local function later(run, delay_ms)

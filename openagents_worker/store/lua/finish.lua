@@ -1,4 +1,6 @@
 -- The owner ends a run: writes result, transcript, artifacts, session state, terminal and final event, and passes the session to the next run.
+-- A summary replaces the first `compacted` messages of the transcript for later runs, if no other run has done so since this one began (`epoch`
+-- is the number of the new summary). Workers that do not know summaries leave the session to others.
 -- All of it or nothing is written. CANCEL: the run is rolled back, so it must not complete. Returns `WriteResult`. Repeating the call with the same fence returns OK.
 --#include end_run
 local run = load(run_id)
@@ -22,7 +24,11 @@ for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(S), mes
 for _, artifact in ipairs(artifacts) do redis.call('RPUSH', k.artifacts(S), artifact) end
 for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i + 1]) end -- key, JSON, key, JSON, …
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
+if epoch > 0 and epoch_of(S) == epoch - 1 then
+  redis.call('HSET', k.session(S), 'epoch', digits(epoch), 'compacted:' .. digits(epoch), digits(compacted), 'compaction:' .. digits(epoch), compaction)
+  format = math.max(format, compacted_format)
+end
 count_up(k.session(S), 'version')
-if format > session_format(S) then redis.call('HSET', k.session(S), 'format', format) end
+if format > session_format(S) then redis.call('HSET', k.session(S), 'format', digits(format)) end
 return reply{answer = 'OK', wakes = end_run(run, {state = end_state, stop_reason = stop_reason, result = result, name = event, payload = payload, completed = completed,
   keep_fence = true, in_hand = true})}

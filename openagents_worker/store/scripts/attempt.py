@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from openagents_worker.quick_init import quick_init
-from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
+from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, SUMMARIES, WRITTEN
 from openagents_worker.store.scripts.calls import script_function
 from openagents_worker.store.scripts.payloads import Events, Payload, PayloadPairs
 from openagents_worker.store.scripts.wakes import Wake
@@ -74,8 +74,8 @@ class Claimed:
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
     numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
     time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
-    `session_state` maps keys to JSON; None if it is too large for this
-    answer.
+    `session_state` maps keys to JSON; None if it is too large for this answer. `compaction` is the summary
+    (JSON) that stands for the first `compacted` messages of the session, `epoch` its number; 0: none.
     """
 
     answer: ClaimAnswer
@@ -104,6 +104,9 @@ class Claimed:
     artifacts: int = 0
     is_interrupted: bool = False
     session_state: dict[str, Payload] | None = None
+    epoch: int = 0
+    compacted: int = 0
+    compaction: Payload = ""
 
 
 @script_function
@@ -302,12 +305,17 @@ def finish(
     events: Events,
     format: int = WRITTEN,
     stop_reason: str = "completed",
+    epoch: int = 0,
+    compacted: int = 0,
+    compaction: Payload = "",
+    compacted_format: int = SUMMARIES,
 ) -> WriteResult:
     """End a run and write its results into its session.
 
     `stop_reason` is that of the result, for the run that has delegated to this one.
     `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
-    `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete.
+    `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete. `compaction` is a summary
+    (JSON) that replaces the first `compacted` messages for later runs, `epoch` its number; 0: none.
     """
 
 

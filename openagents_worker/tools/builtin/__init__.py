@@ -32,6 +32,7 @@ _PLACES = {
     "random_int": "randomness:RandomInt",
     "random_string": "randomness:RandomString",
     "read_file": "files:ReadFile",
+    "remember_preference": "remember:RememberPreference",
     "ripgrep": "ripgrep:Ripgrep",
     "save_artifact": "artifacts:SaveArtifact",
     "set_env": "environment:SetEnv",

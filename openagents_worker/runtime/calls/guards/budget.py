@@ -1,4 +1,4 @@
-"""The budget of tool calls: of a run and its children together, and none when the time of the run is used up."""
+"""The budget of tool calls, those of children included. None is made when the time of the run is used up."""
 
 from __future__ import annotations
 

@@ -42,6 +42,10 @@ local function lowest(S, R)
   return R
 end
 
+-- epoch_of(S): how often a summary has replaced the oldest messages of the transcript. The messages stay in the list, so positions in it stay
+-- valid: for runs that are resumed or forked, and for readers. compacted:E is the number of messages that the summary compaction:E stands for.
+local function epoch_of(S) return count_of(redis.call('HGET', k.session(S), 'epoch')) end
+
 -- promote(S): the run below the holder, or the head of the queue, becomes the holder; returns its wake-up, or nil if no run must be woken
 local function promote(S)
   local back, wake = given_back(S)
