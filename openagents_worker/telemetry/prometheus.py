@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -23,26 +23,19 @@ from openagents_worker.telemetry.series import (
     OTHER,
     SERIES,
     SIGNALS,
+    Sample,
     Series,
     SeriesKind,
 )
 from openagents_worker.telemetry.signals import AttributeValue
 
-__all__ = ["PrometheusMeter", "Sample", "SampleCollector", "metrics_text", "new_registry"]
+__all__ = ["PrometheusMeter", "SampleCollector", "metrics_text", "new_registry"]
 
 log = get_logger(__name__)
 
 MAX_LABEL_CHARS = 100
 
 Labels = tuple[str, ...]
-
-
-class Sample(NamedTuple):
-    """The value of a series without a signal, at this moment. `labels` are in the order of the series."""
-
-    name: str
-    value: float
-    labels: Labels = ()
 
 
 class PrometheusMeter(Collector):
@@ -126,6 +119,10 @@ class SampleCollector(Collector):
 
     def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
         self._read = read
+
+    def describe(self) -> list[Metric]:
+        """No names: a registry that asks for them would read the samples at its start otherwise."""
+        return []
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 __all__ = [
     "FLEET_SERIES",
@@ -19,6 +20,7 @@ __all__ = [
     "PROCESS_SERIES",
     "SERIES",
     "SIGNALS",
+    "Sample",
     "Series",
     "SeriesKind",
 ]
@@ -61,6 +63,14 @@ class Series:
     def full_name(self) -> str:
         """The name of its samples, apart from the endings of a histogram."""
         return f"{self.name}_total" if self.kind is SeriesKind.COUNTER else self.name
+
+
+class Sample(NamedTuple):
+    """The value of a series without a signal, at one moment. `labels` are in the order of the series."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
 
 
 def _counter(name: str, help_: str, *, signal: str = "", **labels: str) -> Series:

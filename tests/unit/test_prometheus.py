@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from openagents_worker.telemetry import signals
 from openagents_worker.telemetry.prometheus import (
     PrometheusMeter,
-    Sample,
     SampleCollector,
     metrics_text,
     new_registry,
@@ -22,6 +21,7 @@ from openagents_worker.telemetry.series import (
     OTHER,
     SERIES,
     SIGNALS,
+    Sample,
     SeriesKind,
 )
 
