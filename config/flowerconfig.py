@@ -9,6 +9,7 @@ import sys
 
 from tornado.options import options as _options
 
+from openagents_worker.dashboard.fleet_metrics import serve_fleet_metrics as _serve_fleet_metrics
 from openagents_worker.dashboard.flower_options import (
     control_from_this_machine,
     format_task,  # noqa: F401 - read by Flower
@@ -21,6 +22,7 @@ from openagents_worker.dashboard.sockets import read_sockets_as_celery_does as _
 
 _read_sockets_as_celery_does()
 _escape_log_lines()
+_serve_fleet_metrics()  # at /metrics, beside Flower's own
 
 # The default of Flower is all interfaces of the machine, without a password.
 address = _options.address or "127.0.0.1"

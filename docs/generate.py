@@ -16,6 +16,7 @@ from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 HERE = Path(__file__).parent
 PLACEHOLDER = "REPLACE-THIS-PASSWORD"
 sys.path.insert(0, str(HERE))
+from dashboard import dashboard_text  # noqa: E402 - it stands beside this file, which is no package
 from door_limits import (  # noqa: E402 - as the next one
     DOOR_LIMITS,
     WHOLE_READS,
@@ -23,6 +24,16 @@ from door_limits import (  # noqa: E402 - as the next one
     whole_read_rows,
 )
 from reference import filled  # noqa: E402 - it stands beside this file, which is no package
+
+PAGES_WITH_TABLES = (
+    "agents-file.md",
+    "command-line.md",
+    "memory.md",
+    "metrics.md",
+    "producer.md",
+    "settings.md",
+    "tools.md",
+)
 
 ERRORS = """# Error codes
 
@@ -190,7 +201,7 @@ INDEPENDENT_OF_THE_LEASE = (
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
-    for name in ("agents-file.md", "command-line.md", "memory.md", "producer.md", "settings.md", "tools.md"):
+    for name in PAGES_WITH_TABLES:
         yield HERE / name, filled(HERE / name)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
@@ -244,6 +255,11 @@ def acl_files() -> Iterator[tuple[Path, str]]:
         yield HERE.parent / "config" / "acl" / f"{role.name}.acl", f"{line}\n"
 
 
+def dashboard_file() -> tuple[Path, str]:
+    """The dashboard for Grafana."""
+    return HERE.parent / "config" / "monitoring" / "grafana-dashboard.json", dashboard_text()
+
+
 if __name__ == "__main__":
-    for path, text in (*pages(), *acl_files()):
+    for path, text in (*pages(), *acl_files(), dashboard_file()):
         path.write_text(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.settings import OTHER_VARIABLES, PREFIX, Settings
+from openagents_worker.telemetry.series import FLEET_SERIES, PROCESS_SERIES, SIGNALS, Series
 from openagents_worker.time_limits import default_heartbeat_ms
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 
@@ -296,8 +297,31 @@ def _bounds(model: type[BaseModel], name: str) -> str:
     return f"One of {', '.join(f'`{option}`' for option in options)}." if missing else ""
 
 
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+def _series(series: Iterable[Series]) -> Callable[[], Iterator[str]]:
+    def rows() -> Iterator[str]:
+        yield "| series | type | labels | meaning |\n|---|---|---|---|\n"
+        for one in series:
+            labels = ", ".join(f"`{label}`" for label in one.labels)
+            yield f"| `{one.full_name}` | {one.kind} | {labels} | {_cell(one.help)} |\n"
+
+    return rows
+
+
+def _signals() -> Iterator[str]:
+    yield "| name | attributes | series |\n|---|---|---|\n"
+    for name, series in SIGNALS.items():
+        attributes = ", ".join(f"`{attribute}`" for attribute in series.labels.values())
+        yield f"| `{name}` | {attributes} | `{series.full_name}` |\n"
+
+
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "settings": _settings,
+    "worker series": _series(PROCESS_SERIES),
+    "fleet series": _series(FLEET_SERIES),
+    "signals": _signals,
     "commands": _commands,
     "exit codes": _exits,
     "file": _fields(agents.AppConfig),

@@ -131,6 +131,12 @@ def _logger_levels(text: object) -> object:
     return {name.strip(): level.strip().upper() for name, _, level in pairs}
 
 
+def _unset_if_injected(text: object) -> object:
+    """None for what Kubernetes sets in every container if a service is named openagents-metrics."""
+    return None if isinstance(text, str) and re.match(r"(tcp|udp|sctp)://", text) else text
+
+
+_OwnPort = BeforeValidator(_unset_if_injected)
 _Upper = BeforeValidator(lambda text: text.strip().upper() if isinstance(text, str) else text)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
 Word = Annotated[str, AfterValidator(_checked_name)]
@@ -306,6 +312,24 @@ class Settings(BaseSettings):
         ge=1_024,
         le=LARGEST_MAX_PAYLOAD_BYTES,
         description="The largest request and the largest outcome of a call, as JSON.",
+    )
+    metrics_port: Annotated[int | None, _OwnPort] = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="The port at which a worker serves metrics for Prometheus (`/metrics`). Empty: none.",
+    )
+    health_port: Annotated[int | None, _OwnPort] = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="The port at which a worker answers probes (`/livez`, `/readyz`); may be METRICS_PORT. "
+        "Empty: none.",
+    )
+    monitoring_address: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="The address of these two ports. In a container: 0.0.0.0. They need no password.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="The format of log lines: text, or one JSON object per line."

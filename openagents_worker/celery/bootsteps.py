@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import Any, NoReturn, TypeVar
 
+from billiard import current_process
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
@@ -49,7 +50,7 @@ from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry.logs import get_logger, is_json_log
 from openagents_worker.worker.backlog import priorities_are_kombus
-from openagents_worker.worker.versions import check_versions
+from openagents_worker.worker.versions import check_packages_of_settings, check_versions
 
 __all__ = ["EX_CONFIG", "install_bootsteps"]
 
@@ -94,7 +95,17 @@ def _start_child(holder: ProcessHolder) -> None:
     """Start the worker process in a child of a prefork pool."""
     if holder.queues:
         signal.signal(HAND_OVER_SIGNAL, lambda *_: holder.hand_over())
+        holder.settings = _with_own_ports(holder.settings)
         holder.process()
+
+
+def _with_own_ports(settings: Settings) -> Settings:
+    """The settings of a child of a prefork pool: the port of the n-th child, from 0, is n higher."""
+    number = getattr(current_process(), "index", 0)
+    ports = {name: getattr(settings, name) for name in ("metrics_port", "health_port")}
+    return settings.model_copy(
+        update={name: port + number for name, port in ports.items() if port is not None}
+    )
 
 
 def _hand_over_in_children(pool: PreforkPool) -> None:
@@ -184,6 +195,14 @@ def _refuse(error: OpenAgentsError) -> NoReturn:
     raise SystemExit(EX_CONFIG) from None
 
 
+def _is_consuming(worker: Any) -> bool:
+    """Whether the consumer of this worker is connected to the broker and consumes. Thread-safe."""
+    consumer = getattr(worker, "consumer", None)
+    connection = getattr(consumer, "connection", None)
+    is_open = connection is not None and connection.connected
+    return bool(is_open and getattr(consumer, "task_consumer", None) is not None)
+
+
 def _max_runs_per_process(worker: Any) -> int:
     """How many runs one process of the worker executes at a time."""
     one_per_process = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
@@ -216,6 +235,7 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
             try:
                 if self.enabled:
                     check_versions()
+                    check_packages_of_settings(holder.settings)
                     _check_pool(parent)
                     own_settings.check_files()
                     _check_queues(holder.queues, holder.settings)
@@ -247,6 +267,7 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
                 end_leases_on_reap(parent.pool._pool, holder.settings)
                 return
             holder.loop_thread = parent.pool.loop_thread if isinstance(parent.pool, TaskPool) else None
+            holder.is_consuming = lambda: _is_consuming(parent)
             if isinstance(parent.pool, SoloPool):
                 signals.worker_shutting_down.connect(hand_over, weak=False)
             process = holder.process()

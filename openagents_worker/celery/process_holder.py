@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import Task
@@ -52,6 +53,8 @@ class ProcessHolder:
         """The number of runs that one process executes at a time; None if it is unknown."""
         self.loop_thread: LoopThread | None = None
         """The loop of the pool if it has one; set before the first use."""
+        self.is_consuming: Callable[[], bool] = lambda: True
+        """Whether the consumer of this Celery worker is connected; set before the first use."""
         self._send_wakes = send_wakes
         self.config: AppConfig | None = None
         """The agents file after `check()`, with the agents that this worker serves."""
@@ -87,6 +90,7 @@ class ProcessHolder:
                     loop_thread=self.loop_thread,
                     leave=self._leave,
                 )
+                self._process.is_consuming = self.is_consuming
                 self._process.start()
                 self._pid, self._assembly = os.getpid(), None
             return self._process

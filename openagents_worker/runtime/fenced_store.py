@@ -30,6 +30,7 @@ from openagents_worker.store.scripts import (
     WriteResult,
 )
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import count
 
 __all__ = ["FencedStore"]
 
@@ -199,6 +200,7 @@ class FencedStore:
             case WriteAnswer.FENCED | WriteAnswer.MISPLACED:
                 if answer is WriteAnswer.MISPLACED:
                     log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
+                count("openagents.writes.refused", 1, {"openagents.answer": answer.value.lower()})
                 self._latch.set(LatchReason.FENCED, detail=answer.value)
                 raise RunLatched(LatchReason.FENCED)
             case _:

@@ -32,6 +32,7 @@ from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.scripts import SuspendKind, WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import count
 
 __all__ = ["AttemptOutcome", "AttemptResult", "Parting"]
 
@@ -141,9 +142,10 @@ class Parting:
         if reply.answer is not WriteAnswer.OK:
             return None
         await self._send_wakes(reply)
-        return AttemptResult(
-            AttemptOutcome.SUSPENDED, "handover" if reply.wakes and not park.limit else park.reason
-        )
+        is_handed_over = reply.wakes and not park.limit
+        for kind in () if is_handed_over else {wait.kind for wait in park.waits}:
+            count("openagents.runs.parked", 1, {"openagents.wait.kind": kind.value})
+        return AttemptResult(AttemptOutcome.SUSPENDED, "handover" if is_handed_over else park.reason)
 
     async def _hand_over(self) -> AttemptResult | None:
         reply = await self._writer.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
@@ -189,6 +191,7 @@ class Parting:
             return None
         run_id, fields = self._writer.run_id, described_in_log(error)
         if self._latch.reason is LatchReason.RETRY:
+            count("openagents.runs.retried", 1, {"error.type": error.code})
             log.warning("run.retry_scheduled", run_id=run_id, **fields, delay_ms=reply.delay_ms)
         else:
             log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **fields)

@@ -280,7 +280,7 @@ class Recorder:
                 executing(info.kind, info.name, info.call_id),
                 call_span(info) as span,
             ):
-                outcome = end_call_span(span, info, await make(info))
+                outcome = end_call_span(span, self._identity, info, await make(info), began_s=began_s)
                 return outcome, model_calls_inside(query, inner)
         except asyncio.CancelledError:
             if self._latch.reason is not None:

@@ -29,7 +29,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Executing, Marks
 from openagents_worker.runtime.services import Services
-from openagents_worker.runtime.spans import attempt_span, end_attempt_span
+from openagents_worker.runtime.spans import attempt_span, count_claim, end_attempt_span
 from openagents_worker.runtime.stops import Stops
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -87,6 +87,7 @@ class Runner:
         """
         with _CountedClaim(self._claiming, run_id):
             lease, claimed = await self._claim(run_id, format_)
+            count_claim(claimed.answer)
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 self._early_facts.pop(run_id, None)
                 return await self._skip(run_id, claimed)
@@ -101,7 +102,9 @@ class Runner:
             with self._owned(run_id, attempt):
                 try:
                     with attempt_span(attempt.request, claimed) as span:
-                        attempt_result: AttemptResult | None = end_attempt_span(span, await attempt.execute())
+                        attempt_result: AttemptResult | None = end_attempt_span(
+                            span, attempt.request, await attempt.execute(), active_ms=attempt.clock.active_ms
+                        )
                 except (asyncio.CancelledError, GeneratorExit):  # the event loop is being closed
                     raise
                 except BaseException:  # a bug in this library

@@ -1,4 +1,4 @@
-"""Spans of a run: the only place that says what the spans of attempts and of recorded calls contain.
+"""Signals of a run: the only place that says what is reported of attempts and of recorded calls.
 
 The names and the attributes follow OpenTelemetry's semantic conventions for generative AI. They contain ids
 and counts, never a prompt, an answer, arguments or a result.
@@ -6,6 +6,7 @@ and counts, never a prompt, an answer, arguments or a result.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.jsontext import loads
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import RunRequest
-from openagents_worker.store.scripts import Claimed
+from openagents_worker.models import RunRequest, RunUsage
+from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.store.scripts import ClaimAnswer, Claimed
 from openagents_worker.telemetry import signals
 from openagents_worker.telemetry.signals import NO_SPAN, AttributeValue, Span
 
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from openagents_worker.runtime.attempt import AttemptResult
     from openagents_worker.runtime.recorder import Outcome
 
-__all__ = ["attempt_span", "call_span", "count_replayed", "end_attempt_span", "end_call_span"]
+__all__ = [
+    "attempt_span",
+    "call_span",
+    "count_claim",
+    "count_replayed",
+    "end_attempt_span",
+    "end_call_span",
+]
 
 OPERATIONS = {"model": "chat", "tool": "execute_tool"}
 """The GenAI operation of a kind of call; the other kinds have no name in the conventions."""
@@ -43,17 +52,33 @@ def attempt_span(request: RunRequest, claimed: Claimed) -> AbstractContextManage
     return signals.span(f"invoke_agent {request.agent_id}", attributes, parent=_traceparent(claimed.canvas))
 
 
-def end_attempt_span(span: Span, result: AttemptResult) -> AttemptResult:
-    """Set the outcome of the attempt; returns the result."""
-    if signals.is_enabled():
-        outcome = {"openagents.outcome": str(result.kind.value)}
-        span.set("openagents.outcome", outcome["openagents.outcome"])
-        if result.stop_reason is not None:
-            span.set("openagents.stop_reason", result.stop_reason.value)
-        if result.error is not None:
-            span.fail(result.error.code)
-        signals.count("openagents.attempts", 1, outcome)
+def end_attempt_span(
+    span: Span, request: RunRequest, result: AttemptResult, *, active_ms: float
+) -> AttemptResult:
+    """Set the outcome of the attempt; returns the result.
+
+    `active_ms` is the time for which this attempt and those before it have executed the run.
+    """
+    if not signals.is_measuring():
+        return result
+    agent: dict[str, AttributeValue] = {"gen_ai.agent.id": request.agent_id}
+    outcome: dict[str, AttributeValue] = {**agent, "openagents.outcome": result.kind.value}
+    span.set("openagents.outcome", result.kind.value)
+    if result.stop_reason is not None:
+        reason = result.stop_reason.value
+        span.set("openagents.stop_reason", reason)
+        signals.count("openagents.runs.ended", 1, {**agent, "openagents.stop_reason": reason})
+        signals.observe("openagents.run.active", active_ms / 1000, agent)
+    if result.error is not None:
+        span.fail(result.error.code)
+    signals.count("openagents.attempts", 1, outcome)
     return result
+
+
+def count_claim(answer: ClaimAnswer) -> None:
+    """Count the answer to a wake-up message."""
+    if signals.is_measuring():
+        signals.count("openagents.claims", 1, {"openagents.answer": answer.value.lower()})
 
 
 def call_span(info: CallInfo) -> AbstractContextManager[Span]:
@@ -73,26 +98,65 @@ def call_span(info: CallInfo) -> AbstractContextManager[Span]:
     return signals.span(f"{operation} {info.name}", attributes)
 
 
-def end_call_span(span: Span, info: CallInfo, outcome: Outcome) -> Outcome:
-    """Set the usage or the error of a call that was made; returns the outcome."""
-    if signals.is_enabled():
-        kind: dict[str, AttributeValue] = {"openagents.call.kind": info.kind}
-        if isinstance(outcome.error, OpenAgentsError):
-            span.fail(outcome.error.code)
-            kind["error.type"] = outcome.error.code
-        elif info.kind == "model":
-            for direction in ("input", "output"):
-                tokens = int(getattr(outcome.usage, f"{direction}_tokens"))
-                span.set(f"gen_ai.usage.{direction}_tokens", tokens)
-                model = {"gen_ai.request.model": info.name, "gen_ai.token.type": direction}
-                signals.count("openagents.tokens", tokens, model)
-        signals.count("openagents.calls", 1, kind)
+def end_call_span(
+    span: Span, identity: RunIdentity, info: CallInfo, outcome: Outcome, *, began_s: float
+) -> Outcome:
+    """Set the usage or the error of a call that was made; returns the outcome.
+
+    `began_s` is when the call began, by the clock of the loop.
+    """
+    if not signals.is_measuring() or outcome.waits_for is not None:  # parked: the call is made later
+        return outcome
+    took_s = max(asyncio.get_running_loop().time() - began_s, 0.0)
+    kind: dict[str, AttributeValue] = {"openagents.call.kind": info.kind}
+    error: dict[str, AttributeValue] = {}
+    if isinstance(outcome.error, OpenAgentsError):
+        span.fail(outcome.error.code)
+        error["error.type"] = outcome.error.code
+    signals.count("openagents.calls", 1, {**kind, **error})
+    signals.observe("openagents.call.duration", took_s, kind)
+    if info.kind == "model":
+        _end_model_call(span, identity, info, outcome.usage, took_s=took_s, error=error)
+    elif info.kind == "tool":
+        tool: dict[str, AttributeValue] = {"gen_ai.tool.name": info.name, **error}
+        signals.observe("gen_ai.execute_tool.duration", took_s, tool)
+        signals.count("openagents.tool.calls", 1, {"gen_ai.agent.id": identity.agent_id, **tool})
     return outcome
+
+
+def _end_model_call(
+    span: Span,
+    identity: RunIdentity,
+    info: CallInfo,
+    usage: RunUsage,
+    *,
+    took_s: float,
+    error: Mapping[str, AttributeValue],
+) -> None:
+    """Report duration, tokens and cost of a model call."""
+    model: dict[str, AttributeValue] = {"gen_ai.operation.name": "chat", "gen_ai.request.model": info.name}
+    signals.observe("gen_ai.client.operation.duration", took_s, {**model, **error})
+    model["gen_ai.agent.id"] = identity.agent_id
+    signals.count("openagents.model.calls", 1, {**model, **error})
+    for direction, tokens in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+        if tokens or not error:
+            span.set(f"gen_ai.usage.{direction}_tokens", tokens)
+            signals.count("openagents.tokens", tokens, {**model, "gen_ai.token.type": direction})
+    if usage.input_tokens_cached:
+        span.set("gen_ai.usage.cache_read.input_tokens", usage.input_tokens_cached)
+        signals.count("openagents.tokens.cached", usage.input_tokens_cached, model)
+    if usage.cost_usd:
+        span.set("openagents.cost_usd", usage.cost_usd)
+        signals.count("openagents.cost", usage.cost_usd, model)
+    if usage.ttft_ms is not None:
+        signals.observe("gen_ai.client.operation.time_to_first_chunk", usage.ttft_ms / 1000, model)
+    if usage.llm_retry_count:
+        signals.count("openagents.model.retries", usage.llm_retry_count, model)
 
 
 def count_replayed(kind: str) -> None:
     """Count a call that was answered from the journal."""
-    if signals.is_enabled():
+    if signals.is_measuring():
         signals.count("openagents.calls.replayed", 1, {"openagents.call.kind": kind})
 
 

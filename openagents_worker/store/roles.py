@@ -79,7 +79,28 @@ def _rights_on(kind: str, *commands: str) -> frozenset[Right]:
 COMMANDS_TO_CONNECT = frozenset({"HELLO", "CLIENT|SETNAME", "ROLE"})  # ROLE is used with sentinels
 COMMANDS_TO_RUN_SCRIPTS = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
 
+_READS_FOR_METRICS = frozenset().union(
+    _rights_on("index", "ZCARD"),
+    _rights_on("workers", "ZRANGE"),
+    _rights_on("worker_runs", "SCARD"),
+    _rights_on("fleet", "HGETALL"),
+    _rights_on("fleet_lag", "HGETALL"),
+    _rights_on("worker_parts", "GET"),
+    _rights_on("agents", "HGETALL"),
+    _rights_on("sent", "ZCARD", "ZRANGE"),
+    _rights_on("sent_again", "HGETALL"),
+    _rights_on("due", "ZCARD"),
+    _rights_on("timeouts", "ZCARD"),
+    _rights_on("aside", "LLEN"),
+    _rights_on("limits", "ZRANGE"),
+    _rights_on("limit_queue", "ZCARD"),
+    _rights_on("limit_calls", "ZCARD"),
+    {Right("MULTI"), Right("EXEC"), Right("TIME")},
+)
 _READS_OF_A_WATCHER = frozenset().union(
+    _rights_on("due", "ZCARD"),
+    _rights_on("timeouts", "ZCARD"),
+    _rights_on("aside", "LLEN"),
     _rights_on("run", "HMGET", "HGET"),
     _rights_on("events", "XRANGE"),
     _rights_on("facts", "HKEYS", "HMGET"),
@@ -185,7 +206,8 @@ WORKER = Role(
     ),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"PING", "TIME"},
     optional=_rights_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
-    | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")},
+    | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")}
+    | _READS_FOR_METRICS,
     broker=(
         *_REMOTE_CONTROL,
         BrokerRight("{queue}*", ("BRPOP", "RPOP", "LRANGE")),
@@ -199,6 +221,7 @@ FLOWER = Role(
     RoleName.FLOWER,
     "is the dashboard of Celery: it reads the events of Celery and sends commands to workers",
     plain=COMMANDS_TO_CONNECT,
+    optional=_READS_FOR_METRICS,
     broker=_REMOTE_CONTROL,
 )
 

@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.telemetry.series import SIGNALS
 from openagents_worker.telemetry.signals import AttributeValue, Span, register_exporter
 
 __all__ = ["OpenTelemetryExporter", "export_to_opentelemetry"]
@@ -44,6 +45,7 @@ class OpenTelemetryExporter:
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._meter = metrics.get_meter(SCOPE, meter_provider=meter_provider)
         self._counters: dict[str, metrics.Counter] = {}
+        self._histograms: dict[str, metrics.Histogram] = {}
 
     def span(
         self, name: str, attributes: Mapping[str, AttributeValue], parent: str
@@ -76,8 +78,23 @@ class OpenTelemetryExporter:
     def count(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
         counter = self._counters.get(name)
         if counter is None:
-            counter = self._counters.setdefault(name, self._meter.create_counter(name))
+            series = SIGNALS.get(name)
+            made = self._meter.create_counter(name, description=series.help if series else "")
+            counter = self._counters.setdefault(name, made)
         counter.add(value, dict(attributes))
+
+    def observe(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
+        histogram = self._histograms.get(name)
+        if histogram is None:
+            series = SIGNALS.get(name)
+            made = self._meter.create_histogram(
+                name,
+                unit="s",
+                description=series.help if series else "",
+                explicit_bucket_boundaries_advisory=series.buckets if series else None,
+            )
+            histogram = self._histograms.setdefault(name, made)
+        histogram.record(value, dict(attributes))
 
     def annotate(self, name: str, value: AttributeValue) -> None:
         trace.get_current_span().set_attribute(name, value)

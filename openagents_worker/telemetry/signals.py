@@ -1,4 +1,6 @@
-"""Signals: the only place where the library reports spans and counters. Nothing happens without an exporter.
+"""Signals: the only place where the library reports spans and measurements. By default nobody receives them.
+
+An exporter receives spans and measurements; one process has at most one. Meters receive measurements only.
 
 Names follow OpenTelemetry's semantic conventions for generative AI: the spans `invoke_agent`, `chat` and
 `execute_tool`, and attributes that begin with `gen_ai.`. Our own names begin with `openagents.`. Prompts,
@@ -20,14 +22,19 @@ __all__ = [
     "TRACEPARENT",
     "AttributeValue",
     "Exporter",
+    "Meter",
     "Span",
     "annotate",
     "count",
     "inner_span",
     "is_enabled",
+    "is_measuring",
+    "observe",
     "register_exporter",
+    "register_meter",
     "span",
     "unregister_exporter",
+    "unregister_meter",
     "with_traceparent",
 ]
 
@@ -48,7 +55,19 @@ class Span(Protocol):
         ...
 
 
-class Exporter(Protocol):
+class Meter(Protocol):
+    """Receives the measurements of the process, in any thread. It must be fast and must not raise."""
+
+    def count(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add `value` to a counter."""
+        ...
+
+    def observe(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add `value` to a distribution. Times are in seconds."""
+        ...
+
+
+class Exporter(Meter, Protocol):
     """Receives all signals of the process, in any thread. It must be fast and must not raise."""
 
     def span(
@@ -60,8 +79,6 @@ class Exporter(Protocol):
         names, if it is not empty.
         """
         ...
-
-    def count(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None: ...
 
     def annotate(self, name: str, value: AttributeValue) -> None:
         """Set an attribute of the current span, if there is one."""
@@ -92,6 +109,8 @@ class _NoSpan:
 NO_SPAN = _NoSpan()
 NO_ATTRIBUTES: Mapping[str, AttributeValue] = {}
 _exporter: Exporter | None = None
+_meters: tuple[Meter, ...] = ()
+"""The receivers of measurements, the exporter included."""
 
 
 def register_exporter(exporter: Exporter) -> None:
@@ -100,17 +119,38 @@ def register_exporter(exporter: Exporter) -> None:
     if _exporter is not None and _exporter is not exporter:
         raise RuntimeError("an exporter is registered already; combine exporters in one")
     _exporter = exporter
+    register_meter(exporter)
 
 
 def unregister_exporter() -> None:
     """Send no more signals. Without a registered exporter this has no effect."""
     global _exporter
+    if _exporter is not None:
+        unregister_meter(_exporter)
     _exporter = None
 
 
+def register_meter(meter: Meter) -> None:
+    """Send all measurements of this process to this meter too. A second call with it has no effect."""
+    global _meters
+    if not any(meter is each for each in _meters):
+        _meters = (*_meters, meter)
+
+
+def unregister_meter(meter: Meter) -> None:
+    """Send no more measurements to this meter. If it is not registered, this has no effect."""
+    global _meters
+    _meters = tuple(each for each in _meters if each is not meter)
+
+
 def is_enabled() -> bool:
-    """Whether an exporter is registered: only then it is worth computing attributes."""
+    """Whether spans are received: only then it is worth computing their attributes."""
     return _exporter is not None
+
+
+def is_measuring() -> bool:
+    """Whether measurements are received: only then it is worth computing their attributes."""
+    return bool(_meters)
 
 
 def span(
@@ -129,8 +169,14 @@ def inner_span(
 
 def count(name: str, value: float = 1, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES) -> None:
     """Add to a counter."""
-    if _exporter is not None:
-        _exporter.count(name, value, attributes)
+    for meter in _meters:
+        meter.count(name, value, attributes)
+
+
+def observe(name: str, value: float, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES) -> None:
+    """Add to a distribution. Times are in seconds."""
+    for meter in _meters:
+        meter.observe(name, value, attributes)
 
 
 def annotate(name: str, value: AttributeValue) -> None:

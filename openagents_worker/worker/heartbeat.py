@@ -31,6 +31,7 @@ from openagents_worker.store.scripts import (
 )
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import count, observe
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import Health, ProcessControls, background_thread
 from openagents_worker.worker.connection_checks import CHECK_EVERY_S, RENEWAL_GRACE_MS, ConnectionChecks
@@ -235,12 +236,15 @@ class Heartbeat:
         while not self._pause_until(sent_s + pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
             answer = self._ask(lambda: self._renew(lease.incarnation))
+            if answer is not None:
+                observe("openagents.lease.renewal", max(self._clock() - sent_s, 0.0))
             pause_s = self._limits.beat_s if answer is not None else self._limits.renewal_pause_s
             if answer is None:
                 continue
             if answer.lost:
                 lease.give_up()
                 self.health.failed(f"the lease of {lease.incarnation} was lost", code="worker.lease_lost")
+                count("openagents.leases.lost")
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
                 self._connection_checks.report_false_alarm(lease.incarnation)
                 return

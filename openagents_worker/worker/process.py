@@ -83,6 +83,8 @@ class WorkerProcess:
         self._publish = send_wakes
         self._recipients = recipients
         self._leave = leave
+        self.is_consuming: Callable[[], bool] = lambda: True
+        """Whether the process gets messages from a broker now. Its host may replace it."""
         self._owns_process = leave is os._exit
         """Whether the worker may end the process: not if the caller has given its own `leave`."""
         # Publishing is synchronous and may wait for the broker; it must not block the loop.
@@ -213,6 +215,7 @@ class WorkerProcess:
         """
         acks, control_channel = self._completion_acks, self._control_channel
         parts: list[BackgroundPart | None] = [
+            self._monitoring(),
             LoopPart("completion acks", self._loop_thread, health=acks.health, on_stop=acks.aclose),
             LoopPart(
                 "control channel",
@@ -240,6 +243,24 @@ class WorkerProcess:
             self._stall_monitor if self._owns_process else None,  # it would kill a process of its caller
         ]
         return [part for part in parts if part is not None]
+
+    def _monitoring(self) -> BackgroundPart | None:
+        """The part that serves metrics and probes; None without a port, or in a process of its caller."""
+        if self.settings.metrics_port is self.settings.health_port is None or not self._owns_process:
+            return None
+        # Here, so that a worker without these ports does not load an HTTP server.
+        from openagents_worker.worker.worker_monitoring import ObservedWorker, WorkerMonitoring
+
+        observed = ObservedWorker(
+            runner=self.runner,
+            watchdog=self._watchdog,
+            lease=lambda: self.heartbeat.lease,
+            is_consuming=lambda: self.is_consuming(),
+            parts=lambda: self._service.reports(),
+            tools=self._assembly.offload.stats,
+            max_runs=self.identity.max_runs,
+        )
+        return WorkerMonitoring(self.settings, self.store.cell, observed, leave=self._leave)
 
     def start(self) -> None:
         """Start the background parts; returns before Redis has answered."""

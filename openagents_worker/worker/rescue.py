@@ -32,6 +32,7 @@ from openagents_worker.store.scripts import (
     wake,
 )
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import count, observe
 from openagents_worker.worker.background import LATE_AFTER_S, Health
 from openagents_worker.worker.interruptions import end_overdue
 from openagents_worker.worker.local_processes import ProcessIdentity
@@ -171,6 +172,9 @@ class Rescue:
             log.warning(
                 "worker.gone", incarnation=answer.incarnation, runs=len(answer.wakes), left=answer.left
             )
+            count("openagents.workers.lost", 0 if answer.left else 1)
+            for _ in answer.wakes:
+                observe("openagents.recovery.delay", max(answer.age_ms, 0) / 1000)
             recovered += await self._send(answer.wakes)
         return recovered
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from openagents_worker.store.part_health import parts_json
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.worker.background import BackgroundPart, Health
+from openagents_worker.worker.background import BackgroundPart, Health, HealthReport
 from openagents_worker.worker.loop_thread import LoopThread
 
 __all__ = ["LoopPart", "Service"]
@@ -44,12 +44,15 @@ class Service:
             except Exception:  # the other parts must be stopped too
                 log.exception("part.not_stopped", part=part.name)
 
+    def reports(self) -> dict[str, HealthReport]:
+        """The health of each part, by the name of the part."""
+        return {part.name: part.health.report() for part in self.parts}
+
     def health(self) -> dict[str, dict[str, Any]]:
         """The last good round and the last error of each part, by the name of the part."""
         return {
-            part.name: {**asdict(report), "is_failing": report.is_failing}
-            for part in self.parts
-            for report in [part.health.report()]
+            name: {**asdict(report), "is_failing": report.is_failing}
+            for name, report in self.reports().items()
         }
 
     def problems_json(self) -> str:

@@ -1,4 +1,4 @@
-"""The only place that refuses to execute runs with an unsupported version of Celery, kombu or redis-py.
+"""The only place that refuses to execute runs with an unsupported or missing package.
 
 pip may install a version that conflicts with the requirements of another package. A worker relies on
 measured details of these three packages; with other versions it would fail during its work.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 
 from openagents_worker.errors import ConfigError
+from openagents_worker.settings import PREFIX, Settings
 
-__all__ = ["check_versions"]
+__all__ = ["check_packages_of_settings", "check_versions"]
 
 RELIED_ON = frozenset({"celery", "kombu", "redis"})
 
@@ -31,6 +33,15 @@ def check_versions(installed: Callable[[str], str] = version) -> None:
         raise ConfigError(
             f"this environment cannot execute runs: {'; '.join(wrong)}",
             hint="pip install 'openagents-worker[worker]'; a process that only submits runs may keep its own",
+        )
+
+
+def check_packages_of_settings(settings: Settings) -> None:
+    """Raises `ConfigError` if a setting needs a package that is not installed."""
+    if settings.metrics_port is not None and find_spec("prometheus_client") is None:
+        raise ConfigError(
+            f"{PREFIX}METRICS_PORT needs the package prometheus-client",
+            hint="pip install 'openagents-worker[metrics]'",
         )
 
 

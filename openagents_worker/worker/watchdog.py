@@ -161,6 +161,7 @@ class LoopWatchdog:
         self._blocks = 0
         self._longest_s = 0.0
         self._lag_s = 0.0
+        self._taken_lag_s = 0.0
         self._answered = threading.Event()
         self._answered.set()
         self._stopping = threading.Event()
@@ -184,8 +185,17 @@ class LoopWatchdog:
     def take_lag_ms(self) -> int:
         """The longest time without an answer of the loop since the previous call of this method.
         Thread-safe."""
-        lag_s, self._lag_s = max(self._lag_s, self._silent_s), 0.0
-        return round(lag_s * 1000)
+        self._taken_lag_s, self._lag_s = max(self._lag_s, self._silent_s), 0.0
+        return round(self._taken_lag_s * 1000)
+
+    def lag_s(self) -> float:
+        """The longest time without an answer of the loop since the last but one call of `take_lag_ms`.
+        Thread-safe."""
+        return max(self._lag_s, self._silent_s, self._taken_lag_s)
+
+    def silent_s(self) -> float:
+        """For how long the loop has not answered. Thread-safe."""
+        return self._silent_s
 
     def _main(self) -> None:
         last_s, last_cpu_s, last_waited_s = self._clock(), self._clocks.cpu_clock(), self._watched.waited_s()

@@ -57,3 +57,13 @@ def test_it_reads_nothing_of_a_run(redis_of_users: Guarded, shop: Installation) 
             with pytest.raises(redis.exceptions.NoPermissionError):
                 own.execute_command(*command)
     redis_of_users.refusals()
+
+
+def test_it_counts_the_fleet_for_prometheus(flower: str) -> None:
+    """Beside its own metrics. It may read how many runs wait, not which."""
+    text = ask(f"{flower}/metrics")
+
+    assert "openagents_fleet_up 1.0" in text
+    assert 'openagents_fleet_workers{state="alive"} 1.0' in text
+    assert 'openagents_queue_workers{queue="agents"} 1.0' in text
+    assert "flower_events_total" in text

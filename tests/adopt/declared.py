@@ -105,6 +105,7 @@ EXTRA_OF = {
     "runtime": "worker",
     "testing": "worker",
     "telemetry.opentelemetry": "otel",
+    "telemetry.prometheus": "metrics",
     "tools": "worker",
     "worker": "worker",
 }

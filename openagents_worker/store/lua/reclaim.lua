@@ -51,4 +51,4 @@ if left == 0 then
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end
-return reply{wakes = wakes, incarnation = incarnation, left = left}
+return reply{wakes = wakes, incarnation = incarnation, left = left, age_ms = digits(NOW_MS - over_since)}

@@ -162,12 +162,13 @@ def alarm(*, incarnation: str) -> FalseAlarm | None:
 class Reclaimed:
     """The answer of `reclaim`. `incarnation` is the dead worker, '' if no lease is over.
 
-    `left` is the number of its runs that are not reclaimed yet.
+    `left` is the number of its runs that are not reclaimed yet, `age_ms` the time since its lease was over.
     """
 
     wakes: tuple[Wake, ...]
     incarnation: str
     left: int
+    age_ms: int = 0
 
 
 @script_function

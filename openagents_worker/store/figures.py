@@ -1,0 +1,150 @@
+"""Figures: the only place that counts what the whole fleet does, for metrics.
+
+The number of commands is bounded: no key is scanned, and of each queue only the oldest messages are read.
+States without a count in Redis are left out: runs that wait for their session, and parked runs without a
+time-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.jsontext import loads
+from openagents_worker.store.approvals import INDEX as APPROVALS
+from openagents_worker.store.client import Plan
+from openagents_worker.store.fleet import WorkerInfo, read_workers
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.limits import LimitInfo, read_limits
+from openagents_worker.store.redis_errors import default_if_wrong_type
+
+__all__ = ["Figures", "QueueFigures", "read_figures"]
+
+MAX_QUEUES = 100
+MAX_CHECKED_MESSAGES = (
+    20  # the oldest of a queue: those of ended runs only wait for the notification of Celery
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """A queue of runs. `oldest_age_ms` is the longest wait for a worker, 0 if no run waits."""
+
+    name: str
+    waiting: int
+    oldest_age_ms: int
+    workers: int
+    resent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of the fleet at one moment. `due` counts delayed runs and runs before a retry, `timeouts`
+    parked runs with a time-out, and `put_aside` items that no worker could read."""
+
+    workers: tuple[WorkerInfo, ...]
+    queues: tuple[QueueFigures, ...]
+    limits: tuple[LimitInfo, ...]
+    due: int
+    timeouts: int
+    approvals: int
+    put_aside: int
+
+    @property
+    def running(self) -> int:
+        """The runs that workers own, dead workers included."""
+        return sum(worker.runs for worker in self.workers)
+
+
+def read_figures(keys: Keys, default_queue: str) -> Plan[Figures]:
+    """A plan that returns the figures. `default_queue` is the queue of agents without a queue."""
+    workers = yield from read_workers(keys)
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.zcard(keys("due"))
+        pipeline.zcard(keys("timeouts"))
+        pipeline.zcard(keys("index", APPROVALS))
+        pipeline.llen(keys("aside"))
+        pipeline.hgetall(keys("agents"))
+        pipeline.hgetall(keys("sent_again"))
+        return pipeline.execute(raise_on_error=False)
+
+    clock, *answers = yield question
+    seconds, micros = default_if_wrong_type(clock, (0, 0))
+    due, timeouts, approvals, aside = (default_if_wrong_type(answer, 0) for answer in answers[:4])
+    agents, resent = (default_if_wrong_type(answer, {}) for answer in answers[4:])
+    names = _queue_names(default_queue, workers, agents)
+    queues = yield from _read_queues(keys, names, workers, resent, now_us=seconds * 1_000_000 + micros)
+    limits = yield from read_limits(keys)
+    return Figures(workers, queues, limits, due, timeouts, approvals, aside)
+
+
+def _queue_names(
+    default_queue: str, workers: Sequence[WorkerInfo], announced: Mapping[str, str]
+) -> list[str]:
+    """The queues that workers consume, and those of the agents that workers have announced."""
+    names = {default_queue, *(queue for worker in workers for queue in worker.queues)}
+    for text in announced.values():
+        try:
+            queue = loads(text).get("queue")
+        except (ValueError, AttributeError):
+            continue
+        if isinstance(queue, str) and queue:
+            names.add(queue)
+    return sorted(names)[:MAX_QUEUES]
+
+
+def _read_queues(
+    keys: Keys,
+    names: Sequence[str],
+    workers: Sequence[WorkerInfo],
+    resent: Mapping[str, str],
+    *,
+    now_us: int,
+) -> Plan[tuple[QueueFigures, ...]]:
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for name in names:
+            pipeline.zcard(keys("sent", name))
+            pipeline.zrange(keys("sent", name), 0, MAX_CHECKED_MESSAGES - 1, withscores=True)
+        return pipeline.execute(raise_on_error=False)
+
+    answers = yield question
+    oldest = [default_if_wrong_type(messages, []) for messages in answers[1::2]]
+    ended = yield from _read_ended(keys, [run_id for messages in oldest for run_id, _ in messages])
+    found = []
+    for name, count, messages in zip(names, answers[::2], oldest, strict=True):
+        waiting = default_if_wrong_type(count, 0) - sum(run_id in ended for run_id, _ in messages)
+        since_us = next((at_us for run_id, at_us in messages if run_id not in ended), None)
+        if since_us is None and waiting > 0:  # only ended runs were read
+            since_us = messages[-1][1]
+        age_ms = 0 if since_us is None else max(round((now_us - since_us) / 1000), 0)
+        serving = sum(worker.serves(name) for worker in workers)
+        found.append(QueueFigures(name, max(waiting, 0), age_ms, serving, _count(resent.get(name))))
+    return tuple(found)
+
+
+def _read_ended(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
+    """A plan that returns the runs that have ended, and of which Celery has not been notified yet.
+
+    Those that a Redis user may not read count as waiting: Flower's user sees no data of runs.
+    """
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.hget(keys("run", run_id), "untold")
+        return pipeline.execute(raise_on_error=False)
+
+    answers = (yield question) if run_ids else []
+    return {run_id for run_id, pending in zip(run_ids, answers, strict=True) if pending == "1"}
+
+
+def _count(text: Any) -> int:
+    try:
+        return max(int(text), 0)
+    except (TypeError, ValueError):
+        return 0
