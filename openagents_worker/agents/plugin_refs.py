@@ -143,3 +143,8 @@ class ToolRef(PluginRef):
         description="What happens to an interrupted call of a tool with durable_idempotent = False: "
         "ask (the run pauses until somebody decides), rerun (the call is made again), fail (the run fails).",
     )
+    background: bool | None = Field(
+        default=None,
+        description="Whether a call starts a job by invoke_background, and the run waits for its end. "
+        "null: as the tool itself says.",
+    )

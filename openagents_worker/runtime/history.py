@@ -67,7 +67,7 @@ class RunHistory:
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
     noted: Mapping[str, Mapping[str, Any]]
-    """Model calls whose response goes on at the provider and is not recorded yet, by call id."""
+    """Calls that go on outside and are not recorded yet, by call id: responses of a model, jobs of a tool."""
     facts: Facts
     """The facts of the run, as of the claim."""
     interrupted: InterruptedCalls
@@ -118,17 +118,18 @@ async def read_history(
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,
-        noted=_response_notes(claimed),
+        noted=_notes(claimed),
         facts=facts,
         interrupted=interrupted,
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
 
 
-def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
+def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
     if not claimed.facts:
         return {}
-    notes = {fact.id: fact.value() for fact in Facts(claimed.facts).of(FactKind.RESPONSE)}
+    facts = Facts(claimed.facts)
+    notes = {fact.id: fact.value() for kind in (FactKind.RESPONSE, FactKind.JOB) for fact in facts.of(kind)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
 

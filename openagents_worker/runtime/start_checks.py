@@ -33,6 +33,7 @@ from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.checks import schema_of_tool
+from openagents_worker.tools.jobs import check_job_methods
 
 __all__ = ["find_problems", "remarks"]
 
@@ -115,8 +116,10 @@ def _problems_of_plugin(
 ) -> list[ConfigProblem]:
     try:
         plugin = make_plugin(kind, ref, known)
-        if kind == "tool":
+        if isinstance(ref, ToolRef):
             _check_tool(plugin)
+            if ref.background:
+                check_job_methods(plugin, ref.id)
     except PluginError as error:
         return problems_of_plugin(error, ref)
     return []

@@ -17,6 +17,7 @@ __all__ = [
     "BEGUN",
     "BY_CONTENT",
     "BY_PLACE",
+    "HAS_JOB",
     "NEWEST_READ",
     "PARKS",
     "PARSE_ERRORS",
@@ -39,9 +40,11 @@ BY_CONTENT = 2
 The first journal record has this format, and so has the run from then on."""
 PARKS = 3
 """A format of runs: the run has been parked, in a state that the versions before do not know."""
+HAS_JOB = 4
+"""A format of runs: a call of the run has started a job in the background of a service, and waits for it."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
-NEWEST_READ = 3
+NEWEST_READ = 4
 MAX_PROBLEM_CHARS = 500
 OLDEST_READ = WRITTEN - 2  # runs may wait for days, so they may have started two upgrades ago
 

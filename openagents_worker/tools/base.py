@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from openagents_worker.agents.plugin import Plugin
+from openagents_worker.tools.jobs import JobHandle, JobStatus
 
 __all__ = [
     "Reconciled",
@@ -42,6 +43,8 @@ class ToolExecutionSpec(BaseModel):
     """Whether the tool is called by `invoke_stream`, an async generator, in place of `invoke`."""
     cpu_bound: bool = False
     """Whether it uses much CPU time: then its function runs in another process, without a context."""
+    background: bool = False
+    """Whether a call starts a job by `invoke_background`, in place of `invoke`, and waits for its end."""
 
 
 class WaitingContext(Protocol):
@@ -270,3 +273,26 @@ class ToolPlugin(Plugin):
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
         return self.execution_spec().approval_mode == "always"
+
+    async def invoke_background(self, params: dict[str, Any], context: ToolContext | None) -> JobHandle:
+        """Start a job of a service, and return what is needed to find it again.
+
+        Called in place of `invoke` if `execution_spec().background` is true, or the agents file says so. Send
+        the idempotency key of the context to the service.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")
+
+    async def poll_job(self, handle: JobHandle, context: ToolContext | None) -> JobStatus:
+        """Ask for the state of a job, perhaps in another process than that which started it.
+
+        A retryable error means: ask again later. Any other error ends the call.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")
+
+    async def cancel_job(self, handle: JobHandle, context: ToolContext | None) -> bool:
+        """Cancel a job whose result nobody waits for. Returns whether it was still running.
+
+        May be called again for the same job. The context of a run that has ended has its ids and its
+        dependencies only. An error means: try again later.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")
