@@ -13,6 +13,7 @@ from openagents_worker.agents import (
     ContextAssemblerRef,
     LLMOptions,
     PluginRef,
+    ToolExecutorRef,
 )
 from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
@@ -64,6 +65,11 @@ class AgentParts:
             if ref.enabled
         }
         """By the ids of the agents file. A single tool is a toolset of one."""
+
+    def executor(self, ref: ToolExecutorRef | None) -> Any:
+        """The executor of the deployment that a reference names, for this attempt; None for any other."""
+        custom = None if ref is None else ref.custom
+        return None if custom is None else self._make("tool_executor", custom, {})
 
     def new_pattern(self) -> Any:
         """A new pattern. The limits of the agent are defaults for the config of the pattern."""

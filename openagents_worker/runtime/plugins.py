@@ -79,6 +79,7 @@ _REQUIRED = {
     "tool": ("invoke",),
     "memory": ("inject", "writeback"),
     "context_assembler": ("assemble",),
+    "tool_executor": ("execute",),
 }
 
 

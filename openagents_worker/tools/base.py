@@ -34,7 +34,9 @@ class ToolExecutionSpec(BaseModel):
 
     concurrency_safe: bool = False
     interrupt_behavior: Literal["cancel", "block"] = "cancel"
+    """`block`: a call ends, within ten seconds, before a cancellation takes effect. Its timeout holds."""
     side_effects: str = "unknown"
+    """`none`, `network`, `files`, `processes`, `state` or another word: what calls affect, for executors."""
     approval_mode: Literal["inherit", "always", "never"] = "inherit"
     default_timeout_ms: int | None = None
     reads_files: bool = False
@@ -245,6 +247,10 @@ class ToolPlugin(Plugin):
     def validate_params(self, params: dict[str, Any]) -> tuple[bool, str | None]:
         """Check what the schema cannot express. Returns (True, None), or (False, problem)."""
         return True, None
+
+    def get_dependencies(self) -> list[str]:
+        """The ids of the tools that this one calls. An agent without one of them is not accepted."""
+        return []
 
     async def preflight(self, context: ToolContext | None) -> None:
         """Called once before the first step of a run. Raise `PermanentToolError` if the tool cannot work."""

@@ -18,6 +18,7 @@ from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, 
 from openagents_worker.models.usage import ONE_TOOL_CALL
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.calls.executors import execute_by
 from openagents_worker.runtime.calls.interrupted import RecordedOutcome
 from openagents_worker.runtime.calls.jobs import run_job
 from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order, is_needed
@@ -183,4 +184,6 @@ async def _execute(call: ToolCall) -> Any:
         return await run_job(call)
     if call.tool.is_streaming:
         return await cancelling_itself_only(stream(call))
+    if call.tool.executor is not None:
+        return await cancelling_itself_only(execute_by(call.tool.executor, call))
     return await cancelling_itself_only(call.tool.toolset.call(call.tool_id, call.params, call.context))

@@ -20,6 +20,7 @@ from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.jobs import check_job_methods
+from openagents_worker.tools.specs import spec_of
 from openagents_worker.tools.toolset import Toolset
 
 __all__ = [
@@ -69,10 +70,12 @@ class BoundTool:
         timeout_ms: int | None = None,
         rules: CallRules = NO_RULES,
         policy: ToolPolicy = ToolPolicy(),
+        executor: Any = None,
     ) -> None:
         """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
 
-        `timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default. Raises
+        `timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default.
+        `executor` is an executor of the deployment, which makes the calls (`calls.executors`). Raises
         `PluginConfigError` for a tool that shall start jobs and cannot.
         """
         self.tool_id = tool_id
@@ -81,14 +84,14 @@ class BoundTool:
         described = plugin.describe() if hasattr(plugin, "describe") else {}
         self.description: Mapping[str, Any] = {**described, "name": tool_id}
         self.schema: Mapping[str, Any] = described.get("parameters") or {"type": "object"}
-        spec = plugin.execution_spec() if hasattr(plugin, "execution_spec") else None
-        self.spec = (
-            ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
-        )
+        self.spec = spec_of(plugin, tool_id)
         self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or rules.default_timeout_ms
         self.job_limit_ms = timeout_ms or self.spec.default_timeout_ms
         self.policy = policy
         self.rules = rules
+        self.executor = executor
+        self.slots: asyncio.Semaphore | None = None
+        """Limits the calls of this tool that are made at once. None: those of its run do."""
         self.may_need_approval = _may_need_approval(plugin, self.spec, policy)
         self.is_background = self.spec.background if policy.background is None else policy.background
         if self.is_background:
