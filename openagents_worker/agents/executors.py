@@ -9,13 +9,17 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from openagents_worker.agents.part import LONGEST_MS, Part, problem
+from openagents_worker.agents.positions import Path
 from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "EXECUTORS",
+    "CompositeOptions",
     "ConcurrentBatchOptions",
+    "CustomExecutor",
     "DefaultOptions",
     "FilesystemOptions",
+    "NetworkOptions",
     "RetryOptions",
     "SafeOptions",
     "executor_layers",
@@ -85,6 +89,48 @@ class ConcurrentBatchOptions(Part):
     max_concurrency: int = Field(10, ge=1, le=1_000, description="The most calls at once.")
 
 
+class NetworkOptions(Part):
+    """Tools may reach these hosts only, as far as their arguments name one."""
+
+    allow_hosts: list[str] = Field(
+        default_factory=list, description="Allowed hosts (`*.example.com` for all subdomains); []: none."
+    )
+    allow_schemes: list[str] = Field(
+        default_factory=lambda: ["http", "https"], description="Allowed schemes of URLs."
+    )
+    deny_private_networks: bool = Field(
+        True, description="Whether addresses that are not on the public internet are rejected."
+    )
+    allow_tools: list[str] = Field(
+        default_factory=list, description="Tools whose calls are not checked, such as one with a fixed host."
+    )
+
+
+class CompositeOptions(Part):
+    """A call is allowed if all of these executors allow it, or any of them."""
+
+    mode: Literal["all", "any"] = Field("all", description="Whether all or any must allow a call.")
+    children: list[dict[str, JsonValue]] = Field(
+        default_factory=list,
+        max_length=20,
+        description="Executors that only allow or deny: filesystem_aware, network_aware, composite.",
+    )
+
+    @property
+    def layers(self) -> tuple[tuple[Part, ...], ...]:
+        """The options of each child."""
+        return tuple(
+            _layers_of(child, ("config", "children", i), MAX_LAYERS) for i, child in enumerate(self.children)
+        )
+
+
+class CustomExecutor(Part):
+    """An executor of a class of the deployment. It makes the calls itself, so nothing can be inside it."""
+
+    impl: str
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 EXECUTORS: Mapping[str, type[Part]] = MappingProxyType(
     {
         "default": DefaultOptions,
@@ -92,8 +138,14 @@ EXECUTORS: Mapping[str, type[Part]] = MappingProxyType(
         "retry": RetryOptions,
         "filesystem_aware": FilesystemOptions,
         "concurrent_batch": ConcurrentBatchOptions,
+        "network_aware": NetworkOptions,
+        "composite": CompositeOptions,
     }
 )
+
+
+DECIDE_ONLY = (FilesystemOptions, NetworkOptions, CompositeOptions)
+"""What may be inside a composite: it has no effect on how an allowed call is made."""
 
 
 def executor_layers(type_: Any, config: Mapping[str, Any], levels: int = MAX_LAYERS) -> tuple[Part, ...]:
@@ -115,9 +167,26 @@ def executor_layers(type_: Any, config: Mapping[str, Any], levels: int = MAX_LAY
         context = first.get("ctx", {})
         key = ("config", *first["loc"], *context.get("key", ()))
         raise problem("executor", first["msg"], key=key, hint=context.get("hint")) from None
+    if isinstance(options, CompositeOptions):
+        _check_children(options, levels - 1)
     inner = getattr(options, "inner", None)
-    if inner is None:
-        return (options,)
-    if unknown := sorted(inner.keys() - {"type", "config"}):
-        raise problem("executor", "unknown key", key=("config", "inner", unknown[0]))
-    return options, *executor_layers(inner.get("type"), inner.get("config", {}), levels - 1)
+    return (options,) if inner is None else (options, *_layers_of(inner, ("config", "inner"), levels - 1))
+
+
+def _layers_of(ref: Mapping[str, Any], place: Path, levels: int) -> tuple[Part, ...]:
+    """The options of an executor inside another one: `type` or `impl`, and `config`."""
+    if unknown := sorted(ref.keys() - {"type", "impl", "config"}):
+        raise problem("executor", "unknown key", key=(*place, unknown[0]))
+    if "impl" not in ref:
+        return executor_layers(ref.get("type"), ref.get("config", {}), levels)
+    if "type" in ref or not isinstance(ref["impl"], str) or not isinstance(ref.get("config", {}), dict):
+        raise problem("executor", "needs either type or impl, and an object as config", key=place)
+    return (CustomExecutor(impl=ref["impl"], config=ref.get("config", {})),)
+
+
+def _check_children(options: CompositeOptions, levels: int) -> None:
+    for index, child in enumerate(options.children):
+        place: Path = ("config", "children", index)
+        (first, *_) = _layers_of(child, place, levels)
+        if not isinstance(first, DECIDE_ONLY):
+            raise problem("executor", "only filesystem_aware, network_aware and composite fit", key=place)

@@ -16,7 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import Part
-from openagents_worker.agents.plugin_refs import ContextAssemblerRef, MemoryRef, PatternRef, ToolRef
+from openagents_worker.agents.plugin_refs import (
+    ContextAssemblerRef,
+    MemoryRef,
+    PatternRef,
+    ToolExecutorRef,
+    ToolRef,
+)
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
 from openagents_worker.agents.schema import AgentDefinition, AppConfig, RuntimeOptions, duplicate_ids
@@ -116,8 +122,12 @@ _PARTS: Mapping[str, type[Part]] = {
     "memory": MemoryRef,
     "pattern": PatternRef,
     "context_assembler": ContextAssemblerRef,
+    "tool_executor": ToolExecutorRef,
 }
-_DEFAULTS: Mapping[str, type[Part]] = {"context_assembler": ContextAssemblerRef}
+_DEFAULTS: Mapping[str, type[Part]] = {
+    "context_assembler": ContextAssemblerRef,
+    "tool_executor": ToolExecutorRef,
+}
 
 
 def load_agents(path_or_text: FilePath | str, *, env: Mapping[str, str] | None = None) -> AppConfig:

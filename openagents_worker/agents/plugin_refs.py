@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, WrapValidator, model_validator
 
 from openagents_worker.agents.code_path import CodePath
-from openagents_worker.agents.executors import executor_layers
-from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
+from openagents_worker.agents.executors import CustomExecutor, executor_layers
+from openagents_worker.agents.part import LONGEST_MS, Part, problem
 from openagents_worker.agents.positions import Path
 
 __all__ = [
@@ -89,19 +89,26 @@ class ContextAssemblerRef(PluginRef):
 
 
 class ToolExecutorRef(PluginRef):
-    """How tools are executed: default, safe, retry, filesystem_aware, concurrent_batch."""
+    """How tools are executed: default, safe, retry, filesystem_aware, network_aware, composite,
+    concurrent_batch, or a class with `execute`."""
 
     @model_validator(mode="after")
-    def _is_builtin(self) -> ToolExecutorRef:
-        if self.type is None:
-            raise not_supported("a tool_executor that is a custom class", key=("impl",))
-        executor_layers(self.type, self.config)
+    def _has_known_layers(self) -> ToolExecutorRef:
+        _ = self.layers
         return self
 
     @property
     def layers(self) -> tuple[Part, ...]:
         """The options of the executor and of those inside it, the outermost first."""
+        if self.impl is not None:
+            return (CustomExecutor(impl=self.impl, config=self.config),)
         return executor_layers(self.type, self.config)
+
+    @property
+    def custom(self) -> PluginRef | None:
+        """The class of the deployment that makes the calls; None if there is none."""
+        last = self.layers[-1]
+        return PluginRef(impl=last.impl, config=last.config) if isinstance(last, CustomExecutor) else None
 
 
 class ToolRef(PluginRef):
@@ -142,4 +149,14 @@ class ToolRef(PluginRef):
         default="ask",
         description="What happens to an interrupted call of a tool with durable_idempotent = False: "
         "ask (the run pauses until somebody decides), rerun (the call is made again), fail (the run fails).",
+    )
+    tool_executor: ToolExecutorRef | None = Field(
+        default=None,
+        description="How the calls of this tool are made, in place of the tool_executor of the agent. "
+        "null: as those of the agent.",
+    )
+    background: bool | None = Field(
+        default=None,
+        description="Whether a call starts a job by invoke_background, and the run waits for its end. "
+        "null: as the tool itself says.",
     )

@@ -20,7 +20,7 @@ class WaitKind(StrEnum):
     OUTCOME = "outcome"  # a decision about a call whose outcome is unknown
     BUDGET = "budget"  # an extension of a used-up budget
     LIMIT = "limit"  # a limit of the fleet
-    JOB = "job"  # a job at the provider of a model
+    JOB = "job"  # a job of a tool in the background of a service
 
 
 class Waiting(StoredModel):

@@ -16,6 +16,7 @@ from openagents_worker.agents import (
     LLMOptions,
     MemoryRef,
     PluginRef,
+    ToolExecutorRef,
     ToolRef,
 )
 from openagents_worker.agents.code import read_agents
@@ -36,7 +37,7 @@ from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.original.functions import ParamsTool
 from openagents_worker.runtime.original.tools import single_tool
-from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
+from openagents_worker.runtime.plugins import load_plugins, make_plugin, may_have_jobs, with_limits
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS, BUILTIN_TOOLSETS
@@ -75,6 +76,11 @@ class AgentParts:
             if ref.enabled
         }
         """By the ids of the agents file. A single tool is a toolset of one."""
+
+    def executor(self, ref: ToolExecutorRef | None) -> Any:
+        """The executor of the deployment that a reference names, for this attempt; None for any other."""
+        custom = None if ref is None else ref.custom
+        return None if custom is None else self._make("tool_executor", custom, {})
 
     def new_pattern(self) -> Any:
         """A new pattern. The limits of the agent are defaults for the config of the pattern."""
@@ -284,6 +290,12 @@ class Assembly:
     def has_background_models(self) -> bool:
         """Whether the call of a model may go on at its provider without a worker (`llm.background`)."""
         return any(_is_in_background(agent.llm) for agent in self._definitions.values())
+
+    def has_jobs(self) -> bool:
+        """Whether a tool may start a job that goes on without a worker."""
+        return any(
+            may_have_jobs(ref) for agent in self._definitions.values() for ref in agent.tools if ref.enabled
+        )
 
     async def cancel_response(self, agent_id: str, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         """Cancel what goes on at the provider of an agent's model; see `ModelClient.cancel_noted`.

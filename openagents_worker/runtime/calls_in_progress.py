@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -50,6 +50,8 @@ class CallsInProgress:
         self._stopping = asyncio.Event()
         self._none_can_end = asyncio.Event()
         self._none_can_end.set()
+        self._blocking = 0
+        self._none_blocks = asyncio.Event()
         self.begun = 0
         """How many calls were begun so far."""
         self.when_none_can_end: Callable[[], object] = lambda: None
@@ -83,6 +85,25 @@ class CallsInProgress:
     async def wait(self) -> None:
         """Return when no call can end by itself any more."""
         await self._none_can_end.wait()
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """A context manager: its block makes a call that ends before a cancellation takes effect."""
+        self._blocking += 1
+        self._none_blocks.clear()
+        try:
+            yield
+        finally:
+            self._blocking -= 1
+            if not self._blocking:
+                self._none_blocks.set()
+
+    async def wait_for_blocking(self, at_most_s: float) -> None:
+        """Wait until no call blocks a cancellation any more."""
+        if self._blocking:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(at_most_s):
+                    await self._none_blocks.wait()
 
     def cancel(self) -> None:
         """Cancel all calls, and resume those that wait for the stop."""

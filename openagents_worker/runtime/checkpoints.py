@@ -16,7 +16,7 @@ from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.facts import Fact, FactKind
-from openagents_worker.store.formats import BY_PLACE
+from openagents_worker.store.formats import BY_PLACE, HAS_JOB
 
 __all__ = ["Checkpoints"]
 
@@ -102,8 +102,11 @@ class Checkpoints:
         position, saved = self._assign_checkpoint(record)
         self.usage = usage
         taken = [*taken, *self._effects.taken_by(record)]
-        if self.noted.pop(record.call, None) is not None:
-            taken = [*taken, Fact(FactKind.RESPONSE, record.call, "").name]
+        if self.noted.pop(record.call, None) is not None and record.kind != "tool":
+            taken = [
+                *taken,
+                Fact(FactKind.RESPONSE, record.call, "").name,
+            ]  # `calls.jobs` takes that of a job
         await self._writer.commit(
             position,
             text or record.to_json(),
@@ -140,8 +143,14 @@ class Checkpoints:
         }
         return position, ("run.checkpoint_saved", payload)
 
-    async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
-        """Store a note about a call, before its outcome. Its record replaces the note."""
+    async def store_note(self, kind: str, call_id: str, value: Mapping[str, Any]) -> None:
+        """Store a note about a call of this kind, before its outcome. Its record replaces the note.
+
+        A run with the job of a tool is left to workers that know about jobs.
+        """
         self.noted[call_id] = value
         self.store_start()
-        await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))
+        if kind == "tool":
+            await self._writer.write_fact(Fact.of(FactKind.JOB, call_id, dict(value)), HAS_JOB)
+        else:
+            await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))

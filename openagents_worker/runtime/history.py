@@ -90,7 +90,7 @@ class RunHistory:
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
     noted: Mapping[str, Mapping[str, Any]]
-    """Model calls whose response goes on at the provider and is not recorded yet, by call id."""
+    """Calls that go on outside and are not recorded yet, by call id: responses of a model, jobs of a tool."""
     facts: Facts
     """The facts of the run, as of the claim."""
     interrupted: InterruptedCalls
@@ -146,7 +146,7 @@ async def read_history(
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,
-        noted=_response_notes(claimed),
+        noted=_notes(claimed),
         facts=facts,
         interrupted=interrupted,
         extended=_extended(records),
@@ -174,10 +174,11 @@ async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> 
     return await SessionStore(store).load_summary(session_id, start.epoch)
 
 
-def _response_notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
+def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
     if not claimed.facts:
         return {}
-    notes = {fact.id: fact.value() for fact in Facts(claimed.facts).of(FactKind.RESPONSE)}
+    facts = Facts(claimed.facts)
+    notes = {fact.id: fact.value() for kind in (FactKind.RESPONSE, FactKind.JOB) for fact in facts.of(kind)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 
 

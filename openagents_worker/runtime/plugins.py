@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
+from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions, ToolRef
 from openagents_worker.agents.code import is_pattern_function
 from openagents_worker.agents.code_path import code_of
 from openagents_worker.agents.problems import problems_of
@@ -29,9 +29,10 @@ from openagents_worker.runtime.original.errors import translated
 from openagents_worker.runtime.original.functions import ParamsTool, is_decorated_tool, registered
 from openagents_worker.suggest import did_you_mean
 from openagents_worker.tools.function import DecoratedFunction, tool
+from openagents_worker.tools.jobs import has_jobs
 from openagents_worker.tools.toolset import is_toolset
 
-__all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
+__all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "may_have_jobs", "with_limits"]
 
 GROUP = "openagents_worker.plugins"
 """The entry-point group in which installed packages list modules for every worker to import."""
@@ -78,6 +79,7 @@ _REQUIRED = {
     "tool": ("invoke",),
     "memory": ("inject", "writeback"),
     "context_assembler": ("assemble",),
+    "tool_executor": ("execute",),
 }
 
 
@@ -194,6 +196,16 @@ _OTHER_FORMS = {
     "tool": "; a toolset has open, list, call and close",
     "pattern": ", or is an async function: async def name(context)",
 }
+
+
+def may_have_jobs(ref: ToolRef) -> bool:
+    """Whether the calls of a tool may start jobs. Its class is imported, but not created."""
+    if ref.background is not None or ref.impl is None:
+        return bool(ref.background)
+    try:
+        return has_jobs(_class_of("tool", ref, {}))
+    except PluginError:  # the agent cannot be served
+        return False
 
 
 def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:

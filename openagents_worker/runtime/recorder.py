@@ -144,6 +144,11 @@ class Recorder:
         return self._durable
 
     @property
+    def is_latched(self) -> bool:
+        """Whether this attempt stops, for whatever reason."""
+        return self._latch.reason is not None
+
+    @property
     def run_id(self) -> str:
         return self._identity.run_id
 
@@ -221,7 +226,7 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
             noted=self.checkpoints.noted.get(call_id),
-            note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
+            note=partial(self.checkpoints.store_note, query.kind, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
             tenant=self._identity.tenant,
             limits=self.limits,

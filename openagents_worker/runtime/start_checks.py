@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from openagents_worker.agents import (
     PatternRef,
     PluginRef,
     RuntimeOptions,
+    ToolExecutorRef,
     ToolRef,
     options_without_effect,
 )
@@ -36,6 +38,9 @@ from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.checks import schema_of_tool
+from openagents_worker.tools.jobs import check_job_methods
+from openagents_worker.tools.specs import check_dependencies, spec_of
+from openagents_worker.tools.toolset import is_toolset
 
 __all__ = ["find_problems", "remarks"]
 
@@ -76,14 +81,32 @@ def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProble
     """All problems of an agents file on this machine, in the file and in the plugins that it names."""
     problems = list(file.problems)
     limits: dict[Path, RuntimeOptions] = {}
+    tools: defaultdict[Path, dict[str, tuple[Path, Any]]] = defaultdict(dict)
     for path, part in file.parts():
         agent_path = path[:2]
         if isinstance(part, RuntimeOptions):
             limits[agent_path] = part
-        found = _problems_of_part(part, limits.get(agent_path) or RuntimeOptions(), env)
+        if isinstance(part, ToolRef):
+            found, tool = _problems_of_tool(part) if part.enabled else ([], None)
+            tools[agent_path][part.id] = path, tool
+        else:
+            found = list(_problems_of_part(part, limits.get(agent_path) or RuntimeOptions(), env))
         problems += [file.located(problem.under(*path)) for problem in found]
     problems += [file.located(problem) for problem in (*_different_limits(file), *_unread_preferences(file))]
+    problems += [file.located(problem) for of_agent in tools.values() for problem in _not_there(of_agent)]
     return sorted(problems, key=file_order)
+
+
+def _not_there(tools: Mapping[str, tuple[Path, Any]]) -> Iterator[ConfigProblem]:
+    """Tools that others of the agent call, and that it does not have. A toolset may have them."""
+    known = [id_ for id_, (_, tool) in tools.items() if tool is not None]
+    if any(is_toolset(tool) for _, tool in tools.values()):
+        return
+    for id_, (path, tool) in tools.items():
+        try:
+            check_dependencies(tool, id_, known)
+        except PluginError as error:
+            yield ConfigProblem(path, error.message, error.hint)
 
 
 def _different_limits(file: AgentsFile) -> Iterator[ConfigProblem]:
@@ -116,8 +139,8 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
             return _problems_of_plugin("context_assembler", part, BUILTIN_ASSEMBLERS)
         case PatternRef():
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
-        case ToolRef():
-            return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
+        case ToolExecutorRef():
+            return _problems_of_executor(part)
     raise TypeError(f"{type(part).__name__} is not a part of an agent")
 
 
@@ -171,24 +194,44 @@ def _problems_of_model(options: LLMOptions, env: Mapping[str, str]) -> list[Conf
     return []
 
 
+def _problems_of_tool(ref: ToolRef) -> tuple[list[ConfigProblem], Any]:
+    """The problems of a tool and of its executor, and the tool; None if it cannot be created."""
+    problems: list[ConfigProblem] = []
+    if ref.tool_executor is not None:
+        problems += [problem.under("tool_executor") for problem in _problems_of_executor(ref.tool_executor)]
+    try:
+        tool = make_plugin("tool", ref, BUILTIN_TOOLS)
+        _check_tool(tool, ref.id)
+        if ref.background:
+            check_job_methods(tool, ref.id)
+    except PluginError as error:
+        return [*problems_of_plugin(error, ref), *problems], None
+    return problems, tool
+
+
+def _problems_of_executor(ref: ToolExecutorRef) -> list[ConfigProblem]:
+    """The problems of the class of an executor. Others were found when the file was read."""
+    return [] if ref.custom is None else _problems_of_plugin("tool_executor", ref.custom, {})
+
+
 def _problems_of_plugin(
     kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
 ) -> list[ConfigProblem]:
     try:
         plugin = make_plugin(kind, ref, known)
-        if kind == "tool":
-            _check_tool(plugin)
-        elif isinstance(plugin, TokenBudgetAssembler) and plugin.cfg.encoding is not None:
+        if isinstance(plugin, TokenBudgetAssembler) and plugin.cfg.encoding is not None:
             token_counter(None, plugin.cfg.encoding)
     except PluginError as error:
         return problems_of_plugin(error, ref)
     return []
 
 
-def _check_tool(tool: Any) -> None:
-    """Raises `PluginLoadError` if the description of a tool cannot be sent to a model or used for checks."""
+def _check_tool(tool: Any, tool_id: str) -> None:
+    """Raises `PluginLoadError` if the description of a tool cannot be sent to a model or used for checks, and
+    `PluginConfigError` for an execution spec that cannot be used."""
     if not hasattr(tool, "describe"):
         return
+    spec_of(tool, tool_id)
     try:
         described = tool.describe()
         schema = described.get("parameters") or {}

@@ -40,6 +40,8 @@ class CodeStopper:
         """
         if recorder is not None and self._latch.lets_calls_end:
             await self._let_calls_end(recorder)
+        if recorder is not None:
+            await recorder.in_progress.wait_for_blocking(self._grace_s / 3)
         began = time.monotonic()
         pause_limit_s = self._settings.time_limits.cancel_grace_s / 3  # a pattern may swallow a cancellation
         if recorder is not None and self._is_outcome_wanted(recorder):

@@ -8,11 +8,12 @@ names the tool.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from openagents_worker.agents.plugin_refs import TOOL_ID
+from openagents_worker.agents.plugin_refs import TOOL_ID, ToolExecutorRef
 from openagents_worker.errors import (
     OpenAgentsError,
     PatternError,
@@ -33,6 +34,7 @@ from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.executors import CallRules
+from openagents_worker.tools.specs import check_dependencies
 from openagents_worker.tools.toolset import Toolset
 
 __all__ = ["RunTools"]
@@ -55,8 +57,14 @@ class RunTools:
         definition = parts.definition
         self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
         self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
-        executor = definition.tool_executor
-        self.rules = NO_RULES if executor is None else CallRules.of(executor.layers)
+        self.rules, executor = _made_by(parts, definition.tool_executor)
+        self._of_agent = self.rules, executor
+        self._of_tool = {
+            ref.id: _made_by(parts, ref.tool_executor)
+            for ref in definition.tools
+            if ref.enabled and ref.tool_executor is not None
+        }
+        self._slots: dict[str, asyncio.Semaphore] = {}
         self._single = {
             id_: self._bind(id_, tool, id_, self._toolsets[id_]) for id_, tool in parts.single_tools().items()
         }
@@ -79,7 +87,8 @@ class RunTools:
         return [id_ for id_ in sorted({*recorded, *current}) if recorded.get(id_) != current.get(id_)]
 
     async def all(self) -> list[BoundTool]:
-        """All tools of the run. Raises `PluginConfigError` if the list of a toolset is not valid."""
+        """All tools of the run. Raises `PluginConfigError` if the list of a toolset is not valid, or if the
+        agent does not have a tool that another one calls."""
         tools = dict(self._single)
         for toolset_id in self._toolset_ids():
             toolset = self._toolsets.get(toolset_id)
@@ -92,6 +101,8 @@ class RunTools:
                 if listed.name in tools:
                     raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}")
                 tools[listed.name] = self._bind(listed.name, listed, toolset_id, toolset)
+        for tool in self._single.values():
+            check_dependencies(tool.plugin, tool.tool_id, tools)
         return list(tools.values())
 
     def _toolset_ids(self) -> list[str]:
@@ -100,15 +111,20 @@ class RunTools:
         return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
     def _bind(self, tool_id: str, plugin: Any, source_id: str, toolset: Toolset) -> BoundTool:
-        """A tool with the limits that the agents file has for its source."""
-        return BoundTool(
+        """A tool with the limits and the executor that the agents file has for its source."""
+        rules, executor = self._of_tool.get(source_id, self._of_agent)
+        tool = BoundTool(
             tool_id,
             plugin,
             toolset,
             timeout_ms=self._timeouts_ms.get(source_id),
-            rules=self.rules,
+            rules=rules,
             policy=self._policies.get(source_id, ToolPolicy()),
+            executor=executor,
         )
+        if source_id in self._of_tool and rules.max_concurrency is not None:
+            tool.slots = self._slots.setdefault(source_id, asyncio.Semaphore(rules.max_concurrency))
+        return tool
 
     async def _listed(self, toolset_id: str, toolset: Toolset) -> list[ListedTool]:
         """The tools of a toolset when the run began: from the journal, or by listing them now."""
@@ -133,6 +149,11 @@ class RunTools:
                 user_error=user_error_of(error),
             )
             return Outcome(error=error)
+
+
+def _made_by(parts: AgentParts, ref: ToolExecutorRef | None) -> tuple[CallRules, Any]:
+    """What an executor says about calls, and the executor of the deployment inside it, if there is one."""
+    return (NO_RULES, None) if ref is None else (CallRules.of(ref.layers), parts.executor(ref))
 
 
 class RemovedToolset:
@@ -162,7 +183,8 @@ class ListedTool(ToolPlugin):
         self.source: Mapping[str, Any] | None = described.get("source")
         """What the toolset has said about itself for later calls of this tool."""
         self._parameters: dict[str, Any] = described["parameters"]
-        self._spec = ToolExecutionSpec(**described["spec"])
+        made_by_toolset = {"supports_streaming": False, "cpu_bound": False}  # it makes the calls, whole
+        self._spec = ToolExecutionSpec(**{**described["spec"], **made_by_toolset})
 
     def schema(self) -> dict[str, Any]:
         return self._parameters

@@ -107,11 +107,14 @@ class RunWriter(EventWriter):
         """Delete facts that a run without records has received."""
         await self._write_facts(taken=names)
 
-    async def write_fact(self, fact: Fact) -> None:
-        """Store a fact ahead of the record that will replace it, after all queued events."""
-        await self._write_facts(facts=[fact.name, fact.text])
+    async def write_fact(self, fact: Fact, format_: int = 0) -> None:
+        """Store a fact ahead of the record that will replace it, after all queued events.
 
-    async def _write_facts(self, **facts: Sequence[str]) -> None:
+        `format_`: a worker must be able to read it to execute the run from now on.
+        """
+        await self._write_facts(facts=[fact.name, fact.text], format_=format_)
+
+    async def _write_facts(self, *, format_: int = 0, **facts: Sequence[str]) -> None:
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()
@@ -121,6 +124,7 @@ class RunWriter(EventWriter):
                     fence=self.fence,
                     batch_no=self._batch_no,
                     events=batch,
+                    format=format_,
                     **facts,
                 )
             )

@@ -47,6 +47,7 @@ class FactKind(StrEnum):
     EXTEND = "extend"
     RESPONSE = "response"
     WAIT = "wait"
+    JOB = "job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ FACTS: Mapping[FactKind, FactSpec] = {
         "model call -> its response that goes on in the background at the provider", ends_with_life=True
     ),
     FactKind.WAIT: FactSpec("call that waits -> what it waits for, until when (ms), and where it was made"),
+    FactKind.JOB: FactSpec(
+        "call of a tool -> its job that goes on in the background of a service, and when it was started"
+    ),
     FactKind.EXTEND: FactSpec("number -> an extension of the budget, in this order"),
 }
 

@@ -18,6 +18,7 @@ __all__ = [
     "BY_CONTENT",
     "BY_PLACE",
     "DELEGATES",
+    "HAS_JOB",
     "NEWEST_READ",
     "PARKS",
     "PARSE_ERRORS",
@@ -45,6 +46,8 @@ DELEGATES = 4
 """A format of runs: the run has delegated to another agent, or another run has delegated to it."""
 SUMMARIES = 4
 """A format of sessions: a summary stands for the oldest messages, which the versions before do not know."""
+HAS_JOB = 4
+"""A format of runs: a call of the run has started a job in the background of a service, and waits for it."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
 NEWEST_READ = 4

@@ -2,7 +2,17 @@
 
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.function import tool
+from openagents_worker.tools.jobs import JobHandle, JobStatus
 from openagents_worker.tools.toolset import Toolset
 from openagents_worker.tools.typed import TypedTool
 
-__all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin", "Toolset", "TypedTool", "tool"]
+__all__ = [
+    "JobHandle",
+    "JobStatus",
+    "ToolContext",
+    "ToolExecutionSpec",
+    "ToolPlugin",
+    "Toolset",
+    "TypedTool",
+    "tool",
+]

@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from openagents_worker.agents.plugin import Plugin
+from openagents_worker.tools.jobs import JobHandle, JobStatus
 
 __all__ = [
     "Reconciled",
@@ -33,7 +34,9 @@ class ToolExecutionSpec(BaseModel):
 
     concurrency_safe: bool = False
     interrupt_behavior: Literal["cancel", "block"] = "cancel"
+    """`block`: a call ends, within ten seconds, before a cancellation takes effect. Its timeout holds."""
     side_effects: str = "unknown"
+    """`none`, `network`, `files`, `processes`, `state` or another word: what calls affect, for executors."""
     approval_mode: Literal["inherit", "always", "never"] = "inherit"
     default_timeout_ms: int | None = None
     reads_files: bool = False
@@ -42,6 +45,8 @@ class ToolExecutionSpec(BaseModel):
     """Whether the tool is called by `invoke_stream`, an async generator, in place of `invoke`."""
     cpu_bound: bool = False
     """Whether it uses much CPU time: then its function runs in another process, without a context."""
+    background: bool = False
+    """Whether a call starts a job by `invoke_background`, in place of `invoke`, and waits for its end."""
 
 
 class WaitingContext(Protocol):
@@ -243,6 +248,10 @@ class ToolPlugin(Plugin):
         """Check what the schema cannot express. Returns (True, None), or (False, problem)."""
         return True, None
 
+    def get_dependencies(self) -> list[str]:
+        """The ids of the tools that this one calls. An agent without one of them is not accepted."""
+        return []
+
     async def preflight(self, context: ToolContext | None) -> None:
         """Called once before the first step of a run. Raise `PermanentToolError` if the tool cannot work."""
 
@@ -270,3 +279,26 @@ class ToolPlugin(Plugin):
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
         return self.execution_spec().approval_mode == "always"
+
+    async def invoke_background(self, params: dict[str, Any], context: ToolContext | None) -> JobHandle:
+        """Start a job of a service, and return what is needed to find it again.
+
+        Called in place of `invoke` if `execution_spec().background` is true, or the agents file says so. Send
+        the idempotency key of the context to the service.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")
+
+    async def poll_job(self, handle: JobHandle, context: ToolContext | None) -> JobStatus:
+        """Ask for the state of a job, perhaps in another process than that which started it.
+
+        A retryable error means: ask again later. Any other error ends the call.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")
+
+    async def cancel_job(self, handle: JobHandle, context: ToolContext | None) -> bool:
+        """Cancel a job whose result nobody waits for. Returns whether it was still running.
+
+        May be called again for the same job. The context of a run that has ended has its ids and its
+        dependencies only. An error means: try again later.
+        """
+        raise NotImplementedError(f"{self.tool_name} does not work in the background")

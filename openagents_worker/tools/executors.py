@@ -7,14 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openagents_worker.agents.executors import (
+    CompositeOptions,
     ConcurrentBatchOptions,
+    CustomExecutor,
     DefaultOptions,
     FilesystemOptions,
+    NetworkOptions,
     RetryOptions,
     SafeOptions,
 )
 from openagents_worker.quick_init import quick_init
-from openagents_worker.tools.policies import CommandPolicy, ExecutionPolicy, FilesystemPolicy
+from openagents_worker.tools.policies import (
+    CommandPolicy,
+    CompositePolicy,
+    ExecutionPolicy,
+    FilesystemPolicy,
+    NetworkPolicy,
+)
 
 __all__ = ["CallRules"]
 
@@ -57,6 +66,13 @@ class CallRules:
                 return replace(self, retry=self.retry or options)
             case FilesystemOptions():
                 return replace(self, policies=(*self.policies, FilesystemPolicy(options)))
+            case NetworkOptions():
+                return replace(self, policies=(*self.policies, NetworkPolicy(options)))
+            case CompositeOptions():
+                children = [CallRules.of(child).policies for child in options.layers]
+                return replace(self, policies=(*self.policies, CompositePolicy(children, options.mode)))
+            case CustomExecutor():
+                return self  # it is called in place of the tool, see `runtime.calls.executors`
             case ConcurrentBatchOptions():
                 most = min(self.max_concurrency or options.max_concurrency, options.max_concurrency)
                 return replace(self, max_concurrency=most)

@@ -5,19 +5,38 @@ A policy goes by what a tool can do, as its schema and its `ToolExecutionSpec` s
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
-from openagents_worker.agents.executors import FilesystemOptions
+from openagents_worker.agents.executors import FilesystemOptions, NetworkOptions
+from openagents_worker.errors import PermanentToolError, text_of
 from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.builtin.networks import is_public
 
-__all__ = ["CommandPolicy", "ExecutionPolicy", "FilesystemPolicy", "PolicyRequest"]
+__all__ = [
+    "CommandPolicy",
+    "CompositePolicy",
+    "ExecutionPolicy",
+    "FilesystemPolicy",
+    "NetworkPolicy",
+    "PolicyRequest",
+    "check_policies",
+    "check_redirect",
+    "policies_of_call",
+]
 
 PATH_PARAMETERS = ("path", "file_path", "directory", "dir_path", "cwd", "root")
 """The parameters that name a file or a folder."""
+URL_PARAMETERS = ("url", "urls", "uri", "base_url", "endpoint", "host", "hostname")
+"""The parameters that name a host, alone or in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,120 @@ class CommandPolicy:
         if words and words[0] in self._allowed:
             return None
         return "the program is not in command_allowlist"
+
+
+class NetworkPolicy:
+    """Allows some hosts, for tools that may reach the network: by what they declare, and by their parameters.
+
+    A tool without side effects may not reach it. One that declares `network` and whose arguments name no host
+    is denied, because nobody can say what it reaches.
+    """
+
+    def __init__(self, options: NetworkOptions) -> None:
+        self._options = options
+        self._hosts = [host.lower() for host in options.allow_hosts]
+        self._schemes = {scheme.lower() for scheme in options.allow_schemes}
+
+    def problem(self, request: PolicyRequest) -> str | None:
+        if request.spec.side_effects == "none" or request.tool_id in self._options.allow_tools:
+            return None
+        named = [(name, request.arguments[name]) for name in URL_PARAMETERS if name in request.arguments]
+        if not named:
+            is_known = request.spec.side_effects != "network"
+            return None if is_known else "the arguments name no host, and the tool reaches the network"
+        for name, value in named:
+            for text in value if isinstance(value, list) else [value]:
+                if (reason := self._problem_of(name, text)) is not None:
+                    return reason
+        return None
+
+    def _problem_of(self, name: str, text: Any) -> str | None:
+        """Why a host or URL is not allowed; None if it is."""
+        if not isinstance(text, str) or not text or any(char <= " " or char == "\\" for char in text):
+            return f"{name} is not a URL"  # or one that another program reads in another way
+        has_scheme = "://" in text
+        try:
+            parts = urlsplit(text if has_scheme else f"//{text}")
+            host = (parts.hostname or "").lower().rstrip(".")
+        except ValueError:
+            return f"{name} is not a URL"
+        if not host:
+            return f"{name} names no host"
+        if (has_scheme or "url" in name) and parts.scheme.lower() not in self._schemes:
+            return f"the scheme of {name} is not in allow_schemes"
+        if not any(fnmatchcase(host, allowed) for allowed in self._hosts):
+            return f"{host} is not in allow_hosts"
+        if self._options.deny_private_networks and not all(map(is_public, _addresses(host))):
+            return f"{host} is in a private network"
+        return None
+
+
+class CompositePolicy:
+    """Allows what all of its children allow, or what any of them allows.
+
+    Each child is a list of policies that must all allow a call. Without children, everything is allowed. A
+    child that fails denies.
+    """
+
+    def __init__(
+        self, children: Sequence[Sequence[ExecutionPolicy]], mode: Literal["all", "any"] = "all"
+    ) -> None:
+        self._children = children
+        self._mode = mode
+
+    def problem(self, request: PolicyRequest) -> str | None:
+        reason: str | None = None
+        for child in self._children:
+            reason = _first_problem(child, request)
+            if (reason is None) == (self._mode == "any"):
+                return reason
+        return reason
+
+
+def _first_problem(policies: Sequence[ExecutionPolicy], request: PolicyRequest) -> str | None:
+    for policy in policies:
+        try:
+            reason = policy.problem(request)
+        except Exception as error:  # noqa: BLE001 - `resolve` of a tool may raise anything
+            reason = f"a policy has failed: {text_of(error)}"
+        if reason is not None:
+            return reason
+    return None
+
+
+def _addresses(host: str) -> list[str]:
+    """The addresses of a host; none if it cannot be resolved: then the tool cannot reach it either."""
+    try:
+        return [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return []
+
+
+# --- the policies of a call ---------------------------------------------------------------------------------
+
+policies_of_call: ContextVar[tuple[Sequence[ExecutionPolicy], PolicyRequest] | None] = ContextVar(
+    "openagents_policies", default=None
+)
+"""The policies of the call that is being made, and what they have allowed."""
+
+
+async def check_policies(policies: Sequence[ExecutionPolicy], request: PolicyRequest) -> None:
+    """Raises `PermanentToolError` for a call that a policy denies. They work in a thread: some ask the file
+    system, or resolve a host."""
+    for policy in policies:
+        if (reason := await asyncio.to_thread(policy.problem, request)) is not None:
+            raise PermanentToolError(
+                f"policy denied: {reason}",
+                request.tool_id,
+                hint="the tool_executor in the agents file decides what the tools of an agent may do",
+            )
+
+
+async def check_redirect(url: str) -> None:
+    """Raises `PermanentToolError` if this call is sent to another URL, and its policies do not allow that."""
+    if (current := policies_of_call.get()) is not None:
+        policies, request = current
+        await check_policies(policies, replace(request, arguments={**request.arguments, "url": url}))
 
 
 def _paths(request: PolicyRequest) -> Iterator[tuple[str, Any]]:

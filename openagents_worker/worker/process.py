@@ -37,8 +37,9 @@ from openagents_worker.worker.heartbeat import (
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
+from openagents_worker.worker.open_jobs import OpenJobs
 from openagents_worker.worker.open_responses import OpenResponses
-from openagents_worker.worker.outbox import Outbox, Recipients
+from openagents_worker.worker.outbox import Outbox, Recipient, Recipients
 from openagents_worker.worker.registration import WorkerIdentity, registration_of
 from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
@@ -97,11 +98,13 @@ class WorkerProcess:
         self._service = Service(self._background_parts())
 
     def _all_recipients(self) -> Recipients:
-        """Those of the caller, and our own if calls of a model may go on without a worker."""
-        if not self._assembly.has_background_models():
-            return self._recipients
-        own = OpenResponses(self.store, self._assembly)
-        return replace(self._recipients, all=(*self._recipients.all, own))
+        """Those of the caller, and our own if a model call or a job may go on without a worker."""
+        own: list[Recipient] = []
+        if self._assembly.has_background_models():
+            own.append(OpenResponses(self.store, self._assembly))
+        if self._assembly.has_jobs():
+            own.append(OpenJobs(self.store, self._assembly))
+        return replace(self._recipients, all=(*self._recipients.all, *own))
 
     async def _build(self) -> None:
         """Create the parts, on the loop."""

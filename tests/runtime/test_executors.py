@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 from openagents_worker import Agent, RunContext, ToolContext, tool
+from openagents_worker.agents import read_agents_file
 from openagents_worker.agents.executors import EXECUTORS
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, ToolRateLimitError
+from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState
+from openagents_worker.runtime.calls.guards import interruption as interruption_guard
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.store import scripts
+from openagents_worker.tools import ToolExecutionSpec
 from tests.support.runner import Process, agent, process, scripted
 from tests.support.waiting import await_for
+from tests.unit.tools.test_http import Server, reply, running
 
 MADE: list[Any] = []
 GATES: dict[str, asyncio.Event] = {}
@@ -226,3 +235,267 @@ async def test_the_default_of_the_file_is_for_agents_without_an_executor(redis_u
         await p.run()
         assert await output(p) == "done"
         assert len(MADE) == 2
+
+
+class OwnExecutor:
+    """An executor of a deployment, with the interface of the original SDK."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    async def execute(self, request: Any) -> Any:
+        MADE.append((request.tool_id, self.config, request.execution_spec.side_effects))
+        if request.params.get("fails") == 9:
+            return SimpleNamespace(success=False, data=None, error="refused here", exception=None)
+        if request.params.get("fails") == 8:
+            return "no result"
+        data = await request.tool.invoke(request.params, request.context)
+        return SimpleNamespace(success=True, data=data, error=None, metadata={"by": "own"})
+
+
+OWN = {"impl": f"{__name__}.OwnExecutor", "config": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    "executor", [OWN, {"type": "retry", "config": {**ONE_TRY_LESS, "inner": OWN}}], ids=["alone", "inside"]
+)
+async def test_an_executor_of_the_deployment_makes_the_calls(redis_url: str, executor: Any) -> None:
+    """Its result is that of the call, with the cause of an error. The guards come before it."""
+    calls = [("flaky", {"fails": fails}) for fails in (0, 9, 8)] + [("flaky", {"fails": "many"})]
+    async with process(redis_url, caller(executor, *calls)) as p:
+        await p.run()
+        assert await output(p) == ["try 2", "tool.error", "tool.error", "tool.validation"]
+        assert [each for each in MADE if isinstance(each, tuple)] == [("flaky", {"x": 1}, "unknown")] * 3
+        events = [event for event in await p.events() if event["name"] in ("tool.succeeded", "tool.failed")]
+        assert events[0]["payload"]["executor_metadata"] == {"by": "own"}
+        assert "refused here" in events[1]["payload"]["error"]
+
+
+async def test_a_tool_may_have_an_executor_of_its_own(redis_url: str) -> None:
+    """In place of that of the agent, also for how many calls are made at once."""
+    one_at_once = {"type": "concurrent_batch", "config": {"max_concurrency": 1}}
+    tools = [
+        {"id": "wait", "impl": f"{__name__}.wait", "tool_executor": one_at_once},
+        {"id": "flaky", "impl": f"{__name__}.flaky", "tool_executor": {"type": "default"}},
+    ]
+    calls = [("wait", {"number": 1}), ("wait", {"number": 2}), ("flaky", {"fails": 0})]
+    executor = {"type": "filesystem_aware", "config": {"deny_tools": ["wait", "flaky"]}}
+    async with process(redis_url, caller(executor, *calls, tools=tools)) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: MADE, "one call is made")
+        await p.event_names()
+        assert MADE == [1]
+        GATES["open"].set()
+        await executing
+        assert await output(p) == [1, 2, "try 3"]
+
+
+@tool
+async def fetch(url: str) -> str:
+    """Get a page."""
+    MADE.append(url)
+    return "fetched"
+
+
+class Fixed:
+    """A tool that reaches the network, with a host of its own."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(side_effects="network")
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        return "reached"
+
+
+FIXED = {"id": "fixed", "impl": f"{__name__}.Fixed"}
+NETWORK = {"allow_hosts": ["*.example.com", "127.0.0.1"], "allow_tools": ["own"]}
+
+
+async def test_tools_reach_allowed_hosts_only(redis_url: str) -> None:
+    """A06: by what a tool can do and by its arguments, whatever its name is. An address in a private network
+    is denied also if it is allowed by name."""
+    urls = {
+        "https://www.example.com/a": True,
+        "https://www.example.com.evil.org/": False,
+        "https://evil.org\\@www.example.com/": False,
+        "ftp://www.example.com/": False,
+        "www.example.com": False,
+        "http://127.0.0.1/": False,
+        "http://[::1]/": False,
+        "": False,
+    }
+    tools = [fetch, FIXED, {**FIXED, "id": "own"}, {"id": "parse", "type": "url_parse"}]
+    calls = [*(("fetch", {"url": url}) for url in urls), ("fixed", {}), ("own", {})]
+    calls.append(("parse", {"url": "http://evil.org/"}))
+    executor = {"type": "network_aware", "config": NETWORK}
+    async with process(redis_url, caller(executor, *calls, tools=tools)) as p:
+        await p.run()
+        found = await output(p)
+        denied = [each == "tool.permanent" for each in found]
+        assert denied == [*(not allowed for allowed in urls.values()), True, False, False]
+        assert MADE == ["https://www.example.com/a"]
+
+
+async def test_a_redirect_must_be_allowed_as_well(redis_url: str) -> None:
+    """The built-in `http_request` asks the policies of its call again."""
+    server = Server()
+    async with running(server):
+        server.answer = reply("302 Found", Location=f"http://localhost:{server.port}/x")
+        tool_ = {"id": "http", "type": "http_request", "config": {"deny_private_networks": False}}
+        config = {"allow_hosts": ["127.0.0.1"], "deny_private_networks": False}
+        calls = ("http", {"url": server.url})
+        executor = {"type": "network_aware", "config": config}
+        async with process(redis_url, caller(executor, calls, tools=[tool_])) as p:
+            await p.run()
+            assert await output(p) == ["tool.permanent"]
+            assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "children", "allowed"),
+    [
+        ("all", [], [True, True]),
+        ("all", ["here", "not_touch"], [False, True]),
+        ("any", ["here", "not_touch"], [True, True]),
+        ("any", ["not_touch"], [False, True]),
+    ],
+)
+async def test_executors_are_combined(
+    redis_url: str, tmp_path: Path, mode: str, children: list[str], allowed: list[bool]
+) -> None:
+    """All of them must allow a call, or any of them; without one, everything is allowed."""
+    of_name = {
+        "here": {"type": "filesystem_aware", "config": {"read_roots": [str(tmp_path)]}},
+        "not_touch": {"type": "filesystem_aware", "config": {"deny_tools": ["touch"]}},
+    }
+    config = {"mode": mode, "children": [of_name[name] for name in children]}
+    calls = [("touch", {"path": str(tmp_path / "file")}), ("flaky", {"fails": 0})]
+    async with process(redis_url, caller({"type": "composite", "config": config}, *calls)) as p:
+        await p.run()
+        assert [each != "tool.permanent" for each in await output(p)] == allowed
+
+
+class Careful(Fixed):
+    """A tool that must not be interrupted."""
+
+    durable_idempotent = False
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(interrupt_behavior="block")
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        MADE.append("begin")
+        await GATES["open"].wait()
+        MADE.append("end")
+        return "done"
+
+
+CAREFUL = {"id": "careful", "impl": f"{__name__}.Careful"}
+
+
+async def test_a_tool_that_blocks_ends_before_its_run_is_cancelled(redis_url: str) -> None:
+    """Its outcome is recorded, and nothing of the run is executed afterwards."""
+    async with process(
+        redis_url, caller(None, ("careful", {}), ("broken", {}), tools=[CAREFUL, broken])
+    ) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: MADE, "the tool works")
+        await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
+        p.runner.latch("r1", LatchReason.CANCELLED)
+        await p.event_names()
+        assert MADE == ["begin"]
+        GATES["open"].set()
+        await executing
+        assert MADE == ["begin", "end"]
+        assert (await p.record()).state is RunState.CANCELLED
+        (record,) = [each for each in await p.journal() if each["kind"] == "tool"]
+        assert record["outcome"] == {"ok": "done"}
+
+
+@pytest.mark.parametrize("is_endless", [False, True])
+async def test_a_tool_that_blocks_is_not_cancelled_by_its_pattern(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, is_endless: bool
+) -> None:
+    """The cancellation takes effect after the call, or after a limit."""
+    monkeypatch.setitem(interruption_guard.__globals__, "LONGEST_BLOCK_S", 0.1 if is_endless else 60)
+
+    async def impatient(context: RunContext) -> str:
+        calling = asyncio.create_task(context.call_tool("careful"))
+        await await_for(lambda: MADE, "the tool works")
+        calling.cancel()
+        if not is_endless:
+            asyncio.get_running_loop().call_later(0.05, GATES["open"].set)
+        await asyncio.wait([calling])
+        return "cancelled" if calling.cancelled() else "not cancelled"
+
+    definition = Agent("a", pattern=impatient, tools=[CAREFUL], llm=scripted())
+    async with process(redis_url, definition) as p:
+        await p.run()
+        assert await output(p) == "cancelled"
+        assert (["begin"] if is_endless else ["begin", "end"]) == MADE
+
+
+class NeedsTouch(Fixed):
+    def get_dependencies(self) -> list[str]:
+        return ["touch"]
+
+
+async def test_a_tool_needs_the_tools_that_it_calls(redis_url: str) -> None:
+    """An agent without them is not accepted at the start of a worker; otherwise its runs fail."""
+    needs = {"id": "needs", "impl": f"{__name__}.NeedsTouch"}
+    async with process(redis_url, caller(None, ("needs", {}), tools=[needs, touch])) as p:
+        await p.run()
+        assert await output(p) == ["reached"]
+    other = {"id": "tuch", "impl": f"{__name__}.touch"}
+    definition = agent(tools=[needs, other])
+    async with process(redis_url, definition) as p:
+        await p.submit("r2")
+        await p.execute("r2")
+        result = (await p.record("r2")).result
+        assert result is not None
+        assert result.error_details is not None
+        assert result.error_details.code == "plugin.config"
+        assert "'tuch'" in str(result.error_details.hint)
+    (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
+    assert problem.path == ("agents", 0, "tools", 0)
+
+
+class Odd(Fixed):
+    """A tool whose spec is given by a test."""
+
+    spec: ClassVar[dict[str, Any]] = {}
+
+    def execution_spec(self) -> Any:
+        return SimpleNamespace(model_dump=lambda: dict(self.spec))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"interrupt_behavior": "blok"},
+        {"approval_mode": "maybe"},
+        {"default_timeout_ms": 0},
+        {"cpu_bound": True},
+        {"supports_streaming": True},
+        {"background": True},
+        {"concurrency_safe": "perhaps"},
+    ],
+    ids=lambda spec: next(iter(spec)),
+)
+def test_a_spec_that_has_no_effect_is_refused(monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any]) -> None:
+    """Each field is used, or refused at the start of a worker."""
+    monkeypatch.setattr(Odd, "spec", spec)
+    definition = agent(tools=[{"id": "odd", "impl": f"{__name__}.Odd"}])
+    definition["tools"][0]["impl"] = f"{__name__}.Described"
+    (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
+    assert next(iter(spec)) in problem.text or "background" in problem.text
+
+
+class Described(Odd):
+    def describe(self) -> dict[str, Any]:
+        return {"name": "odd", "description": "Odd.", "parameters": {"type": "object"}}

@@ -111,7 +111,18 @@ def test_an_error_shows_what_is_written_and_never_a_variables_value() -> None:
         ({"tools": [{"id": "my tool", "type": "calc"}]}, "agents[0].tools[0].id: a tool's id is"),
         ({"tools": [{"id": "t", "type": "calc"}, {"id": "t", "type": "uuid"}]}, "tools[0] already has"),
         ({"tool_executor": {"type": "retri"}}, "agents[0].tool_executor: there is no tool_executor of the"),
-        ({"tool_executor": {"impl": "a.B"}}, "tool_executor.impl: a tool_executor that is a custom"),
+        (
+            {"tools": [{"id": "t", "type": "calc", "tool_executor": {"type": "retri"}}]},
+            "agents[0].tools[0].tool_executor: there is no tool_executor of the type 'retri'; did",
+        ),
+        (
+            {"tool_executor": {"type": "composite", "config": {"children": [{"type": "retry"}]}}},
+            "tool_executor.config.children[0]: only filesystem_aware",
+        ),
+        (
+            {"tool_executor": {"type": "retry", "config": {"inner": {"type": "safe", "impl": "a.B"}}}},
+            "tool_executor.config.inner: needs either type or impl",
+        ),
         ({"tool_executor": {"type": "safe", "config": {"x": 1}}}, "agents[0].tool_executor.config.x"),
         ({"tool_executor": {"type": "retry", "config": {"max_attempts": 0}}}, "tool_executor.config.max_att"),
         ({"tool_executor": {"type": "retry", "config": {"inner": {"type": "x"}}}}, "of the type 'x'"),

@@ -18,7 +18,7 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
-from openagents_worker.store.formats import PARKS
+from openagents_worker.store.formats import HAS_JOB, PARKS
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
@@ -185,6 +185,28 @@ def test_parked_runs_wait_for_a_version_that_knows_their_state(
         assert result.final_output == output, result.error_details
         assert result.usage.tool_calls == 2
         story(workshop.client.handle(run_id))
+
+
+def test_a_run_with_a_job_waits_for_a_version_that_knows_jobs(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """A version that does not know them would call the tool in another way, and have the effect twice."""
+    asked = request(agent="firing")
+    run_id = asked["run_id"]
+    first = workshop.start(new)
+    workshop.produce(old, "submit", [asked])
+    wait_for(lambda: workshop.client.record(run_id).state == "waiting", "it waits for its job")
+    first.kill()
+    second = workshop.start(old)
+    if not old.reads(HAS_JOB):
+        wait_for(lambda: is_left(workshop, run_id), "it is left to others", timeout=PATIENCE_S)
+        second.terminate()
+        workshop.start(new)
+
+    result = workshop.client.handle(run_id).wait(timeout=PATIENCE_S)
+    assert result.final_output == "fired", result.error_details
+    assert [line["what"] for line in workshop.sawn(run_id)] == ["begin"]
+    story(workshop.client.handle(run_id))
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ from openagents_worker.models import MAX_MESSAGE_CHARS, Decision, ErrorDetails, 
 from openagents_worker.models.usage import ONE_TOOL_CALL
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.call_outcome import Event
+from openagents_worker.runtime.calls.executors import execute_by
 from openagents_worker.runtime.calls.interrupted import RecordedOutcome
+from openagents_worker.runtime.calls.jobs import run_job
 from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order, is_needed
 from openagents_worker.runtime.calls.tool_stream import stream
 from openagents_worker.runtime.context import CallContext, writing_to
@@ -158,7 +160,7 @@ class RecordedTool:
             error=error,
             events=events,
             # A retryable error does not repeat a call whose side effects may already have happened.
-            may_retry=self._tool.may_repeat or not call.has_begun,
+            may_retry=(self._tool.may_repeat or not call.has_begun) and not call.has_job,
             usage=ONE_TOOL_CALL,
         )
 
@@ -178,6 +180,10 @@ def _more_fields(call: ToolCall) -> dict[str, Any]:
 
 async def _execute(call: ToolCall) -> Any:
     """Call the tool itself, after all guards."""
+    if call.tool.is_background:
+        return await run_job(call)
     if call.tool.is_streaming:
         return await cancelling_itself_only(stream(call))
+    if call.tool.executor is not None:
+        return await cancelling_itself_only(execute_by(call.tool.executor, call))
     return await cancelling_itself_only(call.tool.toolset.call(call.tool_id, call.params, call.context))

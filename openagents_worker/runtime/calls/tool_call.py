@@ -19,6 +19,8 @@ from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.function import FunctionTool
+from openagents_worker.tools.jobs import check_job_methods
+from openagents_worker.tools.specs import spec_of
 from openagents_worker.tools.toolset import Toolset
 
 __all__ = [
@@ -44,10 +46,13 @@ class ToolPolicy:
     """None: the tool itself says whether a call needs an approval."""
     approval_timeout_ms: int | None = None
     approval_default: Literal["deny", "approve", "fail"] = "deny"
+    background: bool | None = None
+    """None: the tool itself says whether its calls start jobs."""
 
     @classmethod
     def of(cls, ref: ToolRef) -> ToolPolicy:
-        return cls(ref.on_interrupted, ref.approval, ref.approval_timeout_ms, ref.approval_default)
+        approval = (ref.approval, ref.approval_timeout_ms, ref.approval_default)
+        return cls(ref.on_interrupted, *approval, ref.background)
 
 
 NO_RULES = CallRules()
@@ -65,10 +70,13 @@ class BoundTool:
         timeout_ms: int | None = None,
         rules: CallRules = NO_RULES,
         policy: ToolPolicy = ToolPolicy(),
+        executor: Any = None,
     ) -> None:
         """`plugin` describes the tool and has its hooks, `toolset` makes its calls.
 
         `timeout_ms` limits each call. None: the limit of the tool itself or, without one, the default.
+        `executor` is an executor of the deployment, which makes the calls (`calls.executors`). Raises
+        `PluginConfigError` for a tool that shall start jobs and cannot.
         """
         self.tool_id = tool_id
         self.plugin = plugin
@@ -76,17 +84,20 @@ class BoundTool:
         described = plugin.describe() if hasattr(plugin, "describe") else {}
         self.description: Mapping[str, Any] = {**described, "name": tool_id}
         self.schema: Mapping[str, Any] = described.get("parameters") or {"type": "object"}
-        spec = plugin.execution_spec() if hasattr(plugin, "execution_spec") else None
-        self.spec = (
-            ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
-        )
+        self.spec = spec_of(plugin, tool_id)
         self.timeout_ms = timeout_ms or self.spec.default_timeout_ms or rules.default_timeout_ms
+        self.job_limit_ms = timeout_ms or self.spec.default_timeout_ms
         self.policy = policy
         self.rules = rules
+        self.executor = executor
+        self.slots: asyncio.Semaphore | None = None
+        """Limits the calls of this tool that are made at once. None: those of its run do."""
         self.may_need_approval = _may_need_approval(plugin, self.spec, policy)
-        self.is_streaming = (
-            self.spec.supports_streaming and rules.may_stream and hasattr(plugin, "invoke_stream")
-        )
+        self.is_background = self.spec.background if policy.background is None else policy.background
+        if self.is_background:
+            check_job_methods(plugin, tool_id)
+        may_stream = rules.may_stream and not self.is_background
+        self.is_streaming = self.spec.supports_streaming and may_stream and hasattr(plugin, "invoke_stream")
         self.may_repeat = bool(getattr(plugin, "durable_idempotent", True))
 
     @cached_property
@@ -137,6 +148,8 @@ class ToolCall:
     """The decision about its approval."""
     has_begun: bool = False
     """Whether code of the tool was called that may have had side effects."""
+    has_job: bool = False
+    """Whether a job was started for it: a retryable error must not start another one."""
     executor_metadata: dict[str, Any] = field(default_factory=dict)
     """What its executor did for it, for the event of its end."""
     has_streamed: bool = False

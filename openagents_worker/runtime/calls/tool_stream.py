@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from openagents_worker.runtime.calls.executors import pieces_of
 from openagents_worker.runtime.calls.tool_call import ToolCall
 from openagents_worker.tools.streaming import streamed_result
 
@@ -20,8 +21,13 @@ async def stream(call: ToolCall) -> Any:
             call.has_streamed = True
             await writer.output(call_id, text)
 
+    executor = call.tool.executor
+    if hasattr(executor, "execute_stream"):
+        pieces = pieces_of(executor, call)
+    else:
+        pieces = call.tool.plugin.invoke_stream(call.params, call.context)
     return await streamed_result(
-        call.tool.plugin.invoke_stream(call.params, call.context),
+        pieces,
         publish,
         tool_name=call.tool_id,
         max_chars=call.run.context.recorder.max_record_bytes,

@@ -1,5 +1,6 @@
 -- Appends a batch of events, and writes `facts` (name, value, name, value …) that the attempt states ahead of a record. A batch that is
--- already stored (because its answer was lost) is not stored again. `taken` are facts that a run without records has received. Returns OK | SAME | FENCED
+-- already stored (because its answer was lost) is not stored again. `taken` are facts that a run without records has received. `format`: a worker
+-- must be able to read it to execute the run. Returns OK | SAME | FENCED
 --#include run
 --#include records
 local run = live(run_id, fence)
@@ -8,6 +9,7 @@ if batch_no <= run.emit_no then return 'SAME' end
 if #facts + #taken > 0 then needs(k.facts(run_id), 'hash') end
 if #facts > 0 then redis.call('HSET', k.facts(run_id), unpack(facts)) end
 for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end
+if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
 redis.call('HSET', k.run(run_id), 'emit_no', batch_no)
 append(run, events)
 return 'OK'

@@ -170,11 +170,13 @@ def emit(
     events: Events,
     facts: PayloadPairs = (),
     taken: Sequence[str] = (),
+    format: int = 0,
 ) -> WriteAnswer:
     """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once.
 
     `facts` are names and values (JSON) of facts that the attempt writes ahead of a record (`store.facts`).
-    `taken` are the names of facts that a run without records has received.
+    `taken` are the names of facts that a run without records has received. `format` becomes that of the run,
+    if it is higher.
     """
 
 

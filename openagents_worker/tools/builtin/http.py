@@ -29,6 +29,7 @@ from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.builtin.http_client import open_client
+from openagents_worker.tools.policies import check_redirect
 from openagents_worker.tools.typed import TypedTool, with_own_limit
 
 __all__ = ["HttpRequest"]
@@ -170,6 +171,7 @@ class HttpRequest(TypedTool):
             try:
                 if response.next_request is None:
                     return await self._result(request, response)
+                await check_redirect(str(response.next_request.url))
                 request = _redirected(request, response.next_request)
             finally:
                 await response.aclose()

@@ -77,3 +77,31 @@ class Varnish(ToolPlugin):
     async def invoke(self, params: dict[str, Any], context: Any) -> str:
         _note("begin", context)
         return "varnished"
+
+
+class Fire(ToolPlugin):
+    """Fires clay in a kiln, a job that takes some seconds. A version without jobs would call `invoke`."""
+
+    name = "fire"
+    description = "Fires clay."
+    durable_idempotent = False
+    SECONDS = 4
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec.model_validate({"background": True})
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        _note("invoked", context)
+        return "broken"
+
+    async def invoke_background(self, params: dict[str, Any], context: Any) -> dict[str, Any]:
+        _note("begin", context)
+        return {"job_id": "kiln", "created_at": time.time()}
+
+    async def poll_job(self, handle: Any, context: Any) -> dict[str, Any]:
+        is_over = time.time() > handle.created_at + self.SECONDS
+        status = "succeeded" if is_over else "running"
+        return {"status": status, "result": "fired", "poll_after_ms": 1_500}
+
+    async def cancel_job(self, handle: Any, context: Any) -> bool:
+        return True

@@ -13,6 +13,7 @@ from openagents_worker.runtime.calls.guards.deadline import deadline
 from openagents_worker.runtime.calls.guards.fallback import fallback
 from openagents_worker.runtime.calls.guards.hooks import hooks
 from openagents_worker.runtime.calls.guards.intent import intent
+from openagents_worker.runtime.calls.guards.interruption import interruption
 from openagents_worker.runtime.calls.guards.lease_margin import lease_margin
 from openagents_worker.runtime.calls.guards.order import order
 from openagents_worker.runtime.calls.guards.retry import retry
@@ -29,6 +30,7 @@ GUARDS: tuple[Guard, ...] = (
     concurrency,  # after the approval: a call that waits for a person keeps no other call from being made
     intent,  # after the approval: the intent holds the arguments with which the tool is called
     lease_margin,  # after the checks, which may take longer than the lease
+    interruption,  # around everything that is executed: `after_invoke` belongs to it
     fallback,  # around the hooks: `after_invoke` learns that the tool has failed
     hooks,  # around the deadline: `after_invoke` learns that the tool took too long
     retry,  # inside the hooks, which see one call; each try has a deadline of its own

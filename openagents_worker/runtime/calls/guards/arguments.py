@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
-from openagents_worker.errors import CheckLimitExceeded, PermanentToolError, ToolValidationError
+from openagents_worker.errors import CheckLimitExceeded, ToolValidationError
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall
-from openagents_worker.tools.policies import PolicyRequest
+from openagents_worker.tools.policies import PolicyRequest, check_policies, policies_of_call
 
 __all__ = ["arguments", "check_arguments"]
 
@@ -19,7 +18,13 @@ SHOWN_SCHEMA_CHARS = 500  # of the schema, in the hint for the model
 async def arguments(call: ToolCall, proceed: Proceed) -> Any:
     """Check the arguments of the call. Raises `ToolValidationError` with a text for the model."""
     await check_arguments(call)
-    return await proceed(call)
+    if not call.tool.rules.policies:
+        return await proceed(call)
+    token = policies_of_call.set((call.tool.rules.policies, _policy_request(call)))
+    try:
+        return await proceed(call)
+    finally:
+        policies_of_call.reset(token)
 
 
 async def check_arguments(call: ToolCall) -> None:
@@ -30,23 +35,15 @@ async def check_arguments(call: ToolCall) -> None:
         shown = dumps(call.tool.schema)[:SHOWN_SCHEMA_CHARS]
         raise ToolValidationError(problem, call.tool_id, hint=f"the parameters are {shown}")
     if call.tool.rules.policies:
-        await _check_policies(call)
+        await check_policies(call.tool.rules.policies, _policy_request(call))
 
 
-async def _check_policies(call: ToolCall) -> None:
-    """Ask each policy, in a thread: some ask the file system."""
+def _policy_request(call: ToolCall) -> PolicyRequest:
     tool = call.tool
     parameters = tool.schema.get("properties")
     known = parameters if isinstance(parameters, dict) else {}
     resolve = getattr(tool.plugin, "resolved", os.path.abspath)  # the file tools know what their paths mean
-    request = PolicyRequest(tool.tool_id, tool.spec, known, call.params, resolve)
-    for policy in tool.rules.policies:
-        if (reason := await asyncio.to_thread(policy.problem, request)) is not None:
-            raise PermanentToolError(
-                f"policy denied: {reason}",
-                tool.tool_id,
-                hint="the tool_executor of the agent in the agents file decides what its tools may do",
-            )
+    return PolicyRequest(tool.tool_id, tool.spec, known, call.params, resolve)
 
 
 async def _schema_problem(call: ToolCall) -> str | None:

@@ -11,9 +11,9 @@ from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_
 __all__ = ["deadline"]
 
 
-@needed_if(lambda tool, _: tool.timeout_ms is not None)
+@needed_if(lambda tool, _: tool.timeout_ms is not None and not tool.is_background)
 async def deadline(call: ToolCall, proceed: Proceed) -> Any:
-    """Cancels the call when its time is over. Raises `ToolTimeoutError`."""
+    """Cancels the call when its time is over. Raises `ToolTimeoutError`. A job has a limit of its own."""
     limit_ms = call.tool.timeout_ms
     if limit_ms is None:
         return await proceed(call)

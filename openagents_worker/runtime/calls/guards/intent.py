@@ -5,27 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from openagents_worker.errors import ToolError
-from openagents_worker.runtime.calls.interrupted import RECONCILE_TIMEOUT_MS, CallWithEffect
+from openagents_worker.runtime.calls.interrupted import RECONCILE_TIMEOUT_MS, CallWithEffect, KnownOutcome
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 from openagents_worker.runtime.effects import Effect
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.user_code import tool_error
 
-__all__ = ["intent"]
+__all__ = ["begin_effect", "intent"]
 
 
-@needed_if(lambda tool, _: not tool.may_repeat)
+@needed_if(lambda tool, _: not tool.may_repeat and not tool.is_background)
 async def intent(call: ToolCall, proceed: Proceed) -> Any:
     """Stores that the call begins. A call that an earlier attempt has begun is made only if that is allowed.
 
-    Calls that may be repeated pass unchanged. Raises `OutcomeUnknown`, or suspends the run until somebody
-    decides.
+    Calls that may be repeated pass unchanged, and so do those with a job: only its start has an effect
+    (`calls.jobs`). Raises `OutcomeUnknown`, or suspends the run until somebody decides.
     """
     effect: Effect | None = call.info.effect
     if effect is None:
         return await proceed(call)
-    begun = _with_effect(call, effect)
-    if (known := await begun.begin(call.params)) is not None:
+    if (known := await begin_effect(call)) is not None:
         call.has_begun = True  # an error in it is not retried
         return known.outcome()
     try:
@@ -42,6 +41,12 @@ async def intent(call: ToolCall, proceed: Proceed) -> Any:
             if error.was_executed is None:
                 effect.keep(call.info)
         raise
+
+
+async def begin_effect(call: ToolCall) -> KnownOutcome | None:
+    """Store that the effect of a call begins. If an earlier attempt has begun it: its outcome, once known."""
+    effect: Effect | None = call.info.effect
+    return None if effect is None else await _with_effect(call, effect).begin(call.params)
 
 
 def _with_effect(call: ToolCall, effect: Effect) -> CallWithEffect:

@@ -15,7 +15,8 @@ __all__ = ["retry"]
 
 
 def _may_retry(tool: BoundTool, _: ToolRun) -> bool:
-    return tool.rules.retry is not None and tool.may_repeat and not tool.is_streaming
+    is_one_request = not tool.is_streaming and not tool.is_background
+    return tool.rules.retry is not None and tool.may_repeat and is_one_request
 
 
 @needed_if(_may_retry)

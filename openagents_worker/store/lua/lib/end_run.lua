@@ -41,6 +41,22 @@ local function end_children(run, all)
   return wakes
 end
 
+local HAS_JOB = 4 -- the format of a run that has started a job, see store/formats.py
+
+-- open_jobs(run): the event for each job that goes on although its run ends. A worker cancels it; the end does not wait for that
+local function open_jobs(run)
+  local events = {}
+  local names = run.format >= HAS_JOB and redis.pcall('HKEYS', k.facts(run.id)) or {}
+  for _, name in ipairs(names.err and {} or names) do
+    local call = string.match(name, '^' .. FACT.job .. '(.+)$')
+    if call then
+      events[#events + 1] = 'tool.background.abandoned'
+      events[#events + 1] = '{"call_id":' .. q(call) .. '}'
+    end
+  end
+  return events
+end
+
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
 -- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
 -- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
@@ -54,6 +70,8 @@ local function end_run(run, ending)
   redis.call('ZREM', k.timeouts(), run.id)
   redis.call('ZREM', k.sent(run.queue), run.id)
   redis.call('ZREM', k.index(APPROVALS), run.id)
+  local jobs = open_jobs(run)
+  if #jobs > 0 then append(run, jobs) end
   append(run, {ending.name, ending.payload, 'session.run.completed', ending.completed}, true)
 
   local wakes = {}

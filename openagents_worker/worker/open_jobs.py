@@ -1,0 +1,109 @@
+"""Open jobs: the only place that cancels the jobs of tools whose runs have ended.
+
+A run may end while a job that it has started goes on: it is cancelled, also while no worker executes it, or
+its time is over. The end does not wait for the service of the job. It is delivered here by the outbox, on any
+worker that has the agent, until the tool has cancelled the job.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from openagents_worker.errors import RunNotFound
+from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.deps import opened_deps
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.facts import Fact, FactKind
+from openagents_worker.store.records import aread_facts, aread_record
+from openagents_worker.store.scripts import RunEnd
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.tools.jobs import handle_of
+
+__all__ = ["EndedRunContext", "OpenJobs"]
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class EndedRunContext:
+    """What `cancel_job` sees of a run that has ended. Changes are not stored."""
+
+    run_request: RunRequest
+    idempotency_key: str
+    """The key with which the job was started."""
+    deps: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        return self.run_request.run_id
+
+    @property
+    def agent_id(self) -> str:
+        return self.run_request.agent_id
+
+    @property
+    def session_id(self) -> str:
+        return self.run_request.session_id
+
+    @property
+    def input_text(self) -> str:
+        return self.run_request.input_text
+
+
+class OpenJobs:
+    """A recipient of the ends of runs. Most ends have no open job: that is one read."""
+
+    name = "open_jobs"
+
+    def __init__(self, store: AsyncStore, assembly: Assembly) -> None:
+        self._store, self._assembly = store, assembly
+
+    async def deliver(self, end: RunEnd) -> None:
+        """Cancel the jobs of the run that have not ended. Raises an error for a new try."""
+        jobs = list((await aread_facts(self._store, end.run_id)).of(FactKind.JOB))
+        if not jobs:
+            return
+        try:
+            record = await aread_record(self._store, end.run_id)
+        except RunNotFound:
+            return
+        if record.life != end.life or not record.state.is_terminal or record.request is None:
+            return  # it was resumed, and waits for its jobs again
+        errors: list[Exception] = []
+        for job in jobs:
+            try:
+                await self._cancel(record, record.request, job)
+            except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others come first
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ExceptionGroup("several jobs", errors)
+
+    async def _cancel(self, record: RunRecord, request: RunRequest, job: Fact) -> None:
+        note = job.value(run_id=record.run_id)
+        tool_id = note.get("tool_id") if isinstance(note, dict) else None
+        if not isinstance(tool_id, str):
+            return  # another program has written it
+        handle = handle_of(note.get("handle"), tool_id)
+        context = EndedRunContext(request, str(note.get("key") or ""))
+        async with AsyncExitStack() as opened:
+            if request.deps is not None:
+                offload = self._assembly.offload
+                context.deps = await opened.enter_async_context(opened_deps(request.deps, offload.in_thread))
+            parts = self._assembly.parts(record.agent_id)
+            opened.push_async_callback(parts.aclose)
+            tool = parts.single_tools().get(tool_id)
+            if tool is None:
+                log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
+                return
+            was_running = await tool.cancel_job(handle, context)
+        log.info(
+            "tool.job_cancelled",
+            run_id=record.run_id,
+            tool_id=tool_id,
+            job_id=handle.job_id,
+            was_running=bool(was_running),
+        )
