@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from openagents_worker.cli.display import short
-from openagents_worker.cli.run_summary import CallState, CallSummary
-from openagents_worker.cli.times import duration_text
+from openagents_worker.producer.run_summary import CallState, CallSummary
+from openagents_worker.producer.time_text import duration_text
 
 __all__ = ["call_text", "duration_or_dash", "tokens_and_cost"]
 

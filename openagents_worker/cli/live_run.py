@@ -12,12 +12,12 @@ from typing import Any, Self
 from openagents_worker.cli.call_text import call_text, duration_or_dash, tokens_and_cost
 from openagents_worker.cli.display import Follower, event_line, is_shown, usage_text
 from openagents_worker.cli.live_region import LiveRegion
-from openagents_worker.cli.run_summary import CallState, CallSummary, SummaryOfEvents
 from openagents_worker.cli.terminal import Safe, err, joined, styled
-from openagents_worker.cli.times import duration_text
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunUsage
 from openagents_worker.printable import one_line
+from openagents_worker.producer.run_summary import CallState, CallSummary, SummaryOfEvents
+from openagents_worker.producer.time_text import duration_text
 
 __all__ = ["LiveFollower", "RunTree"]
 

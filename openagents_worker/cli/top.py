@@ -9,9 +9,9 @@ from typing import Any
 from openagents_worker.cli.health import problems_of, queue_table, status_json, worker_table
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import Safe, joined, styled
-from openagents_worker.cli.times import clock_time
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.time_text import clock_time
 from openagents_worker.store.fleet import Fleet, read_fleet
 from openagents_worker.store.listing import Problem
 
