@@ -22,7 +22,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import PARKS, WRITTEN
 from openagents_worker.store.parking import Park
-from openagents_worker.store.scripts import Delegated, ScriptCall, SuspendKind, WriteResult
+from openagents_worker.store.scripts import DelegateAnswer, Delegated, ScriptCall, SuspendKind, WriteResult
 
 __all__ = ["RunWriter"]
 
@@ -53,6 +53,8 @@ class RunWriter(EventWriter):
         self.store = store
         self.fence = identity.fence
         self._length = length
+        self._acknowledged = 0
+        """The number of the last batch that Redis has stored."""
         self._deferred: list[_DeferredRecord] = []
         self.format = WRITTEN
         """The format of the records of this run. A worker that cannot read it skips the run."""
@@ -72,6 +74,7 @@ class RunWriter(EventWriter):
             await self.store.write(
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
             )
+            self._acknowledged = self._batch_no
 
     def defer_start(self, record: str, event: Event) -> None:
         """Queue record 0, to be stored with the next write. `event` announces its checkpoint."""
@@ -128,6 +131,7 @@ class RunWriter(EventWriter):
                     **facts,
                 )
             )
+            self._acknowledged = self._batch_no
 
     async def write_intent(
         self, call: str, intent: str, knows_decision: bool, taken: Sequence[str] = ()
@@ -155,6 +159,7 @@ class RunWriter(EventWriter):
                     stored=self._length,
                 )
             )
+            self._acknowledged = self._batch_no
             return begun.decision
 
     async def ask(self, call: str, question: str) -> None:
@@ -175,14 +180,26 @@ class RunWriter(EventWriter):
                     stored=self._length,
                 )
             )
+            self._acknowledged = self._batch_no
 
     async def delegate(self, **child: Any) -> Delegated:
         """Create the child run of a call or find it, after all queued events and records. `child` holds
         arguments of the script `delegate`."""
         await self.flush()
-        return await self.store.delegate(
-            scripts.delegate(run_id=self.run_id, fence=self.fence, stored=self._length, **child)
-        )
+        async with self._write_lock:
+            self._batch_no += 1
+            delegated = await self.store.delegate(
+                scripts.delegate(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    stored=self._length,
+                    batch_no=self._batch_no,
+                    **child,
+                )
+            )
+            if delegated.answer in (DelegateAnswer.NEW, DelegateAnswer.SAME):
+                self._acknowledged = self._batch_no
+            return delegated
 
     async def decide_approval(self, call: str, event: str, decision: Mapping[str, Any]) -> str:
         """Decide about the approval of a call. Returns the first decision (JSON), '' if it is this one."""
@@ -256,6 +273,7 @@ class RunWriter(EventWriter):
             )
         )
         self._length = position + len(records)
+        self._acknowledged = self._batch_no
 
     async def suspend(
         self,
@@ -298,6 +316,7 @@ class RunWriter(EventWriter):
         return {
             "park_state": park.state,
             "waits": park.waits_text,
+            "acknowledged": self._acknowledged,
             "waiting_payload": park.event_payload,
             "due_ms": park.due_ms,
             "closed": sorted(self.closed_at_park),

@@ -47,6 +47,7 @@ from tests.properties.truth import (
     PARKS,
     RENEWED_WITHIN,
     SILENCE,
+    Parking,
     Run,
     Truth,
     Wait,
@@ -95,6 +96,7 @@ class Attempt:
     decision: str = ""  # about that payment, as far as it is known
     is_paying: bool = False
     batch_no: int = 0
+    acknowledged: int = 0  # the last batch that Redis has stored
     unanswered: Write | None = None
 
 
@@ -144,15 +146,6 @@ def act(
 
 def pick(among: Sequence[T], choice: int) -> T:
     return among[choice % len(among)]
-
-
-@dataclass(frozen=True)
-class Parking:
-    """How a run parks: its state, what it waits for, and for how many ticks at most (0: for ever)."""
-
-    state: str
-    waits: tuple[Wait, ...]
-    delay: float = 0.0
 
 
 SIGNALS = ("signal:a:", "signal:b:")
@@ -553,7 +546,11 @@ class Protocol(RuleBasedStateMachine):
                 attempt.is_paying, attempt.is_interrupted, attempt.decision = False, False, ""
         if write.kind == "pay" and done:
             self.pays(attempt)
+        if write.kind in ("commit", "emit", "pay") and done:
+            attempt.acknowledged = attempt.batch_no
         if write.kind == "delegate":
+            if self.last_reply.answer in (DelegateAnswer.NEW, DelegateAnswer.SAME):
+                attempt.acknowledged = attempt.batch_no
             return self.last_reply.answer not in (DelegateAnswer.FENCED, DelegateAnswer.MISPLACED)
         return done and (write.kind in ("commit", "emit", "pay") or answer is WriteAnswer.CANCEL)
 
@@ -696,7 +693,7 @@ class Protocol(RuleBasedStateMachine):
                 "emit", asking, lambda truth: truth.ask(run_id, fence, str(number), batch_no, number, stored)
             )
         if kind == "delegate":
-            return self.delegate(attempt, number)
+            return self.delegate(attempt, number, batch_no)
         if kind == "wait_child":
             return self.park(attempt, self.waits_for_children(attempt, number), batch_no)
         if kind in PARKING:
@@ -728,7 +725,7 @@ class Protocol(RuleBasedStateMachine):
         waits = tuple(Wait(name, needs_all) for name in awaited if name not in attempt.facts)
         return Parking("waiting_child", waits)
 
-    def delegate(self, attempt: Attempt, number: int) -> Write:
+    def delegate(self, attempt: Attempt, number: int, batch_no: int) -> Write:
         run_id, fence, stored = attempt.run_id, attempt.fence, attempt.length
         call, mode = f"call{number % 2}", pick(("isolated", "shared", "shared", "forked"), number)
         background = mode != "shared" and not number % 5
@@ -739,7 +736,7 @@ class Protocol(RuleBasedStateMachine):
         asked.parent, asked.parent_call, asked.mode, asked.background = run_id, call, mode, background
 
         def on(truth: Truth) -> Any:
-            answer, wakes = truth.delegate(run_id, fence, asked, delegated, stored)
+            answer, wakes = truth.delegate(run_id, fence, asked, delegated, stored, batch_no)
             if answer in ("NEW", "SAME"):
                 self.requests.setdefault(child_id, Run(child_id, session, "child", tell=True))
                 if not background:
@@ -763,6 +760,7 @@ class Protocol(RuleBasedStateMachine):
                 request="{}",
                 input_text="",
                 delegated=delegated,
+                batch_no=batch_no,
                 lists=[TENANT],
                 stored=stored,
             ),
@@ -841,6 +839,7 @@ class Protocol(RuleBasedStateMachine):
 
     def park(self, attempt: Attempt, parking: Parking, batch_no: int) -> Write:
         run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
+        stored = attempt.acknowledged
         until_ms = self.lab.now_ms() + int(parking.delay * TICK_MS) if parking.delay else 0
         waits = [{"kind": "signal", "fact": wait.fact, "needs_all": wait.needs_all} for wait in parking.waits]
         if until_ms:
@@ -859,13 +858,10 @@ class Protocol(RuleBasedStateMachine):
             waiting_payload="{}",
             due_ms=until_ms,
             facts_seen=seen,
+            acknowledged=stored,
             format=PARKS,
         )
-        return Write(
-            "park",
-            call,
-            lambda truth: truth.park(run_id, fence, parking.state, parking.waits, parking.delay, seen),
-        )
+        return Write("park", call, lambda truth: truth.park(run_id, fence, parking, seen, stored))
 
     # --- leases ---
 

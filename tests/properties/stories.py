@@ -146,6 +146,16 @@ class Stories(_Words):
     def a_record_is_forgotten_before_a_question(self) -> None:
         self._forgets_a_record_before("question")
 
+    def a_question_is_forgotten_before_the_run_waits_for_its_answer(self) -> None:
+        """Nobody would ever be asked."""
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.m.write_to_disk()
+        self.work("question")
+        self.m.lose_what_is_not_on_disk()
+        self.work("ask")
+
     # --- deaths ---
 
     def a_run_kills_three_workers(self) -> None:

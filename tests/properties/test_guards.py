@@ -291,6 +291,10 @@ GUARDS = (
         story="a_record_is_forgotten_before_a_question",
     ),
     Guard(
+        "a run is not parked after Redis has lost what it waits for",
+        ("if kind == 'park' and run.emit_no < acknowledged then return reply{answer = 'MISPLACED'} end", ""),
+    ),
+    Guard(
         "another record at a position is refused",
         ("~= record then return 'MISPLACED' end", "~= record then return answer end"),
         story="two_programs_share_a_fence",

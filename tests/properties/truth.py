@@ -69,6 +69,15 @@ class Wait:
         return name == self.fact or (self.fact.endswith(":") and number != name and number.isdecimal())
 
 
+@dataclass(frozen=True)
+class Parking:
+    """How a run parks: its state, what it waits for, and for how many ticks at most (0: for ever)."""
+
+    state: str
+    waits: tuple[Wait, ...]
+    delay: float = 0.0
+
+
 @dataclass
 class Run:
     id: str
@@ -534,22 +543,30 @@ class Truth(PaymentsTruth):
         return "OK", self._queued(run)
 
     def park(
-        self, run_id: str, fence: str, state: str, waits: tuple[Wait, ...], delay: float, facts_seen: int
+        self, run_id: str, fence: str, parking: Parking, facts_seen: int, acknowledged: int
     ) -> tuple[str, Wakes]:
-        """The run waits for these facts, at most `delay` ticks; 0: for ever."""
-        run = self.writer(run_id, fence)
+        """The run waits for these facts, at most `parking.delay` ticks; 0: for ever."""
+        run, state, delay = self.writer(run_id, fence), parking.state, parking.delay
         if not run or run.cancel:
             return "CANCEL" if run else "FENCED", set()
+        if run.emit_no < acknowledged:
+            return "MISPLACED", set()
         if run.facts_no != facts_seen:
             return "OK", self._queued(run)
         self._at(run, state, self.now)
-        run.waits, run.until, run.format = waits, self.now + delay if delay else 0.0, max(run.format, PARKS)
+        run.waits, run.until, run.format = (
+            parking.waits,
+            self.now + delay if delay else 0.0,
+            max(run.format, PARKS),
+        )
         run.parks += 1
         return "OK", self._begin_shared(run)
 
     # --- children ---
 
-    def delegate(self, run_id: str, fence: str, asked: Run, delegated: str, stored: int) -> tuple[str, Wakes]:
+    def delegate(
+        self, run_id: str, fence: str, asked: Run, delegated: str, stored: int, batch_no: int
+    ) -> tuple[str, Wakes]:
         """`asked` is the child, with its parent and the call that creates it."""
         run = self.writer(run_id, fence)
         if not run:
@@ -568,7 +585,7 @@ class Truth(PaymentsTruth):
                 return "STOPPING", set()
         if run.cancel:
             return "CANCEL", set()
-        run.format = max(run.format, DELEGATES)
+        run.format, run.emit_no = max(run.format, DELEGATES), batch_no
         run.facts[f"delegated:{asked.parent_call}"] = delegated
         self.kids.setdefault(run_id, set()).add(asked.id)
         if child and not child.over:

@@ -44,7 +44,7 @@ if is_copy then
   needs(k.session_state(run.session), 'hash')
 end
 
-redis.call('HSET', k.run(run_id), 'format', math.max(run.format, format))
+redis.call('HSET', k.run(run_id), 'format', math.max(run.format, format), 'emit_no', batch_no)
 redis.call('HSET', k.facts(run_id), FACT.delegated .. call, delegated)
 redis.call('SADD', k.children(run_id), child_id)
 local life = digits(run.life)

@@ -1,7 +1,8 @@
 -- The owner suspends a run. kind: `retry`: due after delay_ms. `handover`: another worker continues it immediately. `left_to_others`: for a worker
 -- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s). `park`: it waits for facts (`waits`, JSON) in the
 -- state `park_state`, and at most until due_ms (0: for ever); waiting_payload is that of run.waiting. If a fact is newer than `facts_seen`, the
--- run is not parked but continues immediately, and its next attempt gets the fact.
+-- run is not parked but continues immediately, and its next attempt gets the fact. `acknowledged` is the number of the last batch of writes that the
+-- owner knows to be stored; MISPLACED: Redis has lost it, and perhaps the question, the child or the intent that the run would wait for.
 -- `facts` (name, value, name, value …) are written with it, `closed` (names) are deleted. With `limit`, it gets a place in the queue of this
 -- limit of the fleet.
 -- Returns `WriteResult`. OVERDUE: it was left to others for left_max_ms; nothing is written.
@@ -14,6 +15,7 @@ local run = live(run_id, fence)
 if not run then return reply{answer = 'FENCED'} end
 if run.cancel == '1' then return reply{answer = 'CANCEL'} end
 if call ~= '' or #facts + #closed > 0 then needs(k.facts(run_id), 'hash') end
+if kind == 'park' and run.emit_no < acknowledged then return reply{answer = 'MISPLACED'} end
 if kind == 'park' and not PARKED[park_state] then return redis.error_reply('ERR a run cannot be parked in the state ' .. park_state) end
 local at = {'fence', next_fence(run), 'owner', '', 'emit_no', batch_no}
 local wakes = {}

@@ -274,6 +274,7 @@ def suspend(
     facts: PayloadPairs = (),
     closed: Sequence[str] = (),
     facts_seen: int = 0,
+    acknowledged: int = 0,
     format: int = WRITTEN,
     limit: str = "",
     tenant: str = "",
@@ -283,7 +284,9 @@ def suspend(
     `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
     continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
     `error_details` is the error as JSON, for display. `park`: until a fact ends one of its waits, see
-    `store.parking.Park`; the wakes are not empty if a fact arrived meanwhile. With `limit`, it waits for that
+    `store.parking.Park`; the wakes are not empty if a fact arrived meanwhile. `acknowledged` is the number of
+    the last batch that Redis has stored for the owner: MISPLACED, and nothing is written, if Redis has lost
+    it since. With `limit`, it waits for that
     limit of the fleet, and the wakes are those of the runs that are called.
     """
 
