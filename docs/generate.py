@@ -182,6 +182,7 @@ INDEPENDENT_OF_THE_LEASE = (
         "for the stall monitor to name the run and log it, besides `accuse_s`; then it kills the worker",
     ),
     ("runtime.event_writer", "FLUSH_S", "events are collected for this time and stored together"),
+    ("runtime.event_writer", "MAX_FLUSH_S", "the same, if the process is too busy to store them in time"),
     (
         "runtime.reply_stream",
         "PUBLISH_S",

@@ -23,6 +23,7 @@ from openagents_worker.runtime.services import Services
 __all__ = ["Event", "EventWriter"]
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
+MAX_FLUSH_S = 0.25  # the same for a process that is so busy that it is late: often, a commit comes first
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
@@ -50,6 +51,8 @@ class EventWriter(ABC):
         self._flushing: set[asyncio.Task[None]] = set()
         self._is_flush_due = False
         self._is_timer_late = False
+        self._timer_at_s = 0.0  # loop time
+        self._postponed_s = 0.0
         self._deltas: dict[str, ReplyStream | OutputStream] = {}
         self._pace = services.reply_pace
         self._loop = asyncio.get_running_loop()
@@ -64,7 +67,10 @@ class EventWriter(ABC):
         """Store these events, and the records that wait. The caller holds the write lock."""
 
     def emit(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Queue an event. It is stored with the next commit, or after `FLUSH_S` seconds without one."""
+        """Queue an event. It is stored with the next commit, or after `FLUSH_S` seconds without one.
+
+        In a process that is too busy for that, it is stored after `MAX_FLUSH_S` at the latest.
+        """
         self._add(masked_name(name), self._text.payload(payload))
 
     def emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
@@ -164,16 +170,22 @@ class EventWriter(ABC):
                 return
             self._timer.cancel()
         self._is_timer_late = delay_s > FLUSH_S
+        self._timer_at_s = self._loop.time() + delay_s
         self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        if (
-            not self._pending
-            and not self._has_deferred
-            and not any(stream.has_unsent for stream in self._deltas.values())
-        ):
+        has_unsent = any(stream.has_unsent for stream in self._deltas.values())
+        if not self._pending and not self._has_deferred and not has_unsent:
+            self._postponed_s = 0.0
             return  # a commit has stored everything meanwhile
+        late_s = self._loop.time() - self._timer_at_s
+        if late_s > FLUSH_S and self._postponed_s < MAX_FLUSH_S and not has_unsent:
+            # Flushes of many runs would make a busy process later still.
+            self._postponed_s += late_s + FLUSH_S
+            self._schedule(FLUSH_S)
+            return
+        self._postponed_s = 0.0
         if self._flushing:
             self._is_flush_due = True  # what waits until Redis has answered is sent together
         else:

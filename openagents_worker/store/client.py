@@ -178,6 +178,8 @@ class _ConnectionsOfLoop:
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
         self.redis = AsyncRedisClient(connection_pool=pool)
         self.batcher = PipelineBatcher(pool, answer_timeout_s=answer_timeout_s)
+        self.first_runs: dict[str, asyncio.Future[None]] = {}
+        """The first runs of scripts that are in progress, by SHA-1."""
         self._pool = pool
 
     async def close(self) -> None:
@@ -250,7 +252,25 @@ class AsyncStore:
         return self.cell.codec
 
     async def run(self, call: ScriptCall[T]) -> T:
-        """As `Store.run`."""
+        """As `Store.run`.
+
+        The first run of a script checks all rights that it needs. Runs that begin meanwhile wait for its end:
+        in a worker that starts with a hundred runs, the check costs more than the script.
+        """
+        if self._scripts.is_checked(call.script):
+            return await self._run(call)
+        sha, first_runs = call.script.sha, self._on_loops.here().first_runs
+        if (first_run := first_runs.get(sha)) is not None:
+            await asyncio.wait([first_run])
+            return await self._run(call)
+        first_run = first_runs[sha] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._run(call)
+        finally:
+            del first_runs[sha]
+            first_run.set_result(None)
+
+    async def _run(self, call: ScriptCall[T]) -> T:
         with inner_span(*call.script.signal), translate_errors(self.cell.url):
             try:
                 reply = await self._batcher.execute(*self._scripts.command(call))

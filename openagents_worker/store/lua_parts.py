@@ -12,6 +12,7 @@ from functools import cache
 
 __all__ = ["LuaPart", "reachable_parts", "without_unused"]
 
+_START = re.compile(r"\n(?=(?!end$)\S)", re.MULTILINE)
 _NAMES = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 _TEXT = re.compile(r"'(?:[^'\\]|\\.)*'")
 _WORD = re.compile(r"(?<![^.]\.)\b[A-Za-z_]\w*")  # not the name of a field: `run.queue`
@@ -51,20 +52,15 @@ def without_unused(lua: str) -> str:
 
 
 def _split(lua: str) -> list[LuaPart]:
-    groups: list[list[str]] = [[]]
-    has_code = False
-    for line in lua.splitlines():
-        starts = bool(line) and not line[0].isspace() and line != "end"
-        if starts and has_code:
-            groups.append([])
-            has_code = False
-        groups[-1].append(line)
-        has_code = has_code or not _is_comment(line)
-    return [_read("\n".join(group)) for group in groups if group]
-
-
-def _is_comment(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("--")
+    parts: list[LuaPart] = []
+    comments = ""
+    for text in _START.split(lua):
+        if text.startswith("--") or not text.strip():
+            comments += f"{text}\n"
+        else:
+            parts.append(_read(comments + text))
+            comments = ""
+    return parts
 
 
 @cache  # most parts are functions of libraries, which many scripts include

@@ -44,6 +44,10 @@ class ScriptRuns:
         self._persistence_info: PersistenceInfo | None = None
         self._loading: set[str] = set()
 
+    def is_checked(self, script: Script) -> bool:
+        """Whether an earlier run of the script has checked all rights that it needs."""
+        return self._permissions.is_permitted(script)
+
     def command(self, call: ScriptCall[T]) -> tuple[Any, ...]:
         """The command that runs the script. `result` parses its reply, `after_error` handles its error."""
         sha, _ = self._permissions.source_to_run(call.script)
@@ -158,6 +162,9 @@ class _ScriptPermissions:
         self._prefix = cell.prefix
         self._has_acl = user_of(cell.url) != DEFAULT_USER
         self._permitted: set[str] = set()
+
+    def is_permitted(self, script: Script) -> bool:
+        return script.sha in self._permitted
 
     def source_to_run(self, script: Script) -> tuple[str, str]:
         """SHA-1 and source of the script, with the check of rights that this run needs."""

@@ -119,7 +119,25 @@ class Interrupts(PatternPlugin):
         return "done"
 
 
+class IsBusy(PatternPlugin):
+    """Emits an event in a process whose event loop is late by four times the usual time of an event."""
+
+    async def execute(self) -> str:
+        clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
+        await run_writer.flush()
+        began_s = asyncio.get_running_loop().time()
+        await self.emit("said", number=1)
+        while not run_writer._flushing:
+            clock.forward(5 * writer.FLUSH_S)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        WAITED_S.append(asyncio.get_running_loop().time() - began_s)
+        await await_for(lambda: not run_writer._flushing, "the event is sent")
+        return "done"
+
+
 MOST_PENDING: list[int] = []
+WAITED_S: list[float] = []
 
 
 def _record_script_calls(process: Process) -> list[tuple[str, int, int]]:
@@ -204,6 +222,18 @@ async def test_an_event_does_not_wait_for_the_pieces_of_a_reply(redis_url: str) 
 
     assert record.state == "completed"
     assert [words for name, words, _ in sizes if name == "emit"] == [4]
+
+
+async def test_an_event_of_a_busy_process_waits_for_a_commit_for_a_limited_time(redis_url: str) -> None:
+    """Without a commit, it is stored after `MAX_FLUSH_S`, by the clock of the late loop."""
+    WAITED_S.clear()
+    async with process(redis_url, agent(pattern={"impl": f"{PLUGINS}.IsBusy"})) as worker:
+        sizes = _record_script_calls(worker)
+        record = await worker.run()
+
+    assert record.state == "completed"
+    assert [words for name, words, _ in sizes if name == "emit"] == [2]
+    assert writer.MAX_FLUSH_S <= WAITED_S[0] <= 2 * writer.MAX_FLUSH_S
 
 
 async def test_large_events_are_stored_in_batches(redis_url: str) -> None:

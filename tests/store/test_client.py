@@ -72,6 +72,53 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
     await store.close()
 
 
+async def test_runs_that_start_together_check_the_rights_of_a_script_once(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check takes longer than most scripts. The others wait for the first run."""
+    store = AsyncStore(Cell(redis_url))
+    batcher, call = store._batcher, scripts.wake(limit=1)
+    ask, sent = batcher.execute, []
+
+    async def noting(*command: str | int) -> Any:
+        sent.append(command[1])
+        return await ask(*command)
+
+    monkeypatch.setattr(batcher, "execute", noting)
+
+    await asyncio.gather(*(store.run(call) for _ in range(100)))
+
+    checking, _ = call.script.checking()
+    assert sent[:3] in ([checking, "LOAD", checking], [checking, call.script.sha, call.script.sha])
+    assert checking not in sent[3:]
+    await store.close()
+
+
+async def test_if_the_first_run_of_a_script_fails_the_others_do_not_wait_for_each_other(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tries by itself, so that a Redis that does not answer delays them only once."""
+    store = AsyncStore(Cell(redis_url))
+    batcher, call = store._batcher, scripts.wake(limit=1)
+    ask, sent = batcher.execute, []
+
+    async def failing_once(*command: str | int) -> Any:
+        sent.append(command[1])
+        if len(sent) == 1:
+            await asyncio.sleep(0)
+            raise exceptions.ConnectionError("the connection was closed")
+        return await ask(*command)
+
+    monkeypatch.setattr(batcher, "execute", failing_once)
+
+    failed, *answers = await asyncio.gather(*(store.run(call) for _ in range(3)), return_exceptions=True)
+
+    assert isinstance(failed, AnswerLost)
+    assert answers == [((), 0, ())] * 2
+    assert sent[:3] == [call.script.checking()[0]] * 3
+    await store.close()
+
+
 async def test_a_script_that_is_forgotten_again_immediately_is_sent_with_its_source(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
