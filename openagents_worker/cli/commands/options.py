@@ -53,6 +53,7 @@ _FILTERS = (
     ),
     click.option("--agent", default=None, help="Id of the agent."),
     click.option("--session", default=None, help="Id of the session."),
+    click.option("--parent", default=None, metavar="RUN", help="Id of the run that has delegated to it."),
     click.option("--tenant", default=None, help="Tenant of the run."),
     click.option(
         "--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated. All must match."
@@ -76,6 +77,7 @@ def to_run_filters(options: dict[str, Any]) -> RunFilters:
         "until": options["until"],
         "agent_id": options["agent"],
         "session_id": options["session"],
+        "parent_run_id": options["parent"],
         "tenant": options["tenant"],
         "labels": parse_pairs(options["labels"]),
     }
