@@ -219,8 +219,7 @@ class Attempt:
         recorder = self._new_recorder(history)
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
-        # The preparation is a part of its own only in runs that are replayed by place.
-        is_by_place = recorder.rules.format == BY_PLACE
+        is_by_place = recorder.rules.format == BY_PLACE  # only then is the preparation a part of its own
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         exit_stack.callback(recorder.end_parts)
         with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
@@ -363,9 +362,8 @@ class Attempt:
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        state = (
-            SessionState(self._state_before, self._context.state) if self._context else SessionState({}, {})
-        )
+        context = self._context
+        state = SessionState(self._state_before, context.state) if context else SessionState({}, {})
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )
