@@ -32,7 +32,8 @@ class _ParamsForAny(_TaskParams):
 class _ToAgent(TypedTool):
     """A tool for one agent, which the agents file names, or for any agent, which the model chooses."""
 
-    Params = _TaskParams
+    class Params(_TaskParams):
+        """The arguments if the agents file names the agent."""
 
     class Config(TypedTool.Config):
         agent: Id | None = Field(
@@ -55,7 +56,7 @@ class _ToAgent(TypedTool):
 
     @property
     def _arguments(self) -> type[_TaskParams]:
-        return _ParamsForAny if self.cfg.agent is None else _TaskParams
+        return _ParamsForAny if self.cfg.agent is None else self.Params
 
     def schema(self) -> dict[str, Any]:
         return schema_of(self._arguments)
