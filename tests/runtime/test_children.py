@@ -610,6 +610,7 @@ async def test_a_run_that_is_not_durable_waits_in_its_place(redis_url: str) -> N
         await await_for(lambda: p.wakes, what="a child")
         assert (await p.record()).state is RunState.RUNNING
         await execute_all(p)
+        p.runner.announce_fact("r1", 1)  # as the notice of the script does
         await executing
         record = await p.record()
         assert record.result is not None
