@@ -22,7 +22,7 @@ from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import FactKind
-from openagents_worker.store.listing import extra_indexes, parent_index
+from openagents_worker.store.listing import extra_indexes
 from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delegated
 from openagents_worker.submission.new_run import digest_of, stored_text
 from openagents_worker.suggest import agent_hint
@@ -189,7 +189,7 @@ class ChildRuns:
             "node": place.node,
             "scope": place.scope,
         }
-        lists = [parent_index(self._identity.run_id), *extra_indexes(request.tenant, request.labels)]
+        lists = extra_indexes(request.tenant, request.labels, request.parent_run_id)
         return {
             "call": info.call_id,
             "child_id": child_id,
