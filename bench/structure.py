@@ -81,6 +81,7 @@ OTHERS_TERMS = {
         "submission/new_run.py",
         "store/scripts/forking.py",
         "store/scripts/submission.py",
+        "store/lua/delegate.lua",
         "store/lua/fork.lua",
         "store/lua/submit.lua",
     ),

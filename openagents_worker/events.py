@@ -71,6 +71,9 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("run.steered", "the run has taken a message that was sent to it while it worked", "text by"),
         _event("run.forked", "the run continues from a checkpoint of another run; calls that had begun there "
                "are not known to it", "from_run_id checkpoint_id", "dropped_intents"),
+        _event("run.child_started", "the run has delegated to another agent, or its child begins a new life",
+               "child_run_id agent_id mode call_id", "background"),
+        _event("run.child_completed", "a child of the run has ended", "child_run_id stop_reason call_id"),
         _event("worker.false_alarm", "the worker was declared dead but is alive; the recovery does not count",
                "alive seen_by"),
         # the execution of a run

@@ -79,8 +79,8 @@ class RunDetails:
             rows.append(("tenant", request.tenant))
         if request is not None and request.labels:
             rows.append(("labels", " ".join(f"{name}={value}" for name, value in request.labels.items())))
-        if request is not None and request.parent_run_id is not None:
-            rows.append(("parent", request.parent_run_id))
+        if record.parent_run_id is not None:
+            rows.append(("parent", record.parent_run_id))
         if record.forked_from is not None:
             rows.append(("fork of", record.forked_from))
         return rows

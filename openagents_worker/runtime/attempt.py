@@ -17,20 +17,13 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from openagents_worker.errors import (
-    ExecutionError,
-    OpenAgentsError,
-    PatternError,
-    RunCancelled,
-    error_from_wire,
-)
+from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
 from openagents_worker.jsontext import loads
-from openagents_worker.models import RunRequest, RunResult
+from openagents_worker.models import RunRequest
 from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.agent_parts import parts_of_agent
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
-from openagents_worker.runtime.children import Children
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import opened_deps
@@ -49,7 +42,6 @@ from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.limits import RunLimits
-from openagents_worker.runtime.original.router import AgentRouter
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, emit_beginning, emit_resumed
@@ -60,6 +52,7 @@ from openagents_worker.runtime.run_deadline import RunDeadline
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
 from openagents_worker.runtime.supervision import Supervision
+from openagents_worker.runtime.transfer import execute_pattern, give_children, output_of
 from openagents_worker.runtime.user_code import (
     RunCode,
     class_path,
@@ -98,10 +91,8 @@ class Attempt:
         lease: Lease,
         request_error: OpenAgentsError | None = None,
     ) -> None:
-        """`request_error` is set if the request cannot be read.
-
-        `request` then has only its ids, and the run fails or is left to others.
-        """
+        """`request_error` is set if the request cannot be read: `request` then has only its ids, and the run
+        fails or is left to others."""
         self._budget = (request.budget or NO_LIMITS).within(services.assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
         self.identity = RunIdentity.of(claimed, request, lease.incarnation)
@@ -111,9 +102,8 @@ class Attempt:
         self._services = services
         self._settings = services.settings
         on_disk = services.settings.durability == "strict"
-        self._store = FencedStore(
-            self.identity, services.store, lease=lease, latch=self.latch, on_disk=on_disk
-        )
+        store = services.store
+        self._store = FencedStore(self.identity, store, lease=lease, latch=self.latch, on_disk=on_disk)
         self._writer = RunWriter(
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )
@@ -132,7 +122,6 @@ class Attempt:
         self._pattern: Any = None
         self._turn_messages: Any = ()
         self._finish_reason: str | None = None
-        self._transferred: RunResult[Any] | None = None
 
     # --- from outside ------------------------------------------------------------------------------------
 
@@ -230,18 +219,13 @@ class Attempt:
         recorder = self._new_recorder(history)
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = await self._open_deps(exit_stack)
-        # The preparation is a part of its own only in runs that are replayed by place.
-        is_by_place = recorder.rules.format == BY_PLACE
+        is_by_place = recorder.rules.format == BY_PLACE  # only then is the preparation a part of its own
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         exit_stack.callback(recorder.end_parts)
         with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        context.children = Children(
-            self.identity, self.request, recorder, writer=self._writer, services=self._services
-        )
-        if context.children.is_router:
-            context.agent_router = AgentRouter(context)
+        give_children(context, self.identity, self._writer, self._services)
         self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
@@ -271,8 +255,6 @@ class Attempt:
 
     async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
-        if self.request.deps is None:
-            return None
         try:
             return await exit_stack.enter_async_context(
                 opened_deps(self.request.deps, self._services.assembly.offload.in_thread)
@@ -290,10 +272,10 @@ class Attempt:
     async def _think(self, prepared: Prepared) -> Any:
         """Execute the pattern. Returns its output, validated against the requested output type."""
         with executing("pattern", class_path(prepared.pattern)):
-            output = await self._execute_pattern(prepared)
-        if self._transferred is not None:
+            output = await execute_pattern(prepared.pattern, prepared.context.children, self.latch)
+        if (result := prepared.context.children.transferred) is not None:
             await self._check_all_read(prepared.context.recorder)
-            return self._output_of_transfer(self._transferred)
+            return output_of(result)
         output_type = prepared.output_type
         if output_type is not None or getattr(prepared.pattern, "finalized", None) is not None:
             limit = self._budget.max_validation_retries
@@ -315,29 +297,6 @@ class Attempt:
         self._finish_reason = reason if isinstance(reason, str) else None
         await self._check_all_read(prepared.context.recorder)
         return output
-
-    async def _execute_pattern(self, prepared: Prepared) -> Any:
-        """The output of the pattern; None if it has transferred the run to another agent."""
-        children = prepared.context.children
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            output = await prepared.pattern.execute()
-        except BaseException:  # a task group may have put `RunTransferred` into a group
-            if children.transferred is None or self.latch.reason is not None or task.cancelling():
-                raise
-            output = None
-        self._transferred = children.transferred
-        return output
-
-    def _output_of_transfer(self, result: RunResult[Any]) -> Any:
-        """The output of the agent to which the run was transferred. Raises its error."""
-        if result.ok:
-            return result.final_output
-        details = result.error_details
-        if details is None:
-            raise ExecutionError(f"the run {result.run_id} ended as {result.stop_reason}")
-        raise error_from_wire(details.model_dump(mode="json"))
 
     async def _remember(self, prepared: Prepared, output: Any) -> None:
         """Let the memory store the turn."""
@@ -397,7 +356,7 @@ class Attempt:
             error=error,
             turn_messages=self._turn_messages,
             finish_reason=self._finish_reason,
-            transferred=self._transferred,
+            transferred=self._context.children.transferred if self._context else None,
             redact_keys=self._services.assembly.redact_keys,
             summary=self._context.new_summary if self._context else None,
         )

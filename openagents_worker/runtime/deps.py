@@ -20,12 +20,15 @@ InThread = Callable[..., Awaitable[Any]]
 
 
 @asynccontextmanager
-async def opened_deps(name: str, in_thread: InThread) -> AsyncGenerator[Any]:
-    """The dependencies registered under a name, for the duration of the block.
+async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[Any]:
+    """The dependencies registered under a name, for the duration of the block; None without a name.
 
     Raises `PluginLoadError` for an unknown name. If the factory fails, raises its coded error or
     `DepsUnavailable`.
     """
+    if name is None:
+        yield None
+        return
     factory = DEPS.get(name)
     with (
         executing("deps", name),

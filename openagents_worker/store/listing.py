@@ -47,7 +47,6 @@ __all__ = [
     "list_runs",
     "list_sessions",
     "extra_indexes",
-    "parent_index",
     "prune_indexes",
 ]
 
@@ -77,15 +76,14 @@ class SessionSummary:
     artifacts: int
 
 
-def extra_indexes(tenant: str | None, labels: Mapping[str, str]) -> list[str]:
-    """The names of the indexes for the tenant and the labels of a run. The scripts add the other indexes."""
+def extra_indexes(
+    tenant: str | None, labels: Mapping[str, str], parent_run_id: str | None = None
+) -> list[str]:
+    """The names of the indexes for the tenant, the labels and the parent of a run. The scripts add the other
+    indexes."""
     lists = [f"label={name}={value}" for name, value in sorted(labels.items())]
-    return [f"tenant={tenant}", *lists] if tenant is not None else lists
-
-
-def parent_index(run_id: str) -> str:
-    """The name of the index of the runs to which a run has delegated."""
-    return f"parent={run_id}"
+    lists = [f"tenant={tenant}", *lists] if tenant is not None else lists
+    return [f"parent={parent_run_id}", *lists] if parent_run_id is not None else lists
 
 
 class RunFilters(TypedDict, total=False):

@@ -71,7 +71,7 @@ class NewRun:
             durable=settings.durable_default if request.durable is None else request.durable,
             delay_ms=self.delay_ms,
             reject_if_busy=request.on_busy == "reject",
-            lists=extra_indexes(request.tenant, request.labels),
+            lists=extra_indexes(request.tenant, request.labels, request.parent_run_id),
             parent_run_id=request.parent_run_id or "",
             expires_ms=self.expires_ms,
             tell=True,

@@ -190,7 +190,10 @@ def _own_default_connection() -> Generator[None]:
 @contextmanager
 def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: str) -> Generator[Shop]:
     """A shop during the `with` block; at its end every key must have a TTL."""
-    agents = [agent("clerk", tools=_TOOLS, llm={"retry": {"max_attempts": 12, "suspend_above_ms": 0}})]
+    agents = [
+        agent("clerk", tools=_TOOLS, llm={"retry": {"max_attempts": 12, "suspend_above_ms": 0}}),
+        agent("manager", pattern={"impl": "tests.celery.tools.manage"}),
+    ]
     (folder / "agents.json").write_text(json.dumps({"version": "1.0", "agents": agents}))
     with EmbeddedRedis() as redis, ModelServer(_replies()).serve_in_thread() as model:
         url = redis.url.rpartition("/")[0]

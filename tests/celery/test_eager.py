@@ -47,6 +47,15 @@ def test_delay_executes_the_run_to_its_first_wait(shop: Shop) -> None:
     handle.cancel()
 
 
+def test_children_are_executed_at_once(shop: Shop) -> None:
+    """The run waits for its child, which is executed here, too."""
+    handle = shop.run_agent.delay(shop.request("ok", agent_id="manager"))
+
+    assert handle.wait(60).final_output == "done"
+    [child] = shop.client.runs(parent_run_id=handle.id).items
+    assert child.state is RunState.COMPLETED
+
+
 @pytest.mark.allow_blocking(reason="an eager call blocks its caller")
 async def test_delay_works_inside_a_running_loop(shop: Shop) -> None:
     """The run has a separate loop; `adelay` does not block the caller's loop."""

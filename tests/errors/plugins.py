@@ -14,7 +14,19 @@ from openagents_worker.tools.base import ToolContext
 
 __all__ = [
     *("HINT", "PAYMENTS", "Buggy", "Numbers", "PassesOn", "Pays", "Quitter"),
-    *("await_answer", "complain", "crash", "dawdle", "echo", "pay", "pile", "scribe", "spoil"),
+    *(
+        "await_answer",
+        "asker",
+        "complain",
+        "crash",
+        "endless",
+        "dawdle",
+        "echo",
+        "pay",
+        "pile",
+        "scribe",
+        "spoil",
+    ),
 ]
 
 HINT = "ask whoever wrote the plugin"
@@ -125,6 +137,16 @@ class Buggy(PatternPlugin):
 async def scribe(context: RunContext) -> tuple[int, int]:
     """Has a bug in a step."""
     return await context.step("divide", divmod, 1, 0)
+
+
+async def asker(context: RunContext) -> Any:
+    """Asks an agent that fails, with a tool."""
+    return await context.call_tool("ask", {"agent_id": "buggy", "input_text": "Go."})
+
+
+async def endless(context: RunContext) -> Any:
+    """Delegates to itself."""
+    return (await context.delegate("endless", "Go.")).output
 
 
 class Quitter(PatternPlugin):

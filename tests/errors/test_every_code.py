@@ -296,6 +296,16 @@ def nobody_sends_a_value_in_time(shop: Installation) -> Met:
     return ended(shop.submit("clerk"))
 
 
+@provokes("child.failed")
+def an_agent_fails_that_another_one_asks(shop: Installation) -> Met:
+    return ended(shop.submit("asker"))
+
+
+@provokes("delegation.depth")
+def an_agent_delegates_to_itself(shop: Installation) -> Met:
+    return ended(shop.submit("endless"))
+
+
 @provokes("session.error")
 def something_else_uses_the_memorys_place_in_the_session(shop: Installation) -> Met:
     shop.model.will_say({"tool_calls": [call("spoil")]}, {"text": "done"})
@@ -546,6 +556,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         agent("scribe", pattern={"impl": f"{PLUGINS}.scribe"}),
         agent("hasty", pattern={"type": "react", "config": {"step_timeout_ms": 50}}),
         agent("strict", tools=own, memory={"type": "buffer", "on_error": "fail"}),
+        agent("asker", tools={"ask": {"type": "delegate"}}, pattern={"impl": f"{PLUGINS}.asker"}),
+        agent("endless", pattern={"impl": f"{PLUGINS}.endless"}),
         agent("quitter", pattern={"impl": f"{PLUGINS}.Quitter"}),
         agent("buggy", pattern={"impl": f"{PLUGINS}.Buggy"}),
         agent("short-eared", llm={"max_reply_bytes": 1_024}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import Any
 
-from openagents_worker import RunContext, agent
+from openagents_worker import ChildRequest, RunContext, agent
 from tests.faults.plugins import Step
 
-__all__ = ["program"]
+__all__ = ["member", "program", "team"]
 
 MODEL = {
     "provider": "openai_compatible",
@@ -45,3 +46,27 @@ async def program(context: RunContext) -> list[Any]:
     more = await context.step("around", around, context, "c")
     reply = await context.call_llm([{"role": "user", "content": "d1"}])
     return [*found, *more, reply.output_text]
+
+
+@agent("team", llm=MODEL, tools=[{"id": "step", "impl": Step}])
+async def team(context: RunContext) -> list[Any]:
+    """Delegates to so many members, so many at once, each with so many levels below it."""
+    children, at_once, levels = json.loads(context.input_text)
+    await context.call_tool("step", {"n": "before"})
+    asked = [
+        ChildRequest(agent_id="member", input_text=json.dumps([number, levels])) for number in range(children)
+    ]
+    results = await context.delegate_many(asked, max_concurrency=at_once)
+    await context.call_tool("step", {"n": "after"})
+    return [result.output for result in results]
+
+
+@agent("member", llm=MODEL, tools=[{"id": "step", "impl": Step}])
+async def member(context: RunContext) -> int:
+    number, levels = json.loads(context.input_text)
+    # Longer than a parent waits before it parks.
+    await context.call_tool("step", {"n": f"{number}-{levels}", "ms": 200})
+    if levels:
+        result = await context.delegate("member", json.dumps([number, levels - 1]))
+        return int(result.output)
+    return int(number)

@@ -63,7 +63,7 @@ NOT_OF_A_COMMAND = {"request", "headers", "canvas", "force", "dry_run", "output_
                     "propagate", "callback", "celery_options", "options", "ignored", "value", "_",
                     "__", "text", "budget", "checkpoint_id", "new_session_id",
                     "arguments", "result"}  # fmt: skip
-FILTERS = ("agent_id", "session_id", "tenant", "code")
+FILTERS = ("agent_id", "session_id", "tenant", "parent_run_id", "code")
 NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1", "name": "paid", "text": "Be brief.",
           "budget": {"max_steps": 2}, "checkpoint_id": "r1:step:1", "call_id": "pay:1",
           "action": "rerun", "by": "ann", "of_run": "r1"}  # fmt: skip

@@ -34,7 +34,7 @@ GUARDS = (
     ),
     Guard(
         "a cancelled run does not delegate",
-        ("if run.cancel == '1' then return reply{answer = 'CANCEL'} end\nlocal is_copy", "local is_copy"),
+        ("if run.cancel == '1' then return reply{answer = 'CANCEL'} end\nif not child", "if not child"),
         story="a_cancelled_run_delegates_no_more",
     ),
     Guard(

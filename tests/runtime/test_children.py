@@ -600,3 +600,28 @@ async def test_plugins_of_the_original_sdk_have_a_router(redis_url: str) -> None
         record = await p.run("r3", agent_id="routes")
         assert record.result is not None
         assert record.result.final_output == "no router"
+
+
+async def test_a_run_that_is_not_durable_waits_in_its_place(redis_url: str) -> None:
+    """It is never parked, because it would lose its work; its child is not durable either."""
+    async with process(redis_url, *agents()) as p:
+        await p.submit(agent_id="parent", input_text=json.dumps([to("one")]), durable=False)
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: p.wakes, what="a child")
+        assert (await p.record()).state is RunState.RUNNING
+        await execute_all(p)
+        p.runner.announce_fact("r1", 1)  # as the notice of the script does
+        await executing
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "done: one"]]
+        [child] = await children_of(p)
+        assert child.request is not None
+        assert child.request.durable is False
+        refused = await p.run(
+            "r2",
+            agent_id="parent",
+            input_text=json.dumps([to("a", session_isolation="shared")]),
+            durable=False,
+        )
+        assert refused.reason_code == "request.invalid"

@@ -18,7 +18,7 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
-from openagents_worker.store.formats import HAS_JOB, PARKS
+from openagents_worker.store.formats import DELEGATES, HAS_JOB, PARKS
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
@@ -207,6 +207,31 @@ def test_a_run_with_a_job_waits_for_a_version_that_knows_jobs(
     assert result.final_output == "fired", result.error_details
     assert [line["what"] for line in workshop.sawn(run_id)] == ["begin"]
     story(workshop.client.handle(run_id))
+
+
+def test_a_parent_and_its_child_wait_for_a_version_that_knows_children(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """The older version executes neither; the newer one goes on with both."""
+    asked = request(agent="foreman")
+    parent = asked["run_id"]
+    first = workshop.start(new)
+    workshop.produce(old, "submit", [asked])
+    wait_for(lambda: workshop.client.record(parent).state is RunState.WAITING_CHILD, "it has delegated")
+    [child] = [run.run_id for run in workshop.client.runs(parent_run_id=parent).items]
+    wait_for(lambda: workshop.client.record(child).state is RunState.WAITING, "the child parks")
+    first.kill()
+    second = workshop.start(old)
+    workshop.client.send(child, "length", 120)
+    if not old.reads(DELEGATES):
+        wait_for(lambda: is_left(workshop, child), "it is left to others", timeout=PATIENCE_S)
+        second.terminate()
+        workshop.start(new)
+
+    result = workshop.client.handle(parent).wait(timeout=PATIENCE_S)
+    assert result.final_output == "built", result.error_details
+    assert workshop.client.record(child).parent_run_id == parent
+    story(workshop.client.handle(parent))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from openagents_worker.cli.completion import agent_ids, session_ids
+from openagents_worker.cli.completion import agent_ids, run_ids, session_ids
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
 from openagents_worker.cli.times import parse_time_option
 from openagents_worker.errors import ConfigError
@@ -54,6 +54,13 @@ _FILTERS = (
     ),
     click.option("--agent", default=None, shell_complete=agent_ids, help="Id of the agent."),
     click.option("--session", default=None, shell_complete=session_ids, help="Id of the session."),
+    click.option(
+        "--parent",
+        default=None,
+        metavar="RUN",
+        shell_complete=run_ids,
+        help="Id of the run that has delegated to it.",
+    ),
     click.option("--tenant", default=None, help="Tenant of the run."),
     click.option(
         "--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated. All must match."
@@ -77,6 +84,7 @@ def to_run_filters(options: dict[str, Any]) -> RunFilters:
         "until": options["until"],
         "agent_id": options["agent"],
         "session_id": options["session"],
+        "parent_run_id": options["parent"],
         "tenant": options["tenant"],
         "labels": parse_pairs(options["labels"]),
     }

@@ -16,7 +16,7 @@ __all__ = ["Delegate", "Transfer"]
 MAX_TASK_CHARS = 100_000
 
 
-class _Task(TypedTool.Params):
+class _TaskParams(TypedTool.Params):
     input_text: str = Field(
         min_length=1,
         max_length=MAX_TASK_CHARS,
@@ -25,21 +25,22 @@ class _Task(TypedTool.Params):
     )
 
 
-class _TaskForAny(_Task):
+class _ParamsForAny(_TaskParams):
     agent_id: Id = Field(description="The id of the agent that gets the task.")
 
 
 class _ToAgent(TypedTool):
     """A tool for one agent, which the agents file names, or for any agent, which the model chooses."""
 
-    Params = _Task
+    class Params(_TaskParams):
+        """The arguments if the agents file names the agent."""
 
     class Config(TypedTool.Config):
         agent: Id | None = Field(
             None, description="The id of the other agent. null: the model chooses it with each call."
         )
         description: str | None = Field(
-            None, min_length=1, description="What the model is told about the tool. null: a general text."
+            None, min_length=1, description="The description of the tool for the model. null: a general text."
         )
         session_isolation: Literal["isolated", "shared", "forked"] | None = Field(
             None,
@@ -54,8 +55,8 @@ class _ToAgent(TypedTool):
         )
 
     @property
-    def _arguments(self) -> type[_Task]:
-        return _TaskForAny if self.cfg.agent is None else _Task
+    def _arguments(self) -> type[_TaskParams]:
+        return _ParamsForAny if self.cfg.agent is None else self.Params
 
     def schema(self) -> dict[str, Any]:
         return schema_of(self._arguments)

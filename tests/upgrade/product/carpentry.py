@@ -50,6 +50,14 @@ async def ask(context: Any) -> str:
 
 
 @tool
+async def hand_on(context: Any) -> str:
+    """Asks another agent. Only a version that can do so executes it."""
+    _note("hand_on", context)
+    result = await context.delegate("asking", "build")
+    return str(result.output)
+
+
+@tool
 async def dry(seconds: float, context: Any) -> str:
     """Lets the glue dry."""
     _note("begin", context)

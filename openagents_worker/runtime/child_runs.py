@@ -1,0 +1,254 @@
+"""Child runs: the only place that creates the run of another agent, and decides what it may use."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, assert_never
+
+from openagents_worker.agents import MultiAgentConfig
+from openagents_worker.errors import AgentNotFoundError, OpenAgentsError, RequestInvalid, RunConflict
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import ChildRequest, RunRequest, WaitKind, parse_request
+from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.calls.extending import more_of
+from openagents_worker.runtime.child_budgets import Born, Grant, Shortage, Siblings, grant_of
+from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.services import Services
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.store import scripts
+from openagents_worker.store.facts import FactKind
+from openagents_worker.store.listing import extra_indexes
+from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delegated
+from openagents_worker.submission.new_run import digest_of, stored_text
+from openagents_worker.suggest import agent_hint
+from openagents_worker.telemetry.logs import get_logger
+
+__all__ = ["DEPTH_KEY", "ChildRuns", "Delegation"]
+
+log = get_logger(__name__)
+
+DEPTH_KEY = "__openagents_delegation_depth__"
+"""The key in the `metadata` of a request, as in the original SDK: how many runs are above this one."""
+STOPPING_S = 0.2  # between two looks at a child that is being cancelled by its worker
+ID_CHARS = 200  # of the parent's id in that of a child
+
+
+@dataclass(slots=True)
+class Delegation:
+    """A recorded call that delegates. `id` is set while it is being made.
+
+    `wakes_together`: the parent continues when all such children have ended.
+    """
+
+    asked: ChildRequest
+    isolation: str
+    siblings: Siblings | None = None
+    wakes_together: bool = False
+    output_type: Any = None
+    id: str = ""
+
+
+class ChildRuns:
+    """The child runs that one attempt creates."""
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        request: RunRequest,
+        recorder: Recorder,
+        *,
+        writer: RunWriter,
+        services: Services,
+        config: MultiAgentConfig,
+    ) -> None:
+        self.born: dict[str, Born] = {}
+        """The children whose results are not recorded yet, by the id of their call."""
+        self.settled = 0
+        """How many calls have ended so far."""
+        for fact in recorder.waits.facts.of(FactKind.DELEGATED):
+            if (born := Born.of(fact.value(run_id=identity.run_id))) is not None:
+                self.born[fact.id] = born
+        self._identity = identity
+        self._request = request
+        self._recorder = recorder
+        self._writer = writer
+        self._services = services
+        self._config = config
+        self._creating = asyncio.Lock()
+        self._waiting_for_budget = 0
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    @property
+    def depth(self) -> int:
+        """The number of runs above this one."""
+        depth = self._request.metadata.get(DEPTH_KEY)
+        return depth if isinstance(depth, int) and not isinstance(depth, bool) and depth > 0 else 0
+
+    def settle(self, call: Delegation) -> None:
+        """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
+        if call.id:
+            self.born.pop(call.id, None)
+            self.settled += 1
+            if call.siblings is not None:
+                call.siblings.working.discard(call.id)
+            if self._waiting_for_budget:
+                self._recorder.waits.check_again(WaitKind.CHILD)
+
+    async def begin(self, call: Delegation, info: CallInfo, child_id: str) -> str | None:
+        """Create the child or find it. Returns its result (JSON) if it has ended, else None."""
+        while True:
+            delegated = await self._create(call, info, child_id)
+            if isinstance(delegated, Shortage):
+                await self._wait_for_budget(delegated, info)
+                continue
+            match delegated.answer:
+                case DelegateAnswer.NEW | DelegateAnswer.SAME:
+                    if delegated.wakes:
+                        await self._services.send_wakes(delegated.wakes)
+                    return None
+                case DelegateAnswer.ENDED:
+                    return delegated.result
+                case DelegateAnswer.STOPPING:
+                    await asyncio.sleep(STOPPING_S)
+                case DelegateAnswer.UNKNOWN_AGENT:
+                    raise AgentNotFoundError(
+                        f"no worker knows the agent {call.asked.agent_id!r}",
+                        hint=agent_hint(call.asked.agent_id, delegated.known_agents),
+                        agent_id=call.asked.agent_id,
+                    )
+                case DelegateAnswer.FULL:
+                    raise RequestInvalid(
+                        f"the run has {MAX_CHILDREN:,} children that have not ended, the largest number",
+                        hint="let it wait for some of them, as delegate_many does with max_concurrency",
+                    )
+                case DelegateAnswer.CONFLICT:
+                    raise RunConflict(
+                        f"the run_id {child_id!r} of a child belongs to another run",
+                        hint="do not submit runs with ids that contain ':c:'",
+                    )
+                case DelegateAnswer.CANCEL | DelegateAnswer.FENCED | DelegateAnswer.MISPLACED:
+                    raise AssertionError("the store raises RunLatched for these answers")
+                case _:
+                    assert_never(delegated.answer)
+
+    async def _create(self, call: Delegation, info: CallInfo, child_id: str) -> Delegated | Shortage:
+        """Reserve the budget of the child and create it. One at a time, so that nothing is reserved twice."""
+        async with self._creating:
+            born = self.born.get(info.call_id)
+            grant: Grant | Shortage
+            if born is None:
+                grant = self._grant(call)
+                if isinstance(grant, Shortage):
+                    return grant
+            else:
+                grant = Grant(call.asked.budget, born.reserved)
+            if call.siblings is not None:
+                call.siblings.working.add(info.call_id)
+            born = Born(child_id, self._identity.life, grant.reserved)
+            delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, born))
+            if delegated.answer in (DelegateAnswer.NEW, DelegateAnswer.SAME):
+                self.born[info.call_id] = born
+            return delegated
+
+    def _grant(self, call: Delegation) -> Grant | Shortage:
+        asked = call.asked.budget or self._config.default_child_budget
+        others = [born for id_, born in self.born.items() if id_ != call.id]
+        return grant_of(asked, self._recorder.budget, self._recorder.usage, others, call.siblings)
+
+    async def _wait_for_budget(self, shortage: Shortage, info: CallInfo) -> None:
+        """Wait until a child ends that has reserved what this one needs, or until the budget is extended.
+
+        Raises `BudgetExhausted`.
+        """
+        if shortage.is_reserved:
+            self._waiting_for_budget += 1
+            try:
+                await self._recorder.waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
+            finally:
+                self._waiting_for_budget -= 1
+        else:
+            current, limit = shortage.current, shortage.limit
+            await more_of(self._recorder, shortage.name, current, limit, shortage.error())
+
+    def _arguments(
+        self, call: Delegation, info: CallInfo, child_id: str, grant: Grant, born: Born
+    ) -> dict[str, Any]:
+        """The arguments of the script `delegate`. Raises `RequestInvalid` and `RequestTooLarge`."""
+        request = self._request_of(call, child_id, grant)
+        place = self._recorder.rules.place_of(info.call_id)
+        delegated = {
+            "run_id": child_id,
+            "life": born.life,
+            "reserved": dict(born.reserved),
+            "call_kind": place.kind,
+            "node": place.node,
+            "scope": place.scope,
+        }
+        lists = extra_indexes(request.tenant, request.labels, request.parent_run_id)
+        return {
+            "call": info.call_id,
+            "child_id": child_id,
+            "agent_id": request.agent_id,
+            "session_id": request.session_id,
+            "queue": "",
+            "mode": call.isolation,
+            "background": call.asked.background,
+            "digest": digest_of(request),
+            "uid": secrets.token_hex(8),
+            "request": stored_text(request),
+            "input_text": request.input_text,
+            "delegated": dumps(delegated),
+            "lists": lists,
+        }
+
+    def _request_of(self, call: Delegation, child_id: str, grant: Grant) -> RunRequest:
+        """The request of the child: it inherits the tenant, the durability, the labels and the deps."""
+        parent, asked = self._request, call.asked
+        fields = {
+            "agent_id": asked.agent_id,
+            "session_id": self._session_of(call.isolation, child_id),
+            "input_text": asked.input_text,
+            "run_id": child_id,
+            "parent_run_id": parent.run_id,
+            "metadata": {DEPTH_KEY: self.depth + 1},
+            "budget": grant.budget,
+            "durable": self._recorder.is_durable,
+            "tenant": parent.tenant,
+            "labels": {**parent.labels, **asked.labels},
+            "deps": asked.deps if asked.deps is not None else parent.deps,
+            "output_type": call.output_type,
+        }
+        return parse_request(fields, max_bytes=self._services.settings.max_payload_bytes)
+
+    def _session_of(self, isolation: str, child_id: str) -> str:
+        match isolation:
+            case "shared":
+                return self._request.session_id
+            case "forked":
+                return f"{self._request.session_id[:ID_CHARS]}:fork:{child_id.rpartition(':')[2]}"
+        return f"child:{child_id}"
+
+    def child_id(self, call_id: str) -> str:
+        seed = f"{self._identity.run_id}\0{self._identity.uid}\0{call_id}"
+        digest = blake2b(seed.encode(errors="surrogatepass"), digest_size=6).hexdigest()
+        return f"{self._identity.run_id[:ID_CHARS]}:c:{digest}"
+
+    def cancel_soon(self, child_id: str) -> None:
+        """The program does not wait for this child any more."""
+        task = outside_runs(self._cancel(child_id), name=f"cancel {child_id}")
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, child_id: str) -> None:
+        reason = f"the run {self._identity.run_id} does not wait for it any more"
+        call = scripts.cancel(run_id=child_id, reason=reason, force=False)
+        try:
+            cancelled = await self._services.store.run(call)
+            await self._services.send_wakes(cancelled.wakes)
+        except OpenAgentsError as error:  # it ends with its parent at the latest
+            log.warning("run.child_not_cancelled", run_id=child_id, error=error.message)

@@ -1,0 +1,49 @@
+"""Transfers: the only place that executes a pattern which another agent may end in its place."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from openagents_worker.errors import ExecutionError, error_from_wire
+from openagents_worker.models import RunResult
+from openagents_worker.runtime.children import Children
+from openagents_worker.runtime.context import AttemptContext
+from openagents_worker.runtime.identity import RunIdentity
+from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.original.router import AgentRouter
+from openagents_worker.runtime.services import Services
+from openagents_worker.runtime.writer import RunWriter
+
+__all__ = ["execute_pattern", "give_children", "output_of"]
+
+
+def give_children(
+    context: AttemptContext, identity: RunIdentity, writer: RunWriter, services: Services
+) -> None:
+    """Let the run delegate, also by the router of the original SDK if the agents file says so."""
+    children = Children(identity, context.run_request, context.recorder, writer=writer, services=services)
+    context.children = children
+    if children.is_router:
+        context.agent_router = AgentRouter(context)
+
+
+async def execute_pattern(pattern: Any, children: Children, latch: Latch) -> Any:
+    """The output of the pattern; None if it has transferred the run to another agent."""
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        return await pattern.execute()
+    except BaseException:  # a task group may have put `RunTransferred` into a group
+        if children.transferred is None or latch.reason is not None or task.cancelling():
+            raise
+        return None
+
+
+def output_of(result: RunResult[Any]) -> Any:
+    """The output of the agent to which the run was transferred. Raises its error."""
+    if result.ok:
+        return result.final_output
+    if result.error_details is None:
+        raise ExecutionError(f"the run {result.run_id} ended as {result.stop_reason}")
+    raise error_from_wire(result.error_details.model_dump(mode="json"))
