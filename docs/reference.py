@@ -20,6 +20,7 @@ from openagents_worker import agents
 from openagents_worker.cli.commands import commands
 from openagents_worker.cli.exits import Exit
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.context.budget import Compaction
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
 from openagents_worker.patterns import BUILTIN_PATTERNS
@@ -344,7 +345,12 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "patterns": _pattern_options,
     "buffer": _config_of(BUILTIN_MEMORIES, "buffer"),
     "window_buffer": _config_of(BUILTIN_MEMORIES, "window_buffer"),
+    "markdown_memory": _config_of(BUILTIN_MEMORIES, "markdown_memory"),
+    "chain": _config_of(BUILTIN_MEMORIES, "chain"),
     "truncating": _config_of(BUILTIN_ASSEMBLERS, "truncating"),
+    "sliding_window": _config_of(BUILTIN_ASSEMBLERS, "sliding_window"),
+    "head_tail": _config_of(BUILTIN_ASSEMBLERS, "head_tail", first=("head_messages",)),
+    "compaction": _fields(Compaction),
     "memory": _fields(agents.MemoryRef, first=("type", "impl", "config")),
 }
 

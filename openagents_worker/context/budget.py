@@ -63,7 +63,7 @@ class Compaction(BaseModel):
         None,
         min_length=1,
         max_length=8_000,
-        description="What the model is told to write. null: a general text.",
+        description="The instructions for the model. null: a general text.",
     )
 
 

@@ -15,7 +15,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.session_at_start import SessionAtStart
-from openagents_worker.store.sessions import SessionSummary
+from openagents_worker.store.sessions import TranscriptSummary
 
 __all__ = ["is_summary", "summarize", "summary_from"]
 
@@ -71,13 +71,13 @@ def is_summary(value: Any) -> bool:
     )
 
 
-def summary_from(value: Any, session: SessionAtStart) -> SessionSummary | None:
+def summary_from(value: Any, session: SessionAtStart) -> TranscriptSummary | None:
     """The summary in the recorded value of a compaction; None if it has none."""
     if not is_summary(value):
         return None
     before = session.current_summary
     epoch = 1 if before is None else before.epoch + 1
-    return SessionSummary(epoch, int(value["messages"]), str(value["summary"]))
+    return TranscriptSummary(epoch, int(value["messages"]), str(value["summary"]))
 
 
 def _lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -31,7 +31,7 @@ from openagents_worker.runtime.original.events import OriginalEventBus
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import CHANGE_LEVELS, Overlay
 from openagents_worker.runtime.storable import artifact_of, stored_artifact, stored_part
-from openagents_worker.store.sessions import SessionSummary
+from openagents_worker.store.sessions import TranscriptSummary
 
 __all__ = ["AttemptContext", "CallContext", "RecordedData", "writing_to"]
 
@@ -60,7 +60,7 @@ class AttemptContext:
     conversation_keys: frozenset[str] = frozenset()
     session_artifacts: list[Any] = field(default_factory=list)
     assembly_metadata: dict[str, Any] = field(default_factory=dict)
-    new_summary: SessionSummary | None = None
+    new_summary: TranscriptSummary | None = None
     """The summary that was written for this run. The end of the run stores it."""
     artifacts: list[RunArtifact] = field(default_factory=list)
     skill_metadata: dict[str, Any] = field(default_factory=dict)

@@ -35,7 +35,7 @@ from openagents_worker.runtime.state import changed_keys, stored_texts
 from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
 from openagents_worker.runtime.user_code import described
 from openagents_worker.store.scripts import Claimed
-from openagents_worker.store.sessions import SessionSummary
+from openagents_worker.store.sessions import TranscriptSummary
 
 __all__ = [
     "Ending",
@@ -105,7 +105,7 @@ class Ending:
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
     """Why parts of the run were left out: one message for each part that cannot be stored."""
-    summary: SessionSummary | None = None
+    summary: TranscriptSummary | None = None
     """The summary that was written for the run. Stored if the run completes."""
     is_bare: bool = False
     """Whether nothing is written to the session."""

@@ -22,7 +22,7 @@ from openagents_worker.runtime.working_budget import limits_in
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.scripts import Claimed
-from openagents_worker.store.sessions import SessionStore, SessionSummary, summary_of
+from openagents_worker.store.sessions import SessionStore, TranscriptSummary, summary_of
 
 __all__ = ["RunHistory", "RunStart", "read_history"]
 
@@ -81,7 +81,7 @@ class RunHistory:
     """Checkpoint 0; None if no earlier attempt has stored it."""
     start: RunStart
     """Where the run starts in its session."""
-    summary: SessionSummary | None
+    summary: TranscriptSummary | None
     """The summary of `start.epoch`."""
     rules: Rules
     length: int
@@ -163,7 +163,7 @@ def _extended(records: Sequence[Record]) -> dict[str, float]:
     return extended
 
 
-async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> SessionSummary | None:
+async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> TranscriptSummary | None:
     """The summary that the run began with. Other runs may have replaced it since, if this one was resumed."""
     if not start.epoch:
         return None

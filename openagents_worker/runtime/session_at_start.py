@@ -13,7 +13,7 @@ from openagents_worker.context.base import StoredTurn
 from openagents_worker.llm.transcript import is_continuation, summary_entries, turns_of, usable_entries
 from openagents_worker.runtime.history import RunStart
 from openagents_worker.store.paging import PageSize
-from openagents_worker.store.sessions import SessionStore, SessionSummary
+from openagents_worker.store.sessions import SessionStore, TranscriptSummary
 
 __all__ = ["SessionAtStart"]
 
@@ -27,7 +27,7 @@ class SessionAtStart:
     `current_summary` stands for the oldest messages. It changes when a summary is written for the run.
     """
 
-    def __init__(self, sessions: SessionStore, start: RunStart, summary: SessionSummary | None) -> None:
+    def __init__(self, sessions: SessionStore, start: RunStart, summary: TranscriptSummary | None) -> None:
         self._sessions = sessions
         self._start = start
         self.current_summary = summary

@@ -19,7 +19,7 @@ from openagents_worker.store.plan import CODEC
 
 __all__ = [
     "SessionStore",
-    "SessionSummary",
+    "TranscriptSummary",
     "SessionView",
     "aread_session",
     "read_session",
@@ -35,7 +35,7 @@ FIRST_PAGE_ITEMS = 20  # the size of the items is not known yet: each may have a
 
 @quick_init
 @dataclass(frozen=True, slots=True)
-class SessionSummary:
+class TranscriptSummary:
     """A text that stands for the oldest messages of a session when a run reads it.
 
     `epoch` counts the summaries of the session from 1; each one includes the summary before it. `messages` is
@@ -52,9 +52,9 @@ class SessionSummary:
         return dumps({"text": self.text})
 
 
-def summary_of(epoch: int, messages: int, text: str) -> SessionSummary | None:
+def summary_of(epoch: int, messages: int, text: str) -> TranscriptSummary | None:
     """The summary with this stored form; None if there is none. Raises the errors of parsing."""
-    return SessionSummary(epoch, messages, str(loads(text)["text"])) if epoch and text else None
+    return TranscriptSummary(epoch, messages, str(loads(text)["text"])) if epoch and text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class SessionView:
     artifacts: tuple[RunArtifact, ...]
     state: Mapping[str, Any]
     bytes: int
-    summary: SessionSummary | None = None
+    summary: TranscriptSummary | None = None
 
 
 def read_session(store: Store, session_id: str) -> SessionView:
@@ -133,7 +133,7 @@ def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan
         )
 
 
-def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> SessionSummary | None:
+def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> TranscriptSummary | None:
     epoch = int(record.get("epoch", 0))
     if not epoch:
         return None
@@ -198,7 +198,7 @@ class SessionStore:
         with translate_parse_errors(WRITTEN, session_id=session_id):
             return list(map(loads, texts)), sum(map(len, texts))
 
-    async def load_summary(self, session_id: str, epoch: int) -> SessionSummary | None:
+    async def load_summary(self, session_id: str, epoch: int) -> TranscriptSummary | None:
         """The summary with this number; None if the session does not have it."""
         key = self._store.keys("session", session_id)
         count, text = await self._store.ask(

@@ -11,7 +11,7 @@ from openagents_worker.context.base import ContextAssemblyResult
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.history import RunStart
 from openagents_worker.runtime.session_at_start import SessionAtStart
-from openagents_worker.store.sessions import SessionSummary
+from openagents_worker.store.sessions import TranscriptSummary
 
 __all__ = ["StoredSession", "assemble", "turn"]
 
@@ -32,7 +32,9 @@ def turn(number: int, *, words: int = 1, tool: bool = False) -> list[dict[str, A
 class StoredSession:
     """A stored session. `read` counts the messages and artifacts that were read, `read_chars` their size."""
 
-    def __init__(self, entries: Sequence[Any], *, artifacts: int = 0, summary: SessionSummary | None = None):
+    def __init__(
+        self, entries: Sequence[Any], *, artifacts: int = 0, summary: TranscriptSummary | None = None
+    ):
         self.entries = list(entries)
         self.artifacts = [f"artifact {number}" for number in range(artifacts)]
         self.read = self.read_chars = 0

@@ -13,7 +13,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.tokens import BytesEstimate, TextTokens, token_counter
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.llm.transcript import model_messages
-from openagents_worker.store.sessions import SessionSummary
+from openagents_worker.store.sessions import TranscriptSummary
 from tests.support.session_reading import StoredSession, assemble, turn
 
 BY_TOKENS = ["head_tail", "sliding_window", "importance_weighted"]
@@ -156,7 +156,7 @@ async def test_a_session_of_any_length_costs_the_same_to_assemble(kind: str) -> 
 async def test_a_summary_stands_for_the_messages_that_it_replaced(kind: str) -> None:
     """It comes first, as a question and its answer; the messages themselves are not read."""
     entries = turns(6)
-    session = StoredSession(entries, summary=SessionSummary(1, 8, "They greeted each other."))
+    session = StoredSession(entries, summary=TranscriptSummary(1, 8, "They greeted each other."))
 
     seen = await assemble(kind, session)
 
@@ -294,7 +294,7 @@ def test_a_model_without_a_known_tokenizer_is_estimated_and_a_wrong_encoding_ref
 
 
 async def selected(
-    entries: list[dict[str, Any]], summary: SessionSummary | None = None, **config: Any
+    entries: list[dict[str, Any]], summary: TranscriptSummary | None = None, **config: Any
 ) -> Any:
     assembler: Any = BUILTIN_ASSEMBLERS["sliding_window"](
         {"max_input_tokens": 40, "reserve_for_response": 10, **config}
@@ -323,7 +323,7 @@ async def test_a_long_session_is_summarized_from_its_oldest_turns_on() -> None:
     compaction = {"compaction": {"max_summary_tokens": 16}}
 
     first = await selected(turns(50, words=5), **compaction)
-    second = await selected(turns(50, words=5), SessionSummary(1, 8, "so far"), **compaction)
+    second = await selected(turns(50, words=5), TranscriptSummary(1, 8, "so far"), **compaction)
 
     assert (first.summarize, first.with_summary) == ((0, 8), ((98, 100),))
     assert second.summarize == (8, 16)

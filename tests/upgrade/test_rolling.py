@@ -18,7 +18,7 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
-from openagents_worker.store.formats import DELEGATES, HAS_JOB, PARKS
+from openagents_worker.store.formats import DELEGATES, HAS_JOB, PARKS, SUMMARIES
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
@@ -232,6 +232,31 @@ def test_a_parent_and_its_child_wait_for_a_version_that_knows_children(
     assert result.final_output == "built", result.error_details
     assert workshop.client.record(child).parent_run_id == parent
     story(workshop.client.handle(parent))
+
+
+def test_a_session_with_a_summary_waits_for_a_version_that_knows_summaries(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """A version that does not know them would show a run other messages than those with which it began."""
+    first = workshop.start(new)
+    for _ in range(3):
+        planted = workshop.client.submit(request(session="garden", agent="gardener"))
+        assert planted.wait(timeout=PATIENCE_S).stop_reason == "completed"
+    summary = workshop.client.session("garden").summary
+    assert summary is not None
+    first.terminate()
+    second = workshop.start(old)
+    sawing = request(session="garden", steps=2)
+    workshop.produce(old, "submit", [sawing])
+    if not old.reads(SUMMARIES):
+        run_id = sawing["run_id"]
+        wait_for(lambda: is_left(workshop, run_id), "it is left to others", timeout=PATIENCE_S)
+        second.terminate()
+        workshop.start(new)
+
+    completed_without_repeating(workshop, sawing["run_id"])
+    session = workshop.client.session("garden")
+    assert (session.summary, len(session.transcript)) == (summary, 8)
 
 
 @pytest.mark.slow
