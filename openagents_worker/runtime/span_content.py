@@ -10,6 +10,7 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse, ModelRequest
+from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.messages import content_text
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.signals import annotate, captures_content
@@ -33,7 +34,7 @@ def report_reply(request: ModelRequest, reply: LLMResponse, show: Show) -> None:
     try:
         _report_reply(request, reply, show)
     except Exception:
-        log.exception("traces.reply_not_reported")
+        log.exception("traces.reply_not_reported", **ids_of_call())
 
 
 def _report_reply(request: ModelRequest, reply: LLMResponse, show: Show) -> None:
