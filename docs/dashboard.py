@@ -1,7 +1,7 @@
 """The Grafana dashboard. `generate.py` writes it to `config/monitoring/grafana-dashboard.json`.
 
-Each panel is an entry of `ROWS`: its title, its unit, and its queries with their legends. A query of a worker's
-own series adds the workers up. The figures of the fleet are the same in every process, so their queries take
+Each panel is an entry of `ROWS`: its title, its unit, and its queries with their legends. A query of a series
+of a worker adds the workers up. The figures of the fleet are the same in every process, so their queries take
 the largest one.
 """
 

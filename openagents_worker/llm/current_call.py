@@ -13,7 +13,7 @@ from openagents_worker.quick_init import quick_init
 if TYPE_CHECKING:
     from openagents_worker.llm.limits import FleetLimits
 
-__all__ = ["CallInfo", "current_call", "quiet_http_clients"]
+__all__ = ["CallInfo", "current_call", "ids_of_call", "quiet_http_clients"]
 
 
 @quick_init
@@ -58,6 +58,12 @@ class CallInfo:
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
+
+
+def ids_of_call() -> dict[str, str]:
+    """The ids of the current call as fields of a log line; {} outside of a call."""
+    call = current_call.get()
+    return {} if call is None else {"run_id": call.run_id, "call_id": call.call_id}
 
 
 class _DropModelCallLogs(logging.Filter):

@@ -42,6 +42,7 @@ from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
+from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of, wait_of
 from openagents_worker.llm.largest_cost import largest_cost_usd
@@ -122,7 +123,12 @@ class HttpModelClient(ModelClient):
         except LLMResponseError as error:
             if self.keeps_format or not is_rejected(error):
                 raise
-            log.warning("llm.structured_output_rejected", provider=self.provider_name, error=error.message)
+            log.warning(
+                "llm.structured_output_rejected",
+                **ids_of_call(),
+                provider=self.provider_name,
+                error=error.message,
+            )
             failed = error.requests
         self._rejects_format.add(has_tools)
         return await self._respond(replace(request, response_format=None), failed=failed)

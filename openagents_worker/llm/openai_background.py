@@ -22,6 +22,7 @@ from openagents_worker.errors import OpenAgentsError
 from openagents_worker.http_replies import with_translated_errors
 from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.codec import StreamReader
+from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.reading import Exchange
@@ -230,7 +231,12 @@ class BackgroundModelClient(HttpModelClient):
         try:
             await self._cancel(running)
         except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
-            log.warning("llm.cancel_failed", response_id=running.response_id, error=type(error).__name__)
+            log.warning(
+                "llm.cancel_failed",
+                **ids_of_call(),
+                response_id=running.response_id,
+                error=type(error).__name__,
+            )
 
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         name = self._response_id(note)

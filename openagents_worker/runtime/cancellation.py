@@ -27,7 +27,9 @@ class Cancellation:
         """The ending of the cancelled run. `pattern` is its pattern, None if it has not begun."""
         if not self.is_interrupted:
             return ending
-        return replace(ending, is_interrupted=True, turn_messages=_turn_so_far(pattern))
+        return replace(
+            ending, is_interrupted=True, turn_messages=_turn_so_far(pattern, ending.request.run_id)
+        )
 
 
 async def cancellation_of(store: AsyncStore, run_id: str) -> Cancellation:
@@ -40,11 +42,11 @@ async def cancellation_of(store: AsyncStore, run_id: str) -> Cancellation:
     return Cancellation(str(reason or "cancelled"), is_interrupted=mode == "interrupt")
 
 
-def _turn_so_far(pattern: Any) -> Any:
+def _turn_so_far(pattern: Any, run_id: str | None) -> Any:
     """The tool calls and results so far of a pattern that was stopped; none if it has no valid ones."""
     try:
         turn_so_far = getattr(pattern, "turn_so_far", None)
         return turn_so_far() if callable(turn_so_far) else getattr(pattern, "turn_messages", ())
     except Exception as error:  # noqa: BLE001 - code of a plugin may raise anything
-        log.warning("run.turn_not_stored", error=described(error))
+        log.warning("run.turn_not_stored", run_id=run_id, error=described(error))
         return ()

@@ -48,8 +48,11 @@ def attempt_span(request: RunRequest, claimed: Claimed) -> AbstractContextManage
         "openagents.run.id": request.run_id or "",
         "openagents.run.attempt": claimed.attempt,
         "openagents.run.life": claimed.life,
+        "openagents.run.recoveries": claimed.recoveries,
     }
-    return signals.span(f"invoke_agent {request.agent_id}", attributes, parent=_traceparent(claimed.canvas))
+    # Without a producer's span, the attempts of a run still belong to one trace.
+    parent = _traceparent(claimed.canvas) or signals.traceparent_of(f"{request.run_id} {claimed.uid}")
+    return signals.span(f"invoke_agent {request.agent_id}", attributes, parent=parent)
 
 
 def end_attempt_span(
@@ -94,7 +97,11 @@ def call_span(info: CallInfo) -> AbstractContextManager[Span]:
     if info.kind == "model":
         attributes["gen_ai.request.model"] = info.name
     elif info.kind == "tool":
-        attributes |= {"gen_ai.tool.name": info.name, "gen_ai.tool.call.id": info.call_id}
+        attributes |= {
+            "gen_ai.tool.name": info.name,
+            "gen_ai.tool.type": "function",
+            "gen_ai.tool.call.id": info.call_id,
+        }
     return signals.span(f"{operation} {info.name}", attributes)
 
 

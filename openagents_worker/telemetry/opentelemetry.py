@@ -6,11 +6,14 @@ provider, a meter provider), then call `export_to_opentelemetry()` in each proce
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from hashlib import blake2b
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -22,6 +25,8 @@ __all__ = ["OpenTelemetryExporter", "export_to_opentelemetry"]
 
 SCOPE = "openagents_worker"
 CLIENT_SPANS = ("chat ", "openagents.publish", "openagents.redis ")  # spans of calls to other systems
+CAPTURE_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURED_IN_SPANS = ("true", "span_only", "span_and_event")  # `true` is the value of earlier conventions
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -46,6 +51,8 @@ class OpenTelemetryExporter:
         self._meter = metrics.get_meter(SCOPE, meter_provider=meter_provider)
         self._counters: dict[str, metrics.Counter] = {}
         self._histograms: dict[str, metrics.Histogram] = {}
+        self._sampler = getattr(tracer_provider or trace.get_tracer_provider(), "sampler", None)
+        self.captures_content = os.environ.get(CAPTURE_CONTENT, "").strip().lower() in CAPTURED_IN_SPANS
 
     def span(
         self, name: str, attributes: Mapping[str, AttributeValue], parent: str
@@ -64,7 +71,7 @@ class OpenTelemetryExporter:
             name,
             context=context,
             kind=kind,
-            attributes=dict(attributes),
+            attributes={key: _encodable(value) for key, value in attributes.items()},
             record_exception=False,
             set_status_on_exception=False,
         ) as current:
@@ -96,8 +103,20 @@ class OpenTelemetryExporter:
             histogram = self._histograms.setdefault(name, made)
         histogram.record(value, dict(attributes))
 
+    def traceparent_of(self, seed: str) -> str:
+        digest = blake2b(seed.encode(errors="surrogatepass"), digest_size=24).digest()
+        trace_id, span_id = digest[:16].hex(), digest[16:].hex()
+        return f"00-{trace_id}-{span_id}-{'01' if self._is_sampled(int(trace_id, 16)) else '00'}"
+
+    def _is_sampled(self, trace_id: int) -> bool:
+        """What the sampler of the application decides about a new trace with this id."""
+        if self._sampler is None:
+            return True
+        decided = self._sampler.should_sample(Context(), trace_id, "invoke_agent")
+        return bool(decided.decision.is_sampled())
+
     def annotate(self, name: str, value: AttributeValue) -> None:
-        trace.get_current_span().set_attribute(name, value)
+        trace.get_current_span().set_attribute(name, _encodable(value))
 
     def traceparent(self) -> str:
         carrier: dict[str, str] = {}
@@ -105,12 +124,19 @@ class OpenTelemetryExporter:
         return carrier.get("traceparent", "")
 
 
+def _encodable(value: AttributeValue) -> AttributeValue:
+    """A text that can be sent: half of a surrogate pair would lose all spans that are sent with it."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="replace").decode()
+    return value
+
+
 class _OpenTelemetrySpan:
     def __init__(self, current: Any) -> None:
         self._current = current
 
     def set(self, name: str, value: AttributeValue) -> None:
-        self._current.set_attribute(name, value)
+        self._current.set_attribute(name, _encodable(value))
 
     def fail(self, code: str) -> None:
         self._current.set_attribute("error.type", code)

@@ -4,7 +4,7 @@ An exporter receives spans and measurements; one process has at most one. Meters
 
 Names follow OpenTelemetry's semantic conventions for generative AI: the spans `invoke_agent`, `chat` and
 `execute_tool`, and attributes that begin with `gen_ai.`. Our own names begin with `openagents.`. Prompts,
-answers, arguments and results of tools are never reported.
+answers, arguments and results of tools are reported only if an exporter asks for them.
 
 >>> with span("openagents.publish", {"messaging.batch.message_count": 2}) as current:
 ...     current.set("openagents.sent", 2)
@@ -25,6 +25,7 @@ __all__ = [
     "Meter",
     "Span",
     "annotate",
+    "captures_content",
     "count",
     "inner_span",
     "is_enabled",
@@ -33,12 +34,13 @@ __all__ = [
     "register_exporter",
     "register_meter",
     "span",
+    "traceparent_of",
     "unregister_exporter",
     "unregister_meter",
     "with_traceparent",
 ]
 
-AttributeValue = str | bool | int | float
+AttributeValue = str | bool | int | float | tuple[str, ...]
 TRACEPARENT = "traceparent"
 """The message header with the parent of the spans of a run (W3C Trace Context)."""
 
@@ -86,6 +88,15 @@ class Exporter(Meter, Protocol):
 
     def traceparent(self) -> str:
         """The traceparent (W3C Trace Context) of the current span; '' without one."""
+        ...
+
+    def traceparent_of(self, seed: str) -> str:
+        """The traceparent that derives from a text: the same in every process."""
+        ...
+
+    @property
+    def captures_content(self) -> bool:
+        """Whether spans may contain prompts, answers, arguments and results."""
         ...
 
 
@@ -185,13 +196,25 @@ def annotate(name: str, value: AttributeValue) -> None:
         _exporter.annotate(name, value)
 
 
-def with_traceparent(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a submission, with a header that names the current span if there is one.
+def traceparent_of(seed: str) -> str:
+    """A traceparent that derives from a text, so that all spans of a run belong to one trace."""
+    return "" if _exporter is None else _exporter.traceparent_of(seed)
 
-    A header of this name that the caller has set is kept.
+
+def captures_content() -> bool:
+    """Whether spans may contain prompts, answers, arguments and results. By default they do not."""
+    return _exporter is not None and _exporter.captures_content
+
+
+def with_traceparent(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a submission, with a header that names the current span, or a new one without it.
+
+    A header of this name that the caller has set is kept. Without an exporter, nothing is added.
     """
-    parent = "" if _exporter is None else _exporter.traceparent()
     headers = options.get("headers") or {}
-    if not parent or not isinstance(headers, Mapping):
+    if _exporter is None or not isinstance(headers, Mapping) or TRACEPARENT in headers:
         return options
-    return {**options, "headers": {TRACEPARENT: parent, **headers}}
+    if not (parent := _exporter.traceparent()):
+        with span("openagents.submit"):
+            parent = _exporter.traceparent()
+    return {**options, "headers": {TRACEPARENT: parent, **headers}} if parent else options

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import Health, Leave, background_thread
 
-__all__ = ["Answer", "MonitoringServer", "Route", "checks_answer"]
+__all__ = ["MonitoringReply", "MonitoringServer", "Route", "checks_answer"]
 
 log = get_logger(__name__)
 
@@ -27,11 +27,10 @@ REQUEST_S = 5.0  # for a client to send its request and to take the answer
 BIND_AGAIN_S = 1.0
 LOG_AGAIN_S = 300.0
 STOP_S = 5.0
-PORT_IN_USE = "monitoring.port_in_use"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MonitoringReply:
     """The answer to a request."""
 
     status: HTTPStatus
@@ -39,8 +38,8 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
-Route = Callable[[Mapping[str, str]], Answer]
-"""Answers a request for one path. The argument are the headers of the request."""
+Route = Callable[[str], MonitoringReply]
+"""Answers a request for one path. The argument is its header `Accept`."""
 
 
 class MonitoringServer:
@@ -101,10 +100,10 @@ class MonitoringServer:
             try:
                 server = _Server(self._address, self._port, self._routes)
             except (OSError, OverflowError) as error:
-                self.health.failed(error, code=PORT_IN_USE)
+                self.health.failed(error, code="monitoring.port_in_use")
                 if tries % round(LOG_AGAIN_S / BIND_AGAIN_S) == 0:
                     log.error(
-                        PORT_IN_USE,
+                        "monitoring.port_in_use",
                         address=self._address,
                         port=self._port,
                         error=str(error),
@@ -130,7 +129,7 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         if ":" in address:
             self.address_family = AF_INET6
-        super().__init__((address, port), _Handler)
+        super().__init__((address, port), _RequestHandler)
 
     def server_bind(self) -> None:
         """Bind without the look-up of the name of this machine, which may take long."""
@@ -151,22 +150,23 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """A client that has gone is no problem of this process."""
+        """A client that has gone is not a problem of this process."""
         log.debug("monitoring.request_failed", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _RequestHandler(BaseHTTPRequestHandler):
     timeout = REQUEST_S
     server_version, sys_version = "openagents-worker", ""
 
     def do_GET(self) -> None:
         assert isinstance(self.server, _Server)
         route = self.server.routes.get(urlsplit(self.path).path)
-        self._send(route(self.headers) if route else Answer(HTTPStatus.NOT_FOUND, b"not found\n"))
+        accept = self.headers.get("Accept", "")
+        self._send(route(accept) if route else MonitoringReply(HTTPStatus.NOT_FOUND, b"not found\n"))
 
     do_HEAD = do_GET
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: MonitoringReply) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Probes come every few seconds: they are not logged."""
 
 
-def checks_answer(checks: Iterable[tuple[str, str]]) -> Answer:
+def checks_answer(checks: Iterable[tuple[str, str]]) -> MonitoringReply:
     """The answer to a probe: 200 if no check has a problem, else 503. One line for each check.
 
     `checks` are names with the problem, '' if there is none.
@@ -189,4 +189,4 @@ def checks_answer(checks: Iterable[tuple[str, str]]) -> Answer:
     for name, problem in checks:
         lines.append(f"[{'-' if problem else '+'}] {name}: {problem or 'ok'}\n")
         status = HTTPStatus.SERVICE_UNAVAILABLE if problem else status
-    return Answer(status, "".join(lines).encode())
+    return MonitoringReply(status, "".join(lines).encode())

@@ -45,6 +45,7 @@ from openagents_worker.worker.rescue import Rescue, RescueLimits
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchdogCallbacks, WatchdogLimits, WatchedLoop
+from openagents_worker.worker.worker_tracing import WorkerTracing, wants_tracing
 
 __all__ = ["SendWakes", "WorkerProcess"]
 
@@ -219,6 +220,7 @@ class WorkerProcess:
         acks, control_channel = self._completion_acks, self._control_channel
         parts: list[BackgroundPart | None] = [
             self._monitoring(),
+            WorkerTracing() if self._owns_process and wants_tracing() else None,
             LoopPart("completion acks", self._loop_thread, health=acks.health, on_stop=acks.aclose),
             LoopPart(
                 "control channel",

@@ -15,7 +15,7 @@ from openagents_worker.telemetry import signals
 from openagents_worker.telemetry.series import Sample
 from openagents_worker.worker.background import Health, HealthReport, Leave
 from openagents_worker.worker.lease import WorkerLease
-from openagents_worker.worker.monitoring import Answer, MonitoringServer, Route, checks_answer
+from openagents_worker.worker.monitoring import MonitoringReply, MonitoringServer, Route, checks_answer
 from openagents_worker.worker.watchdog import LoopWatchdog
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class WorkerMonitoring:
         self._fleet = FleetSamples(cell, self._settings.queue)
         own = SampleCollector(lambda: self._observed.samples(self._settings.loop_dead_s))
         registry = new_registry(self._meter, own, SampleCollector(self._fleet), process=True)
-        return lambda headers: Answer(HTTPStatus.OK, *metrics_text(registry, headers.get("Accept", "")))
+        return lambda accept: MonitoringReply(HTTPStatus.OK, *metrics_text(registry, accept))
 
     def _probes(self) -> dict[str, Route]:
         limit_s = self._settings.loop_dead_s

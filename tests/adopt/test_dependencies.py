@@ -33,7 +33,8 @@ BY_OTHERS = {
     "packaging": "kombu's transport for Redis imports it, and only kombu's extra `redis` declares it",
     "hiredis": "redis-py parses with it where it is installed",
     "sniffio": "httpcore asks it in every request where it is installed",
-    "opentelemetry-sdk": "collects and exports what the API gets; the application configures it",
+    "opentelemetry-sdk": "collects what the API gets: the same package name as the API",
+    "opentelemetry-exporter-otlp-proto-http": "sends it: the same package name as the API",
     "flower": "a program, which Celery's command line finds by its entry point",
 }
 """Packages that are declared, but imported by no module, with the reason."""
@@ -73,7 +74,7 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "http2", "litellm"]
+    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "metrics", "http2", "litellm"]
 )
 def test_everything_that_is_declared_is_used(extra: str) -> None:
     """Every dependency is one more that a product must be able to install."""
@@ -94,6 +95,7 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "flower",
         "uvloop",
         "otel",
+        "metrics",
         "http2",
         "litellm",
     }

@@ -49,7 +49,12 @@ def env() -> Generator[dict[str, str]]:
             client.config_set("requirepass", DOTENV["REDIS_PASSWORD"])
         url = environment_of("worker", DOTENV)["OPENAGENTS_REDIS_URL"]
         url = url.replace("redis:6379", f"127.0.0.1:{redis.port}")
-        yield environment(url, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH=USER)
+        yield environment(
+            url,
+            FLOWER_PORT=str(free_port()),
+            FLOWER_BASIC_AUTH=USER,
+            OPENAGENTS_HEALTH_PORT=str(free_port()),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +114,10 @@ def stand_in(folder: Path) -> Path:
 
 
 def test_the_worker_becomes_healthy(worker: Running, env: dict[str, str]) -> None:
-    """The check asks this very worker over the broker, and whatever else is there does not count."""
-    assert is_healthy("worker", env)
-    assert not is_healthy("worker", {**env, "HOSTNAME": "somebody-else"})
+    """The check asks this very worker, and whatever else is there does not count."""
+    wait_for(lambda: is_healthy("worker", env), "the worker is healthy")
+    assert not is_healthy("worker", {**env, "OPENAGENTS_HEALTH_PORT": str(free_port())})
+    assert environment_of("worker", DOTENV)["OPENAGENTS_HEALTH_PORT"] == "9808"
 
 
 def test_flower_becomes_healthy(flower: Flower, env: dict[str, str]) -> None:

@@ -55,14 +55,24 @@ def test_systemd_leaves_the_processes_of_tools_alone() -> None:
     assert service()["Restart"] == "always"
 
 
-@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe"])
-def test_kubernetes_probes_as_compose_does(probe: str) -> None:
-    """With the command that other tests execute."""
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_kubernetes_probes_reach_the_worker(probe: str) -> None:
+    """At a port that the container opens for the outside, and at a path that the page explains."""
     (container,) = pod()["containers"]
-    command = container[probe]["exec"]["command"]
-    _, checked = SERVICES["worker"]["healthcheck"]["test"]
-    assert command == ["sh", "-c", checked.replace("$$", "$")]
-    assert container[probe]["timeoutSeconds"] >= 15
+    asked = container[probe]["httpGet"]
+    (port,) = container["ports"]
+    settings = load_settings({each["name"]: each["value"] for each in container["env"]})
+    assert asked == {"path": "/readyz" if probe == "readinessProbe" else "/livez", "port": port["name"]}
+    assert settings.health_port == settings.metrics_port == port["containerPort"]
+    assert settings.monitoring_address == "0.0.0.0"  # noqa: S104 - the address of a pod is not known before
+    assert f"`{asked['path']}`" in PAGE
+
+
+def test_the_page_lists_the_checks_of_a_worker() -> None:
+    """As they stand in the answer of `/readyz` in the tests of workers."""
+    checks = re.findall(r"^\[\+\] ([a-z ]+): ok$", PAGE, re.MULTILINE)
+    assert checks == ["event loop", "watchdog", "lease", "consumer", "accepts runs"]
+    assert all(f"| {check} |" in PAGE for check in checks)
 
 
 def test_every_setting_that_the_page_names_is_one() -> None:

@@ -30,6 +30,7 @@ PAGES = (
     "keys.md",
     "limits.md",
     "memory.md",
+    "metrics.md",
     "producer.md",
     "settings.md",
 )
@@ -40,6 +41,12 @@ def test_a_generated_page_is_up_to_date(name: str) -> None:
     """`make docs` would change nothing."""
     text = {path.name: text for path, text in generator().pages()}[name]
     assert (ROOT / "docs" / name).read_text() == text
+
+
+def test_the_dashboard_is_up_to_date() -> None:
+    """The file that operators import in Grafana."""
+    path, text = generator().dashboard_file()
+    assert path.read_text() == text
 
 
 def test_every_error_code_is_one_class_with_a_meaning() -> None:

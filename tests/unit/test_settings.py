@@ -188,3 +188,11 @@ def test_the_largest_value_is_named_and_taken(name: str) -> None:
     value = largest // 4 if name == "heartbeat_ms" else largest
 
     assert getattr(load_settings({f"OPENAGENTS_{name.upper()}": str(value), **others}), name) == value
+
+
+def test_a_port_that_kubernetes_injects_counts_as_unset() -> None:
+    """A service named openagents-metrics sets OPENAGENTS_METRICS_PORT in every container of its namespace."""
+    injected = {"OPENAGENTS_METRICS_PORT": "tcp://10.0.0.11:9808", "OPENAGENTS_HEALTH_PORT": "9809"}
+    settings = load_settings(injected)
+    assert (settings.metrics_port, settings.health_port) == (None, 9809)
+    assert settings.monitoring_address == "127.0.0.1"

@@ -101,5 +101,10 @@ def test_in_text_every_line_is_one_line(redis_url: str, tmp_path: Path) -> None:
     assert len([line for line in lines if "run.failed" in line and "ERROR" in line]) == 1
     assert len([line for line in lines if "llm.retrying" in line and "code=llm.rate_limit" in line]) == 1
     assert len([line for line in lines if "thread.failed" in line]) == 1
+    start = lines[: next(n for n, line in enumerate(lines) if " ready." in line)]
+    assert [line for line in start if " WARNING " in line or " ERROR " in line] == []
+    assert sum(line.startswith("20") for line in start) < 15, (
+        "the start of a worker, as root and without a TTY"
+    )
     assert "HTTP Request" not in text
     assert "a line of httpx" in text, "other lines of httpx are kept"

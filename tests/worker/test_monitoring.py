@@ -18,7 +18,7 @@ from openagents_worker.local.child_process import free_port
 from openagents_worker.telemetry.series import FLEET_SERIES, SERIES
 from openagents_worker.worker import monitoring
 from openagents_worker.worker.background import Health
-from openagents_worker.worker.monitoring import Answer, MonitoringServer, checks_answer
+from openagents_worker.worker.monitoring import MonitoringReply, MonitoringServer, checks_answer
 from tests.support.deployment import Installation, agent, call, installed
 from tests.support.waiting import wait_for
 
@@ -51,7 +51,7 @@ def serve() -> Generator[Callable[..., MonitoringServer]]:
     started: list[MonitoringServer] = []
 
     def start(port: int = 0) -> MonitoringServer:
-        routes = {"/": lambda _: Answer(HTTPStatus.OK, b"hello")}
+        routes = {"/": lambda _: MonitoringReply(HTTPStatus.OK, b"hello")}
         server = MonitoringServer("127.0.0.1", port, routes, health=Health(), leave=lambda _: None)
         server.start()
         started.append(server)

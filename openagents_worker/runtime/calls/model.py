@@ -26,12 +26,13 @@ from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
 from openagents_worker.models.usage import usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.span_content import report_reply
 from openagents_worker.runtime.spending import Reservation
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.telemetry.signals import annotate
+from openagents_worker.telemetry.signals import annotate, is_enabled
 
 __all__ = ["RecordedModel"]
 
@@ -125,6 +126,8 @@ class RecordedModel(ModelClient):
                 events=[("llm.failed", {**failed, "error_details": details})],
                 may_retry=not getattr(error, "is_final", False),
             )
+        if is_enabled():
+            report_reply(request, reply, self._writer.preview)
         took_ms = round((self._clock() - started) * 1000, 1)
         metrics = {"latency_ms": took_ms, **usage.known(), **_speed_fields(reply)}
         del metrics["llm_calls"]  # always 1

@@ -26,6 +26,7 @@ from openagents_worker.runtime.calls.tool_stream import stream
 from openagents_worker.runtime.context import CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
+from openagents_worker.runtime.span_content import report_tool_content
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
@@ -93,7 +94,9 @@ class RecordedTool:
             if isinstance(value, RecordedOutcome):
                 return self._outcome_of(call, value.record)
             with user_code(self._failure_of_result):
-                return self._succeeded(call, value)
+                outcome = self._succeeded(call, value)
+            report_tool_content(params, outcome.value, self._run.writer.preview)
+            return outcome
         except OpenAgentsError as error:
             outcome = self._failed(call, error) if call.is_announced else Outcome(error=error)
             outcome.decision = _stored(call.decision)
