@@ -316,7 +316,8 @@ class Connection:
             status = delay_ms = None
             problem = self._process.problem if self._process is not None else None
             is_final = problem is not None
-            reason = problem or ("it has ended" if error is None else _text_of(error))
+            has_ended = error is None or (isinstance(error, RequestFailed) and error.is_closed)
+            reason = problem or ("it has ended" if has_ended else _text_of(error))
         text = f"the MCP server {self.shown} cannot be used: {reason}{self._lines()}"
         return ConnectionFailed(text, status=status, retry_after_ms=delay_ms, is_final=is_final)
 
@@ -414,7 +415,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return safe_message(error.strerror, MAX_TEXT)
     return safe_message(f"{type(error).__name__}: {error}".removesuffix(": "), MAX_TEXT)

@@ -59,7 +59,8 @@ class McpToolset(Plugin):
     they may be repeated, and whether they need an approval; `overrides` take precedence.
     """
 
-    Config = McpOptions
+    class Config(McpOptions):
+        """Options of the built-in tool `mcp`."""
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
