@@ -190,8 +190,10 @@ INDEPENDENT_OF_THE_LEASE = (
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
-    for name in ("agents-file.md", "command-line.md", "memory.md", "producer.md", "settings.md", "tools.md"):
-        yield HERE / name, filled(HERE / name)
+    names = ("agents-file", "command-line", "mcp", "memory", "producer", "settings", "tools")
+    for name in names:
+        page = HERE / f"{name}.md"
+        yield page, filled(page)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
     yield (

@@ -31,7 +31,7 @@ from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import TOOL_TYPES
 from openagents_worker.tools.checks import schema_of_tool
 
 __all__ = ["find_problems", "remarks"]
@@ -96,7 +96,7 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
         case PatternRef():
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
         case ToolRef():
-            return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
+            return _problems_of_plugin("tool", part, TOOL_TYPES) if part.enabled else ()
     raise TypeError(f"{type(part).__name__} is not a part of an agent")
 
 

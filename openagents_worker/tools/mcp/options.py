@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
+from pathlib import PurePath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from openagents_worker.agents.plugin import Plugin
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.jsontext import canonical_json
-from openagents_worker.secret_forms import mask_url, remember_secret
+from openagents_worker.secret_forms import remember_secret
 from openagents_worker.secret_names import is_secrets_name
 
 __all__ = [
@@ -124,8 +125,12 @@ class ServerOptions(Part):
 
     @property
     def shown(self) -> str:
-        """The server in messages and events: without arguments, variables and headers."""
-        return os.path.basename(self.command) if self.command else mask_url(self.url or "").partition("?")[0]  # noqa: PTH119
+        """The server in messages and events: without arguments, variables, headers, logins and queries."""
+        if self.command is not None:
+            return PurePath(self.command).name
+        parts = urlsplit(self.url or "")
+        port = f":{parts.port}" if parts.port is not None else ""
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
     def identity(self) -> str:
         """A digest of all that decides which server this is (M01). It does not show secrets."""
