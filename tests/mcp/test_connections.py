@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.agents.sections import McpLimits
 from openagents_worker.errors import ToolRateLimitError
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.tools.mcp.connection import ConnectionFailed, Endpoint
+from openagents_worker.tools.mcp.connection import ConnectionFailed, McpEndpoint
 from openagents_worker.tools.mcp.connections import Connections
 from openagents_worker.tools.mcp.options import ServerOptions
 from tests.mcp.conftest import FaultyServer, is_alive
@@ -28,10 +28,10 @@ def starts(server: FaultyServer) -> int:
     return len(server.happened("start"))
 
 
-def endpoint(server: FaultyServer, **more: Any) -> Endpoint:
+def endpoint(server: FaultyServer, **more: Any) -> McpEndpoint:
     options = ServerOptions.model_validate({**server.over_stdio, **more})
     assert options.command is not None
-    return Endpoint(options, (options.command, *options.args))
+    return McpEndpoint(options, (options.command, *options.args))
 
 
 # --- sharing ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from openagents_worker.agents.plugin_refs import function_name
-from openagents_worker.cli.mcp.protocol import Asked
+from openagents_worker.cli.mcp.protocol import ToolRequest
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import dumps
@@ -125,7 +125,7 @@ class AgentTools:
         ]
         return [*agents, *RUN_TOOLS]
 
-    async def call(self, asked: Asked) -> dict[str, Any]:
+    async def call(self, asked: ToolRequest) -> dict[str, Any]:
         try:
             if (agent := self._agents.get(asked.name)) is not None:
                 return await self._run(agent, asked)
@@ -136,7 +136,7 @@ class AgentTools:
 
     # --- runs --------------------------------------------------------------------------------------------
 
-    async def _run(self, agent: ServedAgent, asked: Asked) -> dict[str, Any]:
+    async def _run(self, agent: ServedAgent, asked: ToolRequest) -> dict[str, Any]:
         key = asked.meta.get(KEY)
         of_key = f"mcp-{sha256(key.encode()).hexdigest()[:32]}" if isinstance(key, str) else None
         request = RunRequest(
@@ -151,7 +151,7 @@ class AgentTools:
         return await self._watched(handle, asked, cancels=True)
 
     async def _watched(
-        self, handle: AsyncRunHandle[Any], asked: Asked, *, cancels: bool, after: int = 0
+        self, handle: AsyncRunHandle[Any], asked: ToolRequest, *, cancels: bool, after: int = 0
     ) -> dict[str, Any]:
         """Wait for the end of a run, or until a person has to decide. Each event is reported."""
         try:
@@ -186,7 +186,7 @@ class AgentTools:
 
     # --- the tools for runs ------------------------------------------------------------------------------
 
-    async def _run_result(self, asked: Asked) -> dict[str, Any]:
+    async def _run_result(self, asked: ToolRequest) -> dict[str, Any]:
         handle = self._handle(asked)
         record = await handle.record()
         if record.result is not None:
@@ -197,7 +197,7 @@ class AgentTools:
             return await self._watched(handle, asked, cancels=False)
         return _result({"run_id": record.run_id, "session": record.session_id, "state": record.state.value})
 
-    async def _run_events(self, asked: Asked) -> dict[str, Any]:
+    async def _run_events(self, asked: ToolRequest) -> dict[str, Any]:
         after = asked.arguments.get("after", 0)
         if not isinstance(after, int) or after < 0:
             raise RequestInvalid("after must be a whole number, at least 0")
@@ -210,7 +210,7 @@ class AgentTools:
         ]
         return _result({"run_id": record.run_id, "state": record.state.value, "events": events[:MAX_EVENTS]})
 
-    async def _approve(self, asked: Asked) -> dict[str, Any]:
+    async def _approve(self, asked: ToolRequest) -> dict[str, Any]:
         arguments = asked.arguments.get("arguments")
         call_id = _text(asked, "call_id", required=True)
         decision = await self._handle(asked).approve(
@@ -218,17 +218,17 @@ class AgentTools:
         )
         return _result({"call_id": call_id, "action": decision.action})
 
-    async def _deny(self, asked: Asked) -> dict[str, Any]:
+    async def _deny(self, asked: ToolRequest) -> dict[str, Any]:
         call_id = _text(asked, "call_id", required=True)
         decision = await self._handle(asked).deny(call_id, by=self._by, note=_text(asked, "note") or None)
         return _result({"call_id": call_id, "action": decision.action})
 
-    async def _cancel(self, asked: Asked) -> dict[str, Any]:
+    async def _cancel(self, asked: ToolRequest) -> dict[str, Any]:
         run_id = _text(asked, "run_id", required=True)
         answer = await self._client.cancel(run_id, reason=_text(asked, "reason") or None)
         return _result({"run_id": run_id, "answer": str(answer)})
 
-    def _handle(self, asked: Asked) -> AsyncRunHandle[Any]:
+    def _handle(self, asked: ToolRequest) -> AsyncRunHandle[Any]:
         return self._client.handle(_text(asked, "run_id", required=True))
 
 
@@ -265,7 +265,7 @@ def _result(found: Mapping[str, Any], text: str | None = None, *, is_error: bool
     return {"content": content, "structuredContent": dict(found), "isError": is_error}
 
 
-def _text(asked: Asked, name: str, *, required: bool = False) -> str:
+def _text(asked: ToolRequest, name: str, *, required: bool = False) -> str:
     value = asked.arguments.get(name, "")
     if not isinstance(value, str) or (required and not value):
         raise RequestInvalid(f"{name} must be a text{', which is required' if required else ''}")
@@ -275,5 +275,5 @@ def _text(asked: Asked, name: str, *, required: bool = False) -> str:
 def _shown(event: RunEvent) -> str:
     """An event in one line."""
     names = ("tool_id", "model", "action", "code", "error")
-    told = [str(event.payload[name]) for name in names if event.payload.get(name)]
-    return " ".join([event.name, *told])[:MAX_SHOWN_CHARS]
+    values = [str(event.payload[name]) for name in names if event.payload.get(name)]
+    return " ".join([event.name, *values])[:MAX_SHOWN_CHARS]

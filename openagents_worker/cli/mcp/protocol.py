@@ -17,7 +17,7 @@ from openagents_worker.jsontext import dumps, loads
 from openagents_worker.redaction import safe_message
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Asked", "Service", "StdioServer"]
+__all__ = ["ToolRequest", "McpService", "StdioServer"]
 
 log = get_logger(__name__)
 
@@ -38,8 +38,8 @@ class ProtocolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One call of a tool. `report` tells the client how far it is, if the client wants to know."""
+class ToolRequest:
+    """One call of a tool. `report` sends the client a text about its progress, if it wants that."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Asked:
     report: Callable[[str], Awaitable[None]]
 
 
-class Service(Protocol):
+class McpService(Protocol):
     """What the server offers."""
 
     instructions: str
@@ -56,7 +56,7 @@ class Service(Protocol):
         """The tools as the protocol describes them."""
         ...
 
-    async def call(self, asked: Asked) -> dict[str, Any]:
+    async def call(self, asked: ToolRequest) -> dict[str, Any]:
         """The result of a tool. Raises `KeyError` for an unknown tool."""
         ...
 
@@ -65,7 +65,7 @@ class Service(Protocol):
 class StdioServer:
     """Serves one client until its stdin ends."""
 
-    service: Service
+    service: McpService
     version: str
     reader: IO[bytes] = field(default_factory=lambda: sys.stdin.buffer)
     writer: IO[bytes] = field(default_factory=lambda: sys.stdout.buffer)
@@ -173,7 +173,7 @@ class StdioServer:
         meta = params.get("_meta")
         meta = meta if isinstance(meta, dict) else {}
         try:
-            return await self.service.call(Asked(name, arguments, meta, self._reporter(meta)))
+            return await self.service.call(ToolRequest(name, arguments, meta, self._reporter(meta)))
         except KeyError:
             raise ProtocolError(INVALID_PARAMS, f"there is no tool {name[:100]!r}") from None
 

@@ -15,18 +15,18 @@ from typing import Any
 
 from openagents_worker.agents.sections import McpLimits
 from openagents_worker.loops import PerLoop
-from openagents_worker.tools.mcp.connection import Connection, Endpoint
+from openagents_worker.tools.mcp.connection import McpConnection, McpEndpoint
 
-__all__ = ["Connections", "Lease", "McpServers"]
+__all__ = ["Connections", "ConnectionLease", "McpServers"]
 
 MAX_LISTS = 1_000  # remembered lists of tools; a tenant with a token of its own has one of its own
 
 
 @dataclass(eq=False, slots=True)
-class Lease:
+class ConnectionLease:
     """The use of a connection: from `acquire` to `release`."""
 
-    connection: Connection
+    connection: McpConnection
     entry: _Entry | None = None
     """None: the connection is not shared."""
 
@@ -34,7 +34,7 @@ class Lease:
 @dataclass(eq=False, slots=True)
 class _Entry:
     key: str
-    connection: Connection
+    connection: McpConnection
     opening: asyncio.Task[None]
     users: int = 0
     last_used: float = 0.0
@@ -56,25 +56,25 @@ class Connections:
         self._pooled: dict[str, _Entry] = {}
         self._tools: dict[str, _KnownTools] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._single: set[Connection] = set()
+        self._single: set[McpConnection] = set()
         self._is_closed = False
 
     # --- use ---------------------------------------------------------------------------------------------
 
-    async def acquire(self, endpoint: Endpoint, key: str | None) -> tuple[Lease, bool]:
+    async def acquire(self, endpoint: McpEndpoint, key: str | None) -> tuple[ConnectionLease, bool]:
         """An open connection, and whether it is new. `key`: that of a pooled connection; None: one for this
         use only. Raises `ConnectionFailed`."""
         if self._is_closed:
             raise RuntimeError("the worker is stopping")
         if key is None or not self._has_place_for(key):
-            connection = Connection(endpoint)
+            connection = McpConnection(endpoint)
             self._single.add(connection)
             try:
                 await connection.open()
             except BaseException:
                 self._single.discard(connection)
                 raise
-            return Lease(connection), True
+            return ConnectionLease(connection), True
         entry = self._pooled.get(key)
         if entry is not None and entry.opening.done() and not entry.connection.is_open:
             self._drop(entry)
@@ -91,9 +91,9 @@ class Connections:
         except BaseException:
             self._leave(entry)
             raise
-        return Lease(entry.connection, entry), is_new
+        return ConnectionLease(entry.connection, entry), is_new
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: ConnectionLease) -> None:
         """End a use. A connection that is not shared is closed."""
         if lease.entry is None:
             self._single.discard(lease.connection)
@@ -101,8 +101,8 @@ class Connections:
         else:
             self._leave(lease.entry)
 
-    def _open(self, endpoint: Endpoint, key: str) -> _Entry:
-        connection = Connection(endpoint)
+    def _open(self, endpoint: McpEndpoint, key: str) -> _Entry:
+        connection = McpConnection(endpoint)
         opening = asyncio.create_task(
             connection.open(), name=f"open mcp {connection.shown}", context=Context()
         )
