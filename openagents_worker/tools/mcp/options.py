@@ -180,7 +180,7 @@ class McpOptions(Part, Plugin.Config):
     )
     connection_mode: Literal["per_call", "pooled"] = Field(
         "per_call",
-        description="per_call: each call has a connection of its own. pooled: connections are kept.",
+        description="How long a connection lasts. per_call: for one call. pooled: it is kept.",
     )
     pool_scope: Literal["session", "worker"] = Field(
         "session",
@@ -194,7 +194,8 @@ class McpOptions(Part, Plugin.Config):
         description="Whether concurrent identical calls of a tool that may be repeated are one call.",
     )
     prelaunch: Literal["off", "eager"] = Field(
-        "off", description="eager: the pooled connection is opened when a run begins, not at the first call."
+        "off",
+        description="When a pooled connection is opened. off: at the first call. eager: when a run begins.",
     )
     call_timeout_ms: int = Field(
         60_000,
