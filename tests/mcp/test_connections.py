@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,8 +147,8 @@ async def test_a_connection_in_use_is_never_evicted(server: FaultyServer) -> Non
         two, _ = await pool.acquire(endpoint(server), "two")
         assert two.entry is None
         assert one.connection.is_open
-        await pool.release(two)
-        await pool.release(one)
+        pool.release(two)
+        pool.release(one)
         three, is_new = await pool.acquire(endpoint(server), "three")
         assert (three.entry is not None, is_new) == (True, True)
         await await_for(lambda: not one.connection.is_open, "the idle one is closed")
@@ -161,11 +162,11 @@ async def test_an_idle_connection_is_closed_after_its_time(server: FaultyServer)
     try:
         lease, _ = await pool.acquire(endpoint(server), "one")
         assert lease.connection.is_open
-        await pool.release(lease)
+        pool.release(lease)
         await await_for(lambda: not lease.connection.is_open, "it is closed")
         again, is_new = await pool.acquire(endpoint(server), "one")
         assert is_new
-        await pool.release(again)
+        pool.release(again)
     finally:
         await pool.close()
 
@@ -304,6 +305,20 @@ async def test_the_status_of_a_server_decides(
         [found] = output_of(await p.record())["results"]
     assert (found["code"] if code else None) == code
     assert len(http_server.called()) == calls
+
+
+@pytest.mark.parametrize("method", ["initialize", "tools_list"])
+async def test_a_server_that_is_not_there_yet_suspends_the_run(
+    redis_url: str, http_server: FaultyServer, method: str
+) -> None:
+    """Also if it is its list of tools that cannot be had."""
+    Path(f"{http_server.log}.{method}").write_text("503")
+    async with process(redis_url, http_server.agent(ADD)) as p:
+        await p.submit()
+        assert (await p.execute()).reason == "tool.unavailable"
+        await due(p)
+        await p.execute()
+        assert output_of(await p.record())["results"] == [{"sum": 2}]
 
 
 async def test_a_limited_call_is_made_when_the_server_allows_it(

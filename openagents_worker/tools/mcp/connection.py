@@ -88,17 +88,18 @@ class McpConnection:
         self._last_failure: HttpFailure | None = None
         self._waiting: dict[str, asyncio.Future[HttpFailure]] = {}
         """The calls that wait for their results, by key."""
+        self._requests = 0
         self._sent: dict[str, Any] = {}
         """The ids of the requests of these calls that were handed to the transport."""
 
     @property
     def is_open(self) -> bool:
-        return self._session is not None and not self._closing.is_set()
+        return self._session is not None and not (self._closing.is_set() or self._lost.is_set())
 
     # --- open and close ----------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect. Raises `ConnectionFailed`."""
+        """Connect. Raises `ConnectionFailed`; the caller closes it then as well."""
         self._sdk = await asyncio.to_thread(load_sdk)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # An empty context: the connection does not belong to the run that opens it.
@@ -108,13 +109,8 @@ class McpConnection:
             async with asyncio.timeout(limit_s):
                 await asyncio.shield(ready)
         except TimeoutError:
-            await self.close()
-            raise ConnectionFailed(
-                f"the MCP server {self.shown} was not ready within {limit_s:g} s{self._lines()}"
-            ) from None
-        except BaseException:
-            await self.close()
-            raise
+            text = f"the MCP server {self.shown} was not ready within {limit_s:g} s{self._lines()}"
+            raise ConnectionFailed(text) from None
 
     async def close(self) -> None:
         """Close the connection. Afterwards no process of the server is left."""
@@ -220,23 +216,20 @@ class McpConnection:
         Raises `RequestFailed` if the server answers with an error, and `ConnectionFailed`. If this task is
         cancelled, the server gets a notification.
         """
-        params = {"name": name, "arguments": arguments, "_meta": {KEY: key}}
-        try:
-            return await self._request(McpMessage(method="tools/call", params=params), key)
-        finally:
-            self._sent.pop(key, None)
+        return await self._request("tools/call", {"name": name, "arguments": arguments}, key)
 
     async def request(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of another request, which changes nothing. Raises as `call`."""
-        return await self._request(McpMessage(method=method, params=params or None), "")
+        self._requests += 1
+        return await self._request(method, params, f"request {self._requests}")
 
-    async def _request(self, message: McpMessage, key: str) -> dict[str, Any]:
+    async def _request(self, method: str, params: dict[str, Any], key: str) -> dict[str, Any]:
+        message = McpMessage(method=method, params={**params, "_meta": {KEY: key}})
         session = self._session
-        if session is None:
+        if session is None or not self.is_open:
             raise self._problem or ConnectionFailed(f"the connection to {self.shown} is closed")
         failure: asyncio.Future[HttpFailure] = asyncio.get_running_loop().create_future()
-        if key:
-            self._waiting[key] = failure
+        self._waiting[key] = failure
         asking = asyncio.create_task(self._sdk.request(session, message), name="mcp request")
         assert self._task is not None
         try:
@@ -250,6 +243,7 @@ class McpConnection:
             raise
         finally:
             self._waiting.pop(key, None)
+            self._sent.pop(key, None)
             failure.cancel()
             await _ended(asking)
 

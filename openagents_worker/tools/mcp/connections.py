@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ class Connections:
             try:
                 await connection.open()
             except BaseException:
-                self._single.discard(connection)
+                self._end(connection)
                 raise
             return ConnectionLease(connection), True
         entry = self._pooled.get(key)
@@ -93,11 +93,11 @@ class Connections:
             raise
         return ConnectionLease(entry.connection, entry), is_new
 
-    async def release(self, lease: ConnectionLease) -> None:
-        """End a use. A connection that is not shared is closed."""
+    def release(self, lease: ConnectionLease) -> None:
+        """End a use. A connection that is not shared is closed, in the background: a server that does not
+        end by itself must not delay the run."""
         if lease.entry is None:
-            self._single.discard(lease.connection)
-            await lease.connection.close()
+            self._end(lease.connection)
         else:
             self._leave(lease.entry)
 
@@ -143,7 +143,16 @@ class Connections:
             del self._pooled[entry.key]
         if entry.timer is not None:
             entry.timer.cancel()
-        task = asyncio.create_task(_close(entry), name="close mcp", context=Context())
+        self._close_later(_close(entry))
+
+    def _end(self, connection: McpConnection) -> None:
+        """Close a connection that is not shared, in the background."""
+        if connection in self._single:
+            self._single.discard(connection)
+            self._close_later(connection.close())
+
+    def _close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(closing, name="close mcp", context=Context())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -173,9 +182,9 @@ class Connections:
         self._is_closed = True
         for entry in list(self._pooled.values()):
             self._drop(entry)
-        singles = [connection.close() for connection in self._single]
-        self._single.clear()
-        await asyncio.gather(*singles, *self._closing, return_exceptions=True)
+        for connection in list(self._single):
+            self._end(connection)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def transports(self) -> Iterator[Any]:
         return iter(())

@@ -139,7 +139,8 @@ class McpToolset(Plugin):
         """Give the connections back. Called at the end of the attempt."""
         leases = [*self._leases.values()]
         self._leases.clear()
-        await asyncio.gather(*(self._connections.release(lease) for lease in leases))
+        for lease in leases:
+            self._connections.release(lease)
 
     # --- calls -------------------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class McpToolset(Plugin):
             if connection.has_changed_tools:
                 self._connections.forget_tools(key)
             if lease.entry is None or not connection.is_open:
-                await self._give_back(key, lease)
+                self._give_back(key, lease)
 
     async def _shared(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of an identical call that is already being made, or of this one."""
@@ -263,7 +264,7 @@ class McpToolset(Plugin):
             if lease is not None and lease.connection.is_open:
                 return lease
             if lease is not None:
-                await self._give_back(key, lease)
+                self._give_back(key, lease)
             shared = context.session_id if self.options.pool_scope == "session" else ""
             lease, is_new = await self._connections.acquire(endpoint, f"{key} {shared}")
             if lease.entry is not None:
@@ -272,12 +273,12 @@ class McpToolset(Plugin):
                 await self._emit_connect(context)
             return lease
 
-    async def _give_back(self, key: str, lease: ConnectionLease) -> None:
+    def _give_back(self, key: str, lease: ConnectionLease) -> None:
         if lease.entry is not None and self._leases.get(key) is not lease:
             return  # another call has already given it back
         if self._leases.get(key) is lease:
             del self._leases[key]
-        await self._connections.release(lease)
+        self._connections.release(lease)
 
     async def _asked_for_tools(self, context: Any, key: str, endpoint: McpEndpoint) -> Found:
         async def ask(connection: McpConnection) -> Found:
