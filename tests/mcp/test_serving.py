@@ -41,6 +41,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
     ]
     with installed(folder, *agents) as installation:
         yield installation
+    left = [entry["pid"] for entry in server.happened("start") if is_alive(entry["pid"])]
+    assert left == [], "a server has outlived its worker"
 
 
 def environment(installation: Installation) -> dict[str, str]:

@@ -83,6 +83,7 @@ class McpConnection:
         self._process: ServerProcess | None = None
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_ready = False
         self._closing = asyncio.Event()
         self._problem: ConnectionFailed | None = None
         self._last_failure: HttpFailure | None = None
@@ -119,8 +120,8 @@ class McpConnection:
         if task is None:
             return
         for cancel in (False, True):
-            if cancel:
-                task.cancel()
+            if cancel or not self._is_ready:
+                task.cancel()  # while it connects, nothing else ends the task
             done, _ = await asyncio.wait({task}, timeout=CLOSE_TIMEOUT_S)
             if done:
                 return
@@ -149,7 +150,7 @@ class McpConnection:
     async def _connected(self, ready: asyncio.Future[None]) -> ConnectionFailed | None:
         async with AsyncExitStack() as stack:
             session = await self._open_session(stack)
-            self._session = session
+            self._session, self._is_ready = session, True
             if not ready.done():
                 ready.set_result(None)
             closing = asyncio.create_task(self._closing.wait(), name="mcp closing")
