@@ -28,6 +28,7 @@ from reference import filled  # noqa: E402 - it stands beside this file, which i
 PAGES_WITH_TABLES = (
     "agents-file.md",
     "command-line.md",
+    "mcp.md",
     "memory.md",
     "metrics.md",
     "producer.md",

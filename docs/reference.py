@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from openagents_worker import agents
+from openagents_worker.agents.sections import McpLimits
 from openagents_worker.cli.commands import commands
 from openagents_worker.cli.exits import Exit
 from openagents_worker.context import BUILTIN_ASSEMBLERS
@@ -28,6 +29,7 @@ from openagents_worker.settings import OTHER_VARIABLES, PREFIX, Settings
 from openagents_worker.telemetry.series import FLEET_SERIES, PROCESS_SERIES, SIGNALS, Series
 from openagents_worker.time_limits import default_heartbeat_ms
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions, ServerOptions
 
 __all__ = ["TABLES", "filled", "settings_without_advice"]
 
@@ -351,6 +353,10 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "sliding_window": _config_of(BUILTIN_ASSEMBLERS, "sliding_window"),
     "head_tail": _config_of(BUILTIN_ASSEMBLERS, "head_tail", first=("head_messages",)),
     "compaction": _fields(Compaction),
+    "mcp options": _fields(McpOptions),
+    "mcp server": _fields(ServerOptions),
+    "mcp overrides": _fields(McpToolOptions),
+    "mcp limits": _fields(McpLimits),
     "memory": _fields(agents.MemoryRef, first=("type", "impl", "config")),
 }
 

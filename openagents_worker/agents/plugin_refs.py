@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, WrapValidator, model_validator
@@ -21,9 +22,12 @@ __all__ = [
     "PluginRef",
     "ToolExecutorRef",
     "ToolRef",
+    "function_name",
 ]
 
 TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
+MAX_NAME = 64
+_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_-]")
 _IMPL = re.compile(r"\w+(\.\w+)+")
 
 
@@ -41,6 +45,18 @@ def _tool_id(id_: str) -> str:
             "tool_id", "a tool's id is the function name the model sees: 1 to 64 of a-z A-Z 0-9 _ -"
         )
     return id_
+
+
+def function_name(name: str, taken: Collection[str]) -> str:
+    """A name that all model providers accept for a function, and that is not taken; always the same.
+
+    >>> function_name("weather.get", set()), function_name("weather/get", {"weather_get"})
+    ('weather_get', 'weather_get_b5768b')
+    """
+    text = _NOT_ALLOWED.sub("_", name) or "tool"
+    if len(text) <= MAX_NAME and text not in taken:
+        return text
+    return f"{text[: MAX_NAME - 7]}_{sha256(name.encode(errors='replace')).hexdigest()[:6]}"
 
 
 class PluginRef(Part):

@@ -40,7 +40,7 @@ from openagents_worker.runtime.original.tools import single_tool
 from openagents_worker.runtime.plugins import load_plugins, make_plugin, may_have_jobs, with_limits
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
-from openagents_worker.tools.builtin import BUILTIN_TOOLS, BUILTIN_TOOLSETS
+from openagents_worker.tools.builtin import BUILTIN_TOOLSETS, TOOL_TYPES
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.keyed import KeyedTool
@@ -71,7 +71,7 @@ class AgentParts:
         ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
         self.toolsets: dict[str, Toolset] = {
-            ref.id: _toolset(self._part(f"tool {ref.id}", "tool", ref, BUILTIN_TOOLS))
+            ref.id: _toolset(self._part(f"tool {ref.id}", "tool", ref, TOOL_TYPES))
             for ref in definition.tools
             if ref.enabled
         }

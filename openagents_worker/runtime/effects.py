@@ -132,6 +132,8 @@ class Effects:
         if names is None:
             return others
         self._writer.closed_at_park.difference_update(names)
+        for name in names:
+            self._writer.facts_at_suspend.pop(name, None)
         return others if record.is_cancelled or _is_unknown(record) else [*others, *names]
 
     async def write_intent(
@@ -141,7 +143,7 @@ class Effects:
 
         Returns the decision about an earlier intent, if it is new: then this one is not stored.
         """
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        at = _now()
         digest = digest_of(canonical_json(params))
         begun = {"key": info.idempotency_key, "arguments": digest, "at": at}
         intent = self._records.new(effect.query, info, {"begun": begun})
@@ -159,9 +161,15 @@ class Effects:
         """The intent of a call stays when the run parks."""
         self._writer.closed_at_park.difference_update(_facts_of(call_id))
 
+    def not_executed(self, call_id: str) -> None:
+        """A call was certainly not executed: when the run is suspended, that is stored as a decision."""
+        decision = {"action": ResolutionAction.RERUN, "by": LATE_OUTCOME, "at": _now()}
+        fact = Fact(FactKind.RESOLUTION, call_id, dumps(decision))
+        self._writer.facts_at_suspend[fact.name] = fact
+
     def report(self, call_id: str, tool_id: str, resolution: Mapping[str, Any]) -> None:
         """Tell the next owner of the run what this attempt knows about its call, in the background."""
-        by = {"by": LATE_OUTCOME, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        by = {"by": LATE_OUTCOME, "at": _now()}
         payload = {"call_id": call_id, "tool_id": tool_id, "action": resolution["action"], "by": LATE_OUTCOME}
         self._writer.report(
             scripts.decide(
@@ -215,10 +223,15 @@ class Effect:
         self._is_written = True
         return True
 
-    def keep(self, info: CallInfo) -> None:
-        """Nobody knows whether the call had its effect: its intent stays when the run parks."""
-        if self._is_written:
+    def failed(self, info: CallInfo, *, may_have_run: bool) -> None:
+        """The call has failed, and the run will be suspended. If nobody knows whether the call had its
+        effect, its intent stays; otherwise the next attempt makes the call."""
+        if not self._is_written:
+            return
+        if may_have_run:
             self._effects.keep(info.call_id)
+        else:
+            self._effects.not_executed(info.call_id)
 
     def report_outcome(self, info: CallInfo, record: str) -> None:
         """The call has ended, but another worker owns the run: give it the record (JSON)."""
@@ -230,6 +243,10 @@ class Effect:
         """The tool was not called, although the intent is stored, and another worker owns the run."""
         if self._is_written:
             self._effects.report(info.call_id, info.name, {"action": ResolutionAction.RERUN})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _facts_of(call_id: str) -> list[str]:

@@ -13,7 +13,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.llm.providers import EXTRAS
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.patterns import BUILTIN_PATTERNS
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import TOOL_TYPES
 
 __all__ = ["agents_file_schema"]
 
@@ -21,7 +21,7 @@ _BUILTIN: dict[str, Mapping[str, Any]] = {
     "ContextAssemblerRef": BUILTIN_ASSEMBLERS,
     "MemoryRef": BUILTIN_MEMORIES,
     "PatternRef": BUILTIN_PATTERNS,
-    "ToolRef": BUILTIN_TOOLS,
+    "ToolRef": TOOL_TYPES,
 }
 """The built-in plugins that each kind of reference can name."""
 

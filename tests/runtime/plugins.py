@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.runtime.latch import LatchReason, RunLatched
-from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 
 LOG: list[tuple[Any, ...]] = []
 """What the tools did, as they saw it."""
@@ -32,6 +32,27 @@ def reset() -> None:
 def executed(name: str) -> list[Any]:
     """The arguments of the calls of a tool that ended, in the order in which they ended."""
     return [entry[2] for entry in LOG if entry[:2] == ("end", name)]
+
+
+class Uncertain(ToolPlugin):
+    """A tool with effects. Its errors say whether the call was executed, as its config says."""
+
+    name, description = "uncertain", "Does something."
+    durable_idempotent = False
+
+    class Config(ToolPlugin.Config):
+        was_executed: bool | None = None
+        gate: str | None = None
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("call", "uncertain", context.idempotency_key))
+        if len([entry for entry in LOG if entry[:2] == ("call", "uncertain")]) > 1:
+            if self.cfg.gate is not None:
+                await GATES[self.cfg.gate].wait()
+            return "done"
+        error = ToolRateLimitError("no answer", "uncertain", retry_after_ms=1)
+        error.was_executed = self.cfg.was_executed
+        raise error
 
 
 class Charge:

@@ -201,7 +201,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, json.dumps(reply).encode(), {"mcp-session-id": f"s{os.getpid()}"})
 
     def faulty_status(self, message: dict[str, Any]) -> int | None:
-        """The status that the arguments of a call ask for, once."""
+        """The status that the arguments of a call ask for, once; or that the test asks for a method."""
+        wanted = f"{LOG}.{str(message.get('method')).replace('/', '_')}"
+        if os.path.exists(wanted):  # noqa: PTH110 - as above
+            with open(wanted) as file:  # noqa: PTH123 - as above
+                status = int(file.read())
+            os.remove(wanted)  # noqa: PTH107 - as above
+            return status
         arguments = (message.get("params") or {}).get("arguments") or {}
         if "status" not in arguments or has_happened(f"status {arguments['status']}"):
             return None

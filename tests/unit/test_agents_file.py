@@ -153,10 +153,6 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
         ),
         ({"session": {"type": "sqlit"}}, "session.type: did you mean 'sqlite'?"),
         ({"events": {"type": "kafka"}}, "events.type: known: async, "),
-        (
-            {"runtime": {"type": "default", "config": {"mcp": {"max_pooled_sessions": 3}}}},
-            "runtime.config.mcp",
-        ),
         ({"logging": {"level": "LOUD"}}, "logging.level: must be one of DEBUG"),
         (
             {"logging": {"loguru_sinks": [{"target": "stderr"}]}},

@@ -17,7 +17,7 @@ from openagents_worker.llm.providers import EXTRAS, PROVIDERS
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.schema import agents_file_schema
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import TOOL_TYPES
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = agents_file_schema()
@@ -40,7 +40,7 @@ PLUGINS: dict[str, type[Any]] = {
     **BUILTIN_ASSEMBLERS,
     **BUILTIN_MEMORIES,
     **BUILTIN_PATTERNS,
-    **BUILTIN_TOOLS,
+    **TOOL_TYPES,
 }
 
 

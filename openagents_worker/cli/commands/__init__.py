@@ -15,6 +15,7 @@ from openagents_worker.cli.commands import (
     doctor,
     fleet,
     forking,
+    mcp,
     processes,
     resuming,
     runs,
@@ -41,7 +42,7 @@ SUBJECTS = (
     ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS, *forking.COMMANDS)),
     ("Sessions", (*sessions.COMMANDS, *forking.SESSION_COMMANDS)),
     ("The deployment", (*fleet.COMMANDS, *doctor.COMMANDS)),
-    ("Processes", processes.COMMANDS),
+    ("Processes", (*processes.COMMANDS, *mcp.COMMANDS)),
     ("Configuration", configuration.COMMANDS),
 )
 

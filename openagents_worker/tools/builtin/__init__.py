@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from openagents_worker.agents.plugin import Plugin
 from openagents_worker.loaded_at_use import LoadedAtUse
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["BUILTIN_TOOLS", "BUILTIN_TOOLSETS"]
+__all__ = ["BUILTIN_TOOLS", "BUILTIN_TOOLSETS", "TOOL_TYPES"]
 
 _PLACES = {
     "builtin_search": "documents:BuiltinSearch",
@@ -24,7 +25,6 @@ _PLACES = {
     "http_request": "http:HttpRequest",
     "json_parse": "text:JsonParse",
     "list_files": "files:ListFiles",
-    "mcp": "mcp_server:McpToolset",
     "min_max": "compute:MinMax",
     "percentage": "compute:Percentage",
     "query_param": "urls:QueryParam",
@@ -47,8 +47,13 @@ _PLACES = {
 }
 """The module in this package and the class, by type."""
 
-BUILTIN_TOOLSETS = frozenset({"mcp"})
-"""Those that are toolsets: each attempt of a run has an instance of its own."""
+_TOOLSETS = {"mcp": "mcp_server:McpToolset"}
 
 
 BUILTIN_TOOLS: Mapping[str, type[ToolPlugin]] = LoadedAtUse(__name__, _PLACES)
+
+BUILTIN_TOOLSETS: Mapping[str, type[Plugin]] = LoadedAtUse(__name__, _TOOLSETS)
+"""Each attempt of a run has an instance of its own, which knows the tools of the run."""
+
+TOOL_TYPES: Mapping[str, type[Plugin]] = LoadedAtUse(__name__, {**_PLACES, **_TOOLSETS})
+"""Both: what the `type` of a tool in the agents file may be."""

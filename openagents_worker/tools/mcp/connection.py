@@ -24,10 +24,11 @@ from openagents_worker.tools.mcp.http import (
     trusted_certificates,
 )
 from openagents_worker.tools.mcp.options import ServerOptions
-from openagents_worker.tools.mcp.sdk import Message, RequestFailed, Sdk, load_sdk
+from openagents_worker.tools.mcp.sdk import McpMessage, RequestFailed, Sdk, load_sdk
 from openagents_worker.tools.mcp.stdio import ServerProcess, stdio_transport
+from openagents_worker.tools.mcp.streams import ObservedReader, ObservedWriter
 
-__all__ = ["Connection", "ConnectionFailed", "Endpoint"]
+__all__ = ["McpConnection", "ConnectionFailed", "McpEndpoint"]
 
 log = get_logger(__name__)
 
@@ -58,7 +59,7 @@ class ConnectionFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class McpEndpoint:
     """A server with all that is needed to connect: `argv` and `env` of a process, or headers."""
 
     options: ServerOptions
@@ -67,10 +68,10 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Connection:
+class McpConnection:
     """A connection that is open from `open` to `close`, or until it is lost."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: McpEndpoint) -> None:
         self.endpoint = endpoint
         self.shown = endpoint.options.shown
         self.capabilities: dict[str, Any] = {}
@@ -82,22 +83,24 @@ class Connection:
         self._process: ServerProcess | None = None
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_ready = False
         self._closing = asyncio.Event()
         self._problem: ConnectionFailed | None = None
         self._last_failure: HttpFailure | None = None
         self._waiting: dict[str, asyncio.Future[HttpFailure]] = {}
         """The calls that wait for their results, by key."""
+        self._requests = 0
         self._sent: dict[str, Any] = {}
         """The ids of the requests of these calls that were handed to the transport."""
 
     @property
     def is_open(self) -> bool:
-        return self._session is not None and not self._closing.is_set()
+        return self._session is not None and not (self._closing.is_set() or self._lost.is_set())
 
     # --- open and close ----------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect. Raises `ConnectionFailed`."""
+        """Connect. Raises `ConnectionFailed`; the caller closes it then as well."""
         self._sdk = await asyncio.to_thread(load_sdk)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # An empty context: the connection does not belong to the run that opens it.
@@ -107,13 +110,8 @@ class Connection:
             async with asyncio.timeout(limit_s):
                 await asyncio.shield(ready)
         except TimeoutError:
-            await self.close()
-            raise ConnectionFailed(
-                f"the MCP server {self.shown} was not ready within {limit_s:g} s{self._lines()}"
-            ) from None
-        except BaseException:
-            await self.close()
-            raise
+            text = f"the MCP server {self.shown} was not ready within {limit_s:g} s{self._lines()}"
+            raise ConnectionFailed(text) from None
 
     async def close(self) -> None:
         """Close the connection. Afterwards no process of the server is left."""
@@ -122,8 +120,8 @@ class Connection:
         if task is None:
             return
         for cancel in (False, True):
-            if cancel:
-                task.cancel()
+            if cancel or not self._is_ready:
+                task.cancel()  # while it connects, nothing else ends the task
             done, _ = await asyncio.wait({task}, timeout=CLOSE_TIMEOUT_S)
             if done:
                 return
@@ -152,7 +150,7 @@ class Connection:
     async def _connected(self, ready: asyncio.Future[None]) -> ConnectionFailed | None:
         async with AsyncExitStack() as stack:
             session = await self._open_session(stack)
-            self._session = session
+            self._session, self._is_ready = session, True
             if not ready.done():
                 ready.set_result(None)
             closing = asyncio.create_task(self._closing.wait(), name="mcp closing")
@@ -188,7 +186,7 @@ class Connection:
     async def _session_over(self, stack: AsyncExitStack, transport: str) -> Any:
         read, write = await stack.enter_async_context(self._transport(transport))
         self._lost = asyncio.Event()
-        tapped = _Tap(write, self._note_sent), _Watched(read, self._lost)
+        tapped = ObservedWriter(write, self._note_sent), ObservedReader(read, self._lost)
         session = await stack.enter_async_context(self._sdk.session(tapped[1], tapped[0], self._on_message))
         self.capabilities = await self._sdk.initialize(session)
         return session
@@ -217,25 +215,22 @@ class Connection:
         """The result of a tool as the protocol has it. `key` is the idempotency key of the call.
 
         Raises `RequestFailed` if the server answers with an error, and `ConnectionFailed`. If this task is
-        cancelled, the server is told.
+        cancelled, the server gets a notification.
         """
-        params = {"name": name, "arguments": arguments, "_meta": {KEY: key}}
-        try:
-            return await self._request(Message(method="tools/call", params=params), key)
-        finally:
-            self._sent.pop(key, None)
+        return await self._request("tools/call", {"name": name, "arguments": arguments}, key)
 
     async def request(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of another request, which changes nothing. Raises as `call`."""
-        return await self._request(Message(method=method, params=params or None), "")
+        self._requests += 1
+        return await self._request(method, params, f"request {self._requests}")
 
-    async def _request(self, message: Message, key: str) -> dict[str, Any]:
+    async def _request(self, method: str, params: dict[str, Any], key: str) -> dict[str, Any]:
+        message = McpMessage(method=method, params={**params, "_meta": {KEY: key}})
         session = self._session
-        if session is None:
+        if session is None or not self.is_open:
             raise self._problem or ConnectionFailed(f"the connection to {self.shown} is closed")
         failure: asyncio.Future[HttpFailure] = asyncio.get_running_loop().create_future()
-        if key:
-            self._waiting[key] = failure
+        self._waiting[key] = failure
         asking = asyncio.create_task(self._sdk.request(session, message), name="mcp request")
         assert self._task is not None
         try:
@@ -249,6 +244,7 @@ class Connection:
             raise
         finally:
             self._waiting.pop(key, None)
+            self._sent.pop(key, None)
             failure.cancel()
             await _ended(asking)
 
@@ -269,20 +265,22 @@ class Connection:
         raise ConnectionFailed(problem.reason, may_have_run=key in self._sent, is_final=problem.is_final)
 
     def _cancel_at_server(self, key: str) -> None:
-        """Tell the server that nobody waits for a call any more. Version 2 of the SDK does that itself."""
+        """Notify the server that nobody waits for a call any more. Version 2 of the SDK does that itself."""
         id_, session = self._sent.get(key), self._session
         if id_ is None or session is None or self._sdk.is_second:
             return
 
-        async def tell() -> None:
+        async def notify() -> None:
             with suppress(Exception):
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
                     params = {"requestId": id_, "reason": "the call was cancelled"}
-                    await session.send_notification(Message(method="notifications/cancelled", params=params))
+                    await session.send_notification(
+                        McpMessage(method="notifications/cancelled", params=params)
+                    )
 
-        task = asyncio.create_task(tell(), name="mcp cancel", context=Context())
-        _telling.add(task)
-        task.add_done_callback(_telling.discard)
+        task = asyncio.create_task(notify(), name="mcp cancel", context=Context())
+        _notifying.add(task)
+        task.add_done_callback(_notifying.discard)
 
     # --- what the session sees ---------------------------------------------------------------------------
 
@@ -316,7 +314,8 @@ class Connection:
             status = delay_ms = None
             problem = self._process.problem if self._process is not None else None
             is_final = problem is not None
-            reason = problem or ("it has ended" if error is None else _text_of(error))
+            has_ended = error is None or (isinstance(error, RequestFailed) and error.is_closed)
+            reason = problem or ("it has ended" if has_ended else _text_of(error))
         text = f"the MCP server {self.shown} cannot be used: {reason}{self._lines()}"
         return ConnectionFailed(text, status=status, retry_after_ms=delay_ms, is_final=is_final)
 
@@ -327,75 +326,8 @@ class Connection:
         return f" (stderr: {safe_message(' | '.join(self._process.last_lines), MAX_TEXT)})"
 
 
-_telling: set[asyncio.Task[None]] = set()
-"""Tasks that tell servers of cancelled calls. asyncio itself keeps no reference to a task."""
-
-
-class _Tap:
-    """The stream to a transport. Calls `note` for each message before the transport gets it."""
-
-    def __init__(self, stream: Any, note: Any) -> None:
-        self._stream = stream
-        self._note = note
-
-    async def send(self, message: Any) -> None:
-        self._note(message)
-        await self._stream.send(message)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    async def __aenter__(self) -> _Tap:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-class _Watched:
-    """The stream from a transport. Sets `ended` at its end."""
-
-    def __init__(self, stream: Any, ended: asyncio.Event) -> None:
-        self._stream = stream
-        self._ended = ended
-
-    @property
-    def last_context(self) -> Any:
-        """Read by version 2 of the SDK."""
-        return getattr(self._stream, "last_context", None)
-
-    async def receive(self) -> Any:
-        try:
-            return await self._stream.receive()
-        except BaseException:
-            self._ended.set()
-            raise
-
-    def __aiter__(self) -> _Watched:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self._stream.__anext__()
-        except BaseException:
-            self._ended.set()
-            raise
-
-    async def aclose(self) -> None:
-        self._ended.set()
-        await self._stream.aclose()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    async def __aenter__(self) -> _Watched:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+_notifying: set[asyncio.Task[None]] = set()
+"""Tasks that notify servers of cancelled calls. asyncio itself keeps no reference to a task."""
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
@@ -414,7 +346,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return safe_message(error.strerror, MAX_TEXT)
     return safe_message(f"{type(error).__name__}: {error}".removesuffix(": "), MAX_TEXT)

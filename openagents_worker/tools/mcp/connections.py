@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
 from openagents_worker.agents.sections import McpLimits
 from openagents_worker.loops import PerLoop
-from openagents_worker.tools.mcp.connection import Connection, Endpoint
+from openagents_worker.tools.mcp.connection import McpConnection, McpEndpoint
 
-__all__ = ["Connections", "Lease", "McpServers"]
+__all__ = ["Connections", "ConnectionLease", "McpServers"]
 
 MAX_LISTS = 1_000  # remembered lists of tools; a tenant with a token of its own has one of its own
 
 
 @dataclass(eq=False, slots=True)
-class Lease:
+class ConnectionLease:
     """The use of a connection: from `acquire` to `release`."""
 
-    connection: Connection
+    connection: McpConnection
     entry: _Entry | None = None
     """None: the connection is not shared."""
 
@@ -34,7 +34,7 @@ class Lease:
 @dataclass(eq=False, slots=True)
 class _Entry:
     key: str
-    connection: Connection
+    connection: McpConnection
     opening: asyncio.Task[None]
     users: int = 0
     last_used: float = 0.0
@@ -56,25 +56,25 @@ class Connections:
         self._pooled: dict[str, _Entry] = {}
         self._tools: dict[str, _KnownTools] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._single: set[Connection] = set()
+        self._single: set[McpConnection] = set()
         self._is_closed = False
 
     # --- use ---------------------------------------------------------------------------------------------
 
-    async def acquire(self, endpoint: Endpoint, key: str | None) -> tuple[Lease, bool]:
+    async def acquire(self, endpoint: McpEndpoint, key: str | None) -> tuple[ConnectionLease, bool]:
         """An open connection, and whether it is new. `key`: that of a pooled connection; None: one for this
         use only. Raises `ConnectionFailed`."""
         if self._is_closed:
             raise RuntimeError("the worker is stopping")
         if key is None or not self._has_place_for(key):
-            connection = Connection(endpoint)
+            connection = McpConnection(endpoint)
             self._single.add(connection)
             try:
                 await connection.open()
             except BaseException:
-                self._single.discard(connection)
+                self._end(connection)
                 raise
-            return Lease(connection), True
+            return ConnectionLease(connection), True
         entry = self._pooled.get(key)
         if entry is not None and entry.opening.done() and not entry.connection.is_open:
             self._drop(entry)
@@ -91,18 +91,18 @@ class Connections:
         except BaseException:
             self._leave(entry)
             raise
-        return Lease(entry.connection, entry), is_new
+        return ConnectionLease(entry.connection, entry), is_new
 
-    async def release(self, lease: Lease) -> None:
-        """End a use. A connection that is not shared is closed."""
+    def release(self, lease: ConnectionLease) -> None:
+        """End a use. A connection that is not shared is closed, in the background: a server that does not
+        end by itself must not delay the run."""
         if lease.entry is None:
-            self._single.discard(lease.connection)
-            await lease.connection.close()
+            self._end(lease.connection)
         else:
             self._leave(lease.entry)
 
-    def _open(self, endpoint: Endpoint, key: str) -> _Entry:
-        connection = Connection(endpoint)
+    def _open(self, endpoint: McpEndpoint, key: str) -> _Entry:
+        connection = McpConnection(endpoint)
         opening = asyncio.create_task(
             connection.open(), name=f"open mcp {connection.shown}", context=Context()
         )
@@ -143,7 +143,16 @@ class Connections:
             del self._pooled[entry.key]
         if entry.timer is not None:
             entry.timer.cancel()
-        task = asyncio.create_task(_close(entry), name="close mcp", context=Context())
+        self._close_later(_close(entry))
+
+    def _end(self, connection: McpConnection) -> None:
+        """Close a connection that is not shared, in the background."""
+        if connection in self._single:
+            self._single.discard(connection)
+            self._close_later(connection.close())
+
+    def _close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(closing, name="close mcp", context=Context())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -173,9 +182,9 @@ class Connections:
         self._is_closed = True
         for entry in list(self._pooled.values()):
             self._drop(entry)
-        singles = [connection.close() for connection in self._single]
-        self._single.clear()
-        await asyncio.gather(*singles, *self._closing, return_exceptions=True)
+        for connection in list(self._single):
+            self._end(connection)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def transports(self) -> Iterator[Any]:
         return iter(())

@@ -66,7 +66,7 @@ def client_factory(
             # A call has a limit of its own; between two events of a stream any time may pass.
             timeout=library.Timeout(CONNECT_TIMEOUT_S, read=None, write=WRITE_TIMEOUT_S),
             transport=_observed(library)(library.AsyncHTTPTransport(verify=certificates), on_failure),
-            follow_redirects=False,  # the SDK follows those that stay on the server
+            follow_redirects=False,  # the newer versions of the SDK follow those that stay on the server
             trust_env=False,
         )
 

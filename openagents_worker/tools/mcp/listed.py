@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any
 
+from openagents_worker.agents.plugin_refs import function_name
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions
 
-__all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools", "valid_name"]
+__all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools"]
 
 log = get_logger(__name__)
 
-MAX_NAME = 64
 MAX_DESCRIPTION_CHARS = 8_000  # a description is in each request to the model
-_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_-]")
 _NO_OPTIONS = McpToolOptions()
-_NO_SOURCE: Mapping[str, Any] = {}
 ANY_OBJECT = {"type": "object"}
 OWN_TOOLS = {
     "list_resources": ("resources", "Lists the resources of the server, with their addresses.", ()),
@@ -59,18 +55,6 @@ class McpTool(ToolPlugin):
         return self._spec
 
 
-def valid_name(name: str, taken: set[str]) -> str:
-    """A name that all model providers accept, and that is not taken. The same in every process.
-
-    >>> valid_name("weather.get", set()), valid_name("weather/get", {"weather_get"})
-    ('weather_get', 'weather_get_87a98b')
-    """
-    text = _NOT_ALLOWED.sub("_", name) or "tool"
-    if len(text) <= MAX_NAME and text not in taken:
-        return text
-    return f"{text[: MAX_NAME - 7]}_{sha256(name.encode()).hexdigest()[:6]}"
-
-
 def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> list[McpTool]:
     """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file."""
     if options.as_one_tool:
@@ -85,7 +69,7 @@ def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str,
     for own, (option, description, arguments) in OWN_TOOLS.items():
         if getattr(options, option):
             tools.append(
-                _own_tool(options, valid_name(f"{tool_id}_{own}", taken), own, description, arguments)
+                _own_tool(options, function_name(f"{tool_id}_{own}", taken), own, description, arguments)
             )
     return tools
 
@@ -106,7 +90,7 @@ def _tool(options: McpOptions, described: Mapping[str, Any], taken: set[str]) ->
     text = own.description or described.get("description") or (title if isinstance(title, str) else remote)
     hints = described.get("annotations") if options.trust_annotations else None
     spec, may_repeat = _execution(options, own, hints if isinstance(hints, dict) else {})
-    name = own.name or valid_name(options.prefix + remote, taken)
+    name = own.name or function_name(options.prefix + remote, taken)
     source = {"tool": remote}
     return McpTool(
         name, str(text)[:MAX_DESCRIPTION_CHARS], parameters, spec, may_repeat=may_repeat, source=source

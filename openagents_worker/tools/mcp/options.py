@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
+from pathlib import PurePath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from openagents_worker.agents.plugin import Plugin
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.jsontext import canonical_json
-from openagents_worker.secret_forms import mask_url, remember_secret
+from openagents_worker.secret_forms import remember_secret
 from openagents_worker.secret_names import is_secrets_name
 
 __all__ = [
@@ -124,8 +125,12 @@ class ServerOptions(Part):
 
     @property
     def shown(self) -> str:
-        """The server in messages and events: without arguments, variables and headers."""
-        return os.path.basename(self.command) if self.command else mask_url(self.url or "").partition("?")[0]  # noqa: PTH119
+        """The server in messages and events: without arguments, variables, headers, logins and queries."""
+        if self.command is not None:
+            return PurePath(self.command).name
+        parts = urlsplit(self.url or "")
+        port = f":{parts.port}" if parts.port is not None else ""
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
     def identity(self) -> str:
         """A digest of all that decides which server this is (M01). It does not show secrets."""
@@ -175,7 +180,7 @@ class McpOptions(Part, Plugin.Config):
     )
     connection_mode: Literal["per_call", "pooled"] = Field(
         "per_call",
-        description="per_call: each call has a connection of its own. pooled: connections are kept.",
+        description="How long a connection lasts. per_call: for one call. pooled: it is kept.",
     )
     pool_scope: Literal["session", "worker"] = Field(
         "session",
@@ -189,7 +194,8 @@ class McpOptions(Part, Plugin.Config):
         description="Whether concurrent identical calls of a tool that may be repeated are one call.",
     )
     prelaunch: Literal["off", "eager"] = Field(
-        "off", description="eager: the pooled connection is opened when a run begins, not at the first call."
+        "off",
+        description="When a pooled connection is opened. off: at the first call. eager: when a run begins.",
     )
     call_timeout_ms: int = Field(
         60_000,

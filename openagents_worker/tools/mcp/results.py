@@ -86,7 +86,11 @@ def _blocks(content: Any) -> list[dict[str, Any]]:
 def _block(found: Mapping[str, Any]) -> dict[str, Any] | None:
     match found.get("type"):
         case "text":
-            return {"type": "text", "text": str(found.get("text", ""))}
+            if not isinstance(text := found.get("text"), str):
+                raise ToolError("the answer of the MCP server is not valid: a block without its text")
+            return {"type": "text", "text": text}
+        case "image" | "audio" if not isinstance(found.get("data"), str):
+            raise ToolError("the answer of the MCP server is not valid: a block without its data")
         case "image":
             return {"type": "image", "data": found.get("data"), "media_type": found.get("mimeType")}
         case "audio":

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Message", "RequestFailed", "Sdk", "load_sdk"]
+__all__ = ["McpMessage", "RequestFailed", "Sdk", "load_sdk"]
 
 UNSUPPORTED_PROTOCOL_VERSION = -32022
 CONNECTION_CLOSED = -32000
 INVALID_ANSWER = 0
 
 
-class Message(BaseModel):
+class McpMessage(BaseModel):
     """A request or a notification, as both versions send it."""
 
     name_param: ClassVar[str | None] = None
@@ -128,7 +128,7 @@ class Sdk:
         capabilities = getattr(result, "capabilities", None)
         return capabilities.model_dump(by_alias=True, mode="json") if capabilities is not None else {}
 
-    async def request(self, session: Any, message: Message) -> dict[str, Any]:
+    async def request(self, session: Any, message: McpMessage) -> dict[str, Any]:
         """The result of a request. Raises `RequestFailed`, and whatever the transport raises."""
         try:
             result: AnyResult = await session.send_request(message, AnyResult)

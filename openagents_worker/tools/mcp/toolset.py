@@ -22,8 +22,8 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.redaction import safe_message
 from openagents_worker.tools.builtin.environment import may_read
-from openagents_worker.tools.mcp.connection import Connection, ConnectionFailed, Endpoint
-from openagents_worker.tools.mcp.connections import Connections, Lease, McpServers
+from openagents_worker.tools.mcp.connection import ConnectionFailed, McpConnection, McpEndpoint
+from openagents_worker.tools.mcp.connections import ConnectionLease, Connections, McpServers
 from openagents_worker.tools.mcp.listed import McpTool, listed_tools
 from openagents_worker.tools.mcp.options import (
     MAX_SERVER_TOOLS,
@@ -59,7 +59,8 @@ class McpToolset(Plugin):
     they may be repeated, and whether they need an approval; `overrides` take precedence.
     """
 
-    Config = McpOptions
+    class Config(McpOptions):
+        """Options of the built-in tool `mcp`."""
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
@@ -75,7 +76,7 @@ class McpToolset(Plugin):
         self._servers: McpServers | None = None
         self._resolve: ResolveKey | None = None
         self._tools: dict[str, Any] = {}
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, ConnectionLease] = {}
         self._leasing = asyncio.Lock()
         self._in_flight: dict[str, _SharedCall] = {}
 
@@ -138,14 +139,15 @@ class McpToolset(Plugin):
         """Give the connections back. Called at the end of the attempt."""
         leases = [*self._leases.values()]
         self._leases.clear()
-        await asyncio.gather(*(self._connections.release(lease) for lease in leases))
+        for lease in leases:
+            self._connections.release(lease)
 
     # --- calls -------------------------------------------------------------------------------------------
 
     def _call_of(
         self, remote: str, arguments: dict[str, Any], context: Any, *, may_repeat: bool
     ) -> Callable[[], Coroutine[Any, Any, dict[str, Any]]]:
-        async def ask(connection: Connection) -> dict[str, Any]:
+        async def ask(connection: McpConnection) -> dict[str, Any]:
             try:
                 result = await connection.call(remote, arguments, context.idempotency_key)
             except RequestFailed as failed:
@@ -174,7 +176,7 @@ class McpToolset(Plugin):
     async def _own_call(self, own: str, params: dict[str, Any], context: Any) -> Any:
         """List or read resources and prompts."""
 
-        async def ask(connection: Connection) -> Any:
+        async def ask(connection: McpConnection) -> Any:
             async with asyncio.timeout(self.options.call_timeout_ms / 1000):
                 match own:
                     case "list_resources":
@@ -192,7 +194,7 @@ class McpToolset(Plugin):
         return await self._with_connection(context, ask, may_repeat=True)
 
     async def _with_connection(
-        self, context: Any, ask: Callable[[Connection], Coroutine[Any, Any, Any]], *, may_repeat: bool
+        self, context: Any, ask: Callable[[McpConnection], Coroutine[Any, Any, Any]], *, may_repeat: bool
     ) -> Any:
         """The answer over an open connection. If the connection is lost, a second one is opened within the
         call, unless the server may have executed a call that must not be repeated."""
@@ -208,7 +210,7 @@ class McpToolset(Plugin):
             return await self._asked(ask, key, await self._lease(context, key, endpoint))
 
     async def _asked(
-        self, ask: Callable[[Connection], Coroutine[Any, Any, Any]], key: str, lease: Lease
+        self, ask: Callable[[McpConnection], Coroutine[Any, Any, Any]], key: str, lease: ConnectionLease
     ) -> Any:
         """The answer over one connection. It is given back if it is for this call only, or is lost."""
         connection = lease.connection
@@ -218,7 +220,7 @@ class McpToolset(Plugin):
             if connection.has_changed_tools:
                 self._connections.forget_tools(key)
             if lease.entry is None or not connection.is_open:
-                await self._give_back(key, lease)
+                self._give_back(key, lease)
 
     async def _shared(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of an identical call that is already being made, or of this one."""
@@ -240,7 +242,7 @@ class McpToolset(Plugin):
     def _shown(self) -> str:
         return self.options.server.shown
 
-    async def _endpoint(self, context: Any) -> tuple[str, Endpoint]:
+    async def _endpoint(self, context: Any) -> tuple[str, McpEndpoint]:
         """How to connect for this run, and the key of the server with the token."""
         server = self.options.server
         token = await bearer_token(server, self._tool_id, context, self._resolve)
@@ -249,9 +251,9 @@ class McpToolset(Plugin):
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
             identity += sha256(token.encode()).hexdigest()
-        return identity, Endpoint(server, self._argv, self._env, headers)
+        return identity, McpEndpoint(server, self._argv, self._env, headers)
 
-    async def _lease(self, context: Any, key: str, endpoint: Endpoint) -> Lease:
+    async def _lease(self, context: Any, key: str, endpoint: McpEndpoint) -> ConnectionLease:
         """A connection for a call. A pooled one is kept until the end of the attempt."""
         if self.options.connection_mode == "per_call":
             lease, _ = await self._connections.acquire(endpoint, None)
@@ -262,7 +264,7 @@ class McpToolset(Plugin):
             if lease is not None and lease.connection.is_open:
                 return lease
             if lease is not None:
-                await self._give_back(key, lease)
+                self._give_back(key, lease)
             shared = context.session_id if self.options.pool_scope == "session" else ""
             lease, is_new = await self._connections.acquire(endpoint, f"{key} {shared}")
             if lease.entry is not None:
@@ -271,15 +273,15 @@ class McpToolset(Plugin):
                 await self._emit_connect(context)
             return lease
 
-    async def _give_back(self, key: str, lease: Lease) -> None:
+    def _give_back(self, key: str, lease: ConnectionLease) -> None:
         if lease.entry is not None and self._leases.get(key) is not lease:
             return  # another call has already given it back
         if self._leases.get(key) is lease:
             del self._leases[key]
-        await self._connections.release(lease)
+        self._connections.release(lease)
 
-    async def _asked_for_tools(self, context: Any, key: str, endpoint: Endpoint) -> Found:
-        async def ask(connection: Connection) -> Found:
+    async def _asked_for_tools(self, context: Any, key: str, endpoint: McpEndpoint) -> Found:
+        async def ask(connection: McpConnection) -> Found:
             connection.has_changed_tools = False
             async with asyncio.timeout(self.options.server.init_timeout_s):
                 return await _all_pages(connection, "tools/list", "tools", MAX_SERVER_TOOLS)
@@ -288,7 +290,7 @@ class McpToolset(Plugin):
         self._connections.remember_tools(key, found)
         return found
 
-    async def _is_gone(self, connection: Connection, remote: str) -> bool:
+    async def _is_gone(self, connection: McpConnection, remote: str) -> bool:
         """Whether the server has no tool with this name any more."""
         try:
             async with asyncio.timeout(self.options.server.init_timeout_s):
@@ -374,7 +376,7 @@ class _Translated:
         return error
 
 
-async def _all_pages(connection: Connection, method: str, field: str, most: int) -> Found:
+async def _all_pages(connection: McpConnection, method: str, field: str, most: int) -> Found:
     """The elements of all pages of a list, at most so many."""
     found: Found = []
     cursor: Mapping[str, Any] = {}

@@ -38,8 +38,7 @@ async def intent(call: ToolCall, proceed: Proceed) -> Any:
             # The next attempt makes the call: at once if it was not executed, otherwise as `on_interrupted`
             # of the tool says.
             call.has_begun = False
-            if error.was_executed is None:
-                effect.keep(call.info)
+            effect.failed(call.info, may_have_run=error.was_executed is None)
         raise
 
 

@@ -1,0 +1,1 @@
+"""Agents as an MCP server over stdio (`openagents-worker mcp`). It needs no SDK."""

@@ -1,0 +1,75 @@
+"""The streams between a transport and a session of the SDK, as a connection observes them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+__all__ = ["ObservedReader", "ObservedWriter"]
+
+
+class ObservedWriter:
+    """The stream to a transport. Calls `note` for each message before the transport gets it."""
+
+    def __init__(self, stream: Any, note: Any) -> None:
+        self._stream = stream
+        self._note = note
+
+    async def send(self, message: Any) -> None:
+        self._note(message)
+        await self._stream.send(message)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def __aenter__(self) -> ObservedWriter:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class ObservedReader:
+    """The stream from a transport. Sets `ended` at its end."""
+
+    def __init__(self, stream: Any, ended: asyncio.Event) -> None:
+        self._stream = stream
+        self._ended = ended
+
+    @property
+    def last_context(self) -> Any:
+        """Read by version 2 of the SDK."""
+        return getattr(self._stream, "last_context", None)
+
+    async def receive(self) -> Any:
+        try:
+            return await self._stream.receive()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    def __aiter__(self) -> ObservedReader:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._stream.__anext__()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    async def aclose(self) -> None:
+        self._ended.set()
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def __aenter__(self) -> ObservedReader:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

@@ -1,0 +1,199 @@
+"""Our agents as an MCP server: `openagents-worker mcp` with the client of the official SDK.
+
+Redis, the worker and the command are real processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+from openagents_worker.models import RunState
+from tests.mcp.conftest import FaultyServer, is_alive
+from tests.support.deployment import PATIENCE_S, Installation, installed
+from tests.support.runner import agent, calls, scripted
+from tests.support.waiting import await_for, wait_for
+
+COMMAND = [sys.executable, "-m", "openagents_worker.cli", "mcp"]
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+    folder = tmp_path_factory.mktemp("serving")
+    server = FaultyServer(folder)
+    charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge", "approval": "always"}
+    slow = server.agent(("slow", {}), overrides={"slow": {"read_only": False}}, connection_mode="pooled")
+    agents = [
+        agent("greeter.v2", name="the greeter", llm=scripted(*[{"text": "hello"}] * 20)),
+        agent("sleeper", pattern={"impl": "tests.mcp.patterns.Sleeps"}),
+        agent("payer", tools=[charge], llm=scripted(calls(("charge", {"who": "Ada"})), {"text": "paid"})),
+        {**slow, "id": "caller"},
+    ]
+    with installed(folder, *agents) as installation:
+        yield installation
+    left = [entry["pid"] for entry in server.happened("start") if is_alive(entry["pid"])]
+    assert left == [], "a server has outlived its worker"
+
+
+def environment(installation: Installation) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "OPENAGENTS_REDIS_URL": installation.stack.redis_url,
+        "OPENAGENTS_CONFIG": str(installation.folder / "agents.json"),
+    }
+
+
+@asynccontextmanager
+async def session(installation: Installation, *arguments: str) -> AsyncIterator[ClientSession]:
+    parameters = StdioServerParameters(
+        command=COMMAND[0],
+        args=[*COMMAND[1:], *arguments],
+        env=environment(installation),
+    )
+    async with stdio_client(parameters) as (read, write), ClientSession(read, write) as session:
+        await session.initialize()
+        yield session
+
+
+def found(result: Any) -> dict[str, Any]:
+    """What a tool has returned, as JSON. Version 1 of the SDK has other names."""
+    dumped = result.model_dump(by_alias=True)
+    assert not dumped["isError"], dumped
+    structured: dict[str, Any] = dumped["structuredContent"]
+    return structured
+
+
+async def test_each_agent_is_a_tool(installation: Installation) -> None:
+    """Its call waits for the result of a run, and reports the events of the run. A session goes on."""
+    told: list[str | None] = []
+
+    async def report(_: float, __: float | None, message: str | None) -> None:
+        told.append(message)
+
+    async with session(installation) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert {"greeter_v2", "sleeper", "payer", "run_result", "approve_call"} <= tools.keys()
+        assert "the greeter" in (tools["greeter_v2"].description or "")
+        result = await client.call_tool("greeter_v2", {"input": "hi"}, progress_callback=report)
+        first = found(result)
+        assert (first["output"], first["stop_reason"]) == ("hello", "completed")
+        assert result.content[0].model_dump()["text"] == "hello"
+        assert any(message and message.startswith("llm.called") for message in told)
+
+        again = found(await client.call_tool("greeter_v2", {"input": "hi", "session": first["session"]}))
+        assert again["session"] == first["session"]
+        assert again["run_id"] != first["run_id"]
+        events = found(await client.call_tool("run_events", {"run_id": first["run_id"], "after": 3}))[
+            "events"
+        ]
+        assert events[0]["seq"] == 4
+
+
+async def test_only_the_named_agents_are_served(installation: Installation) -> None:
+    async with session(installation, "--agent", "sleeper") as client:
+        names = {tool.name for tool in (await client.list_tools()).tools}
+    assert "sleeper" in names
+    assert "payer" not in names
+
+
+async def test_a_call_that_needs_an_approval_is_approved_by_the_client(installation: Installation) -> None:
+    async with session(installation) as client:
+        waiting = found(await client.call_tool("payer", {"input": "pay"}))
+        [approval] = waiting["approvals"]
+        assert (approval["tool"], approval["arguments"]) == ("charge", {"who": "Ada"})
+        ids = {"run_id": waiting["run_id"], "call_id": approval["call_id"]}
+        assert found(await client.call_tool("approve_call", ids))["action"] == "approve"
+        ended = found(await client.call_tool("run_result", {"run_id": waiting["run_id"], "wait": True}))
+        assert ended["output"] == "paid"
+
+
+async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> None:
+    """A call that is not waited for goes on until it is cancelled by its id."""
+    async with session(installation) as client:
+        begun = found(await client.call_tool("sleeper", {"input": "sleep", "wait": False}))
+        cancelled = found(await client.call_tool("cancel_run", {"run_id": begun["run_id"]}))
+        assert cancelled["answer"] in ("CANCELLED", "REQUESTED", "cancelled", "requested")
+
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(installation)
+    )
+    assert process.stdin is not None
+
+    def send(**message: Any) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    arguments = {"input": "sleep", "session": "nap"}
+    send(id=7, method="tools/call", params={"name": "sleeper", "arguments": arguments})
+
+    def state() -> Any:
+        runs = installation.client.runs(session="nap").items
+        return runs[0].state if runs else None
+
+    await await_for(lambda: asyncio.to_thread(lambda: state() is RunState.WAITING), "the run sleeps")
+    send(method="notifications/cancelled", params={"requestId": 7})
+    await await_for(lambda: asyncio.to_thread(lambda: state() is RunState.CANCELLED), "it is cancelled")
+    process.stdin.close()
+    assert await process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{not json", -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"no/such"}', -32601),
+        (b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nobody"}}', -32602),
+        (b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":3}}', -32602),
+        (b"[1]", -32600),
+    ],
+)
+async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes, code: int) -> None:
+    """And ends nothing."""
+    import io
+
+    from openagents_worker.cli.mcp.agents import AgentTools
+    from openagents_worker.cli.mcp.protocol import StdioServer
+
+    out = io.BytesIO()
+    ping = b'{"jsonrpc":"2.0","id":2,"method":"ping"}'
+    service = AgentTools(None, [], by="test")  # type: ignore[arg-type]  # no run is submitted
+    server = StdioServer(service, "1", reader=io.BytesIO(line + b"\n"), writer=out)
+    await server._take(line)
+    await server._take(ping)
+    await asyncio.gather(*server._tasks)
+    first, second = sorted(map(json.loads, out.getvalue().splitlines()), key=lambda reply: reply["id"] == 2)
+    assert first["error"]["code"] == code
+    assert second["result"] == {}
+
+
+# --- a worker that is killed -----------------------------------------------------------------------------
+
+
+def test_a_killed_worker_leaves_no_server_and_repeats_no_call(installation: Installation) -> None:
+    """It is killed in the middle of a pooled call with effects. Another worker asks what to do."""
+    server = FaultyServer(installation.folder)
+    handle = installation.submit("caller")
+    wait_for(lambda: server.called() == ["slow"], "the call is at the server")
+    [started] = server.happened("start")
+    installation.worker.kill()
+    wait_for(lambda: not is_alive(started["pid"]), "the server has ended with its worker")
+    installation.stack.start_worker("second")
+    wait_for(lambda: handle.record().state is RunState.PAUSED, "the run waits for a decision")
+    assert server.called() == ["slow"]
+
+    server.go()
+    [waiting] = handle.record().waiting
+    handle.resolve(waiting.call_id, "rerun", by="test")
+    result = handle.wait(PATIENCE_S)
+    assert result.final_output["results"] == ["went"]
+    assert len({entry["key"] for entry in server.happened("call")}) == 1
