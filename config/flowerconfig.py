@@ -5,10 +5,10 @@ Flower reads each option from the module-level name of the same name. It has par
 """
 
 import os
-import sys
 
 from tornado.options import options as _options
 
+from openagents_worker.dashboard.access import check_listening as _check_listening
 from openagents_worker.dashboard.fleet_metrics import serve_fleet_metrics as _serve_fleet_metrics
 from openagents_worker.dashboard.flower_options import (
     control_from_this_machine,
@@ -24,20 +24,10 @@ _read_sockets_as_celery_does()
 _escape_log_lines()
 _serve_fleet_metrics()  # at /metrics, beside Flower's own
 
-# The default of Flower is all interfaces of the machine, without a password.
-address = _options.address or "127.0.0.1"
-
-# FLOWER_BASIC_AUTH=user:password[,user:password]
-basic_auth = [pair for pair in _options.basic_auth or [] if pair]
-
-if not all(0 < pair.find(":") < len(pair) - 1 for pair in basic_auth):
-    sys.exit("FLOWER_BASIC_AUTH must have the form user:password")
-
-if not (is_this_machine(address) or _options.unix_socket or basic_auth or _options.auth):
-    sys.exit(
-        f"Flower would listen on {address} without a password.\n"
-        "  hint: set FLOWER_BASIC_AUTH=user:password, or omit --address to listen on this machine only"
-    )
+# The default of Flower is all interfaces of the machine, without a password. Here it is this machine. Flower
+# exits with code 2 if it would listen elsewhere without FLOWER_BASIC_AUTH=user:password[,user:password].
+_check_listening(_options)
+address, basic_auth = _options.address, _options.basic_auth
 
 # By default, users of Flower can only read. FLOWER_READ_ONLY=0 allows them to revoke runs and to shut down
 # workers. The buttons need Flower's API, which requires a password or FLOWER_UNAUTHENTICATED_API. If the API

@@ -62,7 +62,8 @@ OTHER_VARIABLES = {
     "REDIS_PASSWORD": "docker compose: the password of Redis. It is part of a URL: letters, digits, - and _.",
     "REDIS_MAXMEMORY": "docker compose: the memory of Redis (1gb), at most half of its container's memory.",
     "FLOWER_BASIC_AUTH": "user:password for Flower. Without it, Flower listens on this machine only.",
-    "FLOWER_READ_ONLY": "0: users of Flower can revoke runs and shut down workers.",
+    "FLOWER_READ_ONLY": "0: users of Flower can decide about runs, revoke them, and shut down workers.",
+    "FLOWER_HOSTS": "The names under which browsers reach Flower, separated by commas. Others are refused.",
 }
 """Variables that other parts of a deployment read. `.env.example` contains them, too."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, NoReturn
@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 
 from openagents_worker.dashboard.flower_options import is_this_machine
 
-__all__ = ["HOSTS_VARIABLE", "AllowedHosts", "check_listening", "is_from_own_page", "refuse_to_start"]
+__all__ = [
+    "HOSTS_VARIABLE",
+    "AllowedHosts",
+    "check_listening",
+    "checked_passwords",
+    "has_password",
+    "is_from_own_page",
+]
 
 HOSTS_VARIABLE = "FLOWER_HOSTS"
 LOOPBACK = "127.0.0.1"
@@ -29,8 +36,10 @@ def refuse_to_start(message: str) -> NoReturn:
 def check_listening(options: Any) -> None:
     """Set the default address, and exit if Flower would listen on another one without a password.
 
-    Flower's own default is all interfaces of the machine.
+    Flower's own default is all interfaces of the machine. An empty password, as of an unset variable, is
+    none.
     """
+    options.basic_auth = checked_passwords(options.basic_auth)
     if not options.address and not options.unix_socket:
         options.address = LOOPBACK
     if not (options.unix_socket or has_password(options) or is_this_machine(options.address)):
@@ -38,6 +47,14 @@ def check_listening(options: Any) -> None:
             f"Flower would listen on {options.address} without a password.\n"
             "  hint: set FLOWER_BASIC_AUTH=user:password, or omit --address to listen on this machine only"
         )
+
+
+def checked_passwords(pairs: Sequence[str] | None) -> list[str]:
+    """The pairs `user:password` without empty ones. Exits if one is not such a pair."""
+    given = [pair for pair in pairs or () if pair]
+    if not all(0 < pair.find(":") < len(pair) - 1 for pair in given):
+        refuse_to_start("FLOWER_BASIC_AUTH must have the form user:password")
+    return given
 
 
 def has_password(options: Any) -> bool:

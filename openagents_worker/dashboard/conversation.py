@@ -66,10 +66,13 @@ def _message_of(checkpoint: Checkpoint) -> Iterator[Message]:
         )
     elif checkpoint.kind == "model" and isinstance(value, Mapping):
         yield Message(
-            "assistant", short_text(checkpoint.name, 80), long_text(_text_of(value)), tuple(_calls(value))
+            "assistant",
+            f"assistant ({short_text(checkpoint.name, 80)})",
+            long_text(_text_of(value)),
+            tuple(_calls(value)),
         )
     elif checkpoint.kind == "tool":
-        yield Message("tool", short_text(checkpoint.name, 80), long_text(value))
+        yield Message("tool", f"tool {short_text(checkpoint.name, 80)}", long_text(value))
 
 
 def _text_of(value: Mapping[str, Any]) -> Any:

@@ -13,16 +13,20 @@ from tornado import web
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 
 from openagents_worker.dashboard.access import HOSTS_VARIABLE, AllowedHosts, check_listening
+from openagents_worker.dashboard.flower_options import format_task, tasks_columns
 from openagents_worker.dashboard.log_text import escape_log_lines
 from openagents_worker.dashboard.routes import PAGES
+from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.dashboard.templates import PageTemplates
 from openagents_worker.producer.app_binding import find_binding
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.connection import connection_of
 
-__all__ = ["FlowerWithPages", "flower_for"]
+__all__ = ["FLOWERS_COLUMNS", "FlowerWithPages", "flower_for", "show_runs_as_tasks"]
 
 log = logging.getLogger("flower")
+FLOWERS_COLUMNS = "name,uuid,state,received,runtime,worker"
+"""The default of Flower's option `tasks_columns`."""
 
 
 def flower_for(*, capp: Celery, options: Any, **settings: Any) -> Flower:
@@ -35,9 +39,19 @@ def flower_for(*, capp: Celery, options: Any, **settings: Any) -> Flower:
         return Flower(capp=capp, options=options, **settings)
     check_listening(options)
     escape_log_lines()
+    read_sockets_as_celery_does()
+    show_runs_as_tasks(options)
     if options.auth:
         log.warning("/metrics is readable without a login: scrapers cannot log in with OAuth")
     return FlowerWithPages(capp=capp, options=options, **settings)
+
+
+def show_runs_as_tasks(options: Any) -> None:
+    """Show runs on Flower's page of tasks in plain words, unless its configuration says otherwise."""
+    if options.format_task is None:
+        options.format_task = format_task
+    if options.tasks_columns == FLOWERS_COLUMNS:
+        options.tasks_columns = tasks_columns
 
 
 class FlowerWithPages(Flower):  # type: ignore[misc]  # Flower has no types

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator
@@ -67,6 +69,31 @@ def table_row(flower: str, run_id: str) -> dict[str, Any]:
     )
     rows = ask(f"{flower}/tasks/datatable?{query}")["data"]
     return next(dict(row) for row in rows if row["uuid"] == run_id)
+
+
+def test_a_registered_app_has_our_pages(shop: Shop, flower: str) -> None:
+    """In the Flower of an app that exists: `register(app)` is enough."""
+    handle = shop.run_agent.delay(shop.request("ok"))
+    handle.wait(PATIENCE_S)
+
+    assert handle.id in ask(f"{flower}/runs")
+    assert "Timeline" in ask(f"{flower}/run/{handle.id}")
+    assert 'href="/runs"' in ask(f"{flower}/tasks")
+
+
+def test_a_bare_flower_does_not_start_open_to_others(shop: Shop) -> None:
+    """Without any configuration file."""
+    command = [sys.executable, "-m", "celery", "-A", "tests.celery.product:app", "flower"]
+    refused = subprocess.run(
+        [*command, "--address=0.0.0.0", "--port=0"],
+        env=dict(shop.env),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+    assert refused.returncode == 2
+    assert "without a password" in refused.stderr
 
 
 def test_terminate_cancels_a_run(shop: Shop, flower: str) -> None:

@@ -161,6 +161,15 @@ def test_flower_does_not_start_open_to_others(address: str, capsys: pytest.Captu
     assert "set FLOWER_BASIC_AUTH=user:password" in capsys.readouterr().err
 
 
+def test_an_empty_password_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """`FLOWER_BASIC_AUTH=` of an unset variable must not open the pages to others."""
+    for basic_auth in ([""], ["ann:"]):
+        values = SimpleNamespace(address="0.0.0.0", unix_socket="", basic_auth=basic_auth, auth="")  # noqa: S104
+        with pytest.raises(SystemExit):
+            check_listening(values)
+    assert "FLOWER_BASIC_AUTH must have the form user:password" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("host", "options", "names", "allowed"),
     [

@@ -221,7 +221,7 @@ def test_flower_listens_on_this_machine_and_only_shows() -> None:
 def test_flower_refuses_to_be_open_to_others_without_a_password() -> None:
     """It says which variable to set."""
     for refused in (flower("--address=0.0.0.0"), flower(FLOWER_ADDRESS="192.0.2.1"), flower("--address=::")):
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "set FLOWER_BASIC_AUTH=user:password" in refused.stderr
 
 
@@ -259,7 +259,7 @@ def test_flowers_rows_show_agent_session_run_and_reason() -> None:
 
 def test_an_empty_or_half_password_is_none() -> None:
     """`FLOWER_BASIC_AUTH=` from an unset variable must not open the door."""
-    assert flower("--address=0.0.0.0", FLOWER_BASIC_AUTH="").returncode == 1
+    assert flower("--address=0.0.0.0", FLOWER_BASIC_AUTH="").returncode == 2
     assert "form user:password" in flower(FLOWER_BASIC_AUTH="me:").stderr
 
 
