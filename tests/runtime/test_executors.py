@@ -111,6 +111,7 @@ async def output(p: Process) -> Any:
 
 
 @pytest.mark.parametrize("type_", sorted(EXECUTORS))
+@pytest.mark.defect("P05")
 async def test_every_executor_makes_calls_and_keeps_the_cause_of_an_error(redis_url: str, type_: str) -> None:
     """P05: the message of the exception reaches the run, and its class and code are those of a tool error."""
     agent = caller({"type": type_}, ("flaky", {"fails": 0}), ("broken", {}))
@@ -145,6 +146,7 @@ async def test_a_call_with_effects_is_not_tried_again(redis_url: str) -> None:
         assert len(MADE) == 2
 
 
+@pytest.mark.defect("A05")
 async def test_a_long_pause_parks_the_run_in_place_of_a_retry(redis_url: str) -> None:
     """The error asks for a longer pause than the executor may make: it holds no slot meanwhile (A05)."""
     calls = ("flaky", {"fails": 1, "retry_after_ms": 60_000})
@@ -154,6 +156,7 @@ async def test_a_long_pause_parks_the_run_in_place_of_a_retry(redis_url: str) ->
         assert len(MADE) == 1
 
 
+@pytest.mark.defect("P15")
 async def test_a_pause_is_never_shorter_than_the_error_asks_for(redis_url: str) -> None:
     """P15: also with jitter."""
     calls = ("flaky", {"fails": 1, "retry_after_ms": 7})
@@ -178,6 +181,7 @@ async def test_a_run_makes_at_most_so_many_calls_at_once(redis_url: str) -> None
         assert await output(p) == [7, 0, 1, 2]
 
 
+@pytest.mark.defect("A06")
 async def test_only_allowed_programs_are_started(redis_url: str) -> None:
     """A06: by the parameter `command` of a tool, whatever its name is."""
     executor = {
@@ -224,6 +228,7 @@ async def test_tools_use_files_below_the_roots_only(redis_url: str, tmp_path: Pa
         assert [str(inside / "file")] == MADE
 
 
+@pytest.mark.defect("C02")
 async def test_the_default_of_the_file_is_for_agents_without_an_executor(redis_url: str) -> None:
     """C02: one registry for both levels."""
     definition = agent(tools=[{"id": "flaky", "impl": f"{__name__}.flaky"}])
@@ -315,6 +320,7 @@ FIXED = {"id": "fixed", "impl": f"{__name__}.Fixed"}
 NETWORK = {"allow_hosts": ["*.example.com", "127.0.0.1"], "allow_tools": ["own"]}
 
 
+@pytest.mark.defect("A06")
 async def test_tools_reach_allowed_hosts_only(redis_url: str) -> None:
     """A06: by what a tool can do and by its arguments, whatever its name is. An address in a private network
     is denied also if it is allowed by name."""

@@ -205,6 +205,7 @@ def test_runtime_defaults_reach_the_agents_that_choose_nothing() -> None:
     assert types == ["head_tail", "truncating"]
 
 
+@pytest.mark.defect("L03")
 def test_a_pattern_of_ones_own_may_do_without_a_model() -> None:
     """A class that never asks a model need not name one; built-in patterns must."""
     config = load(agent(pattern={"impl": "my.patterns.Rules"}, llm=...))
