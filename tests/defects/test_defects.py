@@ -16,6 +16,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.runner import agent, calls, due, process, scripted
 
 HERE = "tests.defects.test_defects"
@@ -85,6 +86,25 @@ async def test_the_error_of_a_budget_says_what_is_used_up(redis_url: str) -> Non
         assert details is not None
         assert (details.context["kind"], details.context["limit"]) == ("cost", 0.5)
         assert details.context["current"] == record.usage.cost_usd
+
+
+@pytest.mark.defect("P03")
+async def test_the_model_gets_the_error_of_its_output_and_json_text_is_parsed(redis_url: str) -> None:
+    asked: list[str] = []
+
+    def reply(request: ModelServerRequest) -> dict[str, Any]:
+        asked.append(str(request.messages))
+        return {"text": "warm" if len(asked) == 1 else '{"degrees": 21}'}
+
+    schema = {"type": "object", "properties": {"degrees": {"type": "integer"}}, "required": ["degrees"]}
+    async with ModelServer(reply) as server:
+        llm = {"provider": "openai_compatible", "model": "m", "api_base": server.url}
+        async with process(redis_url, agent(llm=llm)) as p:
+            record = await p.run(output_type=schema)
+    assert record.result is not None
+    assert record.result.final_output == {"degrees": 21}
+    assert len(asked) == 2
+    assert "That answer does not fit" in asked[1]
 
 
 @pytest.mark.defect("E03")
