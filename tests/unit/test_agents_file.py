@@ -120,6 +120,15 @@ def test_an_error_shows_what_is_written_and_never_a_variables_value() -> None:
             "tool_executor.config.children[0]: only filesystem_aware",
         ),
         (
+            {
+                "tool_executor": {
+                    "type": "composite",
+                    "config": {"children": [{"type": "network_aware", "config": {"x": 1}}]},
+                }
+            },
+            "tool_executor.config.children[0].config.x: unknown key",
+        ),
+        (
             {"tool_executor": {"type": "retry", "config": {"inner": {"type": "safe", "impl": "a.B"}}}},
             "tool_executor.config.inner: needs either type or impl",
         ),
