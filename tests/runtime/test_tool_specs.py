@@ -15,6 +15,7 @@ from openagents_worker.models import RunState
 from openagents_worker.runtime.calls.guards import interruption as interruption_guard
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.tools import ToolExecutionSpec
 from tests.runtime.test_executors import GATES, MADE, Fixed, broken, caller, output, touch
@@ -64,6 +65,22 @@ async def test_a_tool_that_blocks_ends_before_its_run_is_cancelled(redis_url: st
         assert (await p.record()).state is RunState.CANCELLED
         (record,) = [each for each in await p.journal() if each["kind"] == "tool"]
         assert record["outcome"] == {"ok": "done"}
+
+
+async def test_a_tool_that_blocks_for_too_long_is_cancelled_with_its_run(redis_url: str) -> None:
+    """A third of the time that the code of a stopped run has."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_STOP_GRACE_S": "0.3"})
+    definition = caller(None, ("careful", {}), tools=[CAREFUL])
+    async with process(redis_url, definition, settings=settings) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: MADE, "the tool works")
+        await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
+        p.runner.latch("r1", LatchReason.CANCELLED)
+        await executing
+        assert (await p.record()).state is RunState.CANCELLED
+        assert MADE == ["begin"]
+        assert p.left == []
 
 
 @pytest.mark.parametrize("is_endless", [False, True])

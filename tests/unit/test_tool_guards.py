@@ -107,6 +107,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
         budget = WorkingBudget(RunBudget(**limits), durable=True)
         recorder = SimpleNamespace(
             in_progress=CallsInProgress(),
+            is_latched=False,
             budget=budget,
             rules=SimpleNamespace(next_kind=lambda: ""),
             waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [])),  # nobody has extended it
