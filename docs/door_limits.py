@@ -60,6 +60,8 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/fact.lua", "HKEYS"),
             ("store/lua/fork.lua", "HKEYS"),
             ("store/lua/lib/revived.lua", "HKEYS"),
+            ("store/lua/lib/end_run.lua", "HKEYS"),
+            ("store/lua/resume.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
             ("store/approvals.py", "HKEYS"),
             ("producer/deciding.py", "HKEYS"),

@@ -731,7 +731,7 @@ class ToolAuthError(PermanentToolError):
 
 
 class ToolCancelledError(PermanentToolError):
-    """A tool was cancelled while it was executing."""
+    """A tool was cancelled while it was executing, or its job was cancelled at its service."""
 
     code = "tool.cancelled"
 
@@ -852,7 +852,6 @@ RAISED_BY_PLUGINS: frozenset[type[OpenAgentsError]] = frozenset(
         UserError,
         InvalidInputError,
         RetryableToolError,
-        ToolCancelledError,
         LLMError,
         ModelRetryError,
     }

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
+from pydantic_core import PydanticCustomError
 
 from openagents_worker.agents.part import LONGEST_MS, Part, problem
 from openagents_worker.agents.positions import Path
@@ -178,7 +179,12 @@ def _layers_of(ref: Mapping[str, Any], place: Path, levels: int) -> tuple[Part, 
     if unknown := sorted(ref.keys() - {"type", "impl", "config"}):
         raise problem("executor", "unknown key", key=(*place, unknown[0]))
     if "impl" not in ref:
-        return executor_layers(ref.get("type"), ref.get("config", {}), levels)
+        try:
+            return executor_layers(ref.get("type"), ref.get("config", {}), levels)
+        except PydanticCustomError as error:
+            context = error.context or {}
+            key = (*place, *context.get("key", ()))
+            raise problem("executor", error.message(), key=key, hint=context.get("hint")) from None
     if "type" in ref or not isinstance(ref["impl"], str) or not isinstance(ref.get("config", {}), dict):
         raise problem("executor", "needs either type or impl, and an object as config", key=place)
     return (CustomExecutor(impl=ref["impl"], config=ref.get("config", {})),)

@@ -17,6 +17,7 @@ from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import BY_PLACE, HAS_JOB
+from openagents_worker.tools.jobs import is_of_job
 
 __all__ = ["Checkpoints"]
 
@@ -143,14 +144,13 @@ class Checkpoints:
         }
         return position, ("run.checkpoint_saved", payload)
 
-    async def store_note(self, kind: str, call_id: str, value: Mapping[str, Any]) -> None:
-        """Store a note about a call of this kind, before its outcome. Its record replaces the note.
+    async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
+        """Store a note about a call, before its outcome. Its record replaces the note.
 
         A run with the job of a tool is left to workers that know about jobs.
         """
         self.noted[call_id] = value
         self.store_start()
-        if kind == "tool":
-            await self._writer.write_fact(Fact.of(FactKind.JOB, call_id, dict(value)), HAS_JOB)
-        else:
-            await self._writer.write_fact(Fact.of(FactKind.RESPONSE, call_id, dict(value)))
+        is_job = is_of_job(value)
+        kind = FactKind.JOB if is_job else FactKind.RESPONSE
+        await self._writer.write_fact(Fact.of(kind, call_id, dict(value)), HAS_JOB if is_job else 0)

@@ -226,7 +226,7 @@ class Recorder:
             number=number,
             emit=self._writer.emit,
             noted=self.checkpoints.noted.get(call_id),
-            note=partial(self.checkpoints.store_note, query.kind, call_id) if self._durable else None,
+            note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
             is_given_up=self._is_given_up,
             tenant=self._identity.tenant,
             limits=self.limits,

@@ -141,11 +141,14 @@ class Waits:
     def _wait_of(
         self, info: CallInfo, kind: WaitKind, begins_again: bool, *, timeout_ms: int | None, **fields: Any
     ) -> Wait:
-        """The wait of a call. An earlier attempt may have begun it: then its time-out is that of before."""
+        """The wait of a call. An earlier attempt may have begun it: then its time-out is that of before.
+
+        A call may have waited for something else before, such as an approval.
+        """
         stored = self.facts.stored_wait(info.call_id)
         if stored is not None:
             self._taken.setdefault(info.call_id, []).append(_fact_name(info.call_id))
-        if stored is not None and not begins_again:
+        if stored is not None and not begins_again and stored.get("kind") == kind.value:
             until_ms = stored.get("until_ms", 0)
             until_ms = until_ms if isinstance(until_ms, int) else 0
         else:

@@ -195,11 +195,12 @@ class Reconciled:
     """
 
     state: Literal["done", "not_done", "unknown"]
-    result: JsonValue = None
+    result: JsonValue | JobHandle = None
 
     @classmethod
-    def done(cls, result: JsonValue = None) -> Self:
-        """The effect has happened. `result` becomes the result of the call."""
+    def done(cls, result: JsonValue | JobHandle = None) -> Self:
+        """The effect has happened. `result` becomes the result of the call. A `JobHandle` is the job that the
+        call has started: its result is waited for."""
         return cls("done", result)
 
     @classmethod

@@ -25,6 +25,7 @@ __all__ = [
     "check_job_methods",
     "handle_of",
     "has_jobs",
+    "is_of_job",
     "status_of",
 ]
 
@@ -73,6 +74,11 @@ def has_jobs(plugin_or_class: Any) -> bool:
         if "invoke_background" in base.__dict__:
             return base.__name__ != "ToolPlugin"
     return False
+
+
+def is_of_job(note: Mapping[str, Any] | None) -> bool:
+    """Whether a note about a call (`CallInfo.note`) is that of a job."""
+    return note is not None and isinstance(note.get("handle"), Mapping)
 
 
 def check_job_methods(plugin: Any, tool_id: str) -> None:

@@ -86,6 +86,7 @@ STATES = [scheduled, queued, waiting, in_a_model_call, in_a_tool, retrying]
 
 @pytest.mark.parametrize("cancel", [by_handle, by_revoke, by_group], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+@pytest.mark.defect("E04")
 def test_a_run_can_be_cancelled_in_every_state(
     shop: Shop, state: Callable[[Shop], RunHandle[Any]], cancel: Cancel
 ) -> None:

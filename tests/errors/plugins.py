@@ -10,10 +10,10 @@ from typing import Any
 from openagents_worker import RunContext, register_deps, tool
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, ToolRateLimitError
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools import JobHandle, JobStatus, ToolContext, ToolExecutionSpec, ToolPlugin
 
 __all__ = [
-    *("HINT", "PAYMENTS", "Buggy", "Numbers", "PassesOn", "Pays", "Quitter"),
+    *("HINT", "PAYMENTS", "Buggy", "Cancelled", "Numbers", "PassesOn", "Pays", "Quitter"),
     *(
         "await_answer",
         "asker",
@@ -157,3 +157,22 @@ class Quitter(PatternPlugin):
         assert me is not None
         me.cancel()
         await asyncio.sleep(0)
+
+
+class Cancelled(ToolPlugin):
+    """Starts a job that somebody cancels at its service."""
+
+    name = "cancelled"
+    description = "Starts a job."
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(background=True)
+
+    async def invoke_background(self, params: dict[str, Any], context: Any) -> JobHandle:
+        return JobHandle(job_id="1")
+
+    async def poll_job(self, handle: JobHandle, context: Any) -> JobStatus:
+        return JobStatus(status="cancelled")
+
+    async def cancel_job(self, handle: JobHandle, context: Any) -> bool:
+        return False

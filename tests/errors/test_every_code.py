@@ -451,6 +451,11 @@ def a_tool_may_not_go_there(shop: Installation) -> Met:
     return calling(shop, call("http", url="http://elsewhere.invalid/"))
 
 
+@provokes("tool.cancelled")
+def a_job_is_cancelled_at_its_service(shop: Installation) -> Met:
+    return calling(shop, call("cancelled"))
+
+
 @provokes("tool.not_found")
 def the_model_asks_for_a_tool_that_is_not_there(shop: Installation) -> Met:
     return calling(shop, call("ecco", number=1))
@@ -548,7 +553,7 @@ OWN_TOOLS = ("await_answer", "complain", "crash", "dawdle", "echo", "pile", "spo
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
-    own = {name: f"{PLUGINS}.{name}" for name in OWN_TOOLS}
+    own = {name: f"{PLUGINS}.{name}" for name in OWN_TOOLS} | {"cancelled": f"{PLUGINS}.Cancelled"}
     http = {"type": "http_request", "config": {"allow_hosts": ["127.0.0.1"]}}
     react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
     agents = [

@@ -28,6 +28,8 @@ from openagents.interfaces.response_repair import (  # type: ignore[import-not-f
     ResponseRepairDecision,
 )
 from openagents.interfaces.tool import (  # type: ignore[import-not-found,unused-ignore]
+    JobHandle,
+    JobStatus,
     ToolExecutionResult,
     ToolPlugin,
     ToolResult,
@@ -203,3 +205,28 @@ class Once(ToolPlugin):  # type: ignore[misc,unused-ignore]
         with (folder / "effects").open("a") as effects:
             effects.write(f"{context.run_id} {params['n']}\n")
         return f"did {params['n']}"
+
+
+class Printer(ToolPlugin):  # type: ignore[misc,unused-ignore]
+    """A tool with a job, written with the models of the package."""
+
+    name = "look"
+    description = "Prints a word."
+    durable_idempotent = False
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        CALLED.append("invoke")
+        return "not a job"
+
+    async def invoke_background(self, params: dict[str, Any], context: Any) -> Any:
+        CALLED.append("start")
+        return JobHandle(job_id="7", tool_id="look", status="pending", created_at=1.0)
+
+    async def poll_job(self, handle: Any, context: Any) -> Any:
+        CALLED.append(("poll", handle.job_id, handle.created_at))
+        is_over = CALLED.count(("poll", "7", 1.0)) > 1
+        return JobStatus(job_id="7", status="succeeded" if is_over else "running", result={"printed": True})
+
+    async def cancel_job(self, handle: Any, context: Any) -> bool:
+        CALLED.append(("cancel", handle.job_id))
+        return True

@@ -473,3 +473,55 @@ def test_the_chunks_of_a_stream_are_those_of_the_package(original_sdk_on_path: P
     ours = RunStreamChunk(kind=ChunkKind.LLM_DELTA, run_id="r1", sequence=3, payload={"text": "hi"})
     read = theirs.RunStreamChunk.model_validate_json(ours.model_dump_json())
     assert RunStreamChunk.model_validate_json(read.model_dump_json()) == ours
+
+
+# --- jobs and executors ----------------------------------------------------------------------------------
+
+
+def with_job(**fields: Any) -> dict[str, Any]:
+    tools = [{"id": "look", "impl": f"{HERE}.Printer", **fields}]
+    return agent(tools=tools, llm=scripted(look("pandas"), text("done")))
+
+
+@pytest.mark.parametrize("background", [True, None])
+async def test_a_tool_of_the_package_starts_a_job_if_the_file_says_so(
+    redis_url: str, plugins: Any, background: bool | None
+) -> None:
+    """Its class does not say it. The handle is given back as it was."""
+    async with process(redis_url, with_job(background=background)) as p:
+        result = await result_of(p)
+        assert result.final_output == "done"
+        expected = ["start", ("poll", "7", 1.0), ("poll", "7", 1.0)] if background else ["invoke"]
+        assert expected == plugins.CALLED
+
+
+EXECUTORS = "openagents.plugins.builtin.tool_executor"
+
+
+@pytest.mark.parametrize(
+    ("path", "config"),
+    [
+        ("safe.SafeToolExecutor", {"default_timeout_ms": 1_000}),
+        ("retry.RetryToolExecutor", {"max_attempts": 2, "initial_delay_ms": 1}),
+        ("filesystem_aware.FilesystemAwareExecutor", {"deny_tools": []}),
+        ("concurrent_batch.ConcurrentBatchExecutor", {}),
+    ],
+)
+async def test_an_executor_of_the_package_makes_the_calls(
+    redis_url: str, plugins: Any, path: str, config: dict[str, Any]
+) -> None:
+    executor = {"impl": f"{EXECUTORS}.{path}", "config": config}
+    async with process(redis_url, of_ours(look("pandas"), text("done"), tool_executor=executor)) as p:
+        result = await result_of(p)
+        assert result.final_output == "done", result.error_details
+        assert len(plugins.CALLED) == 1
+
+
+async def test_a_denial_of_an_executor_of_the_package_keeps_its_reason(redis_url: str, plugins: Any) -> None:
+    path = f"{EXECUTORS}.filesystem_aware.FilesystemAwareExecutor"
+    executor = {"impl": path, "config": {"deny_tools": ["look"]}}
+    async with process(redis_url, of_ours(look("pandas"), text("done"), tool_executor=executor)) as p:
+        await result_of(p)
+        (failed,) = [event["payload"] for event in await p.events() if event["name"] == "tool.failed"]
+        assert "is denied" in failed["error"]
+        assert plugins.CALLED == []

@@ -58,6 +58,7 @@ def _check(world: World, steps: int, marks: list[str]) -> None:
         assert killed[same] == plain[same]
 
 
+@pytest.mark.defect("D02", "D07")
 def test_a_finished_step_is_not_repeated(make_world: MakeWorld) -> None:
     """A worker that is killed before or after a reply costs a repetition of that call, and no other
     change."""

@@ -91,6 +91,7 @@ def test_waiting_listens_to_the_runs_events(handle: RunHandle[Any], hand: Hand) 
     assert outcome[0].final_output == "391"
 
 
+@pytest.mark.defect("B02")
 def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand) -> None:
     """`get` raises `RunFailed`; `wait` gives its result; without propagate the error is a value."""
     hand.claim("r1")
@@ -341,6 +342,7 @@ def test_an_answer_that_the_class_itself_refuses_is_an_error(client: Client, han
     assert "register_output" in str(refused.value.hint)
 
 
+@pytest.mark.defect("B02")
 def test_a_failed_run_has_no_answer_to_parse(client: Client, hand: Hand) -> None:
     """It is a result like any other."""
     handle = client.submit({**FIELDS, "output_type": Sum})
@@ -352,6 +354,7 @@ def test_a_failed_run_has_no_answer_to_parse(client: Client, hand: Hand) -> None
     assert (result.ok, result.final_output) == (False, None)
 
 
+@pytest.mark.defect("X01")
 def test_a_class_travels_as_its_schema_whole(client: Client, hand: Hand) -> None:
     """Also null values in it. A class without a schema is rejected at once."""
 

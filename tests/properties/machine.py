@@ -492,6 +492,7 @@ class Protocol(RuleBasedStateMachine):
             "commit",
             "commit",
             "emit",
+            "note",
             "retry",
             "handover",
             "left_to_others",
@@ -617,9 +618,10 @@ class Protocol(RuleBasedStateMachine):
         is_end_of_payment, kind = kind == "end_payment", "commit" if kind == "end_payment" else kind
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
-        if kind == "emit":
-            call = scripts.emit(**ids, batch_no=batch_no, events=events)
-            return Write(kind, call, lambda truth: truth.emit(run_id, fence, batch_no, number))
+        if kind in ("emit", "note"):  # a note about a job needs a format that not every worker reads
+            needs = attempt.format if kind == "note" else 0
+            call = scripts.emit(**ids, batch_no=batch_no, events=events, format=needs)
+            return Write("emit", call, lambda truth: truth.emit(run_id, fence, batch_no, number, needs))
         if kind == "commit":
             record = json.dumps({"by": fence, "number": number, "usage": 1})
             start = json.dumps({"by": fence, "number": number, "usage": 0})

@@ -641,6 +641,16 @@ class Stories(_Words):
             self.m.wake(1, lost=False)
         self.deliver(NEW)
 
+    def a_run_with_a_job_comes_to_old_workers(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("note")
+        self.work("handover")
+        for _ in range(2):
+            self.deliver(0)
+            self.m.wake(1, lost=False)
+        self.deliver(NEW)
+
     def a_session_of_the_new_format_comes_to_old_workers(self) -> None:
         self.submit()
         self.submit()

@@ -213,6 +213,15 @@ GUARDS = (
         story="a_run_of_the_new_format_comes_to_old_workers",
     ),
     Guard(
+        "a note about a job stores the format that it needs",
+        (
+            "if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end\n"
+            "redis.call('HSET', k.run(run_id), 'emit_no'",
+            "redis.call('HSET', k.run(run_id), 'emit_no'",
+        ),
+        story="a_run_with_a_job_comes_to_old_workers",
+    ),
+    Guard(
         "leaving a run to others is one event",
         ("'left:' .. format .. ':' .. newest, incarnation) == 1", "'left:' .. NOW_US, incarnation) == 1"),
         story="a_run_of_the_new_format_comes_to_old_workers",

@@ -491,13 +491,14 @@ class Truth(PaymentsTruth):
         run.is_told = run.says_so_itself
         return "CLAIMED", set()
 
-    def emit(self, run_id: str, fence: str, batch_no: int, number: int) -> str:
+    def emit(self, run_id: str, fence: str, batch_no: int, number: int, format_: int = 0) -> str:
         run = self.writer(run_id, fence)
         if not run:
             return "FENCED"
         if batch_no <= run.emit_no:
             return "SAME"
         run.emit_no = batch_no
+        run.format = max(run.format, format_)
         run.told.append(number)
         return "OK"
 

@@ -60,6 +60,7 @@ async def told_to_model(p: Process) -> Sequence[str]:
     return [record["outcome"] for record in await p.journal() if record["kind"] == "tool"]
 
 
+@pytest.mark.defect("A01", "A04")
 async def test_a_call_that_is_approved_is_made_as_it_was_asked(redis_url: str) -> None:
     async with process(redis_url, refunding(charge("ann"))) as p, AsyncClient(redis_url) as client:
         await p.submit()
@@ -215,6 +216,7 @@ async def test_a_cancelled_run_waits_for_no_approval(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("decision", [True, "yes", "deny", "Allow", 1])
+@pytest.mark.defect("A02")
 async def test_only_allow_in_the_request_allows_a_call(redis_url: str, decision: Any) -> None:
     """A decision that is known beforehand needs nobody to ask; any other value denies."""
     async with process(redis_url, refunding(charge("ann"))) as p:

@@ -59,6 +59,7 @@ async def test_an_exception_of_the_pattern_fails_the_run(redis_url: str) -> None
         assert (await p.event_names())[-2:] == ["run.failed", "session.run.completed"]
 
 
+@pytest.mark.defect("D10")
 async def test_a_retryable_error_suspends_the_run_until_it_is_due(redis_url: str) -> None:
     """The run waits in the due list, at least as long as the error requests, and occupies no slot."""
     plugins.FAILURES["0"] = [plugins.rate_limited(300)]

@@ -95,6 +95,7 @@ async def test_an_item_that_fails_leaves_its_error_in_its_place(redis_url: str) 
         assert (await p.event_names()).count("tool.failed") == 2
 
 
+@pytest.mark.defect("D05")
 async def test_after_a_crash_only_the_missing_items_are_made(redis_url: str) -> None:
     ITEMS[:] = [
         ("charge", {"who": "ann"}),
@@ -136,6 +137,7 @@ async def test_a_finished_batch_is_answered_from_the_journal(redis_url: str) -> 
         assert again == ["after"]
 
 
+@pytest.mark.defect("D05")
 async def test_the_budget_counts_each_item(redis_url: str) -> None:
     """The item over the limit ends the run (B05), although the program catches errors of items."""
     charges("ann", "bob", "eve")
@@ -148,6 +150,7 @@ async def test_the_budget_counts_each_item(redis_url: str) -> None:
         assert plugins.executed("charge") == ["ann", "bob"]
 
 
+@pytest.mark.defect("D05")
 async def test_the_approvals_of_a_batch_are_asked_together(redis_url: str) -> None:
     charges("ann", "bob")
     async with process(redis_url, caller(approval="always")) as p, AsyncClient(redis_url) as client:

@@ -146,6 +146,26 @@ async def test_an_interrupted_call_fails_the_run_if_the_agents_file_says_so(redi
         assert begun() == 1
 
 
+async def test_the_time_for_an_approval_does_not_limit_the_decision_about_its_outcome(redis_url: str) -> None:
+    """One call may wait for an approval and, after its worker died, for a decision: each has its own time."""
+    definition = paying(approval="always", approval_timeout_ms=3_600_000)
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+        AsyncClient(redis_url) as client,
+    ):
+        await one.submit()
+        await one.execute()
+        (asked,) = await client.handle("r1").approvals()
+        await client.approve("r1", asked.call_id, by="anna")
+        dying = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        await crash(one, "r1", dying)
+        await two.execute()
+        (wait,) = (await two.record()).waiting
+        assert (wait.kind, wait.until) == (WaitKind.OUTCOME, None)
+
+
 async def test_a_tool_that_knows_the_outcome_is_asked_first(redis_url: str) -> None:
     """`reconcile` gets the arguments and the key of the call. Its result is that of the call."""
     plugins.ANSWERS.append(Reconciled.done({"charged": "before"}))

@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from openagents_worker import Agent, RunContext, ToolContext, tool
-from openagents_worker.agents import read_agents_file
 from openagents_worker.agents.executors import EXECUTORS
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, ToolRateLimitError
-from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState
-from openagents_worker.runtime.calls.guards import interruption as interruption_guard
-from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.start_checks import find_problems
-from openagents_worker.store import scripts
 from openagents_worker.tools import ToolExecutionSpec
 from tests.support.runner import Process, agent, process, scripted
 from tests.support.waiting import await_for
@@ -111,6 +105,7 @@ async def output(p: Process) -> Any:
 
 
 @pytest.mark.parametrize("type_", sorted(EXECUTORS))
+@pytest.mark.defect("P05")
 async def test_every_executor_makes_calls_and_keeps_the_cause_of_an_error(redis_url: str, type_: str) -> None:
     """P05: the message of the exception reaches the run, and its class and code are those of a tool error."""
     agent = caller({"type": type_}, ("flaky", {"fails": 0}), ("broken", {}))
@@ -145,6 +140,7 @@ async def test_a_call_with_effects_is_not_tried_again(redis_url: str) -> None:
         assert len(MADE) == 2
 
 
+@pytest.mark.defect("A05")
 async def test_a_long_pause_parks_the_run_in_place_of_a_retry(redis_url: str) -> None:
     """The error asks for a longer pause than the executor may make: it holds no slot meanwhile (A05)."""
     calls = ("flaky", {"fails": 1, "retry_after_ms": 60_000})
@@ -154,6 +150,7 @@ async def test_a_long_pause_parks_the_run_in_place_of_a_retry(redis_url: str) ->
         assert len(MADE) == 1
 
 
+@pytest.mark.defect("P15")
 async def test_a_pause_is_never_shorter_than_the_error_asks_for(redis_url: str) -> None:
     """P15: also with jitter."""
     calls = ("flaky", {"fails": 1, "retry_after_ms": 7})
@@ -178,6 +175,7 @@ async def test_a_run_makes_at_most_so_many_calls_at_once(redis_url: str) -> None
         assert await output(p) == [7, 0, 1, 2]
 
 
+@pytest.mark.defect("A06")
 async def test_only_allowed_programs_are_started(redis_url: str) -> None:
     """A06: by the parameter `command` of a tool, whatever its name is."""
     executor = {
@@ -224,6 +222,7 @@ async def test_tools_use_files_below_the_roots_only(redis_url: str, tmp_path: Pa
         assert [str(inside / "file")] == MADE
 
 
+@pytest.mark.defect("C02")
 async def test_the_default_of_the_file_is_for_agents_without_an_executor(redis_url: str) -> None:
     """C02: one registry for both levels."""
     definition = agent(tools=[{"id": "flaky", "impl": f"{__name__}.flaky"}])
@@ -315,6 +314,7 @@ FIXED = {"id": "fixed", "impl": f"{__name__}.Fixed"}
 NETWORK = {"allow_hosts": ["*.example.com", "127.0.0.1"], "allow_tools": ["own"]}
 
 
+@pytest.mark.defect("A06")
 async def test_tools_reach_allowed_hosts_only(redis_url: str) -> None:
     """A06: by what a tool can do and by its arguments, whatever its name is. An address in a private network
     is denied also if it is allowed by name."""
@@ -377,125 +377,3 @@ async def test_executors_are_combined(
     async with process(redis_url, caller({"type": "composite", "config": config}, *calls)) as p:
         await p.run()
         assert [each != "tool.permanent" for each in await output(p)] == allowed
-
-
-class Careful(Fixed):
-    """A tool that must not be interrupted."""
-
-    durable_idempotent = False
-
-    def execution_spec(self) -> ToolExecutionSpec:
-        return ToolExecutionSpec(interrupt_behavior="block")
-
-    async def invoke(self, params: dict[str, Any], context: Any) -> str:
-        MADE.append("begin")
-        await GATES["open"].wait()
-        MADE.append("end")
-        return "done"
-
-
-CAREFUL = {"id": "careful", "impl": f"{__name__}.Careful"}
-
-
-async def test_a_tool_that_blocks_ends_before_its_run_is_cancelled(redis_url: str) -> None:
-    """Its outcome is recorded, and nothing of the run is executed afterwards."""
-    async with process(
-        redis_url, caller(None, ("careful", {}), ("broken", {}), tools=[CAREFUL, broken])
-    ) as p:
-        await p.submit()
-        executing = asyncio.create_task(p.execute())
-        await await_for(lambda: MADE, "the tool works")
-        await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
-        p.runner.latch("r1", LatchReason.CANCELLED)
-        await p.event_names()
-        assert MADE == ["begin"]
-        GATES["open"].set()
-        await executing
-        assert MADE == ["begin", "end"]
-        assert (await p.record()).state is RunState.CANCELLED
-        (record,) = [each for each in await p.journal() if each["kind"] == "tool"]
-        assert record["outcome"] == {"ok": "done"}
-
-
-@pytest.mark.parametrize("is_endless", [False, True])
-async def test_a_tool_that_blocks_is_not_cancelled_by_its_pattern(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, is_endless: bool
-) -> None:
-    """The cancellation takes effect after the call, or after a limit."""
-    monkeypatch.setitem(interruption_guard.__globals__, "LONGEST_BLOCK_S", 0.1 if is_endless else 60)
-
-    async def impatient(context: RunContext) -> str:
-        calling = asyncio.create_task(context.call_tool("careful"))
-        await await_for(lambda: MADE, "the tool works")
-        calling.cancel()
-        if not is_endless:
-            asyncio.get_running_loop().call_later(0.05, GATES["open"].set)
-        await asyncio.wait([calling])
-        return "cancelled" if calling.cancelled() else "not cancelled"
-
-    definition = Agent("a", pattern=impatient, tools=[CAREFUL], llm=scripted())
-    async with process(redis_url, definition) as p:
-        await p.run()
-        assert await output(p) == "cancelled"
-        assert (["begin"] if is_endless else ["begin", "end"]) == MADE
-
-
-class NeedsTouch(Fixed):
-    def get_dependencies(self) -> list[str]:
-        return ["touch"]
-
-
-async def test_a_tool_needs_the_tools_that_it_calls(redis_url: str) -> None:
-    """An agent without them is not accepted at the start of a worker; otherwise its runs fail."""
-    needs = {"id": "needs", "impl": f"{__name__}.NeedsTouch"}
-    async with process(redis_url, caller(None, ("needs", {}), tools=[needs, touch])) as p:
-        await p.run()
-        assert await output(p) == ["reached"]
-    other = {"id": "tuch", "impl": f"{__name__}.touch"}
-    definition = agent(tools=[needs, other])
-    async with process(redis_url, definition) as p:
-        await p.submit("r2")
-        await p.execute("r2")
-        result = (await p.record("r2")).result
-        assert result is not None
-        assert result.error_details is not None
-        assert result.error_details.code == "plugin.config"
-        assert "'tuch'" in str(result.error_details.hint)
-    (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
-    assert problem.path == ("agents", 0, "tools", 0)
-
-
-class Odd(Fixed):
-    """A tool whose spec is given by a test."""
-
-    spec: ClassVar[dict[str, Any]] = {}
-
-    def execution_spec(self) -> Any:
-        return SimpleNamespace(model_dump=lambda: dict(self.spec))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"interrupt_behavior": "blok"},
-        {"approval_mode": "maybe"},
-        {"default_timeout_ms": 0},
-        {"cpu_bound": True},
-        {"supports_streaming": True},
-        {"background": True},
-        {"concurrency_safe": "perhaps"},
-    ],
-    ids=lambda spec: next(iter(spec)),
-)
-def test_a_spec_that_has_no_effect_is_refused(monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any]) -> None:
-    """Each field is used, or refused at the start of a worker."""
-    monkeypatch.setattr(Odd, "spec", spec)
-    definition = agent(tools=[{"id": "odd", "impl": f"{__name__}.Odd"}])
-    definition["tools"][0]["impl"] = f"{__name__}.Described"
-    (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
-    assert next(iter(spec)) in problem.text or "background" in problem.text
-
-
-class Described(Odd):
-    def describe(self) -> dict[str, Any]:
-        return {"name": "odd", "description": "Odd.", "parameters": {"type": "object"}}

@@ -79,6 +79,7 @@ async def test_an_interrupted_run_leaves_its_turn_so_far(redis_url: str) -> None
     assert [shown[at]["content"] for at in (1, 6, 7)] == ["First.", INTERRUPTED, "Second."]
 
 
+@pytest.mark.defect("S04")
 async def test_a_run_that_is_rolled_back_leaves_nothing(redis_url: str) -> None:
     """Neither messages nor state; the next run sees the session as it was before."""
     async with worker(redis_url) as (p, script):

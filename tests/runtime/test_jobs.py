@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import Agent, RunContext
+from openagents_worker import Agent, AsyncClient, RunContext
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.models import RunState, WaitKind
 from openagents_worker.runtime.calls import jobs
@@ -86,6 +86,8 @@ async def test_a_job_parks_its_run_and_is_started_once(redis_url: str, service: 
         assert [event["status"] for event in await events(p, "polled")] == ["running"] * 3
         assert [event["status"] for event in await events(p, "completed")] == ["succeeded"]
         assert (await p.record()).usage.tool_calls == 1
+        names = await p.event_names()
+        assert (names.count("tool.called"), names.count("tool.succeeded")) == (1, 1)
 
 
 async def test_a_worker_that_is_woken_early_goes_on_waiting(redis_url: str, service: JobServer) -> None:
@@ -316,3 +318,37 @@ def test_only_workers_with_such_tools_look_at_ends(service: JobServer) -> None:
 def test_a_class_decides_and_the_agents_file_may_overrule_it() -> None:
     assert ToolExecutionSpec().background is False
     assert Found().execution_spec().background is True
+
+
+async def test_a_job_that_was_started_is_waited_for_whatever_the_file_says_now(
+    redis_url: str, service: JobServer
+) -> None:
+    """A worker whose agents file has no job for this tool any more must not call it in another way."""
+    before, after = rendering(service), rendering(service, background=False)
+    async with process(redis_url, before, name="one") as one, process(redis_url, after, name="two") as two:
+        await one.submit()
+        await one.execute()
+        service.end(result=1)
+        await time_out(one)
+        await two.execute()
+        assert await output(two) == "done"
+        assert len(service.started) == 1
+
+
+async def test_a_job_that_needs_an_approval_is_approved_once(redis_url: str, service: JobServer) -> None:
+    """It passes the guards of any call; a later attempt finds the decision."""
+    definition = rendering(service, approval="always")
+    async with process(redis_url, definition) as p, AsyncClient(redis_url) as client:
+        await p.submit()
+        await p.execute()
+        assert service.started == []
+        (asked,) = await client.handle("r1").approvals()
+        await client.approve("r1", asked.call_id, by="anna")
+        await p.execute()
+        assert (await p.record()).state is RunState.WAITING
+        service.end(result=1)
+        await time_out(p)
+        await p.execute()
+        assert await output(p) == "done"
+        assert (await p.event_names()).count("tool.approval_needed") == 1
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}

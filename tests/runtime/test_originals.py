@@ -118,6 +118,7 @@ async def test_an_answer_that_is_refused_too_often_fails_the_run(redis_url: str)
     assert "longer, please" in record.result.error_details.message
 
 
+@pytest.mark.defect("B05")
 async def test_b05_a_pattern_that_catches_the_error_of_a_budget_asks_no_model(redis_url: str) -> None:
     async with process(redis_url, duck("Greedy", "1", "2", "3")) as p:
         record = await p.run(budget={"max_tool_calls": 1})
@@ -126,6 +127,7 @@ async def test_b05_a_pattern_that_catches_the_error_of_a_budget_asks_no_model(re
     assert (originals.CALLED, record.usage.llm_calls) == (["a"], 1)
 
 
+@pytest.mark.defect("P10")
 async def test_p10_max_steps_of_the_request_limits_the_model_calls(redis_url: str) -> None:
     async with process(redis_url, duck("Greedy", "1", "2", "3")) as p:
         record = await p.run(budget={"max_steps": 2})

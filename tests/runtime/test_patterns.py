@@ -77,6 +77,7 @@ every_pattern = pytest.mark.parametrize("name", sorted(BUILTIN_PATTERNS))
 
 
 @every_pattern
+@pytest.mark.defect("D11")
 async def test_d11_every_model_call_is_recorded_counted_and_told(redis_url: str, name: str) -> None:
     """D11: plan_execute and reflexion of the original call the model past the runtime."""
     expected = len(replies(name, calls(("look", {"word": "tea"}))))
@@ -121,6 +122,7 @@ async def test_a_pattern_continues_after_a_crash(redis_url: str, name: str) -> N
 
 
 @every_pattern
+@pytest.mark.defect("P11")
 async def test_p11_a_step_that_takes_too_long_is_cancelled_and_retried(redis_url: str, name: str) -> None:
     """P11: the tool does not go on in the background, and earlier steps are not repeated."""
     of_tools = [calls(("look", {"word": "tea"})), calls(("look", {"word": "slow"}))]
@@ -137,6 +139,7 @@ async def test_p11_a_step_that_takes_too_long_is_cancelled_and_retried(redis_url
 
 
 @every_pattern
+@pytest.mark.defect("B05")
 async def test_b05_no_pattern_swallows_a_budget(redis_url: str, name: str) -> None:
     """B05: the run ends with the stop reason of the budget."""
     of_tools = [calls(("look", {"word": "tea"})), calls(("look", {"word": "milk"}))]
@@ -148,6 +151,7 @@ async def test_b05_no_pattern_swallows_a_budget(redis_url: str, name: str) -> No
 
 
 @every_pattern
+@pytest.mark.defect("P03")
 async def test_p03_an_output_that_does_not_fit_is_corrected_by_the_model(redis_url: str, name: str) -> None:
     """P03: each pattern has the correction in its conversation."""
     script = scripted(*replies(name), {"text": '{"word": "tea"}'})

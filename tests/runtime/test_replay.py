@@ -236,6 +236,7 @@ def begun() -> list[tuple[str, Any]]:
     return [("begin", entry[2]) for entry in plugins.LOG if entry[0] == "begin"]
 
 
+@pytest.mark.defect("D03")
 async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
     """The changes of the pattern and its tools are the same as without the crash."""
     definition = patterned("Steps", tool("Charge"), n=3)

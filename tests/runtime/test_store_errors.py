@@ -302,6 +302,7 @@ ALL = list(range(STEPS))
 
 @pytest.mark.parametrize("at", WRITES)
 @pytest.mark.parametrize("kind", [*REAL, *FORGED, *LINES])
+@pytest.mark.defect("D14")
 async def test_a_temporary_fault_is_waited_for(server: Any, at: str, kind: str) -> None:
     """The write is repeated until Redis accepts it. The pattern sees the same calls as without the fault."""
     async with shop_with(server, at, kind) as (shop, fault):

@@ -176,6 +176,7 @@ async def test_an_exception_of_after_invoke_changes_nothing(
     assert caplog.text.count("tool.after_invoke_failed") == len(names)
 
 
+@pytest.mark.defect("A03")
 async def test_an_approval_check_that_fails_forbids_the_call(redis_url: str, names: Sequence[str]) -> None:
     """If `requires_approval` raises, the tool is not called without an approval."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="requires_approval")) as p:

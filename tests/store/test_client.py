@@ -43,6 +43,7 @@ async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> Non
     assert lost == 0
 
 
+@pytest.mark.defect("S07")
 async def test_commands_of_many_runs_share_a_round_trip(redis_url: str) -> None:
     """Commands of one iteration of the event loop are one round trip; each caller gets its own answer."""
     store = AsyncStore(Cell(redis_url))

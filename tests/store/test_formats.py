@@ -252,7 +252,8 @@ def test_the_written_format_is_readable() -> None:
     """
     assert formats.can_read(formats.WRITTEN)
     assert formats.can_read(formats.BY_CONTENT)
-    assert max(formats.PARKS, formats.DELEGATES, formats.SUMMARIES) == formats.NEWEST_READ
+    written = (formats.PARKS, formats.DELEGATES, formats.SUMMARIES, formats.HAS_JOB)
+    assert max(written) == formats.NEWEST_READ
     assert formats.WRITTEN - formats.OLDEST_READ == 2
 
 

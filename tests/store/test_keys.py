@@ -191,6 +191,7 @@ def test_a_live_key_that_would_expire_is_found(store: Store, name: str) -> None:
         "reply live",
     ],
 )
+@pytest.mark.defect("D08")
 def test_a_key_of_an_ended_owner_without_a_ttl_is_found(store: Store, name: str) -> None:
     """Redis must not fill up with unused keys."""
     key = written(store)[name]

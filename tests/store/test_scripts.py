@@ -1266,6 +1266,7 @@ def test_a_failed_run_is_resumed_at_the_end_of_its_session_queue(bench: Bench) -
         ({"checkpoint_id": "r1:step:7"}, "OTHER_CHECKPOINT", "r1:step:0"),
     ],
 )
+@pytest.mark.defect("D06")
 def test_resume_must_match_the_run(bench: Bench, changed: Any, answer: str, detail: str) -> None:
     """OTHER_…: with the real value of the run; nothing is changed."""
     failed(bench, request='{"input_text":"hi"}')

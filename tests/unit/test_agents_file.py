@@ -120,6 +120,15 @@ def test_an_error_shows_what_is_written_and_never_a_variables_value() -> None:
             "tool_executor.config.children[0]: only filesystem_aware",
         ),
         (
+            {
+                "tool_executor": {
+                    "type": "composite",
+                    "config": {"children": [{"type": "network_aware", "config": {"x": 1}}]},
+                }
+            },
+            "tool_executor.config.children[0].config.x: unknown key",
+        ),
+        (
             {"tool_executor": {"type": "retry", "config": {"inner": {"type": "safe", "impl": "a.B"}}}},
             "tool_executor.config.inner: needs either type or impl",
         ),
@@ -211,6 +220,7 @@ def test_runtime_defaults_reach_the_agents_that_choose_nothing() -> None:
     assert types == ["head_tail", "truncating"]
 
 
+@pytest.mark.defect("L03")
 def test_a_pattern_of_ones_own_may_do_without_a_model() -> None:
     """A class that never asks a model need not name one; built-in patterns must."""
     config = load(agent(pattern={"impl": "my.patterns.Rules"}, llm=...))

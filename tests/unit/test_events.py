@@ -22,6 +22,7 @@ def test_an_event_survives_its_journey() -> None:
     assert RunEvent.from_json(EVENT.to_json().encode()) == EVENT
 
 
+@pytest.mark.defect("E01")
 def test_the_envelope_has_the_documented_keys_and_final_only_when_true() -> None:
     """Other languages read it, so its keys are part of the interface."""
     keys = [

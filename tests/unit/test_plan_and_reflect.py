@@ -105,12 +105,14 @@ async def test_a_plan_is_made_and_carried_out() -> None:
     assert [message["role"] for message in pattern.turn_messages] == ["assistant", "tool"]
 
 
+@pytest.mark.defect("P07")
 async def test_p07_the_answer_of_the_model_is_the_result_also_without_tools() -> None:
     """P07: the original returns the constant 'Plan executed'."""
     assert await execute(made("plan_execute"), run_of(plan(), says("THE ANSWER"))) == "THE ANSWER"
     assert await execute(made("plan_execute"), run_of(plan("answer"), says("THE ANSWER"))) == "THE ANSWER"
 
 
+@pytest.mark.defect("P02")
 async def test_p02_history_and_memory_are_in_the_prompt_for_the_plan() -> None:
     """P02: as in the first request of a ReAct run."""
     past = [
@@ -145,6 +147,7 @@ async def test_a_plan_has_at_most_so_many_steps() -> None:
     assert created == {"plan": ["a", "b"]}
 
 
+@pytest.mark.defect("B05")
 async def test_b05_a_budget_error_of_a_tool_ends_the_plan() -> None:
     """B05: the original shows it to the model as text, and goes on. An error of the tool is shown."""
 
@@ -162,6 +165,7 @@ async def test_b05_a_budget_error_of_a_tool_ends_the_plan() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.defect("P10")
 async def test_p10_the_steps_of_plan_and_execution_are_counted_together(limit: int) -> None:
     """P10: also by the budget of the request."""
     replies = [plan("a"), asks(("look_up", {"word": "x"})), asks(("look_up", {"word": "y"}))]
@@ -171,6 +175,7 @@ async def test_p10_the_steps_of_plan_and_execution_are_counted_together(limit: i
     assert len(run.llm_client.requests) == limit
 
 
+@pytest.mark.defect("P03")
 async def test_p03_an_invalid_output_is_corrected_in_the_same_conversation() -> None:
     """P03: `try_again` of the pattern."""
     run = run_of(plan("a"), says("1"), says("2"))

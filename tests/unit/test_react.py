@@ -70,6 +70,7 @@ def tool_messages(model: ScriptedModel) -> list[dict[str, Any]]:
 # --- what the model is shown -----------------------------------------------------------------------------
 
 
+@pytest.mark.defect("P02")
 async def test_the_first_request_shows_all_that_is_known() -> None:
     """One system message, history, then the question after what a memory holds; tools by their ids."""
     model = ScriptedModel(says("391"))
@@ -184,6 +185,7 @@ async def test_an_agent_without_tools_offers_none() -> None:
     assert model.requests[0]["tools"] is None
 
 
+@pytest.mark.defect("P12")
 async def test_a_turn_goes_back_as_one_assistant_message_and_one_result_per_call() -> None:
     """The next request holds the model's whole turn, then the results in the order of its calls."""
     turn = asks(("echo", {"text": "a"}), ("calc", {"expression": "17*23"}), text="Let me see.")
@@ -247,6 +249,7 @@ async def test_every_step_is_announced_and_closed() -> None:
         StepTooLarge("the result is larger than allowed"),
     ],
 )
+@pytest.mark.defect("P04")
 async def test_a_tools_error_is_told_to_the_model_and_the_run_goes_on(error: OpenAgentsError) -> None:
     """The model reads code, message and hint, marked as an error, and may try something else."""
     model = ScriptedModel(asks(("failing", {})), says("I cannot"))
@@ -316,6 +319,7 @@ async def test_what_concerns_the_run_and_not_the_tool_ends_it(error: OpenAgentsE
 # --- side by side ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("P12")
 async def test_safe_neighbours_run_side_by_side() -> None:
     """Three safe calls of one turn are inside their tool at the same time."""
     gate = Gate(expected=3)
@@ -449,6 +453,7 @@ async def test_the_smallest_step_limit_counts(configured: int, budget: int | Non
     assert len(model.requests) == limit
 
 
+@pytest.mark.defect("P11")
 async def test_a_step_that_takes_too_long_ends_the_run_and_its_tool() -> None:
     """Its error names the limit and the step, and the tool was cancelled, not left running."""
     ended: list[str] = []

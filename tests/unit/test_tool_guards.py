@@ -32,7 +32,7 @@ from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.working_budget import WorkingBudget
-from openagents_worker.tools.base import ToolPlugin
+from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.policies import FilesystemPolicy
@@ -111,6 +111,7 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
         budget = WorkingBudget(RunBudget(**limits), durable=True)
         recorder = SimpleNamespace(
             in_progress=CallsInProgress(),
+            is_latched=False,
             budget=budget,
             rules=SimpleNamespace(next_kind=lambda: ""),
             waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [], refresh=_nothing_new)),
@@ -315,6 +316,7 @@ async def test_the_first_guard_is_the_outermost(make_call: Any) -> None:
 def test_a_tool_passes_the_guards_that_it_needs(make_call: Any) -> None:
     """The others let every call of the tool proceed, and are left out once for all calls."""
     optional = {guards.concurrency, guards.intent, guards.fallback, guards.retry, guards.deadline}
+    optional |= {guards.interruption}
 
     def left_out(call: ToolCall, **of_run: Any) -> set[Guard]:
         run = replace(call.run, **of_run)
@@ -330,8 +332,43 @@ def test_a_tool_passes_the_guards_that_it_needs(make_call: Any) -> None:
     assert left_out(make_call(), slots=asyncio.Semaphore(1)) == optional - {guards.concurrency}
     assert left_out(make_call(Refund(fallback=instead))) == optional - {guards.fallback}
     assert left_out(make_call(timeout_ms=1)) == optional - {guards.deadline}
+    assert left_out(make_call(Blocking())) == optional - {guards.interruption}
     assert left_out(retried) == optional - {guards.retry}
     assert left_out(retried_once) == optional - {guards.intent}
+
+
+class Blocking(Refund):
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(interrupt_behavior="block")
+
+
+async def test_a_tool_that_blocks_ends_before_it_is_cancelled(make_call: Any) -> None:
+    """The cancellation takes effect when the task waits the next time: its outcome is recorded before."""
+    call, may_end = make_call(Blocking()), asyncio.Event()
+    assert await passed(guards.interruption, call)
+    seen: list[Any] = []
+
+    async def work(call: ToolCall) -> str:
+        await may_end.wait()
+        return "done"
+
+    async def record() -> None:
+        seen.append(await guards.interruption(call, work))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    recording = asyncio.create_task(record())
+    await asyncio.sleep(0)
+    recording.cancel()
+    await asyncio.sleep(0)
+    assert seen == []
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
+    assert seen == ["done", "cancelled"]
 
 
 async def test_a_retryable_error_is_tried_again_if_the_executor_says_so(make_call: Any) -> None:

@@ -202,6 +202,7 @@ def test_a_run_with_a_job_waits_for_a_version_that_knows_jobs(
         wait_for(lambda: is_left(workshop, run_id), "it is left to others", timeout=PATIENCE_S)
         second.terminate()
         workshop.start(new)
+    workshop.end_jobs()
 
     result = workshop.client.handle(run_id).wait(timeout=PATIENCE_S)
     assert result.final_output == "fired", result.error_details

@@ -115,6 +115,7 @@ async def test_fifty_watchers_that_join_a_busy_run_miss_nothing(hand: Hand, stor
     assert seen == [list(range(1, last + 1))] * 50
 
 
+@pytest.mark.defect("E08")
 async def test_a_slow_watcher_holds_nobody_up_and_loses_nothing(hand: Hand, store: AsyncStore) -> None:
     """While it looks at one event a thousand pass; the others have them at once, it reads them later."""
     slow, quick = Watcher(store, lazily=True), Watcher(store)
@@ -132,6 +133,7 @@ async def test_a_slow_watcher_holds_nobody_up_and_loses_nothing(hand: Hand, stor
     assert await quick.end() == everything
 
 
+@pytest.mark.defect("E02b")
 async def test_watchers_of_a_run_share_the_work_but_not_the_events(
     hand: Hand, store: AsyncStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,10 @@ NEED_A_FAULT = {
     "step.started": "a pattern or a tool records a function",
     "step.succeeded": "a pattern or a tool records a function",
     "step.failed": "a recorded function fails",
+    "tool.background.submitted": "a tool starts a job",
+    "tool.background.polled": "a tool starts a job",
+    "tool.background.completed": "a tool starts a job",
+    "tool.background.abandoned": "a run ends before its job",
 }
 """Events that need a fault, somebody outside, or code of their own; each is tested elsewhere."""
 
@@ -201,6 +205,7 @@ def test_the_model_gets_a_tools_error_and_continues(installation: Installation) 
     assert handle.wait(PATIENCE_S).final_output == "ok"
 
 
+@pytest.mark.defect("P04")
 def test_a_tool_may_ask_for_other_arguments(installation: Installation) -> None:
     """`ModelRetryError` asks the model for a new call; the run continues, and the retries are counted."""
     installation.model.will_say(
@@ -232,6 +237,7 @@ def test_an_answer_of_the_wrong_type_is_requested_again(installation: Installati
     assert details.code == "execution.output_validation"
 
 
+@pytest.mark.defect("P06")
 def test_a_tool_is_offered_and_called_by_its_id(installation: Installation) -> None:
     """Two tools of one class are two functions for the model, each with its own configuration."""
     installation.model.will_say({"tool_calls": [call("lower"), call("upper")]}, {"text": "read"})
@@ -251,6 +257,7 @@ def test_a_tool_is_offered_and_called_by_its_id(installation: Installation) -> N
 # --- sessions --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("S01")
 def test_the_second_run_of_a_session_sees_the_first(installation: Installation) -> None:
     """The prompt has the constant system prompt, the previous conversation, then the new input."""
     installation.model.will_say({"text": "Your name is Ada."})
@@ -270,6 +277,7 @@ def test_the_second_run_of_a_session_sees_the_first(installation: Installation) 
     assert "Ada" not in system["content"]
 
 
+@pytest.mark.defect("S02")
 def test_a_run_waits_for_the_previous_run_of_its_session(installation: Installation) -> None:
     """It emits an event, uses no slot, and starts as soon as the previous run has ended."""
     installation.model.will_say({"tool_calls": [call("hang")]}, {"text": "hello"})
@@ -356,6 +364,7 @@ def test_a_used_up_budget_waits_for_an_extension(installation: Installation) -> 
     assert forked[0] == "run.forked"
 
 
+@pytest.mark.defect("B01")
 def test_max_duration_ends_a_call_that_does_not_return(installation: Installation) -> None:
     """The limit also applies inside a call: the tool is cancelled."""
     installation.model.will_say({"tool_calls": [call("hang")]})
@@ -371,6 +380,7 @@ def test_max_duration_ends_a_call_that_does_not_return(installation: Installatio
     assert 500 <= int(str(events[-1].payload["duration_ms"])) < 5000
 
 
+@pytest.mark.defect("P01")
 def test_max_cost_ends_a_run_before_the_next_paid_call(installation: Installation) -> None:
     """One dollar per call with a limit of one and a half: the third call is not made."""
     installation.model.will_say(*({**turn, "usage": ON_DEMAND} for turn in counting(9)))
@@ -440,6 +450,7 @@ def test_a_model_call_is_repeated_after_its_retry_after(installation: Installati
     assert handle.wait(PATIENCE_S).usage.llm_retry_count == 1
 
 
+@pytest.mark.defect("D09")
 def test_a_long_pause_of_the_model_suspends_the_run(installation: Installation) -> None:
     """The run uses no worker while it waits, continues from its last step, and repeats no finished call."""
     faults = {"error": "rate_limit", "retry_after_ms": 3_000}
@@ -490,6 +501,7 @@ def test_a_run_whose_retries_are_used_up_fails_with_the_models_error(installatio
 # --- events ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("E02")
 def test_a_reply_is_streamed_while_the_model_still_writes(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,6 +547,7 @@ GOLDEN = f"""
 """
 
 
+@pytest.mark.defect("E10")
 def test_events_come_in_this_order(installation: Installation) -> None:
     """A checkpoint is saved at the start and after every recorded call."""
     installation.model.will_say(*counting(1), {"text": "one"})
@@ -605,6 +618,7 @@ def test_a_person_decides_about_two_calls_of_a_turn(installation: Installation) 
     assert (told.count("tool.approved"), told.count("tool.denied")) == (1, 1)
 
 
+@pytest.mark.defect("E11")
 def test_a_cancelled_run_cancels_its_tool_and_has_the_reason(installation: Installation) -> None:
     """The request takes effect at once; the tool is cancelled, and the final event has the reason."""
     installation.model.will_say({"tool_calls": [call("hang")]})
@@ -622,6 +636,7 @@ def test_a_cancelled_run_cancels_its_tool_and_has_the_reason(installation: Insta
     assert handle.wait(PATIENCE_S).stop_reason is StopReason.CANCELLED
 
 
+@pytest.mark.defect("E06")
 def test_emitted_events_are_declared_and_declared_events_are_emitted(request: pytest.FixtureRequest) -> None:
     """Over all runs above: no undeclared event, and no declared event that is never emitted. The last
     test."""

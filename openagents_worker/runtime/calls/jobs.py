@@ -187,7 +187,7 @@ async def _wait_as_before(call: ToolCall, job: _StartedJob) -> None:
     if job.life != recorder.life:  # the job was perhaps cancelled in between
         facts.forget([_wait_fact(call)])
         recorder.replaces(call.info.call_id, _wait_fact(call))
-    elif facts.stored_wait(call.info.call_id) is not None:
+    elif (facts.stored_wait(call.info.call_id) or {}).get("kind") == WaitKind.JOB.value:
         await _wait(call, 0)
 
 

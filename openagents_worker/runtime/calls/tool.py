@@ -183,7 +183,7 @@ def _more_fields(call: ToolCall) -> dict[str, Any]:
 
 async def _execute(call: ToolCall) -> Any:
     """Call the tool itself, after all guards."""
-    if call.tool.is_background:
+    if call.tool.is_background or call.goes_on:
         return await run_job(call)
     if call.tool.is_streaming:
         return await cancelling_itself_only(stream(call))

@@ -19,7 +19,7 @@ from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.function import FunctionTool
-from openagents_worker.tools.jobs import check_job_methods
+from openagents_worker.tools.jobs import check_job_methods, is_of_job
 from openagents_worker.tools.specs import spec_of
 from openagents_worker.tools.toolset import Toolset
 
@@ -158,6 +158,11 @@ class ToolCall:
     @property
     def tool_id(self) -> str:
         return self.tool.tool_id
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier attempt has started a job for it: then this one only waits for its end."""
+        return is_of_job(self.info.noted)
 
 
 Proceed = Callable[[ToolCall], Awaitable[Any]]

@@ -143,6 +143,7 @@ def _tool(server: ModelServer) -> Callable[[], Awaitable[Any]]:
 
 
 @pytest.mark.parametrize("make", [_model, _tool])
+@pytest.mark.defect("L02")
 def test_one_client_serves_many_loops_and_leaves_nothing_on_those_that_are_closed(
     make: Callable[[ModelServer], Callable[[], Awaitable[Any]]],
 ) -> None:

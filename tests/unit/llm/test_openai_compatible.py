@@ -359,6 +359,7 @@ async def test_every_failure_has_its_class_and_its_tries(
     assert [event["event"] for event in server.log].count("received") == tries
 
 
+@pytest.mark.defect("L01")
 async def test_a_failure_that_passes_is_not_noticed() -> None:
     """After two failed tries the third returns the reply. The usage has the number of retries."""
     async with ModelServer([{"error": "connection"}, {"error": "server_error"}, {"text": "there"}]) as server:

@@ -66,6 +66,7 @@ def test_a_free_model_costs_nothing() -> None:
     assert usage.metadata["cost_usd"] == 0.0
 
 
+@pytest.mark.defect("B04")
 async def test_the_mock_has_its_price() -> None:
     """Cost budgets can be tried offline: `pricing` also applies to the mock."""
     client = MockClient(LLMOptions(pricing=LLMPricing(input=1_000_000, output=0)))

@@ -191,6 +191,7 @@ async def test_the_pieces_are_the_text(make: Callable[[str], LLMClient], text: s
 # --- mock ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("P08b")
 async def test_the_mock_echoes_and_counts_the_history() -> None:
     """The history is all messages before the last user message, except system messages."""
     messages = [
@@ -205,6 +206,7 @@ async def test_the_mock_echoes_and_counts_the_history() -> None:
     assert reply.output_text == "Echo: hello (history=2)"
 
 
+@pytest.mark.defect("P08")
 async def test_the_mock_answers_after_the_tool_said_something() -> None:
     """`/tool ID QUERY` makes one tool call. Its result is answered and not requested again."""
     client = MockClient(LLMOptions())

@@ -92,6 +92,7 @@ async def test_what_cannot_be_executed_is_a_coded_error(command: str | list[str]
 # --- the environment -------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("A07")
 async def test_a07_a_command_gets_no_variable_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A07: an empty `env_passthrough` is an empty environment. The command's parent has no secrets either."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
@@ -161,6 +162,7 @@ async def test_a_command_starts_in_the_configured_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed by the timeout", "is killed by the cancellation"])
+@pytest.mark.defect("P15")
 async def test_p15_no_process_survives_the_call(tmp_path: Path, end: str) -> None:
     """P15: also one that has changed its session, and one whose parent has ended."""
     config = {"cwd": str(tmp_path), "env_passthrough": ["PATH"]}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import openagents_worker
@@ -88,12 +89,11 @@ class Varnish(ToolPlugin):
 
 
 class Fire(ToolPlugin):
-    """Fires clay in a kiln, a job that takes some seconds. A version without jobs would call `invoke`."""
+    """Fires clay in a kiln, until there is a file `fired`. A version without jobs would call `invoke`."""
 
     name = "fire"
     description = "Fires clay."
     durable_idempotent = False
-    SECONDS = 4
 
     def execution_spec(self) -> ToolExecutionSpec:
         return ToolExecutionSpec.model_validate({"background": True})
@@ -104,10 +104,10 @@ class Fire(ToolPlugin):
 
     async def invoke_background(self, params: dict[str, Any], context: Any) -> dict[str, Any]:
         _note("begin", context)
-        return {"job_id": "kiln", "created_at": time.time()}
+        return {"job_id": "kiln"}
 
     async def poll_job(self, handle: Any, context: Any) -> dict[str, Any]:
-        is_over = time.time() > handle.created_at + self.SECONDS
+        is_over = Path(os.environ["CARPENTRY_LOG"]).with_name("fired").exists()
         status = "succeeded" if is_over else "running"
         return {"status": status, "result": "fired", "poll_after_ms": 1_500}
 

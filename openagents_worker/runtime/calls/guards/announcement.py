@@ -12,11 +12,16 @@ ONCE_HINT = "it is not called again once its outcome is stored; send its idempot
 
 
 async def announcement(call: ToolCall, proceed: Proceed) -> Any:
-    """Emits `tool.called` and, once per attempt and tool, `run.durable_idempotency_warning`."""
+    """Emits `tool.called` and, once per attempt and tool, `run.durable_idempotency_warning`.
+
+    Not again for a call whose job goes on.
+    """
+    call.is_announced = True
+    if call.goes_on:
+        return await proceed(call)
     writer = call.run.writer
     params = writer.preview(call.params)
     writer.emit("tool.called", {"tool_id": call.tool_id, "params": params, "call_id": call.info.call_id})
-    call.is_announced = True
     if not call.tool.may_repeat and call.tool_id not in call.run.warned:
         call.run.warned.add(call.tool_id)
         warning = {"run_id": call.run.context.run_id, "tool_id": call.tool_id, "hint": ONCE_HINT}

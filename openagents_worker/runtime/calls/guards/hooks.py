@@ -21,7 +21,8 @@ async def hooks(call: ToolCall, proceed: Proceed) -> Any:
     result: Any = None
     raised: BaseException | None = None
     try:
-        await _call_hook(call, "before_invoke")
+        if not call.goes_on:
+            await _call_hook(call, "before_invoke")
         result = await proceed(call)
         return result
     except BaseException as error:

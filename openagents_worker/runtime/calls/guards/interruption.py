@@ -16,19 +16,24 @@ LONGEST_BLOCK_S = 10.0  # a run that is cancelled waits so long for such a tool;
 async def interruption(call: ToolCall, proceed: Proceed) -> Any:
     """Lets the call end first if its task is cancelled, and records its outcome. Its timeout holds.
 
-    After `LONGEST_BLOCK_S`, it is cancelled like any other call.
+    After `LONGEST_BLOCK_S`, it is cancelled like any other call. If the run stops, `stopping` has waited.
     """
-    with call.run.context.recorder.in_progress.blocking():
-        working = asyncio.ensure_future(proceed(call))
+    recorder = call.run.context.recorder
+
+    async def work() -> Any:
+        return await proceed(call)
+
+    with recorder.in_progress.blocking():
+        working = asyncio.create_task(work(), name=f"blocking {call.info.call_id}")
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
             if working.cancelled():
                 raise
-            await asyncio.wait([working], timeout=LONGEST_BLOCK_S)
+            await asyncio.wait([working], timeout=0 if recorder.is_latched else LONGEST_BLOCK_S)
             if not working.done():
                 working.cancel()
-                await asyncio.wait([working])
+                await asyncio.gather(working, return_exceptions=True)  # its outcome is dropped
                 raise
             task = asyncio.current_task()
             assert task is not None
