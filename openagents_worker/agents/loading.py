@@ -20,6 +20,7 @@ from openagents_worker.agents.plugin_refs import ContextAssemblerRef, MemoryRef,
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
 from openagents_worker.agents.schema import AgentDefinition, AppConfig, RuntimeOptions, duplicate_ids
+from openagents_worker.agents.sections import DiagnosticsRef
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_field_type, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.jsontext import dumps
@@ -81,6 +82,8 @@ class AgentsFile:
                 yield from self._valid_parts(agent, _PARTS, "agents", index)
                 for place, tool in enumerate(_list_under(agent, "tools")):
                     yield from self._valid_parts({place: tool}, {place: ToolRef}, "agents", index, "tools")
+        if isinstance(self.cleaned, Mapping):
+            yield from self._valid_parts(self.cleaned, _SECTIONS)
         runtime = self.cleaned.get("runtime") if isinstance(self.cleaned, Mapping) else None
         defaults = runtime.get("config") if isinstance(runtime, Mapping) else None
         if isinstance(defaults, Mapping):
@@ -117,6 +120,7 @@ _PARTS: Mapping[str, type[Part]] = {
     "pattern": PatternRef,
     "context_assembler": ContextAssemblerRef,
 }
+_SECTIONS: Mapping[str, type[Part]] = {"diagnostics": DiagnosticsRef}
 _DEFAULTS: Mapping[str, type[Part]] = {"context_assembler": ContextAssemblerRef}
 
 

@@ -227,7 +227,7 @@ class AppConfig(Part):
         default=None, description="How log lines look. null: as the OPENAGENTS_LOG_ settings say."
     )
     diagnostics: DiagnosticsRef | None = Field(
-        default=None, description="Further keys to redact. null: the built-in ones."
+        default=None, description="Where reports of ended runs go, and further keys to redact. null: nowhere."
     )
     multi_agent: MultiAgentConfig | None = Field(
         default=None, description="Delegation between agents; must be off: it is not supported yet."
@@ -272,8 +272,6 @@ def options_without_effect(config: AppConfig) -> list[str]:
         lines.append(f"session.type {config.session.type!r}: sessions are kept in Redis")
     if config.events is not None:
         lines.append(f"events.type {config.events.type!r}: events are kept in Redis")
-    if config.diagnostics is not None and "error_snapshot_last_n" in config.diagnostics.model_fields_set:
-        lines.append("diagnostics.error_snapshot_last_n has no effect: the journal of a run is its snapshot")
     for agent in config.agents:
         lines += [
             f"agent {agent.id!r}: runtime.{name} has no effect: queues are in Redis and bounded by its memory"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from openagents_worker.agents.part import Part, not_supported, problem
+from openagents_worker.agents.plugin_refs import PluginRef
+from openagents_worker.agents.positions import Path
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
 from openagents_worker.suggest import did_you_mean
 
@@ -142,29 +144,39 @@ class SkillsRef(Part):
         return self
 
 
-class DiagnosticsRef(Part):
-    """Diagnostics of the original SDK. Only the type `null` is supported; `redact_keys` are used."""
+class DiagnosticsRef(PluginRef):
+    """The exporter that gets a report of every run that has ended, and what a failed run leaves."""
 
-    type: str | None = Field(default="null", description='Must be "null" or null.')
-    impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
-    config: dict[str, JsonValue] = Field(default_factory=dict, description="Must be empty.")
+    type: str | None = Field(
+        default="null", description="null, rich, langfuse or phoenix. Give either type or impl."
+    )
     error_snapshot_last_n: int = Field(
         default=10,
         ge=0,
-        description="Number of events in an error snapshot. Accepted; has no effect: a run has its journal.",
+        le=100,
+        description="Number of tool calls and of messages in the error snapshot of a failed run.",
     )
     redact_keys: list[str] = Field(
         default_factory=list,
         description="Further parts of field names whose values are secrets; the built-in ones stay.",
     )
 
-    @model_validator(mode="after")
-    def _null_only(self) -> DiagnosticsRef:
-        if self.impl is not None or self.type not in (None, "null"):
-            raise not_supported("diagnostics other than 'null'")
-        if self.config:
-            raise not_supported("a configuration of diagnostics", key=("config",))
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_a_name(cls, data: Any) -> Any:
+        """The type null of JSON is that of the name; with `impl`, there is no type."""
+        if not isinstance(data, Mapping) or data.get("type") is not None:
+            return data
+        return {**data, "type": None if data.get("impl") else "null"}
+
+    @classmethod
+    def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+        if data.get("type") and data.get("impl"):
+            yield (), "set 'type' (a registered name) or 'impl' (package.module.Class), not both"
+
+    @property
+    def name(self) -> str:
+        return self.impl or self.type or "null"
 
 
 class MultiAgentConfig(Part):

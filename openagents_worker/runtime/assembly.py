@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from openagents_worker.agents import (
     AgentDefinition,
     AppConfig,
     ContextAssemblerRef,
+    DiagnosticsRef,
     LLMOptions,
     PluginRef,
 )
 from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
+from openagents_worker.diagnostics.base import Exporter, exporter_of
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import EnvironmentKey
@@ -175,6 +179,7 @@ class Assembly:
     ) -> None:
         self.config = config
         self.redact_keys = config.redact_keys
+        self.snapshot_last_n = (config.diagnostics or DiagnosticsRef()).error_snapshot_last_n
         self.offload = offload or Offload()
         self.checks = checks or SchemaChecks()
         self.unavailable = {agent.agent_id: agent for agent in unavailable}
@@ -235,6 +240,14 @@ class Assembly:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
 
+    def exporter(self) -> tuple[str, Exporter] | None:
+        """The name and the exporter of the reports of ended runs; None if they are not exported."""
+        ref = self.config.diagnostics or DiagnosticsRef()
+        if ref.type == "null":
+            return None
+        plugin = self.shared("", "diagnostics", lambda: make_plugin("diagnostics", ref, BUILTIN_DIAGNOSTICS))
+        return ref.name, exporter_of(plugin)
+
     def has_background_models(self) -> bool:
         """Whether the call of a model may go on at its provider without a worker (`llm.background`)."""
         return any(_is_in_background(agent.llm) for agent in self._definitions.values())
@@ -267,7 +280,7 @@ class Assembly:
             await client.aclose()
         for part in self._shared.values():
             close = getattr(part, "close", None)
-            if close is not None:
-                await close()
+            if close is not None and inspect.isawaitable(closing := close()):
+                await closing
         self.offload.close()
         await self.checks.aclose()

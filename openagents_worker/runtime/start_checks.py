@@ -10,6 +10,7 @@ from openagents_worker.agents import (
     AgentsFile,
     AppConfig,
     ContextAssemblerRef,
+    DiagnosticsRef,
     LLMLimits,
     LLMOptions,
     MemoryRef,
@@ -23,6 +24,7 @@ from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import is_readable_by_all
@@ -97,7 +99,9 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
         case ToolRef():
             return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
-    raise TypeError(f"{type(part).__name__} is not a part of an agent")
+        case DiagnosticsRef():
+            return _problems_of_plugin("diagnostics", part, BUILTIN_DIAGNOSTICS)
+    raise TypeError(f"{type(part).__name__} is not a part with a plugin")
 
 
 def _problems_of_model(options: LLMOptions, env: Mapping[str, str]) -> list[ConfigProblem]:

@@ -38,9 +38,10 @@ from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessI
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
 from openagents_worker.worker.open_responses import OpenResponses
-from openagents_worker.worker.outbox import Outbox, Recipients
+from openagents_worker.worker.outbox import Outbox, Recipient, Recipients
 from openagents_worker.worker.registration import WorkerIdentity, registration_of
 from openagents_worker.worker.rescue import Rescue, RescueLimits
+from openagents_worker.worker.run_export import RunExport
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchdogCallbacks, WatchdogLimits, WatchedLoop
@@ -95,11 +96,15 @@ class WorkerProcess:
         self._service = Service(self._background_parts())
 
     def _all_recipients(self) -> Recipients:
-        """Those of the caller, and our own if calls of a model may go on without a worker."""
-        if not self._assembly.has_background_models():
-            return self._recipients
-        own = OpenResponses(self.store, self._assembly)
-        return replace(self._recipients, all=(*self._recipients.all, own))
+        """Those of the caller, and our own: for calls of a model that may go on without a worker, and for the
+        reports of ended runs."""
+        own: list[Recipient] = []
+        if self._assembly.has_background_models():
+            own.append(OpenResponses(self.store, self._assembly))
+        if (exporter := self._assembly.exporter()) is not None:
+            name, export = exporter
+            own.append(RunExport(self.store, export, name=name))
+        return replace(self._recipients, all=(*self._recipients.all, *own)) if own else self._recipients
 
     async def _build(self) -> None:
         """Create the parts, on the loop."""

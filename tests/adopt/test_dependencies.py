@@ -95,7 +95,10 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "uvloop",
         "otel",
         "http2",
+        "langfuse",
         "litellm",
+        "phoenix",
+        "rich",
     }
 
 

@@ -135,8 +135,8 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
             "multi_agent.enabled: multi_agent is not supported by this version",
         ),
         (
-            {"diagnostics": {"type": "langfuse"}},
-            "diagnostics: diagnostics other than 'null' is not supported",
+            {"diagnostics": {"type": "langfuse", "impl": "my.Exporter"}},
+            "diagnostics: set 'type' (a registered name) or 'impl' (package.module.Class), not both",
         ),
         (
             {"skills": {"config": {"search_paths": ["s"]}}},
