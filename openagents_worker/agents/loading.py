@@ -20,7 +20,7 @@ from openagents_worker.agents.plugin_refs import ContextAssemblerRef, MemoryRef,
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
 from openagents_worker.agents.schema import AgentDefinition, AppConfig, RuntimeOptions, duplicate_ids
-from openagents_worker.agents.sections import DiagnosticsRef
+from openagents_worker.agents.sections import DiagnosticsRef, SkillsRef
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_field_type, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.jsontext import dumps
@@ -120,7 +120,7 @@ _PARTS: Mapping[str, type[Part]] = {
     "pattern": PatternRef,
     "context_assembler": ContextAssemblerRef,
 }
-_SECTIONS: Mapping[str, type[Part]] = {"diagnostics": DiagnosticsRef}
+_SECTIONS: Mapping[str, type[Part]] = {"diagnostics": DiagnosticsRef, "skills": SkillsRef}
 _DEFAULTS: Mapping[str, type[Part]] = {"context_assembler": ContextAssemblerRef}
 
 

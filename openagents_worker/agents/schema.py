@@ -171,6 +171,11 @@ def _reject_duplicate_ids(ids: Sequence[str], field: str) -> None:
         raise problem("double_id", text, key=path)
 
 
+SKILLS_ID = "skills"
+"""The id of the toolset that an agent gets from the section `skills`, unless it has a tool with this id."""
+SKILLS_IMPL = "openagents_worker.tools.skills.SkillTools"
+
+
 # --- the file --------------------------------------------------------------------------------------------
 
 
@@ -221,7 +226,7 @@ class AppConfig(Part):
         default=None, description="Accepted for the original SDK: events are kept in Redis."
     )
     skills: SkillsRef = Field(
-        default_factory=SkillsRef, description="Must choose none: skills are not supported yet."
+        default_factory=SkillsRef, description="Skills that every agent can load. Default: none."
     )
     logging: LoggingConfig | None = Field(
         default=None, description="How log lines look. null: as the OPENAGENTS_LOG_ settings say."
@@ -255,11 +260,14 @@ class AppConfig(Part):
         raise AgentNotFoundError(f"there is no agent {agent_id!r}", hint=hint, agent_id=agent_id)
 
     def _with_defaults(self, agent: AgentDefinition) -> AgentDefinition:
-        defaults = {
+        defaults: dict[str, Any] = {
             name: getattr(self.runtime.config, name)
             for name in ("tool_executor", "context_assembler")
             if getattr(agent, name) is None and getattr(self.runtime.config, name) is not None
         }
+        if self.skills.is_used and all(tool.id != SKILLS_ID for tool in agent.tools):
+            config = self.skills.config.model_dump()
+            defaults["tools"] = [*agent.tools, ToolRef(id=SKILLS_ID, impl=SKILLS_IMPL, config=config)]
         return agent.model_copy(update=defaults) if defaults else agent
 
 

@@ -120,28 +120,30 @@ class EventsRef(_IgnoredChoice):
         return ("async", "file_logging", "otel_bridge", "rich_console")
 
 
-class SkillsRef(Part):
-    """Skills of the original SDK. They are not supported yet, so the section must enable none."""
+class SkillsConfig(Part):
+    """Where skill packages are, and which of them are offered."""
 
-    type: Literal["local"] = Field(default="local", description="Must be local.")
-    config: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description="Its search_paths and enabled must be empty: skills are not supported.",
+    search_paths: list[str] = Field(
+        default_factory=lambda: ["skills"],
+        description="Folders with skill packages; a relative path is below the folder of the worker.",
+    )
+    enabled: list[str] = Field(
+        default_factory=list, description="Names of the skills that are offered. Empty: all."
     )
 
-    @model_validator(mode="after")
-    def _none_yet(self) -> SkillsRef:
-        for key, value in self.config.items():
-            if key not in ("search_paths", "enabled"):
-                raise problem(
-                    "unknown_key",
-                    "unknown key",
-                    key=("config", key),
-                    hint="known keys: search_paths, enabled",
-                )
-            if value:
-                raise not_supported("skills", key=("config", key))
-        return self
+
+class SkillsRef(Part):
+    """Skills for all agents of the file. Without search_paths and enabled, there are none."""
+
+    type: Literal["local"] = Field(default="local", description="Must be local.")
+    config: SkillsConfig = Field(
+        default_factory=SkillsConfig, description="search_paths and enabled: which skills there are."
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the file names skills. A folder that only happens to be there is not read."""
+        return bool(self.config.model_fields_set and self.config.search_paths)
 
 
 class DiagnosticsRef(PluginRef):

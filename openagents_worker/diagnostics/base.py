@@ -17,7 +17,7 @@ from openagents_worker.models import RunResult
 __all__ = [
     "CallReport",
     "DiagnosticsExporter",
-    "Exporter",
+    "ReportExporter",
     "LLMCallMetrics",
     "NullExporter",
     "OriginalExporter",
@@ -77,7 +77,7 @@ class RunReport:
         return snapshot if isinstance(snapshot, dict) else None
 
 
-class Exporter(Protocol):
+class ReportExporter(Protocol):
     """What gets the reports; see `DiagnosticsExporter`."""
 
     def export(self, report: RunReport) -> None: ...
@@ -127,7 +127,7 @@ def _traceback(report: RunReport) -> str:
     return (details.traceback if details is not None else None) or ""
 
 
-def exporter_of(plugin: Any) -> Exporter:
+def exporter_of(plugin: Any) -> ReportExporter:
     """The plugin as an exporter. One that is written for the original SDK has no `export`."""
-    exporter: Exporter = plugin if hasattr(plugin, "export") else OriginalExporter(plugin)
+    exporter: ReportExporter = plugin if hasattr(plugin, "export") else OriginalExporter(plugin)
     return exporter

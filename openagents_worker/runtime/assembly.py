@@ -20,7 +20,7 @@ from openagents_worker.agents.code import read_agents
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
-from openagents_worker.diagnostics.base import Exporter, exporter_of
+from openagents_worker.diagnostics.base import ReportExporter, exporter_of
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import EnvironmentKey
@@ -40,6 +40,7 @@ from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.keyed import KeyedTool
 from openagents_worker.tools.offload import Offload
+from openagents_worker.tools.skills import SkillTools
 from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is_toolset
 
 __all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
@@ -107,7 +108,7 @@ class AgentParts:
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
-        elif isinstance(plugin, ParamsTool):
+        elif isinstance(plugin, ParamsTool | SkillTools):
             plugin.run_sync = self._assembly.offload.in_thread
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
@@ -240,7 +241,7 @@ class Assembly:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
 
-    def exporter(self) -> tuple[str, Exporter] | None:
+    def exporter(self) -> tuple[str, ReportExporter] | None:
         """The name and the exporter of the reports of ended runs; None if they are not exported."""
         ref = self.config.diagnostics or DiagnosticsRef()
         if ref.type == "null":

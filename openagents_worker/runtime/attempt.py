@@ -37,7 +37,7 @@ from openagents_worker.runtime.ending import (
 from openagents_worker.runtime.error_snapshot import error_snapshot
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
-from openagents_worker.runtime.finishing import SessionState, finish_run
+from openagents_worker.runtime.finishing import NO_STATE, SessionState, finish_run
 from openagents_worker.runtime.history import RunHistory, read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -363,8 +363,7 @@ class Attempt:
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        after = self._context.state if self._context else {}
-        state = SessionState(self._state_before if self._context else {}, after)
+        state = SessionState(self._state_before, self._context.state) if self._context else NO_STATE
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )

@@ -17,12 +17,14 @@ from openagents_worker.agents import (
     PatternRef,
     PluginRef,
     RuntimeOptions,
+    SkillsRef,
     ToolRef,
     options_without_effect,
 )
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
+from openagents_worker.agents.schema import SKILLS_ID, SKILLS_IMPL
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
@@ -99,6 +101,9 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
         case ToolRef():
             return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
+        case SkillsRef():
+            ref = ToolRef(id=SKILLS_ID, impl=SKILLS_IMPL, config=part.config.model_dump())
+            return _problems_of_plugin("tool", ref, BUILTIN_TOOLS) if part.is_used else ()
         case DiagnosticsRef():
             return _problems_of_plugin("diagnostics", part, BUILTIN_DIAGNOSTICS)
     raise TypeError(f"{type(part).__name__} is not a part with a plugin")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from openagents_worker.diagnostics.base import CallReport, Exporter, LLMCallMetrics, RunReport
+from openagents_worker.diagnostics.base import CallReport, LLMCallMetrics, ReportExporter, RunReport
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord
@@ -39,7 +39,7 @@ MAX_WAITING = 64
 class RunExport:
     """A recipient of the ends of runs that gives each to an exporter, in a thread of the exporter's own."""
 
-    def __init__(self, store: AsyncStore, exporter: Exporter, *, name: str) -> None:
+    def __init__(self, store: AsyncStore, exporter: ReportExporter, *, name: str) -> None:
         """`name` is that of the exporter. It must not change between versions."""
         self.name = f"diagnostics.{name}"
         self.dropped = 0
@@ -106,7 +106,7 @@ def report_of(record: RunRecord, events: Sequence[RunEvent]) -> RunReport:
 
 
 @dataclass(slots=True)
-class _Begun:
+class _StartedCall:
     """A call that has begun, and how often."""
 
     report: CallReport
@@ -125,14 +125,14 @@ _ENDS = {
 
 def _calls(events: Sequence[RunEvent], ended_at: datetime) -> list[CallReport]:
     """The calls of models and tools in the order in which they began. A repeated call counts once."""
-    calls: dict[str, _Begun] = {}
+    calls: dict[str, _StartedCall] = {}
     for event in events:
         if event.name in _BEGINS:
             kind, name, id_ = _BEGINS[event.name]
             call_id, called = str(event.payload.get(id_)), str(event.payload.get(name))
             earlier = calls.get(call_id)
             report = CallReport(call_id, kind, called, event.timestamp, ended_at)
-            calls[call_id] = _Begun(report, 1 if earlier is None else earlier.attempt + 1)
+            calls[call_id] = _StartedCall(report, 1 if earlier is None else earlier.attempt + 1)
         elif event.name in _ENDS:
             begun = calls.get(str(event.payload.get(_ENDS[event.name])))
             if begun is not None:
@@ -140,7 +140,7 @@ def _calls(events: Sequence[RunEvent], ended_at: datetime) -> list[CallReport]:
     return [begun.report for begun in calls.values()]
 
 
-def _ended(begun: _Begun, event: RunEvent) -> CallReport:
+def _ended(begun: _StartedCall, event: RunEvent) -> CallReport:
     error = _error_code(event) if event.name.endswith(".failed") else None
     report = replace(begun.report, ended_at=event.timestamp, error=error)
     if report.kind != "model":

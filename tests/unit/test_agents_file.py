@@ -139,8 +139,8 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
             "diagnostics: set 'type' (a registered name) or 'impl' (package.module.Class), not both",
         ),
         (
-            {"skills": {"config": {"search_paths": ["s"]}}},
-            "skills.config.search_paths: skills is not supported",
+            {"skills": {"config": {"search_path": ["s"]}}},
+            "skills.config.search_path: unknown key; did you mean 'search_paths'?",
         ),
         ({"session": {"type": "sqlit"}}, "session.type: did you mean 'sqlite'?"),
         ({"session": {"impl": "my.Session"}}, "session.impl: a custom class here is not supported"),
