@@ -18,7 +18,7 @@ from openagents_worker.cli.run_summary import (
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import clock_time, duration_text
 from openagents_worker.cli.waiting import WaitingReason, read_waiting_reason
-from openagents_worker.models import RunRecord
+from openagents_worker.models import RunRecord, RunUsage
 from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.store.client import Store
 from openagents_worker.store.records import read_record
@@ -111,6 +111,7 @@ class RunDetails:
             ("attempts", f"{record.attempt} ({retries}, {recoveries})"),
             ("steps", str(record.steps)),
             ("usage", usage_text(record.usage)),
+            *_latency_rows(record.usage),
         ]
 
     def _attempts(self) -> list[Safe]:
@@ -188,6 +189,19 @@ def _indented_json(value: Any) -> str:
 
 def _duration_or_dash(ms: int | None) -> str:
     return "-" if ms is None else duration_text(ms)
+
+
+def _latency_rows(usage: RunUsage) -> list[tuple[str, str]]:
+    """How fast the model calls of an ended run were."""
+    known = (
+        ("median", usage.llm_latency_p50_ms),
+        ("95 %", usage.llm_latency_p95_ms),
+        ("first token", usage.ttft_ms),
+    )
+    texts = [f"{name} {duration_text(round(ms))}" for name, ms in known if ms is not None]
+    if usage.llm_retry_count:
+        texts.append(f"{usage.llm_retry_count} repeated requests")
+    return [("latency", ", ".join(texts))] if texts else []
 
 
 def _tokens_and_cost(call: CallSummary) -> str:
