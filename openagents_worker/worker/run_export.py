@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -36,6 +38,9 @@ MAX_WAITING = 64
 """Reports that wait for the exporter's thread. More of them stay in the outbox."""
 
 
+_Waiting = tuple[RunReport, asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
 class RunExport:
     """A recipient of the ends of runs that gives each to an exporter, in a thread of the exporter's own."""
 
@@ -45,7 +50,8 @@ class RunExport:
         self.dropped = 0
         self._store = store
         self._exporter = exporter
-        self._thread: ThreadPoolExecutor | None = None
+        self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._waiting = 0
 
     async def deliver(self, end: RunEnd) -> None:
@@ -68,19 +74,36 @@ class RunExport:
         if self._waiting >= MAX_WAITING:
             raise RuntimeError(f"{self._waiting} reports wait for the exporter")
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="openagents-diagnostics")
+            # A daemon: an exporter that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._serve, name="openagents-diagnostics", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
         self._waiting += 1
-        exporting = self._thread.submit(self._exporter.export, report)
-        exporting.add_done_callback(self._one_done)
-        await asyncio.wrap_future(exporting)
+        self._queue.put((report, loop, done))
+        await done
 
-    def _one_done(self, _: Any) -> None:
+    def _serve(self) -> None:
+        """Export one report after the other, for as long as the process lives."""
+        while True:
+            report, loop, done = self._queue.get()
+            error: Exception | None = None
+            if not done.cancelled():  # the outbox waits no longer: it will give the report again
+                try:
+                    self._exporter.export(report)
+                except Exception as raised:  # noqa: BLE001 - an exporter may raise anything
+                    error = raised
+            with suppress(RuntimeError):  # the loop is closed: the worker ends
+                loop.call_soon_threadsafe(self._end, done, error)
+
+    def _end(self, done: asyncio.Future[None], error: Exception | None) -> None:
         self._waiting -= 1
-
-    async def aclose(self) -> None:
-        """End: what waits is exported by another worker, which takes it from the outbox."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
 
 
 # --- reports ---------------------------------------------------------------------------------------------

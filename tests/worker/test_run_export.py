@@ -70,9 +70,8 @@ async def exported(redis_url: str, exporter: Any, *agents: Any, **file: Any) -> 
             await await_for(lambda: outbox.health.report().rounds >= 1, "the exporter is registered")
             yield p
         finally:
-            exporter.__dict__.get("gate", threading.Event()).set()
             await outbox.aclose()
-            await export.aclose()
+            exporter.__dict__.get("gate", threading.Event()).set()
 
 
 async def test_a_report_has_calls_usage_and_times_and_no_content(redis_url: str) -> None:
@@ -195,6 +194,23 @@ async def test_a_slow_exporter_holds_a_bounded_number_of_reports(redis_url: str)
             await export.deliver(end)
         exporter.gate.set()
         await asyncio.gather(*tasks)
-        await export.aclose()
 
     assert [report.key for report in exporter.reports] == ["r1"] * MAX_WAITING
+
+
+async def test_an_exporter_that_hangs_does_not_keep_the_worker_from_ending(redis_url: str) -> None:
+    """Its report is exported by another worker."""
+    exporter = Kept()
+    exporter.gate.clear()
+    async with exported(redis_url, exporter) as p:
+        await p.run()
+        await await_for(
+            lambda: any(each.name == "openagents-diagnostics" for each in threading.enumerate()),
+            "the exporter works",
+        )
+        hung = next(each for each in threading.enumerate() if each.name == "openagents-diagnostics")
+        assert hung.daemon
+    second = Kept()
+    async with exported(redis_url, second):
+        await await_for(lambda: second.reports, "another worker has exported it")
+    assert [report.key for report in second.reports] == ["r1"]
