@@ -137,7 +137,7 @@ class SkillsRef(Part):
 
     type: Literal["local"] = Field(default="local", description="Must be local.")
     config: SkillsConfig = Field(
-        default_factory=SkillsConfig, description="search_paths and enabled: which skills there are."
+        default_factory=SkillsConfig, description="Which skills there are: search_paths and enabled."
     )
 
     @property
@@ -150,7 +150,7 @@ class DiagnosticsRef(PluginRef):
     """The exporter that gets a report of every run that has ended, and what a failed run leaves."""
 
     type: str | None = Field(
-        default="null", description="null, rich, langfuse or phoenix. Give either type or impl."
+        default="null", description="Name of an exporter: null, rich, langfuse or phoenix. Give type or impl."
     )
     error_snapshot_last_n: int = Field(
         default=10,
