@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openagents_worker.diagnostics.base import DiagnosticsExporter, RunReport, exporter_of
 from openagents_worker.models import StopReason
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.testing.worker import AgentsWorker, config_of
 from openagents_worker.worker.outbox import Outbox, OutboxLimits, Recipients
 from openagents_worker.worker.run_export import MAX_TRIES, MAX_WAITING, RunExport
 from tests.support.runner import Process, agent, calls, process, scripted
-from tests.support.waiting import await_for
+from tests.support.waiting import await_for, wait_for
 
 LIMITS = OutboxLimits(poll_s=0.01, deliver_s=5.0, retry_s=0.01, max_retry_s=0.01)
 SECRET = "the customer's diagnosis"
@@ -214,3 +218,33 @@ async def test_an_exporter_that_hangs_does_not_keep_the_worker_from_ending(redis
     async with exported(redis_url, second):
         await await_for(lambda: second.reports, "another worker has exported it")
     assert [report.key for report in second.reports] == ["r1"]
+
+
+class ToFile(DiagnosticsExporter):
+    """Appends the key of each report to a file."""
+
+    class Config(DiagnosticsExporter.Config):
+        path: Path
+
+    def export(self, report: RunReport) -> None:
+        with self.cfg.path.open("a") as file:
+            file.write(f"{report.key}\n")
+
+
+def test_a_worker_exports_to_what_its_agents_file_names(redis_url: str, tmp_path: Path) -> None:
+    """The whole way: section, plugin, worker process, outbox."""
+    kept = tmp_path / "runs.txt"
+    ref = {"impl": f"{__name__}.ToFile", "config": {"path": str(kept)}}
+    agents = tmp_path / "agents.json"
+    agents.write_text(json.dumps({"agents": [agent()], "diagnostics": ref}))
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(agents)})
+    with AgentsWorker(config_of(agents, settings), settings, None).running() as worker:
+        ids = []
+
+        def is_exported() -> bool:  # runs that end before the worker has registered its exporter are not
+            ids.append(worker.run("a", "hi").run_id)
+            return kept.exists()
+
+        wait_for(is_exported, "a run is exported")
+
+    assert set(kept.read_text().splitlines()) <= set(ids)
