@@ -20,6 +20,9 @@ from openagents_worker.store.scripts import Claimed
 
 __all__ = ["RunDeadline"]
 
+ANSWER_S = 1.0
+"""How long a run whose time is over goes on while Redis does not say whether it was extended."""
+
 
 class RunDeadline:
     """`max_duration_ms` of one attempt, with the extensions of the budget.
@@ -70,8 +73,10 @@ class RunDeadline:
 
     async def _read_extensions(self) -> None:
         """Read the extensions that are stored, also those that were not announced yet."""
-        with suppress(RunLatched, RedisUnreachable, RecordUnreadable):  # then the limit stays as it is
-            await self._facts.refresh()
+        with suppress(RunLatched, RedisUnreachable, TimeoutError):  # then those that are known count
+            async with asyncio.timeout(ANSWER_S):
+                await self._facts.refresh()
+        with suppress(RecordUnreadable):  # the call that takes it reports it
             for fact in self._facts.of(FactKind.EXTEND):
                 value = fact.value()
                 limits = limits_in(value.get("budget") if isinstance(value, Mapping) else None)
