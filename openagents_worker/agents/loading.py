@@ -26,6 +26,7 @@ from openagents_worker.agents.plugin_refs import (
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of, rejected
 from openagents_worker.agents.schema import AgentDefinition, AppConfig, RuntimeOptions, duplicate_ids
+from openagents_worker.agents.sections import DiagnosticsRef, SkillsRef
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_field_type, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.jsontext import dumps
@@ -87,6 +88,8 @@ class AgentsFile:
                 yield from self._valid_parts(agent, _PARTS, "agents", index)
                 for place, tool in enumerate(_list_under(agent, "tools")):
                     yield from self._valid_parts({place: tool}, {place: ToolRef}, "agents", index, "tools")
+        if isinstance(self.cleaned, Mapping):
+            yield from self._valid_parts(self.cleaned, _SECTIONS)
         runtime = self.cleaned.get("runtime") if isinstance(self.cleaned, Mapping) else None
         defaults = runtime.get("config") if isinstance(runtime, Mapping) else None
         if isinstance(defaults, Mapping):
@@ -124,6 +127,7 @@ _PARTS: Mapping[str, type[Part]] = {
     "context_assembler": ContextAssemblerRef,
     "tool_executor": ToolExecutorRef,
 }
+_SECTIONS: Mapping[str, type[Part]] = {"diagnostics": DiagnosticsRef, "skills": SkillsRef}
 _DEFAULTS: Mapping[str, type[Part]] = {
     "context_assembler": ContextAssemblerRef,
     "tool_executor": ToolExecutorRef,

@@ -172,6 +172,11 @@ def _reject_duplicate_ids(ids: Sequence[str], field: str) -> None:
         raise problem("double_id", text, key=path)
 
 
+SKILLS_ID = "skills"
+"""The id of the toolset that an agent gets from the section `skills`, unless it has a tool with this id."""
+SKILLS_IMPL = "openagents_worker.tools.skills.SkillTools"
+
+
 # --- the file --------------------------------------------------------------------------------------------
 
 
@@ -216,13 +221,13 @@ class AppConfig(Part):
         default=None, description="Accepted for the original SDK: events are kept in Redis."
     )
     skills: SkillsRef = Field(
-        default_factory=SkillsRef, description="Must choose none: skills are not supported yet."
+        default_factory=SkillsRef, description="Skills that every agent can load. Default: none."
     )
     logging: LoggingConfig | None = Field(
         default=None, description="How log lines look. null: as the OPENAGENTS_LOG_ settings say."
     )
     diagnostics: DiagnosticsRef | None = Field(
-        default=None, description="Further keys to redact. null: the built-in ones."
+        default=None, description="Where reports of ended runs go, and further keys to redact. null: nowhere."
     )
     multi_agent: MultiAgentConfig | None = Field(
         default=None, description="Delegation between agents. null: the defaults."
@@ -250,11 +255,14 @@ class AppConfig(Part):
         raise AgentNotFoundError(f"there is no agent {agent_id!r}", hint=hint, agent_id=agent_id)
 
     def _with_defaults(self, agent: AgentDefinition) -> AgentDefinition:
-        defaults = {
+        defaults: dict[str, Any] = {
             name: getattr(self.runtime.config, name)
             for name in ("tool_executor", "context_assembler")
             if getattr(agent, name) is None and getattr(self.runtime.config, name) is not None
         }
+        if self.skills.is_used and all(tool.id != SKILLS_ID for tool in agent.tools):
+            config = self.skills.config.model_dump()
+            defaults["tools"] = [*agent.tools, ToolRef(id=SKILLS_ID, impl=SKILLS_IMPL, config=config)]
         return agent.model_copy(update=defaults) if defaults else agent
 
 
@@ -267,8 +275,6 @@ def options_without_effect(config: AppConfig) -> list[str]:
         lines.append(f"session.{config.session.named}: sessions are kept in Redis")
     if config.events is not None:
         lines.append(f"events.{config.events.named}: events are kept in Redis; handle.events() reads them")
-    if config.diagnostics is not None and "error_snapshot_last_n" in config.diagnostics.model_fields_set:
-        lines.append("diagnostics.error_snapshot_last_n has no effect: the journal of a run is its snapshot")
     for agent in config.agents:
         lines += [
             f"agent {agent.id!r}: runtime.{name} has no effect: queues are in Redis and bounded by its memory"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from openagents_worker.agents.part import Part, not_supported, problem
+from openagents_worker.agents.plugin_refs import PluginRef
+from openagents_worker.agents.positions import Path
 from openagents_worker.models.budget import RunBudget
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
 from openagents_worker.suggest import did_you_mean
@@ -124,53 +126,65 @@ class EventsRef(_IgnoredChoice):
         return ("async", "file_logging", "otel_bridge", "rich_console")
 
 
-class SkillsRef(Part):
-    """Skills of the original SDK. They are not supported yet, so the section must enable none."""
+class SkillsConfig(Part):
+    """Where skill packages are, and which of them are offered."""
 
-    type: Literal["local"] = Field(default="local", description="Must be local.")
-    config: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description="Its search_paths and enabled must be empty: skills are not supported.",
+    search_paths: list[str] = Field(
+        default_factory=lambda: ["skills"],
+        description="Folders with skill packages; a relative path is below the folder of the worker.",
+    )
+    enabled: list[str] = Field(
+        default_factory=list, description="Names of the skills that are offered. Empty: all."
     )
 
-    @model_validator(mode="after")
-    def _none_yet(self) -> SkillsRef:
-        for key, value in self.config.items():
-            if key not in ("search_paths", "enabled"):
-                raise problem(
-                    "unknown_key",
-                    "unknown key",
-                    key=("config", key),
-                    hint="known keys: search_paths, enabled",
-                )
-            if value:
-                raise not_supported("skills", key=("config", key))
-        return self
+
+class SkillsRef(Part):
+    """Skills for all agents of the file. Without search_paths and enabled, there are none."""
+
+    type: Literal["local"] = Field(default="local", description="Must be local.")
+    config: SkillsConfig = Field(
+        default_factory=SkillsConfig, description="Which skills there are: search_paths and enabled."
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the file names skills. A folder that only happens to be there is not read."""
+        return bool(self.config.model_fields_set and self.config.search_paths)
 
 
-class DiagnosticsRef(Part):
-    """Diagnostics of the original SDK. Only the type `null` is supported; `redact_keys` are used."""
+class DiagnosticsRef(PluginRef):
+    """The exporter that gets a report of every run that has ended, and what a failed run leaves."""
 
-    type: str | None = Field(default="null", description='Must be "null" or null.')
-    impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
-    config: dict[str, JsonValue] = Field(default_factory=dict, description="Must be empty.")
+    type: str | None = Field(
+        default="null", description="Name of an exporter: null, rich, langfuse or phoenix. Give type or impl."
+    )
     error_snapshot_last_n: int = Field(
         default=10,
         ge=0,
-        description="Number of events in an error snapshot. Accepted; has no effect: a run has its journal.",
+        le=100,
+        description="Number of tool calls and of messages in the error snapshot of a failed run.",
     )
     redact_keys: list[str] = Field(
         default_factory=list,
         description="Further parts of field names whose values are secrets; the built-in ones stay.",
     )
 
-    @model_validator(mode="after")
-    def _null_only(self) -> DiagnosticsRef:
-        if self.impl is not None or self.type not in (None, "null"):
-            raise not_supported("diagnostics other than 'null'")
-        if self.config:
-            raise not_supported("a configuration of diagnostics", key=("config",))
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_a_name(cls, data: Any) -> Any:
+        """The type null of JSON is that of the name; with `impl`, there is no type."""
+        if not isinstance(data, Mapping) or data.get("type") is not None:
+            return data
+        return {**data, "type": None if data.get("impl") else "null"}
+
+    @classmethod
+    def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+        if data.get("type") and data.get("impl"):
+            yield (), "set 'type' (a registered name) or 'impl' (package.module.Class), not both"
+
+    @property
+    def name(self) -> str:
+        return self.impl or self.type or "null"
 
 
 class MultiAgentConfig(Part):

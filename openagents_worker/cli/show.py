@@ -10,7 +10,7 @@ from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.call_text import call_text, duration_or_dash, tokens_and_cost
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.models import RunRecord
+from openagents_worker.models import RunRecord, RunUsage
 from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.producer.run_summary import (
     AttemptSummary,
@@ -110,6 +110,7 @@ class RunDetails:
             ("attempts", f"{record.attempt} ({retries}, {recoveries})"),
             ("steps", str(record.steps)),
             ("usage", usage_text(record.usage)),
+            *_latency_rows(record.usage),
         ]
 
     def _attempts(self) -> list[Safe]:
@@ -183,3 +184,16 @@ def call_lines(call: CallSummary, value: Any) -> list[Safe]:
 
 def _indented_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _latency_rows(usage: RunUsage) -> list[tuple[str, str]]:
+    """How fast the model calls of an ended run were."""
+    known = (
+        ("median", usage.llm_latency_p50_ms),
+        ("95 %", usage.llm_latency_p95_ms),
+        ("first token", usage.ttft_ms),
+    )
+    texts = [f"{name} {duration_text(round(ms))}" for name, ms in known if ms is not None]
+    if usage.llm_retry_count:
+        texts.append(f"{usage.llm_retry_count} repeated requests")
+    return [("latency", ", ".join(texts))] if texts else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -161,9 +162,14 @@ class AnthropicClient(HttpModelClient):
             keys=keys,
             key_headers=lambda key: {"x-api-key": key},
         )
-        codec = AnthropicMessages(options, found)
+        codec = self._messages = AnthropicMessages(options, found)
         super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
         self.keeps_format = found.structured_output != "auto"
+
+    def largest_cost_usd(self, request: ModelRequest) -> float | None:
+        """With the `max_tokens` that are sent: the API requires them."""
+        most = self._messages.max_tokens(request.max_tokens)
+        return super().largest_cost_usd(replace(request, max_tokens=most))
 
     async def _reply_body(self, exchange: Exchange) -> Any:
         """The body of the reply. One that the provider has paused is continued, also by the next try."""
@@ -247,7 +253,7 @@ class AnthropicMessages:
             add_breakpoints(system, tools, messages, {"type": "ephemeral", **ttl})
         body = {
             "model": model,
-            "max_tokens": self._max_tokens(request.max_tokens),
+            "max_tokens": self.max_tokens(request.max_tokens),
             "messages": messages,
             "system": system or None,
             "tools": tools or None,
@@ -260,7 +266,8 @@ class AnthropicMessages:
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    def _max_tokens(self, wanted: int | None) -> int:
+    def max_tokens(self, wanted: int | None) -> int:
+        """The tokens that the reply to a request may have, with the thinking."""
         limit = self._options.max_tokens if wanted is None else wanted
         budget = (self._extras.thinking or {}).get("budget_tokens")
         thinking = budget if isinstance(budget, int) else 0

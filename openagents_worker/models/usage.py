@@ -15,7 +15,8 @@ __all__ = ["NO_USAGE", "ONE_TOOL_CALL", "RunUsage", "usage_of"]
 class RunUsage(BaseModel):
     """The model calls, tool calls, tokens and cost of a run.
 
-    The provider counts the tokens. `cost_usd` is None while no price is known. The class is not frozen,
+    The provider counts the tokens. `cost_usd` is None while no price is known. The latencies of the model
+    calls, with their retries, are known when the run has ended. The class is not frozen,
     because patterns for the original SDK change `context.usage`, which is a copy.
     """
 
@@ -31,6 +32,8 @@ class RunUsage(BaseModel):
     cost_usd: float | None = None
     cost_breakdown: dict[str, float] = Field(default_factory=dict)
     ttft_ms: float | None = None
+    llm_latency_p50_ms: float | None = None
+    llm_latency_p95_ms: float | None = None
     llm_retry_count: int = 0
 
     def plus(self, delta: RunUsage) -> RunUsage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from openagents_worker.agents import (
     AgentDefinition,
     AppConfig,
     ContextAssemblerRef,
+    DiagnosticsRef,
     LLMOptions,
     MemoryRef,
     PluginRef,
@@ -25,6 +27,8 @@ from openagents_worker.agents.sections import McpLimits
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.context.tokens import ESTIMATE, TokenCounter, token_counter
+from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
+from openagents_worker.diagnostics.base import ReportExporter, exporter_of
 from openagents_worker.errors import AgentUnavailable
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import EnvironmentKey
@@ -45,6 +49,7 @@ from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.keyed import KeyedTool
 from openagents_worker.tools.offload import Offload
+from openagents_worker.tools.skills import SkillTools
 from openagents_worker.tools.toolset import OpenedAtUse, SingleTool, Toolset, is_toolset
 
 if TYPE_CHECKING:
@@ -133,7 +138,7 @@ class AgentParts:
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
             plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
-        elif isinstance(plugin, ParamsTool):
+        elif isinstance(plugin, ParamsTool | SkillTools):
             plugin.run_sync = self._assembly.offload.in_thread
         if isinstance(plugin, TokenBudgetAssembler):
             plugin.counter = self._assembly.counters.get(self.definition.id, ESTIMATE)
@@ -223,6 +228,7 @@ class Assembly:
     ) -> None:
         self.config = config
         self.redact_keys = config.redact_keys
+        self.snapshot_last_n = (config.diagnostics or DiagnosticsRef()).error_snapshot_last_n
         self.offload = offload or Offload()
         self.checks = checks or SchemaChecks()
         self.unavailable = {agent.agent_id: agent for agent in unavailable}
@@ -287,6 +293,14 @@ class Assembly:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
 
+    def exporter(self) -> tuple[str, ReportExporter] | None:
+        """The name and the exporter of the reports of ended runs; None if they are not exported."""
+        ref = self.config.diagnostics or DiagnosticsRef()
+        if ref.type == "null":
+            return None
+        plugin = self.shared("", "diagnostics", lambda: make_plugin("diagnostics", ref, BUILTIN_DIAGNOSTICS))
+        return ref.name, exporter_of(plugin)
+
     def has_background_models(self) -> bool:
         """Whether the call of a model may go on at its provider without a worker (`llm.background`)."""
         return any(_is_in_background(agent.llm) for agent in self._definitions.values())
@@ -334,7 +348,7 @@ class Assembly:
             await self.mcp_servers.close()
         for part in self._shared.values():
             close = getattr(part, "close", None)
-            if close is not None:
-                await close()
+            if close is not None and inspect.isawaitable(closing := close()):
+                await closing
         self.offload.close()
         await self.checks.aclose()

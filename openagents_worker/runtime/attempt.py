@@ -34,9 +34,10 @@ from openagents_worker.runtime.ending import (
     ending_error,
     usage_so_far,
 )
+from openagents_worker.runtime.error_snapshot import error_snapshot
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
-from openagents_worker.runtime.finishing import SessionState, finish_run
+from openagents_worker.runtime.finishing import NO_STATE, SessionState, finish_run
 from openagents_worker.runtime.history import RunHistory, read_history
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -91,7 +92,7 @@ class Attempt:
         lease: Lease,
         request_error: OpenAgentsError | None = None,
     ) -> None:
-        """`request_error` is set if the request cannot be read: `request` then has only its ids, and the run
+        """`request_error` is set if the request cannot be read. Then `request` has only its ids, and the run
         fails or is left to others."""
         self._budget = (request.budget or NO_LIMITS).within(services.assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
@@ -113,7 +114,7 @@ class Attempt:
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
         self.clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
-        self._deadline = RunDeadline(self.clock, self.facts, may_be_extended=claimed.journal_length > 0)
+        self._deadline = RunDeadline(self.clock, self.facts, claimed)
         self._tries = Tries.of(claimed, self._budget)
         # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
@@ -349,7 +350,7 @@ class Attempt:
             error.run_id = error.run_id or self.identity.run_id
         return Ending(
             request=self.request,
-            usage=self._recorder.usage if self._recorder else usage_so_far(self._claimed),
+            usage=usage_so_far(self._claimed, self._recorder),
             artifacts=artifact_list(self._context.artifacts) if self._context else [],
             duration_ms=self.clock.active_ms,
             output=output,
@@ -359,12 +360,12 @@ class Attempt:
             transferred=self._context.children.transferred if self._context else None,
             redact_keys=self._services.assembly.redact_keys,
             summary=self._context.new_summary if self._context else None,
+            error_snapshot=error_snapshot(error, self._context, self._services.assembly, self._writer),
         )
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        context = self._context
-        state = SessionState(self._state_before, context.state) if context else SessionState({}, {})
+        state = SessionState(self._state_before, self._context.state) if self._context else NO_STATE
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ __all__ = ["AttemptContext", "CallContext", "RecordedData", "writing_to"]
 P = ParamSpec("P")
 
 _writes_to: ContextVar[CallContext | None] = ContextVar("openagents_writes_to", default=None)
+
+
+MAX_CHAIN = 100
+"""The most tool calls in an error snapshot."""
 
 
 @dataclass(slots=True)
@@ -82,6 +87,8 @@ class AttemptContext:
     """The `RecordedFunctions` of the attempt."""
     children: Any = None
     """The `Children` of the attempt."""
+    tool_chain: deque[tuple[str, Mapping[str, Any]]] = field(default_factory=lambda: deque(maxlen=MAX_CHAIN))
+    """The newest tool calls of the run, with their arguments, for its error snapshot."""
 
     @property
     def state(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from openagents_worker.models import (
 )
 from openagents_worker.quick_init import quick_init
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown_json
+from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import changed_keys, stored_texts
 from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
 from openagents_worker.runtime.user_code import described
@@ -107,6 +108,8 @@ class Ending:
     """Why parts of the run were left out: one message for each part that cannot be stored."""
     summary: TranscriptSummary | None = None
     """The summary that was written for the run. Stored if the run completes."""
+    error_snapshot: dict[str, Any] | None = None
+    """What a failed run leaves to find its error; see `openagents_worker.runtime.error_snapshot`."""
     is_bare: bool = False
     """Whether nothing is written to the session."""
     is_interrupted: bool = False
@@ -148,7 +151,8 @@ class Ending:
             metadata=ids
             | ({"not_stored": self.not_stored} if self.not_stored else {})
             | ({"finish_reason": self.finish_reason} if self.finish_reason else {})
-            | ({"handoff_from": self.transferred.run_id} if self.transferred is not None else {}),
+            | ({"handoff_from": self.transferred.run_id} if self.transferred is not None else {})
+            | ({"error_snapshot": self.error_snapshot} if self.error_snapshot and not self.is_bare else {}),
         )
 
     def stored(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> StoredEnding:
@@ -311,8 +315,10 @@ def _check_utf8(arguments: Mapping[str, Any]) -> None:
             (value if isinstance(value, str) else "".join(value)).encode()
 
 
-def usage_so_far(claimed: Claimed) -> RunUsage:
-    """The usage that earlier attempts have stored."""
+def usage_so_far(claimed: Claimed, recorder: Recorder | None) -> RunUsage:
+    """The usage of the run until now, or until its last attempt if this one has not read the journal."""
+    if recorder is not None:
+        return recorder.metrics.added_to(recorder.usage)
     try:
         return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
     except ValueError:  # unreadable usage must not prevent the run from ending

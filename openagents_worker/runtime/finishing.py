@@ -17,7 +17,7 @@ from openagents_worker.store.scripts import WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.sentry import report_unless_logged
 
-__all__ = ["SessionState", "finish_run"]
+__all__ = ["NO_STATE", "SessionState", "finish_run"]
 
 log = get_logger(__name__)
 
@@ -29,6 +29,9 @@ class SessionState:
 
     before: Mapping[str, str]
     after: Mapping[str, Any]
+
+
+NO_STATE = SessionState({}, {})
 
 
 async def finish_run(

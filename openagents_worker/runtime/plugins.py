@@ -79,6 +79,7 @@ _REQUIRED = {
     "tool": ("invoke",),
     "memory": ("inject", "writeback"),
     "context_assembler": ("assemble",),
+    "diagnostics": ("export",),
     "tool_executor": ("execute",),
 }
 
@@ -181,6 +182,8 @@ def _is_in_standard_library(function: Any) -> bool:
 def _check_methods(kind: str, name: str, plugin: Any) -> None:
     if kind == "tool" and is_toolset(plugin):
         return
+    if kind == "diagnostics" and callable(getattr(plugin, "on_run_complete", None)):
+        return  # written for the original SDK
     missing = [method for method in _REQUIRED[kind] if not callable(getattr(plugin, method, None))]
     if missing:
         raise PluginLoadError(
@@ -194,6 +197,7 @@ def _needs(kind: str) -> str:
 
 _OTHER_FORMS = {
     "tool": "; a toolset has open, list, call and close",
+    "diagnostics": "; one of the original SDK has on_run_complete",
     "pattern": ", or is an async function: async def name(context)",
 }
 
@@ -215,7 +219,13 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
                 return code
             hint = did_you_mean(ref.type, sorted(known))
             raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
-        return known[ref.type]
+        try:
+            return known[ref.type]
+        except ImportError as error:
+            raise PluginLoadError(
+                f"{kind} {ref.type!r} needs the package {error.name}, which is not installed",
+                hint=f"pip install 'openagents-worker[{ref.type}]'",
+            ) from error
     if (code := code_of(ref.impl)) is not None:
         return code
     module_name, _, name = (ref.impl or "").rpartition(".")

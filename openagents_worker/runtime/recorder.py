@@ -42,6 +42,7 @@ from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.model_metrics import ModelMetrics
 from openagents_worker.runtime.pattern_events import PatternEvents
 from openagents_worker.runtime.retry import Retries
 from openagents_worker.runtime.rules import EXTEND, CallQuery, ReplayContradiction, model_calls_inside
@@ -93,6 +94,7 @@ class Recorder:
         self.budget = WorkingBudget(NO_LIMITS, durable=durable)
         """The limits of the run. Set before the first call."""
         self.spending = Spending()
+        self.metrics = ModelMetrics()
         self._identity = identity
         self._history = history
         self._writer = writer
@@ -343,6 +345,7 @@ class Recorder:
 
     def _apply(self, record: Record) -> None:
         """Apply the state changes and artifacts of a record to the context of the run, and an extension."""
+        self.metrics.add(record)
         if record.kind == EXTEND:
             self.budget.extend(limits_in(record.outcome.get("ok")))
             self.waits.check_again(WaitKind.BUDGET)

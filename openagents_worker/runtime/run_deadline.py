@@ -16,8 +16,12 @@ from openagents_worker.runtime.supervision import Supervision
 from openagents_worker.runtime.working_budget import TIME, limits_in
 from openagents_worker.store.facts import FactKind
 from openagents_worker.store.formats import BY_PLACE
+from openagents_worker.store.scripts import Claimed
 
 __all__ = ["RunDeadline"]
+
+ANSWER_S = 1.0
+"""How long a run whose time is over goes on while Redis does not say whether it was extended."""
 
 
 class RunDeadline:
@@ -27,14 +31,13 @@ class RunDeadline:
     (`more_time`), and calls in progress end before.
     """
 
-    def __init__(self, clock: RunClock, facts: RunFacts, *, may_be_extended: bool) -> None:
-        """`may_be_extended`: whether the journal, which is not read yet, may hold extensions."""
+    def __init__(self, clock: RunClock, facts: RunFacts, claimed: Claimed) -> None:
         self._clock = clock
         self._facts = facts
         self._pauses = False
         self.known: asyncio.Future[None] | None = None
         """Done when the deadline is known; None: it is known."""
-        if clock.limit_ms is not None and may_be_extended:
+        if clock.limit_ms is not None and claimed.journal_length:  # it may hold extensions
             self.known = asyncio.get_running_loop().create_future()
 
     def apply_to(self, recorder: Recorder, extended: Mapping[str, float]) -> None:
@@ -70,8 +73,10 @@ class RunDeadline:
 
     async def _read_extensions(self) -> None:
         """Read the extensions that are stored, also those that were not announced yet."""
-        with suppress(RunLatched, RedisUnreachable, RecordUnreadable):  # then the limit stays as it is
-            await self._facts.refresh()
+        with suppress(RunLatched, RedisUnreachable, TimeoutError):  # then those that are known count
+            async with asyncio.timeout(ANSWER_S):
+                await self._facts.refresh()
+        with suppress(RecordUnreadable):  # the call that takes it reports it
             for fact in self._facts.of(FactKind.EXTEND):
                 value = fact.value()
                 limits = limits_in(value.get("budget") if isinstance(value, Mapping) else None)

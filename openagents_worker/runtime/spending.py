@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Reservation", "Spending"]
+__all__ = ["CostReservation", "Spending"]
 
 
-class Reservation:
+class CostReservation:
     """What one call may cost at most, until it has ended."""
 
     __slots__ = ("_spending", "usd")
@@ -29,19 +29,19 @@ class Spending:
     """The reservations of one attempt. An attempt that dies reserves nothing any more."""
 
     def __init__(self) -> None:
-        self._reserved: set[Reservation] = set()
+        self._reserved: set[CostReservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def reserved_usd(self) -> float:
         return sum(each.usd for each in self._reserved)
 
-    def reserve(self, usd: float) -> Reservation:
-        reservation = Reservation(self, usd)
+    def reserve(self, usd: float) -> CostReservation:
+        reservation = CostReservation(self, usd)
         self._reserved.add(reservation)
         return reservation
 
-    def settle(self, reservation: Reservation) -> None:
+    def settle(self, reservation: CostReservation) -> None:
         self._reserved.discard(reservation)
         waiting, self._waiting = self._waiting, []
         for future in waiting:

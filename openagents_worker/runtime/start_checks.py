@@ -11,12 +11,14 @@ from openagents_worker.agents import (
     AgentsFile,
     AppConfig,
     ContextAssemblerRef,
+    DiagnosticsRef,
     LLMLimits,
     LLMOptions,
     MemoryRef,
     PatternRef,
     PluginRef,
     RuntimeOptions,
+    SkillsRef,
     ToolExecutorRef,
     ToolRef,
     options_without_effect,
@@ -24,9 +26,11 @@ from openagents_worker.agents import (
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
+from openagents_worker.agents.schema import SKILLS_ID, SKILLS_IMPL
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.context.tokens import token_counter
+from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.api_keys import is_readable_by_all
@@ -141,7 +145,12 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
         case ToolExecutorRef():
             return _problems_of_executor(part)
-    raise TypeError(f"{type(part).__name__} is not a part of an agent")
+        case SkillsRef():
+            ref = ToolRef(id=SKILLS_ID, impl=SKILLS_IMPL, config=part.config.model_dump())
+            return _problems_of_plugin("tool", ref, TOOL_TYPES) if part.is_used else ()
+        case DiagnosticsRef():
+            return _problems_of_plugin("diagnostics", part, BUILTIN_DIAGNOSTICS)
+    raise TypeError(f"{type(part).__name__} is not a part with a plugin")
 
 
 def _problems_of_memory(ref: MemoryRef, levels: int = MAX_CHAINS) -> list[ConfigProblem]:

@@ -10,6 +10,7 @@ is due again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -141,7 +142,13 @@ class Outbox:
             self.health.failed(f"{recipient.name}: {problem}", code=type(error).__name__)
             where: dict[str, Any] = {"recipient": recipient.name, "run_id": end.run_id, "tries": end.tries}
             if end.tries < self._limits.max_tries:
-                log.warning("outbox.not_delivered", **where, error=problem)
+                log.of_run(
+                    logging.WARNING,
+                    "outbox.not_delivered",
+                    run_id=end.run_id,
+                    recipient=recipient.name,
+                    error=problem,
+                )
                 return False
             log.error("outbox.given_up", **where, error=problem)
         return True

@@ -42,6 +42,7 @@ from openagents_worker.worker.open_responses import OpenResponses
 from openagents_worker.worker.outbox import Outbox, Recipient, Recipients
 from openagents_worker.worker.registration import WorkerIdentity, registration_of
 from openagents_worker.worker.rescue import Rescue, RescueLimits
+from openagents_worker.worker.run_export import RunExport
 from openagents_worker.worker.service import LoopPart, Service
 from openagents_worker.worker.stall_monitor import StallMonitor
 from openagents_worker.worker.watchdog import LoopWatchdog, WatchdogCallbacks, WatchdogLimits, WatchedLoop
@@ -99,13 +100,17 @@ class WorkerProcess:
         self._service = Service(self._background_parts())
 
     def _all_recipients(self) -> Recipients:
-        """Those of the caller, and our own if a model call or a job may go on without a worker."""
+        """Those of the caller, and our own: for model calls and jobs that may go on without a worker, and for
+        the reports of ended runs."""
         own: list[Recipient] = []
         if self._assembly.has_background_models():
             own.append(OpenResponses(self.store, self._assembly))
         if self._assembly.has_jobs():
             own.append(OpenJobs(self.store, self._assembly))
-        return replace(self._recipients, all=(*self._recipients.all, *own))
+        if (exporter := self._assembly.exporter()) is not None:
+            name, export = exporter
+            own.append(RunExport(self.store, export, name=name))
+        return replace(self._recipients, all=(*self._recipients.all, *own)) if own else self._recipients
 
     async def _build(self) -> None:
         """Create the parts, on the loop."""

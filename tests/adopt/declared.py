@@ -93,6 +93,11 @@ EXTRA_OF = {
     "tools.typed": BASE,
     "tracebacks": BASE,
     "worker.garbage_collection": BASE,
+    "diagnostics": BASE,
+    "diagnostics.console": "rich",
+    "diagnostics.langfuse": "langfuse",
+    "diagnostics.otlp": "langfuse",
+    "diagnostics.phoenix": "phoenix",
     # What Flower shows.
     "dashboard": "flower",
     # What executes runs.

@@ -97,8 +97,11 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "otel",
         "metrics",
         "http2",
+        "langfuse",
         "litellm",
         "mcp",
+        "phoenix",
+        "rich",
     }
 
 

@@ -224,6 +224,25 @@ def test_a_step_is_found_by_the_beginning_of_its_id(command: Command, hand: Hand
 # --- lists -----------------------------------------------------------------------------------------------
 
 
+def test_show_says_how_fast_the_model_calls_were(command: Command, hand: Hand) -> None:
+    """When the run has ended. Before that, it is not known."""
+    hand.submit("r1")
+    hand.claim("r1")
+    assert "latency" not in command("show", "r1").out
+    hand.finish("r1")
+    usage = {
+        "llm_latency_p50_ms": 1200.0,
+        "llm_latency_p95_ms": 3400.0,
+        "ttft_ms": 250.0,
+        "llm_retry_count": 2,
+    }
+    hand.store.redis.hset(hand.store.keys("run", "r1"), "usage", json.dumps(usage))
+
+    shown = row(command("show", "r1").out, "latency")
+
+    assert shown == "latency   median 1.2 s, 95 % 3.4 s, first token 250 ms, 2 repeated requests"
+
+
 def test_a_list_of_runs_shows_state_reason_age_and_tokens(command: Command, hand: Hand) -> None:
     """It can be filtered by time and by error code."""
     hand.end("old", steps=0)

@@ -19,6 +19,7 @@ from tests.runtime.talking import Script, talker
 from tests.runtime.test_extending import extend, payloads
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 from tests.support.runner import Process, calls, crash, process
+from tests.support.waiting import await_for
 
 LIMITS: dict[str, tuple[float, float, str]] = {
     "max_steps": (1, 10, "steps"),
@@ -276,3 +277,33 @@ async def test_an_extension_of_the_time_lets_a_call_go_on(redis_url: str, now: S
 
     assert record.state is RunState.COMPLETED, record.result
     assert plugins.executed("charge") == [0, 1]
+
+
+@pytest.mark.parametrize("on_breach", ["end", "pause"])
+async def test_a_limit_is_reached_beside_a_call_in_progress(redis_url: str, on_breach: str) -> None:
+    """A run that ends cancels the call. A run that is paused lets it end, and does not make it again."""
+    both = patterned("Branches", tool("Charge", safe=True), tool("Look", safe=True))
+    async with process(redis_url, both) as p:
+        await p.submit(budget={"max_tool_calls": 2, "on_breach": on_breach})
+        open_gates("look-alice", "charge-alice", "charge-bob")
+        executing = await executed_until(p, lambda: plugins.executed("look") == ["alice"], "one has looked")
+        if on_breach == "pause":
+            await await_for(lambda: _has(p, "run.budget_exceeded"), "the limit is reached")
+            assert not executing.done()
+            open_gates("look-bob")
+        await executing
+        record = await p.record()
+        if on_breach == "pause":
+            assert record.state is RunState.PAUSED
+            await extend(p, max_tool_calls=4)
+            await p.execute()
+            record = await p.record()
+
+    assert result(record).stop_reason is (
+        StopReason.COMPLETED if on_breach == "pause" else StopReason.MAX_STEPS
+    )
+    assert plugins.executed("look") == (["alice", "bob"] if on_breach == "pause" else ["alice"])
+
+
+async def _has(p: Process, name: str) -> bool:
+    return name in await p.event_names()

@@ -153,12 +153,12 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
         ({"multi_agent": {"max_delegation_depth": 0}}, "multi_agent.max_delegation_depth: "),
         ({"multi_agent": {"default_child_budget": {"max_stps": 1}}}, "did you mean 'max_steps'"),
         (
-            {"diagnostics": {"type": "langfuse"}},
-            "diagnostics: diagnostics other than 'null' is not supported",
+            {"diagnostics": {"type": "langfuse", "impl": "my.Exporter"}},
+            "diagnostics: set 'type' (a registered name) or 'impl' (package.module.Class), not both",
         ),
         (
-            {"skills": {"config": {"search_paths": ["s"]}}},
-            "skills.config.search_paths: skills is not supported",
+            {"skills": {"config": {"search_path": ["s"]}}},
+            "skills.config.search_path: unknown key; did you mean 'search_paths'?",
         ),
         ({"session": {"type": "sqlit"}}, "session.type: did you mean 'sqlite'?"),
         ({"events": {"type": "kafka"}}, "events.type: known: async, "),

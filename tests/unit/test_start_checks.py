@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.agents import load_agents, read_agents_file
+from openagents_worker.diagnostics.base import DiagnosticsExporter
 from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigValidationError, PluginLoadError
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.start_checks import find_problems, remarks
@@ -528,3 +529,32 @@ def test_whatever_stands_in_a_file_it_is_read_or_refused_with_lines(data: st.Dat
     if file.config is not None:
         wrong = {file.agent_id(problem) for problem in file.problems}
         assert not wrong & {agent.id for agent in file.config.agents}
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "path", "says"),
+    [
+        (
+            {"type": "langfus"},
+            "diagnostics.type",
+            "did you mean 'langfuse'?",
+        ),
+        ({"impl": f"{BROKEN}.Nothing"}, "diagnostics.impl", "cannot load diagnostics"),
+        ({"impl": "tests.unit.test_start_checks.Sender"}, "diagnostics.config.url", "required"),
+        ({"impl": "pathlib.Path"}, "diagnostics.impl", "it has no export"),
+        ({"type": "null"}, "", ""),
+        ({"type": None}, "", ""),
+    ],
+)
+def test_an_exporter_is_checked_at_start(diagnostics: dict[str, Any], path: str, says: str) -> None:
+    """Its reports would otherwise be missed when they are needed."""
+    file = read_agents_file(json.dumps({"agents": [GOOD], "diagnostics": diagnostics}), env={})
+    problems = [each.to_dict() for each in find_problems(file, {})]
+
+    assert [each["path"] for each in problems] == ([path] if path else [])
+    assert all(says in f"{each['message']}; {each['hint']}" for each in problems)
+
+
+class Sender(DiagnosticsExporter):
+    class Config(DiagnosticsExporter.Config):
+        url: str

@@ -27,7 +27,7 @@ from openagents_worker.models.usage import usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.span_content import report_reply
-from openagents_worker.runtime.spending import Reservation
+from openagents_worker.runtime.spending import CostReservation
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
@@ -75,7 +75,7 @@ class RecordedModel(ModelClient):
         """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
-        reserved: list[Reservation] = []
+        reserved: list[CostReservation] = []
 
         async def make(info: CallInfo) -> Outcome:
             return await self._call_model(name, request, info, reserved)
@@ -95,7 +95,7 @@ class RecordedModel(ModelClient):
         return reply
 
     async def _call_model(
-        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
+        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
     ) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it. Appends what it reserves to
         `reserved`."""
@@ -181,7 +181,7 @@ class RecordedModel(ModelClient):
                 user_error=raised,
             )
 
-    async def _stay_within_budget(self, request: ModelRequest, reserved: list[Reservation]) -> None:
+    async def _stay_within_budget(self, request: ModelRequest, reserved: list[CostReservation]) -> None:
         """Reserve what the call may cost, if the run has a limit of cost. If the budget is used up, take an
         extension or wait for one. Raises `BudgetExhausted`.
 

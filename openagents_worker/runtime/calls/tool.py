@@ -73,6 +73,8 @@ class RecordedTool:
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
 
+        self._run.context.tool_chain.append((self.tool_id, params))
+
         async def make(info: CallInfo) -> Outcome:
             return await self._make_call(params, info)
 

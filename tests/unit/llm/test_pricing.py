@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from openagents_worker.agents import LLMOptions, LLMPricing
-from openagents_worker.llm.base import LLMUsage
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.anthropic_messages import AnthropicClient
+from openagents_worker.llm.base import LLMUsage, ModelRequest
+from openagents_worker.llm.fallbacks import FallbackClient
+from openagents_worker.llm.limits import REPLY_TOKENS
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 
@@ -84,3 +91,62 @@ def test_tokens_are_estimated_if_the_provider_does_not_count_them() -> None:
     assert estimate_tokens("") == 1
     assert estimate_tokens("a" * 41) == 10
     assert estimate_usage([call], "").input_tokens > 1
+
+
+# --- before a call ---------------------------------------------------------------------------------------
+
+RATES = {"input": 1_000_000.0, "output": 1_000_000.0}
+"""One dollar a token."""
+TEXT = {"type": "text", "text": "x" * 40}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "usd"),
+    [
+        ({}, {}, 2 + REPLY_TOKENS),
+        ({"max_tokens": 100}, {}, 2 + 100),
+        ({"max_tokens": 100}, {"max_tokens": 10}, 2 + 10),
+        (
+            {"max_tokens": 1},
+            {"messages": [{"role": "user", "content": [{"text": "x" * 40}, PICTURE]}]},
+            1_511,
+        ),
+        ({"max_tokens": 1}, {"messages": [{"role": "assistant", "tool_calls": [{"id": "c" * 40}]}]}, 14),
+        ({"max_tokens": 1}, {"tools": [SCHEMA]}, 2 + 1 + len(dumps([SCHEMA])) // 4),
+        ({"max_tokens": 1}, {"messages": [{"role": "user", "content": None}]}, 2),
+    ],
+)
+def test_the_largest_cost_of_a_request(options: dict[str, Any], changed: dict[str, Any], usd: float) -> None:
+    """The tokens of the request, and the reply as long as it may be. A picture counts as a fixed number."""
+    client = MockClient(LLMOptions(pricing=LLMPricing(**RATES), **options))
+    request = ModelRequest([{"role": "user", "content": "12345678"}])
+
+    assert client.largest_cost_usd(replace(request, **changed)) == usd
+
+
+def test_a_request_without_a_known_price_has_no_largest_cost() -> None:
+    request = ModelRequest([{"role": "user", "content": "hi"}])
+    assert MockClient(LLMOptions()).largest_cost_usd(request) is None
+
+
+def test_anthropic_reserves_what_it_asks_for() -> None:
+    """Its API requires `max_tokens`, and the thinking is added to it."""
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 2_000}}
+    place = {"provider": "anthropic", "api_base": "http://127.0.0.1:1/v1", "model": "m"}
+    options = LLMOptions(**place, pricing=LLMPricing(**RATES), **thinking)
+    client = AnthropicClient(options, api_key="k")
+
+    assert client.largest_cost_usd(ModelRequest([{"role": "user", "content": "hi"}])) == 1 + 8_192 + 2_000
+
+
+def test_a_call_with_fallbacks_may_cost_what_the_dearest_one_costs() -> None:
+    dear, cheap = (
+        MockClient(LLMOptions(max_tokens=9, pricing=LLMPricing(input=0.0, output=rate)))
+        for rate in (2_000_000.0, 1_000_000.0)
+    )
+    request = ModelRequest([{"role": "user", "content": "hi"}])
+
+    for clients in ([cheap, dear], [dear, cheap], [dear, MockClient(LLMOptions())]):
+        assert FallbackClient(clients, max_attempts=3).largest_cost_usd(request) == 18
