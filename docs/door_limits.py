@@ -45,6 +45,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/submit.lua", "HKEYS"),
             ("store/lua/delegate.lua", "HKEYS"),
             ("store/fleet.py", "HGETALL"),
+            ("store/figures.py", "HGETALL"),
         ),
     ),
     "children": (
@@ -61,7 +62,6 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/fork.lua", "HKEYS"),
             ("store/lua/lib/revived.lua", "HKEYS"),
             ("store/lua/lib/end_run.lua", "HKEYS"),
-            ("store/lua/resume.lua", "HKEYS"),
             ("runtime/facts.py", "HGETALL"),
             ("store/approvals.py", "HKEYS"),
             ("producer/deciding.py", "HKEYS"),
@@ -92,7 +92,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (("store/lua/lib/end_run.lua", "ZRANGEBYSCORE"),),
     ),
     "reply": ("the fields of the one reply that streams", (("store/watch.py", "HGETALL"),)),
-    "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"),)),
+    "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"), ("store/figures.py", "HGETALL"))),
     "session": ("its fields, which are fixed", (("store/sessions.py", "HGETALL"),)),
     "session_state": (
         "what the session's runs keep in it; a run leaves `LARGEST_ENDING_BYTES` at most",

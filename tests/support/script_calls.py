@@ -167,6 +167,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "request": "{}",
         "input_text": "sum up",
         "delegated": '{"run_id":"c1","life":1}',
+        "batch_no": 1,
     },
     "fork_session": {"session_id": "s1", "new_session_id": "s2"},
     "confirm_completion": {"runs": ["r1", "1"]},

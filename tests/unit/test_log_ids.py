@@ -12,9 +12,21 @@ ROOT = Path(openagents_worker.__file__).parent
 FOLDERS = ("context", "llm", "memory", "patterns", "runtime", "tools")
 METHODS = ("debug", "error", "exception", "info", "of_run", "warning", "write")
 ABOUT_NO_RUN = {
+    "context.tokenizer_not_loaded": "the start of a worker",
     "llm.certificates_unreadable": "a file that all runs of the process use",
     "llm.key_file_unreadable": "a file that all runs of the process use",
     "llm.key_read_again": "a file that all runs of the process use",
+    **dict.fromkeys(
+        (
+            "mcp.connection_lost",
+            "mcp.invalid_message",
+            "mcp.not_closed",
+            "mcp.server_stderr",
+            "mcp.server_stderr_dropped",
+            "mcp.tool_left_out",
+        ),
+        "a connection that all runs of the process use",
+    ),
 }
 
 
