@@ -44,9 +44,8 @@ class BoundedMessage(virtual.Message):
     def __init__(self, payload: Any, channel: Any = None, **fields: Any) -> None:
         headers = payload.get("headers")
         compression = headers.get("compression") if isinstance(headers, dict) else None
-        delivery = payload["properties"].get("delivery_info")
-        limit = channel.max_message_bytes(delivery.get("routing_key")) if isinstance(delivery, dict) else None
-        if not compression or limit is None:
+        limit = _limit_of(payload, channel) if compression else None
+        if limit is None:
             super().__init__(payload, channel=channel, **fields)  # type: ignore[no-untyped-call]  # kombu's
             return
         uncompressed = {name: value for name, value in headers.items() if name != "compression"}
@@ -56,6 +55,11 @@ class BoundedMessage(virtual.Message):
             self.body = _decompressed(self.body, compression, limit)
         except Exception:  # noqa: BLE001 - kombu raises it when the message is decoded
             self.errors.append(sys.exc_info())
+
+
+def _limit_of(payload: Any, channel: Any) -> int | None:
+    delivery = payload["properties"].get("delivery_info")
+    return channel.max_message_bytes(delivery.get("routing_key")) if isinstance(delivery, dict) else None
 
 
 def _decompressed(body: Any, compression: object, limit: int) -> bytes:

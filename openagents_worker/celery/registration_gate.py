@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -57,10 +58,14 @@ def limit_message_size(holder: ProcessHolder, channel: Any) -> None:
 
 
 def _is_run_queue(holder: ProcessHolder, queue: object) -> bool:
-    return any(queue in (name, wake_queue(name)) for name in holder.queues)
+    return isinstance(queue, str) and queue in _with_wake_queues(holder.queues)
+
+
+@cache  # it is asked for each message
+def _with_wake_queues(queues: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(queues) | {wake_queue(name) for name in queues}
 
 
 def _consumes_only(consumer: Any, queues: tuple[str, ...]) -> bool:
     """Whether the worker consumes only these queues and the queues of their wake-ups."""
-    ours = {*queues, *(wake_queue(name) for name in queues)}
-    return {queue.name for queue in consumer.task_consumer.queues} <= ours
+    return {queue.name for queue in consumer.task_consumer.queues} <= _with_wake_queues(queues)

@@ -116,15 +116,12 @@ class _PendingCompletion:
 
 def report(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
     """Report the result to Celery; remember the end so that it is acknowledged after Celery's callbacks."""
+    request = task.request  # Celery finds it again at each access
     # Only the run's own message has its callbacks. After another message they must still be called.
-    if attempt_result.kind is AttemptOutcome.FINISHED and task.request.id == run_id:
+    if attempt_result.kind is AttemptOutcome.FINISHED and request.id == run_id:
         status = _STATUS.get(attempt_result.stop_reason or StopReason.FAILED, states.FAILURE)
-        task.request.openagents_ending = _PendingCompletion(process, run_id, attempt_result.life, status)
-    if (
-        attempt_result.kind is AttemptOutcome.SUSPENDED
-        and task.request.id == run_id
-        and not task.request.is_eager
-    ):
+        request.openagents_ending = _PendingCompletion(process, run_id, attempt_result.life, status)
+    if attempt_result.kind is AttemptOutcome.SUSPENDED and request.id == run_id and not request.is_eager:
         process.check_flower_later(task, run_id)
     try:
         return report_to_celery(task, run_id, attempt_result)
@@ -142,10 +139,11 @@ def completion_notified(task: Task, status: str) -> None:
     If the worker dies before, another worker notifies Celery again: callbacks are called at least once. A
     `status` that is not the run's means that the report failed; then nothing is recorded.
     """
-    pending: _PendingCompletion | None = getattr(task.request, "openagents_ending", None)
+    request = task.request
+    pending: _PendingCompletion | None = getattr(request, "openagents_ending", None)
     if pending is None or pending.status != status:
         return
-    pending.process.completion_notified(pending.run_id, pending.life, wait=bool(task.request.is_eager))
+    pending.process.completion_notified(pending.run_id, pending.life, wait=bool(request.is_eager))
 
 
 # --- messages --------------------------------------------------------------------------------------------

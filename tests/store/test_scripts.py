@@ -691,6 +691,21 @@ def test_a_streaming_reply_is_kept_for_new_watchers_until_its_event(bench: Bench
     assert bench.redis.exists(key) == 0
 
 
+def test_a_piece_is_kept_only_if_its_reply_goes_on(bench: Bench) -> None:
+    """A reply that ends in the same batch is not kept; another try of it, after its end, is."""
+    fence = bench.claimed()
+    key = bench.store.keys("reply", "r1")
+    first, again = (["llm.delta", json.dumps({"call": "0.1", "offset": 0, "text": text})] for text in "ab")
+    other = ["llm.delta", '{"call":"0.2","offset":0,"text":"c"}']
+    end = ["llm.failed", '{"model":"m","call":"0.1"}']
+
+    bench.do("emit", fence=fence, batch_no=1, events=[*first, *end, *again])
+    assert bench.redis.hget(key, "text") == "b"
+
+    bench.do("emit", fence=fence, batch_no=2, events=[*other, *first, *end])
+    assert bench.redis.hmget(key, "call", "text") == ["0.2", "c"]
+
+
 def test_a_piece_of_a_long_reply_is_added_without_reading_what_is_kept(bench: Bench) -> None:
     """The text is kept in parts, so that the last piece costs as much as the first: at most 64 KB."""
     fence = bench.claimed()

@@ -157,11 +157,11 @@ end
 -- A piece of a text (see LIVE) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
-  local names, ended_calls, pieces, left, is_ended = {}, {}, {}, 0, {}
+  local names, ended_calls, pieces, left, ended_at = {}, {}, {}, 0, {}
   for i = 1, #events, 2 do
     local name, ended_call, piece = named(events[i])
     names[i], ended_calls[i], pieces[i] = name, ended_call, piece
-    if ended_call then is_ended[ended_call] = true end
+    if ended_call then ended_at[ended_call] = i end
     if not LIVE[name] then left = left + 1 end
   end
   local seq = left > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', left) - left
@@ -171,7 +171,8 @@ local function append(run, events, final)
   for i = 1, #events, 2 do
     local name, payload = names[i], events[i + 1]
     if LIVE[name] then
-      if pieces[i] and not is_ended[pieces[i].call] then keep_piece(run, pieces[i], LIVE[name]) end -- else nobody could read it before its end
+      local piece = pieces[i]
+      if piece and (ended_at[piece.call] or 0) < i then keep_piece(run, piece, LIVE[name]) end -- else nobody could read it before its end
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
       if ended_calls[i] then forget_text(run, ended_calls[i]) end
