@@ -478,7 +478,6 @@ class Protocol(RuleBasedStateMachine):
             "commit",
             "commit",
             "emit",
-            "note",
             "retry",
             "handover",
             "left_to_others",
