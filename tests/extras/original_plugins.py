@@ -230,3 +230,25 @@ class Printer(ToolPlugin):  # type: ignore[misc,unused-ignore]
     async def cancel_job(self, handle: Any, context: Any) -> bool:
         CALLED.append(("cancel", handle.job_id))
         return True
+
+
+class Waits(PatternPlugin):  # type: ignore[misc,unused-ignore]
+    """Starts a call in the background, asks for it until it has ended, and cancels a second one."""
+
+    async def execute(self) -> Any:
+        tool = self.context.tools["look"]
+        handle = await tool.invoke_background({"word": "pandas"}, self.context)
+        other = await tool.invoke_background({"word": "others"}, self.context)
+        was_running = await tool.cancel_job(other, self.context)
+        seen = []
+        while True:
+            status = await tool.poll_job(handle, self.context)
+            seen.append(status.status)
+            if status.status not in ("pending", "running"):
+                assert isinstance(handle, JobHandle)
+                assert isinstance(status, JobStatus)
+                return [sorted(set(seen)), status.result, was_running]
+            await asyncio.sleep(0.02)
+
+    async def react(self) -> Any:
+        raise NotImplementedError

@@ -495,6 +495,22 @@ async def test_a_tool_of_the_package_starts_a_job_if_the_file_says_so(
         assert expected == plugins.CALLED
 
 
+async def test_a_pattern_of_the_package_may_call_tools_in_the_background(
+    redis_url: str, plugins: Any
+) -> None:
+    """Such a call is a recorded call like any other, with its job at the service; its states are recorded."""
+    tools = [{"id": "look", "impl": f"{HERE}.Printer", "background": True}]
+    definition = agent(pattern={"impl": f"{HERE}.Waits"}, tools=tools, llm=scripted())
+    async with process(redis_url, definition) as p:
+        result = await result_of(p)
+        assert result.error_details is None
+        assert result.final_output == [["running", "succeeded"], {"printed": True}, True]
+        assert plugins.CALLED.count("start") >= 1
+        kinds = [entry["kind"] for entry in await p.journal()]
+        assert kinds.count("tool") == 2
+        assert "tool.background.completed" in await p.event_names()
+
+
 EXECUTORS = "openagents.plugins.builtin.tool_executor"
 
 

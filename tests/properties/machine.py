@@ -492,7 +492,6 @@ class Protocol(RuleBasedStateMachine):
             "commit",
             "commit",
             "emit",
-            "note",
             "retry",
             "handover",
             "left_to_others",

@@ -23,7 +23,7 @@ from openagents_worker.runtime.calls.interrupted import RecordedOutcome
 from openagents_worker.runtime.calls.jobs import run_job
 from openagents_worker.runtime.calls.tool_call import BoundTool, ToolCall, ToolRun, in_order, is_needed
 from openagents_worker.runtime.calls.tool_stream import stream
-from openagents_worker.runtime.context import CallContext, writing_to
+from openagents_worker.runtime.context import AttemptContext, CallContext, writing_to
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome
 from openagents_worker.runtime.span_content import report_tool_content
@@ -57,6 +57,11 @@ class RecordedTool:
     @property
     def concurrency_safe(self) -> bool:
         return self._tool.spec.concurrency_safe
+
+    @property
+    def context(self) -> AttemptContext:
+        """The run that has the tool."""
+        return self._run.context
 
     @property
     def may_need_approval(self) -> bool:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from openagents_worker.errors import ExecutionError, OpenAgentsError, StepTooDeep, StepTooLarge, ToolError
+from openagents_worker.errors import (
+    ExecutionError,
+    OpenAgentsError,
+    StepTooDeep,
+    StepTooLarge,
+    ToolError,
+    ToolNotFoundError,
+)
 from openagents_worker.patterns.call_groups import GroupedCall, make_calls
 from openagents_worker.runtime.original.errors import as_original
 from openagents_worker.runtime.original.package import is_instance, loaded
+from openagents_worker.tools.jobs import JobHandle, JobStatus
 from openagents_worker.tools.toolset import SingleTool
 
 __all__ = ["OriginalTool", "single_tool", "unwrapped"]
@@ -21,6 +30,7 @@ class OriginalTool:
 
     def __init__(self, tool: Any) -> None:
         self._tool = tool
+        self._background: dict[str, asyncio.Task[Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tool, name)
@@ -56,6 +66,40 @@ class OriginalTool:
         """
         return await make_calls([GroupedCall(partial(self._result_of, item), self._tool) for item in items])
 
+    # --- calls in the background -------------------------------------------------------------------------
+
+    async def invoke_background(self, params: dict[str, Any], context: Any = None) -> Any:
+        """The handle of a recorded call that goes on beside the pattern. It passes the guards of any call."""
+        job_id = f"{self.name}:{len(self._background) + 1}"
+        task = asyncio.create_task(self.invoke(dict(params or {})), name=f"in background {job_id}")
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._background[job_id] = task
+        kind = loaded("interfaces.tool", "JobHandle") or JobHandle
+        started = await self._tool.context.now()
+        return kind(job_id=job_id, tool_id=self.name, status="running", created_at=started.timestamp())
+
+    async def poll_job(self, handle: Any, context: Any = None) -> Any:
+        """The state of such a call, recorded: a later attempt gets the same one."""
+        return (loaded("interfaces.tool", "JobStatus") or JobStatus)(**await self._state_of(handle))
+
+    async def cancel_job(self, handle: Any, context: Any = None) -> bool:
+        """Cancel such a call, and its job at its service. Returns whether it was still going on, recorded."""
+        state = await self._state_of(handle)
+        self._background[handle.job_id].cancel()
+        return bool(state["status"] == "running")
+
+    async def _state_of(self, handle: Any) -> dict[str, Any]:
+        """The recorded state of a call in the background. Raises `ToolNotFoundError`."""
+        task = self._background.get(handle.job_id)
+        if task is None:
+            raise as_original(ToolNotFoundError(f"there is no job {handle.job_id!r}", self.name))
+
+        async def state(job_id: str) -> dict[str, Any]:
+            return _state(job_id, task)
+
+        found: dict[str, Any] = await self._tool.context.step(f"{self.name}.poll", state, handle.job_id)
+        return found
+
     async def _result_of(self, item: Any) -> Any:
         result = loaded("interfaces.tool", "BatchResult") or SimpleNamespace
         try:
@@ -69,6 +113,17 @@ class OriginalTool:
         else:
             return result(item_id=item.item_id, success=True, data=data, error=None, exception=None)
         return result(item_id=item.item_id, success=False, data=None, error=str(failure), exception=failure)
+
+
+def _state(job_id: str, task: asyncio.Task[Any]) -> dict[str, Any]:
+    """The state of a call in the background, as the fields of a `JobStatus`."""
+    if not task.done():
+        return {"job_id": job_id, "status": "running"}
+    if task.cancelled():
+        return {"job_id": job_id, "status": "cancelled"}
+    if (error := task.exception()) is not None:
+        return {"job_id": job_id, "status": "failed", "error": str(error)}
+    return {"job_id": job_id, "status": "succeeded", "result": task.result()}
 
 
 class UnwrappedTool(SingleTool):
