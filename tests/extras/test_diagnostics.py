@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from tests.support.deployment import ROOT
 
 pytestmark = pytest.mark.extras
 
-PACKAGES = ("langfuse>=3", "arize-phoenix-otel>=0.10", "rich>=13")
+VENDORS = ("langfuse>=3", "arize-phoenix-otel>=0.10")
+
+
+def declared() -> set[str]:
+    """What the extras of the exporters bring."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return {requirement for name in ("langfuse", "phoenix", "rich") for requirement in extras[name]}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProces
     folder = tmp_path_factory.mktemp("diagnostics")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *VENDORS, *declared()], check=True)
     own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     (Path(own) / "also.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
     return subprocess.run(

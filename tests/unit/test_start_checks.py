@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.agents import load_agents, read_agents_file
+from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
 from openagents_worker.diagnostics.base import DiagnosticsExporter
 from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigValidationError, PluginLoadError
 from openagents_worker.runtime.assembly import Assembly
@@ -553,6 +555,31 @@ def test_an_exporter_is_checked_at_start(diagnostics: dict[str, Any], path: str,
 
     assert [each["path"] for each in problems] == ([path] if path else [])
     assert all(says in f"{each['message']}; {each['hint']}" for each in problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("langfuse", "otlp", "opentelemetry.exporter"),
+        ("phoenix", "otlp", "opentelemetry.exporter"),
+        ("rich", "console", "rich"),
+    ],
+)
+def test_an_exporter_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, package: str
+) -> None:
+    """Not an ImportError in the middle of a start."""
+    for each in (name, module):
+        monkeypatch.delitem(sys.modules, f"openagents_worker.diagnostics.{each}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(BUILTIN_DIAGNOSTICS, "_imported", {})
+    file = read_agents_file(json.dumps({"agents": [GOOD], "diagnostics": {"type": name}}), env={})
+
+    (problem,) = find_problems(file, {})
+
+    assert (problem.path, problem.code) == (("diagnostics", "type"), "plugin.load")
+    assert problem.message.startswith(f"diagnostics {name!r} needs the package {package}")
+    assert problem.hint == f"pip install 'openagents-worker[{name}]'"
 
 
 class Sender(DiagnosticsExporter):
