@@ -63,6 +63,7 @@ from openagents_worker.store.scripts.limits import (
 from openagents_worker.store.scripts.maintenance import (
     Pruned,
     aside_news,
+    in_states,
     lacking,
     mend_key,
     prune,
@@ -158,6 +159,7 @@ __all__ = [
     "intent",
     "fork",
     "fork_session",
+    "in_states",
     "lacking",
     "limit_serve",
     "limit_settle",
