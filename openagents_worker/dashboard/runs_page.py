@@ -15,7 +15,7 @@ from openagents_worker.store.listing import RunFilter, list_runs
 __all__ = ["RunRow", "RunsPage", "run_rows"]
 
 ROWS = 25  # of a page: one command of Redis each
-MAX_SCANNED = 1_000  # runs that are examined for a page
+MAX_SCANNED = 10_000  # runs that are examined for a page
 FILTERS = ("state", "agent", "session", "tenant", "label", "code", "id")
 
 
@@ -46,6 +46,7 @@ class RunsPage(PageHandler):
                 limit=ROWS,
                 cursor=cursor,
                 max_scanned=MAX_SCANNED,
+                by_script=True,
             )
         )
         path = f"{self.prefix}/runs"

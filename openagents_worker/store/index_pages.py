@@ -13,7 +13,16 @@ from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.store.plan import Plan
 
-__all__ = ["LATEST_MS", "MAX_LIMIT", "Page", "Problem", "UnreadableEntry", "for_each_id", "read_index_page"]
+__all__ = [
+    "CHUNK",
+    "LATEST_MS",
+    "MAX_LIMIT",
+    "Page",
+    "Problem",
+    "UnreadableEntry",
+    "for_each_id",
+    "read_index_page",
+]
 
 T = TypeVar("T")
 
@@ -67,8 +76,9 @@ def read_index_page(
     limit: int,
     cursor: str | None,
     max_scanned: int | None = None,
+    chunk: int = CHUNK,
 ) -> Plan[Page[T]]:
-    """Read an index from the cursor on, in chunks, until there are `limit` items.
+    """Read an index from the cursor on, in chunks of so many entries, until there are `limit` items.
 
     `read` loads the items for a list of ids: an item, None to skip it, or an unreadable entry.
     """
@@ -78,8 +88,8 @@ def read_index_page(
     after = None if cursor is None else _parse_cursor(cursor)
     found: list[T] = []
     problems: list[Problem] = []
-    for _ in range((max_scanned or MAX_SCANNED) // CHUNK):
-        entries, more = yield from _next_entries(key, min_score, max_score, after)
+    for _ in range((max_scanned or MAX_SCANNED) // chunk):
+        entries, more = yield from _next_entries(key, min_score, max_score, after, chunk)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):
             after = (score, id_)
@@ -96,7 +106,7 @@ def read_index_page(
 
 
 def _next_entries(
-    key: str, min_score: str, max_score: str, after: tuple[int, str] | None
+    key: str, min_score: str, max_score: str, after: tuple[int, str] | None, chunk: int
 ) -> Plan[tuple[list[tuple[str, int]], bool]]:
     """The next entries after `after` (score, then id, both descending), and whether there are more."""
     if after is not None:
@@ -104,8 +114,8 @@ def _next_entries(
     entries: list[tuple[str, int]] = []
     offset, full = 0, True
     while full and not entries:
-        found = yield _index_range(key, max_score, min_score, offset)
-        full, offset = len(found) == CHUNK, offset + len(found)
+        found = yield _index_range(key, max_score, min_score, offset, chunk)
+        full, offset = len(found) == chunk, offset + len(found)
         entries = [(id_, int(score)) for id_, score in found if math.isfinite(score)]
         if after is not None:
             entries = [
@@ -116,8 +126,8 @@ def _next_entries(
     return entries, full
 
 
-def _index_range(key: str, max_score: str, min_score: str, offset: int) -> Callable[[Any], Any]:
-    return lambda r: r.zrevrangebyscore(key, max_score, min_score, start=offset, num=CHUNK, withscores=True)
+def _index_range(key: str, max_score: str, min_score: str, offset: int, chunk: int) -> Callable[[Any], Any]:
+    return lambda r: r.zrevrangebyscore(key, max_score, min_score, start=offset, num=chunk, withscores=True)
 
 
 def _check_limit(limit: int) -> None:

@@ -147,6 +147,7 @@ PRODUCER = Role(
         "mend_key",
         "fork",
         "fork_session",
+        "in_states",
     ),
     reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from html import unescape
+from typing import Any
 
 import pytest
 
@@ -469,3 +470,51 @@ def test_bounds_of_pages_are_small() -> None:
     largest = (timeline.MAX_ROWS * 2 * timeline.VALUE_CHARS) + run_page.MAX_STEPS * 2 * shown_text.MAX_CHARS
     assert largest < 2_000_000
     assert fleet_page.WORKERS <= 100
+
+
+MANY = 3_000
+QUERIES = (
+    "",
+    "state=failed",
+    "state=cancelled",
+    "agent=a",
+    "agent=a&label=team%3Dnorth",
+    "code=llm.*",
+    "id=999",
+)
+
+
+async def test_a_page_of_a_long_list_needs_few_commands(server: Server, redis_url: str) -> None:
+    """At most 60, however rare the runs are that match: states are compared by a script."""
+    async with process(redis_url, agent(), FAILS) as worker:
+        await worker.run("done")
+        await worker.run("bad", session_id="s2", agent_id="fails")
+        redis, keys = worker.store.redis, worker.store.keys
+        await _copy_runs(redis, keys, MANY)
+        counts = {}
+        for query in QUERIES:
+            before = await _commands(redis)
+            page = await server.text(f"/runs?{query}")
+            counts[query] = await _commands(redis) - before
+            assert len(ids_of(page)) == (0 if query == "state=cancelled" else runs_page.ROWS), query
+        await redis.flushall()
+
+    assert {query: count for query, count in counts.items() if count > 60} == {}
+
+
+async def _copy_runs(redis: Any, keys: Any, count: int) -> None:
+    """Copies of the runs `done` and `bad`; every hundredth has failed."""
+    done, bad = await redis.hgetall(keys("run", "done")), await redis.hgetall(keys("run", "bad"))
+    pipeline = redis.pipeline(transaction=False)
+    for number in range(count):
+        run_id = f"copy-{number:05d}"
+        pipeline.hset(keys("run", run_id), mapping=bad if number % 100 == 0 else done)
+        for index in ("all", "agent=a", "label=team=north"):
+            pipeline.zadd(keys("index", index), {run_id: number})
+    await pipeline.execute()
+
+
+async def _commands(redis: Any) -> int:
+    """The commands that clients have sent. HGET is sent by the script only."""
+    stats = await redis.info("commandstats")
+    return sum(each["calls"] for name, each in stats.items() if name not in ("cmdstat_hget", "cmdstat_info"))

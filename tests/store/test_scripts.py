@@ -1515,3 +1515,19 @@ def test_an_id_may_have_any_character(bench: Bench, run_id: str) -> None:
     assert bench.do("finish", run_id=run_id, fence=fence).answer == "OK"
 
     assert all(spec_of(key, "oa") for key in bench.redis.keys("*"))
+
+
+# --- the states of many runs -----------------------------------------------------------------------------
+
+
+def test_the_states_of_many_runs_are_compared_at_once(bench: Bench) -> None:
+    """A run that does not exist is in no state. A record of another type is reported, so that it is seen."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2", session_id="s1")
+    bench.redis.set("oa:run:broken", "text")
+    ids = ["r2", "nobody", "r1", "broken"]
+
+    assert bench.do("in_states", ids=ids, states=["queued"]) == ("r1", "broken")
+    assert bench.do("in_states", ids=ids, states=["queued", "waiting_session"]) == ("r2", "r1", "broken")
+    assert bench.do("in_states", ids=ids, states=[]) == ("broken",)
+    bench.redis.delete("oa:run:broken")

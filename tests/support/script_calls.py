@@ -45,6 +45,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "retire": {"incarnation": "w1"},
     "renew": {"incarnation": "w1", "lease_ms": 60_000},
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
+    "in_states": {"ids": ["r1"], "states": ["queued"]},
     "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
     "release": {"run_id": "r1", "incarnation": "w1", "kind": "handover"},
     "ask": {"run_id": "r1", "call": "pay:aa:1", "value": "{}", "batch_no": 1, "events": []},

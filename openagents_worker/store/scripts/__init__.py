@@ -64,6 +64,7 @@ from openagents_worker.store.scripts.limits import (
 from openagents_worker.store.scripts.maintenance import (
     Pruned,
     aside_news,
+    in_states,
     lacking,
     mend_key,
     prune,
@@ -163,6 +164,7 @@ __all__ = [
     "intent",
     "fork",
     "fork_session",
+    "in_states",
     "lacking",
     "limit_serve",
     "limit_settle",

@@ -42,6 +42,11 @@ def prune(*, limit: int, name: str = "", kept: int = 0) -> Pruned:
 
 
 @script_function
+def in_states(*, ids: Sequence[str], states: Sequence[str]) -> tuple[str, ...]:
+    """The runs among `ids` that are in one of the states, in one command. Changes nothing."""
+
+
+@script_function
 def lacking(*, commands: Sequence[str], keys: Sequence[str], by_trying: bool = False) -> tuple[int, ...]:
     """The positions (from 0) of the commands that the user may not run on the key at the same position.
 
