@@ -69,8 +69,10 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
-  if redis.call('HGET', k.session(S), 'holder') == run.id then
-    local next_run = promote(S)
+  local held, below = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id))
+  if held == run.id then
+    local next_run
+    if below then next_run = passed_on(S) else next_run = promote(S) end
     if next_run then wakes[#wakes + 1] = next_run end
   else
     redis.call('ZREM', k.session_queue(S), run.id)
@@ -81,9 +83,9 @@ local function end_run(run, ending)
   add(wakes, end_children(run, ending.state == STATE.cancelled))
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then
-    local ttl_ms = SESSION_TTL_MS
-    if redis.call('HEXISTS', k.session(S), 'of_child') == 1 then ttl_ms = math.min(RUN_TTL_MS, SESSION_TTL_MS) end -- nobody else knows its id
+  local holds, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'of_child'))
+  if not holds and redis.call('ZCARD', k.session_queue(S)) == 0 then
+    local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
     for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
   end
   return wakes
