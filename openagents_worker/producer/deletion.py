@@ -15,10 +15,12 @@ from openagents_worker.producer.plans import Sending
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
+from openagents_worker.store.index_pages import for_each_id
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import prune_indexes
 from openagents_worker.store.paging import read_ids
 from openagents_worker.store.records import states_plan
+from openagents_worker.store.redis_errors import default_if_wrong_type
 from openagents_worker.store.scripts import DeleteAnswer, Deleted, Wake
 
 __all__ = ["delete_session", "deletion", "prune"]
@@ -31,8 +33,9 @@ PAUSE_S = 0.05
 def delete_session(publishing: PublishingApp, session_id: str, *, force: bool = False) -> Plan[int]:
     """Delete a session and all data of its runs from Redis. Returns the number of runs.
 
-    Raises `SessionBusy` if one of its runs has not ended. With `force` the runs are cancelled first. It may
-    wait up to about five seconds until Celery was notified of the end of a run.
+    The sessions that were created for children of its runs are deleted, too. Raises `SessionBusy` if one of
+    the runs has not ended. With `force` the runs are cancelled first. It may wait up to about five seconds
+    until Celery was notified of the end of a run.
     """
     return deletion(publishing.keys, session_id, force=force, send=publishing.send_wakes)
 
@@ -59,10 +62,25 @@ def deletion(
     After that, with `force` it deletes the session, without `force` it raises `SessionBusy`.
     """
     text_of_caller("session_id", session_id)
-    deadline = clock() + PATIENCE_S
-    if not force and (live := (yield from _live_runs(keys, session_id))):
-        raise _session_busy(session_id, live[-1])
+    sessions = yield from _with_sessions_of_children(keys, session_id)
+    for each in sessions if not force else ():
+        if live := (yield from _live_runs(keys, each)):
+            raise _session_busy(each, live[-1])
     runs = 0
+    for each in sessions:  # the children last: they end with their parents
+        runs += yield from _deletion_of_one(keys, each, force=force, send=send, clock=clock)
+    return runs
+
+
+def _deletion_of_one(
+    keys: Keys,
+    session_id: str,
+    *,
+    force: bool,
+    send: Callable[[Sequence[Wake]], object],
+    clock: Callable[[], float],
+) -> Plan[int]:
+    deadline, runs = clock() + PATIENCE_S, 0
     while True:
         too_late = clock() >= deadline
         answer: Deleted = yield scripts.delete_session(
@@ -83,6 +101,30 @@ def deletion(
                         yield Sending(partial(send, cancelled.wakes))
             case _:
                 raise _session_busy(session_id, answer.run_id)
+
+
+def _with_sessions_of_children(keys: Keys, session_id: str) -> Plan[list[str]]:
+    """The session, and those that were created for the children of its runs, and for theirs."""
+    sessions = {session_id: None}
+    new = [session_id]
+    while new:
+        runs = yield from read_ids(keys("index", f"session={new.pop()}"))
+        counts = yield from for_each_id(runs, lambda r, id_: r.zcard(keys("index", f"parent={id_}")))
+        for run_id, (count,) in zip(runs, counts, strict=True):
+            if default_if_wrong_type(count, 0):
+                new += yield from _own_sessions(keys, run_id, known=sessions)
+    return list(sessions)
+
+
+def _own_sessions(keys: Keys, run_id: str, *, known: dict[str, None]) -> Plan[list[str]]:
+    """The sessions that were created for the children of a run. They are added to the known ones."""
+    children = yield from read_ids(keys("index", f"parent={run_id}"))
+    fields = yield from for_each_id(children, lambda r, id_: r.hget(keys("run", id_), "session"))
+    ids = [id_ for (id_,) in fields if isinstance(id_, str) and id_ not in known]
+    owners = yield from for_each_id(ids, lambda r, id_: r.hget(keys("session", id_), "of_child"))
+    found = [id_ for id_, (owner,) in zip(ids, owners, strict=True) if owner == run_id]
+    known.update(dict.fromkeys(found))
+    return found
 
 
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:

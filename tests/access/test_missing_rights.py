@@ -35,7 +35,8 @@ from tests.support.script_calls import call
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
 FENCED = (
-    "ask", "commit", "emit", "finish", "intent", "limit_settle", "limit_take", "release", "suspend",
+    "ask", "commit", "delegate", "emit", "finish", "intent", "limit_settle", "limit_take", "release",
+    "suspend",
 )  # fmt: skip
 """The scripts that only the owner of a run may call."""
 

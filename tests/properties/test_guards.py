@@ -98,7 +98,10 @@ GUARDS = (
     ),
     Guard(
         "a session whose holder has no record goes to the head of its queue",
-        ("if redis.call('ZSCORE', k.session_queue(run.session), run_id) then", "if false then"),
+        (
+            "if is_stack or redis.call('ZSCORE', k.session_queue(run.session), run_id) then",
+            "if is_stack then",
+        ),
         story="the_last_run_of_a_queue_is_claimed",
     ),
     Guard(
@@ -364,12 +367,12 @@ GUARDS = (
     ),
     Guard(
         "a new life has no cancel request",
-        ("redis.call('HDEL', k.run(run_id), 'cancel',", "redis.call('HDEL', k.run(run_id), "),
+        ("redis.call('HDEL', key, 'cancel',", "redis.call('HDEL', key, "),
         story="a_run_is_resumed",
     ),
     Guard(
         "a resumed run does not expire",
-        ("do redis.call('PERSIST', key) end\nappend", "do redis.call('EXISTS', key) end\nappend"),
+        ("do redis.call('PERSIST', name) end\n  append", "do redis.call('EXISTS', name) end\n  append"),
         story="a_run_is_resumed",
     ),
     Guard(
@@ -389,7 +392,7 @@ GUARDS = (
     ),
     Guard(
         "an interrupting run that waits is interrupted",
-        ("ipairs({before or '', held or ''})", "ipairs({held or ''})"),
+        ("ipairs({before or '', bottom})", "ipairs({bottom})"),
         story="an_interrupting_run_is_interrupted",
     ),
     Guard(
@@ -440,7 +443,7 @@ GUARDS = (
     ),
     Guard(
         "a new life of an interrupting run waits",
-        ("run.life + 1, 0, '' -- it waits", "run.life + 1, 0, run.on_busy -- it waits"),
+        ("run.life + 1, 0, ''\n", "run.life + 1, 0, run.on_busy\n"),
         story="an_interrupting_run_is_resumed",
     ),
     Guard(
@@ -490,7 +493,7 @@ GUARDS = (
     ),
     Guard(
         "a run with unrecorded effects is not started again",
-        ("if begins and not may_begin then return reply{answer = 'NO_CHECKPOINT'} end", ""),
+        ("if begins and not may_begin_again(run) then return reply{answer = 'NO_CHECKPOINT'} end", ""),
         story="a_run_that_left_no_record_is_resumed",
     ),
     Guard(
@@ -667,11 +670,11 @@ GUARDS = (
     ),
     Guard(
         "a session without live runs expires",
-        ("redis.call('PEXPIRE', name, SESSION_TTL_MS)", "redis.call('EXISTS', name)"),
+        ("redis.call('PEXPIRE', name, ttl_ms)", "redis.call('EXISTS', name)"),
     ),
     Guard(
         "an end passes the session to the next run",
-        ("local next_run = promote(S)", "local next_run = nil"),
+        ("else next_run = promote(S) end", "end"),
     ),
     Guard(
         "an end removes the run from the queue",
@@ -695,7 +698,10 @@ GUARDS = (
     ),
     Guard(
         "a cancel request is kept for the next heartbeat",
-        ("redis.call('SADD', k.worker_box(run.owner), run_id)", ""),
+        (
+            "'cancel_reason', reason)\n    redis.call('SADD', k.worker_box(run.owner), run.id)",
+            "'cancel_reason', reason)",
+        ),
         story="a_run_is_cancelled_while_it_executes",
     ),
     Guard(

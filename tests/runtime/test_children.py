@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import Agent
+from openagents_worker import Agent, Client
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import DELEGATES
@@ -625,3 +625,23 @@ async def test_a_run_that_is_not_durable_waits_in_its_place(redis_url: str) -> N
             durable=False,
         )
         assert refused.reason_code == "request.invalid"
+
+
+async def test_the_sessions_of_children_are_not_listed_and_are_deleted_with_that_of_the_parent(
+    redis_url: str,
+) -> None:
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "level", "2")
+        await finish(p)
+        redis, keys = p.store.redis, p.store.keys
+        assert await redis.zrange(keys("index", "sessions"), 0, -1) == ["s1"]
+        [middle] = await children_of(p)
+        [lowest] = await children_of(p, middle.run_id)
+        notified = [word for child in (middle, lowest) for word in (child.run_id, "1")]
+        await p.store.run(scripts.confirm_completion(runs=notified))
+        with Client(redis_url) as client:
+            assert await asyncio.to_thread(client.delete_session, "s1") == 3
+        left = [
+            key async for key in redis.scan_iter("*") if "run:" in key or "sess:" in key or "journal" in key
+        ]
+        assert left == []

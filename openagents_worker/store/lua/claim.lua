@@ -87,7 +87,7 @@ if not held_by then -- the record of the holder is deleted: this claim repairs t
   local lost = redis.call('HGET', k.session(run.session), 'holder')
   local is_stack = lost and redis.call('HEXISTS', k.session(run.session), 'below:' .. lost) == 1
   if is_stack or redis.call('ZSCORE', k.session_queue(run.session), run_id) then
-    local wake = promote(run.session) -- the run below it or the head of the queue is next, even if this is another run
+    local wake = passed_on(run.session) -- the run below it or the head of the queue is next, even if this is another run
     held_by = redis.call('HGET', k.session(run.session), 'holder')
     if wake and wake.run_id == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   end

@@ -69,4 +69,5 @@ else
     background = background == 1 and '1'}, lists_of({agent = agent_id, session = session_id}, lists))
   wake = place(child)
 end
+if mode ~= 'shared' then redis.call('ZREM', k.index(SESSIONS), session_id) end -- lists of sessions show those of producers
 return reply{answer = 'NEW', wakes = {wake}}

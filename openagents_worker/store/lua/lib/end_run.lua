@@ -87,9 +87,10 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
+  local held, below = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id))
   local next_run
-  if redis.call('HGET', k.session(S), 'holder') == run.id then
-    next_run = promote(S)
+  if held == run.id then
+    if below then next_run = passed_on(S) else next_run = promote(S) end
   else
     redis.call('ZREM', k.session_queue(S), run.id)
     next_run = repaired(S)
@@ -99,10 +100,12 @@ local function end_run(run, ending)
   add(wakes, end_children(run, ending.state == STATE.cancelled))
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if not next_run and redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then
-    local ttl_ms = SESSION_TTL_MS
-    if redis.call('HEXISTS', k.session(S), 'of_child') == 1 then ttl_ms = math.min(RUN_TTL_MS, SESSION_TTL_MS) end -- nobody else knows its id
-    for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
+  if not next_run then
+    local holds, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'of_child'))
+    if not holds and redis.call('ZCARD', k.session_queue(S)) == 0 then
+      local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
+      for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
+    end
   end
   return wakes
 end

@@ -46,10 +46,8 @@ end
 -- valid: for runs that are resumed or forked, and for readers. compacted:E is the number of messages that the summary compaction:E stands for.
 local function epoch_of(S) return count_of(redis.call('HGET', k.session(S), 'epoch')) end
 
--- promote(S): the run below the holder, or the head of the queue, becomes the holder; returns its wake-up, or nil if no run must be woken
+-- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil if no run waits
 local function promote(S)
-  local back, wake = given_back(S)
-  if back then return wake end
   while true do
     local head = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
     if not head then
@@ -68,6 +66,13 @@ local function promote(S)
   end
 end
 
+-- passed_on(S): the run below the holder, or the head of the queue, becomes the holder; returns its wake-up, or nil if no run must be woken
+local function passed_on(S)
+  local back, wake = given_back(S)
+  if back then return wake end
+  return promote(S)
+end
+
 -- holder(S): the holder, or nil; a run without a record does not count
 local function holder(S)
   local id = redis.call('HGET', k.session(S), 'holder')
@@ -78,7 +83,7 @@ end
 -- repaired(S): if the record of the holder is deleted, the head of the queue becomes the holder; returns its wake-up
 local function repaired(S)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and not is_known(id) then return promote(S) end
+  if id and not is_known(id) then return passed_on(S) end
   return nil
 end
 
@@ -119,7 +124,7 @@ local function place(run)
   redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
   append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})
-  if not held then return promote(S) end
+  if not held then return passed_on(S) end
   return nil
 end
 
