@@ -109,6 +109,7 @@ EXTRA_OF = {
 """Parts of the package and the extra with which each of them can be imported. The longest name counts."""
 
 OPTIONAL = {
+    ("context.tokens", "tiktoken"): "tokenizers",
     ("llm.connection_options", "h2"): "http2",
     ("llm.connection_pool", "h2"): "http2",
     ("llm.litellm_client", "litellm"): "litellm",
