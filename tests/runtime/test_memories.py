@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.agents import MemoryRef
+from openagents_worker.errors import PluginLoadError
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.runtime.plugins import make_plugin
@@ -47,8 +48,16 @@ async def state_of(p: Process) -> dict[str, Any]:
 
 
 def test_the_suite_has_every_memory() -> None:
-    """A new memory gets a config here, or a test of its own behind a real server."""
-    assert {*CONFIGS} == {*BUILTIN_MEMORIES}
+    """A new memory gets a config here, or a test of its own with its package (`tests/extras`)."""
+    assert {*CONFIGS, "zep"} == {*BUILTIN_MEMORIES}
+
+
+@pytest.mark.parametrize(("kind", "says"), [("zep", "openagents-worker[zep]"), ("mem0", "of your own")])
+def test_a_memory_that_cannot_work_here_is_refused_with_a_code(kind: str, says: str) -> None:
+    """zep needs its package, and no version of mem0ai has the functions that the original calls."""
+    with pytest.raises(PluginLoadError, match=kind) as refused:
+        make_plugin("memory", MemoryRef(type=kind), BUILTIN_MEMORIES)
+    assert says in str(refused.value.hint)
 
 
 @EACH
