@@ -91,7 +91,7 @@ class ZepMemory(MemoryPlugin):
         answer = output if isinstance(output, str) else dumps(output)
         notes = context.state.get(PENDING_WRITES) or ()
         said = [("user", context.input_text), ("assistant", answer)]
-        said += [("system", _note(each)) for each in notes if isinstance(each, Mapping)]
+        said += [("system", _remembered(each)) for each in notes if isinstance(each, Mapping)]
         return [_message(role, text, context.run_id) for role, text in said if text]
 
     async def _newest(self, context: MemoryContext, count: int) -> list[Any]:
@@ -121,7 +121,7 @@ class ZepMemory(MemoryPlugin):
         return self._zep
 
 
-def _note(fields: Mapping[str, Any]) -> str:
+def _remembered(fields: Mapping[str, Any]) -> str:
     rule, reason = str(fields.get("rule", "")), str(fields.get("reason") or "")
     return f"{rule} ({reason})" if reason else rule
 

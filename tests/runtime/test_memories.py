@@ -226,6 +226,19 @@ async def test_a_member_that_fails_follows_its_own_rule_or_that_of_the_chain(
         assert "memory.inject_failed" in await p.event_names("r1")
 
 
+async def test_each_member_of_a_chain_gets_what_the_run_notes(redis_url: str, tmp_path: Path) -> None:
+    """The first member that stores the notes takes them from the state; the others get them too."""
+    in_files = {"type": "markdown_memory", "config": {"store": "directory", "memory_dir": str(tmp_path)}}
+    definition = remembering("chain", config={"memories": [{"type": "markdown_memory"}, in_files]})
+    async with process(redis_url, definition) as p:
+        assert (await p.run("r1")).state == "completed"
+        state = await state_of(p)
+
+    assert "Ship on Fridays." in state["markdown_memory"]["decisions"]
+    assert "Ship on Fridays." in (tmp_path / "decisions.md").read_text()
+    assert "_pending_memory_writes" not in state
+
+
 async def test_a_chain_shows_the_turns_of_its_members_as_messages(redis_url: str) -> None:
     """The model gets as many turns as the member keeps, and the entries of the others as text."""
     definition = agent(
