@@ -1,4 +1,4 @@
-"""How costs grow with the number of processes, the length of a run, stored sessions and waiting runs.
+"""How costs grow with the number of processes, the length of a run or session, stored sessions, waiting runs.
 
 All processes share this machine, so only the ratios are meaningful. CPU times are those of the named process;
 other load on the machine affects them less than wall-clock times. Redis writes its append-only file, as in
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import redis
 
 from bench import steps as steps_bench
+from bench import transcripts
 from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
 from openagents_worker.local.redis_server import EmbeddedRedis
@@ -209,6 +210,14 @@ async def _raw(store: AsyncStore, key: str) -> bytes:
     return dump
 
 
+# --- the messages of a session ----------------------------------------------------------------------------
+
+
+def transcript(most: int) -> bool:
+    """Measure the cost of a run whose session has many messages, by context assembler."""
+    return asyncio.run(_with_redis(transcripts.measure, most))
+
+
 # --- runs that wait --------------------------------------------------------------------------------------
 
 
@@ -315,7 +324,7 @@ async def _spent(store: AsyncStore) -> _Spent:
 
 
 async def _with_redis(section: Callable[..., Any], most: int) -> bool:
-    agents = [steps_bench.agent_of("runs", 0, 10)]
+    agents = [steps_bench.agent_of("runs", 0, 10), *transcripts.agents()]
     for steps in LENGTHS:
         agents.append(steps_bench.agent_of(f"steps-{steps}", steps // 2, STEP_BYTES))
     with (
@@ -363,4 +372,5 @@ SECTIONS: dict[str, Callable[[int], bool]] = {
     "length": length,
     "sessions": sessions,
     "backlog": backlog,
+    "transcript": transcript,
 }

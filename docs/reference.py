@@ -348,6 +348,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "buffer": _config_of(BUILTIN_MEMORIES, "buffer"),
     "window_buffer": _config_of(BUILTIN_MEMORIES, "window_buffer"),
     "markdown_memory": _config_of(BUILTIN_MEMORIES, "markdown_memory"),
+    "zep": _config_of(BUILTIN_MEMORIES, "zep"),
     "chain": _config_of(BUILTIN_MEMORIES, "chain"),
     "truncating": _config_of(BUILTIN_ASSEMBLERS, "truncating"),
     "sliding_window": _config_of(BUILTIN_ASSEMBLERS, "sliding_window"),

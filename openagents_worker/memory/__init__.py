@@ -12,6 +12,7 @@ _PLACES = {
     "window_buffer": "buffer:WindowBufferMemory",
     "chain": "chain:ChainMemory",
     "markdown_memory": "markdown:MarkdownMemory",
+    "zep": "zep:ZepMemory",
 }
 """The module in this package and the class, by type."""
 

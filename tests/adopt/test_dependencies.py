@@ -74,7 +74,20 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "metrics", "http2", "litellm"]
+    "extra",
+    [
+        BASE,
+        "worker",
+        "embedded",
+        "flower",
+        "uvloop",
+        "otel",
+        "metrics",
+        "http2",
+        "litellm",
+        "tokenizers",
+        "zep",
+    ],
 )
 def test_everything_that_is_declared_is_used(extra: str) -> None:
     """Every dependency is one more that a product must be able to install."""
@@ -102,6 +115,8 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
         "mcp",
         "phoenix",
         "rich",
+        "tokenizers",
+        "zep",
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.llm.scripted import ScriptedClient
 from openagents_worker.models import StopReason
 from openagents_worker.runtime.latch import LatchReason
@@ -335,6 +336,20 @@ async def test_a_summary_is_encoded_as_other_text_of_users(redis_url: str, model
         assert model.shown()[-1][:2] == ["Summarize", "first"]
         stored = await p.store.redis.hget(p.store.keys("session", "s1"), "compaction:1")
         assert "tsrif" in stored
+
+
+@pytest.mark.parametrize("kind", BUILTIN_ASSEMBLERS)
+async def test_C02_every_assembler_may_be_the_default_of_the_file(
+    redis_url: str, model: Model, kind: str
+) -> None:
+    """One table of types for agents and for `runtime.config`. P02: what it returns reaches the model."""
+    runtime = {"type": "default", "config": {"context_assembler": {"type": kind}}}
+    async with process(redis_url, agent(), runtime=runtime) as p:
+        await turns(p, 1, 2)
+
+        assert model.shown()[-1] == ["q1", "hello", "q2"]
+        (assembled,) = (e for e in await p.events("r2") if e["name"] == "context.assemble.completed")
+        assert assembled["payload"]["transcript_size"] == 2
 
 
 async def test_another_worker_selects_the_same_messages_whatever_it_counts_with(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.agents import MemoryRef
+from openagents_worker.errors import PluginLoadError
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.runtime.plugins import make_plugin
@@ -47,8 +48,16 @@ async def state_of(p: Process) -> dict[str, Any]:
 
 
 def test_the_suite_has_every_memory() -> None:
-    """A new memory gets a config here, or a test of its own behind a real server."""
-    assert {*CONFIGS} == {*BUILTIN_MEMORIES}
+    """A new memory gets a config here, or a test of its own with its package (`tests/extras`)."""
+    assert {*CONFIGS, "zep"} == {*BUILTIN_MEMORIES}
+
+
+@pytest.mark.parametrize(("kind", "says"), [("zep", "openagents-worker[zep]"), ("mem0", "of your own")])
+def test_a_memory_that_cannot_work_here_is_refused_with_a_code(kind: str, says: str) -> None:
+    """zep needs its package, and no version of mem0ai has the functions that the original calls."""
+    with pytest.raises(PluginLoadError, match=kind) as refused:
+        make_plugin("memory", MemoryRef(type=kind), BUILTIN_MEMORIES)
+    assert says in str(refused.value.hint)
 
 
 @EACH
@@ -215,6 +224,19 @@ async def test_a_member_that_fails_follows_its_own_rule_or_that_of_the_chain(
 
         assert ("writeback", "good") in noted() or state == "failed"
         assert "memory.inject_failed" in await p.event_names("r1")
+
+
+async def test_each_member_of_a_chain_gets_what_the_run_notes(redis_url: str, tmp_path: Path) -> None:
+    """The first member that stores the notes takes them from the state; the others get them too."""
+    in_files = {"type": "markdown_memory", "config": {"store": "directory", "memory_dir": str(tmp_path)}}
+    definition = remembering("chain", config={"memories": [{"type": "markdown_memory"}, in_files]})
+    async with process(redis_url, definition) as p:
+        assert (await p.run("r1")).state == "completed"
+        state = await state_of(p)
+
+    assert "Ship on Fridays." in state["markdown_memory"]["decisions"]
+    assert "Ship on Fridays." in (tmp_path / "decisions.md").read_text()
+    assert "_pending_memory_writes" not in state
 
 
 async def test_a_chain_shows_the_turns_of_its_members_as_messages(redis_url: str) -> None:

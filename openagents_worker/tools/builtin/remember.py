@@ -24,7 +24,7 @@ class RememberPreference(TypedTool):
         "Remembers a preference, a goal or a decision of the user for later conversations. "
         "It is stored when this conversation turn is completed."
     )
-    spec = ToolExecutionSpec()  # one call after another: each appends to the same list
+    spec = ToolExecutionSpec(side_effects="state")  # one call after another: each appends to the same list
 
     class Params(TypedTool.Params):
         rule: str = Field(

@@ -111,6 +111,12 @@ ROWS: dict[str, Row] = {
     "random_string": Row({}, ({"length": 0}, {"length": 1_001}, {"charset": "emoji"})),
     "read_file": _reads({"path": "there.txt"}, {"path": "binary"}, {"path": "folder"}, {"path": ".hidden"}),
     "ripgrep": _searches(),
+    "remember_preference": Row(
+        {"rule": "Ship on Fridays.", "category": "decisions"},
+        ({"rule": ""}, {"rule": " "}, {"rule": LONG}, {"rule": "x", "category": LONG},
+         {"rule": "x", "reason": LONG}),
+        side_effects="state", concurrency_safe=False,
+    ),
     "save_artifact": Row(
         {"name": "a", "content": "b"}, ({"name": "", "content": "b"}, {"name": LONG, "content": "b"}),
         side_effects="state", concurrency_safe=False,
