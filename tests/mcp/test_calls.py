@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Any
 from unittest.mock import ANY
 
@@ -165,3 +166,12 @@ async def test_calls_over_http_have_the_token_of_the_environment(
         stored = json.dumps([await p.events(), await p.journal()])
     assert "secret-token" not in stored
     assert {post["token"] for post in http_server.happened("post")} == {"Bearer secret-token-of-a-tenant"}
+
+
+@pytest.mark.skipif(version("mcp").startswith("1."), reason="version 1 of the SDK does not speak it")
+async def test_a_server_that_knows_only_the_newest_protocol_is_used(
+    redis_url: str, server: FaultyServer
+) -> None:
+    """It has no handshake, so it is asked what it can do."""
+    agent = server.agent(("add", {"a": 1, "b": 2}), server={"env": {"MODERN": "1"}})
+    assert await results(redis_url, agent) == [{"sum": 3}]

@@ -6,6 +6,7 @@ Redis, the worker and the command are real processes.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,9 @@ import pytest
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from openagents_worker import AsyncClient
+from openagents_worker.cli.mcp.agents import KEY, AgentTools, ServedAgent
+from openagents_worker.cli.mcp.protocol import StdioServer, ToolRequest
 from openagents_worker.models import RunState
 from tests.mcp.conftest import FaultyServer, is_alive
 from tests.support.deployment import PATIENCE_S, Installation, installed
@@ -147,6 +151,19 @@ async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> N
     assert await process.wait() == 0
 
 
+async def test_a_call_that_a_worker_repeats_is_one_run(installation: Installation) -> None:
+    """A worker sends the same idempotency key in each attempt of a call."""
+
+    async def report(_: str) -> None: ...
+
+    asked = ToolRequest("greeter_v2", {"input": "hi"}, {KEY: "run:uid:call"}, report)
+    async with AsyncClient(installation.stack.redis_url) as client:
+        tools = AgentTools(client, [ServedAgent("greeter.v2", "Greets.")], by="test")
+        first, second = [(await tools.call(asked))["structuredContent"] for _ in range(2)]
+    assert first["output"] == "hello"
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -159,11 +176,6 @@ async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> N
 )
 async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes, code: int) -> None:
     """And ends nothing."""
-    import io
-
-    from openagents_worker.cli.mcp.agents import AgentTools
-    from openagents_worker.cli.mcp.protocol import StdioServer
-
     out = io.BytesIO()
     ping = b'{"jsonrpc":"2.0","id":2,"method":"ping"}'
     service = AgentTools(None, [], by="test")  # type: ignore[arg-type]  # no run is submitted

@@ -130,6 +130,10 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
         return None
     reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
     match method:
+        case "initialize" if "MODERN" in os.environ:
+            reply["error"] = {"code": -32601, "message": "Method not found"}
+        case "server/discover" if "MODERN" in os.environ:
+            reply["result"] = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
         case "initialize":
             capabilities = {"tools": {"listChanged": True}, "resources": {}, "prompts": {}}
             info = {"name": "faulty", "version": "1"}
@@ -162,6 +166,8 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
             reply["result"] = {}
         case _:
             reply["error"] = {"code": -32601, "message": f"no method {method}"}
+    if "MODERN" in os.environ and "result" in reply:
+        reply["result"] |= {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
     return reply
 
 
