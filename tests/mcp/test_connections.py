@@ -199,7 +199,10 @@ async def test_all_that_a_server_has_started_ends_with_its_connection(server: Fa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-c", "import sys; sys.exit('no database')"], r"has ended \(stderr: no database\)"),
+        (
+            ["-c", "import sys; sys.exit('no database')"],
+            r"has ended \(stderr: no database\); its environment has no PATH",
+        ),
         (["-c", "import time; time.sleep(600)"], "was not ready within 0.5 s"),
         (["-c", "print('hello')"], "has ended"),
     ],

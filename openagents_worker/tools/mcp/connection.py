@@ -317,6 +317,8 @@ class McpConnection:
             has_ended = error is None or (isinstance(error, RequestFailed) and error.is_closed)
             reason = problem or ("it has ended" if has_ended else _text_of(error))
         text = f"the MCP server {self.shown} cannot be used: {reason}{self._lines()}"
+        if self._process is not None and not self._is_ready and "PATH" not in self.endpoint.env:
+            text += "; its environment has no PATH, which many programs need: name it in env_passthrough"
         return ConnectionFailed(text, status=status, retry_after_ms=delay_ms, is_final=is_final)
 
     def _lines(self) -> str:
