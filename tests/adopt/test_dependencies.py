@@ -73,7 +73,7 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "http2", "litellm"]
+    "extra", [BASE, "worker", "embedded", "flower", "uvloop", "otel", "http2", "litellm", "mcp"]
 )
 def test_everything_that_is_declared_is_used(extra: str) -> None:
     """Every dependency is one more that a product must be able to install."""
