@@ -113,6 +113,21 @@ async def test_a_server_sees_no_variable_that_its_options_do_not_name(
     assert seen == {"OWN": "1", "APP_MODE": "test"}
 
 
+async def test_the_log_has_what_a_server_writes_to_stderr(
+    redis_url: str, server: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without secrets, and not more than a few lines of each connection."""
+    caplog.set_level("INFO", logger="openagents_worker.tools.mcp")
+    assert await results(redis_url, server.agent(("noisy", {}))) == ["quiet again"]
+
+    lines = [record.getMessage() for record in caplog.records if "mcp.server_stderr" in record.getMessage()]
+    assert any("a line on stderr with sk-***" in line for line in lines)
+    assert not any("sk-abcdefgh12345678" in line for line in lines)
+    assert any("line 100" in line for line in lines)
+    assert not any("line 499" in line for line in lines)
+    assert len([line for line in lines if "dropped" in line]) == 1
+
+
 async def test_a_call_that_hangs_ends_at_its_timeout(redis_url: str, server: FaultyServer) -> None:
     """And the server is told that nobody waits for it."""
     agent = server.agent(("hang", {}), overrides={"hang": {"timeout_ms": 300}}, connection_mode="pooled")

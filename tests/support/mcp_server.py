@@ -52,7 +52,18 @@ def tools() -> list[dict[str, Any]]:
         tool("bad_schema", {"type": "object", "$ref": "https://example.com/schema"}),
         *(
             tool(name)
-            for name in ("die", "garbage", "invalid", "fail", "env", "blocks", "change", "spawn", "quit")
+            for name in (
+                "die",
+                "garbage",
+                "invalid",
+                "fail",
+                "env",
+                "blocks",
+                "change",
+                "spawn",
+                "quit",
+                "noisy",
+            )
         ),
         *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow")),
         *map(tool, added),
@@ -99,6 +110,11 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
         case "garbage":
             out.write(b"Listening on stdio...\n{not json\n")
             return text("after garbage")
+        case "noisy":
+            for number in range(500):
+                print(f"line {number}", file=sys.stderr)
+            sys.stderr.flush()
+            return text("quiet again")
         case "huge":
             return text("x" * (9 * 1024 * 1024))
         case "fail":
