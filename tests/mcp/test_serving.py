@@ -23,7 +23,7 @@ from openagents_worker import AsyncClient
 from openagents_worker.cli.mcp.agents import KEY, AgentTools, ServedAgent
 from openagents_worker.cli.mcp.protocol import StdioServer, ToolRequest
 from openagents_worker.models import RunState
-from tests.mcp.conftest import FaultyServer, is_alive
+from tests.mcp.conftest import FaultyServer, is_alive, serving_http
 from tests.support.deployment import PATIENCE_S, Installation, installed
 from tests.support.runner import agent, calls, scripted
 from tests.support.waiting import await_for, wait_for
@@ -43,8 +43,12 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         agent("payer", tools=[charge], llm=scripted(calls(("charge", {"who": "Ada"})), {"text": "paid"})),
         {**slow, "id": "caller"},
     ]
-    with installed(folder, *agents) as installation:
-        yield installation
+    (folder / "http").mkdir()
+    with serving_http(folder / "http") as shared:
+        options = {"connection_mode": "pooled", "pool_scope": "worker"}
+        agents.append({**shared.agent(("slow", {}), **options), "id": "sharer"})
+        with installed(folder, *agents) as installation:
+            yield installation
     left = [entry["pid"] for entry in server.happened("start") if is_alive(entry["pid"])]
     assert left == [], "a server has outlived its worker"
 
@@ -186,6 +190,24 @@ async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes
     first, second = sorted(map(json.loads, out.getvalue().splitlines()), key=lambda reply: reply["id"] == 2)
     assert first["error"]["code"] == code
     assert second["result"] == {}
+
+
+# --- a worker with a server ------------------------------------------------------------------------------
+
+
+def test_a_cancelled_run_leaves_the_shared_connection_to_others(installation: Installation) -> None:
+    """The tasks of the run are cancelled, but not those of the connection."""
+    server = FaultyServer(installation.folder / "http")
+    handles = [installation.submit("sharer") for _ in range(2)]
+    wait_for(lambda: len(server.called()) == 2, "both calls are at the server")
+    handles[0].cancel()
+    wait_for(lambda: handles[0].record().state is RunState.CANCELLED, "the first run is cancelled")
+    server.go()
+
+    assert handles[1].wait(PATIENCE_S).final_output["results"] == ["went"]
+    assert len(server.called()) == 2, "no call was repeated"
+    begun = [post for post in server.happened("post") if post["method"] == "initialize"]
+    assert len(begun) == 1
 
 
 # --- a worker that is killed -----------------------------------------------------------------------------

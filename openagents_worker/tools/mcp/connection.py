@@ -231,7 +231,11 @@ class McpConnection:
             raise self._problem or ConnectionFailed(f"the connection to {self.shown} is closed")
         failure: asyncio.Future[HttpFailure] = asyncio.get_running_loop().create_future()
         self._waiting[key] = failure
-        asking = asyncio.create_task(self._sdk.request(session, message), name="mcp request")
+        # In an empty context: version 2 of the SDK starts tasks of the connection in that of the caller, and
+        # a run that is cancelled would take them with it.
+        asking = asyncio.create_task(
+            self._sdk.request(session, message), name="mcp request", context=Context()
+        )
         assert self._task is not None
         try:
             waited: set[asyncio.Future[Any]] = {asking, failure, self._task}
