@@ -46,6 +46,16 @@ async def test_the_name_on_the_server_is_used_for_the_call(redis_url: str, serve
     assert server.called() == ["take.note"]
 
 
+async def test_two_servers_with_the_same_tools_need_a_prefix(redis_url: str, server: FaultyServer) -> None:
+    tools = [server.tool(), {**server.tool(), "id": "other"}]
+    async with process(redis_url, server.agent(tools=tools)) as p:
+        record = await p.run()
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.code == "plugin.config"
+    assert "set prefix" in (record.result.error_details.hint or "")
+
+
 async def test_the_options_of_the_agents_file_replace_what_the_server_says(
     redis_url: str, server: FaultyServer
 ) -> None:
