@@ -243,6 +243,17 @@ async def test_a_call_that_changes_nothing_is_made_again_at_once(
     assert server.called() == ["look_and_die"] * 2
 
 
+async def test_the_tools_are_asked_for_again_after_a_connection_was_lost(
+    redis_url: str, server: FaultyServer
+) -> None:
+    """The server may have been replaced by one with other tools."""
+    async with process(redis_url, server.agent(("look_and_die", {}), **POOLED)) as p:
+        await p.run("r1")
+        await p.run("r2")
+        results = [e["payload"]["result"] for e in await p.events("r2") if e["name"] == "tool.preflight"]
+    assert results == ["ok"]
+
+
 async def unknown(p: Process) -> None:
     """Execute the run until its call has an unknown outcome and the next attempt has begun."""
     await p.submit()
