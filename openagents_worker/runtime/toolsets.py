@@ -41,6 +41,8 @@ __all__ = ["RunTools"]
 
 log = get_logger(__name__)
 
+NAMES = "list() returns tools with different names, 1 to 64 of a-z A-Z 0-9 _ -"
+TWICE = "give one of them another name; for the tools of an MCP server, set prefix in its config"
 MAX_LISTED_TOOLS = 1_000  # their schemas are read on the event loop; a model accepts a few hundred
 
 
@@ -99,7 +101,7 @@ class RunTools:
                 recorded(tools_of_set)
             for listed in tools_of_set:
                 if listed.name in tools:
-                    raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}")
+                    raise _not_valid(toolset_id, f"the agent already has a tool {listed.name!r}", TWICE)
                 tools[listed.name] = self._bind(listed.name, listed, toolset_id, toolset)
         for tool in self._single.values():
             check_dependencies(tool.plugin, tool.tool_id, tools)
@@ -225,11 +227,8 @@ def _description(toolset_id: str, tool: Any) -> dict[str, Any]:
     }
 
 
-def _not_valid(toolset_id: str, problem: str) -> PluginConfigError:
-    return PluginConfigError(
-        f"the tools of {toolset_id!r} cannot be used: {problem}",
-        hint="list() returns tools with different names, 1 to 64 of a-z A-Z 0-9 _ -",
-    )
+def _not_valid(toolset_id: str, problem: str, hint: str = NAMES) -> PluginConfigError:
+    return PluginConfigError(f"the tools of {toolset_id!r} cannot be used: {problem}", hint=hint)
 
 
 def _digest(tool: BoundTool) -> str:

@@ -85,6 +85,7 @@ def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
         "metrics",
         "http2",
         "litellm",
+        "mcp",
         "tokenizers",
         "zep",
     ],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def http_server(tmp_path: Path) -> Iterator[FaultyServer]:
-    faulty = FaultyServer(tmp_path)
+    with serving_http(tmp_path) as faulty:
+        yield faulty
+
+
+@contextmanager
+def serving_http(folder: Path) -> Iterator[FaultyServer]:
+    faulty = FaultyServer(folder)
     process = subprocess.Popen([*PROGRAM, str(faulty.log), "0"], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: faulty.happened("listening"), "the server listens")

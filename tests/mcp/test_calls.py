@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Any
 from unittest.mock import ANY
 
@@ -43,6 +44,16 @@ async def test_the_name_on_the_server_is_used_for_the_call(redis_url: str, serve
     agent = server.agent(("notes_take_note", {"text": "a"}), prefix="notes_")
     assert await results(redis_url, agent) == ["take.note is done"]
     assert server.called() == ["take.note"]
+
+
+async def test_two_servers_with_the_same_tools_need_a_prefix(redis_url: str, server: FaultyServer) -> None:
+    tools = [server.tool(), {**server.tool(), "id": "other"}]
+    async with process(redis_url, server.agent(tools=tools)) as p:
+        record = await p.run()
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.code == "plugin.config"
+    assert "set prefix" in (record.result.error_details.hint or "")
 
 
 async def test_the_options_of_the_agents_file_replace_what_the_server_says(
@@ -112,6 +123,21 @@ async def test_a_server_sees_no_variable_that_its_options_do_not_name(
     assert seen == {"OWN": "1", "APP_MODE": "test"}
 
 
+async def test_the_log_has_what_a_server_writes_to_stderr(
+    redis_url: str, server: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without secrets, and not more than a few lines of each connection."""
+    caplog.set_level("INFO", logger="openagents_worker.tools.mcp")
+    assert await results(redis_url, server.agent(("noisy", {}))) == ["quiet again"]
+
+    lines = [record.getMessage() for record in caplog.records if "mcp.server_stderr" in record.getMessage()]
+    assert any("a line on stderr with sk-***" in line for line in lines)
+    assert not any("sk-abcdefgh12345678" in line for line in lines)
+    assert any("line 100" in line for line in lines)
+    assert not any("line 499" in line for line in lines)
+    assert len([line for line in lines if "dropped" in line]) == 1
+
+
 async def test_a_call_that_hangs_ends_at_its_timeout(redis_url: str, server: FaultyServer) -> None:
     """And the server is told that nobody waits for it."""
     agent = server.agent(("hang", {}), overrides={"hang": {"timeout_ms": 300}}, connection_mode="pooled")
@@ -165,3 +191,12 @@ async def test_calls_over_http_have_the_token_of_the_environment(
         stored = json.dumps([await p.events(), await p.journal()])
     assert "secret-token" not in stored
     assert {post["token"] for post in http_server.happened("post")} == {"Bearer secret-token-of-a-tenant"}
+
+
+@pytest.mark.skipif(version("mcp").startswith("1."), reason="version 1 of the SDK does not speak it")
+async def test_a_server_that_knows_only_the_newest_protocol_is_used(
+    redis_url: str, server: FaultyServer
+) -> None:
+    """It has no handshake, so it is asked what it can do."""
+    agent = server.agent(("add", {"a": 1, "b": 2}), server={"env": {"MODERN": "1"}})
+    assert await results(redis_url, agent) == [{"sum": 3}]

@@ -199,7 +199,10 @@ async def test_all_that_a_server_has_started_ends_with_its_connection(server: Fa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-c", "import sys; sys.exit('no database')"], r"has ended \(stderr: no database\)"),
+        (
+            ["-c", "import sys; sys.exit('no database')"],
+            r"has ended \(stderr: no database\); its environment has no PATH",
+        ),
         (["-c", "import time; time.sleep(600)"], "was not ready within 0.5 s"),
         (["-c", "print('hello')"], "has ended"),
     ],
@@ -238,6 +241,17 @@ async def test_a_call_that_changes_nothing_is_made_again_at_once(
     async with process(redis_url, server.agent(("look_and_die", {}), **POOLED)) as p:
         assert output_of(await p.run())["results"] == ["survived"]
     assert server.called() == ["look_and_die"] * 2
+
+
+async def test_the_tools_are_asked_for_again_after_a_connection_was_lost(
+    redis_url: str, server: FaultyServer
+) -> None:
+    """The server may have been replaced by one with other tools."""
+    async with process(redis_url, server.agent(("look_and_die", {}), **POOLED)) as p:
+        await p.run("r1")
+        await p.run("r2")
+        results = [e["payload"]["result"] for e in await p.events("r2") if e["name"] == "tool.preflight"]
+    assert results == ["ok"]
 
 
 async def unknown(p: Process) -> None:

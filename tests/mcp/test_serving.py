@@ -6,6 +6,7 @@ Redis, the worker and the command are real processes.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -18,8 +19,11 @@ import pytest
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from openagents_worker import AsyncClient
+from openagents_worker.cli.mcp.agents import KEY, AgentTools, ServedAgent
+from openagents_worker.cli.mcp.protocol import StdioServer, ToolRequest
 from openagents_worker.models import RunState
-from tests.mcp.conftest import FaultyServer, is_alive
+from tests.mcp.conftest import FaultyServer, is_alive, serving_http
 from tests.support.deployment import PATIENCE_S, Installation, installed
 from tests.support.runner import agent, calls, scripted
 from tests.support.waiting import await_for, wait_for
@@ -39,8 +43,12 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
         agent("payer", tools=[charge], llm=scripted(calls(("charge", {"who": "Ada"})), {"text": "paid"})),
         {**slow, "id": "caller"},
     ]
-    with installed(folder, *agents) as installation:
-        yield installation
+    (folder / "http").mkdir()
+    with serving_http(folder / "http") as shared:
+        options = {"connection_mode": "pooled", "pool_scope": "worker"}
+        agents.append({**shared.agent(("slow", {}), **options), "id": "sharer"})
+        with installed(folder, *agents) as installation:
+            yield installation
     left = [entry["pid"] for entry in server.happened("start") if is_alive(entry["pid"])]
     assert left == [], "a server has outlived its worker"
 
@@ -147,6 +155,19 @@ async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> N
     assert await process.wait() == 0
 
 
+async def test_a_call_that_a_worker_repeats_is_one_run(installation: Installation) -> None:
+    """A worker sends the same idempotency key in each attempt of a call."""
+
+    async def report(_: str) -> None: ...
+
+    asked = ToolRequest("greeter_v2", {"input": "hi"}, {KEY: "run:uid:call"}, report)
+    async with AsyncClient(installation.stack.redis_url) as client:
+        tools = AgentTools(client, [ServedAgent("greeter.v2", "Greets.")], by="test")
+        first, second = [(await tools.call(asked))["structuredContent"] for _ in range(2)]
+    assert first["output"] == "hello"
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -159,11 +180,6 @@ async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> N
 )
 async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes, code: int) -> None:
     """And ends nothing."""
-    import io
-
-    from openagents_worker.cli.mcp.agents import AgentTools
-    from openagents_worker.cli.mcp.protocol import StdioServer
-
     out = io.BytesIO()
     ping = b'{"jsonrpc":"2.0","id":2,"method":"ping"}'
     service = AgentTools(None, [], by="test")  # type: ignore[arg-type]  # no run is submitted
@@ -174,6 +190,24 @@ async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes
     first, second = sorted(map(json.loads, out.getvalue().splitlines()), key=lambda reply: reply["id"] == 2)
     assert first["error"]["code"] == code
     assert second["result"] == {}
+
+
+# --- a worker with a server ------------------------------------------------------------------------------
+
+
+def test_a_cancelled_run_leaves_the_shared_connection_to_others(installation: Installation) -> None:
+    """The tasks of the run are cancelled, but not those of the connection."""
+    server = FaultyServer(installation.folder / "http")
+    handles = [installation.submit("sharer") for _ in range(2)]
+    wait_for(lambda: len(server.called()) == 2, "both calls are at the server")
+    handles[0].cancel()
+    wait_for(lambda: handles[0].record().state is RunState.CANCELLED, "the first run is cancelled")
+    server.go()
+
+    assert handles[1].wait(PATIENCE_S).final_output["results"] == ["went"]
+    assert len(server.called()) == 2, "no call was repeated"
+    begun = [post for post in server.happened("post") if post["method"] == "initialize"]
+    assert len(begun) == 1
 
 
 # --- a worker that is killed -----------------------------------------------------------------------------

@@ -52,7 +52,18 @@ def tools() -> list[dict[str, Any]]:
         tool("bad_schema", {"type": "object", "$ref": "https://example.com/schema"}),
         *(
             tool(name)
-            for name in ("die", "garbage", "invalid", "fail", "env", "blocks", "change", "spawn", "quit")
+            for name in (
+                "die",
+                "garbage",
+                "invalid",
+                "fail",
+                "env",
+                "blocks",
+                "change",
+                "spawn",
+                "quit",
+                "noisy",
+            )
         ),
         *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow")),
         *map(tool, added),
@@ -99,6 +110,11 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
         case "garbage":
             out.write(b"Listening on stdio...\n{not json\n")
             return text("after garbage")
+        case "noisy":
+            for number in range(500):
+                print(f"line {number}", file=sys.stderr)
+            sys.stderr.flush()
+            return text("quiet again")
         case "huge":
             return text("x" * (9 * 1024 * 1024))
         case "fail":
@@ -130,6 +146,10 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
         return None
     reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
     match method:
+        case "initialize" if "MODERN" in os.environ:
+            reply["error"] = {"code": -32601, "message": "Method not found"}
+        case "server/discover" if "MODERN" in os.environ:
+            reply["result"] = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
         case "initialize":
             capabilities = {"tools": {"listChanged": True}, "resources": {}, "prompts": {}}
             info = {"name": "faulty", "version": "1"}
@@ -162,6 +182,8 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
             reply["result"] = {}
         case _:
             reply["error"] = {"code": -32601, "message": f"no method {method}"}
+    if "MODERN" in os.environ and "result" in reply:
+        reply["result"] |= {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
     return reply
 
 

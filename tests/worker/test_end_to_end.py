@@ -42,6 +42,7 @@ NEED_A_FAULT = {
     "events.gap": "a watcher starts after the events were trimmed",
     "signal.received": "somebody sends a value to a run",
     "tool.delta": "a tool yields its output in pieces",
+    "tool.mcp.connect": "an agent uses an MCP server",
     "tool.batch.started": "a pattern makes a batch of calls",
     "tool.batch.completed": "a pattern makes a batch of calls",
     "step.started": "a pattern or a tool records a function",

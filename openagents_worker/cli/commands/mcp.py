@@ -64,18 +64,19 @@ async def _served(client: AsyncClient, agent_ids: Sequence[str]) -> list[ServedA
         raise AgentNotFoundError(
             "no worker has announced an agent", hint="start a worker: openagents-worker worker"
         )
-    names = _names()
-    return [ServedAgent(id_, _description(names.get(id_, id_))) for id_ in agent_ids or sorted(known)]
+    described = _descriptions()
+    return [ServedAgent(id_, described.get(id_) or _default(id_)) for id_ in agent_ids or sorted(known)]
 
 
-def _names() -> dict[str, str]:
-    """The names of the agents for people, if this machine has the agents file."""
+def _descriptions() -> dict[str, str]:
+    """What the agents file says about the agents, if it is on this machine."""
     with suppress(OpenAgentsError):
-        return {agent.id: agent.name for agent in load_agents(load_settings().config).agents}
+        agents = load_agents(load_settings().config).agents
+        return {agent.id: getattr(agent, "description", None) or _default(agent.name) for agent in agents}
     return {}
 
 
-def _description(name: str) -> str:
+def _default(name: str) -> str:
     return f"Asks the agent {name} and returns its answer. It may take minutes; progress is reported."
 
 

@@ -231,7 +231,11 @@ class McpConnection:
             raise self._problem or ConnectionFailed(f"the connection to {self.shown} is closed")
         failure: asyncio.Future[HttpFailure] = asyncio.get_running_loop().create_future()
         self._waiting[key] = failure
-        asking = asyncio.create_task(self._sdk.request(session, message), name="mcp request")
+        # In an empty context: version 2 of the SDK starts tasks of the connection in that of the caller, and
+        # a run that is cancelled would take them with it.
+        asking = asyncio.create_task(
+            self._sdk.request(session, message), name="mcp request", context=Context()
+        )
         assert self._task is not None
         try:
             waited: set[asyncio.Future[Any]] = {asking, failure, self._task}
@@ -317,6 +321,8 @@ class McpConnection:
             has_ended = error is None or (isinstance(error, RequestFailed) and error.is_closed)
             reason = problem or ("it has ended" if has_ended else _text_of(error))
         text = f"the MCP server {self.shown} cannot be used: {reason}{self._lines()}"
+        if self._process is not None and not self._is_ready and "PATH" not in self.endpoint.env:
+            text += "; its environment has no PATH, which many programs need: name it in env_passthrough"
         return ConnectionFailed(text, status=status, retry_after_ms=delay_ms, is_final=is_final)
 
     def _lines(self) -> str:

@@ -19,7 +19,7 @@ from openagents_worker.tools.mcp.connection import McpConnection, McpEndpoint
 
 __all__ = ["Connections", "ConnectionLease", "McpServers"]
 
-MAX_LISTS = 1_000  # remembered lists of tools; a tenant with a token of its own has one of its own
+MAX_LISTS = 200  # remembered lists of tools; a tenant with a token of its own has one of its own
 
 
 @dataclass(eq=False, slots=True)

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 __all__ = ["McpMessage", "RequestFailed", "Sdk", "load_sdk"]
 
-UNSUPPORTED_PROTOCOL_VERSION = -32022
 CONNECTION_CLOSED = -32000
 INVALID_ANSWER = 0
 
@@ -121,12 +120,19 @@ class Sdk:
         try:
             result = await session.initialize()
         except self._errors as error:
-            failed = self._failed(error)
-            if failed.code != UNSUPPORTED_PROTOCOL_VERSION or not self.is_second:
-                raise failed from error
-            result = await session.discover()  # a server that knows only versions without a handshake
+            if not self.is_second:
+                raise self._failed(error) from error
+            result = await self._discovered(session, self._failed(error))
         capabilities = getattr(result, "capabilities", None)
         return capabilities.model_dump(by_alias=True, mode="json") if capabilities is not None else {}
+
+    async def _discovered(self, session: Any, failed: RequestFailed) -> Any:
+        """What a server says that knows only versions without a handshake. Raises `failed` if it says
+        nothing."""
+        try:
+            return await session.discover()
+        except (self._errors, RuntimeError, ValidationError):
+            raise failed from None
 
     async def request(self, session: Any, message: McpMessage) -> dict[str, Any]:
         """The result of a request. Raises `RequestFailed`, and whatever the transport raises."""

@@ -33,6 +33,7 @@ MAX_STDERR_LINE = 8 * 1024
 MAX_STDERR_LINES = 200  # of one connection: a server that writes without end must not fill the log
 KEPT_LINES = 5
 CLOSE_PATIENCE_S = 2.0  # for a server to end by itself when its stdin is closed, as the protocol asks
+STDERR_PATIENCE_S = 0.5  # to read what is left in the pipe of a server that has ended
 KILL_PATIENCE_S = 2 * supervisor.KILL_PATIENCE_S
 
 
@@ -64,17 +65,20 @@ async def stdio_transport(server: ServerProcess, sdk: Sdk) -> AsyncIterator[tupl
         env=dict(server.env), cwd=server.cwd, start_new_session=True, limit=MAX_MESSAGE_BYTES,
     )  # fmt: skip
     server.pid = process.pid
+    stderr_read = anyio.Event()
     to_session, read = anyio.create_memory_object_stream[Any](0)
     write, from_session = anyio.create_memory_object_stream[Any](0)
     try:
         async with anyio.create_task_group() as tasks, to_session, read, write, from_session:
             tasks.start_soon(_read_messages, process, to_session, server, sdk)
             tasks.start_soon(_write_messages, process, from_session, to_session, sdk)
-            tasks.start_soon(_read_stderr, process, server)
+            tasks.start_soon(_read_stderr, process, server, stderr_read)
             try:
                 yield read, write
             finally:
                 await _until_stopped(process)
+                with anyio.move_on_after(STDERR_PATIENCE_S, shield=True):
+                    await stderr_read.wait()  # it often says why the server has ended
                 tasks.cancel_scope.cancel()
     finally:
         await _until_stopped(process)
@@ -122,7 +126,9 @@ async def _write_messages(process: asyncio.subprocess.Process, messages: Any, to
                 return
 
 
-async def _read_stderr(process: asyncio.subprocess.Process, server: ServerProcess) -> None:
+async def _read_stderr(
+    process: asyncio.subprocess.Process, server: ServerProcess, at_end: anyio.Event
+) -> None:
     """Log what the server writes to stderr: masked, and not more than a few lines."""
     assert process.stderr is not None
     lines = 0
@@ -143,6 +149,7 @@ async def _read_stderr(process: asyncio.subprocess.Process, server: ServerProces
                 log.warning("mcp.server_stderr_dropped", server=server.shown, lines=MAX_STDERR_LINES)
     if buffered.strip():
         server.last_lines.append(_shown(buffered))
+    at_end.set()
 
 
 def _shown(line: bytes) -> str:

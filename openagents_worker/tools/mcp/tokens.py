@@ -50,6 +50,8 @@ async def _resolved(service: str, tool_id: str, context: Any, resolve: ResolveKe
     try:
         return await resolve(service, tenant)
     except LLMConnectionError as error:
-        raise ToolUnavailableError(str(error), tool_id) from error
+        unavailable = ToolUnavailableError(str(error), tool_id)
+        unavailable.was_executed = False
+        raise unavailable from error
     except OpenAgentsError as error:
         raise ToolAuthError(str(error), tool_id, hint=error.hint) from error
