@@ -76,9 +76,6 @@ class MonitoringServer:
 
     def stop(self) -> None:
         self._stopping.set()
-        server = self._server
-        if server is not None:
-            server.shutdown()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
 
@@ -90,8 +87,8 @@ class MonitoringServer:
             self._server = server
             self._opened.set()
             log.info("monitoring.started", address=self._address, port=self.port, paths=sorted(self._routes))
-            if not self._stopping.is_set():
-                server.serve_forever(poll_interval=0.5)
+            while not self._stopping.is_set():
+                server.handle_request()  # returns after `server.timeout` without a request
 
     def _open(self) -> _Server | None:
         """Open the port, again and again; None when the worker stops."""
@@ -123,6 +120,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 16
+    timeout = 0.5  # how soon it sees that the worker has stopped
 
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
         self.routes = routes
