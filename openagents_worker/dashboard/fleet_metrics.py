@@ -1,7 +1,7 @@
 """Fleet metrics: the only place that adds the figures of the fleet to the metrics of Flower.
 
-Flower serves them at `/metrics` beside its own. Its other pages ask for a password if one is set. This one did
-not ask, so it is changed here.
+Flower serves them at `/metrics` beside its own. Its other pages ask for a password if one is set. This one
+did not ask, so it is changed here.
 """
 
 from __future__ import annotations
