@@ -1,4 +1,4 @@
-"""When a worker sends spans by itself: the variables of OpenTelemetry decide, and a worker starts in any case."""
+"""When a worker sends spans by itself: OpenTelemetry's variables decide, and a worker starts in any case."""
 
 from __future__ import annotations
 
