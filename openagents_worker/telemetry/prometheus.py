@@ -67,7 +67,7 @@ class PrometheusMeter(Collector):
     def _numbers_of(self, name: str, labels: tuple[AttributeValue, ...]) -> list[float]:
         """The numbers of these labels; those of `OTHER` if there are too many. Needs the lock."""
         all_numbers = self._numbers[name]
-        numbers = all_numbers.get(labels)  # type: ignore[call-overload]  # usually all of them are texts
+        numbers = all_numbers.get(labels)  # type: ignore[arg-type]  # usually all are texts
         if numbers is None:
             texts = tuple(self._bounded(name, place, str(label)) for place, label in enumerate(labels))
             if texts not in all_numbers and len(all_numbers) >= MAX_LABEL_SETS:
