@@ -113,7 +113,7 @@ class Attempt:
         self._limits = RunLimits(self.identity, request.tenant or "", services, store=self._store)
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
-        self.clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
+        self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
         self._tries = Tries.of(claimed, self._budget)
         # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
@@ -131,9 +131,9 @@ class Attempt:
             self._execute_phases(), name=f"run {self.identity.run_id}", context=self._code.context()
         )
         try:
-            await self.supervision.wait(execution, self.clock.left_s())
+            await self.supervision.wait(execution, self._clock.left_s())
             if not execution.done() and self.latch.reason is None:
-                self.latch.set(LatchReason.TIME_LIMIT, error=self.clock.exhausted())
+                self.latch.set(LatchReason.TIME_LIMIT, error=self._clock.exhausted())
             return await self.supervision.uninterrupted(lambda: self._end(execution), name="end")
         finally:
             self._break_reference_cycles()
@@ -352,7 +352,7 @@ class Attempt:
             request=self.request,
             usage=self._recorder.usage if self._recorder else usage_so_far(self._claimed),
             artifacts=artifact_list(self._context.artifacts) if self._context else [],
-            duration_ms=self.clock.active_ms,
+            duration_ms=self._clock.active_ms,
             output=output,
             error=error,
             turn_messages=self._turn_messages,
