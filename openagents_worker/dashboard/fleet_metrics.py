@@ -1,10 +1,14 @@
 """Fleet metrics: the only place that adds the figures of the fleet to the metrics of Flower.
 
-Flower serves them at `/metrics` beside its own, under the same authentication.
+Flower serves them at `/metrics` beside its own. Its other pages ask for a password if one is set. This one
+did not ask, so it is changed here.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from flower.views.monitor import Metrics
 from prometheus_client import REGISTRY
 
 from openagents_worker.producer.client import cell_of
@@ -14,6 +18,7 @@ from openagents_worker.telemetry.prometheus import SampleCollector
 
 __all__ = ["serve_fleet_metrics"]
 
+OURS = "_openagents_asks_for_password"
 _served: set[tuple[str, str]] = set()
 
 
@@ -23,7 +28,23 @@ def serve_fleet_metrics(settings: Settings | None = None) -> None:
     A second call for the same fleet has no effect. Redis is not asked before the first scrape.
     """
     settings = settings or load_settings()
+    _require_password()
     fleet = (settings.redis_url, settings.key_prefix)
     if fleet not in _served:
         _served.add(fleet)
         REGISTRY.register(SampleCollector(FleetSamples(cell_of(settings), settings.queue)))
+
+
+def _require_password() -> None:
+    """Let `/metrics` ask for the password of Flower, if it has one. A scraper cannot log in with OAuth."""
+    if hasattr(Metrics, OURS):
+        return
+    write_metrics = Metrics.get
+
+    async def get(handler: Any) -> None:
+        if handler.application.options.basic_auth:
+            handler.get_current_user()  # raises 401
+        await write_metrics(handler)
+
+    setattr(Metrics, OURS, True)
+    Metrics.get = get

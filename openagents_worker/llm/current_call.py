@@ -60,7 +60,7 @@ class CallInfo:
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
 
 
-def ids_of_call() -> dict[str, str]:
+def ids_of_call() -> dict[str, Any]:
     """The ids of the current call as fields of a log line; {} outside of a call."""
     call = current_call.get()
     return {} if call is None else {"run_id": call.run_id, "call_id": call.call_id}

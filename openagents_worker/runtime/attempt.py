@@ -113,8 +113,8 @@ class Attempt:
         self._limits = RunLimits(self.identity, request.tenant or "", services, store=self._store)
         self.supervision = Supervision(self._code, self.latch)
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
-        self.clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
-        self._deadline = RunDeadline(self.clock, self.facts, claimed)
+        self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
+        self._deadline = RunDeadline(self._clock, self.facts, claimed)
         self._tries = Tries.of(claimed, self._budget)
         # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
@@ -352,7 +352,7 @@ class Attempt:
             request=self.request,
             usage=usage_so_far(self._claimed, self._recorder),
             artifacts=artifact_list(self._context.artifacts) if self._context else [],
-            duration_ms=self.clock.active_ms,
+            duration_ms=self._clock.active_ms,
             output=output,
             error=error,
             turn_messages=self._turn_messages,

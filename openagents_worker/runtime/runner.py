@@ -100,10 +100,11 @@ class Runner:
                 log.exception("run.not_begun", run_id=run_id)
                 return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
             with self._owned(run_id, attempt):
+                began_s = time.monotonic()
                 try:
                     with attempt_span(attempt.request, claimed) as span:
                         attempt_result: AttemptResult | None = end_attempt_span(
-                            span, attempt.request, await attempt.execute(), active_ms=attempt.clock.active_ms
+                            span, attempt.request, await attempt.execute(), claimed, began_s=began_s
                         )
                 except (asyncio.CancelledError, GeneratorExit):  # the event loop is being closed
                     raise

@@ -7,6 +7,7 @@ and counts, never a prompt, an answer, arguments or a result.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -56,12 +57,9 @@ def attempt_span(request: RunRequest, claimed: Claimed) -> AbstractContextManage
 
 
 def end_attempt_span(
-    span: Span, request: RunRequest, result: AttemptResult, *, active_ms: float
+    span: Span, request: RunRequest, result: AttemptResult, claimed: Claimed, *, began_s: float
 ) -> AttemptResult:
-    """Set the outcome of the attempt; returns the result.
-
-    `active_ms` is the time for which this attempt and those before it have executed the run.
-    """
+    """Set the outcome of the attempt; returns the result. `began_s` is when it began, by `time.monotonic`."""
     if not signals.is_measuring():
         return result
     agent: dict[str, AttributeValue] = {"gen_ai.agent.id": request.agent_id}
@@ -71,7 +69,8 @@ def end_attempt_span(
         reason = result.stop_reason.value
         span.set("openagents.stop_reason", reason)
         signals.count("openagents.runs.ended", 1, {**agent, "openagents.stop_reason": reason})
-        signals.observe("openagents.run.active", active_ms / 1000, agent)
+        active_s = claimed.active_ms / 1000 + time.monotonic() - began_s
+        signals.observe("openagents.run.active", active_s, agent)
     if result.error is not None:
         span.fail(result.error.code)
     signals.count("openagents.attempts", 1, outcome)

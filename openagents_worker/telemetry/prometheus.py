@@ -52,27 +52,27 @@ class PrometheusMeter(Collector):
 
     def count(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
         if (names := self._attributes.get(name)) is not None:
-            labels = tuple([str(attributes.get(attribute, "")) for attribute in names])
+            labels = tuple([attributes.get(attribute, "") for attribute in names])
             with self._lock:
                 self._numbers_of(name, labels)[0] += value
 
     def observe(self, name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
         if (names := self._attributes.get(name)) is not None:
-            labels = tuple([str(attributes.get(attribute, "")) for attribute in names])
+            labels = tuple([attributes.get(attribute, "") for attribute in names])
             with self._lock:
                 numbers = self._numbers_of(name, labels)
                 numbers[0] += value
                 numbers[1 + bisect_left(SIGNALS[name].buckets, value)] += 1
 
-    def _numbers_of(self, name: str, labels: Labels) -> list[float]:
+    def _numbers_of(self, name: str, labels: tuple[AttributeValue, ...]) -> list[float]:
         """The numbers of these labels; those of `OTHER` if there are too many. Needs the lock."""
         all_numbers = self._numbers[name]
-        numbers = all_numbers.get(labels)
+        numbers = all_numbers.get(labels)  # type: ignore[arg-type]  # usually all are texts
         if numbers is None:
-            labels = tuple(self._bounded(name, place, label) for place, label in enumerate(labels))
-            if labels not in all_numbers and len(all_numbers) >= MAX_LABEL_SETS:
-                labels = (OTHER,) * len(labels)
-            numbers = all_numbers.setdefault(labels, _zeros(SIGNALS[name]))
+            texts = tuple(self._bounded(name, place, str(label)) for place, label in enumerate(labels))
+            if texts not in all_numbers and len(all_numbers) >= MAX_LABEL_SETS:
+                texts = (OTHER,) * len(texts)
+            numbers = all_numbers.setdefault(texts, _zeros(SIGNALS[name]))
         return numbers
 
     def _bounded(self, name: str, place: int, label: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6, socket
+from socket import AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -76,9 +76,6 @@ class MonitoringServer:
 
     def stop(self) -> None:
         self._stopping.set()
-        server = self._server
-        if server is not None:
-            server.shutdown()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
 
@@ -90,8 +87,8 @@ class MonitoringServer:
             self._server = server
             self._opened.set()
             log.info("monitoring.started", address=self._address, port=self.port, paths=sorted(self._routes))
-            if not self._stopping.is_set():
-                server.serve_forever(poll_interval=0.5)
+            while not self._stopping.is_set():
+                server.handle_request()  # returns after `server.timeout` without a request
 
     def _open(self) -> _Server | None:
         """Open the port, again and again; None when the worker stops."""
@@ -123,6 +120,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 16
+    timeout = 0.5  # how soon it sees that the worker has stopped
 
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
         self.routes = routes
@@ -133,6 +131,8 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without the look-up of the name of this machine, which may take long."""
+        # Connections that the last owner of the port has closed must not keep it for a minute.
+        self.socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "", self.server_address[1]

@@ -135,7 +135,9 @@ def test_the_producer_gets_its_answer(worker: Running, env: dict[str, str]) -> N
     assert (ended.returncode, ended.stdout) == (0, "Echo: Hello from compose (history=0)\n")
 
 
-@pytest.mark.parametrize("page", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks"])
+@pytest.mark.parametrize(
+    "page", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/metrics"]
+)
 def test_flowers_pages_are_for_those_with_the_password(flower: Flower, page: str) -> None:
     """Everything else is 401."""
     assert flower.get(page)[0] == 200

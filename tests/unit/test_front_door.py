@@ -63,3 +63,10 @@ def test_a_name_that_is_none_is_an_attribute_error() -> None:
     """As with any module."""
     with pytest.raises(AttributeError, match="run_agents"):
         openagents_worker.run_agents  # noqa: B018  # asking is the test
+
+
+def test_a_worker_without_metrics_loads_nothing_for_them() -> None:
+    """The client library of Prometheus takes a sixth of a second of the start of a worker."""
+    modules = "openagents_worker.celery.bootsteps, openagents_worker.worker.process"
+
+    assert "prometheus_client" not in loaded_by(f"import {modules}")

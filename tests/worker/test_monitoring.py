@@ -138,7 +138,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory, port: int) -> Generat
         agent("careful", tools={"count": {"impl": f"{TOOLS}.count", "approval": "always"}}),
         OPENAGENTS_METRICS_PORT=str(port),
         OPENAGENTS_HEALTH_PORT=str(port),
-        OPENAGENTS_DRAIN_TIMEOUT_S="300",
+        OPENAGENTS_DRAIN_TIMEOUT_S="30",
     ) as installation:
         yield installation
 
@@ -227,6 +227,22 @@ def test_every_series_has_the_type_and_the_help_of_the_table(installation: Insta
     missing = {series.name for series in SERIES} - families.keys()
     assert missing <= {"openagents_limit_runs_waiting", "openagents_run_slots"}, missing
     assert len(FLEET_SERIES) > len(missing)
+
+
+def test_a_worker_without_redis_is_alive_and_not_ready(installation: Installation, port: int) -> None:
+    """A restart would not help, so only the readiness depends on Redis. Metrics come without the fleet."""
+    assert installation.stack.redis is not None
+    redis = installation.stack.redis.pid
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        wait_for(lambda: "[-] lease" in get(port, "/readyz")[1], "the lease is over")
+        assert get(port, "/livez")[0] == 200
+        wait_for(lambda: scrape(port)[("openagents_fleet_up", ())] == 0, "the fleet cannot be read")
+        assert scrape(port)[("openagents_ready", ())] == 0
+    finally:
+        os.kill(redis, signal.SIGCONT)
+
+    wait_for(lambda: get(port, "/readyz")[0] == 200, "it is ready again")
 
 
 def test_probes_and_metrics_over_a_kill_and_a_stop(installation: Installation, port: int) -> None:

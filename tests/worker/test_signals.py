@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Generator
@@ -17,12 +18,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry import signals
-from openagents_worker.telemetry.opentelemetry import export_to_opentelemetry
+from openagents_worker.telemetry.opentelemetry import OpenTelemetryExporter, export_to_opentelemetry
 from tests.support.waiting import wait_for
 
 
@@ -46,6 +48,7 @@ class Reported:
             for resource in data.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
+            if hasattr(metric.data.data_points[0], "value")
         }
 
 
@@ -117,6 +120,82 @@ def test_a_parent_from_another_process_is_continued(reported: Reported) -> None:
     assert own == {"traceparent": "mine", "x": 1}
 
 
+def test_a_run_without_a_span_of_its_producer_has_a_trace_of_its_own(reported: Reported) -> None:
+    """Its ids derive from the run, so all attempts have the same, whatever process they are in."""
+    one, again, other = (signals.traceparent_of(seed) for seed in ("r1 u", "r1 u", "r2 u"))
+
+    assert one == again != other
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", one)
+
+
+def test_the_sampler_of_the_application_decides_about_such_a_trace() -> None:
+    """A deployment that keeps one trace in ten keeps one in ten of these, too, with all their attempts."""
+    exporter = OpenTelemetryExporter(TracerProvider(sampler=ParentBased(TraceIdRatioBased(0.1))))
+    sampled = [exporter.traceparent_of(f"r{number} u").endswith("-01") for number in range(1_000)]
+
+    assert 50 < sum(sampled) < 150
+    assert OpenTelemetryExporter(TracerProvider(sampler=ALWAYS_OFF)).traceparent_of("r1 u").endswith("-00")
+
+
+def test_a_submission_outside_of_a_span_begins_a_trace(reported: Reported) -> None:
+    """In a producer that sends spans. Its span is the parent of all attempts."""
+    headers = signals.with_traceparent({})["headers"]
+
+    [submitted] = reported.spans()
+    assert submitted["name"] == "openagents.submit"
+    assert headers["traceparent"].split("-")[1:3] == [
+        submitted["context"]["trace_id"].removeprefix("0x"),
+        submitted["context"]["span_id"].removeprefix("0x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "captures"),
+    [("", False), ("NO_CONTENT", False), ("EVENT_ONLY", False), ("SPAN_ONLY", True), ("true", True)],
+)
+def test_content_is_captured_only_if_the_variable_says_so(
+    value: str, captures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its values of the conventions, and by `true` of earlier ones."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", value)
+
+    assert OpenTelemetryExporter().captures_content is captures
+
+
+def test_an_attribute_may_be_any_text(reported: Reported) -> None:
+    """Half of a surrogate pair would lose all spans that are sent with it."""
+    with signals.span("a", {"x": "\ud800"}) as current:
+        current.set("y", "\ud800")
+        signals.annotate("z", "é")
+
+    assert reported.spans()[0]["attributes"] == {"x": "?", "y": "?", "z": "é"}
+
+
+def test_meters_receive_measurements_but_no_spans(reported: Reported) -> None:
+    """Besides an exporter. A meter that is registered twice counts once."""
+
+    class Meter:
+        def __init__(self) -> None:
+            self.got: list[tuple[str, float]] = []
+
+        def count(self, name: str, value: float, attributes: object) -> None:
+            self.got.append((name, value))
+
+        observe = count
+
+    meter = Meter()
+    signals.register_meter(meter)
+    signals.register_meter(meter)
+    with signals.span("a"):
+        signals.count("c", 2)
+        signals.observe("d", 0.5)
+    signals.unregister_meter(meter)
+    signals.count("c", 3)
+
+    assert meter.got == [("c", 2), ("d", 0.5)]
+    assert reported.counts()["c"] == 5
+
+
 def test_a_second_exporter_is_refused(reported: Reported) -> None:
     """It would replace the first one in silence."""
     with pytest.raises(RuntimeError, match="registered already"):
@@ -186,6 +265,7 @@ def test_a_run_is_one_trace_from_its_producer_over_a_kill_to_its_end(
         "openagents.run.id": "r1",
         "openagents.run.attempt": 2,
         "openagents.run.life": 1,
+        "openagents.run.recoveries": 1,
         "openagents.outcome": "finished",
         "openagents.stop_reason": "completed",
     }
