@@ -89,6 +89,8 @@ def session_lines(session: SessionView) -> list[Safe]:
         *(("artifact", f"{one.kind} {one.name}: {short(one.payload)}") for one in session.artifacts),
         *(("state", f"{name}: {short(value)}") for name, value in session.state.items()),
     ]
+    if (summary := session.summary) is not None:
+        rows.append(("summary", f"of the first {summary.messages} messages: {short(summary.text)}"))
     messages = [
         f"{message.get('role', '?')}: {short(message.get('content'))}" for message in session.transcript
     ]

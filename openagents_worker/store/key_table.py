@@ -73,7 +73,11 @@ KEYS = (
         "a minute after its last piece; the event that ends the text deletes it",
     ),
     KeySpec(
-        "session", "sess:{}", "hash", "holder, ordinals of the last places given, version, format", _SESSION
+        "session",
+        "sess:{}",
+        "hash",
+        "holder, ordinals of the last places given, version, format, epoch, summaries",
+        _SESSION,
     ),
     KeySpec("session_queue", "sess:{}:queue", "zset", "waiting runs by place", _SESSION),
     KeySpec("transcript", "sess:{}:transcript", "list", "messages as JSON, oldest first", _SESSION),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.cli.lists import session_lines
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.llm.scripted import ScriptedClient
 from openagents_worker.models import StopReason
@@ -94,6 +95,8 @@ async def test_a_summary_replaces_the_oldest_turns_for_this_run_and_later_ones(
         ]
         written = await p.transcript()
         assert [entry["content"].split()[0] for entry in written[::2]] == ["q1", "q2", "q3", "q4", "q5"]
+        shown = "\n".join(map(str, session_lines(await aread_session(p.store, "s1"))))
+        assert "summary   of the first 4 messages: first" in shown
         assert (await p.record("r4")).usage.llm_calls == 2
         assert (await p.record("r5")).usage.llm_calls == 1
 
