@@ -1,4 +1,4 @@
-"""Pages in Flower: the only place that tells Flower, when it starts, to show the pages of this library.
+"""Pages in Flower: the only place that adds the pages of this library to Flower when it starts.
 
 Celery's command line imports Flower's command before it loads the app, for every command. So Flower's class
 is replaced when the app is made, by a function that imports the pages when Flower calls it.

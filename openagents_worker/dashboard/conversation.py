@@ -10,13 +10,13 @@ from openagents_worker.dashboard.shown_text import LongText, long_text, short_te
 from openagents_worker.models import RunRecord
 from openagents_worker.store.checkpoints import Checkpoint
 
-__all__ = ["Message", "conversation_of", "messages_of_transcript"]
+__all__ = ["ShownMessage", "conversation_of", "messages_of_transcript"]
 
 MAX_CALLS = 50  # of one message
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ShownMessage:
     """A message. `role` is user, assistant or tool. `calls` are the tools that the model asked for."""
 
     role: str
@@ -26,7 +26,7 @@ class Message:
     is_error: bool = False
 
 
-def conversation_of(record: RunRecord, checkpoints: Sequence[Checkpoint]) -> list[Message]:
+def conversation_of(record: RunRecord, checkpoints: Sequence[Checkpoint]) -> list[ShownMessage]:
     """The question, the replies of the model, the results of tools, and the answer."""
     messages = list(_question(record))
     for checkpoint in checkpoints:
@@ -35,14 +35,14 @@ def conversation_of(record: RunRecord, checkpoints: Sequence[Checkpoint]) -> lis
     if result is not None and result.ok and result.final_output is not None:
         answer = long_text(result.final_output)
         if not messages or messages[-1].text != answer:
-            messages.append(Message("assistant", "answer", answer))
+            messages.append(ShownMessage("assistant", "answer", answer))
     return messages
 
 
-def messages_of_transcript(transcript: Iterable[Mapping[str, Any]]) -> list[Message]:
+def messages_of_transcript(transcript: Iterable[Mapping[str, Any]]) -> list[ShownMessage]:
     """The messages that a session has stored."""
     return [
-        Message(
+        ShownMessage(
             str(message.get("role", "?"))[:40],
             str(message.get("role", "?"))[:40],
             long_text(message.get("content")),
@@ -52,27 +52,27 @@ def messages_of_transcript(transcript: Iterable[Mapping[str, Any]]) -> list[Mess
     ]
 
 
-def _question(record: RunRecord) -> Iterator[Message]:
+def _question(record: RunRecord) -> Iterator[ShownMessage]:
     if record.request is not None:
-        yield Message("user", "user", long_text(record.request.input_text))
+        yield ShownMessage("user", "user", long_text(record.request.input_text))
 
 
-def _message_of(checkpoint: Checkpoint) -> Iterator[Message]:
+def _message_of(checkpoint: Checkpoint) -> Iterator[ShownMessage]:
     value = checkpoint.value
     if checkpoint.error is not None and checkpoint.kind in ("model", "tool"):
         text = f"{checkpoint.error.code}: {checkpoint.error.message}"
-        yield Message(
+        yield ShownMessage(
             "tool", f"{checkpoint.kind} {short_text(checkpoint.name, 80)}", long_text(text), (), True
         )
     elif checkpoint.kind == "model" and isinstance(value, Mapping):
-        yield Message(
+        yield ShownMessage(
             "assistant",
             f"assistant ({short_text(checkpoint.name, 80)})",
             long_text(_text_of(value)),
             tuple(_calls(value)),
         )
     elif checkpoint.kind == "tool":
-        yield Message("tool", f"tool {short_text(checkpoint.name, 80)}", long_text(value))
+        yield ShownMessage("tool", f"tool {short_text(checkpoint.name, 80)}", long_text(value))
 
 
 def _text_of(value: Mapping[str, Any]) -> Any:

@@ -70,11 +70,13 @@ class FlowerWithPages(Flower):  # type: ignore[misc]  # Flower has no types
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
         """The handler of a request; of a request to another host, one that refuses it."""
         if not self.allowed_hosts.allow(request.host):
-            return self.get_handler_delegate(request, OtherHost)
-        return super().find_handler(request, **kwargs)
+            refused: HTTPMessageDelegate = self.get_handler_delegate(request, OtherHost)
+            return refused
+        found: HTTPMessageDelegate = super().find_handler(request, **kwargs)
+        return found
 
 
-class OtherHost(web.RequestHandler):  # type: ignore[misc]  # as above
+class OtherHost(web.RequestHandler):
     """Refuses a request to another host."""
 
     def check_xsrf_cookie(self) -> None:

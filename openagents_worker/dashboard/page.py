@@ -63,7 +63,7 @@ class PageHandler(BaseHandler):  # type: ignore[misc]  # Flower has no types
         for name, value in HEADERS.items():
             self.set_header(name, value)
 
-    @web.authenticated  # type: ignore[untyped-decorator]
+    @web.authenticated
     def prepare(self) -> None:
         """Refuses a user who is not logged in."""
 
@@ -141,7 +141,7 @@ class ActionHandler(PageHandler):
         if not is_from_own_page(self.request.headers, self.request.host):
             raise web.HTTPError(403, "this request comes from another site, not from a page of this Flower")
 
-    @web.authenticated  # type: ignore[untyped-decorator]
+    @web.authenticated
     def prepare(self) -> None:
         """Refuses a user who is not logged in, and everybody if Flower is read-only."""
         self.check_xsrf_cookie()

@@ -20,7 +20,7 @@ from openagents_worker.dashboard.sessions_page import SessionPage, SessionsPage
 __all__ = ["PAGES"]
 
 
-class StaticFiles(StaticFileHandler):  # type: ignore[misc]  # Tornado has no types here
+class StaticFiles(StaticFileHandler):
     """Our style sheet and our scripts."""
 
     def set_extra_headers(self, path: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.dashboard.conversation import Message, conversation_of
+from openagents_worker.dashboard.conversation import ShownMessage, conversation_of
 from openagents_worker.dashboard.page import PageHandler
 from openagents_worker.dashboard.shown_text import (
     LongText,
@@ -65,7 +65,7 @@ class RunView:
     error: ShownError | None
     waits: str
     timeline: Timeline
-    messages: tuple[Message, ...]
+    messages: tuple[ShownMessage, ...]
     no_messages: str
     left_out_steps: int
     events: tuple[tuple[RunEvent, str, str], ...]

@@ -49,7 +49,7 @@ def patched(name: str, text: str) -> str:
     return text.replace(anchor, ours + anchor, 1)
 
 
-class PageTemplates(Loader):  # type: ignore[misc]  # Tornado's class has no types here
+class PageTemplates(Loader):
     """Loads templates of Flower and ours by their full names. Every `{{ }}` is escaped."""
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:

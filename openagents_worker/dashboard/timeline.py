@@ -115,11 +115,11 @@ def timeline_of(
     first_ms = min((row.began_ms for row in rows), default=last_ms)
     last_ms = max([last_ms, first_ms + 1, *(row.ended_ms or 0 for row in rows)])
     for row in rows:
-        _place(row, first_ms, last_ms)
+        _set_bar(row, first_ms, last_ms)
     return Timeline(tuple(rows), left_out, last_ms - first_ms, summary.is_whole)
 
 
-def _place(row: Row, first_ms: int, last_ms: int) -> None:
+def _set_bar(row: Row, first_ms: int, last_ms: int) -> None:
     ended_ms = last_ms if row.ended_ms is None else row.ended_ms
     scale = 100 / (last_ms - first_ms)
     row.width = round(max(LEAST_WIDTH, (ended_ms - row.began_ms) * scale), 3)

@@ -64,10 +64,7 @@ SUBSCRIBE_TIMEOUT_S = 2.0
 
 
 def history(keys: Keys, run_id: str, newest: int | None = None) -> Plan[list[RunEvent]]:
-    """A plan that returns the stored events of a run, oldest first, without waiting. Raises `RunNotFound`.
-
-    With `newest`, at most so many of them: the last ones.
-    """
+    """A plan: the stored events of a run, or the `newest` of them, oldest first. Raises `RunNotFound`."""
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
