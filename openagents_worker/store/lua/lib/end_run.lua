@@ -29,20 +29,17 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
-  local is_idle
   if redis.call('HGET', k.session(S), 'holder') == run.id then
     local next_run = promote(S)
     if next_run then wakes[#wakes + 1] = next_run end
-    is_idle = next_run == nil
   else
     redis.call('ZREM', k.session_queue(S), run.id)
     local head = repaired(S)
     if head then wakes[#wakes + 1] = head end
-    is_idle = redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0
   end
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if is_idle then
+  if redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then
     for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, SESSION_TTL_MS) end
   end
   return wakes
