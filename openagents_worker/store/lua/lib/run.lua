@@ -144,9 +144,9 @@ local function add_again(run, seq, left, ...)
   return seq
 end
 
--- add(stream, left, number, entry…): adds an entry; returns its id, or the error of Redis. The last entry of a batch (`left` entries follow it)
+-- add_entry(stream, left, number, entry…): adds an entry; returns its id, or the error of Redis. The last entry of a batch (`left` entries follow it)
 -- shortens the stream
-local function add(stream, left, number, ...)
+local function add_entry(stream, left, number, ...)
   if left > 0 then return redis.pcall('XADD', stream, number .. '-0', ...) end
   return redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, number .. '-0', ...)
 end
@@ -179,7 +179,7 @@ local function append(run, events, final)
       seq, left = seq + 1, left - 1
       local is_final = final and i == #events - 1
       local number = digits(seq)
-      local stored = add(stream, left, number, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
+      local stored = add_entry(stream, left, number, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
         'final', is_final and '1' or '0', 'payload', payload)
       if type(stored) ~= 'string' then
         seq = add_again(run, seq, left, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
