@@ -115,9 +115,16 @@ class ReplayByContent(RulesOfNodes):
         return _ContentQuery(kind, name, content, core_content, frame.node.path, ordinal, frame)
 
     def next_kind(self) -> str | None:
-        frame = self._nodes.current_frame()
-        following = None if self._unused.is_empty else self._unused.next_of_node(frame.node.path, frame.scope)
+        following = self._following()
         return None if following is None else following.kind
+
+    def next_name(self) -> str:
+        following = self._following()
+        return following.name if isinstance(following, Record) else ""
+
+    def _following(self) -> Record | OpenCall | None:
+        frame = self._nodes.current_frame()
+        return None if self._unused.is_empty else self._unused.next_of_node(frame.node.path, frame.scope)
 
     @property
     def is_replay_over(self) -> bool:

@@ -149,6 +149,9 @@ class ReplayByPlace(Rules):
     def next_kind(self) -> str:
         return "unknown"  # a call that is made only sometimes would change the places of the others
 
+    def next_name(self) -> str:
+        return ""
+
     @property
     def is_replay_over(self) -> bool:
         return not self._records

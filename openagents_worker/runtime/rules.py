@@ -171,6 +171,10 @@ class Rules(ABC):
     def next_kind(self) -> str | None:
         """The kind of the next recorded call of the current task; None if all further calls of it are new."""
 
+    @abstractmethod
+    def next_name(self) -> str:
+        """The name of the same call; '' if it is not recorded yet."""
+
     @property
     @abstractmethod
     def is_replay_over(self) -> bool:
