@@ -84,7 +84,7 @@ class Shortage:
         return BudgetExhausted(
             f"nothing is left of {self.name} for a child run: {self.current:g} of {self.limit:g} is used or "
             "reserved",
-            kind=_KINDS[self.name],
+            kind=_KINDS.get(self.name, self.name),
             current=self.current,
             limit=self.limit,
         )

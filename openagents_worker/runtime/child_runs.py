@@ -18,6 +18,7 @@ from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.child_budgets import Born, Grant, Shortage, Siblings, grant_of
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.rules import EXTEND
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
@@ -159,6 +160,12 @@ class ChildRuns:
         asked = call.asked.budget or self._config.default_child_budget
         others = [born for id_, born in self.born.items() if id_ != call.id]
         return grant_of(asked, self._recorder.budget, self._recorder.usage, others, call.siblings)
+
+    async def take_extensions(self) -> None:
+        """Take the extensions of the budget again for which an earlier attempt has waited in this call."""
+        rules = self._recorder.rules
+        while rules.next_kind() == EXTEND and (name := rules.next_name(recorded=True)):
+            await more_of(self._recorder, name, 0, 0, Shortage(name, 0, 0, is_reserved=False).error())
 
     async def _wait_for_budget(self, shortage: Shortage, info: CallInfo) -> None:
         """Wait until a child ends that has reserved what this one needs, or until the budget is extended.

@@ -157,6 +157,7 @@ class Children:
         child_id = self._runs.child_id(info.call_id)
         self._recorder.replaces(info.call_id, f"{FactKind.DELEGATED}:{info.call_id}")
         try:
+            await self._runs.take_extensions()
             if call.asked.background:
                 await self._runs.begin(call, info, child_id)
                 return self._in_background(info, child_id)

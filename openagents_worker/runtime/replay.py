@@ -118,11 +118,11 @@ class ReplayByContent(RulesOfNodes):
         following = self._following()
         return None if following is None else following.kind
 
-    def next_name(self) -> str | None:
+    def next_name(self, *, recorded: bool = False) -> str | None:
         following = self._following()
-        if following is None:
-            return None
-        return following.name if isinstance(following, Record) else name_of(following.id)
+        if isinstance(following, Record):
+            return following.name
+        return None if following is None or recorded else name_of(following.id)
 
     def _following(self) -> Record | OpenCall | None:
         """The next recorded or begun call of the current task."""

@@ -149,7 +149,7 @@ class ReplayByPlace(Rules):
     def next_kind(self) -> str:
         return "unknown"  # a call that is made only sometimes would change the places of the others
 
-    def next_name(self) -> str:
+    def next_name(self, *, recorded: bool = False) -> str:
         return "unknown"
 
     @property

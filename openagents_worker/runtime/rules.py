@@ -172,8 +172,8 @@ class Rules(ABC):
         """The kind of the next recorded call of the current task; None if all further calls of it are new."""
 
     @abstractmethod
-    def next_name(self) -> str | None:
-        """The name of the same call."""
+    def next_name(self, *, recorded: bool = False) -> str | None:
+        """The name of the same call. With `recorded`, None for a call that has only begun."""
 
     @property
     @abstractmethod

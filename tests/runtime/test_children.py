@@ -645,3 +645,34 @@ async def test_the_sessions_of_children_are_not_listed_and_are_deleted_with_that
             key async for key in redis.scan_iter("*") if "run:" in key or "sess:" in key or "journal" in key
         ]
         assert left == []
+
+
+async def test_a_budget_that_pauses_is_extended_for_a_child(redis_url: str) -> None:
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")], budget={"max_tool_calls": 0, "on_breach": "pause"})
+        record = await p.record()
+        assert record.state is RunState.PAUSED
+        assert [(wait.kind, wait.name) for wait in record.waiting] == [(WaitKind.BUDGET, "max_tool_calls")]
+        extension = json.dumps({"budget": {"max_tool_calls": 4}, "by": "anna"})
+        call = scripts.fact(
+            run_id="r1", name="extend:", value=extension, message_id="", max_facts=9, max_bytes=999
+        )
+        p.wakes += (await p.store.run(call)).wakes
+        record = await finish(p)
+        [child] = await children_of(p)
+        assert child.request is not None
+        assert child.request.budget is not None
+        assert child.request.budget.max_tool_calls == 4
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "done: one"]]
+
+
+async def test_a_cancelled_transfer_ends_as_its_child_does(redis_url: str) -> None:
+    """The stop reason of the other agent is that of the run, whatever it is."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "hands_over", "one")
+        [child] = await children_of(p)
+        await cancel(p, child.run_id)
+        record = await finish(p)
+        assert record.result is not None
+        assert (record.state, record.result.stop_reason) == (RunState.CANCELLED, StopReason.CANCELLED)
