@@ -254,7 +254,8 @@ class LimitedProtocol(Protocol):
             return super().write(attempt, kind if name == kind else "handover")
         attempt.batch_no += 1
         run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
-        tenant, until_ms = TENANTS[self.requests[run_id].session], self.lab.now_ms() + int(1.5 * TICK_MS)
+        tenant = TENANTS.get(self.requests[run_id].session, "a")  # a child has a session of its own
+        until_ms = self.lab.now_ms() + int(1.5 * TICK_MS)
         call = scripts.suspend(
             run_id=run_id,
             fence=fence,

@@ -133,7 +133,7 @@ GUARDS = (
     ),
     Guard(
         "runs that delegate, and their children, have the format that says so",
-        ("redis.call('HSET', k.run(run_id), 'format', math.max(run.format, format))", ""),
+        ("'format', math.max(run.format, format), 'emit_no', batch_no)", "'emit_no', batch_no)"),
         story="a_parent_waits_for_its_child",
     ),
 )

@@ -106,7 +106,7 @@ GUARDS = (
     ),
     Guard(
         "an end repairs a session whose holder has no record",
-        ("local head = repaired(S)", "local head = nil"),
+        ("next_run = repaired(S)", "next_run = nil"),
         story="the_last_run_of_a_queue_is_cancelled",
     ),
     Guard(
@@ -678,7 +678,7 @@ GUARDS = (
     ),
     Guard(
         "an end removes the run from the queue",
-        ("    redis.call('ZREM', k.session_queue(S), run.id)\n    local head = ", "    local head = "),
+        ("    redis.call('ZREM', k.session_queue(S), run.id)\n    next_run = ", "    next_run = "),
     ),
     Guard(
         "an end removes the run from the due runs",
