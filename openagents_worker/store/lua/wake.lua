@@ -21,7 +21,9 @@ for _, id in ipairs(ids) do
   local run = load(id)
   local more = {}
   redis.call('ZREM', k.due(), id)
-  if run and run.force_at > 0 and not TERMINAL[run.state] then
+  if run and run.force_at > NOW_MS and not TERMINAL[run.state] then
+    redis.call('ZADD', k.due(), digits(run.force_at), id) -- another run has interrupted it in this call
+  elseif run and run.force_at > 0 and not TERMINAL[run.state] then
     local is_overdue = holder(run.session) == id -- else it ends when it becomes the holder
     if is_overdue and not says_so_itself(run) then
       more = cancelled(run, run.cancel_reason)
