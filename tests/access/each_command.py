@@ -54,7 +54,7 @@ def test_every_role_that_may_read_can_run_the_reading_commands(
         ("status",),
         ("workers",),
         ("runs", "--limit", "1000"),
-        ("runs", "--agent", "clerk", "--state", "completed", "--limit", "1000"),
+        ("runs", "--agent", "clerk", "--session", "pears", "--state", "completed", "--limit", "1000"),
         ("show", completed),
         ("watch", completed, "--json"),
         ("sessions", "--limit", "1000"),
@@ -114,7 +114,7 @@ def test_an_operator_deletes_a_session(redis_of_users: Guarded, shop: Installati
 def test_a_producer_reads_what_its_runs_did(shop: Installation, completed: str) -> None:
     client = shop.client
     assert next(client.checkpoints(completed)).kind == "prepare"
-    assert completed in {record.run_id for record in client.runs(session_id="pears").items}
+    assert completed in {record.run_id for record in client.runs(session_id="pears", agent_id="clerk").items}
     assert "pears" in {session.session_id for session in client.sessions().items}
     assert client.workers()
 

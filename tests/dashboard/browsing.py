@@ -32,6 +32,14 @@ return [at.tagName.toLowerCase(), (at.getAttribute("aria-label") || at.innerText
 """
 
 
+OUTSIDE = """
+const width = document.documentElement.clientWidth;
+if (document.documentElement.scrollWidth <= width) return [];
+return [...document.querySelectorAll("body *")]
+    .filter(each => each.getBoundingClientRect().right > width + 1).map(each => each.outerHTML.slice(0, 150));
+"""
+
+
 class Browser:
     """A tab of the browser."""
 
@@ -94,10 +102,9 @@ class Browser:
         """What the console reports since the last call: refused scripts and styles, exceptions."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def is_wider_than_the_screen(self) -> bool:
-        """Whether the page must be scrolled to the side."""
-        script = "return document.documentElement.scrollWidth > document.documentElement.clientWidth"
-        return bool(self.driver.execute_script(script))
+    def parts_outside(self) -> list[str]:
+        """The parts that stick out on the right, if the page must be scrolled to the side."""
+        return list(self.driver.execute_script(OUTSIDE))
 
     def accessibility_problems(self) -> list[str]:
         """The serious violations that axe-core finds."""
