@@ -109,7 +109,7 @@ class LimitedTruth(Truth):
     def park_for_limit(
         self, run_id: str, fence: str, name: str, tenant: str, delay: float, facts_seen: int
     ) -> tuple[str, Wakes]:
-        answer, wakes = super().park(run_id, fence, "waiting", (), delay, facts_seen)
+        answer, wakes = super().park(run_id, fence, "waiting", (), delay, facts_seen, lends=False)
         run = self.runs.get(run_id)
         if answer != "OK" or not run or run.state != "waiting":
             return answer, wakes
@@ -254,7 +254,10 @@ class LimitedProtocol(Protocol):
             return super().write(attempt, kind if name == kind else "handover")
         attempt.batch_no += 1
         run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
-        tenant, until_ms = TENANTS[self.requests[run_id].session], self.lab.now_ms() + int(1.5 * TICK_MS)
+        tenant, until_ms = (
+            TENANTS.get(self.requests[run_id].session, ""),
+            self.lab.now_ms() + int(1.5 * TICK_MS),
+        )
         call = scripts.suspend(
             run_id=run_id,
             fence=fence,

@@ -531,9 +531,17 @@ class Truth(PaymentsTruth):
         return "OK", self._queued(run)
 
     def park(
-        self, run_id: str, fence: str, state: str, waits: tuple[Wait, ...], delay: float, facts_seen: int
+        self,
+        run_id: str,
+        fence: str,
+        state: str,
+        waits: tuple[Wait, ...],
+        delay: float,
+        facts_seen: int,
+        *,
+        lends: bool = True,
     ) -> tuple[str, Wakes]:
-        """The run waits for these facts, at most `delay` ticks; 0: for ever."""
+        """The run waits for these facts, at most `delay` ticks; 0: for ever. `lends`: its session."""
         run = self.writer(run_id, fence)
         if not run or run.cancel:
             return "CANCEL" if run else "FENCED", set()
@@ -542,7 +550,7 @@ class Truth(PaymentsTruth):
         self._at(run, state, self.now)
         run.waits, run.until, run.format = waits, self.now + delay if delay else 0.0, max(run.format, PARKS)
         run.parks += 1
-        return "OK", self._begin_shared(run)
+        return "OK", self._begin_shared(run) if lends else set()
 
     # --- children ---
 
