@@ -109,7 +109,7 @@ class LimitedTruth(Truth):
     def park_for_limit(
         self, run_id: str, fence: str, name: str, tenant: str, delay: float, facts_seen: int
     ) -> tuple[str, Wakes]:
-        answer, wakes = super().park(run_id, fence, Parking("waiting", (), delay), facts_seen, 0)
+        answer, wakes = super().park(run_id, fence, Parking("waiting", (), delay), facts_seen, 0, lends=False)
         run = self.runs.get(run_id)
         if answer != "OK" or not run or run.state != "waiting":
             return answer, wakes

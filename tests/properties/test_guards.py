@@ -420,7 +420,7 @@ GUARDS = (
     ),
     Guard(
         "a worker that dies before it ends an interrupted run by force is replaced",
-        ("digits(NOW_MS + OVERDUE_AGAIN_MS)", "digits(NOW_MS + 2 ^ 40)"),
+        ("digits(math.max(run.force_at, NOW_MS + OVERDUE_AGAIN_MS))", "digits(NOW_MS + 2 ^ 40)"),
         story="an_interrupted_run_does_not_end",
     ),
     Guard(

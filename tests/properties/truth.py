@@ -544,9 +544,16 @@ class Truth(PaymentsTruth):
         return "OK", self._queued(run)
 
     def park(
-        self, run_id: str, fence: str, parking: Parking, facts_seen: int, acknowledged: int
+        self,
+        run_id: str,
+        fence: str,
+        parking: Parking,
+        facts_seen: int,
+        acknowledged: int,
+        *,
+        lends: bool = True,
     ) -> tuple[str, Wakes]:
-        """The run waits for these facts, at most `parking.delay` ticks; 0: for ever."""
+        """The run waits for these facts, at most `parking.delay` ticks; 0: for ever. `lends`: its session."""
         run, state, delay = self.writer(run_id, fence), parking.state, parking.delay
         if not run or run.cancel:
             return "CANCEL" if run else "FENCED", set()
@@ -561,7 +568,7 @@ class Truth(PaymentsTruth):
             max(run.format, PARKS),
         )
         run.parks += 1
-        return "OK", self._begin_shared(run)
+        return "OK", self._begin_shared(run) if lends else set()
 
     # --- children ---
 

@@ -21,15 +21,14 @@ for _, id in ipairs(ids) do
   local run = load(id)
   local more = {}
   redis.call('ZREM', k.due(), id)
-  if run and run.force_at > NOW_MS and not TERMINAL[run.state] then
-    redis.call('ZADD', k.due(), digits(run.force_at), id) -- another run has interrupted it in this call
-  elseif run and run.force_at > 0 and not TERMINAL[run.state] then
-    local is_overdue = holder(run.session) == id -- else it ends when it becomes the holder
+  if run and run.force_at > 0 and not TERMINAL[run.state] then
+    -- Else it ends when it becomes the holder, or it was interrupted by a run that became due in this call
+    local is_overdue = run.force_at <= NOW_MS and holder(run.session) == id
     if is_overdue and not says_so_itself(run) then
       more = cancelled(run, run.cancel_reason)
     else
       if is_overdue then overdue[#overdue + 1] = id end
-      redis.call('ZADD', k.due(), digits(NOW_MS + OVERDUE_AGAIN_MS), id)
+      redis.call('ZADD', k.due(), digits(math.max(run.force_at, NOW_MS + OVERDUE_AGAIN_MS)), id)
     end
   elseif run and run.owner == '' and not TERMINAL[run.state] then
     if expired(run) then
