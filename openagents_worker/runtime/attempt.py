@@ -102,9 +102,7 @@ class Attempt:
         self._request_error = request_error
         self._services = services
         self._settings = services.settings
-        on_disk = services.settings.durability == "strict"
-        store = services.store
-        self._store = FencedStore(self.identity, store, lease=lease, latch=self.latch, on_disk=on_disk)
+        self._store = FencedStore.of(self.identity, services, lease=lease, latch=self.latch)
         self._writer = RunWriter(
             self.identity, services, store=self._store, latch=self.latch, length=claimed.journal_length
         )

@@ -15,6 +15,7 @@ from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisUnreach
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.codec import PayloadCodec
@@ -61,6 +62,12 @@ class FencedStore:
         self._waits: dict[asyncio.Task[Any], bool] = {}
         """The tasks that wait for Redis, and whether `_stop_waiting` has cancelled them."""
         latch.when_fenced(self._stop_waiting)
+
+    @classmethod
+    def of(cls, identity: RunIdentity, services: Services, *, lease: Lease, latch: Latch) -> FencedStore:
+        """That of an attempt. With `OPENAGENTS_DURABILITY=strict`, intents are on disk."""
+        on_disk = services.settings.durability == "strict"
+        return cls(identity, services.store, lease=lease, latch=latch, on_disk=on_disk)
 
     @property
     def keys(self) -> Keys:

@@ -20,7 +20,10 @@ from tests.deployment.commands import ROOT, Running, running
 
 __all__ = ["EXTRAS", "Environment", "Environments"]
 
-EXTRAS = ("worker", "embedded", "flower", "uvloop", "otel", "http2", "mcp")
+EXTRAS = (
+    *("worker", "embedded", "flower", "uvloop", "otel", "http2", "mcp", "metrics", "tokenizers", "zep"),
+    *("langfuse", "phoenix", "rich"),
+)
 BESIDE = ("django>=5,<6", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", "gevent", "eventlet")
 """What the tests install beside us: a product's framework, and the pools that are refused."""
 
