@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import redis
 
+from bench import _transcripts as transcripts
 from bench import steps as steps_bench
-from bench import transcripts
 from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
 from openagents_worker.local.redis_server import EmbeddedRedis

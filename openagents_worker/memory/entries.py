@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["MAX_TEXT_CHARS", "Entry", "added", "entries_in", "newest_within", "one_line", "without"]
+__all__ = ["MAX_TEXT_CHARS", "MemoryEntry", "added", "entries_in", "newest_within", "one_line", "without"]
 
 MAX_TEXT_CHARS = 2_000  # of a rule, and of its reason
 NO_REASON = "(no reason given)"
@@ -25,7 +25,7 @@ _RULE, _WHY = "**Rule:** ", "**Why:** "
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MemoryEntry:
     """Something that is remembered. `timestamp` is ISO 8601, UTC."""
 
     id: str
@@ -54,12 +54,12 @@ def one_line(text: Any) -> str:
     return " ".join(str(text).split())[:MAX_TEXT_CHARS]
 
 
-def entries_in(section: str) -> list[Entry]:
+def entries_in(section: str) -> list[MemoryEntry]:
     """The entries of a section, the oldest first. Blocks that are not complete are left out."""
     return [entry for _, _, entry in _blocks(section)]
 
 
-def added(section: str, entry: Entry, *, most: int) -> str:
+def added(section: str, entry: MemoryEntry, *, most: int) -> str:
     """The section with one more entry, and without the oldest ones if there are more than `most`.
 
     Unchanged if it already has an entry with this id: an interrupted write is repeated.
@@ -82,9 +82,9 @@ def without(section: str, entry_id: str) -> str:
     return section
 
 
-def newest_within(entries: list[Entry], max_chars: int) -> list[Entry]:
+def newest_within(entries: list[MemoryEntry], max_chars: int) -> list[MemoryEntry]:
     """The newest entries that have at most so many characters together, but at least one."""
-    kept: list[Entry] = []
+    kept: list[MemoryEntry] = []
     for entry in reversed(entries):
         max_chars -= entry.size
         if max_chars < 0 and kept:
@@ -93,7 +93,7 @@ def newest_within(entries: list[Entry], max_chars: int) -> list[Entry]:
     return kept[::-1]
 
 
-def _blocks(section: str) -> list[tuple[int, int, Entry]]:
+def _blocks(section: str) -> list[tuple[int, int, MemoryEntry]]:
     """Begin, end and entry of each block."""
     lines = section.split("\n")
     starts = [0]
@@ -108,6 +108,6 @@ def _blocks(section: str) -> list[tuple[int, int, Entry]]:
             if end < len(lines) - 1 and not lines[end]:
                 end += 1  # the empty line behind the block
             fields: Mapping[str, str] = heading.groupdict()
-            entry = Entry(**fields, rule=rule[len(_RULE) :].strip(), reason=why[len(_WHY) :].strip())
+            entry = MemoryEntry(**fields, rule=rule[len(_RULE) :].strip(), reason=why[len(_WHY) :].strip())
             blocks.append((starts[at], min(starts[end], len(section)), entry))
     return blocks

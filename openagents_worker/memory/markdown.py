@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints
 
 from openagents_worker.errors import SessionError
 from openagents_worker.memory.base import PENDING_WRITES, MemoryContext, MemoryPlugin
-from openagents_worker.memory.entries import Entry, added, entries_in, newest_within, one_line, without
+from openagents_worker.memory.entries import MemoryEntry, added, entries_in, newest_within, one_line, without
 
 __all__ = ["MarkdownMemory"]
 
@@ -139,7 +139,7 @@ class MarkdownMemory(MemoryPlugin):
             return str(category)
         return DEFAULT_SECTION if DEFAULT_SECTION in sections else sections[0]
 
-    def _added(self, texts: Sections, entries: list[tuple[str, Entry]]) -> Sections:
+    def _added(self, texts: Sections, entries: list[tuple[str, MemoryEntry]]) -> Sections:
         after = dict(texts)
         for section, entry in entries:
             after[section] = added(after.get(section, ""), entry, most=self.cfg.max_entries_per_section)
@@ -194,11 +194,11 @@ def _not_usable(key: str, found: Any, wanted: str, context: MemoryContext) -> Se
     )
 
 
-def _entry(fields: Mapping[str, Any], now: str, seed: str) -> Entry:
+def _entry(fields: Mapping[str, Any], now: str, seed: str) -> MemoryEntry:
     """An entry. Its id follows from `seed` and text, so that a repeated write-back adds it once."""
     rule, reason = one_line(fields.get("rule", "")), one_line(fields.get("reason") or "")
     digest = hashlib.blake2b(f"{seed}\0{rule}".encode(errors="surrogatepass"), digest_size=4)
-    return Entry(digest.hexdigest(), now, rule, reason)
+    return MemoryEntry(digest.hexdigest(), now, rule, reason)
 
 
 def _now() -> str:

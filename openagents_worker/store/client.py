@@ -252,13 +252,14 @@ class AsyncStore:
         return self.cell.codec
 
     async def run(self, call: ScriptCall[T]) -> T:
-        """As `Store.run`.
+        """As `Store.run`."""
+        return await (self._run if self._scripts.is_checked(call.script) else self._check_and_run)(call)
 
-        The first run of a script checks all rights that it needs. Runs that begin meanwhile wait for its end:
-        in a worker that starts with a hundred runs, the check costs more than the script.
+    async def _check_and_run(self, call: ScriptCall[T]) -> T:
+        """Run a script whose rights were not checked yet. Runs of it that begin meanwhile wait for the end.
+
+        In a worker that starts with a hundred runs, the check costs more than the script.
         """
-        if self._scripts.is_checked(call.script):
-            return await self._run(call)
         sha, first_runs = call.script.sha, self._on_loops.here().first_runs
         if (first_run := first_runs.get(sha)) is not None:
             await asyncio.wait([first_run])

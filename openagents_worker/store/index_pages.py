@@ -20,6 +20,7 @@ __all__ = [
     "Page",
     "Problem",
     "UnreadableEntry",
+    "check_limit",
     "for_each_id",
     "read_index_page",
 ]
@@ -82,7 +83,7 @@ def read_index_page(
 
     `read` loads the items for a list of ids: an item, None to skip it, or an unreadable entry.
     """
-    _check_limit(limit)
+    check_limit(limit)
     min_score = "-inf" if since_ms is None else str(since_ms)
     max_score = "+inf" if until_ms is None else f"({until_ms}"
     after = None if cursor is None else _parse_cursor(cursor)
@@ -130,7 +131,8 @@ def _index_range(key: str, max_score: str, min_score: str, offset: int, chunk: i
     return lambda r: r.zrevrangebyscore(key, max_score, min_score, start=offset, num=chunk, withscores=True)
 
 
-def _check_limit(limit: int) -> None:
+def check_limit(limit: int) -> None:
+    """Raises `RequestInvalid` unless it is a number of entries of one page."""
     number_of("limit", limit, least=1, most=MAX_LIMIT)
 
 

@@ -28,6 +28,7 @@ from openagents_worker.store.index_pages import (
     Page,
     Problem,
     UnreadableEntry,
+    check_limit,
     for_each_id,
     read_index_page,
 )
@@ -200,6 +201,7 @@ def list_runs(
 
     Raises `RequestInvalid` for an invalid limit or cursor, `RedisWrongType` if an index is not readable.
     """
+    check_limit(limit)
     names = filters.indexes
     counted = yield from for_each_id(names, lambda r, name: r.zcard(keys("index", name)))
     for name, (count,) in zip(names, counted, strict=True):

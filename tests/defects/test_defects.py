@@ -85,7 +85,7 @@ async def test_the_error_of_a_budget_says_what_is_used_up(redis_url: str) -> Non
         details = record.result.error_details
         assert details is not None
         assert (details.context["kind"], details.context["limit"]) == ("cost", 0.5)
-        assert details.context["current"] == record.usage.cost_usd
+        assert details.context["current"] == (record.usage.cost_usd or 0.0)
 
 
 @pytest.mark.defect("P03")

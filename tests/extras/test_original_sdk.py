@@ -201,7 +201,7 @@ async def test_b05_no_pattern_swallows_a_budget(redis_url: str, plugins: Any, na
 async def test_b03_the_runtime_alone_enforces_the_cost(redis_url: str) -> None:
     """With a known price, the package's `call_llm` says that it is unknown, and checks it once more."""
     definition = of_pattern("Batch", text("done"))
-    definition["llm"] |= {"model": "m", "pricing": {"input": 1_000_000, "output": 1_000_000}}
+    definition["llm"] |= {"model": "m", "pricing": {"input": 100, "output": 100}}
     async with process(redis_url, definition) as p:
         result = await result_of(p, input_text="a", budget={"max_cost_usd": 0.5})
         names = await p.event_names()

@@ -12,6 +12,8 @@ import pytest
 from tests.support.supervised_deployment import World
 
 MakeWorld = Callable[..., World]
+TIMES = {"ttft_ms", "llm_latency_p50_ms", "llm_latency_p95_ms", "llm_retry_count"}
+"""Fields of a usage that are different in each run."""
 
 
 @pytest.fixture

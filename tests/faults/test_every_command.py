@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.faults.conftest import MakeWorld
+from tests.faults.conftest import TIMES, MakeWorld
 from tests.support.command_proxy import Command, Proxy
 from tests.support.supervised_deployment import World, table
 
@@ -78,7 +78,7 @@ class Breaks:
             "stop_reason": result.stop_reason,
             "answer": result.final_output,
             "done": view.state["done"],
-            "usage": result.usage.model_dump(exclude={"ttft_ms", "llm_retry_count"}),
+            "usage": result.usage.model_dump(exclude=TIMES),
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import MakeWorld
+from tests.faults.conftest import TIMES, MakeWorld
 from tests.support.supervised_deployment import World, table
 
 
@@ -39,7 +39,7 @@ def _execute(world: World, run_id: str, steps: int, marks: list[str]) -> dict[st
         "finished repeated": len(after_a_later_one),
         "answer": result.final_output,
         "done": view.state["done"],
-        "usage": result.usage.model_dump(exclude={"ttft_ms", "llm_retry_count"}),
+        "usage": result.usage.model_dump(exclude=TIMES),
         "transcript": len(view.transcript),
     }
 

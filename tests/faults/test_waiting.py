@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
+from openagents_worker.errors import RunConflict
 from openagents_worker.models import RunState
 from tests.faults.conftest import MakeWorld
 from tests.support.supervised_deployment import World
@@ -19,8 +21,10 @@ def _send_all(world: World, run_ids: list[str], chance: random.Random) -> None:
     sent = dict.fromkeys(run_ids, 0)
     kills = set(chance.sample(range(len(left)), KILLS))
     for at, run_id in enumerate(left):
-        for _ in range(2):
-            world.client.send(run_id, "value", sent[run_id], message_id=f"m{sent[run_id]}")
+        message = {"message_id": f"m{sent[run_id]}"}
+        world.client.send(run_id, "value", sent[run_id], **message)
+        with suppress(RunConflict):  # the run has ended with its last value
+            world.client.send(run_id, "value", sent[run_id], **message)
         sent[run_id] += 1
         if at in kills:
             world.kill(chance.choice(world.ready()))

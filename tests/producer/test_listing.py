@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
-from openagents_worker.store import index_pages, scripts
+from openagents_worker.store import index_pages, listing, scripts
 from openagents_worker.store.listing import MAX_LIMIT
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
@@ -104,7 +104,7 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call never scans a million runs: the page is empty, and its cursor continues."""
-    monkeypatch.setattr(index_pages, "CHUNK", 2)
+    monkeypatch.setattr(listing, "SCRIPT_CHUNK", 2)
     monkeypatch.setattr(index_pages, "MAX_SCANNED", 4)
     submit(client, "wanted", session_id="wanted")
     end_all(client, "wanted")

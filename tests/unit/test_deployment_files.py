@@ -119,7 +119,11 @@ def test_the_worker_gets_every_setting_of_the_env_file() -> None:
     worker = environment_of("worker", dotenv)
 
     assert {name: worker[name] for name in ours} == {name: dotenv[name] for name in ours}
-    assert {name for name in environment_of("worker", DOTENV) if name in ours} == {"OPENAGENTS_REDIS_URL"}
+    assert {name for name in environment_of("worker", DOTENV) if name in ours} == {
+        "OPENAGENTS_REDIS_URL",
+        "OPENAGENTS_HEALTH_PORT",  # which the health check of the service asks
+        "OPENAGENTS_MONITORING_ADDRESS",
+    }
 
 
 def test_redis_is_found_with_its_password_unless_another_is_named() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import PluginConfigError, SessionError, ToolValidationError
 from openagents_worker.memory import base
-from openagents_worker.memory.entries import Entry, added, entries_in, one_line, without
+from openagents_worker.memory.entries import MemoryEntry, added, entries_in, one_line, without
 from openagents_worker.memory.markdown import MarkdownMemory
 from openagents_worker.tools.builtin import BUILTIN_TOOLS, remember
 from tests.unit.run_fakes import FakeRun
@@ -157,7 +157,7 @@ def test_whatever_is_remembered_is_read_again(notes: list[tuple[str, str]]) -> N
     """A text that looks like a heading or a field changes nothing."""
     section = "by hand\n"
     for number, (rule, reason) in enumerate(notes):
-        entry = Entry(f"id{number}", "2026-05-16T10:00:00+00:00", one_line(rule), one_line(reason))
+        entry = MemoryEntry(f"id{number}", "2026-05-16T10:00:00+00:00", one_line(rule), one_line(reason))
         section = added(section, entry, most=100)
 
     assert [entry.rule for entry in entries_in(section)] == [one_line(rule).strip() for rule, _ in notes]

@@ -595,7 +595,8 @@ def test_an_exporter_that_is_not_installed_is_named_with_its_extra(
     """Not an ImportError in the middle of a start."""
     for each in (name, module):
         monkeypatch.delitem(sys.modules, f"openagents_worker.diagnostics.{each}", raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
+    for each in (package, *(known for known in sys.modules if known.startswith(f"{package}."))):
+        monkeypatch.setitem(sys.modules, each, None)
     monkeypatch.setattr(BUILTIN_DIAGNOSTICS, "_imported", {})
     file = read_agents_file(json.dumps({"agents": [GOOD], "diagnostics": {"type": name}}), env={})
 

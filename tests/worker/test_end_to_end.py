@@ -36,6 +36,8 @@ NEED_A_FAULT = {
     "run.resumed": "a run that failed is resumed by hand",
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
+    "run.child_started": "a run delegates to another agent",
+    "run.child_completed": "a run delegates to another agent",
     "llm.limited": "a limit of the fleet has no room",
     "run.outcome_unknown": "a worker is killed in a call with effects",
     "tool.outcome_resolved": "a worker is killed in a call with effects",

@@ -8,6 +8,7 @@ local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'W
 if not dead[1] then return reply{wakes = {}, incarnation = '', left = 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
 local ended = end_of(incarnation, over_since)
+local age_ms = math.min(NOW_MS - over_since, NOW_MS) -- an invalid lease may have ended at any time
 local wakes = {}
 local seen_by = redis.call('HGET', k.gone(incarnation), '')
 local counted = seen_by == FALSE_ALARM and 0 or 1
@@ -21,7 +22,7 @@ for _, id in ipairs(ids) do
     redis.call('HSET', k.run(id), 'state', STATE.queued, 'fence', fence, 'owner', '', 'recoveries', run.recoveries + counted, 'stuck', run.stuck,
       'suspicion', run.suspicion)
     if seen_by then redis.call('HSET', k.gone(incarnation), id, digits(run.life)) end
-    append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(NOW_MS - over_since)
+    append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(age_ms)
       .. ',"recoveries":' .. digits(run.recoveries + counted) .. '}'})
     leave(run)
     run.fence, run.owner = fence, ''
@@ -51,4 +52,4 @@ if left == 0 then
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end
-return reply{wakes = wakes, incarnation = incarnation, left = left, age_ms = digits(NOW_MS - over_since)}
+return reply{wakes = wakes, incarnation = incarnation, left = left, age_ms = digits(age_ms)}
