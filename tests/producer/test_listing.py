@@ -104,7 +104,7 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call never scans a million runs: the page is empty, and its cursor continues."""
-    monkeypatch.setattr(listing, "SCRIPT_CHUNK", 2)
+    monkeypatch.setattr(listing, "CHUNK", 2)
     monkeypatch.setattr(index_pages, "MAX_SCANNED", 4)
     submit(client, "wanted", session_id="wanted")
     end_all(client, "wanted")
