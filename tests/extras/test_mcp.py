@@ -80,6 +80,7 @@ def asked(server: dict[str, Any], *calls: Sequence[Any], **options: Any) -> dict
     return {"config": {"server": server, **options}, "calls": calls}
 
 
+@pytest.mark.defect("M04")
 def test_servers_written_in_python(sdk: Environment, servers: Path, tmp_path: Path) -> None:
     """The time, and a git repository, over stdio."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)

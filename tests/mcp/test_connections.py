@@ -60,6 +60,7 @@ async def test_all_sessions_may_share_a_connection(redis_url: str, server: Fault
     assert starts(server) == 1
 
 
+@pytest.mark.defect("M01")
 async def test_servers_with_one_command_and_different_options_share_nothing(
     redis_url: str, server: FaultyServer
 ) -> None:
@@ -139,6 +140,7 @@ async def test_identical_calls_at_once_are_one_call(redis_url: str, server: Faul
 # --- the pool --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("M02")
 async def test_a_connection_in_use_is_never_evicted(server: FaultyServer) -> None:
     """If all have users, the next one is for one use only. A connection without users makes room."""
     pool = Connections(McpLimits(max_pooled_sessions=1))
@@ -243,6 +245,7 @@ async def test_a_call_that_changes_nothing_is_made_again_at_once(
     assert server.called() == ["look_and_die"] * 2
 
 
+@pytest.mark.defect("M03")
 async def test_the_tools_are_asked_for_again_after_a_connection_was_lost(
     redis_url: str, server: FaultyServer
 ) -> None:

@@ -45,6 +45,7 @@ async def children_of(p: Process, run_id: str = "r1") -> list[RunRecord]:
     return [await p.record(id_) for id_ in ids]
 
 
+@pytest.mark.defect("E05")
 async def test_a_parent_parks_until_its_child_has_ended(redis_url: str) -> None:
     """The end of the child stores its result as a fact of the parent and wakes it, in one script."""
     async with process(redis_url, *agents()) as p:
@@ -65,6 +66,7 @@ async def test_a_parent_parks_until_its_child_has_ended(redis_url: str) -> None:
         record = await finish(p)
         assert record.result is not None
         assert record.result.final_output == [["completed", "done: one"]]
+        assert record.steps == 2, "the call that delegates and one after it, not those of the child"
         assert delegating.CALLS == ["one", "after one"]
         assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
         names = [name for name in await p.event_names() if "child" in name or name == "run.woken"]
@@ -94,6 +96,7 @@ async def test_a_chain_of_children_has_a_greatest_length(redis_url: str) -> None
         assert delegating.CALLS == ["level 5", "level 4", "level 3"]
 
 
+@pytest.mark.defect("R03")
 async def test_a_failed_child_is_told_from_a_completed_one(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
         await begin(p, "parent", [to("fail one"), to("two")])
@@ -102,6 +105,7 @@ async def test_a_failed_child_is_told_from_a_completed_one(redis_url: str) -> No
         assert record.result.final_output == [["failed", None], ["completed", "done: two"]]
 
 
+@pytest.mark.defect("R04")
 async def test_the_usage_of_a_child_is_added_to_that_of_its_parent(redis_url: str) -> None:
     script = {"provider": "scripted", "script": [{"text": "hi"}] * 9, "pricing": {"input": 1, "output": 1}}
     model = {"id": "model", "name": "m", "memory": {"type": "buffer"}, "pattern": {"type": "react"}}
@@ -175,6 +179,7 @@ async def test_many_children_keep_the_order_and_a_failed_one_stops_no_other(
         assert sorted(delegating.CALLS) == ["fail x", "last", "same", "same"]
 
 
+@pytest.mark.defect("R05")
 async def test_a_transfer_ends_the_run_with_the_result_of_the_other_agent(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
         await begin(p, "hands_over", "one")
@@ -188,6 +193,7 @@ async def test_a_transfer_ends_the_run_with_the_result_of_the_other_agent(redis_
         assert answer["handoff_from"] == child.run_id
 
 
+@pytest.mark.defect("R02")
 async def test_a_transfer_to_an_agent_that_fails_fails_for_the_same_reason(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
         await begin(p, "hands_over", "fail it")
@@ -202,6 +208,7 @@ async def test_a_transfer_to_an_agent_that_fails_fails_for_the_same_reason(redis
         assert record.result.metadata["handoff_from"] == child.run_id
 
 
+@pytest.mark.defect("R08")
 async def test_a_restart_does_not_delegate_again(redis_url: str) -> None:
     """The id of a child derives from the call, so the next attempt finds the child that was begun."""
     gate = asyncio.Event()
@@ -358,6 +365,7 @@ async def test_a_child_that_ended_in_secret_is_found_after_a_while(redis_url: st
         assert delegating.CALLS == ["one", "after one"]
 
 
+@pytest.mark.defect("S03")
 async def test_shared_children_work_one_after_the_other_in_the_session_of_their_parent(
     redis_url: str,
 ) -> None:
@@ -414,6 +422,7 @@ async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redi
             assert {child.state for child in await children_of(p, run)} == {RunState.CANCELLED}
 
 
+@pytest.mark.defect("R01")
 async def test_a_forked_child_sees_the_conversation_and_leaves_it_as_it_is(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
         await p.run("r0", agent_id="worker", input_text="before")
@@ -448,6 +457,7 @@ async def starts(context: Any) -> Any:
     return [task_ids, [await context.task_status(task_id) for task_id in task_ids]]
 
 
+@pytest.mark.defect("R03")
 async def test_the_status_of_a_task_tells_failed_from_completed(redis_url: str) -> None:
     async def polls(context: Any) -> Any:
         results = [await context.delegate("worker", text, background=True) for text in ("one", "fail two")]
@@ -468,6 +478,7 @@ async def test_the_status_of_a_task_tells_failed_from_completed(redis_url: str) 
         assert record.result.final_output == ["completed", "failed"]
 
 
+@pytest.mark.defect("R04")
 async def test_children_share_the_budget_of_their_parent(redis_url: str) -> None:
     """What a child may use is reserved; the next one gets what is left after the first one has ended."""
     calling = {
@@ -627,6 +638,7 @@ async def test_a_run_that_is_not_durable_waits_in_its_place(redis_url: str) -> N
         assert refused.reason_code == "request.invalid"
 
 
+@pytest.mark.defect("R07")
 async def test_the_sessions_of_children_are_not_listed_and_are_deleted_with_that_of_the_parent(
     redis_url: str,
 ) -> None:
