@@ -204,7 +204,7 @@ _OTHER_FORMS = {
 
 _REFUSED = {
     ("memory", "mem0"): (
-        "the memory mem0 is not supported: no version of mem0ai has the function that the original SDK "
+        "the memory mem0 is not supported: mem0ai 2 has not the function that the original SDK "
         "calls, Memory.add(memories=…), and its default store is on the disk of one worker",
         "write a memory of your own around its client, with a store that all workers share",
     )
