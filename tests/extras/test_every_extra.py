@@ -239,7 +239,9 @@ def test_flower_answers_and_knows_the_worker(site: Site) -> None:
 
     assert len(workers) == 1
     assert pages == [200, 200, 200]
-    assert "Traceback" not in process.said
+    # SIGTERM raises SystemExit wherever Flower is at that moment: also in a __del__, and Python prints that.
+    tracebacks = process.said.split("Traceback")[1:]
+    assert [each for each in tracebacks if "SystemExit: 0" not in each] == []
 
 
 @pytest.mark.parametrize("site", [("embedded",), ("worker", "embedded"), EXTRAS], indirect=True, ids=named)
