@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,11 +10,31 @@ from typing import Any
 
 import pytest
 
+from tests.support.command_proxy import Command, Proxy
 from tests.support.supervised_deployment import World
 
 MakeWorld = Callable[..., World]
 TIMES = {"ttft_ms", "llm_latency_p50_ms", "llm_latency_p95_ms", "llm_retry_count"}
 """Fields of a usage that are different in each run."""
+
+
+def strike_at(world: World, proxy: Proxy, fault: str, at: int | str) -> list[Command]:
+    """Let the fault happen once, at the next command of that number or name. Returns a list that gets it.
+
+    `killed before`, `killed after`: the worker dies before or after the command. `answer lost`: its answer.
+    """
+    met: list[Command] = []
+
+    async def strike(command: Command) -> bool:
+        if at not in (command.number, command.name) or met:
+            return False
+        met.append(command)
+        if fault != "answer lost":
+            await asyncio.to_thread(world.kill, world.worker(command.worker))
+        return True
+
+    proxy.count(**{"before" if fault == "killed before" else "after": strike})
+    return met
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import random
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.models import RunRecord
-from tests.faults.conftest import MakeWorld
-from tests.support.command_proxy import Command, Proxy
+from tests.faults.conftest import MakeWorld, strike_at
+from tests.support.command_proxy import Proxy
 from tests.support.supervised_deployment import World, table
 from tests.support.waiting import wait_for
 
@@ -112,17 +111,7 @@ class _Breaks:
 
     def run(self, fault: str, at: int | str) -> bool:
         """False if the run has no such command."""
-        met: list[Command] = []
-
-        async def strike(command: Command) -> bool:
-            if at not in (command.number, command.name) or met:
-                return False
-            met.append(command)
-            if fault != "answer lost":
-                await asyncio.to_thread(self.world.kill, self.world.worker(command.worker))
-            return True
-
-        self.proxy.count(**{"before" if fault == "killed before" else "after": strike})
+        met = strike_at(self.world, self.proxy, fault, at)
         run_id = f"{fault.replace(' ', '-')}-{at}"
         _submit(self.world, run_id, 2, levels=1)
         row = _check(self.world, run_id, 2, levels=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.faults.conftest import TIMES, MakeWorld
-from tests.support.command_proxy import Command, Proxy
+from tests.faults.conftest import TIMES, MakeWorld, strike_at
+from tests.support.command_proxy import Proxy
 from tests.support.supervised_deployment import World, table
 
 STEPS = 3
@@ -38,17 +37,7 @@ class Breaks:
 
         Returns False if it has no such command.
         """
-        met: list[Command] = []
-
-        async def strike(command: Command) -> bool:
-            if at not in (command.number, command.name) or met:
-                return False
-            met.append(command)
-            if fault != "answer lost":
-                await asyncio.to_thread(self.world.kill, self.world.worker(command.worker))
-            return True
-
-        self.proxy.count(**{"before" if fault == "killed before" else "after": strike})
+        met = strike_at(self.world, self.proxy, fault, at)
         run_id = f"{fault.replace(' ', '-')}-{at}"
         answer = self._answer_of(run_id)
         assert answer == self._plain, f"{run_id} at {met}"
