@@ -35,9 +35,14 @@ TWINS = "lines of async functions beside sync ones of the same name"
 TABLES = {"errors.py", "settings.py"}
 """Files that may be long, because each is one table: the errors with their codes, and the settings."""
 
+HOPS = "hops from the message to pattern.execute()"
+MODULES = "modules that a model call passes through"
+MEASURED = frozenset({HOPS, MODULES})
+"""The figures that are measured in a run. The others are counted in the sources."""
+
 LIMITS = {
-    "hops from the message to pattern.execute()": MAX_HOPS,
-    "modules that a model call passes through": MAX_MODULES,
+    HOPS: MAX_HOPS,
+    MODULES: MAX_MODULES,
     f"constructors with more than {MAX_ARGUMENTS} arguments": 0,
     f"files of more than {MAX_LINES} lines, without tables": 0,
     "class names with two meanings": 0,
@@ -219,8 +224,8 @@ def _executed() -> dict[str, list[str]]:
     first = next(index for index, hop in enumerate(hops) if hop.endswith("TaskPool.on_apply"))
     calls = [modules for run in runs for modules in run["model_calls"]]
     return {
-        "hops from the message to pattern.execute()": hops[first:],
-        "modules that a model call passes through": min(calls, key=len),
+        HOPS: hops[first:],
+        MODULES: min(calls, key=len),
     }
 
 

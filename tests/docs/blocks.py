@@ -85,7 +85,10 @@ def _directive(page: str, lines: list[str], fence: int) -> dict[str, str]:
 
 
 def _blocks_of_module(file: Path) -> Iterator[Block]:
-    for node in ast.walk(ast.parse(file.read_text())):
+    source = file.read_text()
+    if "```" not in source:
+        return  # parsing every module would take seconds
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         text = ast.get_docstring(node)

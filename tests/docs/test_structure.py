@@ -6,6 +6,7 @@ import pytest
 
 from bench.structure import (
     LIMITS,
+    MEASURED,
     RETIRED_CLASSES,
     RETIRED_FUNCTIONS,
     RETIRED_MODULES,
@@ -16,21 +17,24 @@ from bench.structure import (
     names_of_the_list,
 )
 
-COUNTED = counted_in_sources()
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, list[str]]:
+    return counted_in_sources()
 
 
-@pytest.mark.parametrize("figure", sorted(LIMITS.keys() & COUNTED.keys()))
-def test_each_figure_is_within_its_limit(figure: str) -> None:
+@pytest.mark.parametrize("figure", sorted(LIMITS.keys() - MEASURED))
+def test_each_figure_is_within_its_limit(figure: str, counted: dict[str, list[str]]) -> None:
     """Retired words and names, long files, wide constructors, class names with two meanings."""
-    assert len(COUNTED[figure]) <= LIMITS[figure], "\n".join(COUNTED[figure])
+    assert len(counted[figure]) <= LIMITS[figure], "\n".join(counted[figure])
 
 
 def test_each_name_that_stays_is_still_there() -> None:
     assert sorted(STAY.keys() - set(names_of_the_list())) == []
 
 
-def test_each_wide_constructor_that_stays_is_still_there() -> None:
-    assert sorted(COUNTED[WIDE_FIGURE]) == sorted(WIDE)
+def test_each_wide_constructor_that_stays_is_still_there(counted: dict[str, list[str]]) -> None:
+    assert sorted(counted[WIDE_FIGURE]) == sorted(WIDE)
 
 
 def test_each_retired_name_has_a_replacement() -> None:

@@ -13,11 +13,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
 
 from openagents_worker import AsyncClient
 from openagents_worker.cli.mcp.agents import KEY, AgentTools, ServedAgent
@@ -27,6 +25,9 @@ from tests.mcp.conftest import FaultyServer, is_alive, serving_http
 from tests.support.deployment import PATIENCE_S, Installation, installed
 from tests.support.runner import agent, calls, scripted
 from tests.support.waiting import await_for, wait_for
+
+if TYPE_CHECKING:
+    from mcp import ClientSession
 
 COMMAND = [sys.executable, "-m", "openagents_worker.cli", "mcp"]
 
@@ -63,6 +64,9 @@ def environment(installation: Installation) -> dict[str, str]:
 
 @asynccontextmanager
 async def session(installation: Installation, *arguments: str) -> AsyncIterator[ClientSession]:
+    from mcp import ClientSession, StdioServerParameters  # imported late: it takes seconds
+    from mcp.client.stdio import stdio_client
+
     parameters = StdioServerParameters(
         command=COMMAND[0],
         args=[*COMMAND[1:], *arguments],

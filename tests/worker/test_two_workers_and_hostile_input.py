@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,7 +26,9 @@ from tests.support.waiting import wait_for
 class _Bomb(BaseHTTPRequestHandler):
     """A model whose reply is a few kilobytes that decompress to a hundred megabytes."""
 
-    body = gzip.compress(b" " * 100 * 2**20)
+    @cached_property
+    def body(self) -> bytes:
+        return gzip.compress(b" " * 100 * 2**20, compresslevel=1)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))

@@ -59,10 +59,11 @@ class Script:
         can run between the check and the writes. Redis 6 has no function for this check, so there a script
         may be refused after its first writes.
         """
+        cover = smallest_cover(self.rights)
         probes = [
             f"if not may_({_probe_arguments(right)}) then lacking_[#lacking_ + 1] = {at} end"
             for at, right in enumerate(self.rights, 1)
-            if right in smallest_cover(self.rights)
+            if right in cover
         ]
         return _with_sha(
             f"{_GUARD.format(probes=chr(10).join(probes), lacking=MISSING_RIGHTS_MARK)}\n{self.source}"
