@@ -22,7 +22,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # The duration of an example depends on the load of the machine, so there is no deadline.
-hypothesis.settings.register_profile("any-machine", deadline=None)
+# `pytest --hypothesis-profile=thorough` tries ten times as many.
+hypothesis.settings.register_profile("any-machine", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("any-machine")
 
 

@@ -33,6 +33,8 @@ def check_shape(at: str, keyword: str, value: Any) -> None:
             raise problem_at(at, f"{keyword} must be a text, not {kind_of(value)}")
         if keyword in ("$anchor", "$dynamicAnchor") and not _ANCHOR.fullmatch(value):
             raise problem_at(at, f"{keyword} {value[:80]!r} is not a valid name")
+        if keyword == "$id" and "#" in value[:-1]:
+            raise problem_at(at, f"$id {value[:80]!r} has a fragment; a place in a schema has $anchor")
     elif keyword in COUNTS:
         if not _is_number(value) or value < 0 or value != int(value):
             raise problem_at(at, f"{keyword} must be a whole number, 0 or more")

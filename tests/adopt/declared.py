@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from packaging.markers import default_environment
@@ -144,6 +145,7 @@ OF_THE_HOST = {"testing.fixtures": "pytest"}
 """A plugin for another program, which is installed when it loads the plugin."""
 
 
+@cache
 def modules() -> list[str]:
     """Every module of the package, without the package's own name in front."""
     found = pkgutil.walk_packages(openagents_worker.__path__, f"{PACKAGE}.")
@@ -247,6 +249,7 @@ class ForeignImport:
         return OPTIONAL.get((self.module, self.name.partition(".")[0])) or extra_of(self.module)
 
 
+@cache
 def foreign_imports(root: Path = ROOT / PACKAGE) -> list[ForeignImport]:
     """Everything that the package's files import by name, except the standard library and the package."""
     found = []

@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 FEWEST = 20
-SAMPLE = 6
+SAMPLE = 4
 """Of each pair in a run of all tests, which has to be short; `make hostile` takes every input."""
 
 MOST = 24

@@ -10,6 +10,7 @@ import pytest
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import Keys
 from tests.store.test_wrong_types import whole_history
+from tests.support.sampling import shares
 
 keys = Keys("oa")
 
@@ -77,18 +78,22 @@ def runs_complete_with(store: Store, key: str, field: str, value: Any) -> None:
         whole_history(store, "n1", lambda: store.redis.hset(key, field, value))
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_an_invalid_field_of_a_record_does_not_affect_other_runs(store: Store, field: str) -> None:
+@pytest.mark.parametrize(("field", "values"), shares(FIELDS, NONSENSE))
+def test_an_invalid_field_of_a_record_does_not_affect_other_runs(
+    store: Store, field: str, values: list[Any]
+) -> None:
     """Neither a loop over many runs nor the end of another run fails."""
-    for value in NONSENSE:
+    for value in values:
         store.redis.flushall()
         whole_history(store, "n1", lambda value=value: store.redis.hset(keys("run", "r1"), field, value))
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *OF_IDS])
-def test_an_invalid_field_outside_run_records_does_not_stop_a_run(store: Store, name: str) -> None:
+@pytest.mark.parametrize(("name", "values"), shares([*OTHERS, *OF_IDS], NONSENSE))
+def test_an_invalid_field_outside_run_records_does_not_stop_a_run(
+    store: Store, name: str, values: list[Any]
+) -> None:
     """Information of workers, counters, and information about the end of a lease."""
-    for value in NONSENSE[1::2]:
+    for value in values:
         if name in OTHERS:
             runs_complete_with(store, keys(name), OTHERS[name][1], value)
         else:

@@ -13,5 +13,6 @@ proxy       `proxy.Lines` is a connection to a real Redis that a test holds, cut
 The rest: `waiting` (wait for a condition, never for a duration) · `clocks` (a loop whose time is set) ·
 `guards` and `blocking` (rules that are checked in every test) · `diary` (what tools really did) ·
 `stored_events` · `hostile_server` (HTTP responses that are meant to harm) · `refused_schemas` ·
-`processes` and `fork_server` (how processes start) · `cpu_report` (what tests cost).
+`processes` and `fork_server` (how processes start) · `cpu_report` (what tests cost) ·
+`sampling` (short editions of large tables).
 """

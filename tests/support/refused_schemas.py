@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"allOf": [{}], "items": {"$ref": "#/allOf/" + "1" * 5_000}},
         "refers to nothing in this schema",
     ),
+    "an id with a fragment": ({"$id": "#/$defs/a"}, "has a fragment"),
     "a ref to no anchor": ({"$ref": "#none"}, "refers to nothing in this schema"),
     "a ref to a text": ({"title": "a", "items": {"$ref": "#/title"}}, "a schema must be an object"),
     "a ref to a bad schema": (

@@ -134,7 +134,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.recursive(
         st.dictionaries(st.sampled_from(KEYWORDS), st.sampled_from(VALUES), max_size=3),

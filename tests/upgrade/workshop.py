@@ -30,7 +30,7 @@ __all__ = ["PATIENCE_S", "Workshop", "opened", "request"]
 
 MANY = -1  # steps, until the model is told that it is enough
 LEASE_MS = 1_500
-SAWING_MS = 100
+SAWING_MS = 300
 RETRY_AFTER_MS = 2_500
 
 
