@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,33 +29,48 @@ _LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "c
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
     """Descriptions of keys whose TTL is wrong: keys of live runs that expire, other keys that never expire.
 
-    For tests: it scans the whole database. A key's TTL and whether its owner is live are read in one
-    transaction, so a run that ends during the scan is not reported.
+    For tests: it scans the whole database. The TTLs of many keys, and whether their owners are live, are read
+    in one transaction, so a run that ends during the scan is not reported.
     """
     with redis.Redis.from_url(url, decode_responses=True) as client:
         found: list[str] = []
+        known: list[tuple[str, KeySpec, str]] = []
         for key in sorted(set(client.scan_iter(f"{prefix}:*", count=1000))):
-            known = spec_of(key, prefix)
-            if known is None:
+            spec = spec_of(key, prefix)
+            if spec is None:
                 found.append(f"{key}: not a key of this library")
-                continue
-            spec, owner = known
-            ttl_ms, live = _look(client, Keys(prefix), key, spec, owner)
-            if live and ttl_ms >= 0:
-                found.append(f"{key}: would expire in {ttl_ms} ms, but its owner is live")
-            if not live and ttl_ms == -1:
-                found.append(f"{key}: never expires, but nothing live needs it ({spec.life})")
+            else:
+                known.append((key, *spec))
+        for at in range(0, len(known), _KEYS_AT_ONCE):
+            found += _violations(client, Keys(prefix), known[at : at + _KEYS_AT_ONCE])
     return found
 
 
-def _look(client: Any, keys: Keys, key: str, spec: KeySpec, owner: str) -> tuple[int, bool]:
-    """The TTL of a key in ms, and whether it must not have one at present; both at one moment.
+_KEYS_AT_ONCE = 500
 
-    `owner` is the encoded id in the key. A key that holds another type than it should has no live owner.
+
+def _violations(client: Any, keys: Keys, known: Sequence[tuple[str, KeySpec, str]]) -> Iterator[str]:
+    """What is wrong with these keys; each comes with its specification and the encoded id in it.
+
+    A key that holds another type than it should has no live owner.
     """
-    id_ = unquote(owner)
     transaction = client.pipeline(transaction=True)
-    transaction.pttl(key)
+    ends = []
+    for key, spec, owner in known:
+        transaction.pttl(key)
+        _ask_for_owner(transaction, keys, spec, unquote(owner))
+        ends.append(len(transaction))
+    replies = transaction.execute(raise_on_error=False)
+    for (key, spec, _), begin, end in zip(known, [0, *ends], ends, strict=False):
+        ttl_ms, *of_owner = replies[begin:end]
+        live = _is_live(spec, [None if isinstance(one, redis.RedisError) else one for one in of_owner])
+        if live and ttl_ms >= 0:
+            yield f"{key}: would expire in {ttl_ms} ms, but its owner is live"
+        if not live and ttl_ms == -1:
+            yield f"{key}: never expires, but nothing live needs it ({spec.life})"
+
+
+def _ask_for_owner(transaction: Any, keys: Keys, spec: KeySpec, id_: str) -> None:
     if spec.name in PERMANENT | ALWAYS_EXPIRING:
         pass
     elif spec.name.startswith("worker_"):
@@ -64,10 +80,6 @@ def _look(client: Any, keys: Keys, key: str, spec: KeySpec, owner: str) -> tuple
     else:
         transaction.hexists(keys("session", id_), "holder")
         transaction.zcard(keys("session_queue", id_))
-    ttl_ms, *replies = transaction.execute(raise_on_error=False)
-    return ttl_ms, _is_live(
-        spec, [None if isinstance(reply, redis.RedisError) else reply for reply in replies]
-    )
 
 
 def _is_live(spec: KeySpec, replies: list[Any]) -> bool:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from openagents_worker.agents import read_agents_file
@@ -134,6 +135,11 @@ class Process:
         return [json.loads(text) for text in await self.store.redis.lrange(key, 0, -1)]
 
 
+@cache
+def _settings(redis_url: str) -> Settings:
+    return load_settings({"OPENAGENTS_REDIS_URL": redis_url})
+
+
 @asynccontextmanager
 async def process(
     redis_url: str,
@@ -144,7 +150,7 @@ async def process(
     **file: Any,
 ) -> AsyncIterator[Process]:
     """A registered process with these agents. `file` holds further fields of its agents file."""
-    settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
+    settings = settings or _settings(redis_url)
     in_file = [each for each in agents or [agent()] if isinstance(each, dict)]
     in_code = [each for each in agents if isinstance(each, Agent)]
     read = read_agents_file(json.dumps({**file, "agents": in_file}), env={}, in_code=in_code)

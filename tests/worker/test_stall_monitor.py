@@ -214,7 +214,7 @@ def test_a_stopped_process_is_not_ended(monitored: type[MonitoredProcess]) -> No
 
 
 @pytest.mark.parametrize(
-    ("niceness", "how"), [(10, "python 15000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
+    ("niceness", "how"), [(10, "python 5000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
 )
 def test_a_process_without_a_core_is_not_ended(
     monitored: type[MonitoredProcess], niceness: int, how: str
