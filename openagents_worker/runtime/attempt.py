@@ -21,7 +21,7 @@ from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternErr
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunRequest
 from openagents_worker.models.budget import NO_LIMITS
-from openagents_worker.runtime.agent_parts import parts_of_agent
+from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
@@ -90,16 +90,15 @@ class Attempt:
         *,
         services: Services,
         lease: Lease,
-        request_error: OpenAgentsError | None = None,
+        agent: AgentOfRun,
     ) -> None:
-        """`request_error` is set if the request cannot be read. Then `request` has only its ids, and the run
-        fails or is left to others."""
-        self._budget = (request.budget or NO_LIMITS).within(services.assembly.limits(request.agent_id))
+        """If the request cannot be read, `request` has only its ids; see `AgentOfRun.request_error`."""
+        self._budget = (request.budget or NO_LIMITS).within(agent.limits)
         self.request = request.model_copy(update={"budget": self._budget})
         self.identity = RunIdentity.of(claimed, request, lease.incarnation)
         self.latch = Latch()
         self._claimed = claimed
-        self._request_error = request_error
+        self.agent = agent
         self._services = services
         self._settings = services.settings
         self._store = FencedStore.of(self.identity, services, lease=lease, latch=self.latch)
@@ -161,13 +160,7 @@ class Attempt:
         parts: AgentParts | None = None
         try:
             self._stop_if_nothing_to_replay()
-            parts = await parts_of_agent(
-                self.identity.agent_id,
-                self._services.assembly,
-                store=self._store,
-                latch=self.latch,
-                request_error=self._request_error,
-            )
+            parts = await self.agent.parts(self._claimed, self._store, self.latch)
             with user_code(PatternError):
                 async with AsyncExitStack() as exit_stack:
                     prepared = await self._prepare(parts, exit_stack)

@@ -23,6 +23,7 @@ from openagents_worker.errors import (
     WorkerLost,
 )
 from openagents_worker.models import ErrorDetails, RunRequest, RunResult, StopReason
+from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
 from openagents_worker.runtime.latch import LatchReason
@@ -135,6 +136,7 @@ class Runner:
         finally:
             if self._attempts.get(run_id) is attempt:
                 del self._attempts[run_id]
+            self._services.assembly.keeper.release(attempt.agent.kept)
             if not self._attempts:
                 self._idle.set()
 
@@ -143,13 +145,14 @@ class Runner:
         request, request_error = self._parse_request(run_id, lease, claimed)
         if request_error is not None:
             log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=request_error.message)
-        return Attempt(
-            claimed,
-            request or await self._request_with_ids_only(run_id),
-            services=self._services,
-            lease=lease,
-            request_error=request_error,
-        )
+        request = request or await self._request_with_ids_only(run_id)
+        assembly, kept = self._services.assembly, None
+        if request_error is None:
+            kept = await assembly.keeper.of_run(
+                claimed, request.agent_id, run_id, own=assembly, store=self._store, lease=lease
+            )
+        agent = AgentOfRun(request.agent_id, assembly, kept, request_error)
+        return Attempt(claimed, request, services=self._services, lease=lease, agent=agent)
 
     def _parse_request(
         self, run_id: str, lease: Lease, claimed: Claimed

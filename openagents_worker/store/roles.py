@@ -208,6 +208,8 @@ WORKER = Role(
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"PING", "TIME"},
     optional=_rights_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
     | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")}
+    | _rights_on("definition", "GETRANGE", "SET", "PEXPIRE")
+    | _rights_on("definition_of", "GETRANGE", "SET")
     | _READS_FOR_METRICS,
     broker=(
         *_REMOTE_CONTROL,
