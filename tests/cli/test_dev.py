@@ -17,6 +17,7 @@ import pytest
 from openagents_worker.cli.project_files import FILES
 from openagents_worker.local.child_process import port_or_free
 from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command
 from tests.support.waiting import wait_for
 
@@ -101,6 +102,30 @@ def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: 
         assert "42" in ask(project, env)
 
     assert any("parcels.py" in line and "changed" in line for line in said)
+
+
+def test_a_run_under_way_keeps_its_definition_when_the_agents_file_changes(project: Path) -> None:
+    """It waits for an approval while the prompt is edited and a new worker replaces the old one."""
+    file = project / "config" / "agents.json"
+    agents = json.loads(file.read_text())
+    agents["agents"][0]["tools"] = [{"id": "calc", "type": "calc", "approval": "always"}]
+    file.write_text(json.dumps(agents))
+    with developing(project) as (env, said), Client(env["OPENAGENTS_REDIS_URL"]) as client:
+        asked = {"agent_id": "support", "session_id": "s", "input_text": "What is 6*7?"}
+        handle = client.submit(asked)
+        wait_for(lambda: handle.approvals(), "the run waits for an approval", PATIENCE_S)
+        first = workers(project, env)
+
+        agents["agents"][0]["pattern"]["config"]["system_prompt"] = "You answer customers of a bakery."
+        file.write_text(json.dumps(agents))
+        wait_for(lambda: len(now := workers(project, env)) == 1 and now != first, "a new worker", PATIENCE_S)
+        (approval,) = handle.approvals()
+        client.approve(handle.id, approval.call_id, by="anna")
+
+        result = handle.wait(PATIENCE_S)
+        assert "42" in str(result.final_output), result.error_details
+        kept = f"run.definition_kept run_id={handle.id}"
+        wait_for(lambda: any(kept in line for line in said), "the worker has said so", PATIENCE_S)
 
 
 def test_the_test_of_a_new_project_passes(project: Path) -> None:
