@@ -52,7 +52,7 @@ def settings(redis_url: str, key: str = "", **env: str) -> Settings:
 
 
 @asynccontextmanager
-async def keeping(
+async def worker(
     redis_url: str, *agents: dict[str, Any] | Agent, key: str = "", **options: Any
 ) -> AsyncIterator[Process]:
     """A process that keeps definitions, as every worker does."""
@@ -90,9 +90,9 @@ async def handed_over(
     redis_url: str, old: dict[str, Any] | Agent, new: dict[str, Any] | Agent, *, key: str = "", **options: Any
 ) -> RunRecord:
     """The record of a run that a worker with the old agent begins, and one with the new agent ends."""
-    async with keeping(redis_url, old, key=key, **options) as one:
+    async with worker(redis_url, old, key=key, **options) as one:
         await begun(one)
-    async with keeping(redis_url, new, key=key, **options) as two:
+    async with worker(redis_url, new, key=key, **options) as two:
         return await finished(two)
 
 
@@ -107,9 +107,9 @@ def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
 
 async def test_a_run_keeps_prompt_limits_and_model(redis_url: str) -> None:
     """A worker with the new definition goes on with the old one, and begins new runs with its own."""
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await begun(one)
-    async with keeping(redis_url, NEW) as two:
+    async with worker(redis_url, NEW) as two:
         assert part(await finished(two)) == SEEN_BY_OLD
         assert part(await two.run("r2", session_id="s2")) == SEEN_BY_NEW
 
@@ -117,14 +117,14 @@ async def test_a_run_keeps_prompt_limits_and_model(redis_url: str) -> None:
 async def test_a_run_that_changes_hands_several_times_keeps_its_definition(redis_url: str) -> None:
     """Also through a worker with a third definition, and back to one that has it itself."""
     third = shown(config={"system_prompt": "third"})
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await begun(one)
     for definition in (NEW, OLD):
-        async with keeping(redis_url, definition) as next_:
+        async with worker(redis_url, definition) as next_:
             plugins.FAILURES["later"] = [ToolRateLimitError("busy", "later", retry_after_ms=1)]
             await due(next_)
             assert (await next_.execute()).kind is AttemptOutcome.SUSPENDED
-    async with keeping(redis_url, third) as last:
+    async with worker(redis_url, third) as last:
         assert part(await finished(last)) == SEEN_BY_OLD
 
 
@@ -172,9 +172,9 @@ async def test_with_a_key_a_run_keeps_its_whole_definition(redis_url: str) -> No
 async def test_a_definition_that_another_key_has_signed_is_not_taken(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with keeping(redis_url, OLD, key="x" * 32) as one:
+    async with worker(redis_url, OLD, key="x" * 32) as one:
         await begun(one)
-    async with keeping(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
+    async with worker(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
         record = await finished(two)
 
     assert output(record)["tools"] == ["later"]
@@ -184,12 +184,12 @@ async def test_a_definition_that_another_key_has_signed_is_not_taken(
 
 async def test_a_worker_without_the_key_does_not_take_the_signature_away(redis_url: str) -> None:
     """It renews what is stored. A worker with the key adds its signature."""
-    async with keeping(redis_url, OLD) as unsigned, keeping(redis_url, OLD, key=KEY) as signing:
+    async with worker(redis_url, OLD) as unsigned, worker(redis_url, OLD, key=KEY) as signing:
         await begun(unsigned)
         await begun(signing, "r2", session_id="s2")
-    async with keeping(redis_url, OLD) as unsigned:
+    async with worker(redis_url, OLD) as unsigned:
         await begun(unsigned, "r3", session_id="s3")
-    async with keeping(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
+    async with worker(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
         for run_id in ("r1", "r2", "r3"):
             assert output(await finished(two, run_id))["tools"] == ["calc", "later"]
 
@@ -211,14 +211,14 @@ async def test_an_agent_in_python_keeps_its_data_and_has_the_code_of_the_process
 
 async def test_a_run_of_an_agent_that_was_removed_is_finished(redis_url: str) -> None:
     """If no worker that is alive has the agent any more, and the definition may be used."""
-    async with keeping(redis_url, OLD, key=KEY) as one:
+    async with worker(redis_url, OLD, key=KEY) as one:
         await begun(one)
-    async with keeping(redis_url, agent("b"), key=KEY) as two:
+    async with worker(redis_url, agent("b"), key=KEY) as two:
         assert part(await finished(two)) == SEEN_BY_OLD
 
 
 async def test_a_run_of_an_unknown_agent_is_left_to_a_worker_that_has_it(redis_url: str) -> None:
-    async with keeping(redis_url, OLD, key=KEY) as one, keeping(redis_url, agent("b"), key=KEY) as two:
+    async with worker(redis_url, OLD, key=KEY) as one, worker(redis_url, agent("b"), key=KEY) as two:
         await begun(one)
         await due(two)
         assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
@@ -231,9 +231,9 @@ async def test_a_run_of_an_unknown_agent_is_left_to_a_worker_that_has_it(redis_u
 async def test_a_run_of_an_unknown_agent_without_a_usable_definition_is_left_as_before(
     redis_url: str,
 ) -> None:
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await begun(one)
-    async with keeping(redis_url, agent("b")) as two:
+    async with worker(redis_url, agent("b")) as two:
         await due(two)
         assert (await two.execute()).kind is AttemptOutcome.SUSPENDED
 
@@ -244,11 +244,11 @@ async def test_a_run_of_an_unknown_agent_without_a_usable_definition_is_left_as_
 async def test_a_run_that_is_resumed_after_its_end_has_the_new_definition(redis_url: str) -> None:
     """It was resumed because somebody has repaired what made it fail: perhaps the definition."""
     plugins.FAILURES["later"] = [PermanentToolError("broken", "later")]
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         record = await one.run()
         assert record.state is RunState.FAILED
         await one.store.run(call("resume"))
-    async with keeping(redis_url, NEW) as two:
+    async with worker(redis_url, NEW) as two:
         await two.execute()
         assert part(await two.record()) == SEEN_BY_NEW
 
@@ -259,7 +259,7 @@ async def test_a_run_of_an_earlier_version_goes_on_with_the_new_definition(
     """That version has stored no definition."""
     async with process(redis_url, OLD) as earlier:
         await begun(earlier)
-    async with keeping(redis_url, NEW) as two:
+    async with worker(redis_url, NEW) as two:
         assert part(await finished(two)) == SEEN_BY_NEW
     [line] = lines(caplog, "run.definition_not_kept")
     assert line["reason"] == "it is not stored"
@@ -268,7 +268,7 @@ async def test_a_run_of_an_earlier_version_goes_on_with_the_new_definition(
 
 async def test_an_earlier_version_goes_on_with_the_run(redis_url: str) -> None:
     """It knows nothing of stored definitions, and uses its own one."""
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await begun(one)
     async with process(redis_url, NEW) as earlier:
         assert part(await finished(earlier)) == SEEN_BY_NEW
@@ -279,9 +279,9 @@ async def test_a_definition_that_is_not_valid_here_is_not_used(
 ) -> None:
     """For example, a variable is not set on this machine any more. No value of a variable is in the line."""
     old = {**OLD, "name": "${PLACE}"}
-    async with keeping(redis_url, old, key=KEY, env={"PLACE": "Berlin-Mitte"}) as one:
+    async with worker(redis_url, old, key=KEY, env={"PLACE": "Berlin-Mitte"}) as one:
         await begun(one)
-    async with keeping(redis_url, NEW, key=KEY) as two:
+    async with worker(redis_url, NEW, key=KEY) as two:
         assert part(await finished(two)) == SEEN_BY_NEW
     [line] = lines(caplog, "run.definition_not_kept")
     assert "PLACE is not set" in line["reason"]
@@ -292,9 +292,9 @@ async def test_the_same_file_with_other_variables_is_the_same_definition(
 ) -> None:
     """Workers on two machines have different values: nothing is loaded, and nothing is logged."""
     definition = {**OLD, "name": "${PLACE}"}
-    async with keeping(redis_url, definition, env={"PLACE": "Berlin-Mitte"}) as one:
+    async with worker(redis_url, definition, env={"PLACE": "Berlin-Mitte"}) as one:
         await begun(one)
-    async with keeping(redis_url, definition, env={"PLACE": "Hamburg-Altona"}) as two:
+    async with worker(redis_url, definition, env={"PLACE": "Hamburg-Altona"}) as two:
         assert part(await finished(two)) == SEEN_BY_OLD
     assert lines(caplog, "run.definition_not_kept") == []
 
@@ -305,7 +305,7 @@ async def test_a_definition_with_a_secret_is_not_stored(
     """Redis must not hold it. One line says so, and what would help."""
     secret = "sk-0123456789abcdef0123"
     old = {**OLD, "llm": {**OLD["llm"], "extra_headers": {"Authorization": f"Bearer {secret}"}}}
-    async with keeping(redis_url, old) as one:
+    async with worker(redis_url, old) as one:
         await begun(one)
         await begun(one, "r2", session_id="s2")
         stored = await one.store.redis.keys("oa:definition*")
@@ -323,7 +323,7 @@ async def test_a_definition_is_stored_once_and_renewed(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process stores it with the first run of an agent, and again after an hour: not with each run."""
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await one.run("r1")
         keys = sorted(await one.store.redis.keys("oa:definition*"))
         assert [key.split(":")[1] for key in keys] == ["definition", "definition_of"]
@@ -342,14 +342,14 @@ async def test_a_definition_is_stored_once_and_renewed(
 async def test_a_definition_outlives_runs_that_are_kept_for_a_second(redis_url: str) -> None:
     """A run may be parked for a year, whatever the time for which ended runs are kept."""
     short = settings(redis_url, OPENAGENTS_RUN_TTL_S="1")
-    async with keeping(redis_url, OLD, settings=short) as one:
+    async with worker(redis_url, OLD, settings=short) as one:
         await begun(one)
         for key in await one.store.redis.keys("oa:definition*"):
             assert await one.store.redis.ttl(key) > 365 * 24 * 3600
 
 
 async def test_a_run_that_is_not_durable_stores_nothing(redis_url: str) -> None:
-    async with keeping(redis_url, OLD) as one:
+    async with worker(redis_url, OLD) as one:
         await one.run(durable=False)
         assert await one.store.redis.keys("oa:definition*") == []
 
@@ -367,11 +367,11 @@ async def test_a_definition_is_encoded_like_other_texts(redis_url: str) -> None:
             return text[::-1]
 
     codec = PayloadCodec(Reversing())
-    async with keeping(redis_url, OLD, codec=codec) as one:
+    async with worker(redis_url, OLD, codec=codec) as one:
         await begun(one)
         [key] = await one.store.redis.keys("oa:definition:*")
         assert "system_prompt" not in await one.store.redis.get(key)
-    async with keeping(redis_url, NEW, codec=codec) as two:
+    async with worker(redis_url, NEW, codec=codec) as two:
         assert part(await finished(two)) == SEEN_BY_OLD
 
 
@@ -383,9 +383,9 @@ async def test_parts_of_definitions_that_no_run_uses_are_closed(
     definitions = [shown(config={"system_prompt": f"old {number}"}) for number in range(4)]
     async with AsyncExitStack() as stack:
         for number, definition in enumerate(definitions):
-            one = await stack.enter_async_context(keeping(redis_url, definition, name=f"w{number}"))
+            one = await stack.enter_async_context(worker(redis_url, definition, name=f"w{number}"))
             await begun(one, f"r{number}", session_id=f"s{number}")
-        two = await stack.enter_async_context(keeping(redis_url, NEW))
+        two = await stack.enter_async_context(worker(redis_url, NEW))
         for number in range(4):
             assert output(await finished(two, f"r{number}"))["prompt"] == f"old {number}"
         assembly = two.runner._services.assembly
@@ -399,9 +399,9 @@ async def test_limits_that_all_runs_share_are_those_of_now(redis_url: str) -> No
         {**definition, "llm": {**definition["llm"], "limits": {"key": "k", "requests_per_minute": number}}}
         for definition, number in ((OLD, 60), (NEW, 6_000))
     ]
-    async with keeping(redis_url, limited[0]) as one:
+    async with worker(redis_url, limited[0]) as one:
         await begun(one)
-    async with keeping(redis_url, limited[1]) as two:
+    async with worker(redis_url, limited[1]) as two:
         assert part(await finished(two)) == SEEN_BY_OLD
         stored = await two.store.redis.hgetall("oa:limit:k")
     assert "6000" in json.dumps(stored)
