@@ -161,6 +161,12 @@ def planted(folder: Path, port: int) -> dict[str, Plant]:
     }
 
 
+async def let_expire(process: Process) -> None:
+    """Give each planted key a time to live: all keys of the library have one, and a guard checks it."""
+    for key in await process.store.redis.keys("oa:definition*"):
+        await process.store.redis.expire(key, 1_000)
+
+
 NAMES = list(planted(Path(), 0))
 
 
@@ -191,6 +197,7 @@ async def test_a_planted_definition_is_not_used(
         [record, *_] = await one.journal()
         definition_hash = record["outcome"]["ok"]["definition_hash"]
         await planted(tmp_path, listener.getsockname()[1])[name](one.store.redis, definition_hash)
+        await let_expire(one)
     caplog.clear()
     async with worker(redis_url, mine(), key=key) as two:
         await due(two)
@@ -227,6 +234,7 @@ async def test_a_signed_definition_is_not_changed_by_who_lacks_the_key(redis_url
         source = AgentSource(stored["agent"])
         await one.store.redis.set(f"oa:definition:{source.content_hash}", dumps(stored))
         await one.store.redis.set(link, source.content_hash)
+        await let_expire(one)
     async with worker(redis_url, mine(), key=KEY) as two:
         await due(two)
         await two.execute()
