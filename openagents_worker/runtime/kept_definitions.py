@@ -48,6 +48,7 @@ STORE_AGAIN_S = 60 * 60
 """A worker stores a definition again after an hour, in case Redis has lost it."""
 MOST_KEPT = 32
 """Definitions that a process holds ready. They are few: each reload of the agents file adds one per agent."""
+MAX_SHOWN_CHARS = 500  # of a text that may come from outside, in a log line
 NEEDS_KEY = "set OPENAGENTS_DEFINITIONS_KEY to the same secret for all workers"
 NOT_STORED = "an earlier version, or a worker that could not store it, has begun the run"
 
@@ -261,7 +262,7 @@ class DefinitionKeeper:
         except (_NotUsable, ValueError) as error:
             raise error if isinstance(error, _NotUsable) else _NotUsable(str(error)) from error
         except Exception as error:  # it comes from outside; no run may fail because of it
-            raise _NotUsable(f"{type(error).__name__}: {text_of(error)[:200]}") from error
+            raise _NotUsable(f"{type(error).__name__}: {text_of(error)[:MAX_SHOWN_CHARS]}") from error
         with suppress(NotReadable):
             await store.renew(content_hash)
             await store.link(definition_hash, content_hash)
@@ -280,7 +281,8 @@ class DefinitionKeeper:
         file = read_source(stored.source, self._env, self._sources.values())
         problems = find_problems(file, self._env)
         if problems or file.config is None:
-            raise _NotUsable("it is not valid here: " + "; ".join(problem.text for problem in problems))
+            found = "; ".join(problem.text for problem in problems)
+            raise _NotUsable(f"it is not valid here: {found[:MAX_SHOWN_CHARS]}")
         if file.config.agents[0].id != agent_id:
             raise _NotUsable("it is that of another agent")
         return file.config.agents[0], counter_of(file.config.agents[0])
