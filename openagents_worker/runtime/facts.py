@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from openagents_worker.runtime.call_ids import outside_runs
@@ -27,8 +27,8 @@ class RunFacts:
 
     def __init__(self, claimed: Claimed, store: FencedStore) -> None:
         self.clock = RedisClock(claimed.now_ms)
-        self._facts = Facts(claimed.facts)
-        self._store = store
+        self.at_claim = self._facts = Facts(claimed.facts)
+        self.store = store
         self._taken: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self._announced = self.seen = claimed.facts_no
@@ -59,19 +59,21 @@ class RunFacts:
         """These facts are being replaced by a record."""
         self._taken.update(names)
 
-    def of(self, kind: FactKind, prefix: str = "") -> list[Fact]:
+    def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind that no call has taken, in their order."""
+        if self._facts.is_empty:
+            return ()
         return [fact for fact in self._facts.of(kind, prefix) if fact.name not in self._taken]
 
     def announce(self, number: int) -> None:
         """There is a fact with this number: read it, unless it was read already. Called on the loop."""
         self._announced = max(self._announced, number)
         if self._announced > self.seen and self._reading is None:
-            self._reading = outside_runs(self._read_announced(), name=f"facts {self._store.run_id}")
+            self._reading = outside_runs(self._read_announced(), name=f"facts {self.store.run_id}")
 
     async def refresh(self) -> None:
         """Read the facts again: one may have been stored that was not announced yet. Raises `RunLatched`."""
-        keys, run_id = self._store.keys, self._store.run_id
+        keys, run_id = self.store.keys, self.store.run_id
 
         def question(client: Any) -> Any:
             pipeline = client.pipeline(transaction=True)
@@ -79,8 +81,8 @@ class RunFacts:
             pipeline.hgetall(keys("facts", run_id))
             return pipeline.execute()
 
-        number, fields = await self._store.ask(question)
-        decode = self._store.codec.decode
+        number, fields = await self.store.ask(question)
+        decode = self.store.codec.decode
         self._facts = Facts({name: decode(text) for name, text in fields.items()})
         self.seen = max(self.seen, int(number or 0))
         for callback in list(self.when_changed):
@@ -96,7 +98,7 @@ class RunFacts:
         except RunLatched:
             return
         except Exception:  # a value that another program has written; a call that waits for it reports it
-            log.exception("facts.unreadable", run_id=self._store.run_id)
+            log.exception("facts.unreadable", run_id=self.store.run_id)
         finally:
             self._reading = None
 

@@ -10,6 +10,7 @@ from openagents_worker.context.base import Selection
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -115,12 +116,13 @@ class RunHistory:
 
 
 async def read_history(
-    claimed: Claimed, definition_hash: str, *, tries: Tries, store: FencedStore, latch: Latch
+    claimed: Claimed, run_facts: RunFacts, definition_hash: str, *, tries: Tries, latch: Latch
 ) -> RunHistory:
     """Read the journal of a claimed run.
 
     Raises `RunLatched` if a record has a format that this version cannot read: the run is left to others.
     """
+    store, facts = run_facts.store, run_facts.at_claim
     records = await _read_records(claimed, store, latch)
     start_record = records.pop(0) if records else None
     current_start = RunStart(
@@ -130,13 +132,12 @@ async def read_history(
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
     replayed = [record for record in records if record.kind != CHECK]
-    facts = Facts(claimed.facts)
     interrupted = InterruptedCalls.of(facts)
     rules: Rules
     if format_ == BY_PLACE:
         rules = ReplayByPlace(replayed, life=claimed.life, latch=latch, tries=tries.of_call)
     else:
-        begun = [*interrupted.open_calls(), *open_waits(claimed.facts)]
+        begun = [*interrupted.open_calls(), *open_waits(facts)]
         rules = ReplayByContent(replayed, begun=begun, life=claimed.life, latch=latch, tries=tries.of_call)
     return RunHistory(
         start_record=start_record,
@@ -146,7 +147,7 @@ async def read_history(
         length=claimed.journal_length,
         checks=checks_of(records, claimed.life),
         tries=tries,
-        noted=_notes(claimed),
+        noted=_notes(facts),
         facts=facts,
         interrupted=interrupted,
         extended=_extended(records),
@@ -174,10 +175,9 @@ async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> 
     return await SessionStore(store).load_summary(session_id, start.epoch)
 
 
-def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
-    if not claimed.facts:
+def _notes(facts: Facts) -> dict[str, dict[str, Any]]:
+    if facts.is_empty:
         return {}
-    facts = Facts(claimed.facts)
     notes = {fact.id: fact.value() for kind in (FactKind.RESPONSE, FactKind.JOB) for fact in facts.of(kind)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,13 +267,9 @@ def _fact_name(call_id: str) -> str:
     return f"{FactKind.WAIT}:{call_id}"
 
 
-def open_waits(fields: Mapping[str, str] | None) -> Collection[OpenCall]:
-    """The calls that were waiting when the run was suspended, and those that have created a child run.
-
-    `fields` are the facts of the run.
-    """
+def open_waits(facts: Facts) -> Collection[OpenCall]:
+    """The calls that were waiting when the run was suspended, and those that have created a child run."""
     found: dict[str, OpenCall] = {}
-    facts = Facts(fields)
     for fact in (*facts.of(FactKind.WAIT), *facts.of(FactKind.DELEGATED)):
         value = fact.value()
         if isinstance(value, dict):
