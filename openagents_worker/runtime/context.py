@@ -93,8 +93,10 @@ class AttemptContext:
     @property
     def state(self) -> dict[str, Any]:
         """The state of the run. Inside a recorded call: with the changes of this call."""
-        call = _current_call_of(self)
-        return self.run_state if call is None else cast("dict[str, Any]", call.overlay)
+        call = _writes_to.get()
+        if call is None or call.run is not self:
+            return self.run_state
+        return cast("dict[str, Any]", call.overlay)
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from openagents_worker.runtime.calls.tool_call import NO_RULES, BoundTool, ToolP
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
-from openagents_worker.runtime.user_code import described_in_log, executing, user_code, user_error_of
+from openagents_worker.runtime.user_code import described_in_log, executing, user_error_of
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
@@ -57,8 +57,7 @@ class RunTools:
         self._recorder = recorder
         self._start = start
         definition = parts.definition
-        self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
-        self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
+        self._refs = {ref.id: ref for ref in definition.tools}
         self.rules, executor = _made_by(parts, definition.tool_executor)
         self._of_agent = self.rules, executor
         self._of_tool = {
@@ -115,13 +114,14 @@ class RunTools:
     def _bind(self, tool_id: str, plugin: Any, source_id: str, toolset: Toolset) -> BoundTool:
         """A tool with the limits and the executor that the agents file has for its source."""
         rules, executor = self._of_tool.get(source_id, self._of_agent)
+        ref = self._refs.get(source_id)
         tool = BoundTool(
             tool_id,
             plugin,
             toolset,
-            timeout_ms=self._timeouts_ms.get(source_id),
+            timeout_ms=None if ref is None else ref.timeout_ms,
             rules=rules,
-            policy=self._policies.get(source_id, ToolPolicy()),
+            policy=ToolPolicy() if ref is None else ToolPolicy.of(ref),
             executor=executor,
         )
         if source_id in self._of_tool and rules.max_concurrency is not None:
@@ -137,7 +137,8 @@ class RunTools:
 
     async def _list(self, toolset_id: str, toolset: Toolset, _: CallInfo) -> Outcome:
         try:
-            with executing("tool", toolset_id), user_code(PatternError, prefix=f"toolset {toolset_id}: "):
+            prefix = f"toolset {toolset_id}: "
+            with executing("tool", toolset_id, wrap=PatternError, prefix=prefix):
                 tools = await toolset.list(self._context)
                 return Outcome(value=_descriptions(toolset_id, tools))
         except OpenAgentsError as error:
