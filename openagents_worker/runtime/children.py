@@ -55,6 +55,7 @@ log = get_logger(__name__)
 CHECK_AGAIN_MS = 900_000
 """How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
 knows no children can end one in this way."""
+DEFAULT_CONFIG = MultiAgentConfig()
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Children:
         self._request = request
         self._recorder = recorder
         self._writer = writer
-        self._config = services.assembly.config.multi_agent or MultiAgentConfig()
+        self._config = services.assembly.config.multi_agent or DEFAULT_CONFIG
         self._runs = ChildRuns(
             identity, request, recorder, writer=writer, services=services, config=self._config
         )

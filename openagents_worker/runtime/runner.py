@@ -7,8 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -27,7 +26,7 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
-from openagents_worker.runtime.marks import Executing, Marks
+from openagents_worker.runtime.marks import Marks, mark_of, run_prefix
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.spans import attempt_span, count_claim, end_attempt_span
 from openagents_worker.runtime.stops import Stops
@@ -99,7 +98,8 @@ class Runner:
             except Exception:  # for example, Redis cannot be reached
                 log.exception("run.not_begun", run_id=run_id)
                 return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
-            with self._owned(run_id, attempt):
+            self._own(run_id, attempt)
+            try:
                 began_s = time.monotonic()
                 try:
                     with attempt_span(attempt.request, claimed) as span:
@@ -112,6 +112,8 @@ class Runner:
                     log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
                     attempt_result = None
                 attempt_result = await self._release_if_lost(attempt, attempt_result, lease, claimed)
+            finally:
+                self._disown(run_id, attempt)
             if attempt.supervision.interruption is not None:
                 raise attempt.supervision.interruption
             return attempt_result
@@ -124,19 +126,18 @@ class Runner:
         _log_end_without_worker(run_id, claimed, attempt_result)
         return attempt_result
 
-    @contextmanager
-    def _owned(self, run_id: str, attempt: Attempt) -> Iterator[None]:
-        """The run counts as owned by this process inside the block."""
+    def _own(self, run_id: str, attempt: Attempt) -> None:
+        """The run counts as owned by this process from now on."""
         self._attempts[run_id] = attempt
         self._idle.clear()
         attempt.facts.announce(self._early_facts.pop(run_id, 0))
-        try:
-            yield
-        finally:
-            if self._attempts.get(run_id) is attempt:
-                del self._attempts[run_id]
-            if not self._attempts:
-                self._idle.set()
+
+    def _disown(self, run_id: str, attempt: Attempt) -> None:
+        """The attempt has ended."""
+        if self._attempts.get(run_id) is attempt:
+            del self._attempts[run_id]
+        if not self._attempts:
+            self._idle.set()
 
     async def _new_attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
         """The attempt at a run. If the request cannot be read, the attempt gets one with only its ids."""
@@ -155,9 +156,8 @@ class Runner:
         self, run_id: str, lease: Lease, claimed: Claimed
     ) -> tuple[RunRequest | None, OpenAgentsError | None]:
         """The request of the run, or the error that says why it cannot be read."""
-        before = self._services.marks.mark_loop(
-            Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
-        )
+        prefix = run_prefix(run_id, "", lease.incarnation)
+        before = self._services.marks.mark_loop(mark_of(prefix, "runtime", "request"))
         try:
             check_task_options(run_id, claimed.canvas)
             return parse_request(run_id, claimed.request), None

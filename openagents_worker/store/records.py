@@ -182,8 +182,10 @@ def parse_request(run_id: str, text: str) -> RunRequest:
 
 def check_task_options(run_id: str, text: str) -> None:
     """Raises `RecordUnreadable` if the stored Celery options of a run (`canvas`) are not a JSON object."""
+    if not text:
+        return
     with translate_parse_errors(WRITTEN, run_id=run_id):
-        if text and not isinstance(loads(text), dict):
+        if not isinstance(loads(text), dict):
             raise TypeError("the task options are not a JSON object")
 
 
