@@ -268,6 +268,8 @@ class Preparation:
 
     async def _preflight(self) -> None:
         """Call the `preflight` of the tools. Recorded if a custom tool overrides it."""
+        if not self._parts.toolsets:
+            return
         checked = {
             id_: tool for id_, tool in self._parts.single_tools().items() if hasattr(tool, "preflight")
         }
