@@ -71,7 +71,8 @@ class AgentParts:
         self._assembly = assembly
         self.definition = definition
         self.definition_hash = assembly.hashes[definition.id]
-        self._own: list[Any] = []
+        self.own: list[Any] = []
+        """The plugins that were created for this attempt: `aclose` closes them."""
         self.memory = self._memory("memory", definition.memory)
         ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
@@ -151,13 +152,13 @@ class AgentParts:
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         plugin = self._make_with_offload(kind, ref, known)
         if ref.type not in known or ref.type in BUILTIN_TOOLSETS:
-            self._own.append(plugin)
+            self.own.append(plugin)
         return plugin
 
     async def aclose(self) -> None:
         """Close all plugins that were created for this attempt. Raises their errors at the end."""
         errors: list[Exception] = []
-        for plugin in self._own:
+        for plugin in self.own:
             if hasattr(plugin, "close"):
                 try:
                     await plugin.close()

@@ -183,7 +183,7 @@ class Attempt:
                 return None
             return self._ending(error=self._verdict(error))
         finally:
-            if parts is not None:
+            if parts is not None and parts.own:
                 await self._close(parts)
 
     def _stop_if_nothing_to_replay(self) -> None:
