@@ -73,6 +73,7 @@ class Checkpoints:
         `text` is its JSON and `usage` its usage, if they are known already. `taken` are the names of the
         facts that the record replaces.
         """
+        self._writer.end_deltas(record.call)  # at once: a timer must not send them ahead of the record
         storing = outside_runs(
             self._write(record, events, text, usage, taken), name=f"commit {self._run_id} {record.call}"
         )
@@ -88,7 +89,6 @@ class Checkpoints:
     ) -> None:
         """Write a record with its events and the new usage of the run."""
         self.store_start()
-        self._writer.end_deltas(record.call)
         usage = self.usage
         if record.usage:
             usage = usage.plus(RunUsage(**record.usage) if more is None else more)

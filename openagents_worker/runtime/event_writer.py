@@ -174,11 +174,12 @@ class EventWriter(ABC):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not (self._pending or self._has_deferred or self._has_unsent()):
+        has_unsent = bool(self._deltas) and any(stream.has_unsent for stream in self._deltas.values())
+        if not (self._pending or has_unsent or self._has_deferred):
             self._postponed_s = 0.0
             return  # a commit has stored everything meanwhile
         late_s = self._loop.time() - self._timer_at_s
-        if late_s > FLUSH_S and self._postponed_s < MAX_FLUSH_S:
+        if late_s > FLUSH_S and self._postponed_s < MAX_FLUSH_S and not has_unsent:
             # Flushes of many runs would make a busy process later still.
             self._postponed_s += late_s + FLUSH_S
             self._schedule(FLUSH_S)
@@ -188,10 +189,6 @@ class EventWriter(ABC):
             self._is_flush_due = True  # what waits until Redis has answered is sent together
         else:
             self._begin_flush()
-
-    def _has_unsent(self) -> bool:
-        """Whether pieces of replies or outputs wait to be published."""
-        return any(stream.has_unsent for stream in self._deltas.values())
 
     def _begin_flush(self) -> asyncio.Task[None]:
         self._is_flush_due = False
