@@ -94,6 +94,10 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "reply": ("the fields of the one reply that streams", (("store/watch.py", "HGETALL"),)),
     "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"), ("store/figures.py", "HGETALL"))),
     "session": ("its fields, which are fixed", (("store/sessions.py", "HGETALL"),)),
+    "session_queue": (
+        f"the shared children of the runs that have lent the session: {MAX_CHILDREN:,} of each run",
+        (("store/lua/lib/session.lua", "ZRANGEBYSCORE"),),
+    ),
     "session_state": (
         "what the session's runs keep in it; a run leaves `LARGEST_ENDING_BYTES` at most",
         (("store/lua/claim.lua", "HGETALL"), ("store/sessions.py", "HGETALL")),

@@ -11,6 +11,7 @@ import pytest
 
 from openagents_worker import Agent, Client
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import DELEGATES
 from openagents_worker.store.signals import signal_fact
@@ -398,6 +399,46 @@ async def test_shared_children_of_shared_children(redis_url: str) -> None:
         assert {child.session_id for child in await children_of(p)} == {"s1"}
         fields = await p.store.redis.hgetall(p.store.keys("session", "s1"))
         assert not [name for name in fields if name.startswith("below:") or name == "holder"]
+
+
+async def test_a_shared_child_of_a_shared_child_does_not_wait_for_its_siblings(redis_url: str) -> None:
+    """A child of the run that has the session now comes before those of the runs below it."""
+    async with process(redis_url, *agents(), multi_agent={"default_session_isolation": "shared"}) as p:
+        await begin(p, "side_by_side", [to("1", "level"), to("x")])
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["1 bottom", "done: x"]
+        assert delegating.CALLS == ["level 1", "level 0", "x"]
+
+
+async def test_a_parent_that_is_resumed_gets_its_session_when_its_shared_child_has_ended(
+    redis_url: str,
+) -> None:
+    """The child is still being executed when its parent is cancelled and resumed."""
+    gate = asyncio.Event()
+
+    async def slow(context: Any) -> str:
+        await context.step("wait", gate.wait)
+        return "slow"
+
+    async with process(redis_url, *agents(), Agent("slow", pattern=slow, llm={"provider": "mock"})) as p:
+        await begin(p, "parent", [to("one", "slow", session_isolation="shared")])
+        [child] = await children_of(p)
+        executing = asyncio.create_task(p.execute(child.run_id))
+        started = p.store.keys("run", child.run_id)
+        await await_for(lambda: p.store.redis.hget(started, "owner"), what="the child is executed")
+        await cancel(p)
+        p.wakes.clear()
+        await p.store.run(
+            scripts.resume(run_id="r1", agent_id="parent", session_id="s1", input_text="", checkpoint_id="")
+        )
+        assert (await p.record()).state is RunState.WAITING_SESSION
+        p.runner.latch(child.run_id, LatchReason.CANCELLED)
+        await executing
+        gate.set()
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "slow"]]
 
 
 async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redis_url: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from openagents_worker.errors import RedisWrongType
 from openagents_worker.store.formats import DELEGATES
 from tests.store.test_scripts import Bench, bench
 
@@ -57,3 +60,16 @@ def test_the_session_of_a_child_expires_with_its_run(bench: Bench) -> None:
     bench.do("cancel", run_id="r1", force=True)
     ttl_ms = bench.redis.pttl(bench.store.keys("session", "child:r5"))
     assert 0 < ttl_ms <= bench.redis.pttl(bench.store.keys("run", "r5")) + 60_000
+
+
+def test_a_child_whose_facts_cannot_be_read_is_not_begun_again(bench: Bench) -> None:
+    """The script fails before it has written anything."""
+    fence = bench.claimed()
+    bench.do("delegate", fence=fence, **CHILD)
+    bench.do("cancel", run_id="r1", force=True)
+    bench.do("resume")
+    fence = bench.do("claim").fence
+    bench.redis.set(bench.store.keys("facts", "r5"), "not a hash", px=60_000)
+    with pytest.raises(RedisWrongType):
+        bench.do("delegate", fence=fence, **CHILD)
+    assert not bench.redis.exists(bench.store.keys("children", "r1"))
