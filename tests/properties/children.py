@@ -343,3 +343,13 @@ class ChildrenStories(_Words):
         self.claim(run)
         self.works(run, "obey")
         assert self.state(f"{run}.call0") == "cancelled"
+
+    def a_decision_does_not_wait_for_children(self) -> None:
+        """Those who are waited for together are the approvals, or the children."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        waits = (Wait("approval:x", needs_all=True), Wait("child:call0", needs_all=True))
+        self.parks(run, Parking("awaiting_approval", waits))
+        self.m.send_fact(sorted(self.m.requests).index(run), "approval:x", "", lost=False)
+        assert self.state(run) == "queued"

@@ -169,6 +169,11 @@ GUARDS = (
         ("  return wakes, #ids\n", "  redis.call('DEL', k.children(run.id))\n  return wakes, #ids\n"),
         story="an_interrupted_parent_ends_its_children_in_the_background",
     ),
+    Guard(
+        "an approval does not wait for children",
+        (" and text_in(wait, 'kind') == text_in(ended, 'kind')", ""),
+        story="a_decision_does_not_wait_for_children",
+    ),
 )
 STORIES = [name for name in vars(ChildrenStories) if not name.startswith("_")]
 

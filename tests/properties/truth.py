@@ -64,6 +64,10 @@ class Wait:
     fact: str
     needs_all: bool = False
 
+    @property
+    def kind(self) -> str:
+        return self.fact.partition(":")[0]
+
     def is_ended_by(self, name: str) -> bool:
         number = name.removeprefix(self.fact)
         return name == self.fact or (self.fact.endswith(":") and number != name and number.isdecimal())
@@ -349,7 +353,8 @@ class Truth(PaymentsTruth):
         ended = next((wait for wait in run.waits if wait.is_ended_by(name)), None)
         if not ended:
             return set()
-        if ended.needs_all and not all(wait.fact in run.facts for wait in run.waits if wait.needs_all):
+        together = [wait for wait in run.waits if wait.needs_all and wait.kind == ended.kind]
+        if ended.needs_all and not all(wait.fact in run.facts for wait in together):
             return set()
         return self._unpark(run)
 
