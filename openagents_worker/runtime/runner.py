@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -25,6 +26,7 @@ from openagents_worker.errors import (
 from openagents_worker.models import ErrorDetails, RunRequest, RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
+from openagents_worker.runtime.facts import read_facts
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Executing, Marks
@@ -140,6 +142,8 @@ class Runner:
 
     async def _new_attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
         """The attempt at a run. If the request cannot be read, the attempt gets one with only its ids."""
+        if claimed.facts is None:  # they are too large for the answer
+            claimed = replace(claimed, facts=await read_facts(self._store, run_id))
         request, request_error = self._parse_request(run_id, lease, claimed)
         if request_error is not None:
             log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=request_error.message)

@@ -157,10 +157,7 @@ class Waits:
 
     async def _look_again(self, wait: Wait) -> Fact | None:
         """The fact that ends the wait, if it is stored and was not announced yet."""
-        if not wait.fact:
-            return None
-        await self.facts.refresh()
-        return self.facts.take(wait.fact)
+        return await self.facts.look_for(wait.fact) if wait.fact else None
 
     def _is_over(self, wait: Wait) -> bool:
         return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
@@ -185,6 +182,8 @@ class Waits:
                 return await opened.ended
         except asyncio.CancelledError:
             is_cut = self._latch.reason is not None  # the suspension stores the wait
+            if opened.ended.done() and not opened.ended.cancelled() and (fact := opened.ended.result()):
+                self.facts.give_back(fact)  # it came in the moment in which the program gave up
             raise
         finally:
             if timer is not None:

@@ -133,6 +133,16 @@ class Facts:
     def __len__(self) -> int:
         return len(self._facts)
 
+    def names(self) -> frozenset[str]:
+        """The names of all of them."""
+        return frozenset(self._facts)
+
+    def changed(self, names: Collection[str], read: Mapping[str, str]) -> Facts:
+        """The facts after others were stored and deleted: those with these names. `read` are new values."""
+        facts = Facts(read)
+        facts._facts = {name: fact for name, fact in self._facts.items() if name in names} | facts._facts
+        return facts
+
     def get(self, kind: FactKind, id_: str) -> Fact | None:
         """The fact with this id, None if nothing was decided or if it was taken."""
         return self._facts.get(f"{kind}:{id_}")

@@ -199,7 +199,7 @@ WORKER = Role(
         _rights_on("agents", "HEXISTS"),
         _rights_on("workers", "ZRANGE"),
         _rights_on("host", "HGETALL"),
-        _rights_on("facts", "HGETALL"),
+        _rights_on("facts", "HGETALL", "HKEYS", "HMGET"),
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),
         _rights_on("artifacts", "LRANGE", "LLEN"),

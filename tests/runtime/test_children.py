@@ -729,3 +729,17 @@ async def test_a_cancelled_transfer_ends_as_its_child_does(redis_url: str) -> No
         record = await finish(p)
         assert record.result is not None
         assert (record.state, record.result.stop_reason) == (RunState.CANCELLED, StopReason.CANCELLED)
+
+
+async def test_results_that_are_too_large_for_one_answer_are_read_in_pages(redis_url: str) -> None:
+    """The claim of the parent does not return the results of all of its children."""
+
+    async def talks(context: Any) -> str:
+        return str(context.input_text) * 100_000
+
+    async with process(redis_url, *agents(), Agent("talks", pattern=talks, llm={"provider": "mock"})) as p:
+        await begin(p, "side_by_side", [to(text, "talks") for text in "abcd"])
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == [text * 100_000 for text in "abcd"]
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}

@@ -74,7 +74,7 @@ class Claimed:
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
     numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
     time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
-    `session_state` maps keys to JSON; None if it is too large for this answer. `compaction` is the summary
+    `facts` and `session_state` are None if they are too large for this answer. `compaction` is the summary
     (JSON) that stands for the first `compacted` messages of the session, `epoch` its number; 0: none.
     """
 
