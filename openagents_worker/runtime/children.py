@@ -199,6 +199,7 @@ class Children:
                 timeout_ms=CHECK_AGAIN_MS,
                 needs_all=call.wakes_together,
                 begins_again=begins_again,
+                must_park=call.isolation == "shared",
             )
             if found is not None:
                 return found.text

@@ -43,6 +43,7 @@ class _OpenWait:
     fact: Fact
     """What is stored of the wait, so that the next attempt continues it."""
     ended: asyncio.Future[Fact | None]
+    must_park: bool = False
     is_stored: bool = False
     task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
 
@@ -88,12 +89,13 @@ class Waits:
         timeout_ms: int | None = None,
         needs_all: bool = False,
         begins_again: bool = False,
+        must_park: bool = False,
     ) -> Fact | None:
         """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
 
         The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
         waits, or from now if it `begins_again`. Without a fact, this waits for the time only. The record of
-        the call replaces the fact.
+        the call replaces the fact. `must_park`: the fact comes only while the run is parked.
         """
         wait = self._wait_of(
             info, kind, begins_again, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all
@@ -101,7 +103,7 @@ class Waits:
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
         if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
-            found = await self._wait(wait) or await self._look_again(wait)
+            found = await self._wait(wait, must_park) or await self._look_again(wait)
         if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
         return found
@@ -162,13 +164,13 @@ class Waits:
     def _is_over(self, wait: Wait) -> bool:
         return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
 
-    async def _wait(self, wait: Wait) -> Fact | None:
+    async def _wait(self, wait: Wait, must_park: bool) -> Fact | None:
         if len(self._open) >= MAX_WAITS:
             raise PatternError(
                 f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
                 hint="use runs of their own, or let tasks wait one after another",
             )
-        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future())
+        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future(), must_park)
         self._open[wait.call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact
         timer = None
@@ -231,7 +233,8 @@ class Waits:
             return
         waits = [opened.wait for opened in self._open.values()]
         park = Park(waits, self.facts.seen)
-        if not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS:
+        is_long = not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS
+        if is_long or any(opened.must_park for opened in self._open.values()):
             self._latch.set_parked(park)
 
     def _program_waits(self) -> bool:

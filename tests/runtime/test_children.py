@@ -411,6 +411,22 @@ async def test_a_shared_child_of_a_shared_child_does_not_wait_for_its_siblings(r
         assert delegating.CALLS == ["level 1", "level 0", "x"]
 
 
+async def test_a_run_that_looks_again_and_again_lends_its_session(redis_url: str) -> None:
+    """A wait of less than a second does not park a run, but the child begins only while it is parked."""
+
+    async def polls(context: Any) -> Any:
+        asked = retrieved(context.delegate("worker", "one", session_isolation="shared"))
+        while not asked.done():
+            await context.sleep(0.5)
+        return (await asked).output
+
+    async with process(redis_url, *agents(), Agent("polls", pattern=polls, llm={"provider": "mock"})) as p:
+        await begin(p, "polls", "x")
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == "done: one"
+
+
 async def test_a_parent_that_is_resumed_gets_its_session_when_its_shared_child_has_ended(
     redis_url: str,
 ) -> None:
