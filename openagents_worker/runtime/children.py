@@ -235,8 +235,7 @@ class Children:
         finally:
             for task in running.tasks:
                 task.cancel()
-            if running.tasks:
-                await asyncio.wait(running.tasks)
+            await asyncio.gather(*running.tasks, return_exceptions=True)  # one error is enough
         return [results[place] for place in range(len(asked))]
 
     async def _item(
