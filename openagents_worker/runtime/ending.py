@@ -318,7 +318,7 @@ def _check_utf8(arguments: Mapping[str, Any]) -> None:
 def usage_so_far(claimed: Claimed, recorder: Recorder | None) -> RunUsage:
     """The usage of the run until now, or until its last attempt if this one has not read the journal."""
     if recorder is not None:
-        return recorder.metrics.added_to(recorder.usage)
+        return recorder.metrics.added_to(recorder.checkpoints.total_usage)
     try:
         return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
     except ValueError:  # unreadable usage must not prevent the run from ending

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.context.base import Selection
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
+from openagents_worker.models import RunUsage
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
 from openagents_worker.runtime.fenced_store import FencedStore
@@ -86,6 +89,8 @@ class RunHistory:
     rules: Rules
     length: int
     """The number of records in the journal."""
+    usage: RunUsage
+    """The usage of all of them, also of those that are not replayed."""
     checks: Mapping[str, dict[str, Any]]
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
@@ -144,6 +149,7 @@ async def read_history(
         summary=await _summary_at(start, claimed, store),
         rules=rules,
         length=claimed.journal_length,
+        usage=_usage(claimed, records),
         checks=checks_of(records, claimed.life),
         tries=tries,
         noted=_notes(claimed),
@@ -152,6 +158,18 @@ async def read_history(
         extended=_extended(records),
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
+
+
+def _usage(claimed: Claimed, records: Sequence[Record]) -> RunUsage:
+    """The usage of a run so far. A fork has only records, which it has copied."""
+    if claimed.usage:
+        with suppress(ValueError):  # unreadable usage must not prevent the run from continuing
+            usage = RunUsage.model_validate_json(claimed.usage)
+            return usage.model_copy(update={"llm_latency_p50_ms": None, "llm_latency_p95_ms": None})
+    usage = NO_USAGE
+    for record in records:
+        usage = usage.plus(RunUsage(**record.usage)) if record.usage else usage
+    return usage
 
 
 def _extended(records: Sequence[Record]) -> dict[str, float]:
