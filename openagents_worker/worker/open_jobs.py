@@ -7,6 +7,8 @@ worker that has the agent, until the tool has cancelled the job.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +22,15 @@ from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.records import aread_facts, aread_record
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.jobs import handle_of
 
 __all__ = ["EndedRunContext", "OpenJobs"]
 
 log = get_logger(__name__)
+
+# Jobs of one run that are being cancelled: one slow service does not use up the time of the others
+AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -73,37 +79,49 @@ class OpenJobs:
             return
         if record.life != end.life or not record.state.is_terminal or record.request is None:
             return  # it was resumed, and waits for its jobs again
-        errors: list[Exception] = []
-        for job in jobs:
-            try:
-                await self._cancel(record, record.request, job)
-            except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others come first
-                errors.append(error)
+        async with AsyncExitStack() as opened:
+            deps = None
+            if (name := record.request.deps) is not None:
+                in_thread = self._assembly.offload.in_thread
+                deps = await opened.enter_async_context(opened_deps(name, in_thread))
+            parts = self._assembly.parts(record.agent_id)
+            opened.push_async_callback(parts.aclose)
+            tools, at_once = parts.single_tools(), asyncio.Semaphore(AT_ONCE)
+            cancelling = (_cancel(record, record.request, job, tools, deps, at_once) for job in jobs)
+            errors = [error for error in await asyncio.gather(*cancelling) if error is not None]
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("several jobs", errors)
 
-    async def _cancel(self, record: RunRecord, request: RunRequest, job: Fact) -> None:
+
+async def _cancel(
+    record: RunRecord,
+    request: RunRequest,
+    job: Fact,
+    tools: Mapping[str, ToolPlugin],
+    deps: Any,
+    at_once: asyncio.Semaphore,
+) -> Exception | None:
+    """Cancel one job. Returns the error for a new try."""
+    try:
         note = job.value(run_id=record.run_id)
         tool_id = note.get("tool_id") if isinstance(note, dict) else None
         if not isinstance(tool_id, str):
-            return  # another program has written it
+            return None  # another program has written it
         handle = handle_of(note.get("handle"), tool_id)
-        context = EndedRunContext(request, str(note.get("key") or ""))
-        async with AsyncExitStack() as opened:
-            if request.deps is not None:
-                offload = self._assembly.offload
-                context.deps = await opened.enter_async_context(opened_deps(request.deps, offload.in_thread))
-            parts = self._assembly.parts(record.agent_id)
-            opened.push_async_callback(parts.aclose)
-            tool = parts.single_tools().get(tool_id)
-            if tool is None:
-                log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
-                return
+        tool = tools.get(tool_id)
+        if tool is None:
+            log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
+            return None
+        async with at_once:
+            context = EndedRunContext(request, str(note.get("key") or ""), deps)
             was_running = await tool.cancel_job(handle, context)
-        log.info(
-            "tool.job_cancelled",
-            run_id=record.run_id,
-            tool_id=tool_id,
-            job_id=handle.job_id,
-            was_running=bool(was_running),
-        )
+    except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others are cancelled
+        return error
+    log.info(
+        "tool.job_cancelled",
+        run_id=record.run_id,
+        tool_id=tool_id,
+        job_id=handle.job_id,
+        was_running=bool(was_running),
+    )
+    return None

@@ -16,7 +16,7 @@ from openagents_worker.runtime.calls import jobs
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import HAS_JOB
 from openagents_worker.store.scripts import RunEnd
-from openagents_worker.tools import ToolExecutionSpec
+from openagents_worker.tools import JobHandle, ToolExecutionSpec
 from openagents_worker.worker.open_jobs import OpenJobs
 from tests.runtime.test_waiting import time_out
 from tests.support.job_server import JobServer, job_server
@@ -269,6 +269,32 @@ async def test_cancelling_a_parked_run_cancels_its_job(redis_url: str, service: 
         assert service.cancelled == [], "the end of another life"
         await recipient.deliver(RunEnd("r1", 1))
         assert service.cancelled == ["job-1"]
+
+
+class Together(Render):
+    """A cancellation ends when both jobs are being cancelled."""
+
+    both = asyncio.Barrier(2)
+
+    async def cancel_job(self, handle: JobHandle, context: Any) -> bool:
+        await self.both.wait()
+        return await super().cancel_job(handle, context)
+
+
+async def test_a_job_that_is_cancelled_slowly_does_not_delay_the_others(
+    redis_url: str, service: JobServer
+) -> None:
+    """The end of a run is delivered with a time limit, which holds for all of its jobs together."""
+    agents = agent(
+        tools=[{"id": "render", "impl": f"{__name__}.Together", "config": {"url": service.url, **ASK_LATER}}],
+        llm=scripted(calls(("render", {}), ("render", {})), {"text": "done"}),
+    )
+    async with process(redis_url, agents) as p:
+        await p.submit()
+        await p.execute()
+        await cancel(p)
+        await OpenJobs(p.store, p.runner._services.assembly).deliver(RunEnd("r1", 1))
+        assert sorted(service.cancelled) == ["job-1", "job-2"]
 
 
 async def test_a_resumed_run_starts_a_job_that_was_cancelled_again(
