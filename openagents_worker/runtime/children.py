@@ -235,7 +235,8 @@ class Children:
         finally:
             for task in running.tasks:
                 task.cancel()
-            await asyncio.gather(*running.tasks, return_exceptions=True)  # one error is enough
+            if running.tasks:
+                await asyncio.wait(running.tasks)
         return [results[place] for place in range(len(asked))]
 
     async def _item(

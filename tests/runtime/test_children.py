@@ -759,13 +759,3 @@ async def test_results_that_are_too_large_for_one_answer_are_read_in_pages(redis
         assert record.result is not None
         assert record.result.final_output == [text * 100_000 for text in "abcd"]
         assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
-
-
-async def test_many_children_without_a_budget_end_the_run_with_one_error(redis_url: str) -> None:
-    """Also in its next life, in which all of their calls end at the same time."""
-    async with process(redis_url, *agents()) as p:
-        requests = [to(text) for text in "abc"]
-        await begin(p, "many", {"requests": requests}, budget={"max_tool_calls": 0})
-        assert (await p.record()).reason_code == "execution.budget_exhausted"
-        await resume(p)
-        assert (await p.record()).reason_code == "execution.budget_exhausted"
