@@ -15,7 +15,7 @@ from openagents_worker.errors import BudgetExhausted
 from openagents_worker.models import RunBudget, RunUsage
 from openagents_worker.runtime.working_budget import WorkingBudget
 
-__all__ = ["SHARED_LIMITS", "Born", "Grant", "Shortage", "Siblings", "grant_of"]
+__all__ = ["SHARED_LIMITS", "Grant", "PendingChild", "Shortage", "Siblings", "grant_of"]
 
 SHARED_LIMITS = ("max_cost_usd", "max_total_tokens", "max_tool_calls")
 """The limits of a run that also hold for its children, with what they have used."""
@@ -23,7 +23,7 @@ _KINDS = {"max_cost_usd": "cost", "max_total_tokens": "tokens", "max_tool_calls"
 
 
 @dataclass(slots=True)
-class Born:
+class PendingChild:
     """A child whose result is not recorded yet. `reserved` maps the names of limits to numbers."""
 
     run_id: str
@@ -33,7 +33,7 @@ class Born:
     """Whether a call of this run waits for it. One in the background keeps its part of the budget."""
 
     @classmethod
-    def of(cls, value: Any) -> Born | None:
+    def of(cls, value: Any) -> PendingChild | None:
         """From the value of a fact; None if it is not such a value."""
         if not isinstance(value, dict) or not isinstance(value.get("run_id"), str):
             return None
@@ -70,6 +70,12 @@ class Grant:
     budget: RunBudget | None
     reserved: Mapping[str, float]
 
+    @classmethod
+    def of(cls, asked: RunBudget | None, reserved: Mapping[str, float]) -> Grant:
+        """The budget that was asked for, with the limits that are reserved."""
+        limits = {name: reserved[name] for name in SHARED_LIMITS if name in reserved}
+        return cls((asked or RunBudget()).model_copy(update=limits) if limits else asked, reserved)
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -94,13 +100,12 @@ def grant_of(
     asked: RunBudget | None,
     limits: WorkingBudget,
     usage: RunUsage,
-    born: Iterable[Born],
+    pending: Iterable[PendingChild],
     siblings: Siblings | None,
 ) -> Grant | Shortage:
     """What a child may use now: at most what it asks for, and what is left of the budget of its parent."""
-    granted: dict[str, Any] = {}
     reserved: dict[str, float] = {}
-    children = list(born)
+    children = list(pending)
     for name in SHARED_LIMITS:
         limit = limits.limit(name)
         if limit is None:
@@ -116,10 +121,8 @@ def grant_of(
         part = part if own is None else min(own, part)
         if part <= 0 and own != 0:
             return Shortage(name, current, limit, any(child.settles for child in held))
-        granted[name] = reserved[name] = max(0, part)
-    if not granted:
-        return Grant(asked, {})
-    return Grant((asked or RunBudget()).model_copy(update=granted), reserved)
+        reserved[name] = max(0, part)
+    return Grant.of(asked, reserved)
 
 
 def _used(usage: RunUsage, name: str) -> float:

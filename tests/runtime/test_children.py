@@ -759,3 +759,18 @@ async def test_results_that_are_too_large_for_one_answer_are_read_in_pages(redis
         assert record.result is not None
         assert record.result.final_output == [text * 100_000 for text in "abcd"]
         assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+
+
+async def test_a_child_that_is_made_again_has_the_budget_that_is_reserved_for_it(redis_url: str) -> None:
+    """Its record was deleted while its parent waited."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")], budget={"max_tool_calls": 3})
+        [child] = await children_of(p)
+        await p.store.redis.delete(p.store.keys("run", child.run_id))
+        await time_out(p)
+        await p.execute()
+        [child] = await children_of(p)
+        assert child.request is not None
+        assert child.request.budget is not None
+        assert child.request.budget.max_tool_calls == 3
+        assert (await finish(p)).state is RunState.COMPLETED
