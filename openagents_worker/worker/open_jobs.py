@@ -22,7 +22,6 @@ from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.records import aread_facts, aread_record
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.jobs import handle_of
 
 __all__ = ["EndedRunContext", "OpenJobs"]
@@ -97,7 +96,7 @@ async def _cancel(
     record: RunRecord,
     request: RunRequest,
     job: Fact,
-    tools: Mapping[str, ToolPlugin],
+    tools: Mapping[str, Any],
     deps: Any,
     at_once: asyncio.Semaphore,
 ) -> Exception | None:
