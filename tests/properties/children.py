@@ -253,6 +253,16 @@ class ChildrenStories(_Words):
             self.m.holds()
             self.m.end_fairly()
 
+    def a_session_that_was_lent_twice_is_interrupted(self) -> None:
+        """All who have lent it end, not only the one who has it."""
+        run = self.parent(SHARED)
+        child = f"{run}.call1"
+        self.claim(child)
+        self.delegates(child, SHARED)
+        self.waits(child)
+        self.submit(busy="interrupt")
+        assert (self.state(child), self.state(f"{child}.call1")) == ("cancelled", "cancelled")
+
     def the_run_that_holds_a_lent_session_is_lost(self) -> None:
         run = self.parent(SHARED)
         self.submit()

@@ -127,7 +127,7 @@ GUARDS = (
     Guard(
         "who interrupts a lent session ends the child",
         ("add(wakes, (end_children(other, false)))", ""),
-        story="a_lent_session_is_interrupted",
+        story="a_session_that_was_lent_twice_is_interrupted",
     ),
     Guard(
         "an interrupted parent ends when it has its session again",
