@@ -276,6 +276,9 @@ class Together(Render):
 
     both = asyncio.Barrier(2)
 
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(background=True, concurrency_safe=True)
+
     async def cancel_job(self, handle: JobHandle, context: Any) -> bool:
         await self.both.wait()
         return await super().cancel_job(handle, context)
