@@ -20,6 +20,8 @@ ABOUT_NO_RUN = {
         (
             "mcp.connection_lost",
             "mcp.invalid_message",
+            "mcp.invalid_messages_dropped",
+            "mcp.list_cut",
             "mcp.not_closed",
             "mcp.server_stderr",
             "mcp.server_stderr_dropped",

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
@@ -29,6 +29,8 @@ REFUSED = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429})
 MAX_REASON_CHARS = 300
 KEY = "openagents-worker/idempotencyKey"
 """The entry of `_meta` with the idempotency key of a call."""
+EMPTY_LINES = (b"\n\n", b"\n\r", b"\r\r")
+"""How an event of a stream can end: with an empty line, whatever its line ends are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def client_factory(
 
     def make(headers: Mapping[str, str] | None = None, timeout: Any = None, auth: Any = None) -> Any:
         return library.AsyncClient(
-            headers={**(headers or {}), **own_headers},
+            # Without compression: a few kilobytes of gzip can expand to gigabytes.
+            headers={**(headers or {}), **own_headers, "accept-encoding": "identity"},
             # A call has a limit of its own; between two events of a stream any time may pass.
             timeout=library.Timeout(CONNECT_TIMEOUT_S, read=None, write=WRITE_TIMEOUT_S),
             transport=_observed(library)(library.AsyncHTTPTransport(verify=certificates), on_failure),
@@ -79,6 +82,27 @@ def trusted_certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+class EventSize:
+    """Counts the bytes of the event of a stream that has not ended yet."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._last = b""
+
+    def add(self, piece: bytes) -> int:
+        """The size behind this piece, which may begin in the middle of an empty line.
+
+        >>> size = EventSize()
+        >>> size.add(b"data: 1\\n"), size.add(b"\\ndata"), size.add(b": 2")
+        (8, 4, 7)
+        """
+        text = self._last + piece
+        end = max(map(text.rfind, EMPTY_LINES))
+        self._bytes = self._bytes + len(piece) if end < 0 else len(text) - end - 2
+        self._last = text[-1:]
+        return self._bytes
+
+
 @lru_cache(maxsize=2)
 def _observed(library: Any) -> Any:
     """The class of transports that observe failures, for a version of the HTTP library."""
@@ -87,23 +111,33 @@ def _observed(library: Any) -> Any:
     class Body(library.AsyncByteStream):  # type: ignore[misc]  # the base is known when the SDK is loaded
         """The body of an answer: each event of a stream, or the whole of another body, is bounded."""
 
-        def __init__(self, body: Any, failed: Callable[[str, bool], None]) -> None:
-            self._body = body
+        def __init__(self, response: Any, failed: Callable[[str, bool], None]) -> None:
+            self._body = response.stream
             self._failed = failed
+            self._encoding = response.headers.get("content-encoding", "").strip().lower()
+            is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+            self._event = EventSize() if is_stream else None
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            pending, is_final = 0, False
+            pending = 0
+            if self._encoding not in ("", "identity"):
+                self._refuse(
+                    f"an answer with the compression {self._encoding[:40]!r}, which was not asked for"
+                )
             try:
                 async for piece in self._body:
-                    event_end = max(piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n"))
-                    pending = len(piece) - event_end if event_end >= 0 else pending + len(piece)
+                    pending = pending + len(piece) if self._event is None else self._event.add(piece)
                     if pending > MAX_MESSAGE_BYTES:
-                        is_final = True
-                        raise library.ReadError(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
+                        self._refuse(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
                     yield piece
             except library.TransportError as error:
-                self._failed(_reason(error), is_final)
+                self._failed(_reason(error), False)
                 raise
+
+        def _refuse(self, reason: str) -> NoReturn:
+            """End this answer. The connection goes on, so it is not an error of the transport."""
+            self._failed(reason, True)
+            raise library.StreamError(reason)
 
         async def aclose(self) -> None:
             await self._body.aclose()
@@ -129,7 +163,7 @@ def _observed(library: Any) -> Any:
                     retry_after_ms=retry_after_ms(response.headers),
                 )
             response.stream = Body(
-                response.stream, lambda reason, is_final: self._fail(request, reason, is_final=is_final)
+                response, lambda reason, is_final: self._fail(request, reason, is_final=is_final)
             )
             return response
 

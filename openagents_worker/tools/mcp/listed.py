@@ -16,6 +16,7 @@ __all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools"]
 
 log = get_logger(__name__)
 
+MAX_NAME_CHARS = 256
 MAX_DESCRIPTION_CHARS = 8_000  # a description is in each request to the model
 _NO_OPTIONS = McpToolOptions()
 ANY_OBJECT = {"type": "object"}
@@ -57,12 +58,14 @@ class McpTool(ToolPlugin):
 
 def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> list[McpTool]:
     """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file."""
+    by_name = _by_name(options, found)
     if options.as_one_tool:
-        return [_one_tool(options, tool_id, found)]
-    taken: set[str] = set()
+        return [_one_tool(options, tool_id, by_name)]
+    # A name that the agents file gives is not taken by another tool of the server.
+    taken = {own.name for own in options.overrides.values() if own.name}
     tools = []
-    for described in sorted(found, key=lambda tool: str(tool.get("name"))):
-        tool = _tool(options, described, taken)
+    for remote, described in sorted(by_name.items()):
+        tool = _tool(options, remote, described, taken)
         if tool is not None:
             taken.add(tool.name)
             tools.append(tool)
@@ -74,11 +77,23 @@ def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str,
     return tools
 
 
-def _tool(options: McpOptions, described: Mapping[str, Any], taken: set[str]) -> McpTool | None:
-    """The tool as the server describes it; None if the agent does not get it, or it cannot be used."""
-    remote = described.get("name")
-    if not isinstance(remote, str) or (options.tools and remote not in options.tools):
-        return None
+def _by_name(options: McpOptions, found: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The tools that the agent gets, by their names on the server. Of two with one name, the first counts."""
+    by_name: dict[str, Mapping[str, Any]] = {}
+    for described in found:
+        remote = described.get("name")
+        if not isinstance(remote, str) or (options.tools and remote not in options.tools):
+            continue
+        if len(remote) > MAX_NAME_CHARS or remote in by_name:
+            problem = "its name is too long" if len(remote) > MAX_NAME_CHARS else "its name is listed twice"
+            log.warning("mcp.tool_left_out", server=options.server.shown, tool=remote[:200], error=problem)
+            continue
+        by_name[remote] = described
+    return by_name
+
+
+def _tool(options: McpOptions, remote: str, described: Mapping[str, Any], taken: set[str]) -> McpTool | None:
+    """The tool as the server describes it; None if it cannot be used."""
     own = options.overrides.get(remote, _NO_OPTIONS)
     parameters = described.get("inputSchema") or ANY_OBJECT
     try:
@@ -132,10 +147,9 @@ def _own_tool(
     return McpTool(name, description, schema, spec, may_repeat=True, source={"own": own})
 
 
-def _one_tool(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> McpTool:
+def _one_tool(options: McpOptions, tool_id: str, by_name: Mapping[str, Mapping[str, Any]]) -> McpTool:
     """One tool for all of the server, as the original SDK has it. No call may be repeated."""
-    names = [name for tool in found if isinstance(name := tool.get("name"), str)]
-    names = [name for name in names if not options.tools or name in options.tools]
+    names = list(by_name)
     schema = {
         "type": "object",
         "properties": {
@@ -146,8 +160,7 @@ def _one_tool(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, An
     }
     text = "\n".join(
         [f"Calls a tool of the MCP server {options.server.shown}:"]
-        + [f"- {tool.get('name')}: {str(tool.get('description') or '').strip()[:500]}" for tool in found
-           if tool.get("name") in names]
+        + [f"- {name}: {str(tool.get('description') or '').strip()[:500]}" for name, tool in by_name.items()]
     )  # fmt: skip
     spec = ToolExecutionSpec(default_timeout_ms=options.call_timeout_ms)
     return McpTool(

@@ -5,7 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["ObservedReader", "ObservedWriter"]
+from openagents_worker.telemetry.logs import get_logger
+
+__all__ = ["MAX_LOGGED", "ObservedReader", "ObservedWriter", "log_invalid_message"]
+
+log = get_logger(__name__)
+
+MAX_LOGGED = 200  # of one connection
+
+
+def log_invalid_message(server: str, number: int, text: str) -> None:
+    """Log what a server has sent in place of a message, unless its connection has sent too many of them."""
+    if number <= MAX_LOGGED:
+        log.warning("mcp.invalid_message", server=server, text=text)
+    elif number == MAX_LOGGED + 1:
+        log.warning("mcp.invalid_messages_dropped", server=server, lines=MAX_LOGGED)
 
 
 class ObservedWriter:
