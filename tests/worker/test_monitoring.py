@@ -8,6 +8,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
@@ -90,6 +91,27 @@ def test_clients_that_send_nothing_do_not_block_others_for_long(
         wait_for(lambda: get(port, "/") == (200, "hello"), "a connection is free again")
     finally:
         for each in silent:
+            each.close()
+
+
+def test_clients_that_send_a_byte_from_time_to_time_do_not_block_others_for_long(
+    serve: Callable[..., MonitoringServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their requests never end. Without an answer to its probes, a worker would be restarted."""
+    monkeypatch.setattr(monitoring, "CONNECTION_S", 0.1)
+    port = opened(serve())
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(monitoring.MAX_CONNECTIONS)]
+    try:
+
+        def is_answered() -> bool:
+            for each in slow:
+                with suppress(OSError):
+                    each.sendall(b"G")
+            return get(port, "/")[0] == 200
+
+        wait_for(is_answered, "a probe is answered")
+    finally:
+        for each in slow:
             each.close()
 
 
