@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.dashboard import fleet_page, run_page, runs_page, shown_text, timeline
+from openagents_worker.store import checkpoints
 from tests.dashboard.reading import ASKS, FAILS, LOOK, USES, asking, ids_of, words_of
 from tests.dashboard.server import Server, serving
 from tests.support.runner import agent, calls, process, scripted
@@ -117,6 +118,37 @@ async def test_a_failed_run_says_why_first(server: Server, redis_url: str) -> No
     assert page.index("llm.response") < page.index("Timeline")
     assert "Which model?" in page
     assert "Resume from the last checkpoint" in page
+
+
+async def test_a_run_with_large_steps_shows_the_last_ones(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is made again several times a second, so it does not read a hundred megabytes."""
+    monkeypatch.setattr(checkpoints, "NEWEST_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "WINDOW", 2)
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses", input_text="Who is it?")
+        steps = (await worker.record()).steps
+
+    page = words_of(await server.text("/run/r1"))
+
+    conversation = page[page.index("Conversation") : page.index("Events")]
+    assert f"{steps - 2} older steps are not shown." in conversation
+    assert "It is ann." in conversation
+    assert "calls look" not in conversation
+
+
+async def test_the_last_steps_of_a_run_are_those_with_the_highest_numbers(redis_url: str) -> None:
+    """Whatever the size of a window."""
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses")
+        record = await worker.record()
+        for newest in range(1, record.steps + 2):
+            found = await worker.store.execute(
+                checkpoints.newest_checkpoints(worker.store.keys, record, newest)
+            )
+            first = max(0, record.steps - newest)
+            assert [each.position for each in found] == list(range(first, record.steps))
 
 
 async def test_a_run_shows_its_steps_and_its_conversation(server: Server, redis_url: str) -> None:
