@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from openagents_worker.models import RunState
-from openagents_worker.tools.mcp.http import EventSize
+from openagents_worker.tools.mcp.http import Unfinished
+from openagents_worker.tools.mcp.streams import mend
 from openagents_worker.tools.mcp.toolset import McpToolset
 from tests.mcp.conftest import FaultyServer
 from tests.mcp.test_calls import output_of, results
@@ -125,13 +127,54 @@ async def test_a_stream_of_small_events_has_any_length(redis_url: str, http_serv
     assert await results(redis_url, agent) == [{"sum": 2}, {"sum": 2}]
 
 
-def test_an_event_ends_with_an_empty_line_in_any_pieces() -> None:
+def test_an_event_is_passed_on_as_soon_as_it_is_complete() -> None:
+    """With every kind of line ends, in any two pieces. Nothing of it is held back or lost."""
     for line_end in (b"\n", b"\r\n", b"\r"):
-        stream = b"data: 1" + line_end + line_end + b"data: 22" + line_end
-        for at in range(len(stream)):
-            size = EventSize()
-            size.add(stream[:at])
-            assert size.add(stream[at:]) in (8 + len(line_end), 9 + len(line_end)), (line_end, at)
+        event, begun = b"data: 1" + line_end + line_end, b"data: 22" + line_end
+        for at in range(1, len(event + begun)):
+            stream = Unfinished(is_stream=True)
+            passed = stream.add((event + begun)[:at]) + stream.add((event + begun)[at:])
+            assert (passed, stream.rest()) == (event, begun), (line_end, at)
+        for at in range(1, len(event)):
+            stream = Unfinished(is_stream=True)
+            assert stream.add(event[:at]) + stream.add(event[at:]) == event, (line_end, at)
+    body = Unfinished(is_stream=False)
+    assert (body.add(b"{\n\n"), body.add(b"}"), body.rest()) == (b"", b"", b"{\n\n}")
+
+
+@pytest.mark.parametrize("kind", ["stdio", "json", "event"])
+async def test_half_of_a_surrogate_pair_is_replaced(
+    redis_url: str, server: FaultyServer, http_server: FaultyServer, kind: str
+) -> None:
+    """Servers that cut texts send it. The SDK drops the message, so the call would wait until its timeout."""
+    used = server if kind == "stdio" else http_server
+    arguments = {"form": "event"} if kind == "event" else {}
+    assert await results(redis_url, used.agent(("half", arguments))) == ["cut in an emoji: \ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (rb'"\ud83d"', rb'"\ufffd"'),
+        (rb'"\uDFFF\ud83d\ude00\UD83D"', rb'"\ufffd\ud83d\ude00\UD83D"'),
+        (rb'"\\ud83d \" \\\ud83d"', rb'"\\ud83d \" \\\ufffd"'),
+        (b'"\xff \xed\xa0\x80 \xe2\x82\xac"', '"\ufffd \ufffd\ufffd\ufffd \u20ac"'.encode()),
+        (b"[" + rb'"\ud83d",' * 100_000 + b"1]", b"[" + rb'"\ufffd",' * 100_000 + b"1]"),
+    ],
+    ids=["escaped", "beside a pair", "behind backslashes", "bytes that are not UTF-8", "many"],
+)
+async def test_only_what_is_not_text_is_replaced(sent: bytes, expected: bytes) -> None:
+    assert await mend(sent) == expected
+
+
+async def test_numbers_that_are_not_json_are_replaced(redis_url: str, server: FaultyServer) -> None:
+    """As in every result of a tool."""
+    numbers, link = await results(redis_url, server.agent(("numbers", {}), ("odd_link", {})))
+    assert numbers["nan"] is None
+    assert numbers["infinite"] == [None]
+    assert numbers["large"] == str(10**30)
+    assert numbers["many"].startswith("1000")
+    assert json.loads(link) == {"uri": "a:b", "name": None, "title": str(2**80)}
 
 
 async def test_an_answer_that_is_too_large_leaves_the_connection_to_others(

@@ -65,9 +65,11 @@ def tools() -> list[dict[str, Any]]:
                 "quit",
                 "noisy",
                 "flood",
+                "numbers",
+                "odd_link",
             )
         ),
-        *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow")),
+        *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow", "half")),
         *map(tool, added),
     ]
     return [each for each in found if each["name"] not in hidden]
@@ -140,6 +142,15 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
                 print(f"line {number}", file=sys.stderr)
             sys.stderr.flush()
             return text("quiet again")
+        case "half":
+            return text("cut in an emoji: \ud83d")
+        case "numbers":
+            odd = {"nan": float("nan"), "infinite": [float("-inf")], "large": 10**30, "many": 10**4000}
+            return text("7", structuredContent=odd)
+        case "odd_link":
+            return {
+                "content": [{"type": "resource_link", "uri": "a:b", "name": float("nan"), "title": 2**80}]
+            }
         case "flood":
             for _ in range(arguments["lines"]):
                 out.write(b"debug\n")

@@ -18,6 +18,7 @@ import httpx
 from openagents_worker.redaction import safe_message
 from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.mcp.stdio import MAX_MESSAGE_BYTES
+from openagents_worker.tools.mcp.streams import mend
 
 __all__ = ["KEY", "SESSION_GONE", "HttpFailure", "client_factory", "request_key", "trusted_certificates"]
 
@@ -82,25 +83,39 @@ def trusted_certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-class EventSize:
-    """Counts the bytes of the event of a stream that has not ended yet."""
+class Unfinished:
+    """The part of an answer that has not arrived completely: the last event of a stream, or a whole body."""
 
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._last = b""
+    def __init__(self, *, is_stream: bool) -> None:
+        self._is_stream = is_stream
+        self._bytes = bytearray()
 
-    def add(self, piece: bytes) -> int:
-        """The size behind this piece, which may begin in the middle of an empty line.
+    def __len__(self) -> int:
+        return len(self._bytes)
 
-        >>> size = EventSize()
-        >>> size.add(b"data: 1\\n"), size.add(b"\\ndata"), size.add(b": 2")
-        (8, 4, 7)
+    def add(self, piece: bytes) -> bytes:
+        """The events that are complete with this piece.
+
+        >>> stream = Unfinished(is_stream=True)
+        >>> stream.add(b"data: 1\\n"), stream.add(b"\\ndata"), stream.add(b": 2\\r\\n\\r\\n"), len(stream)
+        (b'', b'data: 1\\n\\n', b'data: 2\\r\\n\\r\\n', 0)
         """
-        text = self._last + piece
-        end = max(map(text.rfind, EMPTY_LINES))
-        self._bytes = self._bytes + len(piece) if end < 0 else len(text) - end - 2
-        self._last = text[-1:]
-        return self._bytes
+        begin = max(0, len(self._bytes) - 1)
+        self._bytes += piece
+        if not self._is_stream:
+            return b""
+        end = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES) + 2
+        while end > 1 and self._bytes[end : end + 1] in (b"\r", b"\n"):
+            end += 1
+        if len(self._bytes) <= 2 and not self._bytes.strip(b"\r\n"):  # the rest of an empty line
+            end = len(self._bytes)
+        whole = bytes(self._bytes[:end]) if end > 1 else b""
+        del self._bytes[: len(whole)]
+        return whole
+
+    def rest(self) -> bytes:
+        """What has arrived when the answer ends."""
+        return bytes(self._bytes)
 
 
 @lru_cache(maxsize=2)
@@ -116,20 +131,20 @@ def _observed(library: Any) -> Any:
             self._failed = failed
             self._encoding = response.headers.get("content-encoding", "").strip().lower()
             is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-            self._event = EventSize() if is_stream else None
+            self._unfinished = Unfinished(is_stream=is_stream)
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            pending = 0
             if self._encoding not in ("", "identity"):
                 self._refuse(
                     f"an answer with the compression {self._encoding[:40]!r}, which was not asked for"
                 )
             try:
                 async for piece in self._body:
-                    pending = pending + len(piece) if self._event is None else self._event.add(piece)
-                    if pending > MAX_MESSAGE_BYTES:
+                    if whole := self._unfinished.add(piece):
+                        yield await mend(whole)
+                    if len(self._unfinished) > MAX_MESSAGE_BYTES:
                         self._refuse(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
-                    yield piece
+                yield await mend(self._unfinished.rest())
             except library.TransportError as error:
                 self._failed(_reason(error), False)
                 raise

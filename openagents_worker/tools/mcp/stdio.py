@@ -23,7 +23,7 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.builtin import supervisor
 from openagents_worker.tools.mcp.sdk import Sdk
-from openagents_worker.tools.mcp.streams import MAX_LOGGED, log_invalid_message
+from openagents_worker.tools.mcp.streams import MAX_LOGGED, log_invalid_message, mend
 
 __all__ = ["MAX_MESSAGE_BYTES", "ServerProcess", "stdio_transport"]
 
@@ -110,7 +110,7 @@ async def _read_messages(
                 if not line.strip():
                     continue
                 try:
-                    message = sdk.parse(line)
+                    message = sdk.parse(await mend(line))
                 except ValueError:
                     invalid += 1
                     if invalid <= MAX_LOGGED + 1:

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["MAX_LOGGED", "ObservedReader", "ObservedWriter", "log_invalid_message"]
+__all__ = ["MAX_LOGGED", "ObservedReader", "ObservedWriter", "log_invalid_message", "mend", "mended"]
 
 log = get_logger(__name__)
 
 MAX_LOGGED = 200  # of one connection
+MENDED_ON_LOOP = 256 * 1024  # bytes; more of them can take a tenth of a second
+_ESCAPE = re.compile(rb"(\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+"""A pair of surrogates, half of one, or another escape sequence of JSON."""
+
+
+async def mend(message: bytes) -> bytes:
+    """As `mended`, without blocking the event loop."""
+    if len(message) <= MENDED_ON_LOOP:
+        return mended(message)
+    return await asyncio.to_thread(mended, message)
+
+
+def mended(message: bytes) -> bytes:
+    r"""JSON in which half of a surrogate pair, or bytes that are not UTF-8, are replaced by U+FFFD.
+
+    A text that was cut in the middle of an emoji ends so, and the SDK drops the whole message.
+
+    >>> print(mended(rb'["a\ud83d", "\ud83d\ude00", "\\ud83d"]').decode())
+    ["a\ufffd", "\ud83d\ude00", "\\ud83d"]
+    """
+    if not message.isascii():
+        message = message.decode(errors="replace").encode()
+    if b"\\ud" in message or b"\\uD" in message:
+        message = _ESCAPE.sub(lambda found: rb"\ufffd" if found[2] else found[0], message)
+    return message
 
 
 def log_invalid_message(server: str, number: int, text: str) -> None:
