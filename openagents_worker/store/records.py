@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openagents_worker.errors import RecordUnreadable, RunNotFound
-from openagents_worker.jsontext import loads
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, loads
 from openagents_worker.models import (
     ErrorDetails,
     RunRecord,
@@ -104,10 +104,13 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
     state = RunState(field["state"])
 
     def count(name: str) -> int:
-        return int(field[name] or 0)
+        number = int(field[name] or 0)
+        if not SMALLEST_INTEGER <= number <= LARGEST_INTEGER:
+            raise ValueError(f"{name} does not fit into 64 bits")
+        return number
 
     def time_ms(name: str) -> int | None:
-        return int(field[name]) if field[name] else None
+        return count(name) if field[name] else None
 
     return RunRecord(
         run_id=run_id,

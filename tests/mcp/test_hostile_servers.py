@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ def add(form: str) -> tuple[str, dict[str, Any]]:
     ("env", "kept"),
     [
         ({"FURTHER": "10000", "PAGE": "5000"}, 1_000),
-        ({"FURTHER": "8", "SIZE": "1000000", "PAGE": "30"}, 24),
+        ({"FURTHER": "8", "SIZE": "1000000", "PAGE": "30"}, 26),
     ],
     ids=["ten thousand tools", "descriptions of a megabyte"],
 )
@@ -169,12 +168,11 @@ async def test_only_what_is_not_text_is_replaced(sent: bytes, expected: bytes) -
 
 async def test_numbers_that_are_not_json_are_replaced(redis_url: str, server: FaultyServer) -> None:
     """As in every result of a tool."""
-    numbers, link = await results(redis_url, server.agent(("numbers", {}), ("odd_link", {})))
+    [numbers] = await results(redis_url, server.agent(("numbers", {})))
     assert numbers["nan"] is None
     assert numbers["infinite"] == [None]
     assert numbers["large"] == str(10**30)
     assert numbers["many"].startswith("1000")
-    assert json.loads(link) == {"uri": "a:b", "name": None, "title": str(2**80)}
 
 
 async def test_an_answer_that_is_too_large_leaves_the_connection_to_others(

@@ -66,7 +66,6 @@ def tools() -> list[dict[str, Any]]:
                 "noisy",
                 "flood",
                 "numbers",
-                "odd_link",
             )
         ),
         *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow", "half")),
@@ -84,7 +83,7 @@ def further_tools() -> list[dict[str, Any]]:
 def odd_tools() -> list[dict[str, Any]]:
     """Tools of which only the first can be used, and a name that is listed twice."""
     deep: dict[str, Any] = {}
-    for _ in range(150):
+    for _ in range(80):
         deep = {"properties": {"a": deep}}
     number = {"type": "object", "properties": {"a": {"default": float("nan")}}}
     return [
@@ -93,8 +92,6 @@ def odd_tools() -> list[dict[str, Any]]:
         tool("x" * 300),
         tool("nan", number),
         tool("deep", deep),
-        {"name": 7},
-        {"title": "without a name"},
     ]
 
 
@@ -147,10 +144,6 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
         case "numbers":
             odd = {"nan": float("nan"), "infinite": [float("-inf")], "large": 10**30, "many": 10**4000}
             return text("7", structuredContent=odd)
-        case "odd_link":
-            return {
-                "content": [{"type": "resource_link", "uri": "a:b", "name": float("nan"), "title": 2**80}]
-            }
         case "flood":
             for _ in range(arguments["lines"]):
                 out.write(b"debug\n")

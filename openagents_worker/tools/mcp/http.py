@@ -104,12 +104,11 @@ class Unfinished:
         self._bytes += piece
         if not self._is_stream:
             return b""
-        end = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES) + 2
-        while end > 1 and self._bytes[end : end + 1] in (b"\r", b"\n"):
+        found = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES)
+        end = 0 if found < 0 else found + 2
+        while self._bytes[end : end + 1] in (b"\r", b"\n"):  # the rest of the empty line, or of the last one
             end += 1
-        if len(self._bytes) <= 2 and not self._bytes.strip(b"\r\n"):  # the rest of an empty line
-            end = len(self._bytes)
-        whole = bytes(self._bytes[:end]) if end > 1 else b""
+        whole = bytes(self._bytes[:end])
         del self._bytes[: len(whole)]
         return whole
 
