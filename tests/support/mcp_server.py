@@ -80,8 +80,8 @@ def further_tools() -> list[dict[str, Any]]:
     return [{**tool(f"further_{n}"), "description": "x" * size} for n in range(number)]
 
 
-def odd_tools() -> list[dict[str, Any]]:
-    """Tools of which only the first can be used, and a name that is listed twice."""
+def odd_tools() -> list[Any]:
+    """Tools of which only some can be used, and a name that is listed twice."""
     deep: dict[str, Any] = {}
     for _ in range(80):
         deep = {"properties": {"a": deep}}
@@ -92,6 +92,13 @@ def odd_tools() -> list[dict[str, Any]]:
         tool("x" * 300),
         tool("nan", number),
         tool("deep", deep),
+        tool("a_text", "no schema"),
+        {"name": "any", "inputSchema": {"type": "object", "properties": {"x": True}}, "icons": 7},
+        {"name": "no_type", "inputSchema": {"properties": {}}, "annotations": {"readOnlyHint": "yes"}},
+        {"name": "no_schema", "outputSchema": 7},
+        {"name": 7},
+        {"title": "without a name"},
+        "a text",
     ]
 
 

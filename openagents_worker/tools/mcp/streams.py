@@ -8,7 +8,16 @@ from typing import Any
 
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["MAX_LOGGED", "ObservedReader", "ObservedWriter", "log_invalid_message", "mend", "mended"]
+__all__ = [
+    "MAX_LOGGED",
+    "SCHEMA",
+    "ObservedReader",
+    "ObservedWriter",
+    "hide_schemas",
+    "log_invalid_message",
+    "mend",
+    "mended",
+]
 
 log = get_logger(__name__)
 
@@ -38,6 +47,39 @@ def mended(message: bytes) -> bytes:
     if b"\\ud" in message or b"\\uD" in message:
         message = _ESCAPE.sub(lambda found: rb"\ufffd" if found[2] else found[0], message)
     return message
+
+
+SCHEMA = "openagents-worker/inputSchema"
+"""The entry of `_meta` with the schema of a tool, as the server has sent it."""
+
+
+def hide_schemas(message: Any) -> None:
+    """Let the SDK see only what is valid of a list of tools. Other messages are unchanged.
+
+    Version 2 refuses a whole list for one tool, for example for a schema without a type, a property with the
+    schema `true`, or an invalid icon. Each schema is checked later by itself (`listed`).
+    """
+    response = getattr(message, "message", None)
+    result = getattr(getattr(response, "root", response), "result", None)
+    if (
+        isinstance(result, dict)
+        and isinstance(tools := result.get("tools"), list)
+        and "content" not in result
+    ):
+        result["tools"] = [_shown_to_sdk(tool) for tool in tools if isinstance(tool, dict)]
+
+
+def _shown_to_sdk(tool: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: tool[name] for name in ("title", "description") if isinstance(tool.get(name), str)}
+    hints = tool.get("annotations")
+    hints = hints.items() if isinstance(hints, dict) else ()
+    return {
+        "name": tool["name"] if isinstance(tool.get("name"), str) else "",
+        **texts,
+        "inputSchema": {"type": "object"},
+        "annotations": {name: hint for name, hint in hints if isinstance(hint, bool)},
+        "_meta": {SCHEMA: tool.get("inputSchema")},
+    }
 
 
 def log_invalid_message(server: str, number: int, text: str) -> None:
@@ -73,7 +115,7 @@ class ObservedWriter:
 
 
 class ObservedReader:
-    """The stream from a transport. Sets `ended` at its end."""
+    """The stream from a transport, with the schemas of tools hidden. Sets `ended` at its end."""
 
     def __init__(self, stream: Any, ended: asyncio.Event) -> None:
         self._stream = stream
@@ -86,7 +128,9 @@ class ObservedReader:
 
     async def receive(self) -> Any:
         try:
-            return await self._stream.receive()
+            message = await self._stream.receive()
+            hide_schemas(message)
+            return message
         except BaseException:
             self._ended.set()
             raise
@@ -96,7 +140,9 @@ class ObservedReader:
 
     async def __anext__(self) -> Any:
         try:
-            return await self._stream.__anext__()
+            message = await self._stream.__anext__()
+            hide_schemas(message)
+            return message
         except BaseException:
             self._ended.set()
             raise
