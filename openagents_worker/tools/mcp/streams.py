@@ -13,10 +13,10 @@ __all__ = [
     "SCHEMA",
     "ObservedReader",
     "ObservedWriter",
-    "hide_schemas",
     "log_invalid_message",
     "mend",
     "mended",
+    "simplify",
 ]
 
 log = get_logger(__name__)
@@ -53,19 +53,25 @@ SCHEMA = "openagents-worker/inputSchema"
 """The entry of `_meta` with the schema of a tool, as the server has sent it."""
 
 
-def hide_schemas(message: Any) -> None:
-    """Let the SDK see only what is valid of a list of tools. Other messages are unchanged.
+LISTS = ("tools", "content", "contents", "messages", "resources", "prompts")
+MAX_ELEMENTS = 1_001  # of a list; one more than is used, so that the rest can be reported
 
-    Version 2 refuses a whole list for one tool, for example for a schema without a type, a property with the
-    schema `true`, or an invalid icon. Each schema is checked later by itself (`listed`).
+
+def simplify(message: Any) -> None:
+    """Let the SDK see only what it can check in a short time, and what is valid of a list of tools.
+
+    Version 2 checks each element of a result on the event loop: 100,000 blocks take many seconds. It refuses
+    a whole list for one tool, for example for a schema without a type, a property with the schema `true`, or
+    an invalid icon. Each schema is checked later by itself (`listed`).
     """
     response = getattr(message, "message", None)
     result = getattr(getattr(response, "root", response), "result", None)
-    if (
-        isinstance(result, dict)
-        and isinstance(tools := result.get("tools"), list)
-        and "content" not in result
-    ):
+    if not isinstance(result, dict):
+        return
+    for name in LISTS:
+        if isinstance(elements := result.get(name), list):
+            del elements[MAX_ELEMENTS:]
+    if isinstance(tools := result.get("tools"), list) and "content" not in result:
         result["tools"] = [_shown_to_sdk(tool) for tool in tools if isinstance(tool, dict)]
 
 
@@ -115,7 +121,7 @@ class ObservedWriter:
 
 
 class ObservedReader:
-    """The stream from a transport, with the schemas of tools hidden. Sets `ended` at its end."""
+    """The stream from a transport, as `simplify` leaves its messages. Sets `ended` at its end."""
 
     def __init__(self, stream: Any, ended: asyncio.Event) -> None:
         self._stream = stream
@@ -129,7 +135,7 @@ class ObservedReader:
     async def receive(self) -> Any:
         try:
             message = await self._stream.receive()
-            hide_schemas(message)
+            simplify(message)
             return message
         except BaseException:
             self._ended.set()
@@ -141,7 +147,7 @@ class ObservedReader:
     async def __anext__(self) -> Any:
         try:
             message = await self._stream.__anext__()
-            hide_schemas(message)
+            simplify(message)
             return message
         except BaseException:
             self._ended.set()
