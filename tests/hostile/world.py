@@ -39,7 +39,7 @@ BUILTIN = (
 )  # fmt: skip
 OF_SCHEMAS = ("Catastrophe", "Multiplied", "Strict")
 COMPLETED = "completed"
-MCP_TIMEOUT_MS = 3_000  # an answer that cannot be read is never there
+MCP_TIMEOUT_MS = 6_000  # an answer that cannot be read is never there
 
 
 @dataclass(frozen=True)

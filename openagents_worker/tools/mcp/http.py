@@ -106,7 +106,7 @@ class Unfinished:
             return b""
         found = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES)
         end = 0 if found < 0 else found + 2
-        while self._bytes[end : end + 1] in (b"\r", b"\n"):  # the rest of the empty line, or of the last one
+        while bytes(self._bytes[end : end + 1]) in (b"\r", b"\n"):  # the rest of the empty line, or of the last one
             end += 1
         whole = bytes(self._bytes[:end])
         del self._bytes[: len(whole)]
