@@ -106,7 +106,8 @@ class Unfinished:
             return b""
         found = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES)
         end = 0 if found < 0 else found + 2
-        while bytes(self._bytes[end : end + 1]) in (b"\r", b"\n"):  # the rest of the empty line, or of the last one
+        # The rest of this empty line, or of the last one.
+        while bytes(self._bytes[end : end + 1]) in (b"\r", b"\n"):
             end += 1
         whole = bytes(self._bytes[:end])
         del self._bytes[: len(whole)]
