@@ -1,7 +1,8 @@
 """Child budgets: the only place that decides how much of the budget of a run its children may use.
 
 What a child may use is reserved before it begins, and settled when its result is recorded: its usage is then
-a part of the usage of the run. So children that work side by side cannot use the same budget twice.
+a part of the usage of the run. So children that work side by side, and the model calls of the run beside
+them, cannot use the same budget twice.
 """
 
 from __future__ import annotations
@@ -73,12 +74,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Nothing is left of a limit of the parent. `is_reserved`: something will be settled."""
+    """Nothing is left of a limit of the parent. `is_reserved`: a child will settle something; `in_calls`: a
+    model call of the parent will."""
 
     name: str
     current: float
     limit: float
     is_reserved: bool
+    in_calls: bool = False
 
     def error(self) -> BudgetExhausted:
         return BudgetExhausted(
@@ -95,9 +98,15 @@ def grant_of(
     limits: WorkingBudget,
     usage: RunUsage,
     born: Iterable[Born],
-    siblings: Siblings | None,
+    *,
+    in_calls_usd: float = 0.0,
+    shares: int = 1,
 ) -> Grant | Shortage:
-    """What a child may use now: at most what it asks for, and what is left of the budget of its parent."""
+    """What a child may use now: at most what it asks for, and what is left of the budget of its parent.
+
+    `in_calls_usd` is what model calls of the parent have reserved. A child that does not ask for anything
+    gets one of `shares` equal parts.
+    """
     granted: dict[str, Any] = {}
     reserved: dict[str, float] = {}
     children = list(born)
@@ -106,16 +115,17 @@ def grant_of(
         if limit is None:
             continue
         held = [child for child in children if child.reserved.get(name)]
-        current = _used(usage, name) + sum(child.reserved[name] for child in held)
+        in_calls = in_calls_usd if name == "max_cost_usd" else 0
+        current = _used(usage, name) + in_calls + sum(child.reserved[name] for child in held)
         own = getattr(asked, name) if asked is not None else None
         part = limit - current
-        if own is None and siblings is not None:
-            part = part / siblings.shares
+        if own is None:
+            part = part / shares
         if name != "max_cost_usd":
             part = math.floor(part) if part >= 1 else min(1, math.floor(limit - current))
         part = part if own is None else min(own, part)
         if part <= 0 and own != 0:
-            return Shortage(name, current, limit, any(child.settles for child in held))
+            return Shortage(name, current, limit, any(child.settles for child in held), in_calls > 0)
         granted[name] = reserved[name] = max(0, part)
     if not granted:
         return Grant(asked, {})

@@ -12,7 +12,7 @@ from openagents_worker.agents import MultiAgentConfig
 from openagents_worker.errors import AgentNotFoundError, OpenAgentsError, RequestInvalid, RunConflict
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import ChildRequest, RunRequest, WaitKind, parse_request
+from openagents_worker.models import ChildRequest, RunRequest, parse_request
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.calls.extending import more_of
 from openagents_worker.runtime.child_budgets import Born, Grant, Shortage, Siblings, grant_of
@@ -67,10 +67,7 @@ class ChildRuns:
         services: Services,
         config: MultiAgentConfig,
     ) -> None:
-        self.born: dict[str, Born] = {}
-        """The children whose results are not recorded yet, by the id of their call."""
-        self.settled = 0
-        """How many calls have ended so far."""
+        self.born = recorder.spending.children
         for fact in recorder.waits.facts.of(FactKind.DELEGATED):
             if (born := Born.of(fact.value(run_id=identity.run_id))) is not None:
                 self.born[fact.id] = born
@@ -81,7 +78,6 @@ class ChildRuns:
         self._services = services
         self._config = config
         self._creating = asyncio.Lock()
-        self._waiting_for_budget = 0
         self._cancelling: set[asyncio.Task[None]] = set()
 
     @property
@@ -93,12 +89,9 @@ class ChildRuns:
     def settle(self, call: Delegation) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
         if call.id:
-            self.born.pop(call.id, None)
-            self.settled += 1
             if call.siblings is not None:
                 call.siblings.working.discard(call.id)
-            if self._waiting_for_budget:
-                self._recorder.waits.check_again(WaitKind.CHILD)
+            self._recorder.spending.settle_child(call.id, self._recorder.waits)
 
     async def begin(self, call: Delegation, info: CallInfo, child_id: str) -> str | None:
         """Create the child or find it. Returns its result (JSON) if it has ended, else None."""
@@ -150,16 +143,24 @@ class ChildRuns:
                 grant = Grant(call.asked.budget, born.reserved)
             if call.siblings is not None:
                 call.siblings.working.add(info.call_id)
-            born = Born(child_id, self._identity.life, grant.reserved)
+            born = self.born[info.call_id] = Born(child_id, self._identity.life, grant.reserved)
             delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, born))
-            if delegated.answer in (DelegateAnswer.NEW, DelegateAnswer.SAME):
-                self.born[info.call_id] = born
+            if delegated.answer not in (DelegateAnswer.NEW, DelegateAnswer.SAME):
+                del self.born[info.call_id]
             return delegated
 
     def _grant(self, call: Delegation) -> Grant | Shortage:
         asked = call.asked.budget or self._config.default_child_budget
         others = [born for id_, born in self.born.items() if id_ != call.id]
-        return grant_of(asked, self._recorder.budget, self._recorder.usage, others, call.siblings)
+        return grant_of(
+            asked,
+            self._recorder.budget,
+            self._recorder.usage,
+            others,
+            in_calls_usd=self._recorder.spending.reserved_usd,
+            # The run goes on beside a child in the background, and needs as much.
+            shares=(call.siblings.shares if call.siblings is not None else 1) + call.asked.background,
+        )
 
     async def take_extensions(self) -> None:
         """Take the extensions of the budget again for which an earlier attempt has waited in this call."""
@@ -168,16 +169,15 @@ class ChildRuns:
             await more_of(self._recorder, name, 0, 0, Shortage(name, 0, 0, is_reserved=False).error())
 
     async def _wait_for_budget(self, shortage: Shortage, info: CallInfo) -> None:
-        """Wait until a child ends that has reserved what this one needs, or until the budget is extended.
+        """Wait until something ends that has reserved what this child needs, or until the budget is extended.
 
         Raises `BudgetExhausted`.
         """
-        if shortage.is_reserved:
-            self._waiting_for_budget += 1
-            try:
-                await self._recorder.waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
-            finally:
-                self._waiting_for_budget -= 1
+        spending = self._recorder.spending
+        if shortage.in_calls:
+            await spending.one_settled(self._recorder.in_progress)
+        elif shortage.is_reserved:
+            await spending.child_settled(self._recorder.waits, info)
         else:
             current, limit = shortage.current, shortage.limit
             await more_of(self._recorder, shortage.name, current, limit, shortage.error())

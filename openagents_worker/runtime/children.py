@@ -190,7 +190,7 @@ class Children:
                 return text
         begins_again = False
         while True:
-            settled = self._runs.settled
+            settled = self._recorder.spending.children_settled
             found = await waits.until(
                 info,
                 WaitKind.CHILD,
@@ -202,7 +202,7 @@ class Children:
             )
             if found is not None:
                 return found.text
-            if settled != self._runs.settled:
+            if settled != self._recorder.spending.children_settled:
                 continue
             begins_again = True
             if (text := await self._runs.begin(call, info, child_id)) is not None:

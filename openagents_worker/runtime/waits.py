@@ -106,6 +106,14 @@ class Waits:
             self._taken.setdefault(info.call_id, []).append(found.name)
         return found
 
+    def begin_again(self, info: CallInfo, kind: WaitKind) -> None:
+        """Forget that an earlier attempt of this call has waited for this: the call looks itself whether it
+        has to wait."""
+        if (self.facts.stored_wait(info.call_id) or {}).get("kind") == kind.value:
+            name = _fact_name(info.call_id)
+            self._taken.setdefault(info.call_id, []).append(name)
+            self.facts.forget([name])
+
     def park_for_limit(self, call_id: str, limit: LimitWait) -> None:
         """Park the run until a limit of the fleet has room. Calls in progress end before. If nobody serves
         the limit, the run asks again itself."""
