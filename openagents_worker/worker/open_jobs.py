@@ -7,13 +7,16 @@ worker that has the agent, until the tool has cancelled the job.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from openagents_worker.errors import RunNotFound
 from openagents_worker.models import RunRecord, RunRequest
-from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.assembly import AgentParts, Assembly
+from openagents_worker.runtime.context import ContextOfRequest
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.facts import Fact, FactKind
@@ -21,6 +24,7 @@ from openagents_worker.store.records import aread_facts, aread_record
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.jobs import handle_of
+from openagents_worker.tools.toolset import OpenedAtUse
 
 __all__ = ["EndedRunContext", "OpenJobs"]
 
@@ -28,7 +32,7 @@ log = get_logger(__name__)
 
 
 @dataclass(slots=True)
-class EndedRunContext:
+class EndedRunContext(ContextOfRequest):
     """What `cancel_job` sees of a run that has ended. Changes are not stored."""
 
     run_request: RunRequest
@@ -36,22 +40,6 @@ class EndedRunContext:
     """The key with which the job was started."""
     deps: Any = None
     state: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def run_id(self) -> str:
-        return self.run_request.run_id
-
-    @property
-    def agent_id(self) -> str:
-        return self.run_request.agent_id
-
-    @property
-    def session_id(self) -> str:
-        return self.run_request.session_id
-
-    @property
-    def input_text(self) -> str:
-        return self.run_request.input_text
 
 
 class OpenJobs:
@@ -95,11 +83,11 @@ class OpenJobs:
                 context.deps = await opened.enter_async_context(opened_deps(request.deps, offload.in_thread))
             parts = self._assembly.parts(record.agent_id)
             opened.push_async_callback(parts.aclose)
-            tool = parts.single_tools().get(tool_id)
-            if tool is None:
+            cancel = await _cancellation(parts, tool_id, note.get("toolset_id"))
+            if cancel is None:
                 log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
                 return
-            was_running = await tool.cancel_job(handle, context)
+            was_running = await cancel(handle, context)
         log.info(
             "tool.job_cancelled",
             run_id=record.run_id,
@@ -107,3 +95,17 @@ class OpenJobs:
             job_id=handle.job_id,
             was_running=bool(was_running),
         )
+
+
+async def _cancellation(
+    parts: AgentParts, tool_id: str, toolset_id: Any
+) -> Callable[..., Awaitable[Any]] | None:
+    """How to cancel a job of a tool, or of a tool that a toolset has listed. None: the agent does not have it
+    any more."""
+    if toolset_id is None:
+        tool = parts.single_tools().get(tool_id)
+        return None if tool is None else tool.cancel_job
+    toolset = parts.toolsets.get(str(toolset_id))
+    if not isinstance(toolset, OpenedAtUse) or not toolset.has_jobs:
+        return None
+    return partial((await toolset.jobs()).cancel_job, tool_id)
