@@ -785,6 +785,11 @@ GUARDS = (
         story="an_id_of_a_run_is_used_again",
     ),
     Guard(
+        "a run is not listed as one that asks because an earlier run with its id has asked",
+        ("  redis.call('ZREM', k.index(APPROVALS), R)", "  -- "),
+        story="a_holder_that_has_asked_is_submitted_again",
+    ),
+    Guard(
         "a run that has ended gets no facts",
         (
             "if TERMINAL[run.state] then return reply{answer = 'ENDED'",
