@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +32,10 @@ def no_calls() -> Iterator[None]:
     delegating.CALLS.clear()
 
 
-async def begin(p: Process, agent_id: str, asked: Any, **fields: Any) -> None:
+async def begin(p: Process, agent_id: str, asked: Any, run_id: str = "r1", **fields: Any) -> None:
     text = asked if isinstance(asked, str) else json.dumps(asked)
-    await p.submit(agent_id=agent_id, input_text=text, **fields)
-    await p.execute()
+    await p.submit(run_id, agent_id=agent_id, input_text=text, **fields)
+    await p.execute(run_id)
 
 
 async def finish(p: Process, run_id: str = "r1") -> RunRecord:
@@ -422,6 +425,39 @@ async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redi
             assert {child.state for child in await children_of(p, run)} == {RunState.CANCELLED}
 
 
+@pytest.mark.parametrize("mode", ["rollback", "cancel"])
+async def test_a_shared_child_leaves_its_turn_whatever_becomes_of_its_parent(
+    redis_url: str, mode: str
+) -> None:
+    """Its turn is stored with its end: the children after it see it, and a parent that ends without a turn of
+    its own does not take it back."""
+    async with process(redis_url, *agents()) as p:
+        asked = [to("one", session_isolation="shared"), to("two")]
+        await begin(p, "parent", asked)
+        [child] = await children_of(p)
+        await p.execute(child.run_id)
+        p.wakes = [wake for wake in p.wakes if wake.run_id != child.run_id]
+        contents = [entry["content"] for entry in await p.transcript()]
+        assert (contents, (await p.record()).state.is_terminal) == (["one", "done: one"], False)
+
+        if mode == "rollback":
+            submitted = await p.submit("r2", agent_id="worker", input_text="next", on_busy="rollback")
+            p.wakes += submitted.also
+            if submitted.sent_us is not None:
+                await p.execute("r2")
+        else:
+            await cancel(p, "r1")
+            await p.submit("r2", agent_id="worker", input_text="next")
+            await p.execute("r2")
+        await execute_all(p)
+        assert (await p.record()).state is RunState.CANCELLED
+        assert (await p.record("r2")).state is RunState.COMPLETED
+        contents = [entry["content"] for entry in await p.transcript()]
+        assert contents[:2] == ["one", "done: one"]
+        assert contents[-2:] == ["next", "done: next"]
+        assert mode == "cancel" or len(contents) == 4
+
+
 @pytest.mark.defect("R01")
 async def test_a_forked_child_sees_the_conversation_and_leaves_it_as_it_is(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:
@@ -455,6 +491,40 @@ async def starts(context: Any) -> Any:
     results = [await context.delegate("worker", text, background=True) for text in asked]
     task_ids = [result.task_id for result in results]
     return [task_ids, [await context.task_status(task_id) for task_id in task_ids]]
+
+
+@pytest.mark.defect("R09")
+async def test_delegation_leaves_no_files(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a router nor a child in the background has a folder. A result is in Redis."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = Agent("starts", pattern=starts, llm={"provider": "mock"})
+    for _ in range(2):
+        async with process(redis_url, *agents(), own, multi_agent={"enabled": True}) as p:
+            run_id = uuid.uuid4().hex
+            await begin(p, "starts", ["one"], run_id=run_id)
+            await begin(p, "parent", [to("two")], run_id=f"{run_id}-2")
+            await execute_all(p)
+            assert (await p.record(f"{run_id}-2")).state is RunState.COMPLETED
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.defect("R06")
+async def test_an_agent_that_is_added_later_can_be_delegated_to(redis_url: str) -> None:
+    """Also by a run that has begun before, on a worker that does not know this agent."""
+    async with process(redis_url, *agents(), name="old") as old:
+        await begin(old, "parent", [to("one"), to("two", "added")])
+        await old.execute((await children_of(old))[0].run_id)
+        added = Agent("added", pattern=delegating.worker, llm={"provider": "mock"})
+        async with process(redis_url, *agents(), added, name="new") as new:
+            await old.execute()
+            assert (await old.record()).state is RunState.WAITING_CHILD
+            await new.execute((await children_of(old))[1].run_id)
+            await old.execute()
+            record = await old.record()
+    assert record.result is not None
+    assert record.result.final_output == [["completed", "done: one"], ["completed", "done: two"]]
 
 
 @pytest.mark.defect("R03")
