@@ -6,6 +6,7 @@ A test sees each call before its effect and after it, and may then let the conne
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator
@@ -74,6 +75,16 @@ class EffectServer:
         return {"result": {"content": [{"type": "text", "text": self.result(params["name"], n)}]}}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # a pooled connection of a killed worker may be open
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing about the connection of a killed worker."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def effect_server() -> Generator[EffectServer]:
     """A server on a free port."""
@@ -108,9 +119,7 @@ def effect_server() -> Generator[EffectServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True  # a pooled connection of a killed worker may be open
-    server.block_on_close = False
+    server = _Server(("127.0.0.1", 0), Handler)
     service.url = f"http://127.0.0.1:{server.server_address[1]}/mcp"
     thread = threading.Thread(target=server.serve_forever, name="effect server")
     thread.start()
