@@ -28,6 +28,7 @@ from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delega
 from openagents_worker.submission.new_run import digest_of, stored_text
 from openagents_worker.suggest import agent_hint
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = ["DEPTH_KEY", "ChildRuns", "Delegation"]
 
@@ -197,6 +198,7 @@ class ChildRuns:
             "scope": place.scope,
         }
         lists = extra_indexes(request.tenant, request.labels, request.parent_run_id)
+        options = with_traceparent({})  # the spans of the child belong to the trace of this call
         return {
             "call": info.call_id,
             "child_id": child_id,
@@ -211,6 +213,7 @@ class ChildRuns:
             "input_text": request.input_text,
             "delegated": dumps(delegated),
             "lists": lists,
+            "canvas": dumps(options) if options else "",
         }
 
     def _request_of(self, call: Delegation, child_id: str, grant: Grant) -> RunRequest:

@@ -23,6 +23,14 @@ def test_a_child_gets_the_queue_of_its_agent_or_of_its_parent(bench: Bench) -> N
     assert format_ == str(DELEGATES)
 
 
+def test_a_child_keeps_the_task_options_of_its_call(bench: Bench) -> None:
+    """They have the header by which its spans belong to the trace of its parent."""
+    options = '{"headers":{"traceparent":"00-1"}}'
+    born = bench.do("delegate", fence=bench.claimed(), canvas=options, **CHILD)
+    assert born.wakes[0].canvas == options
+    assert bench.redis.hget(bench.store.keys("run", "r5"), "canvas") == options
+
+
 def test_an_agent_that_no_worker_knows_gets_no_child(bench: Bench) -> None:
     fence = bench.claimed()
     bench.do("register", agents=["other", "{}"])

@@ -64,7 +64,7 @@ else
   end
   if mode ~= 'shared' then redis.call('HSET', k.session(session_id), 'of_child', run_id) end
   child = new_run(child_id, {format = format, state = STATE.queued, queue = queue, agent = agent_id, session = session_id, parent = run_id,
-    digest = digest, uid = uid, request = request, canvas = '', tell = 1, durable = run.durable ~= '' and run.durable or 1,
+    digest = digest, uid = uid, request = request, canvas = canvas, tell = 1, durable = run.durable ~= '' and run.durable or 1,
     input_digest = input_text, lists = #lists > 0 and cjson.encode(lists), parent_call = call, parent_life = life, mode = mode,
     background = background == 1 and '1'}, lists_of({agent = agent_id, session = session_id}, lists))
   wake = place(child)
