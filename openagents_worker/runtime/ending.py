@@ -225,6 +225,7 @@ class Ending:
         arguments: dict[str, Any] = {
             "end_state": self.state,
             "stop_reason": self.stop_reason.value,
+            "code": "" if self.error is None else self.error.code,
             "result": self.result().model_dump_json(),
             "event": f"run.{self.state}",
             "payload": shown_json(self._terminal_payload(), self.redact_keys),

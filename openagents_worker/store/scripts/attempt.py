@@ -314,10 +314,12 @@ def finish(
     compacted: int = 0,
     compaction: Payload = "",
     compacted_format: int = SUMMARIES,
+    code: str = "",
 ) -> WriteResult:
     """End a run and write its results into its session.
 
-    `stop_reason` is that of the result, for the run that has delegated to this one.
+    `stop_reason` is that of the result, for the run that has delegated to this one. `code` is that of the
+    error in the result, '' without an error.
     `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
     `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete. `compaction` is a summary
     (JSON) that replaces the first `compacted` messages for later runs, `epoch` its number; 0: none.

@@ -58,13 +58,15 @@ local function open_jobs(run)
 end
 
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
--- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
+-- keep_fence, in_hand, code}: result, payload and completed are JSON; name is the terminal event; code is that of the error in the result.
+-- Returns wake-ups to send.
 -- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
 -- itself; otherwise a message is sent for this. In both cases, a message is sent again until the notification is confirmed.
 local function end_run(run, ending)
   local key = k.run(run.id)
   redis.call('HSET', key, 'state', ending.state, 'result', ending.result, 'ended', digits(NOW_MS),
     'fence', ending.keep_fence and run.fence or next_fence(run), 'owner', '')
+  if (ending.code or '') ~= '' then redis.call('HSET', key, 'end_code', digits(run.life) .. ' ' .. ending.code) end -- lists read no results
   leave(run)
   redis.call('ZREM', k.due(), run.id)
   redis.call('ZREM', k.timeouts(), run.id)
@@ -120,7 +122,7 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
   local ids = '"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. ',"run_id":' .. q(run.id)
   local payload = '{' .. ids .. ',"error":' .. q(message) .. ',"error_details":' .. details .. '}'
   if state == STATE.cancelled then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
-  return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload,
+  return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload, code = code,
     completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
 end
 
