@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
@@ -40,6 +42,12 @@ def get(port: int, path: str, *, accept: str = "*/*", method: str = "GET") -> tu
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def health(port: int, *arguments: str) -> int:
+    """The exit code of an exec probe."""
+    command = [sys.executable, "-m", "openagents_worker.cli", "health", "--port", str(port), *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60).returncode
 
 
 # --- the server ---
@@ -237,6 +245,7 @@ def test_a_worker_without_redis_is_alive_and_not_ready(installation: Installatio
     try:
         wait_for(lambda: "[-] lease" in get(port, "/readyz")[1], "the lease is over")
         assert get(port, "/livez")[0] == 200
+        assert [health(port), health(port, "--live")] == [3, 0]
         wait_for(lambda: scrape(port)[("openagents_fleet_up", ())] == 0, "the fleet cannot be read")
         assert scrape(port)[("openagents_ready", ())] == 0
     finally:
