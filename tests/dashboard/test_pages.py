@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.dashboard import fleet_page, run_page, runs_page, shown_text, timeline
+from openagents_worker.dashboard import fleet_page, overview, run_page, runs_page, shown_text, timeline
+from openagents_worker.models import RunRecord, RunState
 from tests.dashboard.reading import ASKS, FAILS, LOOK, USES, asking, ids_of, words_of
 from tests.dashboard.server import Server, serving
 from tests.support.runner import agent, calls, process, scripted
@@ -264,6 +265,32 @@ async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: st
     assert "All 3 runs" in page
     assert "failed 1" in page
     assert "llm.response 1" in page
+    ended = page[page.index("Ended runs over time: throughput") :]
+    assert re.search(
+        r"A column is \d[^;]*; the highest has \d runs?\. (completed 1 failed 1|failed 1 completed 1)", ended
+    )
+
+
+def test_ended_runs_are_counted_when_they_ended() -> None:
+    """In columns of the same length, by how they ended. A run that works is in none of them."""
+
+    def run(state: RunState, created_ms: int, ended_ms: int | None) -> RunRecord:
+        ids = {"run_id": "r", "agent_id": "a", "session_id": "s", "queue": "q"}
+        return RunRecord(**ids, state=state, created_ms=created_ms, ended_ms=ended_ms)
+
+    runs = [
+        run(RunState.COMPLETED, 0, 2_399),
+        run(RunState.FAILED, 0, 2_350),
+        run(RunState.CANCELLED, 100, 150),
+        run(RunState.RUNNING, 200, None),
+    ]
+
+    plot = overview.ended_plot(runs, 2_400)
+
+    counts = {at: column.count for at, column in enumerate(plot.columns) if column.count}
+    assert (counts, plot.highest, plot.step_ms) == ({1: 1, 23: 2}, 2, 100)
+    assert plot.columns[23].parts == (("good", 50.0, 50.0), ("bad", 0.0, 50.0))
+    assert overview.ended_plot([], 2_400).columns == ()
 
 
 async def test_a_page_without_redis_says_so(redis_url: str) -> None:
