@@ -11,9 +11,11 @@ import pytest
 
 from openagents_worker.dashboard import fleet_page, overview, run_page, runs_page, shown_text, timeline
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.fleet import WorkerCard
 from tests.dashboard.reading import ASKS, FAILS, LOOK, USES, asking, ids_of, words_of
 from tests.dashboard.server import Server, serving
 from tests.support.runner import agent, calls, process, scripted
+from tests.support.script_calls import call
 
 # --- the list of runs --------------------------------------------------------------------------------------
 
@@ -252,6 +254,23 @@ async def test_the_workers_page_shows_leases_queues_and_problems(server: Server,
         assert "agents 1" in page
 
 
+async def test_the_workers_page_says_that_all_workers_are_full(server: Server, redis_url: str) -> None:
+    """A run waits, and the only worker of its queue executes as many as it can."""
+    client, worker = server.app.client, "w1@box:a1b2c3"
+    card = WorkerCard("box", 17, ("agents",), {"a": "h"}, 1, "9.9").to_json()
+    await client.store.run(call("register", incarnation=worker, info=card))
+    await client.store.run(call("renew", incarnation=worker))
+    for number in (1, 2):
+        ids = {"agent_id": "a", "session_id": f"s{number}", "run_id": f"r{number}"}
+        await client.submit({**ids, "input_text": "hi"})
+    await client.store.run(call("claim", run_id="r1", incarnation=worker))
+
+    page = words_of(await server.text("/fleet"))
+
+    assert "the one worker of queue agents is full: 1 active runs" in page
+    await client.store.run(call("retire", incarnation=worker))
+
+
 async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: str) -> None:
     assert "There are no runs yet." in await server.text("/overview")
     async with process(redis_url, agent(), FAILS, ASKS) as worker:
@@ -299,6 +318,24 @@ async def test_a_page_without_redis_says_so(redis_url: str) -> None:
 
     assert answer.status_code == 503
     assert "redis.unreachable" in answer.text
+
+
+async def test_a_page_that_redis_does_not_permit_says_what_is_missing(server: Server, redis_url: str) -> None:
+    """The rights of the user in the settings, with the command, and the role that has them."""
+    redis = server.app.client.store.redis
+    await redis.acl_setuser(
+        "poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"]
+    )
+    try:
+        await redis.execute_command("ACL", "SETUSER", "poor", "-zrevrangebyscore")
+        async with serving(redis_url.replace("//", "//poor:x@")) as limited:
+            answer = await limited.get("/runs")
+    finally:
+        await redis.acl_deluser("poor")
+
+    assert answer.status_code == 500
+    assert "redis.no_permission" in answer.text
+    assert "the rights of the role operator" in words_of(answer.text)
 
 
 async def test_pages_work_below_a_prefix(redis_url: str) -> None:
@@ -362,7 +399,8 @@ async def _copy_runs(redis: Any, keys: Any, count: int) -> None:
         pipeline.hset(keys("run", run_id), mapping=bad if number % 3 == 0 else done)
         for index in ("all", "agent=a", "label=team=north"):
             pipeline.zadd(keys("index", index), {run_id: number})
-    await pipeline.execute()
+        if number % 200 == 199:  # a larger one would keep the event loop busy
+            await pipeline.execute()
 
 
 async def _commands(redis: Any) -> int:
