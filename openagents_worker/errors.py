@@ -27,6 +27,8 @@ __all__ = [  # completed at the end of the module
 
 def text_of(value: object) -> str:
     """The text of the value, in a form that can be stored. It never raises, even if `__str__` fails."""
+    if type(value) is str and value.isascii():  # the usual case
+        return value
     try:
         return whole_text(str(value))
     except Exception as error:  # noqa: BLE001 - a foreign __str__ may raise anything

@@ -21,6 +21,7 @@ from openagents_worker.errors import OpenAgentsError
 
 __all__ = [
     "ACCEPT_ENCODING",
+    "BoundedClient",
     "ReplyTooLarge",
     "ReplyUnreadable",
     "beginning_of",
@@ -127,6 +128,36 @@ async def body_of(response: httpx.Response, *, max_bytes: int) -> bytes:
         async for piece in pieces:
             body += piece
     return bytes(body)
+
+
+class BoundedClient(httpx.AsyncClient):
+    """A client for libraries that read whole replies: one of more than `max_bytes` is a `httpx.ReadError`."""
+
+    def __init__(self, *, max_bytes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._max_bytes = max_bytes
+
+    async def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+        response = await super().send(request, stream=True, **options)
+        try:
+            body = await body_of(response, max_bytes=self._max_bytes)
+        except (ReplyTooLarge, ReplyUnreadable) as error:
+            raise httpx.ReadError(str(error), request=request) from error
+        finally:
+            await response.aclose()
+        headers = [
+            (name, value) for name, value in response.headers.multi_items() if name not in _OF_THE_BODY
+        ]
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            content=body,
+            request=response.request,
+            extensions=response.extensions,
+        )
+
+
+_OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 
 
 async def beginning_of(response: httpx.Response, *, max_bytes: int) -> tuple[bytes, bool]:

@@ -83,21 +83,27 @@ class NestedTooDeeply(ValueError):
 
 def dumps(value: Any) -> str:
     """Compact JSON. Raises TypeError or ValueError for a value that is not JSON, including NaN."""
-    return _encoded(value)
+    try:
+        return "".join(_chunks(value, False))
+    except RecursionError:
+        raise ValueError(_ENDLESS) from None
 
 
 def canonical_json(value: Any) -> str:
     """Compact JSON with sorted keys, so that equal values have equal texts. Raises as `dumps` does."""
-    return _encoded_in_order(value)
+    try:
+        return "".join(_chunks_in_order(value, False))
+    except RecursionError:
+        raise ValueError(_ENDLESS) from None
 
 
 def size_of(value: Any) -> int:
     """The value's size in bytes as JSON. Raises as `dumps` does."""
-    return len(_encoded(value).encode())
+    return len(dumps(value).encode())
 
 
-def _encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
-    """`encode` of a compact `JSONEncoder`. That one makes its C encoder anew for each value."""
+def _encoder(*, sort_keys: bool = False) -> Callable[[Any, bool], Iterable[str]]:
+    """`iterencode` of a compact `JSONEncoder`. That one makes its C encoder anew for each value."""
     python = json.JSONEncoder(
         ensure_ascii=False,
         separators=(",", ":"),
@@ -107,34 +113,23 @@ def _encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
     )
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:  # an interpreter without the C extension
-        chunks: Callable[[Any], Iterable[str]] = python.iterencode
-    else:
-        in_c = make(
-            None,
-            python.default,
-            json.encoder.encode_basestring,
-            None,
-            python.key_separator,
-            python.item_separator,
-            python.sort_keys,
-            python.skipkeys,
-            python.allow_nan,
-        )
-
-        def chunks(value: Any) -> Iterable[str]:
-            result: Iterable[str] = in_c(value, 0)
-            return result
-
-    def encode(value: Any) -> str:
-        try:
-            return "".join(chunks(value))
-        except RecursionError:
-            raise ValueError("it has too many levels, or it contains itself") from None
-
-    return encode
+        return python.iterencode
+    in_c: Callable[[Any, bool], Iterable[str]] = make(
+        None,
+        python.default,
+        json.encoder.encode_basestring,
+        None,
+        python.key_separator,
+        python.item_separator,
+        python.sort_keys,
+        python.skipkeys,
+        python.allow_nan,
+    )
+    return in_c
 
 
-_encoded, _encoded_in_order = _encoder(), _encoder(sort_keys=True)
+_chunks, _chunks_in_order = _encoder(), _encoder(sort_keys=True)
+_ENDLESS = "it has too many levels, or it contains itself"
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -198,24 +198,26 @@ class _Redaction:
     def _is_too_many(self, count: int) -> bool:
         """Subtract the values of a container from the remaining ones; true if there are not enough."""
         most = self._rules.max_items
-        self._left = left = self._left - (count if most is None or count < most else most)
-        if left >= 0:
-            return False
+        self._left -= count if most is None or count < most else most
+        return self._left < 0 and self._cuts(count)
+
+    def _cuts(self, count: int) -> bool:
+        """Whether a container of this size is cut, because no values are left."""
         if self._is_whole:
             raise TooManyValues
         return count > 0
 
     def pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         """A mapping as it is shown; a text with its size, if its values exceed the limit."""
-        count = len(mapping)
-        if self._is_too_many(count):
-            return f"<{count} more inside>"
         # It runs for every event, so the most common types are checked first.
         out: dict[str, JsonValue] = {}
-        rules = self._rules
+        rules, count = self._rules, len(mapping)
         mask_short, short, names = rules.mask_short, rules.short, rules.names
         most = count if rules.max_items is None else rules.max_items
         has_more = count > most
+        self._left -= most if has_more else count
+        if self._left < 0 and self._cuts(count):
+            return f"<{count} more inside>"
         for key, item in mapping.items():
             if has_more and len(out) >= most:
                 out["…"] = f"<{count - most} more>"

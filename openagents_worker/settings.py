@@ -29,10 +29,10 @@ from openagents_worker.errors import ConfigValidationError
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.queue_names import problem_with_queue
-from openagents_worker.redaction import safe_message, safe_url
+from openagents_worker.redaction import MASK, safe_message, safe_url
 from openagents_worker.redis_url import RedisAddress, address_of, is_redis_url
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
-from openagents_worker.secret_forms import remember_secrets_of_url
+from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_text import mask_values
 from openagents_worker.suggest import nearest
 from openagents_worker.time_limits import (
@@ -50,7 +50,9 @@ DAY_S = 24 * 60 * 60
 YEAR_S = 366 * DAY_S
 LONGEST_LEASE_MS = 60 * 60 * 1000  # the runs of a dead worker could wait for so long
 LARGEST_MAX_PAYLOAD_BYTES = 64 * 1024 * 1024  # one value of that size blocks Redis for a tenth of a second
+SHORTEST_KEY = 32  # characters; a shorter secret could be guessed
 URLS = ("redis_url", "broker_url", "result_backend")
+SECRETS = ("definitions_key",)
 URL_DOCS = "docs/redis.md describes the URLs of a Redis"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
@@ -119,6 +121,13 @@ def _key_prefix(prefix: str) -> str:
     return prefix
 
 
+def _shared_secret(secret: str) -> str:
+    if len(secret) < SHORTEST_KEY:
+        raise _setting_error(f"too short; use {SHORTEST_KEY} or more characters, from `openssl rand -hex 32`")
+    remember_secret(secret)
+    return secret
+
+
 def _split_at_commas(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -185,6 +194,11 @@ class Settings(BaseSettings):
     key_prefix: Annotated[Word, AfterValidator(_key_prefix)] = Field(
         default="oa",
         description="The beginning of every key and channel. Use a different one for each environment.",
+    )
+    definitions_key: Annotated[str, AfterValidator(_shared_secret)] | None = Field(
+        default=None,
+        description="A secret of 32 or more characters that all workers share. With it, runs keep any "
+        "definition when the agents file changes; without it, only those that differ in plain data.",
     )
     queue: Annotated[Word, AfterValidator(_queue_name)] = Field(
         default="agents", description="The queue of runs whose agent has no queue of its own."
@@ -444,6 +458,8 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Any:
         for name in type(self).model_fields:
             value = getattr(self, name)
+            if name in SECRETS and value:
+                value = MASK
             yield name, safe_url(value) if name in URLS and value else mask_values(value)
 
     __str__ = BaseSettings.__repr__
@@ -515,6 +531,6 @@ def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> tuple[str, 
     field = compared or str(problem["loc"][0])
     name, text = _variable(field), str(problem["msg"])
     # A wrong URL may contain a password in any part.
-    is_hidden = compared or field.endswith(("_url", "_backend"))
+    is_hidden = compared or field in SECRETS or field.endswith(("_url", "_backend"))
     found = "" if is_hidden else f"; found {safe_message(env.get(name, ''), 60)!r}"
     return name, f"{text[:1].lower()}{text[1:]}{found}"

@@ -6,9 +6,9 @@ it like a provider.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from examples.replies import call, results
 from openagents_worker.testing.model_server import ModelServerRequest
 
 DOCUMENTS = ("faults.md", "replay.md", "streaming.md")
@@ -20,74 +20,54 @@ def reply(request: ModelServerRequest) -> dict[str, Any]:
         case 0:
             return {
                 "text": "I will list the documents.",
-                "tool_calls": [_call("list_files", path=".", pattern="*")],
+                "tool_calls": [call("list_files", path=".", pattern="*")],
             }
         case 1:
             names = [
                 entry["path"]
-                for entry in _results(request, "list_files")[-1]["entries"]
+                for entry in results(request, "list_files")[-1]["entries"]
                 if entry["type"] == "file"
             ]
             chosen = [name for name in DOCUMENTS if name in names] or names[:3]
             return {
                 "text": f"There are {len(names)} documents. I will read {', '.join(chosen)}.",
-                "tool_calls": [_call("read_file", path=name) for name in chosen],
+                "tool_calls": [call("read_file", path=name) for name in chosen],
             }
         case 2:
             words = _words(request)
             return {
                 "text": "Now I count the words and search for guarantees.",
                 "tool_calls": [
-                    _call("calc", expression=" + ".join(map(str, words.values()))),
-                    _call("grep_files", pattern="(?i)guarantee"),
+                    call("calc", expression=" + ".join(map(str, words.values()))),
+                    call("grep_files", pattern="(?i)guarantee"),
                 ],
             }
         case 3:
             return {
                 "text": "I add the figures to the ledger.",
                 "tool_calls": [
-                    _call("ledger", name=name, value=count) for name, count in _figures(request).items()
+                    call("ledger", name=name, value=count) for name, count in _figures(request).items()
                 ],
             }
         case 4:
             return {
                 "tool_calls": [
-                    _call("save_artifact", name="report", content=_report(request), kind="markdown")
+                    call("save_artifact", name="report", content=_report(request), kind="markdown")
                 ]
             }
         case _:
             return {"text": f"The report is saved.\n\n{_report(request)}"}
 
 
-def _call(name: str, /, **arguments: Any) -> dict[str, Any]:
-    return {"name": name, "arguments": arguments}
-
-
-def _results(request: ModelServerRequest, tool: str) -> list[Any]:
-    """The results of this tool in this run, oldest first. Messages before the last question are ignored."""
-    roles = [message["role"] for message in request.messages]
-    messages = request.messages[len(roles) - roles[::-1].index("user") :]
-    called = {
-        call["id"]: call["function"]["name"]
-        for message in messages
-        for call in message.get("tool_calls") or ()
-    }
-    return [
-        json.loads(message["content"])
-        for message in messages
-        if message["role"] == "tool" and called.get(message["tool_call_id"]) == tool
-    ]
-
-
 def _words(request: ModelServerRequest) -> dict[str, int]:
-    return {read["path"]: len(read["content"].split()) for read in _results(request, "read_file")}
+    return {read["path"]: len(read["content"].split()) for read in results(request, "read_file")}
 
 
 def _figures(request: ModelServerRequest) -> dict[str, float]:
-    found = len(_results(request, "grep_files")[-1]["matches"])
+    found = len(results(request, "grep_files")[-1]["matches"])
     return {
         **_words(request),
-        "all words": _results(request, "calc")[-1]["result"],
+        "all words": results(request, "calc")[-1]["result"],
         "lines with a guarantee": found,
     }
 

@@ -34,7 +34,7 @@ from openagents_worker.redaction import redact
 from openagents_worker.secret_text import mask_prose
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["AgentInCode", "AgentsFile", "check_agent", "load_agents", "read_agents_file"]
+__all__ = ["AgentInCode", "AgentsFile", "check_agent", "check_definition", "load_agents", "read_agents_file"]
 
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -175,6 +175,11 @@ def check_agent(agent: AgentInCode) -> AgentDefinition:
     if file.problems or file.config is None:
         raise rejected(file.source, file.problems)
     return file.config.agents[0]
+
+
+def check_definition(document: Any, expanded: Expanded) -> AgentsFile:
+    """The agents of a document that does not come from a file, and all its problems."""
+    return _FileChecker("a stored definition", JsonText(document, {(): 1}), expanded).file()
 
 
 _EMPTY = JsonText({}, {(): 1})

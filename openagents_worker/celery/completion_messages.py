@@ -68,8 +68,8 @@ class CompletionMessages:
         """
         to_start: list[Taken] = []
         for message, queue in received:
-            wake = _parse_wake(message, queue)
-            if wake is None or not _is_notification(message):
+            wake = _parse_wake(message, queue) if _is_notification(message) else None
+            if wake is None:
                 to_start.append((message, queue))
             elif wake[:2] in self._waiting or len(self._waiting) < MAX_WAITING:
                 self._waiting[wake[:2]] = message, queue

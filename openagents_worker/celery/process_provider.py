@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 
@@ -61,14 +61,14 @@ class ProcessProvider:
         """The holder of the worker's process."""
         return self._new_holder(partial(send_wakes, self._app))
 
-    def process_for(self, task: Task) -> CeleryProcess | None:
+    def process_for(self, task: Task, request: Any) -> CeleryProcess | None:
         """The process in which this task's body executes its run; None if it is stopping.
 
-        Raises `ConfigError` if the task was called as a function.
+        `request` is Celery's request of the task. Raises `ConfigError` if the task was called as a function.
         """
-        if task.request.called_directly:
+        if request.called_directly:
             raise _direct_call_error(task)
-        if not task.request.is_eager:
+        if not request.is_eager:
             return self.holder.process()
         return self._eager.process() if self._eager is not None else None
 

@@ -54,18 +54,19 @@ MAX_ERROR_CHARS = 500
 
 
 def accept_run(
-    task: Task, process: CeleryProcess, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    request: Any, process: CeleryProcess, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, int]:
     """The id of the run that a message names or requests, and the record format that the message asks for.
 
-    An invalid request becomes a failed run. Raises `RunFailed` for it.
+    `request` is Celery's request of the task. An invalid request of a run becomes a failed run. Raises
+    `RunFailed` for it.
     """
-    message, max_bytes = _task_message(task, args, kwargs), process.settings.max_payload_bytes
+    message, max_bytes = _task_message(request, args, kwargs), process.settings.max_payload_bytes
     try:
         run_id = parse_message(message, max_bytes=max_bytes)
         if isinstance(run_id, RunRequest):
             canvas = task_options_of_message(
-                task.request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
+                request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
             )
             run_id = process.run(_accept(process, run_id, message, canvas))
     except OpenAgentsError as error:
@@ -74,9 +75,9 @@ def accept_run(
     return run_id, message.format
 
 
-def accepted_run(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, int]:
+def accepted_run(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, int]:
     """The id of the accepted run that a message names, and the record format that the message asks for."""
-    message = _task_message(task, args, kwargs)
+    message = _task_message(request, args, kwargs)
     return run_to_resume(message), message.format
 
 
@@ -114,9 +115,10 @@ class _PendingCompletion:
     status: str
 
 
-def report(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
+def report(
+    task: Task, request: Any, process: CeleryProcess, run_id: str, attempt_result: AttemptResult
+) -> dict[str, str]:
     """Report the result to Celery; remember the end so that it is acknowledged after Celery's callbacks."""
-    request = task.request  # Celery finds it again at each access
     # Only the run's own message has its callbacks. After another message they must still be called.
     if attempt_result.kind is AttemptOutcome.FINISHED and request.id == run_id:
         status = _STATUS.get(attempt_result.stop_reason or StopReason.FAILED, states.FAILURE)
@@ -149,9 +151,8 @@ def completion_notified(task: Task, status: str) -> None:
 # --- messages --------------------------------------------------------------------------------------------
 
 
-def _task_message(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskMessage:
+def _task_message(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskMessage:
     """The message of a task, from Celery's request."""
-    request = task.request
     headers = request.headers or {}
     queue = (request.delivery_info or {}).get("routing_key")
     queue = queue if isinstance(queue, str) and is_whole(queue) else ""

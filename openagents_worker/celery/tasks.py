@@ -164,26 +164,28 @@ def add_tasks(app: Celery, processes: ProcessProvider) -> None:
     def run_agent(self: RunAgent, *args: Any, **kwargs: Any) -> dict[str, str]:
         from openagents_worker.celery import task_handlers as handlers
 
-        process = handlers.running_process(processes.process_for(self))
-        run_id, format_ = handlers.accept_run(self, process, args, kwargs)
-        return handlers.report(self, process, run_id, process.execute(run_id, format_))
+        request = self.request  # Celery finds it again at each access
+        process = handlers.running_process(processes.process_for(self, request))
+        run_id, format_ = handlers.accept_run(request, process, args, kwargs)
+        return handlers.report(self, request, process, run_id, process.execute(run_id, format_))
 
     def resume_run(self: RunTask, *args: Any, **kwargs: Any) -> dict[str, str]:
         from openagents_worker.celery import task_handlers as handlers
 
-        process = handlers.running_process(processes.process_for(self))
-        run_id, format_ = handlers.accepted_run(self, args, kwargs)
-        return handlers.report(self, process, run_id, process.execute(run_id, format_))
+        request = self.request
+        process = handlers.running_process(processes.process_for(self, request))
+        run_id, format_ = handlers.accepted_run(request, args, kwargs)
+        return handlers.report(self, request, process, run_id, process.execute(run_id, format_))
 
     def recover_runs(self: Task) -> int:
         from openagents_worker.celery import task_handlers
 
-        return task_handlers.recover_runs(processes.process_for(self))
+        return task_handlers.recover_runs(processes.process_for(self, self.request))
 
     def prune(self: Task) -> int:
         from openagents_worker.celery import task_handlers
 
-        return task_handlers.prune(processes.process_for(self))
+        return task_handlers.prune(processes.process_for(self, self.request))
 
     app.task(run_agent, name=RUN_AGENT, base=RunAgent, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)

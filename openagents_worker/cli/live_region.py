@@ -6,17 +6,21 @@ It needs `rich`, which the extra `worker` brings. Without it, or without a termi
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from openagents_worker.cli.terminal import Safe, message_lines_go_to
 
 __all__ = ["LiveRegion", "can_draw"]
 
 REDRAWS_PER_S = 8
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process. Python does not clean up for them."""
 
 
 def can_draw() -> bool:
@@ -50,8 +54,11 @@ class LiveRegion:
             get_renderable=self._drawn,
         )
         self._messages = message_lines_go_to(self._print_above)
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, _exit) for number in ENDING}
         try:
             self._live.start(refresh=True)
             self._messages.__enter__()
@@ -65,6 +72,8 @@ class LiveRegion:
     ) -> None:
         self._messages.__exit__(kind, error, tb)
         self._live.stop()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def refresh(self) -> None:
         """Draw the lines now."""
@@ -83,6 +92,11 @@ class LiveRegion:
         lines = self._lines()
         kept = lines[:height] if self._whole else lines[-height:]
         return Text("\n").join(_cut(Text.from_ansi(line), self._console.width) for line in kept)
+
+
+def _exit(number: int, _frame: object) -> NoReturn:
+    """Leave the `with` block, so that the cursor and the screen come back."""
+    raise SystemExit(128 + number)
 
 
 def _cut(text: Any, width: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -72,7 +73,8 @@ class RunTree:
             if not any(each is call for each in self._open):
                 self._open.append(call)
         elif event.name == "usage.updated":
-            self._usage = RunUsage.model_validate(event.payload.get("usage") or {})
+            with suppress(ValueError):  # an event of the pattern with this name
+                self._usage = RunUsage.model_validate(event.payload.get("usage") or {})
         elif event.name == "pattern.step_started":
             self._open.append(styled(f"step {event.payload.get('step')}", dim=True))
         elif is_shown(event) and event.name not in NOT_SHOWN and not _ends_a_call(event, call):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from openagents_worker.dashboard.page import PageHandler
 from openagents_worker.dashboard.shown_text import ago_text, long_text, ms_of, now_ms, short_text, took_text
-from openagents_worker.producer.waiting_reason import why_not_served
-from openagents_worker.store.fleet import read_fleet
+from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
+from openagents_worker.store.fleet import Fleet, QueueInfo, read_fleet
 
 __all__ = ["FleetPage"]
 
@@ -38,7 +38,7 @@ class FleetPage(PageHandler):
             ],
             more_workers=max(0, len(fleet.workers) - WORKERS),
             queues=[
-                (queue, took_text(queue.oldest_age_ms), why_not_served(fleet.workers, queue.name) or "")
+                (queue, took_text(queue.oldest_age_ms), _problem_of(fleet, queue))
                 for queue in fleet.queues[:WORKERS]
             ],
             limits=fleet.limits[:WORKERS],
@@ -47,3 +47,11 @@ class FleetPage(PageHandler):
                 (worker.incarnation, part) for worker in fleet.workers[:WORKERS] for part in worker.parts
             ],
         )
+
+
+def _problem_of(fleet: Fleet, queue: QueueInfo) -> str:
+    """Why the runs of the queue wait: nobody serves it, or all who do are full. '' if neither is so."""
+    problem = why_not_served(fleet.workers, queue.name)
+    if problem is None and queue.waiting:
+        problem = why_no_free_slot(fleet.workers, queue.name)
+    return problem or ""

@@ -15,11 +15,20 @@ from openagents_worker.dashboard.shown_text import (
     time_text,
     took_text,
 )
-from openagents_worker.models import RunRecord
+from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.fleet import read_fleet
 from openagents_worker.store.listing import RunFilter, list_runs
 
-__all__ = ["AgentFigures", "Column", "OverviewPage", "columns_of", "figures_of", "percentile"]
+__all__ = [
+    "AgentFigures",
+    "Column",
+    "OverviewPage",
+    "Plot",
+    "accepted_plot",
+    "ended_plot",
+    "figures_of",
+    "percentile",
+]
 
 SAMPLE = 200  # newest runs
 COLUMNS = 24
@@ -40,6 +49,15 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Plot:
+    """Runs over time. `highest` is the largest count of a column, `step_ms` the time that a column covers."""
+
+    columns: tuple[Column, ...]
+    highest: int
+    step_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class AgentFigures:
     """What the sampled runs of an agent took. Bars are in percent of the largest agent."""
 
@@ -55,7 +73,7 @@ class AgentFigures:
 
 
 class OverviewPage(PageHandler):
-    """Runs by state over time, latency, tokens and cost per agent, errors, approvals and workers."""
+    """Accepted and ended runs over time, latency, tokens and cost per agent, errors, approvals, workers."""
 
     tab = "overview"
 
@@ -76,7 +94,9 @@ class OverviewPage(PageHandler):
             is_sample=page.next_cursor is not None,
             since=ago_text(records[-1].created_ms, now) if records else "",
             states=Counter(record.state for record in records).most_common(),
-            columns=columns_of(records, now),
+            accepted=accepted_plot(records, now),
+            ended=ended_plot(records, now),
+            ends=Counter(record.state for record in records if record.state.is_terminal).most_common(),
             tones=TONES,
             agents=figures_of(records),
             codes=[
@@ -95,22 +115,37 @@ class OverviewPage(PageHandler):
         )
 
 
-def columns_of(records: Sequence[RunRecord], now: int) -> list[Column]:
-    """The columns from the oldest run until now: how many runs were accepted, by their present state."""
-    times = [record.created_ms for record in records if record.created_ms is not None]
-    if not times:
-        return []
-    first, step = min(times), max(1, (now - min(times)) / COLUMNS)
+def accepted_plot(records: Sequence[RunRecord], now: int) -> Plot:
+    """When the runs were accepted, by their present state."""
+    return _plot([(record.created_ms, record.state) for record in records], _since(records), now)
+
+
+def ended_plot(records: Sequence[RunRecord], now: int) -> Plot:
+    """When the runs ended, and how: the throughput. It has the same times as the plot of accepted runs."""
+    ended = [(record.ended_ms, record.state) for record in records if record.state.is_terminal]
+    return _plot(ended, _since(records), now)
+
+
+def _since(records: Iterable[RunRecord]) -> int | None:
+    return min((record.created_ms for record in records if record.created_ms is not None), default=None)
+
+
+def _plot(moments: Iterable[tuple[int | None, RunState]], first: int | None, now: int) -> Plot:
+    """Columns from `first` until now: how many runs were there in each, by state."""
+    if first is None:
+        return Plot((), 0, 0)
+    step = max(1, (now - first) / COLUMNS)
     tones: list[Counter[str]] = [Counter() for _ in range(COLUMNS)]
-    for record in records:
-        if record.created_ms is not None:
-            at = min(COLUMNS - 1, int((record.created_ms - first) / step))
-            tones[at][TONE_OF.get(record.state, "wait")] += 1
+    for at_ms, state in moments:
+        if at_ms is not None:
+            at = max(0, min(COLUMNS - 1, int((at_ms - first) / step)))
+            tones[at][TONE_OF.get(state, "wait")] += 1
     highest = max(map(Counter.total, tones))
-    return [
+    columns = tuple(
         Column(time_text(first + at * step), counted.total(), tuple(_parts(counted, highest)))
         for at, counted in enumerate(tones)
-    ]
+    )
+    return Plot(columns, highest, round(step))
 
 
 def _parts(counted: Counter[str], highest: int) -> Iterable[tuple[str, float, float]]:

@@ -102,7 +102,7 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
         timeline,
         tuple(conversation_of(record, checkpoints)),
         problem,
-        max(0, record.steps - MAX_STEPS),
+        max(0, record.steps - len(checkpoints)) if not problem else 0,
         tuple(_shown_events(events)),
         events[-1].seq or 0 if events else 0,
         approval_forms(pending),

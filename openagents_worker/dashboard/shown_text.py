@@ -62,7 +62,7 @@ def cost_text(usd: float | None) -> str:
     """
     if usd is None:
         return "-"
-    if usd == 0:
+    if not usd > 0:
         return "$0"
     digits = 2 if usd >= 0.1 else min(9, 1 - math.floor(math.log10(usd)))
     return f"${usd:,.{digits}f}"

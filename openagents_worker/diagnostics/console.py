@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openagents_worker.diagnostics.base import DiagnosticsExporter, RunReport
+from openagents_worker.printable import printable
 
 __all__ = ["RichExporter"]
 
@@ -36,9 +37,9 @@ class RichExporter(DiagnosticsExporter):
             rows["error"] = f"{snapshot.get('error_code')}: {snapshot.get('error_message')}"
             chain = snapshot.get("tool_call_chain") or []
             rows["tool calls"] = " -> ".join(str(call.get("tool_id")) for call in chain) or "(none)"
-        table = Table(title=Text(f"run {report.result.run_id}"), show_header=False)
+        table = Table(title=Text(printable(f"run {report.result.run_id}")), show_header=False)
         for name, value in rows.items():
-            table.add_row(Text(name, style="bold"), Text(str(value)))
+            table.add_row(Text(name, style="bold"), Text(printable(str(value))))
         self._console.print(table)
 
 

@@ -245,6 +245,8 @@ def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[d
     """The messages, if they are tool calls with all their results and can be stored; otherwise none."""
     try:
         plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
+        if not plain:
+            return []
         for shortened in (_without_bytes, _without_provider_fields):  # the fields are for their own turn only
             if size_of(plain) <= MAX_TOOL_MESSAGES_BYTES:
                 break

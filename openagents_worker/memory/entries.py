@@ -16,9 +16,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from openagents_worker.printable import printable
+
 __all__ = ["MAX_TEXT_CHARS", "MemoryEntry", "added", "entries_in", "newest_within", "one_line", "without"]
 
 MAX_TEXT_CHARS = 2_000  # of a rule, and of its reason
+MAX_SECTION_CHARS = 1_000_000
+"""A section is read as a whole by each run, so its oldest entries make room before it is larger."""
 NO_REASON = "(no reason given)"
 _HEADING = re.compile(r"### (?P<id>[\w-]+) · (?P<timestamp>[\dTZ:+\-.]+)[ \t]*")
 _RULE, _WHY = "**Rule:** ", "**Why:** "
@@ -46,12 +50,12 @@ class MemoryEntry:
 
 
 def one_line(text: Any) -> str:
-    """A text as it stands in a block: one line, not too long.
+    """A text as it stands in a block: one line, not too long, without hidden characters.
 
-    >>> one_line("short\\n### answers")
-    'short ### answers'
+    >>> one_line("short\\n### answers"), one_line("a\\x1b[2Jb")
+    ('short ### answers', 'a\\\\x1b[2Jb')
     """
-    return " ".join(str(text).split())[:MAX_TEXT_CHARS]
+    return printable(" ".join(str(text).split()))[:MAX_TEXT_CHARS]
 
 
 def entries_in(section: str) -> list[MemoryEntry]:
@@ -60,14 +64,22 @@ def entries_in(section: str) -> list[MemoryEntry]:
 
 
 def added(section: str, entry: MemoryEntry, *, most: int) -> str:
-    """The section with one more entry, and without the oldest ones if there are more than `most`.
+    """The section with one more entry, and without the oldest ones if there are more than `most`, or if it
+    would have more than `MAX_SECTION_CHARS`.
 
     Unchanged if it already has an entry with this id: an interrupted write is repeated.
     """
-    blocks = list(_blocks(section))
+    blocks = _blocks(section)
     if any(known.id == entry.id for _, _, known in blocks):
         return section
-    for begin, end, _ in reversed(blocks[: max(0, len(blocks) + 1 - most)]):
+    dropped = max(0, len(blocks) + 1 - most)
+    too_many = len(section) + len(entry.to_markdown()) - MAX_SECTION_CHARS
+    too_many -= sum(end - begin for begin, end, _ in blocks[:dropped])
+    while too_many > 0 and dropped < len(blocks):
+        begin, end, _ = blocks[dropped]
+        too_many -= end - begin
+        dropped += 1
+    for begin, end, _ in reversed(blocks[:dropped]):
         section = section[:begin] + section[end:]
     if section and not section.endswith("\n"):
         section += "\n"
@@ -76,7 +88,7 @@ def added(section: str, entry: MemoryEntry, *, most: int) -> str:
 
 def without(section: str, entry_id: str) -> str:
     """The section without the entry with this id."""
-    for begin, end, entry in reversed(list(_blocks(section))):
+    for begin, end, entry in reversed(_blocks(section)):
         if entry.id == entry_id:
             section = section[:begin] + section[end:]
     return section

@@ -11,12 +11,13 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -31,7 +32,9 @@ DEFAULT_SECTION = "user_feedback"
 DEFAULT_DIR = "~/.config/openagents/memory"
 INDEX = "MEMORY.md"
 MAX_FOUND = 20
-MAX_SECTION_BYTES = 4 * 1024 * 1024
+MAX_FILE_BYTES = 4 * 1024 * 1024
+LOCK_TIMEOUT_S = 10.0
+LOCK_POLL_S = 0.02
 
 Sections = Mapping[str, str]
 """Texts by the name of their section."""
@@ -59,7 +62,11 @@ class MarkdownMemory(MemoryPlugin):
             2_000, ge=1, description="Characters of a section that a run sees: its newest entries."
         )
         max_entries_per_section: int = Field(
-            1_000, ge=1, le=10_000, description="Number of entries that a section keeps, the newest."
+            1_000,
+            ge=1,
+            le=10_000,
+            description="Number of entries that a section keeps, the newest. Fewer if it would have more "
+            "than 1,000,000 characters.",
         )
         sections: list[SectionName] = Field(
             ["user_goals", "user_feedback", "decisions", "references"],
@@ -226,11 +233,19 @@ class _Directory:
         return after
 
     def _text(self, name: str) -> str:
+        """The text of a section. Raises `SessionError` if its file is too large: a part of it must not
+        replace the whole."""
+        path = self._path / f"{name}.md"
         try:
-            with (self._path / f"{name}.md").open(encoding="utf-8", errors="replace") as file:
-                return file.read(MAX_SECTION_BYTES)
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
             return ""
+        if len(content) > MAX_FILE_BYTES:
+            raise SessionError(
+                f"{path} has more than {MAX_FILE_BYTES:,} bytes", hint="shorten what was written by hand"
+            )
+        return content.decode(errors="replace").replace("\r\n", "\n")
 
     def _index(self, texts: Sections) -> str:
         lines = [f"- [{n}]({n}.md) — {len(entries_in(texts.get(n, '')))} entries" for n in self._sections]
@@ -238,16 +253,33 @@ class _Directory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Raises `SessionError` if another process does not let go: it may be stopped."""
         self._path.mkdir(parents=True, exist_ok=True)
+        ends_at = time.monotonic() + LOCK_TIMEOUT_S
         with (self._path / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _has_locked(lock):
+                if time.monotonic() >= ends_at:
+                    raise SessionError(
+                        f"another process has been writing to {self._path} for {LOCK_TIMEOUT_S:g} s",
+                        hint="look for a process that is stopped or hangs, and has the file .lock open",
+                    )
+                time.sleep(LOCK_POLL_S)
             yield
 
     def _replace(self, name: str, text: str) -> None:
-        """Write a file so that a reader sees the old text or the new one."""
-        temporary = self._path / f".{name}.{os.getpid()}"
+        """Write a file so that a reader sees the old text or the new one. Only the owner of the lock writes,
+        so what a killed process has left is overwritten."""
+        temporary = self._path / f".{name}.new"
         with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path / name)
+
+
+def _has_locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -23,6 +23,7 @@ __all__ = ["ZepMemory"]
 
 VIEW_KEY = "zep_memory"
 TIMEOUT_S = 15.0
+MAX_REPLY_BYTES = 4 * 1024 * 1024
 LOOKED_AT = 50  # messages in which a repeated write-back looks for its own
 
 
@@ -110,10 +111,13 @@ class ZepMemory(MemoryPlugin):
 
     def _client(self) -> Any:
         if self._zep is None:
-            import httpx
             from zep_python.client import AsyncZep  # type: ignore[import-not-found,unused-ignore]
 
-            self._http = httpx.AsyncClient(timeout=TIMEOUT_S)
+            from openagents_worker.http_replies import ACCEPT_ENCODING, BoundedClient
+
+            self._http = BoundedClient(
+                max_bytes=MAX_REPLY_BYTES, timeout=TIMEOUT_S, headers={"accept-encoding": ACCEPT_ENCODING}
+            )
             key = self.cfg.api_key or os.environ.get(self.cfg.api_key_env) or "none"
             self._zep = AsyncZep(
                 base_url=self.cfg.api_url, api_key=key, timeout=TIMEOUT_S, httpx_client=self._http

@@ -52,6 +52,10 @@ class RunUsage(BaseModel):
             total["ttft_ms"] = more["ttft_ms"]
         return _made_of(total)
 
+    def with_latencies(self, p50_ms: float, p95_ms: float) -> RunUsage:
+        """The usage with the median and the 95th percentile of the durations of model calls."""
+        return _made_of({**self.__dict__, "llm_latency_p50_ms": p50_ms, "llm_latency_p95_ms": p95_ms})
+
     def counted(self) -> dict[str, Any]:
         """The fields that are neither 0, nor empty, nor unknown."""
         fields = self.__dict__

@@ -228,12 +228,18 @@ def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
                 ended.outcome, ended.ended_at = CallState.OK, event.timestamp
                 ended.code = ended.message = None
                 ended.result = _reply_text(payload) if ended.kind == "model" else payload.get("result")
-                metrics = payload.get("_metrics")
-                ended.usage = dict(metrics) if isinstance(metrics, dict) else {}
+                ended.usage = _numbers_in(payload.get("_metrics"))
         case "llm.failed" | "tool.failed" | "step.failed":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
                 ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
                 ended.code, ended.message = _error_code_of(payload), _error_text_of(payload)
+
+
+def _numbers_in(metrics: Any) -> dict[str, Any]:
+    """The numbers of a model call. A pattern of others may have emitted anything under their names."""
+    if not isinstance(metrics, dict):
+        return {}
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _start_call(

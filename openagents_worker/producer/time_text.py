@@ -10,8 +10,14 @@ UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def clock_time(at_ms: int | float) -> str:
-    """A time (milliseconds since the epoch) in local time. The date is included unless it is today."""
-    at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
+    """A time (milliseconds since the epoch) in local time. The date is included unless it is today.
+
+    `?` for a number that is not a time, as in a damaged record.
+    """
+    try:
+        at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
+    except (ValueError, OverflowError, OSError):  # ValueError: the year 10,000; also NaN
+        return "?"
     today = datetime.now(UTC).astimezone().date()
     return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
 

@@ -26,7 +26,7 @@ from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.agents.sections import McpLimits
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.budget import TokenBudgetAssembler
-from openagents_worker.context.tokens import ESTIMATE, TokenCounter, token_counter
+from openagents_worker.context.tokens import ESTIMATE
 from openagents_worker.diagnostics import BUILTIN_DIAGNOSTICS
 from openagents_worker.diagnostics.base import ReportExporter, exporter_of
 from openagents_worker.errors import AgentUnavailable
@@ -37,12 +37,13 @@ from openagents_worker.llm.current_call import quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.memory.chain import ChainMember, ChainMemory
-from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.runtime.kept_definitions import DefinitionKeeper, KeptAgent
 from openagents_worker.runtime.original.functions import ParamsTool
 from openagents_worker.runtime.original.tools import single_tool
 from openagents_worker.runtime.plugins import load_plugins, make_plugin, may_have_jobs, with_limits
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.runtime.token_counters import counter_of
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLSETS, TOOL_TYPES
 from openagents_worker.tools.checks import SchemaChecks
@@ -67,11 +68,17 @@ class AgentParts:
     keep no state of a run and are shared, like the model client and its connections.
     """
 
-    def __init__(self, assembly: Assembly, definition: AgentDefinition) -> None:
+    def __init__(
+        self, assembly: Assembly, definition: AgentDefinition, kept: KeptAgent | None = None
+    ) -> None:
+        """`kept` is set if the definition is not that of this process. Then nothing is shared with it."""
         self._assembly = assembly
         self.definition = definition
-        self.definition_hash = assembly.hashes[definition.id]
-        self._own: list[Any] = []
+        self.definition_hash = kept.definition_hash if kept else assembly.hashes[definition.id]
+        self._owner = kept.owner if kept else definition.id
+        self._counter = kept.counter if kept else assembly.counters.get(definition.id)
+        self.own: list[Any] = []
+        """The plugins that were created for this attempt: `aclose` closes them."""
         self.memory = self._memory("memory", definition.memory)
         ref = definition.context_assembler or DEFAULT_ASSEMBLER
         self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
@@ -91,7 +98,7 @@ class AgentParts:
         """A new pattern. The limits of the agent are defaults for the config of the pattern."""
         definition = self.definition
         ref = self._assembly.shared(
-            definition.id, "pattern", lambda: with_limits(definition.pattern, definition.runtime)
+            self._owner, "pattern", lambda: with_limits(definition.pattern, definition.runtime)
         )
         return self._make("pattern", ref, BUILTIN_PATTERNS)
 
@@ -108,7 +115,9 @@ class AgentParts:
         return {id_: each.tool for id_, each in self.toolsets.items() if isinstance(each, SingleTool)}
 
     def model(self) -> LLMClient:
-        return self._assembly.model(self.definition)
+        if self._owner == self.definition.id:
+            return self._assembly.model(self.definition)
+        return self._assembly.client_of(self._owner, self.definition.llm)
 
     def _memory(self, slot: str, ref: MemoryRef) -> Any:
         """A memory, and the members of a chain: built-in ones are shared, custom ones are created."""
@@ -127,9 +136,7 @@ class AgentParts:
         of its run, is created for this attempt."""
         if ref.type not in known or ref.type in BUILTIN_TOOLSETS:
             return self._make(kind, ref, known)
-        return self._assembly.shared(
-            self.definition.id, slot, lambda: self._make_with_offload(kind, ref, known)
-        )
+        return self._assembly.shared(self._owner, slot, lambda: self._make_with_offload(kind, ref, known))
 
     def _make_with_offload(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         """Create a plugin. A synchronous function tool gets a thread or process pool to execute in. A tool
@@ -141,7 +148,7 @@ class AgentParts:
         elif isinstance(plugin, ParamsTool | SkillTools):
             plugin.run_sync = self._assembly.offload.in_thread
         if isinstance(plugin, TokenBudgetAssembler):
-            plugin.counter = self._assembly.counters.get(self.definition.id, ESTIMATE)
+            plugin.counter = self._counter or ESTIMATE
         if isinstance(plugin, KeyedTool):
             plugin.resolve_key = EnvironmentKey(plugin.cfg.api_key_env, value=None).key
         if isinstance(ref, ToolRef) and hasattr(plugin, "attach"):  # the toolset of an MCP server
@@ -151,13 +158,13 @@ class AgentParts:
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         plugin = self._make_with_offload(kind, ref, known)
         if ref.type not in known or ref.type in BUILTIN_TOOLSETS:
-            self._own.append(plugin)
+            self.own.append(plugin)
         return plugin
 
     async def aclose(self) -> None:
         """Close all plugins that were created for this attempt. Raises their errors at the end."""
         errors: list[Exception] = []
-        for plugin in self._own:
+        for plugin in self.own:
             if hasattr(plugin, "close"):
                 try:
                     await plugin.close()
@@ -177,13 +184,10 @@ def _is_in_background(options: LLMOptions) -> bool:
     return any(each.get("background") for each in fields)
 
 
-def _counter_of(agent: AgentDefinition) -> TokenCounter | None:
-    """The counter for the context assembler of an agent, with its tokenizer loaded. None if it needs none."""
-    ref = agent.context_assembler
-    if ref is None or not getattr(BUILTIN_ASSEMBLERS.get(ref.type or ""), "counts_tokens", False):
-        return None
-    encoding = ref.config.get("encoding")
-    return token_counter(agent.llm.model, encoding if isinstance(encoding, str) else None)
+async def _close(part: Any) -> None:
+    close = getattr(part, "close", None)
+    if close is not None and inspect.isawaitable(closing := close()):
+        await closing
 
 
 def _toolset(plugin: Any) -> Toolset:
@@ -225,8 +229,10 @@ class Assembly:
         offload: Offload | None = None,
         checks: SchemaChecks | None = None,
         unavailable: Iterable[UnavailableAgent] = (),
+        keeper: DefinitionKeeper | None = None,
     ) -> None:
         self.config = config
+        self.keeper = keeper or DefinitionKeeper()
         self.redact_keys = config.redact_keys
         self.snapshot_last_n = (config.diagnostics or DiagnosticsRef()).error_snapshot_last_n
         self.offload = offload or Offload()
@@ -238,7 +244,7 @@ class Assembly:
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
         self.counters = {
-            agent.id: counter for agent in self._definitions.values() if (counter := _counter_of(agent))
+            agent.id: counter for agent in self._definitions.values() if (counter := counter_of(agent))
         }
         """The token counters of agents whose context assembler has a token budget."""
         quiet_http_clients()
@@ -271,26 +277,32 @@ class Assembly:
             offload=Offload(threads=settings.tool_threads, processes=settings.tool_processes),
             checks=SchemaChecks(cpu_s=settings.check_cpu_s),
             unavailable=[UnavailableAgent(id_, tuple(found)) for id_, found in by_agent.items()],
+            keeper=DefinitionKeeper.of(file, settings, env),
         )
 
-    def parts(self, agent_id: str) -> AgentParts:
-        """The parts of an agent for one attempt.
+    def parts(self, agent_id: str, kept: KeptAgent | None = None) -> AgentParts:
+        """The parts of an agent for one attempt, in the definition of this process if `kept` is None.
 
         Raises `AgentUnavailable` if this process cannot serve it, `AgentNotFoundError` if it is unknown.
         """
+        if kept is not None:
+            return AgentParts(self, kept.definition, kept)
         if agent_id in self.unavailable:
             raise self.unavailable[agent_id].error()
         return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
 
-    def limits(self, agent_id: str) -> RunBudget | None:
-        """The upper limits for runs of an agent; None if it has none or is unknown."""
-        definition = self._definitions.get(agent_id)
-        return definition.limits if definition is not None else None
+    def definition(self, agent_id: str) -> AgentDefinition | None:
+        """The definition of an agent of this process; None if it is unknown or cannot be served."""
+        return self._definitions.get(agent_id)
 
     def model(self, definition: AgentDefinition) -> LLMClient:
-        client = self._models.get(definition.id)
+        return self.client_of(definition.id, definition.llm)
+
+    def client_of(self, owner: str, options: LLMOptions) -> LLMClient:
+        """The model client that all runs with the definition of this owner share."""
+        client = self._models.get(owner)
         if client is None:
-            client = self._models[definition.id] = make_client(definition.llm, env=self._env)
+            client = self._models[owner] = make_client(options, env=self._env)
         return client
 
     def exporter(self) -> tuple[str, ReportExporter] | None:
@@ -341,14 +353,19 @@ class Assembly:
 
         return McpServers(self.config.runtime.config.mcp or McpLimits())
 
+    async def forget(self, owner: str) -> None:
+        """Close the model client and the shared parts that were made for the definition of this owner."""
+        if (client := self._models.pop(owner, None)) is not None:
+            await client.aclose()
+        for name in [name for name in self._shared if name[0] == owner]:
+            await _close(self._shared.pop(name))
+
     async def aclose(self) -> None:
         for client in self._models.values():
             await client.aclose()
         if "mcp_servers" in self.__dict__:
             await self.mcp_servers.close()
         for part in self._shared.values():
-            close = getattr(part, "close", None)
-            if close is not None and inspect.isawaitable(closing := close()):
-                await closing
+            await _close(part)
         self.offload.close()
         await self.checks.aclose()

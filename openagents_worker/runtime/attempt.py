@@ -18,10 +18,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
-from openagents_worker.jsontext import loads
 from openagents_worker.models import RunRequest
 from openagents_worker.models.budget import NO_LIMITS
-from openagents_worker.runtime.agent_parts import parts_of_agent
+from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
@@ -51,6 +50,7 @@ from openagents_worker.runtime.retry import Tries, back_off_ms
 from openagents_worker.runtime.rules import PREPARE_PART, REMEMBER
 from openagents_worker.runtime.run_deadline import RunDeadline
 from openagents_worker.runtime.services import Services
+from openagents_worker.runtime.state import loaded_state
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
 from openagents_worker.runtime.supervision import Supervision
 from openagents_worker.runtime.transfer import execute_pattern, give_children, output_of
@@ -65,7 +65,7 @@ from openagents_worker.runtime.user_code import (
 )
 from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.scripts import Claimed, WriteResult
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.telemetry.logs import get_logger
@@ -90,16 +90,15 @@ class Attempt:
         *,
         services: Services,
         lease: Lease,
-        request_error: OpenAgentsError | None = None,
+        agent: AgentOfRun,
     ) -> None:
-        """`request_error` is set if the request cannot be read. Then `request` has only its ids, and the run
-        fails or is left to others."""
-        self._budget = (request.budget or NO_LIMITS).within(services.assembly.limits(request.agent_id))
+        """If the request cannot be read, `request` has only its ids; see `AgentOfRun.request_error`."""
+        self._budget = (request.budget or NO_LIMITS).within(agent.limits)
         self.request = request.model_copy(update={"budget": self._budget})
         self.identity = RunIdentity.of(claimed, request, lease.incarnation)
         self.latch = Latch()
         self._claimed = claimed
-        self._request_error = request_error
+        self.agent = agent
         self._services = services
         self._settings = services.settings
         self._store = FencedStore.of(self.identity, services, lease=lease, latch=self.latch)
@@ -113,7 +112,7 @@ class Attempt:
         self._stopper = CodeStopper(self._code, self.latch, services.settings, services.leave)
         self._clock = RunClock(self._budget.max_duration_ms, claimed.active_ms)
         self._deadline = RunDeadline(self._clock, self.facts, claimed)
-        self._tries = Tries.of(claimed, self._budget)
+        self._tries = Tries.of(claimed, self.facts.at_claim, self._budget)
         # What the phases leave for the end of the run. It may come before any of them has begun.
         self._recorder: Recorder | None = None
         self._context: AttemptContext | None = None
@@ -161,13 +160,7 @@ class Attempt:
         parts: AgentParts | None = None
         try:
             self._stop_if_nothing_to_replay()
-            parts = await parts_of_agent(
-                self.identity.agent_id,
-                self._services.assembly,
-                store=self._store,
-                latch=self.latch,
-                request_error=self._request_error,
-            )
+            parts = await self.agent.parts(self._claimed, self._store, self.latch)
             with user_code(PatternError):
                 async with AsyncExitStack() as exit_stack:
                     prepared = await self._prepare(parts, exit_stack)
@@ -183,7 +176,7 @@ class Attempt:
                 return None
             return self._ending(error=self._verdict(error))
         finally:
-            if parts is not None:
+            if parts is not None and parts.own:
                 await self._close(parts)
 
     def _stop_if_nothing_to_replay(self) -> None:
@@ -208,7 +201,7 @@ class Attempt:
         From now on all calls go through the recorder, until the exit stack is closed.
         """
         history = await read_history(
-            self._claimed, parts.definition_hash, tries=self._tries, store=self._store, latch=self.latch
+            self._claimed, self.facts, parts.definition_hash, tries=self._tries, latch=self.latch
         )
         sessions = SessionStore(self._store)
         texts = self._claimed.session_state  # None if it is too large for the claim
@@ -217,12 +210,11 @@ class Attempt:
         )
         recorder = self._new_recorder(history)
         emit_beginning(self._writer, self._claimed, self.request, history)
-        deps = await self._open_deps(exit_stack)
+        deps = None if self.request.deps is None else await self._open_deps(exit_stack)
         is_by_place = recorder.rules.format == BY_PLACE  # only then is the preparation a part of its own
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         exit_stack.callback(recorder.end_parts)
-        with translate_parse_errors(WRITTEN, session_id=self.identity.session_id):
-            state = {key: loads(text) for key, text in self._state_before.items()}
+        state = loaded_state(self._state_before, self.identity.session_id)
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         give_children(context, self.identity, self._writer, self._services)
         self._context, recorder.context = context, RecordedData(context)

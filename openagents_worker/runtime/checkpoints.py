@@ -35,6 +35,9 @@ class Checkpoints:
         durable: bool,
     ) -> None:
         self.usage = NO_USAGE
+        """The usage of the calls that were answered: replayed or made."""
+        self.total_usage = history.usage
+        """The usage of the whole run, also of calls that are not replayed yet."""
         self.position = history.length
         """The journal position of the next record."""
         self.noted: dict[str, Mapping[str, Any]] = dict(history.noted)
@@ -73,6 +76,7 @@ class Checkpoints:
         `text` is its JSON and `usage` its usage, if they are known already. `taken` are the names of the
         facts that the record replaces.
         """
+        self._writer.end_deltas(record.call)  # at once: a timer must not send them ahead of the record
         storing = outside_runs(
             self._write(record, events, text, usage, taken), name=f"commit {self._run_id} {record.call}"
         )
@@ -88,20 +92,17 @@ class Checkpoints:
     ) -> None:
         """Write a record with its events and the new usage of the run."""
         self.store_start()
-        self._writer.end_deltas(record.call)
-        usage = self.usage
         if record.usage:
-            usage = usage.plus(RunUsage(**record.usage) if more is None else more)
-            events = [*events, ("usage.updated", {"usage": usage.known()})]
+            used = RunUsage(**record.usage) if more is None else more
+            self.usage, self.total_usage = self.usage.plus(used), self.total_usage.plus(used)
+            events = [*events, ("usage.updated", {"usage": self.total_usage.known()})]
         if not self._durable:
-            self.usage = usage
             for event in events:
                 self._writer.emit(*event)
             if taken:
                 await self._writer.take_facts(taken)
             return
         position, saved = self._assign_checkpoint(record)
-        self.usage = usage
         taken = [*taken, *self._effects.taken_by(record)]
         if self.noted.pop(record.call, None) is not None and record.kind != "tool":
             taken = [
@@ -111,7 +112,7 @@ class Checkpoints:
         await self._writer.commit(
             position,
             text or record.to_json(),
-            usage,
+            self.total_usage,
             [*events, saved],
             taken=taken,
         )
@@ -131,7 +132,7 @@ class Checkpoints:
         self.store_start()
         record = check_record(key, outcome, life=self._life)
         position, saved = self._assign_checkpoint(record)
-        self._writer.defer_record(position, record.to_json(), self.usage, saved)
+        self._writer.defer_record(position, record.to_json(), self.total_usage, saved)
 
     def _assign_checkpoint(self, record: Record) -> tuple[int, Event]:
         """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""

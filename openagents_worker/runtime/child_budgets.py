@@ -1,7 +1,8 @@
 """Child budgets: the only place that decides how much of the budget of a run its children may use.
 
 What a child may use is reserved before it begins, and settled when its result is recorded: its usage is then
-a part of the usage of the run. So children that work side by side cannot use the same budget twice.
+a part of the usage of the run. So children that work side by side, and the model calls of the run beside
+them, cannot use the same budget twice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from openagents_worker.errors import BudgetExhausted
 from openagents_worker.models import RunBudget, RunUsage
 from openagents_worker.runtime.working_budget import WorkingBudget
 
-__all__ = ["SHARED_LIMITS", "Born", "Grant", "Shortage", "Siblings", "grant_of"]
+__all__ = ["SHARED_LIMITS", "Grant", "PendingChild", "Shortage", "Siblings", "grant_of"]
 
 SHARED_LIMITS = ("max_cost_usd", "max_total_tokens", "max_tool_calls")
 """The limits of a run that also hold for its children, with what they have used."""
@@ -23,7 +24,7 @@ _KINDS = {"max_cost_usd": "cost", "max_total_tokens": "tokens", "max_tool_calls"
 
 
 @dataclass(slots=True)
-class Born:
+class PendingChild:
     """A child whose result is not recorded yet. `reserved` maps the names of limits to numbers."""
 
     run_id: str
@@ -33,7 +34,7 @@ class Born:
     """Whether a call of this run waits for it. One in the background keeps its part of the budget."""
 
     @classmethod
-    def of(cls, value: Any) -> Born | None:
+    def of(cls, value: Any) -> PendingChild | None:
         """From the value of a fact; None if it is not such a value."""
         if not isinstance(value, dict) or not isinstance(value.get("run_id"), str):
             return None
@@ -70,15 +71,23 @@ class Grant:
     budget: RunBudget | None
     reserved: Mapping[str, float]
 
+    @classmethod
+    def of(cls, asked: RunBudget | None, reserved: Mapping[str, float]) -> Grant:
+        """The budget that was asked for, with the limits that are reserved."""
+        limits = {name: reserved[name] for name in SHARED_LIMITS if name in reserved}
+        return cls((asked or RunBudget()).model_copy(update=limits) if limits else asked, reserved)
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Nothing is left of a limit of the parent. `is_reserved`: something will be settled."""
+    """Nothing is left of a limit of the parent. `is_reserved`: a child will settle something; `in_calls`: a
+    model call of the parent will."""
 
     name: str
     current: float
     limit: float
     is_reserved: bool
+    in_calls: bool = False
 
     def error(self) -> BudgetExhausted:
         return BudgetExhausted(
@@ -94,32 +103,36 @@ def grant_of(
     asked: RunBudget | None,
     limits: WorkingBudget,
     usage: RunUsage,
-    born: Iterable[Born],
-    siblings: Siblings | None,
+    pending: Iterable[PendingChild],
+    *,
+    in_calls_usd: float = 0.0,
+    shares: int = 1,
 ) -> Grant | Shortage:
-    """What a child may use now: at most what it asks for, and what is left of the budget of its parent."""
-    granted: dict[str, Any] = {}
+    """What a child may use now: at most what it asks for, and what is left of the budget of its parent.
+
+    `in_calls_usd` is what model calls of the parent have reserved. A child that does not ask for anything
+    gets one of `shares` equal parts.
+    """
     reserved: dict[str, float] = {}
-    children = list(born)
+    children = list(pending)
     for name in SHARED_LIMITS:
         limit = limits.limit(name)
         if limit is None:
             continue
         held = [child for child in children if child.reserved.get(name)]
-        current = _used(usage, name) + sum(child.reserved[name] for child in held)
+        in_calls = in_calls_usd if name == "max_cost_usd" else 0
+        current = _used(usage, name) + in_calls + sum(child.reserved[name] for child in held)
         own = getattr(asked, name) if asked is not None else None
         part = limit - current
-        if own is None and siblings is not None:
-            part = part / siblings.shares
+        if own is None:
+            part = part / shares
         if name != "max_cost_usd":
             part = math.floor(part) if part >= 1 else min(1, math.floor(limit - current))
         part = part if own is None else min(own, part)
         if part <= 0 and own != 0:
-            return Shortage(name, current, limit, any(child.settles for child in held))
-        granted[name] = reserved[name] = max(0, part)
-    if not granted:
-        return Grant(asked, {})
-    return Grant((asked or RunBudget()).model_copy(update=granted), reserved)
+            return Shortage(name, current, limit, any(child.settles for child in held), in_calls > 0)
+        reserved[name] = max(0, part)
+    return Grant.of(asked, reserved)
 
 
 def _used(usage: RunUsage, name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, assert_never
@@ -12,10 +13,10 @@ from openagents_worker.agents import MultiAgentConfig
 from openagents_worker.errors import AgentNotFoundError, OpenAgentsError, RequestInvalid, RunConflict
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import ChildRequest, RunRequest, WaitKind, parse_request
+from openagents_worker.models import ChildRequest, RunBudget, RunRequest, parse_request
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.calls.extending import more_of
-from openagents_worker.runtime.child_budgets import Born, Grant, Shortage, Siblings, grant_of
+from openagents_worker.runtime.child_budgets import Grant, PendingChild, Shortage, Siblings, grant_of
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.rules import EXTEND
@@ -28,6 +29,7 @@ from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delega
 from openagents_worker.submission.new_run import digest_of, stored_text
 from openagents_worker.suggest import agent_hint
 from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = ["DEPTH_KEY", "ChildRuns", "Delegation"]
 
@@ -67,13 +69,10 @@ class ChildRuns:
         services: Services,
         config: MultiAgentConfig,
     ) -> None:
-        self.born: dict[str, Born] = {}
-        """The children whose results are not recorded yet, by the id of their call."""
-        self.settled = 0
-        """How many calls have ended so far."""
+        self.pending = recorder.spending.children
         for fact in recorder.waits.facts.of(FactKind.DELEGATED):
-            if (born := Born.of(fact.value(run_id=identity.run_id))) is not None:
-                self.born[fact.id] = born
+            if (pending := PendingChild.of(fact.value(run_id=identity.run_id))) is not None:
+                self.pending[fact.id] = pending
         self._identity = identity
         self._request = request
         self._recorder = recorder
@@ -81,7 +80,6 @@ class ChildRuns:
         self._services = services
         self._config = config
         self._creating = asyncio.Lock()
-        self._waiting_for_budget = 0
         self._cancelling: set[asyncio.Task[None]] = set()
 
     @property
@@ -90,15 +88,17 @@ class ChildRuns:
         depth = self._request.metadata.get(DEPTH_KEY)
         return depth if isinstance(depth, int) and not isinstance(depth, bool) and depth > 0 else 0
 
+    def keep_reserved(self, child_id: str, reserved: Mapping[str, float]) -> None:
+        """A child in the background keeps its part of the budget: nobody waits for its end."""
+        in_background = PendingChild(child_id, self._identity.life, reserved, settles=False)
+        self.pending[f"background {child_id}"] = in_background
+
     def settle(self, call: Delegation) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
         if call.id:
-            self.born.pop(call.id, None)
-            self.settled += 1
             if call.siblings is not None:
                 call.siblings.working.discard(call.id)
-            if self._waiting_for_budget:
-                self._recorder.waits.check_again(WaitKind.CHILD)
+            self._recorder.spending.settle_child(call.id, self._recorder.waits)
 
     async def begin(self, call: Delegation, info: CallInfo, child_id: str) -> str | None:
         """Create the child or find it. Returns its result (JSON) if it has ended, else None."""
@@ -140,26 +140,37 @@ class ChildRuns:
     async def _create(self, call: Delegation, info: CallInfo, child_id: str) -> Delegated | Shortage:
         """Reserve the budget of the child and create it. One at a time, so that nothing is reserved twice."""
         async with self._creating:
-            born = self.born.get(info.call_id)
+            pending = self.pending.get(info.call_id)
             grant: Grant | Shortage
-            if born is None:
+            if pending is None:
                 grant = self._grant(call)
                 if isinstance(grant, Shortage):
                     return grant
             else:
-                grant = Grant(call.asked.budget, born.reserved)
+                grant = Grant.of(self._asked_budget(call), pending.reserved)
             if call.siblings is not None:
                 call.siblings.working.add(info.call_id)
-            born = Born(child_id, self._identity.life, grant.reserved)
-            delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, born))
-            if delegated.answer in (DelegateAnswer.NEW, DelegateAnswer.SAME):
-                self.born[info.call_id] = born
+            pending = PendingChild(child_id, self._identity.life, grant.reserved)
+            self.pending[info.call_id] = pending
+            delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, pending))
+            if delegated.answer not in (DelegateAnswer.NEW, DelegateAnswer.SAME):
+                del self.pending[info.call_id]
             return delegated
 
     def _grant(self, call: Delegation) -> Grant | Shortage:
-        asked = call.asked.budget or self._config.default_child_budget
-        others = [born for id_, born in self.born.items() if id_ != call.id]
-        return grant_of(asked, self._recorder.budget, self._recorder.usage, others, call.siblings)
+        others = [pending for id_, pending in self.pending.items() if id_ != call.id]
+        return grant_of(
+            self._asked_budget(call),
+            self._recorder.budget,
+            self._recorder.usage,
+            others,
+            in_calls_usd=self._recorder.spending.reserved_usd,
+            # The run goes on beside a child in the background, and needs as much.
+            shares=(call.siblings.shares if call.siblings is not None else 1) + call.asked.background,
+        )
+
+    def _asked_budget(self, call: Delegation) -> RunBudget | None:
+        return call.asked.budget or self._config.default_child_budget
 
     async def take_extensions(self) -> None:
         """Take the extensions of the budget again for which an earlier attempt has waited in this call."""
@@ -168,35 +179,35 @@ class ChildRuns:
             await more_of(self._recorder, name, 0, 0, Shortage(name, 0, 0, is_reserved=False).error())
 
     async def _wait_for_budget(self, shortage: Shortage, info: CallInfo) -> None:
-        """Wait until a child ends that has reserved what this one needs, or until the budget is extended.
+        """Wait until something ends that has reserved what this child needs, or until the budget is extended.
 
         Raises `BudgetExhausted`.
         """
-        if shortage.is_reserved:
-            self._waiting_for_budget += 1
-            try:
-                await self._recorder.waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
-            finally:
-                self._waiting_for_budget -= 1
+        spending = self._recorder.spending
+        if shortage.in_calls:
+            await spending.one_settled(self._recorder.in_progress)
+        elif shortage.is_reserved:
+            await spending.child_settled(self._recorder.waits, info)
         else:
             current, limit = shortage.current, shortage.limit
             await more_of(self._recorder, shortage.name, current, limit, shortage.error())
 
     def _arguments(
-        self, call: Delegation, info: CallInfo, child_id: str, grant: Grant, born: Born
+        self, call: Delegation, info: CallInfo, child_id: str, grant: Grant, pending: PendingChild
     ) -> dict[str, Any]:
         """The arguments of the script `delegate`. Raises `RequestInvalid` and `RequestTooLarge`."""
         request = self._request_of(call, child_id, grant)
         place = self._recorder.rules.place_of(info.call_id)
         delegated = {
             "run_id": child_id,
-            "life": born.life,
-            "reserved": dict(born.reserved),
+            "life": pending.life,
+            "reserved": dict(pending.reserved),
             "call_kind": place.kind,
             "node": place.node,
             "scope": place.scope,
         }
         lists = extra_indexes(request.tenant, request.labels, request.parent_run_id)
+        options = with_traceparent({})  # the spans of the child belong to the trace of this call
         return {
             "call": info.call_id,
             "child_id": child_id,
@@ -211,6 +222,7 @@ class ChildRuns:
             "input_text": request.input_text,
             "delegated": dumps(delegated),
             "lists": lists,
+            "canvas": dumps(options) if options else "",
         }
 
     def _request_of(self, call: Delegation, child_id: str, grant: Grant) -> RunRequest:

@@ -35,7 +35,7 @@ from openagents_worker.models import (
     WaitKind,
     parse_child_request,
 )
-from openagents_worker.runtime.child_budgets import Born, Siblings
+from openagents_worker.runtime.child_budgets import Siblings
 from openagents_worker.runtime.child_runs import ChildRuns, Delegation
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import digest_of
@@ -55,6 +55,7 @@ log = get_logger(__name__)
 CHECK_AGAIN_MS = 900_000
 """How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
 knows no children can end one in this way."""
+DEFAULT_CONFIG = MultiAgentConfig()
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Children:
         self._request = request
         self._recorder = recorder
         self._writer = writer
-        self._config = services.assembly.config.multi_agent or MultiAgentConfig()
+        self._config = services.assembly.config.multi_agent or DEFAULT_CONFIG
         self._runs = ChildRuns(
             identity, request, recorder, writer=writer, services=services, config=self._config
         )
@@ -119,9 +120,7 @@ class Children:
         with translate_parse_errors(WRITTEN, run_id=self._identity.run_id):
             result = RunResult[Any].model_validate(value["result"])
         if asked.background:
-            self._runs.born[f"background {result.run_id}"] = Born(
-                result.run_id, self._identity.life, value.get("reserved") or {}, settles=False
-            )
+            self._runs.keep_reserved(result.run_id, value.get("reserved") or {})
         else:
             self._recorder.budget.children = self._recorder.budget.children.plus(result.usage)
         return result
@@ -175,22 +174,22 @@ class Children:
 
     def _in_background(self, info: CallInfo, child_id: str) -> Outcome:
         result = RunResult[Any](run_id=child_id, task_id=child_id, metadata={"background": True})
-        born = self._runs.born.get(info.call_id)
-        reserved = dict(born.reserved) if born is not None else {}
+        pending = self._runs.pending.get(info.call_id)
+        reserved = dict(pending.reserved) if pending is not None else {}
         return Outcome(value={"result": result.model_dump(mode="json"), "reserved": reserved})
 
     async def _result_of(self, call: Delegation, info: CallInfo, child_id: str) -> str:
         """The result of the child, as JSON."""
         waits, fact = self._recorder.waits, f"{FactKind.CHILD}:{info.call_id}"
-        born = self._runs.born.get(info.call_id)
-        is_known = born is not None and born.life == self._identity.life
+        pending = self._runs.pending.get(info.call_id)
+        is_known = pending is not None and pending.life == self._identity.life
         if not is_known and not waits.facts.holds(fact):
             text = await self._runs.begin(call, info, child_id)
             if text is not None:
                 return text
         begins_again = False
         while True:
-            settled = self._runs.settled
+            settled = self._recorder.spending.children_settled
             found = await waits.until(
                 info,
                 WaitKind.CHILD,
@@ -199,10 +198,11 @@ class Children:
                 timeout_ms=CHECK_AGAIN_MS,
                 needs_all=call.wakes_together,
                 begins_again=begins_again,
+                must_park=call.isolation == "shared",
             )
             if found is not None:
                 return found.text
-            if settled != self._runs.settled:
+            if settled != self._recorder.spending.children_settled:
                 continue
             begins_again = True
             if (text := await self._runs.begin(call, info, child_id)) is not None:

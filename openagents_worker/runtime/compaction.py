@@ -28,6 +28,8 @@ INSTRUCTIONS = (
 
 MAX_TEXT_CHARS = 8_000  # of one message in the prompt
 CHARS_PER_TOKEN = 16  # more than any language has: a limit for models that ignore max_tokens
+PROMPT_CHARS_PER_TOKEN = 8
+"""Only a single turn can be longer than `max_input_tokens`, for example one with hundreds of tool calls."""
 
 
 async def summarize(
@@ -39,13 +41,15 @@ async def summarize(
     """
     options = assembler.cfg.compaction
     entries = [*session.summary, *await session.load_range(context.session_id, begin, end)]
+    max_chars = int(assembler.cfg.max_input_tokens) * PROMPT_CHARS_PER_TOKEN
+    max_text = min(MAX_TEXT_CHARS, max_chars // 4)
     model = context.llm_options
     client = context.llm_client
     quiet = getattr(client, "without_stream", None)
     reply = await (client if quiet is None else quiet()).generate(
         messages=[
             {"role": "system", "content": options.instructions or INSTRUCTIONS},
-            {"role": "user", "content": "\n".join(_lines(entries))},
+            {"role": "user", "content": _without_middle(list(_lines(entries, max_text)), max_chars)},
         ],
         model=model.model,
         temperature=model.temperature,
@@ -80,17 +84,42 @@ def summary_from(value: Any, session: SessionAtStart) -> TranscriptSummary | Non
     return TranscriptSummary(epoch, int(value["messages"]), str(value["summary"]))
 
 
-def _lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The conversation as text: a line for each message and each tool call."""
+def _lines(entries: Sequence[Mapping[str, Any]], max_text: int) -> Iterator[str]:
+    """The conversation as text: a line for each message and each tool call, with at most so many characters
+    of it."""
     for entry in entries:
         for message in (*entry.get("tool_messages", ()), entry):
             content = message.get("content")
             text = content if isinstance(content, str) else dumps(content) if content else ""
             if text:
-                yield f"{message['role']}: {_limited(text)}"
+                yield f"{message['role']}: {_limited(text, max_text)}"
             for call in message.get("tool_calls") or ():
-                yield _limited(f"assistant calls {call.get('name')}: {dumps(call.get('arguments'))}")
+                text = f"assistant calls {call.get('name')}: {dumps(call.get('arguments'))}"
+                yield _limited(text, max_text)
 
 
-def _limited(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]} …"
+def _without_middle(lines: Sequence[str], max_chars: int) -> str:
+    """The lines as one text; of a longer text its beginning and its end, half of it each.
+
+    >>> _without_middle(["aaa", "bbb", "ccc", "ddd"], 10)
+    'aaa\\n(2 lines are left out)\\nddd'
+    """
+    if sum(map(len, lines)) + len(lines) <= max_chars:
+        return "\n".join(lines)
+    first = _fitting(lines, max_chars // 2)
+    last = _fitting(lines[first:][::-1], max_chars // 2)
+    behind = len(lines) - last
+    return "\n".join([*lines[:first], f"({behind - first} lines are left out)", *lines[behind:]])
+
+
+def _fitting(lines: Sequence[str], max_chars: int) -> int:
+    """The number of lines from the beginning that have at most so many characters."""
+    for number, line in enumerate(lines):
+        max_chars -= len(line) + 1
+        if max_chars < 0:
+            return number
+    return len(lines)
+
+
+def _limited(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else f"{text[:max_chars]} …"

@@ -34,7 +34,7 @@ from openagents_worker.runtime.state import CHANGE_LEVELS, Overlay
 from openagents_worker.runtime.storable import artifact_of, stored_artifact, stored_part
 from openagents_worker.store.sessions import TranscriptSummary
 
-__all__ = ["AttemptContext", "CallContext", "RecordedData", "writing_to"]
+__all__ = ["AttemptContext", "CallContext", "ContextOfRequest", "RecordedData", "writing_to"]
 
 P = ParamSpec("P")
 
@@ -45,8 +45,32 @@ MAX_CHAIN = 100
 """The most tool calls in an error snapshot."""
 
 
+class ContextOfRequest:
+    """What every context says about the request of its run."""
+
+    __slots__ = ()
+
+    run_request: RunRequest
+
+    @property
+    def agent_id(self) -> str:
+        return self.run_request.agent_id
+
+    @property
+    def session_id(self) -> str:
+        return self.run_request.session_id
+
+    @property
+    def run_id(self) -> str:
+        return self.run_request.run_id
+
+    @property
+    def input_text(self) -> str:
+        return self.run_request.input_text
+
+
 @dataclass(slots=True)
-class AttemptContext:
+class AttemptContext(ContextOfRequest):
     """A run as its pattern, memory and hooks see it. Created for each attempt."""
 
     run_request: RunRequest
@@ -93,28 +117,14 @@ class AttemptContext:
     @property
     def state(self) -> dict[str, Any]:
         """The state of the run. Inside a recorded call: with the changes of this call."""
-        call = _current_call_of(self)
-        return self.run_state if call is None else cast("dict[str, Any]", call.overlay)
+        call = _writes_to.get()
+        if call is None or call.run is not self:
+            return self.run_state
+        return cast("dict[str, Any]", call.overlay)
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.run_state = state
-
-    @property
-    def agent_id(self) -> str:
-        return self.run_request.agent_id
-
-    @property
-    def session_id(self) -> str:
-        return self.run_request.session_id
-
-    @property
-    def run_id(self) -> str:
-        return self.run_request.run_id
-
-    @property
-    def input_text(self) -> str:
-        return self.run_request.input_text
 
     @property
     def usage(self) -> RunUsage:

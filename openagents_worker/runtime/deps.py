@@ -10,7 +10,7 @@ from typing import Any
 
 from openagents_worker.errors import DepsUnavailable, OpenAgentsError, PatternError
 from openagents_worker.runtime.registry import DEPS
-from openagents_worker.runtime.user_code import described, executing, user_code
+from openagents_worker.runtime.user_code import described, executing
 
 __all__ = ["opened_deps"]
 
@@ -30,10 +30,8 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
         yield None
         return
     factory = DEPS.get(name)
-    with (
-        executing("deps", name),
-        user_code(PatternError, prefix=f"deps {name!r} cannot be created: "),  # also for a BaseException
-    ):
+    prefix = f"deps {name!r} cannot be created: "
+    with executing("deps", name, wrap=PatternError, prefix=prefix):  # also for a BaseException
         try:
             async with asyncio.timeout(LIMIT_S):
                 resource = await _call_factory(factory, in_thread)

@@ -114,14 +114,18 @@ class Ending:
     """Whether nothing is written to the session."""
     is_interrupted: bool = False
     """Whether another run has interrupted this one, so that the session gets the turn so far."""
+    stop_reason: StopReason = field(init=False)
 
-    @property
-    def stop_reason(self) -> StopReason:
-        if self.transferred is not None and self.transferred.error_details is not None:
-            details = self.transferred.error_details
-            if self.error is not None and self.error.code == details.code:
-                return self.transferred.stop_reason
-        return StopReason.COMPLETED if self.error is None else stop_reason_of(self.error)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_reason", self._find_stop_reason())
+
+    def _find_stop_reason(self) -> StopReason:
+        if self.error is None:
+            return StopReason.COMPLETED
+        details = None if self.transferred is None else self.transferred.error_details
+        if self.transferred is not None and details is not None and self.error.code == details.code:
+            return self.transferred.stop_reason
+        return stop_reason_of(self.error)
 
     @property
     def details(self) -> ErrorDetails | None:
@@ -220,13 +224,14 @@ class Ending:
 
     def _arguments(self, state_before: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, Any]:
         """The arguments of the script `finish`. `texts`: the new session state, JSON by key."""
-        completed = self.error is None
+        completed, state = self.error is None, self.state
         written, removed = changed_keys(state_before, texts) if completed else ([], [])
         arguments: dict[str, Any] = {
-            "end_state": self.state,
+            "end_state": state,
             "stop_reason": self.stop_reason.value,
+            "code": "" if self.error is None else self.error.code,
             "result": self.result().model_dump_json(),
-            "event": f"run.{self.state}",
+            "event": f"run.{state}",
             "payload": shown_json(self._terminal_payload(), self.redact_keys),
             "completed": dumps(
                 {**self._ids(), "stop_reason": self.stop_reason, "duration_ms": self.duration_ms}
@@ -311,14 +316,15 @@ def _bytes_of(artifact: RunArtifact) -> int:
 def _check_utf8(arguments: Mapping[str, Any]) -> None:
     """Raises UnicodeEncodeError for text that cannot be sent to Redis: a lone surrogate."""
     for value in arguments.values():
-        if not isinstance(value, int):
-            (value if isinstance(value, str) else "".join(value)).encode()
+        for text in (value,) if isinstance(value, str) else () if isinstance(value, int) else value:
+            if not text.isascii():
+                text.encode()
 
 
 def usage_so_far(claimed: Claimed, recorder: Recorder | None) -> RunUsage:
     """The usage of the run until now, or until its last attempt if this one has not read the journal."""
     if recorder is not None:
-        return recorder.metrics.added_to(recorder.usage)
+        return recorder.metrics.added_to(recorder.checkpoints.total_usage)
     try:
         return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
     except ValueError:  # unreadable usage must not prevent the run from ending

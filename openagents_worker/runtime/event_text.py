@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from openagents_worker.errors import StepTooLarge, text_of
@@ -22,13 +23,11 @@ class EventText:
 
     def __init__(self, run_id: str, services: Services) -> None:
         self._run_id = run_id
-        self._redact_keys = services.assembly.redact_keys
+        self._redact_keys = keys = services.assembly.redact_keys
+        self.payload: Callable[[Mapping[str, Any]], str] = partial(shown_json, keys=keys)
+        """The masked payload as JSON. Values beyond the limit are left out."""
         self._preview_chars = services.settings.event_preview_chars
         self._max_bytes = services.settings.max_payload_bytes
-
-    def payload(self, payload: Mapping[str, Any]) -> str:
-        """The masked payload as JSON. Values beyond the limit are left out."""
-        return shown_json(payload, self._redact_keys)
 
     def preview(self, content: Any) -> Any:
         """The masked and shortened content of a call, for an event. The journal holds the whole content."""

@@ -104,7 +104,7 @@ class EventWriter(ABC):
 
     def emit_run_event(self, name: str, **payload: Any) -> None:
         """Queue an event of the runtime. Its payload begins with the ids of run, session and agent."""
-        self._add(name, self._of_run(payload))
+        self._add(name, self._of_run(payload) if payload else self._ids)
 
     def emit_run_events(self, names: Sequence[str], **payload: Any) -> None:
         """Queue several events with the same payload, as `emit_run_event` does."""
@@ -113,8 +113,7 @@ class EventWriter(ABC):
             self._add(name, text)
 
     def _of_run(self, payload: Mapping[str, Any]) -> str:
-        more = self._text.payload(payload) if payload else "{}"
-        return self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"
+        return f"{self._ids[:-1]},{self._text.payload(payload)[1:]}"
 
     def preview(self, content: Any) -> Any:
         """The masked and shortened content of a call, for an event. The journal holds the whole content."""
@@ -175,8 +174,8 @@ class EventWriter(ABC):
 
     def _on_timer(self) -> None:
         self._timer = None
-        has_unsent = any(stream.has_unsent for stream in self._deltas.values())
-        if not self._pending and not self._has_deferred and not has_unsent:
+        has_unsent = bool(self._deltas) and any(stream.has_unsent for stream in self._deltas.values())
+        if not (self._pending or has_unsent or self._has_deferred):
             self._postponed_s = 0.0
             return  # a commit has stored everything meanwhile
         late_s = self._loop.time() - self._timer_at_s
@@ -246,6 +245,7 @@ class EventWriter(ABC):
         for name, payload in events:
             batch += [name, self._text.payload(payload)]
         self._batch_no += 1
+        self._postponed_s = 0.0
         return batch
 
     async def close(self) -> None:

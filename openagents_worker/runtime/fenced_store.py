@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, assert_never
 
 from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisUnreachable
@@ -79,16 +80,16 @@ class FencedStore:
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""
-        return await self._await_or_latch(lambda: self._store.ask_until(question, self.must_not_write))
+        return await self._await_or_latch(self._store.ask_until, question)
 
     async def journal_page(self, position: int) -> Sequence[str]:
         """One page of the records of this run, starting at `position`."""
         call = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
-        return await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        return await self.run(call)
 
     async def run(self, call: ScriptCall[T]) -> T:
         """Run a script whose answer the caller handles. It is repeated as a write is."""
-        return await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        return await self._await_or_latch(self._store.run_until, call)
 
     def check_lease(self) -> None:
         """Raises `RunLatched` when the lease is over: no call may begin (rule EFFECTS 1 of the protocol)."""
@@ -102,21 +103,19 @@ class FencedStore:
 
     async def write(self, call: ScriptCall[WriteAnswer]) -> None:
         """Run a script that writes. Raises `RunLatched` if the run is fenced."""
-        self._act_on_answer(
-            await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
-        )
+        answer = await self._await_or_latch(self._store.run_until, call)
+        if answer is not WriteAnswer.OK:
+            self._act_on_answer(answer)
 
     async def write_ahead(self, call: ScriptCall[Begun]) -> Begun:
         """Run a script that writes an intent, on disk if the durability is strict."""
-        begun = await self._await_or_latch(
-            lambda: self._store.run_until(call, self.must_not_write, on_disk=self._on_disk)
-        )
+        begun: Begun = await self._await_or_latch(partial(self._store.run_until, on_disk=self._on_disk), call)
         self._act_on_answer(begun.answer)
         return begun
 
     async def decide(self, call: ScriptCall[DecideResult]) -> str:
         """Decide about a call of this run. Returns the first decision (JSON), '' if it is this one."""
-        decided = await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        decided = await self.run(call)
         match decided.answer:
             case DecideAnswer.OK:
                 return ""
@@ -130,7 +129,7 @@ class FencedStore:
 
     async def delegate(self, call: ScriptCall[Delegated]) -> Delegated:
         """Create or find a child run. Raises `RunLatched` if this run is cancelled or fenced."""
-        delegated = await self._await_or_latch(lambda: self._store.run_until(call, self.must_not_write))
+        delegated = await self.run(call)
         if delegated.answer in (DelegateAnswer.CANCEL, DelegateAnswer.FENCED, DelegateAnswer.MISPLACED):
             self._act_on_answer(WriteAnswer(delegated.answer.value))
             raise RunLatched(LatchReason.CANCELLED)
@@ -148,14 +147,19 @@ class FencedStore:
 
     async def write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
         """Run a script that ends the ownership of the run. It returns wake-ups to send."""
-        reply = await self._await_or_latch(
-            lambda: self._store.run_until(call, self.must_not_write), reraised=UNWRITABLE
-        )
-        self._act_on_answer(reply.answer)
+        reply: WriteResult = await self._await_or_latch(self._store.run_until, call, reraised=UNWRITABLE)
+        if reply.answer is not WriteAnswer.OK:
+            self._act_on_answer(reply.answer)
         return reply
 
-    async def _await_or_latch(self, work: Callable[[], Awaitable[T]], reraised: _Errors = ()) -> T:
-        """Await an operation of the store. An error of the store sets the latch and raises `RunLatched`.
+    async def _await_or_latch(
+        self,
+        operation: Callable[[Any, Callable[[], bool]], Awaitable[T]],
+        what: Any,
+        *,
+        reraised: _Errors = (),
+    ) -> T:
+        """Await an operation of the store on `what`. Its errors set the latch and raise `RunLatched`.
 
         The store itself repeats what may be repeated. Errors of the store never reach the pattern. Errors of
         the types in `reraised` are raised as they are.
@@ -166,7 +170,7 @@ class FencedStore:
         assert task is not None
         cancellations, self._waits[task] = task.cancelling(), False
         try:
-            return await work()
+            return await operation(what, self.must_not_write)
         except asyncio.CancelledError as error:
             if self._waits[task] and task.cancelling() - 1 <= cancellations:  # cancelled by `_stop_waiting`
                 raise RunLatched(LatchReason.FENCED) from error
@@ -197,8 +201,6 @@ class FencedStore:
 
     def _act_on_answer(self, answer: WriteAnswer) -> None:
         """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
-        if answer is WriteAnswer.OK:  # the usual one: comparing it with each case takes longer
-            return
         match answer:
             case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return

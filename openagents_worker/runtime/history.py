@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.context.base import Selection
 from openagents_worker.errors import DefinitionChanged, OtherFormat, ReplayMismatch
+from openagents_worker.models import RunUsage
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -86,6 +90,8 @@ class RunHistory:
     rules: Rules
     length: int
     """The number of records in the journal."""
+    usage: RunUsage
+    """The usage of all of them, also of those that are not replayed."""
     checks: Mapping[str, dict[str, Any]]
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
@@ -115,12 +121,13 @@ class RunHistory:
 
 
 async def read_history(
-    claimed: Claimed, definition_hash: str, *, tries: Tries, store: FencedStore, latch: Latch
+    claimed: Claimed, run_facts: RunFacts, definition_hash: str, *, tries: Tries, latch: Latch
 ) -> RunHistory:
     """Read the journal of a claimed run.
 
     Raises `RunLatched` if a record has a format that this version cannot read: the run is left to others.
     """
+    store, facts = run_facts.store, run_facts.at_claim
     records = await _read_records(claimed, store, latch)
     start_record = records.pop(0) if records else None
     current_start = RunStart(
@@ -130,13 +137,12 @@ async def read_history(
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
     replayed = [record for record in records if record.kind != CHECK]
-    facts = Facts(claimed.facts)
     interrupted = InterruptedCalls.of(facts)
     rules: Rules
     if format_ == BY_PLACE:
         rules = ReplayByPlace(replayed, life=claimed.life, latch=latch, tries=tries.of_call)
     else:
-        begun = [*interrupted.open_calls(), *open_waits(claimed.facts)]
+        begun = [*interrupted.open_calls(), *open_waits(facts)]
         rules = ReplayByContent(replayed, begun=begun, life=claimed.life, latch=latch, tries=tries.of_call)
     return RunHistory(
         start_record=start_record,
@@ -144,14 +150,27 @@ async def read_history(
         summary=await _summary_at(start, claimed, store),
         rules=rules,
         length=claimed.journal_length,
+        usage=_usage(claimed, records),
         checks=checks_of(records, claimed.life),
         tries=tries,
-        noted=_notes(claimed),
+        noted=_notes(facts),
         facts=facts,
         interrupted=interrupted,
         extended=_extended(records),
         definition_changed=start.definition_hash != current_start.definition_hash,
     )
+
+
+def _usage(claimed: Claimed, records: Sequence[Record]) -> RunUsage:
+    """The usage of a run so far. A fork has only records, which it has copied."""
+    if claimed.usage:
+        with suppress(ValueError):  # unreadable usage must not prevent the run from continuing
+            usage = RunUsage.model_validate_json(claimed.usage)
+            return usage.model_copy(update={"llm_latency_p50_ms": None, "llm_latency_p95_ms": None})
+    usage = NO_USAGE
+    for record in records:
+        usage = usage.plus(RunUsage(**record.usage)) if record.usage else usage
+    return usage
 
 
 def _extended(records: Sequence[Record]) -> dict[str, float]:
@@ -174,10 +193,9 @@ async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> 
     return await SessionStore(store).load_summary(session_id, start.epoch)
 
 
-def _notes(claimed: Claimed) -> dict[str, dict[str, Any]]:
-    if not claimed.facts:
+def _notes(facts: Facts) -> dict[str, dict[str, Any]]:
+    if facts.is_empty:
         return {}
-    facts = Facts(claimed.facts)
     notes = {fact.id: fact.value() for kind in (FactKind.RESPONSE, FactKind.JOB) for fact in facts.of(kind)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}
 

@@ -150,8 +150,11 @@ class Marks:
         """
         step: Callable[[Any], Any] = work.send
         sent: Any = None
+        memory = self._memory
         while True:
-            before = self.mark_loop(marked.get())
+            # As `mark_loop`, which is called here for every step of every task of a run.
+            before, self._on_loop = self._on_loop, (mark := marked.get())
+            memory[ON_LOOP : ON_LOOP + len(mark)] = mark
             try:
                 waits_for = step(sent)
             except StopIteration as end:
@@ -162,7 +165,8 @@ class Marks:
                     on_exit(error)
                 raise
             finally:
-                self.mark_loop(before)
+                self._on_loop = before
+                memory[ON_LOOP : ON_LOOP + len(before)] = before
                 sent = None  # an exception refers to this frame: no reference cycle
             try:
                 step, sent = work.send, await yielded(waits_for)

@@ -8,8 +8,7 @@ memory are recorded like those of the pattern.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,6 @@ from openagents_worker.runtime.user_code import (
     coded,
     described_in_log,
     executing,
-    user_code,
     user_error_of,
 )
 from openagents_worker.telemetry.logs import get_logger
@@ -66,25 +64,26 @@ class MemoryCalls:
 
     async def write_back(self, output: Any) -> None:
         """Call `writeback` and then `compact` of the memories for a run with this output, the last first."""
-        self._context.state[LAST_OUTPUT] = output
+        state = self._context.run_state
+        state[LAST_OUTPUT] = output
         try:
-            await self._write_back_all()
+            await self._write_back_all(state)
             for member in reversed(self._members):
                 await member.call("compact")
         finally:
-            self._context.state.pop(LAST_OUTPUT, None)
+            state.pop(LAST_OUTPUT, None)
 
-    async def _write_back_all(self) -> None:
+    async def _write_back_all(self, state: dict[str, Any]) -> None:
         """Let each memory store the turn. What the run notes for its memory is there for each of them."""
-        notes = self._context.state.get(PENDING_WRITES)
+        notes = state.get(PENDING_WRITES)
         are_taken = False
         for member in reversed(self._members):
             if notes:
-                self._context.state[PENDING_WRITES] = copy.deepcopy(notes)
+                state[PENDING_WRITES] = copy.deepcopy(notes)
             await member.call("writeback")
-            are_taken |= not self._context.state.get(PENDING_WRITES)
+            are_taken |= not state.get(PENDING_WRITES)
         if notes and are_taken:
-            self._context.state.pop(PENDING_WRITES, None)
+            state.pop(PENDING_WRITES, None)
 
 
 class MemberCalls:
@@ -99,6 +98,7 @@ class MemberCalls:
         emit: Callable[..., None],
     ) -> None:
         self._memory = member.memory
+        self._path = class_path(member.memory)
         self._context = context
         self._recorder = recorder
         self._emit = emit
@@ -116,7 +116,7 @@ class MemberCalls:
             if self._fails_run:
                 raise
             return
-        apply_changes(self._context.state, changes)
+        apply_changes(self._context.run_state, changes)
 
     async def call(self, step: str) -> None:
         """Call `writeback` or `compact`, if the memory has it."""
@@ -132,9 +132,8 @@ class MemberCalls:
         emit("memory.inject.started")
         try:
             with (
-                self._overlay() as overlay,
-                executing("memory", class_path(self._memory)),
-                user_code(PatternError, prefix="memory inject: "),
+                _Overlaid(self._context) as overlay,
+                executing("memory", self._path, wrap=PatternError, prefix="memory inject: "),
             ):
                 await self._memory.inject(self._context)
         except Exception as error:
@@ -176,7 +175,7 @@ class MemberCalls:
 
     async def _make_step_call(self, step: str, _: CallInfo) -> Outcome:
         try:
-            with self._overlay() as overlay:
+            with _Overlaid(self._context) as overlay:
                 await self._run_step(step)
         except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
             return Outcome(error=coded(error, PatternError))
@@ -192,10 +191,7 @@ class MemberCalls:
     async def _run_step(self, step: str) -> None:
         self._emit(f"memory.{step}.started")
         try:
-            with (
-                executing("memory", class_path(self._memory)),
-                user_code(PatternError, prefix=f"memory {step}: "),
-            ):
+            with executing("memory", self._path, wrap=PatternError, prefix=f"memory {step}: "):
                 await getattr(self._memory, step)(self._context)
         except Exception as error:
             self._emit(f"memory.{step}_failed", error=str(error), error_details=_details(error))
@@ -215,15 +211,23 @@ class MemberCalls:
                 user_error=user_error_of(error),
             )
 
-    @contextmanager
-    def _overlay(self) -> Iterator[Overlay]:
-        """Collect the changes to the state of the run. They are applied when the call is recorded."""
-        original_state, overlay = self._context.state, Overlay(self._context.state)
-        self._context.state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
-        try:
-            yield overlay
-        finally:
-            self._context.state = original_state
+
+class _Overlaid:
+    """A block that collects changes to the state of the run. They are applied when its call is recorded."""
+
+    __slots__ = ("_context", "_state")
+
+    def __init__(self, context: AttemptContext) -> None:
+        self._context = context
+        self._state = context.run_state
+
+    def __enter__(self) -> Overlay:
+        overlay = Overlay(self._state)
+        self._context.run_state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
+        return overlay
+
+    def __exit__(self, *_: object) -> None:
+        self._context.run_state = self._state
 
 
 def _emit_nothing(_: str, **__: Any) -> None:

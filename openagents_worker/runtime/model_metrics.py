@@ -25,9 +25,4 @@ class ModelMetrics:
         if not took_ms:
             return usage
         at_95 = min(int(len(took_ms) * 0.95), len(took_ms) - 1)
-        return usage.model_copy(
-            update={
-                "llm_latency_p50_ms": float(took_ms[len(took_ms) // 2]),
-                "llm_latency_p95_ms": float(took_ms[at_95]),
-            }
-        )
+        return usage.with_latencies(float(took_ms[len(took_ms) // 2]), float(took_ms[at_95]))

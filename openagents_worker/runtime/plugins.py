@@ -113,7 +113,8 @@ def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any
             f"{name} cannot be created: {type(error).__name__}: {text_of(error)}",
             hint="it is called with config={…} from the agents file",
         ) from error
-    _check_methods(kind, name, plugin)
+    if type(plugin) is not make:  # else its class was checked
+        _check_methods(kind, name, plugin)
     return plugin
 
 
@@ -204,8 +205,8 @@ _OTHER_FORMS = {
 
 _REFUSED = {
     ("memory", "mem0"): (
-        "the memory mem0 is not supported: mem0ai 2 has not the function that the original SDK "
-        "calls, Memory.add(memories=…), and its default store is on the disk of one worker",
+        "the memory mem0 is not supported: no version of mem0ai, 0.0 to 2.2, has the function that the "
+        "original SDK calls, Memory.add(memories=…), and its default store is on the disk of one worker",
         "write a memory of your own around its client, with a store that all workers share",
     )
 }

@@ -40,7 +40,6 @@ from openagents_worker.runtime.user_code import (
     coded,
     described_in_log,
     executing,
-    user_code,
     user_error_of,
 )
 from openagents_worker.runtime.writer import RunWriter
@@ -124,16 +123,16 @@ class Preparation:
     async def _make_pattern(self) -> Any:
         """A new pattern with the context of the run."""
         pattern = self._parts.new_pattern()
-        with executing("pattern", class_path(pattern)):
-            if is_original_pattern(pattern):
-                from openagents_worker.runtime.original.pattern import (
-                    OriginalPattern,  # imported late: few agents have such a pattern
-                )
+        if not is_original_pattern(pattern):
+            pattern.context = self._context
+            return pattern
+        from openagents_worker.runtime.original.pattern import (
+            OriginalPattern,  # imported late: few agents have such a pattern
+        )
 
-                pattern = OriginalPattern(pattern)
-                await pattern.set_context(self._context)
-            else:
-                pattern.context = self._context
+        pattern = OriginalPattern(pattern)
+        with executing("pattern", class_path(pattern)):
+            await pattern.set_context(self._context)
         return pattern
 
     def _emit_once(self, name: str, **payload: Any) -> None:
@@ -227,10 +226,8 @@ class Preparation:
         self._writer.emit_run_event("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
-            with (
-                executing("context", class_path(self._parts.assembler)),
-                user_code(PatternError, prefix="context compact: "),
-            ):
+            path = class_path(self._parts.assembler)
+            with executing("context", path, wrap=PatternError, prefix="context compact: "):
                 value = await compact(**{**arguments, "session_state": overlay})
         except Exception as error:  # noqa: BLE001 - the run can continue with the long transcript
             coded_error = coded(error, PatternError)
@@ -271,12 +268,15 @@ class Preparation:
 
     async def _preflight(self) -> None:
         """Call the `preflight` of the tools. Recorded if a custom tool overrides it."""
+        if not self._parts.toolsets:
+            return
         checked = {
             id_: tool for id_, tool in self._parts.single_tools().items() if hasattr(tool, "preflight")
         }
         for toolset_id, toolset in self._parts.toolsets.items():
             if isinstance(toolset, OpenedAtUse):
-                with executing("tool", toolset_id), user_code(PatternError, prefix=f"toolset {toolset_id}: "):
+                prefix = f"toolset {toolset_id}: "
+                with executing("tool", toolset_id, wrap=PatternError, prefix=prefix):
                     await toolset.warm_up(self._context)
         if self._was_prepared_by_place:
             return
@@ -289,7 +289,8 @@ class Preparation:
         for tool_id, tool in tools.items():
             started = time.monotonic()
             try:
-                with executing("tool", tool_id), user_code(PatternError, prefix=f"preflight of {tool_id}: "):
+                prefix = f"preflight of {tool_id}: "
+                with executing("tool", tool_id, wrap=PatternError, prefix=prefix):
                     await tool.preflight(None)
             except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
                 self._emit_preflight(tool_id, "error", started, error=str(error))

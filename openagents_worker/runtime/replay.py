@@ -362,6 +362,8 @@ class ReplayByContent(RulesOfNodes):
             return [] if self._unused.is_empty else self._unused.described(part)
 
         root = self._nodes.current_frame().node
+        if self._unused.is_empty:
+            return []
         if left() and not self._nodes.is_alone(root):
             await self._waits.until(
                 lambda: not left() or self._nodes.is_alone(root), [ALONE], check_on_progress=True

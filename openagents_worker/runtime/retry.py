@@ -67,10 +67,10 @@ class Tries:
         return self.of_call.get(call, 0)
 
     @classmethod
-    def of(cls, claimed: Claimed, budget: RunBudget) -> Tries:
+    def of(cls, claimed: Claimed, facts: Facts, budget: RunBudget) -> Tries:
         limit = budget.max_resume_attempts
         return cls(
-            Facts(claimed.facts).counts(FactKind.TRIES),
+            facts.counts(FactKind.TRIES),
             claimed.retries,
             DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
         )

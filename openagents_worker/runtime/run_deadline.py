@@ -55,7 +55,9 @@ class RunDeadline:
         if self.known is not None:
             await supervision.wait(execution, None, self.known)
         while not execution.done() and latch.reason is None:
-            if (exceeded := await self._exceeded(supervision)) is not None:
+            if self._clock.limit_ms is None:
+                await supervision.wait(execution, None)
+            elif (exceeded := await self._exceeded(supervision)) is not None:
                 latch.set(LatchReason.TIME_LIMIT, error=exceeded)
             else:
                 await supervision.wait(execution, self.left_s())

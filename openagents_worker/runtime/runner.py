@@ -7,8 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -23,11 +23,13 @@ from openagents_worker.errors import (
     WorkerLost,
 )
 from openagents_worker.models import ErrorDetails, RunRequest, RunResult, StopReason
+from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
+from openagents_worker.runtime.facts import read_facts
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
-from openagents_worker.runtime.marks import Executing, Marks
+from openagents_worker.runtime.marks import Marks, mark_of, run_prefix
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.spans import attempt_span, count_claim, end_attempt_span
 from openagents_worker.runtime.stops import Stops
@@ -99,7 +101,8 @@ class Runner:
             except Exception:  # for example, Redis cannot be reached
                 log.exception("run.not_begun", run_id=run_id)
                 return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
-            with self._owned(run_id, attempt):
+            self._own(run_id, attempt)
+            try:
                 began_s = time.monotonic()
                 try:
                     with attempt_span(attempt.request, claimed) as span:
@@ -112,6 +115,8 @@ class Runner:
                     log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
                     attempt_result = None
                 attempt_result = await self._release_if_lost(attempt, attempt_result, lease, claimed)
+            finally:
+                self._disown(run_id, attempt)
             if attempt.supervision.interruption is not None:
                 raise attempt.supervision.interruption
             return attempt_result
@@ -124,40 +129,42 @@ class Runner:
         _log_end_without_worker(run_id, claimed, attempt_result)
         return attempt_result
 
-    @contextmanager
-    def _owned(self, run_id: str, attempt: Attempt) -> Iterator[None]:
-        """The run counts as owned by this process inside the block."""
+    def _own(self, run_id: str, attempt: Attempt) -> None:
+        """The run counts as owned by this process from now on."""
         self._attempts[run_id] = attempt
         self._idle.clear()
         attempt.facts.announce(self._early_facts.pop(run_id, 0))
-        try:
-            yield
-        finally:
-            if self._attempts.get(run_id) is attempt:
-                del self._attempts[run_id]
-            if not self._attempts:
-                self._idle.set()
+
+    def _disown(self, run_id: str, attempt: Attempt) -> None:
+        """The attempt has ended."""
+        if self._attempts.get(run_id) is attempt:
+            del self._attempts[run_id]
+        self._services.assembly.keeper.release(attempt.agent.kept)
+        if not self._attempts:
+            self._idle.set()
 
     async def _new_attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
         """The attempt at a run. If the request cannot be read, the attempt gets one with only its ids."""
+        if claimed.facts is None:  # they are too large for the answer
+            claimed = replace(claimed, facts=await read_facts(self._store, run_id))
         request, request_error = self._parse_request(run_id, lease, claimed)
         if request_error is not None:
             log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=request_error.message)
-        return Attempt(
-            claimed,
-            request or await self._request_with_ids_only(run_id),
-            services=self._services,
-            lease=lease,
-            request_error=request_error,
-        )
+        request = request or await self._request_with_ids_only(run_id)
+        assembly, kept = self._services.assembly, None
+        if request_error is None:
+            kept = await assembly.keeper.of_run(
+                claimed, request.agent_id, run_id, own=assembly, store=self._store, lease=lease
+            )
+        agent = AgentOfRun(request.agent_id, assembly, kept, request_error)
+        return Attempt(claimed, request, services=self._services, lease=lease, agent=agent)
 
     def _parse_request(
         self, run_id: str, lease: Lease, claimed: Claimed
     ) -> tuple[RunRequest | None, OpenAgentsError | None]:
         """The request of the run, or the error that says why it cannot be read."""
-        before = self._services.marks.mark_loop(
-            Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
-        )
+        prefix = run_prefix(run_id, "", lease.incarnation)
+        before = self._services.marks.mark_loop(mark_of(prefix, "runtime", "request"))
         try:
             check_task_options(run_id, claimed.canvas)
             return parse_request(run_id, claimed.request), None

@@ -50,10 +50,14 @@ class SessionAtStart:
         `last` limits the turns to the newest entries.
         """
         begin, end = self.bounds
+        if begin == end:
+            return self.summary
         entries = await self._sessions.load_messages(session_id, last=last, upto=end, begin=begin)
         return [*self.summary, *usable_entries(entries)]
 
     async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
+        if not self._start.artifact_count:
+            return []
         return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)
 
     async def count_messages(self, session_id: str) -> int:

@@ -1,12 +1,18 @@
-"""Spending: the only place that knows what the model calls in progress of a run may still cost.
+"""Spending: the only place that knows what the calls in progress of a run, and its children, may still use.
 
-A call reserves the most that it can cost before it is made. Its record has what it did cost, which counts in
-the usage of the run from then on; then its reservation ends.
+A model call reserves the most that it can cost before it is made, and a child the most that it may use. A
+record has what was used, which counts in the usage of the run from then on; then the reservation ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import WaitKind
+from openagents_worker.runtime.calls_in_progress import CallsInProgress
+from openagents_worker.runtime.child_budgets import PendingChild
+from openagents_worker.runtime.waits import Waits
 
 __all__ = ["CostReservation", "Spending"]
 
@@ -26,11 +32,19 @@ class CostReservation:
 
 
 class Spending:
-    """The reservations of one attempt. An attempt that dies reserves nothing any more."""
+    """The reservations of one attempt. An attempt that dies reserves nothing for model calls any more; what
+    it has reserved for children is a fact of the run."""
 
     def __init__(self) -> None:
+        self.children: dict[str, PendingChild] = {}
+        """The children whose results are not recorded yet, by the id of their call."""
+        self.children_settled = 0
+        """How many calls of children have ended so far."""
         self._reserved: set[CostReservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
+        self._waiting_for_children = 0
+
+    # --- model calls -------------------------------------------------------------------------------------
 
     @property
     def reserved_usd(self) -> float:
@@ -48,9 +62,42 @@ class Spending:
             if not future.done():
                 future.set_result(None)
 
-    async def one_settled(self) -> None:
-        """Wait until a call in progress has ended. Returns at once if there is none."""
+    async def one_settled(self, calls: CallsInProgress) -> None:
+        """Wait until a call in progress has ended. Returns at once if there is none.
+
+        The call that waits cannot end by itself: a run that stops does not wait for it.
+        """
         if self._reserved:
             future = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
-            await future
+            with calls.waiting():
+                await future
+
+    # --- children ----------------------------------------------------------------------------------------
+
+    def of_children(self, limit: str) -> float:
+        """What the children may still use of this limit of the run."""
+        return sum(child.reserved.get(limit, 0) for child in self.children.values())
+
+    def kept_by_children(self, limit: str) -> float:
+        """What children in the background may still use of it: the run gets nothing of that back."""
+        return sum(child.reserved.get(limit, 0) for child in self.children.values() if not child.settles)
+
+    def will_settle(self, limit: str) -> bool:
+        """Whether the end of a child gives something back of this limit."""
+        return any(child.settles and child.reserved.get(limit) for child in self.children.values())
+
+    def settle_child(self, call_id: str, waits: Waits) -> None:
+        """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
+        self.children.pop(call_id, None)
+        self.children_settled += 1
+        if self._waiting_for_children:
+            waits.check_again(WaitKind.CHILD)
+
+    async def child_settled(self, waits: Waits, info: CallInfo) -> None:
+        """Wait inside a call until a child has ended. The run may park meanwhile."""
+        self._waiting_for_children += 1
+        try:
+            await waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
+        finally:
+            self._waiting_for_children -= 1

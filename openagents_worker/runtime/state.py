@@ -18,11 +18,13 @@ from openagents_worker.jsontext import (
     NESTING_OF_OLD,
     dumps,
     has_at_most,
+    loads,
     replaced,
 )
 from openagents_worker.runtime.storable import stored_part
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 
-__all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_texts"]
+__all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "loaded_state", "stored_texts"]
 
 _GONE = object()
 LEVELS = MAX_NESTING + ENVELOPE_LEVELS + 1
@@ -98,6 +100,14 @@ def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -
             state[key] = [*state.get(key, []), *change["append"]]
         else:
             state[key] = change["set"]
+
+
+def loaded_state(texts: Mapping[str, str], session_id: str) -> dict[str, Any]:
+    """The state of a session, from its values as JSON. Raises `RecordUnreadable`."""
+    if not texts:
+        return {}
+    with translate_parse_errors(WRITTEN, session_id=session_id):
+        return {key: loads(text) for key, text in texts.items()}
 
 
 def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:

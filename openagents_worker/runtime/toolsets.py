@@ -28,14 +28,15 @@ from openagents_worker.runtime.calls.tool_call import NO_RULES, BoundTool, ToolP
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import Record, digest_of
 from openagents_worker.runtime.recorder import Outcome, Recorder
-from openagents_worker.runtime.user_code import described_in_log, executing, user_code, user_error_of
+from openagents_worker.runtime.user_code import described_in_log, executing, user_error_of
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.executors import CallRules
+from openagents_worker.tools.jobs import JobHandle
 from openagents_worker.tools.specs import check_dependencies
-from openagents_worker.tools.toolset import Toolset
+from openagents_worker.tools.toolset import JobsOfToolset, Toolset
 
 __all__ = ["RunTools"]
 
@@ -57,8 +58,7 @@ class RunTools:
         self._recorder = recorder
         self._start = start
         definition = parts.definition
-        self._timeouts_ms = {ref.id: ref.timeout_ms for ref in definition.tools}
-        self._policies = {ref.id: ToolPolicy.of(ref) for ref in definition.tools}
+        self._refs = {ref.id: ref for ref in definition.tools}
         self.rules, executor = _made_by(parts, definition.tool_executor)
         self._of_agent = self.rules, executor
         self._of_tool = {
@@ -115,13 +115,14 @@ class RunTools:
     def _bind(self, tool_id: str, plugin: Any, source_id: str, toolset: Toolset) -> BoundTool:
         """A tool with the limits and the executor that the agents file has for its source."""
         rules, executor = self._of_tool.get(source_id, self._of_agent)
+        ref = self._refs.get(source_id)
         tool = BoundTool(
             tool_id,
             plugin,
             toolset,
-            timeout_ms=self._timeouts_ms.get(source_id),
+            timeout_ms=None if ref is None else ref.timeout_ms,
             rules=rules,
-            policy=self._policies.get(source_id, ToolPolicy()),
+            policy=ToolPolicy() if ref is None else ToolPolicy.of(ref),
             executor=executor,
         )
         if source_id in self._of_tool and rules.max_concurrency is not None:
@@ -133,11 +134,12 @@ class RunTools:
         make = partial(self._list, toolset_id, toolset)
         listed = await self._recorder.call("tools", "list", digest_of(canonical_json(toolset_id)), make)
         with translate_parse_errors(WRITTEN):
-            return [ListedTool(described) for described in listed]
+            return [_listed_tool(described, toolset_id, toolset) for described in listed]
 
     async def _list(self, toolset_id: str, toolset: Toolset, _: CallInfo) -> Outcome:
         try:
-            with executing("tool", toolset_id), user_code(PatternError, prefix=f"toolset {toolset_id}: "):
+            prefix = f"toolset {toolset_id}: "
+            with executing("tool", toolset_id, wrap=PatternError, prefix=prefix):
                 tools = await toolset.list(self._context)
                 return Outcome(value=_descriptions(toolset_id, tools))
         except OpenAgentsError as error:
@@ -172,14 +174,21 @@ class RemovedToolset:
     async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
         raise ToolNotFoundError(f"the agent no longer has the toolset {self._toolset_id!r}", tool_id)
 
+    has_jobs = True
+    """A job that was started is not asked for: its call fails like any other."""
+
+    async def jobs(self) -> JobsOfToolset:
+        raise ToolNotFoundError(f"the agent no longer has the toolset {self._toolset_id!r}")
+
     async def close(self) -> None: ...
 
 
 class ListedTool(ToolPlugin):
     """A tool as its toolset has described it. `described` is an element of `_descriptions`."""
 
-    def __init__(self, described: Mapping[str, Any]) -> None:
+    def __init__(self, described: Mapping[str, Any], toolset_id: str) -> None:
         super().__init__()
+        self.toolset_id = toolset_id
         self.name, self.description = described["name"], described["description"]
         self.durable_idempotent = not described["once"]
         self.source: Mapping[str, Any] | None = described.get("source")
@@ -193,6 +202,32 @@ class ListedTool(ToolPlugin):
 
     def execution_spec(self) -> ToolExecutionSpec:
         return self._spec
+
+
+class ListedToolWithJobs(ListedTool):
+    """A tool of a toolset that can start jobs."""
+
+    def __init__(self, described: Mapping[str, Any], toolset_id: str, toolset: Any) -> None:
+        super().__init__(described, toolset_id)
+        self._toolset = toolset
+
+    async def invoke_background(self, params: dict[str, Any], context: Any) -> JobHandle:
+        jobs: JobsOfToolset = await self._toolset.jobs()
+        return await jobs.invoke_background(self.name, params, context)
+
+    async def poll_job(self, handle: JobHandle, context: Any) -> Any:
+        jobs: JobsOfToolset = await self._toolset.jobs()
+        return await jobs.poll_job(self.name, handle, context)
+
+    async def cancel_job(self, handle: JobHandle, context: Any) -> bool:
+        jobs: JobsOfToolset = await self._toolset.jobs()
+        return await jobs.cancel_job(self.name, handle, context)
+
+
+def _listed_tool(described: Mapping[str, Any], toolset_id: str, toolset: Any) -> ListedTool:
+    if getattr(toolset, "has_jobs", False):
+        return ListedToolWithJobs(described, toolset_id, toolset)
+    return ListedTool(described, toolset_id)
 
 
 def _descriptions(toolset_id: str, tools: Any) -> list[dict[str, Any]]:

@@ -78,7 +78,8 @@ class RunCode:
         self.latch = latch
         self.marks = marks or Marks()
         self.off_loop = WorkOffLoop(_name_of_current_call, self.marks.in_thread, group=agent_id)
-        self._prefix = run_prefix(run_id, agent_id, incarnation)
+        self.mark_prefix = run_prefix(run_id, agent_id, incarnation)
+        """The beginning of the marks of this run."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def context(self) -> Context:
@@ -120,9 +121,9 @@ class RunCode:
         )
         return RuntimeError(f"a task of the run raised {described(error)}")
 
-    def mark(self, kind: str = "runtime", name: str = "", call_id: str = "") -> bytes:
-        """The mark of code of this run. The kind `runtime` is code of this library between plugins."""
-        return mark_of(self._prefix, kind, name, call_id)
+    def mark(self) -> bytes:
+        """The mark of code of this library between the plugins of the run."""
+        return mark_of(self.mark_prefix, "runtime")
 
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The unfinished tasks of the run, without the tasks in which the runtime writes to Redis."""
@@ -141,27 +142,40 @@ current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", d
 class executing:
     """`with executing("memory", "shop.Memory"): …` sets the mark of the run for the block, see `marks`.
 
-    Has an effect only in a task of a run on the event loop.
+    Has an effect only in a task of a run on the event loop. With `wrap`, exceptions of the block become coded
+    errors, as with `user_code`.
     """
 
-    __slots__ = ("_before", "_code", "_mark", "_run")
+    __slots__ = ("_before", "_code", "_mark", "_prefix", "_run", "_wrap")
 
-    def __init__(self, kind: str, name: str, call_id: str = "") -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        call_id: str = "",
+        *,
+        wrap: MakeCodedError | None = None,
+        prefix: str = "",
+    ) -> None:
         self._code = (kind, name, call_id)
+        self._wrap = wrap
+        self._prefix = prefix
 
     def __enter__(self) -> None:
         self._run = run = current_run.get()
         if run is not None:
             self._before = marked.get()
-            self._mark = mark = run.mark(*self._code)
+            self._mark = mark = mark_of(run.mark_prefix, *self._code)
             marked.set(mark)
             run.marks.mark_loop(mark)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         # A discarded coroutine may be closed while code of another run executes.
         if self._run is not None and marked.get() is self._mark:
             marked.set(self._before)
             self._run.marks.mark_loop(self._before)
+        if error is not None and self._wrap is not None:
+            _raise_coded(error, self._wrap, self._prefix)
 
 
 def class_path(plugin: object) -> str:
@@ -196,13 +210,19 @@ class user_code:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or is_runtime_signal(error):
-            return
-        if (reason := _latch_reason_in(error)) is not None:
-            raise RunLatched(reason) from error
-        coded_error = coded(error, self._wrap, prefix=self._prefix)
-        if coded_error is not error:
-            raise coded_error from error
+        if error is not None:
+            _raise_coded(error, self._wrap, self._prefix)
+
+
+def _raise_coded(error: BaseException, wrap: MakeCodedError, prefix: str) -> None:
+    """Raise the coded error for an exception of user code. Does nothing for one that passes unchanged."""
+    if is_runtime_signal(error):
+        return
+    if (reason := _latch_reason_in(error)) is not None:
+        raise RunLatched(reason) from error
+    coded_error = coded(error, wrap, prefix=prefix)
+    if coded_error is not error:
+        raise coded_error from error
 
 
 async def cancelling_itself_only(work: Awaitable[T]) -> T:

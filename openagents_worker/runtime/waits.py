@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class _OpenWait:
     fact: Fact
     """What is stored of the wait, so that the next attempt continues it."""
     ended: asyncio.Future[Fact | None]
+    must_park: bool = False
     is_stored: bool = False
     task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
 
@@ -88,12 +89,13 @@ class Waits:
         timeout_ms: int | None = None,
         needs_all: bool = False,
         begins_again: bool = False,
+        must_park: bool = False,
     ) -> Fact | None:
         """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
 
         The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
         waits, or from now if it `begins_again`. Without a fact, this waits for the time only. The record of
-        the call replaces the fact.
+        the call replaces the fact. `must_park`: the fact comes only while the run is parked.
         """
         wait = self._wait_of(
             info, kind, begins_again, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all
@@ -101,10 +103,18 @@ class Waits:
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
         if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
-            found = await self._wait(wait) or await self._look_again(wait)
+            found = await self._wait(wait, must_park) or await self._look_again(wait)
         if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
         return found
+
+    def begin_again(self, info: CallInfo, kind: WaitKind) -> None:
+        """Forget that an earlier attempt of this call has waited for this: the call looks itself whether it
+        has to wait."""
+        if (self.facts.stored_wait(info.call_id) or {}).get("kind") == kind.value:
+            name = _fact_name(info.call_id)
+            self._taken.setdefault(info.call_id, []).append(name)
+            self.facts.forget([name])
 
     def park_for_limit(self, call_id: str, limit: LimitWait) -> None:
         """Park the run until a limit of the fleet has room. Calls in progress end before. If nobody serves
@@ -157,21 +167,18 @@ class Waits:
 
     async def _look_again(self, wait: Wait) -> Fact | None:
         """The fact that ends the wait, if it is stored and was not announced yet."""
-        if not wait.fact:
-            return None
-        await self.facts.refresh()
-        return self.facts.take(wait.fact)
+        return await self.facts.look_for(wait.fact) if wait.fact else None
 
     def _is_over(self, wait: Wait) -> bool:
         return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
 
-    async def _wait(self, wait: Wait) -> Fact | None:
+    async def _wait(self, wait: Wait, must_park: bool) -> Fact | None:
         if len(self._open) >= MAX_WAITS:
             raise PatternError(
                 f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
                 hint="use runs of their own, or let tasks wait one after another",
             )
-        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future())
+        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future(), must_park)
         self._open[wait.call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact
         timer = None
@@ -185,6 +192,8 @@ class Waits:
                 return await opened.ended
         except asyncio.CancelledError:
             is_cut = self._latch.reason is not None  # the suspension stores the wait
+            if opened.ended.done() and not opened.ended.cancelled() and (fact := opened.ended.result()):
+                self.facts.give_back(fact)  # it came in the moment in which the program gave up
             raise
         finally:
             if timer is not None:
@@ -232,7 +241,8 @@ class Waits:
             return
         waits = [opened.wait for opened in self._open.values()]
         park = Park(waits, self.facts.seen)
-        if not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS:
+        is_long = not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS
+        if is_long or any(opened.must_park for opened in self._open.values()):
             self._latch.set_parked(park)
 
     def _program_waits(self) -> bool:
@@ -267,13 +277,9 @@ def _fact_name(call_id: str) -> str:
     return f"{FactKind.WAIT}:{call_id}"
 
 
-def open_waits(fields: Mapping[str, str] | None) -> Collection[OpenCall]:
-    """The calls that were waiting when the run was suspended, and those that have created a child run.
-
-    `fields` are the facts of the run.
-    """
+def open_waits(facts: Facts) -> Collection[OpenCall]:
+    """The calls that were waiting when the run was suspended, and those that have created a child run."""
     found: dict[str, OpenCall] = {}
-    facts = Facts(fields)
     for fact in (*facts.of(FactKind.WAIT), *facts.of(FactKind.DELEGATED)):
         value = fact.value()
         if isinstance(value, dict):

@@ -62,19 +62,16 @@ class PipelineBatcher:
         self._is_start_scheduled = False
         self._next_check: asyncio.TimerHandle | None = None
 
-    async def execute(self, *command: str | int) -> Any:
-        """Send one command and return its answer. Raises the exceptions of redis-py.
+    def execute(self, *command: str | int) -> asyncio.Future[Any]:
+        """Send one command. The future gets its answer, or an exception of redis-py.
 
-        If the caller is cancelled, Redis may execute the command nevertheless.
+        If it is cancelled, Redis may execute the command nevertheless.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_QueuedCommand(command, answer))
         self._schedule(loop)
-        try:
-            return await answer
-        finally:
-            del answer  # breaks a reference cycle with the traceback of its exception
+        return answer
 
     async def close(self) -> None:
         """Cancel the round trips, and fail the commands that wait with `ConnectionError`."""

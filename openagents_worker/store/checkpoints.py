@@ -15,7 +15,11 @@ from openagents_worker.store.plan import Emit, Plan
 from openagents_worker.store.records import record_plan
 from openagents_worker.store.scripts import PAGE_BYTES, page
 
-__all__ = ["Checkpoint", "acheckpoints", "checkpoints", "newest_checkpoints"]
+__all__ = ["NEWEST_BYTES", "Checkpoint", "acheckpoints", "checkpoints", "newest_checkpoints"]
+
+NEWEST_BYTES = 4 * 1024 * 1024
+"""A page shows the beginning of each value, and is made again several times a second."""
+WINDOW = 8  # checkpoints: read from the end, since the last ones matter most
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,24 @@ def acheckpoints(store: AsyncStore, run_id: str) -> AsyncGenerator[Checkpoint]:
 
 
 def newest_checkpoints(keys: Keys, run: RunRecord, newest: int) -> Plan[list[Checkpoint]]:
-    """A plan that returns the last checkpoints of a run, at most `newest`, in the order of their commits."""
-    position, found = max(0, run.steps - newest), list[Checkpoint]()
-    while texts := (yield page(run_id=run.run_id, position=position, page_bytes=PAGE_BYTES)):
-        found += [Checkpoint.of(run.run_id, position + at, text) for at, text in enumerate(texts)]
-        position += len(texts)
-    return found[-newest:]
+    """A plan that returns the last checkpoints of a run, at most `newest`, in the order of their commits.
+
+    Fewer if they are large: it stops when it has read `NEWEST_BYTES`.
+    """
+    found, size, end = list[Checkpoint](), 0, run.steps
+    while size < NEWEST_BYTES and len(found) < newest and end > 0:
+        begin = max(0, end - WINDOW, run.steps - newest)
+        texts: list[str] = []
+        while begin + len(texts) < end:
+            more = yield page(run_id=run.run_id, position=begin + len(texts), page_bytes=PAGE_BYTES)
+            if not more:
+                return found  # it was deleted in the meantime
+            texts += more
+        texts = texts[: end - begin]
+        found = [Checkpoint.of(run.run_id, begin + at, text) for at, text in enumerate(texts)] + found
+        size += sum(map(len, texts))
+        end = begin
+    return found
 
 
 def _checkpoints(keys: Keys, run_id: str) -> Plan[None]:

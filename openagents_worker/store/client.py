@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -33,7 +33,7 @@ from openagents_worker.store.redis_errors import (
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
 from openagents_worker.store.scripts import ScriptCall
-from openagents_worker.telemetry.signals import inner_span
+from openagents_worker.telemetry.signals import in_inner_span, inner_span, is_enabled
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
@@ -251,9 +251,10 @@ class AsyncStore:
     def codec(self) -> PayloadCodec:
         return self.cell.codec
 
-    async def run(self, call: ScriptCall[T]) -> T:
+    def run(self, call: ScriptCall[T]) -> Coroutine[Any, Any, T]:
         """As `Store.run`."""
-        return await (self._run if self._scripts.is_checked(call.script) else self._check_and_run)(call)
+        run = self._run if call.script.sha in self._scripts.checked else self._check_and_run
+        return in_inner_span(run(call), *call.script.signal) if is_enabled() else run(call)
 
     async def _check_and_run(self, call: ScriptCall[T]) -> T:
         """Run a script whose rights were not checked yet. Runs of it that begin meanwhile wait for the end.
@@ -272,12 +273,14 @@ class AsyncStore:
             first_run.set_result(None)
 
     async def _run(self, call: ScriptCall[T]) -> T:
-        with inner_span(*call.script.signal), translate_errors(self.cell.url):
-            try:
-                reply = await self._batcher.execute(*self._scripts.command(call))
-            except exceptions.ResponseError as error:
-                return await self.execute(self._scripts.after_error(call, error))
-            return self._scripts.result(call, reply)
+        try:
+            reply = await self._on_loops.here().batcher.execute(*self._scripts.command(call))
+        except Exception as error:
+            with translate_errors(self.cell.url):
+                if isinstance(error, exceptions.ResponseError):
+                    return await self.execute(self._scripts.after_error(call, error))
+                raise
+        return self._scripts.result(call, reply)
 
     def send(self, *command: Any) -> Awaitable[Any]:
         """As `Store.send`. The command may share its round trip with others."""

@@ -9,7 +9,7 @@ still there, or in the record that replaced it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -126,23 +126,38 @@ class Facts:
     """
 
     def __init__(self, fields: Mapping[str, str] | None) -> None:
-        self._facts = {
-            name: fact for name, text in (fields or {}).items() if (fact := _parse_fact(name, text))
-        }
+        self._facts: dict[str, Fact] = {}
+        for name, text in (fields or {}).items():
+            if (fact := _parse_fact(name, text)) is not None:
+                self._facts[name] = fact
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._facts
 
     def __len__(self) -> int:
         return len(self._facts)
+
+    def names(self) -> frozenset[str]:
+        """The names of all of them."""
+        return frozenset(self._facts)
+
+    def changed(self, names: Collection[str], read: Mapping[str, str]) -> Facts:
+        """The facts after others were stored and deleted: those with these names. `read` are new values."""
+        facts = Facts(read)
+        facts._facts = {name: fact for name, fact in self._facts.items() if name in names} | facts._facts
+        return facts
 
     def get(self, kind: FactKind, id_: str) -> Fact | None:
         """The fact with this id, None if nothing was decided or if it was taken."""
         return self._facts.get(f"{kind}:{id_}")
 
-    def of(self, kind: FactKind, prefix: str = "") -> Iterator[Fact]:
+    def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind whose id begins with `prefix`. Numbers at the end of ids are in order."""
-        if not self._facts:  # most runs have none
-            return iter(())
+        if self.is_empty:  # most runs have none
+            return ()
         found = (fact for fact in self._facts.values() if fact.kind is kind and fact.id.startswith(prefix))
-        return iter(sorted(found, key=lambda fact: _order(fact.id)))
+        return sorted(found, key=lambda fact: _order(fact.id))
 
     def first_of(self, name: str, taken: Collection[str] = ()) -> Fact | None:
         """The fact with this name, or the first numbered one if the name ends with a colon.

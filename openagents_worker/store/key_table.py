@@ -189,6 +189,20 @@ KEYS = (
         "agents", "agents", "hash", "agent id -> queue and definition hash, announced by workers", "permanent"
     ),
     KeySpec(
+        "definition",
+        "definition:{}",
+        "string",
+        "the definition of an agent with its `${VAR}` as they are written, JSON; the id is its content hash",
+        "two years and RUN_TTL from the last time that a worker stored or loaded it",
+    ),
+    KeySpec(
+        "definition_of",
+        "definition_of:{}",
+        "string",
+        "the content hash of the definition that checkpoint 0 of a run names by the hash in this key",
+        "two years and RUN_TTL from the last time that a worker stored it",
+    ),
+    KeySpec(
         "fleet",
         "fleet",
         "hash",

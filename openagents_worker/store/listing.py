@@ -36,7 +36,7 @@ from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type, wrong_type_error
-from openagents_worker.store.scripts import Pruned, in_states, prune
+from openagents_worker.store.scripts import UNKNOWN_CODE, Pruned, RunsInStates, in_states, prune
 
 __all__ = [
     "MAX_LIMIT",
@@ -196,8 +196,8 @@ def list_runs(
 ) -> Plan[Page[RunRecord]]:
     """A plan that returns a page of runs. At most `max_scanned` runs are examined (None: 10,000).
 
-    With `by_script`, a script compares the states of a thousand runs at a time, and only matching records are
-    read. A user with the role `watcher` may not run scripts.
+    With `by_script`, a script reads states and error codes of a thousand runs at a time, and only matching
+    records are read. A user with the role `watcher` may not run scripts.
 
     Raises `RequestInvalid` for an invalid limit or cursor, `RedisWrongType` if an index is not readable.
     """
@@ -219,7 +219,7 @@ def list_runs(
         part = filters.id_part or ""
         wanted = yield from _in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
         if states and wanted:
-            wanted = list((yield in_states(ids=wanted, states=states)))
+            wanted = yield from _in_states(wanted, states, filters.code)
         found: dict[str, RunRecord | UnreadableEntry | None] = {}
         matches = 0
         while wanted and matches < limit:  # what follows them in the index is not read
@@ -236,6 +236,15 @@ def list_runs(
             index, read, filters.since_ms, filters.until_ms, limit, cursor, max_scanned, chunk
         )
     )
+
+
+def _in_states(ids: Sequence[str], states: Sequence[RunState], code: str | None) -> Plan[list[str]]:
+    """The ids of runs in these states that may match the glob: only their records show what matches."""
+    found: RunsInStates = yield in_states(ids=ids, states=states, with_codes=code is not None)
+    if code is None:
+        return list(found.ids)
+    pairs = zip(found.ids, found.codes, strict=True)
+    return [id_ for id_, own in pairs if own == UNKNOWN_CODE or fnmatchcase(own, code)]
 
 
 def _in_all_indexes(keys: Keys, names: Sequence[str], ids: Sequence[str]) -> Plan[list[str]]:

@@ -27,7 +27,7 @@ class Wait:
     `until_ms` is a time by the clock of Redis, in ms since 1970; 0: no time-out. `fact` is the name of the
     fact that ends the wait, such as `approval:pay:1`; if facts of this kind are numbered, it ends with a
     colon, such as `signal:payment:`. '' if only the time ends it. `needs_all`: the run continues when all of
-    its waits that say so have their facts.
+    its waits of this kind that say so have their facts.
     """
 
     kind: WaitKind

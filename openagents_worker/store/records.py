@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openagents_worker.errors import RecordUnreadable, RunNotFound
-from openagents_worker.jsontext import loads
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, loads
 from openagents_worker.models import (
     ErrorDetails,
     RunRecord,
@@ -104,10 +104,13 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
     state = RunState(field["state"])
 
     def count(name: str) -> int:
-        return int(field[name] or 0)
+        number = int(field[name] or 0)
+        if not SMALLEST_INTEGER <= number <= LARGEST_INTEGER:
+            raise ValueError(f"{name} does not fit into 64 bits")
+        return number
 
     def time_ms(name: str) -> int | None:
-        return int(field[name]) if field[name] else None
+        return count(name) if field[name] else None
 
     return RunRecord(
         run_id=run_id,
@@ -182,8 +185,10 @@ def parse_request(run_id: str, text: str) -> RunRequest:
 
 def check_task_options(run_id: str, text: str) -> None:
     """Raises `RecordUnreadable` if the stored Celery options of a run (`canvas`) are not a JSON object."""
+    if not text:
+        return
     with translate_parse_errors(WRITTEN, run_id=run_id):
-        if text and not isinstance(loads(text), dict):
+        if not isinstance(loads(text), dict):
             raise TypeError("the task options are not a JSON object")
 
 

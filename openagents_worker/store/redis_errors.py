@@ -256,7 +256,9 @@ def _translate(error: Exception, where: str, url: str) -> RedisUnreachable:
                 hint="check the user and the password in OPENAGENTS_REDIS_URL",
             )
         case Failure.LATER:
-            return RedisUnreachable(f"Redis at {where} temporarily refuses commands: {error}")
+            return RedisUnreachable(
+                f"Redis at {where} temporarily refuses commands: {error}", hint=_hint_until_later(error)
+            )
         case Failure.LOST:
             return AnswerLost(f"the answer of Redis at {where} to a command was lost: {error}")
         case Failure.FINAL if is_wrong_type(error):
@@ -289,6 +291,15 @@ def _connect_error(error: Exception, where: str) -> RedisUnreachable:
         hint="check that Redis is running and that OPENAGENTS_REDIS_URL is correct; `openagents-worker dev` "
         "starts a Redis",
     )
+
+
+def _hint_until_later(error: Exception) -> str | None:
+    """What an operator can do about it; None if Redis has to finish something."""
+    if isinstance(error, exceptions.OutOfMemoryError) or re.search(r"\bOOM\b", str(error)):
+        return "the memory of Redis is full: raise maxmemory, or delete sessions (`openagents-worker doctor`)"
+    if "MISCONF" in str(error):
+        return "Redis cannot write to its disk: look at its log, and at the space on the disk"
+    return None
 
 
 def _hint(error: Exception) -> str:

@@ -42,6 +42,7 @@ _TYPE_OF_COMMAND = {
     "EXISTS": "any", "DEL": "any", "UNLINK": "any", "MEMORY|USAGE": "any", "RENAME": "any",
     "COPY": "any",
     "GET": "string", "SET": "string", "GETDEL": "string", "STRLEN": "string", "INCR": "string",
+    "GETRANGE": "string",
     "LINDEX": "list", "LLEN": "list", "LPOP": "list", "LPUSH": "list", "LRANGE": "list", "LREM": "list",
     "LTRIM": "list", "RPOP": "list", "RPUSH": "list",
     "SADD": "set", "SCARD": "set", "SISMEMBER": "set", "SMEMBERS": "set", "SPOP": "set",
@@ -51,7 +52,7 @@ _TYPE_OF_COMMAND = {
 }  # fmt: skip
 _TYPE_OF_LETTER = {"H": "hash", "Z": "zset", "X": "stream"}
 _READS = {
-    "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSTRLEN", "HVALS",
+    "EXISTS", "GET", "GETRANGE", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSTRLEN", "HVALS",
     "LINDEX", "LLEN", "LRANGE", "MEMORY|USAGE", "PTTL", "SCARD", "SISMEMBER", "SMEMBERS",
     "SRANDMEMBER", "STRLEN", "TTL", "TYPE", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZCOUNT",
     "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",

@@ -199,7 +199,7 @@ WORKER = Role(
         _rights_on("agents", "HEXISTS"),
         _rights_on("workers", "ZRANGE"),
         _rights_on("host", "HGETALL"),
-        _rights_on("facts", "HGETALL"),
+        _rights_on("facts", "HGETALL", "HKEYS", "HMGET"),
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),
         _rights_on("artifacts", "LRANGE", "LLEN"),
@@ -208,6 +208,8 @@ WORKER = Role(
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"PING", "TIME"},
     optional=_rights_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
     | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")}
+    | _rights_on("definition", "GETRANGE", "SET", "PEXPIRE")
+    | _rights_on("definition_of", "GETRANGE", "SET")
     | _READS_FOR_METRICS,
     broker=(
         *_REMOTE_CONTROL,

@@ -40,23 +40,23 @@ class ScriptRuns:
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
+        self._common = cell.common
         self._permissions = _ScriptPermissions(cell)
+        self.checked = self._permissions.permitted
+        """The SHA-1s of the scripts that have checked all rights that they need in an earlier run."""
         self._persistence_info: PersistenceInfo | None = None
         self._loading: set[str] = set()
-
-    def is_checked(self, script: Script) -> bool:
-        """Whether an earlier run of the script has checked all rights that it needs."""
-        return self._permissions.is_permitted(script)
 
     def command(self, call: ScriptCall[T]) -> tuple[Any, ...]:
         """The command that runs the script. `result` parses its reply, `after_error` handles its error."""
         sha, _ = self._permissions.source_to_run(call.script)
-        return ("EVALSHA", sha, *self._arguments(call))
+        return ("EVALSHA", sha, 1, self._cell.prefix, *call.argv(self._common, self._cell.codec))
 
     def result(self, call: ScriptCall[T], reply: Any) -> T:
         """The result of a script that was executed."""
-        self._permissions.mark_permitted(call.script)
-        return call.parse(reply, self._cell.codec)
+        self._permissions.permitted.add(call.script.sha)
+        result: T = call.decode(reply, self._cell.codec)
+        return result
 
     def after_error(self, call: ScriptCall[T], error: exceptions.ResponseError) -> Plan[T]:
         """Load and run the script if Redis does not know it yet, or not any more. Else raise the error."""
@@ -85,7 +85,7 @@ class ScriptRuns:
         return self.result(call, reply)
 
     def _arguments(self, call: ScriptCall[Any]) -> tuple[Any, ...]:
-        return (1, self._cell.prefix, *call.argv(self._cell.common, self._cell.codec))
+        return (1, self._cell.prefix, *call.argv(self._common, self._cell.codec))
 
     def run_on_disk(self, call: ScriptCall[T]) -> Plan[T]:
         """Run a script once and wait until its writes are on disk (`Store.run_on_disk`)."""
@@ -104,10 +104,9 @@ class ScriptRuns:
                 break
         if isinstance(reply, exceptions.ResponseError):
             self._permissions.handle_error(call.script, reply)
-        else:
-            self._permissions.mark_permitted(call.script)
         with translate_errors(self._cell.url):
-            return call.parse(_require_on_disk(reply, waitaof_answer, self._cell), self._cell.codec)
+            reply = _require_on_disk(reply, waitaof_answer, self._cell)
+            return self.result(call, reply)
 
     def _checked_persistence(self) -> Plan[PersistenceInfo]:
         """Read the persistence settings. Raises if this Redis or this user cannot write to disk on demand."""
@@ -161,24 +160,17 @@ class _ScriptPermissions:
     def __init__(self, cell: Cell) -> None:
         self._prefix = cell.prefix
         self._has_acl = user_of(cell.url) != DEFAULT_USER
-        self._permitted: set[str] = set()
-
-    def is_permitted(self, script: Script) -> bool:
-        return script.sha in self._permitted
+        self.permitted: set[str] = set()
+        """The SHA-1s of the scripts that were executed: the user had all rights."""
 
     def source_to_run(self, script: Script) -> tuple[str, str]:
         """SHA-1 and source of the script, with the check of rights that this run needs."""
-        if script.sha not in self._permitted:
+        if script.sha not in self.permitted:
             return script.checking()
         return script.guarded if self._has_acl else (script.sha, script.source)
-
-    def mark_permitted(self, script: Script) -> None:
-        """The script was executed, so the user had all rights."""
-        if script.sha not in self._permitted:
-            self._permitted.add(script.sha)
 
     def handle_error(self, script: Script, error: Exception) -> None:
         """If the user lacks a right, check all scripts again and add the missing rights to the error."""
         if is_permission_error(error):
-            self._permitted.clear()
+            self.permitted.clear()
             add_rights_to_permission_error(error, script.rights, self._prefix)

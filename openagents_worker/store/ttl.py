@@ -22,6 +22,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
     | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
     | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
+    | {"definition", "definition_of"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children"})
 

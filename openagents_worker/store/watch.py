@@ -2,8 +2,7 @@
 
 A watcher first subscribes to the channel of the run. Then it reads the record, then the stored events, and
 then the messages of the channel. Messages that arrive in the meantime are queued, so no event is missed. The
-pieces of a streamed reply are not stored: a watcher that joins gets the text so far as one piece with offset
-0.
+pieces of a streamed reply are not stored: a watcher that joins gets the text so far as one piece, offset 0.
 """
 
 from __future__ import annotations
@@ -63,25 +62,28 @@ RETRY_PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
 
 
-def history(keys: Keys, run_id: str, newest: int | None = None) -> Plan[list[RunEvent]]:
-    """A plan: the stored events of a run, or the `newest` of them, oldest first. Raises `RunNotFound`."""
+def history(
+    keys: Keys, run_id: str, newest: int | None = None, *, after: int = 0, most: int | None = None
+) -> Plan[list[RunEvent]]:
+    """A plan: the stored events of a run behind number `after`, oldest first: the `newest` last ones, and of
+    them the `most` first ones. Raises `RunNotFound`."""
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
     codec: PayloadCodec = yield CODEC
     events: list[RunEvent] = []
-    start, size = "-", first_page_size()
-    if newest is not None and head.seq > newest:
-        start = f"({head.seq - newest}-0"
-    while page := (
-        yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
-    ):
+    first = max(after, 0 if newest is None else head.seq - newest)
+    start, size = f"({first}-0" if first > 0 else "-", first_page_size()
+    while most is None or len(events) < most:
+        page = yield lambda r, start=start, count=size.count: r.xrange(
+            keys("events", run_id), start, "+", count
+        )
+        if not page:
+            break
         size.learn(len(page), bytes_of(page))
-        events += [
-            event for event in (event_or_none(head, entry, codec) for entry in page) if event is not None
-        ]
+        events += filter(None, (event_or_none(head, entry, codec) for entry in page))
         start = f"({page[-1][0]}"
-    return events
+    return events[:most]
 
 
 class _ReconnectLimit:

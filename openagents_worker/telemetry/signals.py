@@ -12,10 +12,10 @@ answers, arguments and results of tools are reported only if an exporter asks fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 __all__ = [
     "NO_SPAN",
@@ -27,6 +27,7 @@ __all__ = [
     "annotate",
     "captures_content",
     "count",
+    "in_inner_span",
     "inner_span",
     "is_enabled",
     "is_measuring",
@@ -39,6 +40,8 @@ __all__ = [
     "unregister_meter",
     "with_traceparent",
 ]
+
+T = TypeVar("T")
 
 AttributeValue = str | bool | int | float | tuple[str, ...]
 TRACEPARENT = "traceparent"
@@ -176,6 +179,12 @@ def inner_span(
 ) -> AbstractContextManager[Span]:
     """A span inside the current one; without a current span nothing is reported."""
     return NO_SPAN if _exporter is None or not _exporter.traceparent() else span(name, attributes)
+
+
+async def in_inner_span(work: Awaitable[T], name: str, attributes: Mapping[str, AttributeValue]) -> T:
+    """Await something in an `inner_span`."""
+    with inner_span(name, attributes):
+        return await work
 
 
 def count(name: str, value: float = 1, attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES) -> None:

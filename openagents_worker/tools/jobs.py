@@ -85,8 +85,10 @@ def check_job_methods(plugin: Any, tool_id: str) -> None:
     """Raises `PluginConfigError` if a tool that shall work in the background has no jobs."""
     missing = [name for name in METHODS if not callable(getattr(plugin, name, None))]
     if missing or not has_jobs(plugin):
+        toolset_id = getattr(plugin, "toolset_id", None)
+        owner = "its class" if toolset_id is None else f"the class of its toolset {toolset_id!r}"
         raise PluginConfigError(
-            f"the tool {tool_id!r} cannot work in the background: its class does not implement "
+            f"the tool {tool_id!r} cannot work in the background: {owner} does not implement "
             f"{' and '.join(missing or METHODS)}",
             hint="docs/tools.md, section 'Jobs in the background', shows such a tool",
         )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from openagents_worker.tools.base import ToolPlugin
+from openagents_worker.tools.jobs import JobHandle, has_jobs
 
-__all__ = ["OpenedAtUse", "SingleTool", "Toolset", "is_toolset"]
+__all__ = ["JobsOfToolset", "OpenedAtUse", "SingleTool", "Toolset", "is_toolset"]
 
 METHODS = ("open", "list", "call", "close")
 
@@ -39,8 +40,9 @@ class Toolset(Protocol):
         """Release the source. Called at the end of the attempt."""
         ...
 
-    # Two further methods are optional. `recorded(tools)` gets the tools with which the run began, in each
-    # attempt before the first call; they have what a listed tool had as `source`, a JSON object. `async
+    # Further methods are optional. Those of `JobsOfToolset` make the calls of listed tools whose execution
+    # spec has `background=True`. `recorded(tools)` gets the tools with which the run began, in each attempt
+    # before the first call; they have what a listed tool had as `source`, a JSON object. `async
     # warm_up(context)` is called in each attempt before the pattern begins.
 
 
@@ -85,6 +87,17 @@ class OpenedAtUse:
         await self.open()
         return await self._toolset.call(tool_id, params, context)
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether the toolset can start jobs for its tools."""
+        return has_jobs(self._toolset)
+
+    async def jobs(self) -> JobsOfToolset:
+        """The toolset, opened, if it has jobs."""
+        await self.open()
+        toolset: Any = self._toolset
+        return toolset  # type: ignore[no-any-return]  # checked by `has_jobs`
+
     async def close(self) -> None:
         if self._is_open:
             self._is_open = False
@@ -98,6 +111,16 @@ class OpenedAtUse:
         if (warm_up := getattr(self._toolset, "warm_up", None)) is not None:
             await self.open()
             await warm_up(context)
+
+
+class JobsOfToolset(Protocol):
+    """The methods of a toolset whose tools start jobs. `tool_id` is the name of the listed tool."""
+
+    async def invoke_background(self, tool_id: str, params: dict[str, Any], context: Any) -> JobHandle: ...
+
+    async def poll_job(self, tool_id: str, handle: JobHandle, context: Any) -> Any: ...
+
+    async def cancel_job(self, tool_id: str, handle: JobHandle, context: Any) -> bool: ...
 
 
 def is_toolset(plugin: Any) -> bool:

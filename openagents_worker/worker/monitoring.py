@@ -7,11 +7,13 @@ number of connections and the time of each are bounded. A port that is in use do
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
+from socket import AF_INET6, SHUT_RDWR, SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +25,8 @@ __all__ = ["MonitoringReply", "MonitoringServer", "Route", "checks_answer"]
 log = get_logger(__name__)
 
 MAX_CONNECTIONS = 8
-REQUEST_S = 5.0  # for a client to send its request and to take the answer
+REQUEST_S = 5.0  # between two bytes of a client that sends its request or takes the answer
+CONNECTION_S = 15.0  # of one connection: a client that sends a byte from time to time must not keep it
 BIND_AGAIN_S = 1.0
 LOG_AGAIN_S = 300.0
 STOP_S = 5.0
@@ -89,6 +92,7 @@ class MonitoringServer:
             log.info("monitoring.started", address=self._address, port=self.port, paths=sorted(self._routes))
             while not self._stopping.is_set():
                 server.handle_request()  # returns after `server.timeout` without a request
+                server.close_old_connections()
 
     def _open(self) -> _Server | None:
         """Open the port, again and again; None when the worker stops."""
@@ -125,6 +129,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
         self.routes = routes
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._opened_at: dict[socket, float] = {}
         if ":" in address:
             self.address_family = AF_INET6
         super().__init__((address, port), _RequestHandler)
@@ -139,6 +144,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
+            self._opened_at[request] = time.monotonic()
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -147,7 +153,15 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._opened_at.pop(request, None)
             self._free.release()
+
+    def close_old_connections(self) -> None:
+        """End the connections that are older than `CONNECTION_S`. Their threads see that and end."""
+        for connection, opened_at in list(self._opened_at.items()):
+            if time.monotonic() - opened_at > CONNECTION_S:
+                with suppress(OSError):  # it has just ended
+                    connection.shutdown(SHUT_RDWR)
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
         """A client that has gone is not a problem of this process."""

@@ -7,13 +7,17 @@ worker that has the agent, until the tool has cancelled the job.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from openagents_worker.errors import RunNotFound
 from openagents_worker.models import RunRecord, RunRequest
-from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.assembly import AgentParts, Assembly
+from openagents_worker.runtime.context import ContextOfRequest
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.facts import Fact, FactKind
@@ -21,14 +25,18 @@ from openagents_worker.store.records import aread_facts, aread_record
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.jobs import handle_of
+from openagents_worker.tools.toolset import OpenedAtUse
 
 __all__ = ["EndedRunContext", "OpenJobs"]
 
 log = get_logger(__name__)
 
+# Jobs of one run that are being cancelled: one slow service does not use up the time of the others
+AT_ONCE = 8
+
 
 @dataclass(slots=True)
-class EndedRunContext:
+class EndedRunContext(ContextOfRequest):
     """What `cancel_job` sees of a run that has ended. Changes are not stored."""
 
     run_request: RunRequest
@@ -36,22 +44,6 @@ class EndedRunContext:
     """The key with which the job was started."""
     deps: Any = None
     state: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def run_id(self) -> str:
-        return self.run_request.run_id
-
-    @property
-    def agent_id(self) -> str:
-        return self.run_request.agent_id
-
-    @property
-    def session_id(self) -> str:
-        return self.run_request.session_id
-
-    @property
-    def input_text(self) -> str:
-        return self.run_request.input_text
 
 
 class OpenJobs:
@@ -73,37 +65,63 @@ class OpenJobs:
             return
         if record.life != end.life or not record.state.is_terminal or record.request is None:
             return  # it was resumed, and waits for its jobs again
-        errors: list[Exception] = []
-        for job in jobs:
-            try:
-                await self._cancel(record, record.request, job)
-            except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others come first
-                errors.append(error)
+        async with AsyncExitStack() as opened:
+            deps = None
+            if (name := record.request.deps) is not None:
+                in_thread = self._assembly.offload.in_thread
+                deps = await opened.enter_async_context(opened_deps(name, in_thread))
+            parts = self._assembly.parts(record.agent_id)
+            opened.push_async_callback(parts.aclose)
+            at_once = asyncio.Semaphore(AT_ONCE)
+            cancelling = (_cancel(record, record.request, job, parts, deps, at_once) for job in jobs)
+            errors = [error for error in await asyncio.gather(*cancelling) if error is not None]
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("several jobs", errors)
 
-    async def _cancel(self, record: RunRecord, request: RunRequest, job: Fact) -> None:
+
+async def _cancel(
+    record: RunRecord,
+    request: RunRequest,
+    job: Fact,
+    parts: AgentParts,
+    deps: Any,
+    at_once: asyncio.Semaphore,
+) -> Exception | None:
+    """Cancel one job. Returns the error for a new try."""
+    try:
         note = job.value(run_id=record.run_id)
         tool_id = note.get("tool_id") if isinstance(note, dict) else None
         if not isinstance(tool_id, str):
-            return  # another program has written it
+            return None  # another program has written it
         handle = handle_of(note.get("handle"), tool_id)
-        context = EndedRunContext(request, str(note.get("key") or ""))
-        async with AsyncExitStack() as opened:
-            if request.deps is not None:
-                offload = self._assembly.offload
-                context.deps = await opened.enter_async_context(opened_deps(request.deps, offload.in_thread))
-            parts = self._assembly.parts(record.agent_id)
-            opened.push_async_callback(parts.aclose)
-            tool = parts.single_tools().get(tool_id)
-            if tool is None:
-                log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
-                return
-            was_running = await tool.cancel_job(handle, context)
-        log.info(
-            "tool.job_cancelled",
-            run_id=record.run_id,
-            tool_id=tool_id,
-            job_id=handle.job_id,
-            was_running=bool(was_running),
-        )
+        cancel = await _cancellation(parts, tool_id, note.get("toolset_id"))
+        if cancel is None:
+            log.warning("tool.job_of_removed_tool", run_id=record.run_id, tool_id=tool_id)
+            return None
+        async with at_once:
+            context = EndedRunContext(request, str(note.get("key") or ""), deps)
+            was_running = await cancel(handle, context)
+    except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others are cancelled
+        return error
+    log.info(
+        "tool.job_cancelled",
+        run_id=record.run_id,
+        tool_id=tool_id,
+        job_id=handle.job_id,
+        was_running=bool(was_running),
+    )
+    return None
+
+
+async def _cancellation(
+    parts: AgentParts, tool_id: str, toolset_id: Any
+) -> Callable[..., Awaitable[Any]] | None:
+    """How to cancel a job of a tool, or of a tool that a toolset has listed. None: the agent does not have it
+    any more."""
+    if toolset_id is None:
+        tool = parts.single_tools().get(tool_id)
+        return None if tool is None else tool.cancel_job
+    toolset = parts.toolsets.get(str(toolset_id))
+    if not isinstance(toolset, OpenedAtUse) or not toolset.has_jobs:
+        return None
+    return partial((await toolset.jobs()).cancel_job, tool_id)

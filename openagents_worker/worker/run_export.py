@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from openagents_worker.diagnostics.base import CallReport, LLMCallMetrics, ReportExporter, RunReport
 from openagents_worker.errors import RunNotFound
@@ -169,7 +168,8 @@ def _ended(begun: _StartedCall, event: RunEvent) -> CallReport:
     if report.kind != "model":
         return report
     shown = event.payload.get("_metrics")
-    metrics: dict[str, Any] = shown if isinstance(shown, dict) else {}
+    shown = shown if isinstance(shown, dict) else {}
+    metrics = {name: value for name, value in shown.items() if isinstance(value, int | float)}
     took_ms = (report.ended_at - report.began_at).total_seconds() * 1000
     ttft_ms = metrics.get("ttft_ms")
     return replace(
@@ -180,7 +180,7 @@ def _ended(begun: _StartedCall, event: RunEvent) -> CallReport:
             input_tokens=int(metrics.get("input_tokens") or 0),
             output_tokens=int(metrics.get("output_tokens") or 0),
             cached_tokens=int(metrics.get("input_tokens_cached") or 0),
-            ttft_ms=float(ttft_ms) if isinstance(ttft_ms, int | float) else None,
+            ttft_ms=None if ttft_ms is None else float(ttft_ms),
             attempt=begun.attempt,
             error=error,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
@@ -20,6 +21,7 @@ ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
 )
 PROTOCOL, PROTOCOLS = "OTEL_EXPORTER_OTLP_PROTOCOL", ("", "http/protobuf")
+END_S = 5.0
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 
 
@@ -61,10 +63,16 @@ class WorkerTracing:
         return "" if _is_installed(PACKAGE) else f"the package of {PACKAGE} is not installed"
 
     def stop(self) -> None:
-        """Send what is left, and end."""
-        if self._end is not None:
-            self._end()
-            self._end = None
+        """Send what is left, and end. A collector that does not answer holds the process for `END_S` only."""
+        if self._end is None:
+            return
+        # A daemon: the exporters of OpenTelemetry try for half a minute and more.
+        ending = threading.Thread(target=self._end, name="openagents-traces", daemon=True)
+        self._end = None
+        ending.start()
+        ending.join(END_S)
+        if ending.is_alive():
+            log.warning("traces.not_sent", reason=f"the collector has not answered for {END_S:g} s")
 
 
 def _is_installed(package: str) -> bool:

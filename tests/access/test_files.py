@@ -12,6 +12,7 @@ import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store import scripts
+from openagents_worker.store.codec import PLAIN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.rights import CHANNELS, Right, rights_of, sample_of
 from openagents_worker.store.roles import ROLES, RoleName, acl_line
@@ -106,7 +107,7 @@ def test_a_removed_right_is_named(redis_of_one: Guarded, role: RoleName, by_tryi
         redis_of_one.set_user(role, *more)
         with redis.Redis.from_url(redis_of_one.url(role), decode_responses=True) as own:
             reply = own.eval(question.script.source, 1, "oa", *question.argv((1, 1, 1)))
-        return [needed[at] for at in question.parse(reply)]
+        return [needed[at] for at in question.decode(reply, PLAIN)]
 
     if by_trying and "+pexpire" not in given:
         pytest.skip("no script of this role makes a key")

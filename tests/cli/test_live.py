@@ -119,6 +119,17 @@ def test_a_call_that_is_repeated_is_a_line_of_its_own() -> None:
     assert lines_after(tree, 10)[0] == "  * m   1.0 s · try 2"
 
 
+def test_events_that_a_pattern_makes_up_are_shown_as_far_as_possible() -> None:
+    """Patterns for the original SDK emit events with these names themselves."""
+    made_up = {"input_tokens": "<b>", "cost_usd": "x", "output_tokens": 3}
+    said = ("llm.succeeded", {"model": "m", "call": "m:1", "output_text": "hi", "_metrics": made_up})
+    tree = tree_of(STARTED, ASKED, said, ("usage.updated", {"usage": "x"}), ("usage.updated", {"usage": [1]}))
+
+    taken = [click.unstyle(line) for line in tree.take_finished()]
+    assert taken[1] == "  ✔ m hi  1.0 s · 0+3"
+    assert len(lines_after(tree, 5)) == 1
+
+
 @contextmanager
 def on_a_terminal(url: str, *arguments: str) -> Generator[tuple[int, subprocess.Popen[bytes]]]:
     """The command on a terminal of 90 columns; its file descriptor and its process."""
@@ -181,6 +192,18 @@ def test_top_fills_the_terminal_until_ctrl_c(redis_url: str, client: Client) -> 
         process.send_signal(signal.SIGINT)
         read_until(terminal, "\x1b[?1049l")
         assert process.wait(PATIENCE_S) == 0
+    retire(client)
+
+
+def test_a_terminal_is_as_before_after_any_signal(redis_url: str, client: Client) -> None:
+    """The cursor, and what was on the screen."""
+    register(client, agents=("echo",))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with on_a_terminal(redis_url, "top", "--interval", "60") as (terminal, process):
+            read_until(terminal, "w1@box:a1b2c3")
+            process.send_signal(number)
+            assert "\x1b[?25h" in read_until(terminal, "\x1b[?1049l")
+            assert process.wait(PATIENCE_S) == 128 + number
     retire(client)
 
 

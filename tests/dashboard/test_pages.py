@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.dashboard import fleet_page, run_page, runs_page, shown_text, timeline
+from openagents_worker.dashboard import fleet_page, overview, run_page, runs_page, shown_text, timeline
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store import checkpoints
+from openagents_worker.store.fleet import WorkerCard
 from tests.dashboard.reading import ASKS, FAILS, LOOK, USES, asking, ids_of, words_of
 from tests.dashboard.server import Server, serving
 from tests.support.runner import agent, calls, process, scripted
+from tests.support.script_calls import call
 
 # --- the list of runs --------------------------------------------------------------------------------------
 
@@ -117,6 +121,37 @@ async def test_a_failed_run_says_why_first(server: Server, redis_url: str) -> No
     assert page.index("llm.response") < page.index("Timeline")
     assert "Which model?" in page
     assert "Resume from the last checkpoint" in page
+
+
+async def test_a_run_with_large_steps_shows_the_last_ones(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is made again several times a second, so it does not read a hundred megabytes."""
+    monkeypatch.setattr(checkpoints, "NEWEST_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "WINDOW", 1)
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses", input_text="Who is it?")
+        steps = (await worker.record()).steps
+
+    page = words_of(await server.text("/run/r1"))
+
+    conversation = page[page.index("Conversation") : page.index("Events")]
+    assert f"{steps - 1} older steps are not shown." in conversation
+    assert "It is ann." in conversation
+    assert "calls look" not in conversation
+
+
+async def test_the_last_steps_of_a_run_are_those_with_the_highest_numbers(redis_url: str) -> None:
+    """Whatever the size of a window."""
+    async with process(redis_url, USES) as worker:
+        await worker.run(agent_id="uses")
+        record = await worker.record()
+        for newest in range(1, record.steps + 2):
+            found = await worker.store.execute(
+                checkpoints.newest_checkpoints(worker.store.keys, record, newest)
+            )
+            first = max(0, record.steps - newest)
+            assert [each.position for each in found] == list(range(first, record.steps))
 
 
 async def test_a_run_shows_its_steps_and_its_conversation(server: Server, redis_url: str) -> None:
@@ -251,6 +286,23 @@ async def test_the_workers_page_shows_leases_queues_and_problems(server: Server,
         assert "agents 1" in page
 
 
+async def test_the_workers_page_says_that_all_workers_are_full(server: Server, redis_url: str) -> None:
+    """A run waits, and the only worker of its queue executes as many as it can."""
+    client, worker = server.app.client, "w1@box:a1b2c3"
+    card = WorkerCard("box", 17, ("agents",), {"a": "h"}, 1, "9.9").to_json()
+    await client.store.run(call("register", incarnation=worker, info=card))
+    await client.store.run(call("renew", incarnation=worker))
+    for number in (1, 2):
+        ids = {"agent_id": "a", "session_id": f"s{number}", "run_id": f"r{number}"}
+        await client.submit({**ids, "input_text": "hi"})
+    await client.store.run(call("claim", run_id="r1", incarnation=worker))
+
+    page = words_of(await server.text("/fleet"))
+
+    assert "the one worker of queue agents is full: 1 active runs" in page
+    await client.store.run(call("retire", incarnation=worker))
+
+
 async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: str) -> None:
     assert "There are no runs yet." in await server.text("/overview")
     async with process(redis_url, agent(), FAILS, ASKS) as worker:
@@ -264,6 +316,32 @@ async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: st
     assert "All 3 runs" in page
     assert "failed 1" in page
     assert "llm.response 1" in page
+    ended = page[page.index("Ended runs over time: throughput") :]
+    assert re.search(
+        r"A column is \d[^;]*; the highest has \d runs?\. (completed 1 failed 1|failed 1 completed 1)", ended
+    )
+
+
+def test_ended_runs_are_counted_when_they_ended() -> None:
+    """In columns of the same length, by how they ended. A run that works is in none of them."""
+
+    def run(state: RunState, created_ms: int, ended_ms: int | None) -> RunRecord:
+        ids = {"run_id": "r", "agent_id": "a", "session_id": "s", "queue": "q"}
+        return RunRecord(**ids, state=state, created_ms=created_ms, ended_ms=ended_ms)
+
+    runs = [
+        run(RunState.COMPLETED, 0, 2_399),
+        run(RunState.FAILED, 0, 2_350),
+        run(RunState.CANCELLED, 100, 150),
+        run(RunState.RUNNING, 200, None),
+    ]
+
+    plot = overview.ended_plot(runs, 2_400)
+
+    counts = {at: column.count for at, column in enumerate(plot.columns) if column.count}
+    assert (counts, plot.highest, plot.step_ms) == ({1: 1, 23: 2}, 2, 100)
+    assert plot.columns[23].parts == (("good", 50.0, 50.0), ("bad", 0.0, 50.0))
+    assert overview.ended_plot([], 2_400).columns == ()
 
 
 async def test_a_page_without_redis_says_so(redis_url: str) -> None:
@@ -272,6 +350,24 @@ async def test_a_page_without_redis_says_so(redis_url: str) -> None:
 
     assert answer.status_code == 503
     assert "redis.unreachable" in answer.text
+
+
+async def test_a_page_that_redis_does_not_permit_says_what_is_missing(server: Server, redis_url: str) -> None:
+    """The rights of the user in the settings, with the command, and the role that has them."""
+    redis = server.app.client.store.redis
+    await redis.acl_setuser(
+        "poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"]
+    )
+    try:
+        await redis.execute_command("ACL", "SETUSER", "poor", "-zrevrangebyscore")
+        async with serving(redis_url.replace("//", "//poor:x@")) as limited:
+            answer = await limited.get("/runs")
+    finally:
+        await redis.acl_deluser("poor")
+
+    assert answer.status_code == 500
+    assert "redis.no_permission" in answer.text
+    assert "the rights of the role operator" in words_of(answer.text)
 
 
 async def test_pages_work_below_a_prefix(redis_url: str) -> None:
@@ -302,12 +398,14 @@ QUERIES = (
     "agent=a",
     "agent=a&label=team%3Dnorth",
     "code=llm.*",
+    "code=tool.*",
     "id=copy",
 )
+NO_ROWS = ("state=cancelled", "code=tool.*")
 
 
 async def test_a_page_of_a_long_list_needs_few_commands(server: Server, redis_url: str) -> None:
-    """At most 60, however rare the runs are that match: states are compared by a script."""
+    """At most 60, however rare the runs are that match: states and error codes are read by a script."""
     async with process(redis_url, agent(), FAILS) as worker:
         await worker.run("done")
         await worker.run("bad", session_id="s2", agent_id="fails")
@@ -318,22 +416,23 @@ async def test_a_page_of_a_long_list_needs_few_commands(server: Server, redis_ur
             before = await _commands(redis)
             page = await server.text(f"/runs?{query}")
             counts[query] = await _commands(redis) - before
-            assert len(ids_of(page)) == (0 if query == "state=cancelled" else runs_page.ROWS), query
+            assert len(ids_of(page)) == (0 if query in NO_ROWS else runs_page.ROWS), query
         await redis.flushall()  # copies have no time to live
 
     assert {query: count for query, count in counts.items() if count > 60} == {}
 
 
 async def _copy_runs(redis: Any, keys: Any, count: int) -> None:
-    """Copies of the runs `done` and `bad`; every hundredth has failed."""
+    """Copies of the runs `done` and `bad`; every third has failed."""
     done, bad = await redis.hgetall(keys("run", "done")), await redis.hgetall(keys("run", "bad"))
     pipeline = redis.pipeline(transaction=False)
     for number in range(count):
         run_id = f"copy-{number:05d}"
-        pipeline.hset(keys("run", run_id), mapping=bad if number % 100 == 0 else done)
+        pipeline.hset(keys("run", run_id), mapping=bad if number % 3 == 0 else done)
         for index in ("all", "agent=a", "label=team=north"):
             pipeline.zadd(keys("index", index), {run_id: number})
-    await pipeline.execute()
+        if number % 200 == 199:  # a larger one would keep the event loop busy
+            await pipeline.execute()
 
 
 async def _commands(redis: Any) -> int:

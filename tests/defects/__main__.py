@@ -6,4 +6,4 @@ for line in rows():
     print(line)
 found = defects()
 tested, prevented = sum(bool(each.tests) for each in found), sum(bool(each.prevented) for each in found)
-print(f"\n{len(found)} defects: {tested} with tests, {prevented} cannot occur, the rest not yet")
+print(f"\n{len(found)} defects: {tested} with tests, {prevented} cannot occur")

@@ -22,29 +22,24 @@ FILE = Path(__file__).with_name("defects.toml")
 
 @dataclass(frozen=True)
 class Defect:
-    """One defect. `prevented`: the place that makes it impossible, `file:line`; None if there is none."""
+    """One defect. `prevented`: the place that makes it impossible, `file:line`; None if tests hold it."""
 
     id: str
     right: str
     tests: Sequence[str]
     prevented: str | None
-    is_later: bool
 
     @property
     def held_by(self) -> str:
-        """What the table says: the tests, the place, or that this part does not exist yet."""
-        if self.tests:
-            return ", ".join(self.tests)
-        return f"cannot occur: {self.prevented}" if self.prevented else "not yet"
+        """What the table says: the tests, or the place."""
+        return ", ".join(self.tests) if self.tests else f"cannot occur: {self.prevented}"
 
 
 def defects() -> list[Defect]:
     """All of them, in the order of the file. Raises `ValueError` for a line that its file does not have."""
     tests = marked_tests()
     return [
-        Defect(
-            id_, entry["right"], tests.get(id_, ()), _place(entry.get("prevented")), entry.get("later", False)
-        )
+        Defect(id_, entry["right"], tests.get(id_, ()), _place(entry.get("prevented")))
         for id_, entry in tomllib.loads(FILE.read_text()).items()
     ]
 

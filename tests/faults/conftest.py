@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.models import RunRecord
 from tests.support.command_proxy import Command, Proxy
 from tests.support.supervised_deployment import World
 
@@ -35,6 +36,14 @@ def strike_at(world: World, proxy: Proxy, fault: str, at: int | str) -> list[Com
 
     proxy.count(**{"before" if fault == "killed before" else "after": strike})
     return met
+
+
+def runs_below(world: World, run_id: str) -> list[RunRecord]:
+    """The children of a run, each with all below it."""
+    below: list[RunRecord] = []
+    for child in world.client.runs(parent_run_id=run_id, limit=1_000).items:
+        below += [child, *runs_below(world, child.run_id)]
+    return below
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.models import RunRecord
-from tests.faults.conftest import MakeWorld, strike_at
+from tests.faults.conftest import MakeWorld, runs_below, strike_at
 from tests.support.command_proxy import Proxy
 from tests.support.supervised_deployment import World, table
 from tests.support.waiting import wait_for
@@ -21,17 +20,10 @@ def _submit(world: World, run_id: str, children: int, at_once: int | None = None
     world.submit(run_id, agent="team", text=json.dumps([children, at_once, levels]))
 
 
-def _runs_below(world: World, run_id: str) -> list[RunRecord]:
-    below: list[RunRecord] = []
-    for child in world.client.runs(parent_run_id=run_id, limit=1_000).items:
-        below += [child, *_runs_below(world, child.run_id)]
-    return below
-
-
 def _check(world: World, run_id: str, children: int, levels: int = 0) -> dict[str, Any]:
     """The run has all results in order, each child exists once, and no finished step was repeated."""
     assert world.wait(run_id, timeout=200).final_output == list(range(children))
-    below = _runs_below(world, run_id)
+    below = runs_below(world, run_id)
     assert len(below) == children * (levels + 1)
     begun: dict[str, set[str]] = defaultdict(set)
     ended: dict[str, int] = defaultdict(int)

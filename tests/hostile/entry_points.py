@@ -167,6 +167,17 @@ def tool_result(world: World, source: str) -> str:
     return world.tool_ended(world.lets_tool("give", what="returns", value=source))
 
 
+def mcp(world: World, given: tuple[str, bytes]) -> str:
+    """What an MCP server sends in answer to a method. `ID` stands for the id of the request.
+
+    The model calls its tool `look`. The code is that of the tool's failure, or that of the run.
+    """
+    method, raw = given
+    world.mcp_answer.write_bytes(method.encode() + b"\n" + raw)
+    world.installation.model.will_say({"tool_calls": [call("look")]}, {"text": "fine"})
+    return world.tool_ended(world.submit("remote", budget={"max_resume_attempts": 0}))
+
+
 def tool_error(world: World, source: str) -> str:
     """A Python expression; the tool raises its value."""
     return world.tool_ended(world.lets_tool("give", what="raises", value=source))
@@ -286,6 +297,7 @@ ENTRY_POINTS: Mapping[str, Callable[[World, Any], str]] = {
         answer,
         arguments,
         tool_result,
+        mcp,
         tool_error,
         event,
         state,

@@ -38,7 +38,7 @@ ENTRY_POINTS = (
 )  # fmt: skip
 PART_OF = {
     "answer": "reply", "arguments": "reply", "tool_error": "tool_result", "artifact": "state",
-    "last_event_id": "header", "anthropic_reply": "reply", "responses_reply": "reply",
+    "mcp": "tool_result", "last_event_id": "header", "anthropic_reply": "reply", "responses_reply": "reply",
 }  # fmt: skip
 """Entry points whose inputs count for another one."""
 

@@ -177,8 +177,8 @@ def asked(head: str, body: bytes = b"") -> bytes:
     return head.replace("\n", "\r\n").encode() + body
 
 
-GET = "GET / HTTP/1.1\nhost: x\nconnection: close\n"
-POST = "POST /tasks/datatable HTTP/1.1\nhost: x\nconnection: close\n"
+GET = "GET / HTTP/1.1\nhost: 127.0.0.1\nconnection: close\n"
+POST = "POST /tasks/datatable HTTP/1.1\nhost: 127.0.0.1\nconnection: close\n"
 PAGES = {
     "a path of 60 KB": "/task/" + "x" * 60_000,
     "a path of 1 MB": "/task/" + "x" * MB,

@@ -44,6 +44,7 @@ GOOD_INPUT = [
     *cases("answer", {"a number": (({"type": "integer"}, 7), "completed")}),
     *cases("arguments", {"a sum": (("calc", {"expression": "1+1"}), "completed")}),
     *cases("tool_result", {"a list": ("[1, 2]", "completed")}),
+    *cases("mcp", {"a text": (("", b""), "completed")}),
     *cases("tool_error", {"of its own": ("Anything('why')", "tool.error")}),
     *cases("event", {"a number": ("{'n': 1}", "completed")}),
     *cases("state", {"a number": ("1", "completed")}),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, aclosing, contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.handle import RunHandle
+from tests.support import mcp_raw_server
 from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
 from tests.support.hostile_server import MB, Answer
 
@@ -37,6 +39,7 @@ BUILTIN = (
 )  # fmt: skip
 OF_SCHEMAS = ("Catastrophe", "Multiplied", "Strict")
 COMPLETED = "completed"
+MCP_TIMEOUT_MS = 6_000  # an answer that cannot be read is never there
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class World:
 
     installation: Installation
     raw: RawModel
+    mcp_answer: Path
     flower_url: str = ""
     shown: list[str] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
@@ -215,9 +219,20 @@ def world_in(folder: Path) -> Generator[World]:
         **{name: {"type": name} for name in BUILTIN},
         **{name.lower(): f"tests.hostile.schemas.{name}" for name in OF_SCHEMAS},
     }
+    mcp_answer = folder / "mcp_answer"
+    remote = {
+        "server": {
+            "command": sys.executable,
+            "args": ["-I", "-S", mcp_raw_server.__file__, str(mcp_answer)],
+            "init_timeout_ms": MCP_TIMEOUT_MS,
+        },
+        "probe_on_preflight": True,
+        "call_timeout_ms": MCP_TIMEOUT_MS,
+    }
     agents = (
         agent("clerk", tools=TOOLS),
         agent("shop", tools=shop),
+        agent("remote", tools={"srv": {"type": "mcp", "config": remote}}),
         agent("raw", llm={"api_base": "${RAW_URL}/v1", "retry": {"max_attempts": 1}}),
         *(
             agent(
@@ -243,6 +258,6 @@ def world_in(folder: Path) -> Generator[World]:
         installation = stack.enter_context(
             installed(folder, *agents, say=lambda name, line: log.append(line), **settings)
         )
-        world = World(installation, raw, log=log)
+        world = World(installation, raw, mcp_answer, log=log)
         yield world
         world.went_on()

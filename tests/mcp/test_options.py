@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.agents import read_agents_file
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.tools.mcp import options
 from openagents_worker.tools.mcp.options import ServerOptions
@@ -46,6 +47,10 @@ HERE = {"server": {"command": "sh"}}
         ({**HERE, "connection_mode": "shared"}, "connection_mode: input should be 'per_call' or 'pooled'"),
         ({**HERE, "tools": ["a"], "overrides": {"b": {}}}, "overrides.b: the tool is not in 'tools'"),
         ({**HERE, "overrides": {"b": {"readonly": True}}}, "did you mean 'read_only'?"),
+        (
+            {**HERE, "overrides": {"a": {"name": "x"}, "b": {"name": "x"}}},
+            "overrides.b.name: another tool has the same name",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_path(config: dict[str, Any], says: str) -> None:
@@ -111,3 +116,23 @@ def test_the_address_is_shown_without_what_may_be_secret() -> None:
     url = "https://user:secret@mcp.example.com/mcp?key=secret"
     assert "secret" not in ServerOptions.model_validate({"url": url}).shown
     assert ServerOptions(command=str(Path("/usr/bin/uvx"))).shown == "uvx"
+
+
+@pytest.mark.parametrize(
+    ("server", "secret"),
+    [
+        ({"url": "http://a", "headers": {"authorization": "Basic Wm9lOmhlcnNlY3JldA"}}, "Wm9lOmhlcnNlY3JldA"),
+        ({"url": "http://a", "headers": {"x-api-key": "aB3dE5gH7jK9"}}, "aB3dE5gH7jK9"),
+        ({"url": "http://zoe:aC4eF6hI8kL0@a/mcp"}, "aC4eF6hI8kL0"),
+        ({"url": "http://a/mcp?api_key=aD5fG7iJ9lM1"}, "aD5fG7iJ9lM1"),
+        ({"command": "sh", "env": {"API_KEY": "aE6gH8jK0mN2"}}, "aE6gH8jK0mN2"),
+        ({"command": "sh", "env": {"DATABASE_URL": "postgres://zoe:aF7hI9kL1nO3@db"}}, "aF7hI9kL1nO3"),
+    ],
+)
+def test_a_secret_of_the_agents_file_is_masked_wherever_a_server_repeats_it(
+    server: dict[str, Any], secret: str
+) -> None:
+    """Alone, without the scheme or the URL around it."""
+    assert safe_message(f"I got {secret} today") != "I got *** today"
+    ServerOptions.model_validate(server).remember_secrets()
+    assert safe_message(f"I got {secret} today") == "I got *** today"

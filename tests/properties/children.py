@@ -7,7 +7,7 @@ are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of
 from __future__ import annotations
 
 from tests.properties.machine import Attempt, Protocol, Worker
-from tests.properties.truth import Run
+from tests.properties.truth import Parking, Run, Wait
 
 __all__ = ["ChildrenStories", "tell"]
 
@@ -59,6 +59,13 @@ class _Words:
     def waits(self, run_id: str) -> None:
         self.works(run_id, "wait_child")
         assert self.m.truth.runs[run_id].state == "waiting_child"
+
+    def parks(self, run_id: str, parking: Parking) -> None:
+        attempt = self.attempt(run_id)
+        attempt.batch_no += 1
+        self.m.execute(self.m.park(attempt, parking, attempt.batch_no), run_id)
+        del self.worker.carries[run_id]
+        self.m.holds()
 
     def cancel(self, run_id: str) -> None:
         self.m.cancel(sorted(self.m.requests).index(run_id), force=False, lost=False)
@@ -200,10 +207,7 @@ class ChildrenStories(_Words):
         self.delegates(run, SHARED)
         self.delegates(run, SHARED_TOO)
         attempt = self.attempt(run)
-        parking = self.m.waits_for_children(attempt, number=1)  # for all of them
-        self.m.execute(self.m.park(attempt, parking, attempt.batch_no + 1), run)
-        del self.worker.carries[run]
-        self.m.holds()
+        self.parks(run, self.m.waits_for_children(attempt, number=1))  # for all of them
         for child in (f"{run}.call1", f"{run}.call0"):
             self.claim(child)
             self.works(child, "finish")
@@ -249,6 +253,16 @@ class ChildrenStories(_Words):
             self.m.holds()
             self.m.end_fairly()
 
+    def a_session_that_was_lent_twice_is_interrupted(self) -> None:
+        """All who have lent it end, not only the one who has it."""
+        run = self.parent(SHARED)
+        child = f"{run}.call1"
+        self.claim(child)
+        self.delegates(child, SHARED)
+        self.waits(child)
+        self.submit(busy="interrupt")
+        assert (self.state(child), self.state(f"{child}.call1")) == ("cancelled", "cancelled")
+
     def the_run_that_holds_a_lent_session_is_lost(self) -> None:
         run = self.parent(SHARED)
         self.submit()
@@ -258,3 +272,94 @@ class ChildrenStories(_Words):
         self.submit()
         assert self.m.truth.holder("s") == run
         self.cancel(run)
+
+    def a_shared_child_lends_the_session_to_its_own_child(self) -> None:
+        """Also if another child of its parent waits in front of it."""
+        run = self.parent(SHARED, SHARED_TOO)
+        first, second = f"{run}.call1", f"{run}.call0"
+        self.claim(first)
+        self.delegates(first, SHARED)
+        self.waits(first)
+        assert (self.state(f"{first}.call1"), self.state(second)) == ("queued", "waiting_session")
+        self.claim(f"{first}.call1")
+        self.works(f"{first}.call1", "finish")
+        self.claim(first)
+        self.works(first, "commit")
+        self.works(first, "finish")
+
+    def a_parent_is_resumed_before_its_shared_child_has_ended(self) -> None:
+        """It has a place in the queue, like any run that is resumed."""
+        run = self.parent(SHARED)
+        child = f"{run}.call1"
+        self.claim(child)
+        self.cancel(run)
+        self.resume(run)
+        assert self.state(run) == "waiting_session"
+        self.works(child, "obey")
+        assert self.state(run) == "queued"
+        self.claim(run)
+
+    def a_shared_child_is_resumed_by_somebody_else(self) -> None:
+        """It waits for its turn, and its parent lends the session to the others only."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, SHARED)
+        self.cancel(f"{run}.call1")
+        self.resume(f"{run}.call1")
+        self.delegates(run, SHARED_TOO)
+        parking = Parking("waiting_child", (Wait("child:call0"),))
+        self.parks(run, parking)
+        assert self.state(run) == "queued", "the first child has ended meanwhile"
+        self.claim(run)
+        self.parks(run, parking)
+        assert (self.state(f"{run}.call0"), self.state(f"{run}.call1")) == ("queued", "waiting_session")
+        self.claim(f"{run}.call0")
+        self.works(f"{run}.call0", "finish")
+        self.claim(run)
+        self.works(run, "finish")
+        assert self.state(f"{run}.call1") == "queued"
+
+    def a_parent_asks_again_for_a_shared_child_that_was_resumed(self) -> None:
+        """From then on the child works in the lent session."""
+        run = self.parent(SHARED)
+        other, child = self.submit(), f"{run}.call1"
+        self.cancel(run)
+        self.resume(run)
+        self.resume(child)
+        self.claim(other)
+        self.works(other, "finish")
+        self.claim(run)
+        assert self.delegates(run, SHARED) == "SAME"
+        self.waits(run)
+        assert self.state(child) == "queued"
+
+    def a_lent_session_is_interrupted_while_the_child_works(self) -> None:
+        """A child that does not end in time is ended by force, as any interrupted run is."""
+        run = self.parent(SHARED)
+        child = f"{run}.call1"
+        self.claim(child)
+        self.submit(busy="rollback")
+        assert (self.state(run), self.state(child)) == ("cancelled", "running")
+        self.m.let_pass(2)
+        self.m.beat(len(self.m.workers) - 1)
+        self.m.wake(100, lost=False)
+        assert self.state(child) == "cancelled"
+
+    def an_interrupted_parent_ends_its_children_in_the_background(self) -> None:
+        """They end with it, as those of any cancelled run do."""
+        run = self.parent(BACKGROUND, SHARED)
+        self.submit(busy="interrupt")
+        assert (self.state(f"{run}.call1"), self.state(f"{run}.call0")) == ("cancelled", "queued")
+        self.claim(run)
+        self.works(run, "obey")
+        assert self.state(f"{run}.call0") == "cancelled"
+
+    def a_decision_does_not_wait_for_children(self) -> None:
+        """Those who are waited for together are the approvals, or the children."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        waits = (Wait("approval:x", needs_all=True), Wait("child:call0", needs_all=True))
+        self.parks(run, Parking("awaiting_approval", waits))
+        self.m.send_fact(sorted(self.m.requests).index(run), "approval:x", "", lost=False)
+        assert self.state(run) == "queued"

@@ -215,7 +215,6 @@ class Lab:
             self.redis.zrem(key, run_id)
         self.redis.zrem(self.keys("due"), run_id)
         self.redis.zrem(self.keys("timeouts"), run_id)
-        self.redis.zrem(self.keys("index", "approvals"), run_id)  # readers skip a run that asks nothing
 
     def becomes_foreign(self, name: str, *ids: str) -> str:
         """As if another program had written this key, which must not exist. Returns the key."""

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import hypothesis
@@ -842,7 +842,7 @@ class Protocol(RuleBasedStateMachine):
         run_id, fence, seen = attempt.run_id, attempt.fence, attempt.facts_seen
         stored = attempt.acknowledged
         until_ms = self.lab.now_ms() + int(parking.delay * TICK_MS) if parking.delay else 0
-        waits = [{"kind": "signal", "fact": wait.fact, "needs_all": wait.needs_all} for wait in parking.waits]
+        waits: list[dict[str, Any]] = [{**asdict(wait), "kind": wait.kind} for wait in parking.waits]
         if until_ms:
             waits.append({"kind": "timer", "until_ms": until_ms})
         call = scripts.suspend(

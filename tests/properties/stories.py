@@ -987,6 +987,15 @@ class Stories(_Words):
         self.three_in_a_session()
         self.m.forget_holder(0, 0, 0, "again")
 
+    def a_holder_that_has_asked_is_submitted_again(self) -> None:
+        """The record of a run whose call waits for an approval is lost. The new run has asked nothing."""
+        self.submit()
+        self.deliver(NEW)
+        self.work("question")
+        self.die()
+        self.submit()
+        self.m.forget_holder(0, 0, 0, "again")
+
     # --- messages ---
 
     def a_message_waits_in_a_long_queue(self) -> None:

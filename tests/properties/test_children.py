@@ -14,7 +14,7 @@ __all__ = ["broken", "guard", "lab"]  # fixtures
 GUARDS = (
     Guard(
         "the end of a child is a fact of its parent",
-        ("local wakes = store_fact(parent, FACT.child .. call, ending.result)", "local wakes = {}"),
+        ("return (store_fact(parent, FACT.child .. call, ending.result))", "return {}"),
         story="a_parent_waits_for_its_child",
     ),
     Guard(
@@ -39,7 +39,10 @@ GUARDS = (
     ),
     Guard(
         "children end with their parent",
-        ("  add(wakes, end_children(run, ending.state == STATE.cancelled))\n", ""),
+        (
+            "local ended, children = end_children(run, ending.state == STATE.cancelled)",
+            "local ended, children = {}, 1",
+        ),
         story="a_parent_ends_without_its_child",
     ),
     Guard(
@@ -89,7 +92,7 @@ GUARDS = (
             "if not PARKED[run.state] or redis.call('HGET', k.session(S), 'holder') ~= run.id",
             "if redis.call('HGET', k.session(S), 'holder') ~= run.id",
         ),
-        story="a_shared_child_is_cancelled_before_its_parent_parks",
+        story="a_session_is_lent_to_one_child_after_the_other",
     ),
     Guard(
         "a parked parent lends its session",
@@ -98,17 +101,17 @@ GUARDS = (
     ),
     Guard(
         "the next shared child begins when one has ended",
-        ("  if #wakes == 0 then wakes = {begin_shared(parent)} end\n", ""),
+        ("  if lender then add(wakes, {begin_shared(lender)}) end\n", ""),
         story="two_lent_sessions_without_a_wake",
     ),
     Guard(
         "shared children are in front of all others",
-        ("if field_of(run.id, 'mode') == 'shared' then return SHARED", "if false then return SHARED"),
+        ("if is_lent_to(run.id) then return SHARED", "if false then return SHARED"),
         story="a_run_waits_behind_a_shared_child",
     ),
     Guard(
         "a lent session goes back to the parent",
-        ("  if back then return wake end\n", ""),
+        ("    if below then lender, next_run = given_back(S) end\n", ""),
         story="a_parent_is_woken_while_its_session_is_lent",
     ),
     Guard(
@@ -123,8 +126,8 @@ GUARDS = (
     ),
     Guard(
         "who interrupts a lent session ends the child",
-        ("add(wakes, end_children(other, false))", ""),
-        story="a_lent_session_is_interrupted",
+        ("add(wakes, (end_children(other, false)))", ""),
+        story="a_session_that_was_lent_twice_is_interrupted",
     ),
     Guard(
         "an interrupted parent ends when it has its session again",
@@ -135,6 +138,41 @@ GUARDS = (
         "runs that delegate, and their children, have the format that says so",
         ("'format', math.max(run.format, format), 'emit_no', batch_no)", "'emit_no', batch_no)"),
         story="a_parent_waits_for_its_child",
+    ),
+    Guard(
+        "a run lends its session to its own children only",
+        ("local child = field_of(id, 'parent') == run.id and ", "local child = "),
+        story="a_shared_child_lends_the_session_to_its_own_child",
+    ),
+    Guard(
+        "a run that has ended since it lent its session does not get it back",
+        ("    if lends(run) then\n", "    if run and not TERMINAL[run.state] then\n"),
+        story="a_parent_is_resumed_before_its_shared_child_has_ended",
+    ),
+    Guard(
+        "a shared child that somebody else has resumed waits for its turn",
+        ("and field_of(R, 'parent_life') ~= nil end", "end"),
+        story="a_shared_child_is_resumed_by_somebody_else",
+    ),
+    Guard(
+        "a shared child that its parent asks for again is lent the session",
+        ("  if not was_awaited and child.state", "  if false and child.state"),
+        story="a_parent_asks_again_for_a_shared_child_that_was_resumed",
+    ),
+    Guard(
+        "who interrupts a lent session does not wait for the child for ever",
+        ("add(wakes, interrupted(top, 'rollback', run.id))", ""),
+        story="a_lent_session_is_interrupted_while_the_child_works",
+    ),
+    Guard(
+        "children of an interrupted run stay its children until it has ended",
+        ("  return wakes, #ids\n", "  redis.call('DEL', k.children(run.id))\n  return wakes, #ids\n"),
+        story="an_interrupted_parent_ends_its_children_in_the_background",
+    ),
+    Guard(
+        "an approval does not wait for children",
+        (" and text_in(wait, 'kind') == text_in(ended, 'kind')", ""),
+        story="a_decision_does_not_wait_for_children",
     ),
 )
 STORIES = [name for name in vars(ChildrenStories) if not name.startswith("_")]

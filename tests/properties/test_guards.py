@@ -674,7 +674,7 @@ GUARDS = (
     ),
     Guard(
         "an end passes the session to the next run",
-        ("else next_run = promote(S) end", "end"),
+        ("if not lender then next_run = promote(S) end", ""),
     ),
     Guard(
         "an end removes the run from the queue",
@@ -783,6 +783,11 @@ GUARDS = (
         "a run does not know the messages of an earlier run with its id",
         ("  redis.call('DEL', k.message_ids(R))", "  -- "),
         story="an_id_of_a_run_is_used_again",
+    ),
+    Guard(
+        "a run is not listed as one that asks because an earlier run with its id has asked",
+        ("  redis.call('ZREM', k.index(APPROVALS), R)", "  -- "),
+        story="a_holder_that_has_asked_is_submitted_again",
     ),
     Guard(
         "a run that has ended gets no facts",

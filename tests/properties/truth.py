@@ -64,6 +64,10 @@ class Wait:
     fact: str
     needs_all: bool = False
 
+    @property
+    def kind(self) -> str:
+        return self.fact.partition(":")[0]
+
     def is_ended_by(self, name: str) -> bool:
         number = name.removeprefix(self.fact)
         return name == self.fact or (self.fact.endswith(":") and number != name and number.isdecimal())
@@ -140,6 +144,11 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def is_lent_to(self) -> bool:
+        """Whether it works in the session of its parent while the parent waits for it."""
+        return self.mode == "shared" and bool(self.parent_life)
 
     @property
     def says_so_itself(self) -> bool:
@@ -261,8 +270,8 @@ class Truth(PaymentsTruth):
         self._revive(run)
         return "OK"
 
-    def _revive(self, run: Run) -> Wakes:
-        run.parent_life, run.parent_ended = 0, False
+    def _revive(self, run: Run, parent_life: int = 0) -> Wakes:
+        run.parent_life, run.parent_ended = parent_life, False
         run.life, run.cancel, run.untold = run.life + 1, False, False
         run.stuck = run.retries = run.emit_no = 0
         run.expires = run.force_at = 0.0
@@ -344,7 +353,8 @@ class Truth(PaymentsTruth):
         ended = next((wait for wait in run.waits if wait.is_ended_by(name)), None)
         if not ended:
             return set()
-        if ended.needs_all and not all(wait.fact in run.facts for wait in run.waits if wait.needs_all):
+        together = [wait for wait in run.waits if wait.needs_all and wait.kind == ended.kind]
+        if ended.needs_all and not all(wait.fact in run.facts for wait in together):
             return set()
         return self._unpark(run)
 
@@ -597,13 +607,15 @@ class Truth(PaymentsTruth):
         run.facts[f"delegated:{asked.parent_call}"] = delegated
         self.kids.setdefault(run_id, set()).add(asked.id)
         if child and not child.over:
-            child.parent_life = run.life
+            was_awaited, child.parent_life = child.parent_life, run.life
+            if child.is_lent_to and not was_awaited and child.state == "waiting_session":
+                places = self.places[child.session]
+                places.remove(child.id)
+                places.insert(self._place_of(child, places), child.id)
             return "SAME", self._queued(child) if child.state == "queued" else set()
         run.kids_begun += 1
         if child:
-            wakes = self._revive(child)
-            child.parent_life = run.life
-            return "NEW", wakes
+            return "NEW", self._revive(child, run.life)
         self._no += 1
         child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())
         child.format, child.durable, child.parent_life = DELEGATES, run.durable, run.life
@@ -615,14 +627,16 @@ class Truth(PaymentsTruth):
         return "NEW", self._place(child)
 
     def _begin_shared(self, parent: Run) -> Wakes:
-        """A parked run lends its session to the next child that shares it."""
+        """A parked run lends its session to the next of its children that share it."""
         places = self.places.get(parent.session, [])
-        if parent.state not in PARKED or len(places) < 2 or places[0] != parent.id:
+        if parent.state not in PARKED or not places or places[0] != parent.id:
             return set()
-        child = self.runs[places[1]]
-        if child.mode != "shared" or child.parent != parent.id:
+        waiting = (self.runs[waiting] for waiting in places[1:])
+        child = next((each for each in waiting if each.is_lent_to and each.parent == parent.id), None)
+        if not child:
             return set()
-        del places[0]
+        places.remove(child.id)
+        places[0] = child.id
         self.below[child.id] = parent.id
         return self._queued(child)
 
@@ -636,11 +650,11 @@ class Truth(PaymentsTruth):
         parent.kids_ended += 1
         if run.background:
             return set()
-        return self._store_fact(parent, f"child:{run.parent_call}", "") or self._begin_shared(parent)
+        return self._store_fact(parent, f"child:{run.parent_call}", "")
 
     def _end_children(self, run: Run, has_background: bool) -> Wakes:
         wakes: Wakes = set()
-        for child_id in sorted(self.kids.pop(run.id, ())):
+        for child_id in sorted(self.kids.get(run.id, ())):
             child = self.runs.get(child_id)
             if child and not child.over and (has_background or not child.background):
                 child.parent_ended = True
@@ -655,9 +669,16 @@ class Truth(PaymentsTruth):
         return set()
 
     def _lowest(self, run_id: str) -> str:
+        found = run_id
         while run_id in self.below:
             run_id = self.below[run_id]
-        return run_id
+            found = run_id if self._lends(run_id) else found
+        return found
+
+    def _lends(self, run_id: str) -> bool:
+        """Whether the run below a holder has lent the session; one that has ended and was resumed has not."""
+        run = self.runs.get(run_id)
+        return bool(run) and run.state in (*PARKED, "queued")
 
     def finish(
         self,
@@ -882,12 +903,12 @@ class Truth(PaymentsTruth):
     def _place_of(self, run: Run, places: list[str]) -> int:
         """At the end; an interrupting run behind the holder and earlier interrupting runs, a shared child
         before these."""
-        if not (run.on_busy or run.mode == "shared") or not places:
+        if not (run.on_busy or run.is_lent_to) or not places:
             return len(places)
         others = [self.runs[waiting] for waiting in places[1:]]
-        if run.mode == "shared":
-            return 1 + sum(other.mode == "shared" for other in others)
-        return 1 + sum(bool(other.on_busy) or other.mode == "shared" for other in others)
+        if run.is_lent_to:
+            return 1 + sum(other.is_lent_to for other in others)
+        return 1 + sum(bool(other.on_busy) or other.is_lent_to for other in others)
 
     def _enter(self, run: Run) -> Wakes:
         """The run enters its session. It may interrupt the run that works there, and the one before it."""
@@ -903,6 +924,8 @@ class Truth(PaymentsTruth):
                 woken |= self._interrupt(self.runs[other], run.on_busy)
         if bottom != holder and bottom in self.runs and not self.runs[bottom].over:
             woken |= self._end_children(self.runs[bottom], has_background=False)
+        if bottom != holder and holder in self.runs and not self.runs[holder].over:
+            woken |= self._interrupt(self.runs[holder], "rollback")
         return woken
 
     def _interrupt(self, run: Run, mode: str) -> Wakes:
@@ -930,15 +953,23 @@ class Truth(PaymentsTruth):
 
     def _passed_on(self, session: str, gone: str) -> Wakes:
         """The holder has gone: the run below it holds the session again, else the next one in the queue."""
-        places, below = self.places[session], self.below.pop(gone, None)
+        woken = self._given_back(session, gone)
+        if woken is None:
+            places = self.places[session]
+            return self._queued(self.runs[places[0]]) if places else set()
+        return woken or self._begin_shared(self.runs[self.places[session][0]])
+
+    def _given_back(self, session: str, gone: str) -> Wakes | None:
+        """The run below the holder holds the session again. None: no run has lent it."""
+        below = self.below.pop(gone, None)
         while below is not None:
-            run = self.runs.get(below)
-            if run and not run.over:
-                places.insert(0, below)
-                is_woken = run.state == "queued" or (run.state in PARKED and run.cancel)
+            if self._lends(below):
+                run = self.runs[below]
+                self.places[session].insert(0, below)
+                is_woken = run.state == "queued" or run.cancel
                 return self._queued(run) if is_woken else set()
             below = self.below.pop(below, None)
-        return self._queued(self.runs[places[0]]) if places else set()
+        return None
 
     def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
         """`in_hand`: the caller notifies Celery; otherwise a message is sent for this."""
@@ -949,8 +980,18 @@ class Truth(PaymentsTruth):
         was_holder = self.holder(run.session) == run.id
         if run.id in places:
             places.remove(run.id)
+        lender = None
         if was_holder:
-            wakes |= self._passed_on(run.session, run.id)
+            woken = self._given_back(run.session, run.id)
+            if woken is None:
+                woken = self._queued(self.runs[places[0]]) if places else set()
+            elif not woken:
+                lender = self.runs[places[0]]
+            wakes |= woken
         wakes |= self._repaired(run.session)
         wakes |= self._tell_parent(run)
-        return wakes | self._end_children(run, state == "cancelled")
+        if lender:  # unless the result has woken it
+            wakes |= self._begin_shared(lender)
+        wakes |= self._end_children(run, state == "cancelled")
+        self.kids.pop(run.id, None)
+        return wakes

@@ -259,3 +259,23 @@ async def test_secrets_in_arguments_are_not_shown(redis_url: str) -> None:
         (asked,) = await pending(p, client)
         assert asked.arguments == {"who": "ann", "api_key": "***"}
         await client.cancel("r1")
+
+
+async def test_the_next_life_of_a_run_asks_only_about_what_was_not_decided(redis_url: str) -> None:
+    """A decision holds until its call is recorded. Nobody is asked about that call again."""
+    async with process(redis_url, refunding(charge("ann", "ben"))) as p, AsyncClient(redis_url) as client:
+        await p.submit()
+        ann, ben = await pending(p, client)
+        await client.approve("r1", ann.call_id, by="bob")
+        await client.cancel("r1")
+        await client.resume("r1")
+        assert [asked.call_id for asked in await pending(p, client)] == [ben.call_id]
+        asked_about = [
+            event["payload"]["call_id"]
+            for event in await p.events()
+            if event["name"] == "tool.approval_needed"
+        ]
+        assert sorted(asked_about) == sorted([ann.call_id, ben.call_id, ben.call_id])
+        await client.approve("r1", ben.call_id, by="bob")
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert sorted(plugins.executed("charge")) == ["ann", "ben"]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openagents_worker import Agent, Client
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import DELEGATES
 from openagents_worker.store.signals import signal_fact
@@ -29,10 +33,10 @@ def no_calls() -> Iterator[None]:
     delegating.CALLS.clear()
 
 
-async def begin(p: Process, agent_id: str, asked: Any, **fields: Any) -> None:
+async def begin(p: Process, agent_id: str, asked: Any, run_id: str = "r1", **fields: Any) -> None:
     text = asked if isinstance(asked, str) else json.dumps(asked)
-    await p.submit(agent_id=agent_id, input_text=text, **fields)
-    await p.execute()
+    await p.submit(run_id, agent_id=agent_id, input_text=text, **fields)
+    await p.execute(run_id)
 
 
 async def finish(p: Process, run_id: str = "r1") -> RunRecord:
@@ -400,6 +404,62 @@ async def test_shared_children_of_shared_children(redis_url: str) -> None:
         assert not [name for name in fields if name.startswith("below:") or name == "holder"]
 
 
+async def test_a_shared_child_of_a_shared_child_does_not_wait_for_its_siblings(redis_url: str) -> None:
+    """A child of the run that has the session now comes before those of the runs below it."""
+    async with process(redis_url, *agents(), multi_agent={"default_session_isolation": "shared"}) as p:
+        await begin(p, "side_by_side", [to("1", "level"), to("x")])
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == ["1 bottom", "done: x"]
+        assert delegating.CALLS == ["level 1", "level 0", "x"]
+
+
+async def test_a_run_that_looks_again_and_again_lends_its_session(redis_url: str) -> None:
+    """A wait of less than a second does not park a run, but the child begins only while it is parked."""
+
+    async def polls(context: Any) -> Any:
+        asked = retrieved(context.delegate("worker", "one", session_isolation="shared"))
+        while not asked.done():
+            await context.sleep(0.5)
+        return (await asked).output
+
+    async with process(redis_url, *agents(), Agent("polls", pattern=polls, llm={"provider": "mock"})) as p:
+        await begin(p, "polls", "x")
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == "done: one"
+
+
+async def test_a_parent_that_is_resumed_gets_its_session_when_its_shared_child_has_ended(
+    redis_url: str,
+) -> None:
+    """The child is still being executed when its parent is cancelled and resumed."""
+    gate = asyncio.Event()
+
+    async def slow(context: Any) -> str:
+        await context.step("wait", gate.wait)
+        return "slow"
+
+    async with process(redis_url, *agents(), Agent("slow", pattern=slow, llm={"provider": "mock"})) as p:
+        await begin(p, "parent", [to("one", "slow", session_isolation="shared")])
+        [child] = await children_of(p)
+        executing = asyncio.create_task(p.execute(child.run_id))
+        started = p.store.keys("run", child.run_id)
+        await await_for(lambda: p.store.redis.hget(started, "owner"), what="the child is executed")
+        await cancel(p)
+        p.wakes.clear()
+        await p.store.run(
+            scripts.resume(run_id="r1", agent_id="parent", session_id="s1", input_text="", checkpoint_id="")
+        )
+        assert (await p.record()).state is RunState.WAITING_SESSION
+        p.runner.latch(child.run_id, LatchReason.CANCELLED)
+        await executing
+        gate.set()
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == [["completed", "slow"]]
+
+
 async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redis_url: str) -> None:
     for mode, state in (("rollback", RunState.CANCELLED), ("interrupt", RunState.CANCELLED)):
         run, next_run = f"r-{mode}", f"next-{mode}"
@@ -420,6 +480,39 @@ async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redi
             assert record.result.final_output == "done: x"
             assert (await p.record(run)).state is state
             assert {child.state for child in await children_of(p, run)} == {RunState.CANCELLED}
+
+
+@pytest.mark.parametrize("mode", ["rollback", "cancel"])
+async def test_a_shared_child_leaves_its_turn_whatever_becomes_of_its_parent(
+    redis_url: str, mode: str
+) -> None:
+    """Its turn is stored with its end: the children after it see it, and a parent that ends without a turn of
+    its own does not take it back."""
+    async with process(redis_url, *agents()) as p:
+        asked = [to("one", session_isolation="shared"), to("two")]
+        await begin(p, "parent", asked)
+        [child] = await children_of(p)
+        await p.execute(child.run_id)
+        p.wakes = [wake for wake in p.wakes if wake.run_id != child.run_id]
+        contents = [entry["content"] for entry in await p.transcript()]
+        assert (contents, (await p.record()).state.is_terminal) == (["one", "done: one"], False)
+
+        if mode == "rollback":
+            submitted = await p.submit("r2", agent_id="worker", input_text="next", on_busy="rollback")
+            p.wakes += submitted.also
+            if submitted.sent_us is not None:
+                await p.execute("r2")
+        else:
+            await cancel(p, "r1")
+            await p.submit("r2", agent_id="worker", input_text="next")
+            await p.execute("r2")
+        await execute_all(p)
+        assert (await p.record()).state is RunState.CANCELLED
+        assert (await p.record("r2")).state is RunState.COMPLETED
+        contents = [entry["content"] for entry in await p.transcript()]
+        assert contents[:2] == ["one", "done: one"]
+        assert contents[-2:] == ["next", "done: next"]
+        assert mode == "cancel" or len(contents) == 4
 
 
 @pytest.mark.defect("R01")
@@ -455,6 +548,40 @@ async def starts(context: Any) -> Any:
     results = [await context.delegate("worker", text, background=True) for text in asked]
     task_ids = [result.task_id for result in results]
     return [task_ids, [await context.task_status(task_id) for task_id in task_ids]]
+
+
+@pytest.mark.defect("R09")
+async def test_delegation_leaves_no_files(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a router nor a child in the background has a folder. A result is in Redis."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = Agent("starts", pattern=starts, llm={"provider": "mock"})
+    for _ in range(2):
+        async with process(redis_url, *agents(), own, multi_agent={"enabled": True}) as p:
+            run_id = uuid.uuid4().hex
+            await begin(p, "starts", ["one"], run_id=run_id)
+            await begin(p, "parent", [to("two")], run_id=f"{run_id}-2")
+            await execute_all(p)
+            assert (await p.record(f"{run_id}-2")).state is RunState.COMPLETED
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.defect("R06")
+async def test_an_agent_that_is_added_later_can_be_delegated_to(redis_url: str) -> None:
+    """Also by a run that has begun before, on a worker that does not know this agent."""
+    async with process(redis_url, *agents(), name="old") as old:
+        await begin(old, "parent", [to("one"), to("two", "added")])
+        await old.execute((await children_of(old))[0].run_id)
+        added = Agent("added", pattern=delegating.worker, llm={"provider": "mock"})
+        async with process(redis_url, *agents(), added, name="new") as new:
+            await old.execute()
+            assert (await old.record()).state is RunState.WAITING_CHILD
+            await new.execute((await children_of(old))[1].run_id)
+            await old.execute()
+            record = await old.record()
+    assert record.result is not None
+    assert record.result.final_output == [["completed", "done: one"], ["completed", "done: two"]]
 
 
 @pytest.mark.defect("R03")
@@ -688,3 +815,32 @@ async def test_a_cancelled_transfer_ends_as_its_child_does(redis_url: str) -> No
         record = await finish(p)
         assert record.result is not None
         assert (record.state, record.result.stop_reason) == (RunState.CANCELLED, StopReason.CANCELLED)
+
+
+async def test_results_that_are_too_large_for_one_answer_are_read_in_pages(redis_url: str) -> None:
+    """The claim of the parent does not return the results of all of its children."""
+
+    async def talks(context: Any) -> str:
+        return str(context.input_text) * 100_000
+
+    async with process(redis_url, *agents(), Agent("talks", pattern=talks, llm={"provider": "mock"})) as p:
+        await begin(p, "side_by_side", [to(text, "talks") for text in "abcd"])
+        record = await finish(p)
+        assert record.result is not None
+        assert record.result.final_output == [text * 100_000 for text in "abcd"]
+        assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+
+
+async def test_a_child_that_is_made_again_has_the_budget_that_is_reserved_for_it(redis_url: str) -> None:
+    """Its record was deleted while its parent waited."""
+    async with process(redis_url, *agents()) as p:
+        await begin(p, "parent", [to("one")], budget={"max_tool_calls": 3})
+        [child] = await children_of(p)
+        await p.store.redis.delete(p.store.keys("run", child.run_id))
+        await time_out(p)
+        await p.execute()
+        [child] = await children_of(p)
+        assert child.request is not None
+        assert child.request.budget is not None
+        assert child.request.budget.max_tool_calls == 3
+        assert (await finish(p)).state is RunState.COMPLETED

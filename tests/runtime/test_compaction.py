@@ -117,6 +117,21 @@ async def test_a_later_summary_includes_the_one_before(redis_url: str, model: Mo
         ]
 
 
+async def test_a_single_turn_that_is_larger_than_the_budget_is_summarized_in_parts(
+    redis_url: str, model: Model
+) -> None:
+    """The prompt has a limit. Otherwise the model would refuse it in each further run of the session."""
+    async with process(redis_url, compacting()) as p:
+        await p.run("r1", input_text=f"q1 {LONG * 500}")
+        await turns(p, 2)
+
+        prompt = model.asked[1][1]["content"]
+        assert prompt.startswith("user: q1 word")
+        assert prompt.endswith(" …\nassistant: first")
+        assert len(prompt) < 8 * 150
+        assert await summary_of(p) == (1, 2, "first")
+
+
 async def test_the_events_of_a_run_say_how_it_was_shortened(redis_url: str, model: Model) -> None:
     """The counter of tokens is named. The summary is not streamed to those who watch the run."""
     async with process(redis_url, compacting()) as p:

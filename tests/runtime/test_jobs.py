@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from openagents_worker import Agent, AsyncClient, RunContext
+from openagents_worker.agents import read_agents_file
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState, WaitKind
 from openagents_worker.runtime.calls import jobs
+from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import HAS_JOB
 from openagents_worker.store.scripts import RunEnd
-from openagents_worker.tools import ToolExecutionSpec
+from openagents_worker.tools import JobHandle, ToolExecutionSpec
 from openagents_worker.worker.open_jobs import OpenJobs
 from tests.runtime.test_waiting import time_out
 from tests.support.job_server import JobServer, job_server
@@ -271,6 +274,35 @@ async def test_cancelling_a_parked_run_cancels_its_job(redis_url: str, service: 
         assert service.cancelled == ["job-1"]
 
 
+class Together(Render):
+    """A cancellation ends when both jobs are being cancelled."""
+
+    both = asyncio.Barrier(2)
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(background=True, concurrency_safe=True)
+
+    async def cancel_job(self, handle: JobHandle, context: Any) -> bool:
+        await self.both.wait()
+        return await super().cancel_job(handle, context)
+
+
+async def test_a_job_that_is_cancelled_slowly_does_not_delay_the_others(
+    redis_url: str, service: JobServer
+) -> None:
+    """The end of a run is delivered with a time limit, which holds for all of its jobs together."""
+    agents = agent(
+        tools=[{"id": "render", "impl": f"{__name__}.Together", "config": {"url": service.url, **ASK_LATER}}],
+        llm=scripted(calls(("render", {}), ("render", {})), {"text": "done"}),
+    )
+    async with process(redis_url, agents) as p:
+        await p.submit()
+        await p.execute()
+        await cancel(p)
+        await OpenJobs(p.store, p.runner._services.assembly).deliver(RunEnd("r1", 1))
+        assert sorted(service.cancelled) == ["job-1", "job-2"]
+
+
 async def test_a_resumed_run_starts_a_job_that_was_cancelled_again(
     redis_url: str, service: JobServer
 ) -> None:
@@ -352,3 +384,77 @@ async def test_a_job_that_needs_an_approval_is_approved_once(redis_url: str, ser
         assert await output(p) == "done"
         assert (await p.event_names()).count("tool.approval_needed") == 1
         assert await p.store.redis.hgetall(p.store.keys("facts", "r1")) == {}
+
+
+# --- toolsets --------------------------------------------------------------------------------------------
+
+
+def studio(service: JobServer, toolset: str = "Studio", **options: Any) -> dict[str, Any]:
+    """An agent whose model calls the tool `render` of a toolset once."""
+    return {**rendering(service), "tools": [of_studio(service, toolset, **options)]}
+
+
+def of_studio(service: JobServer, toolset: str = "Studio", **options: Any) -> dict[str, Any]:
+    return {
+        "id": "films",
+        "impl": f"{TOOLS}.{toolset}",
+        "config": {"url": service.url, **ASK_LATER},
+        **options,
+    }
+
+
+async def test_a_tool_of_a_toolset_may_start_a_job(redis_url: str, service: JobServer) -> None:
+    """Another worker asks for it, also if it has never listed the tools."""
+    async with process(redis_url, studio(service)) as one, process(redis_url, studio(service)) as two:
+        await one.submit()
+        await one.execute()
+        assert (await one.record()).state is RunState.WAITING
+        service.end(result={"film": "a.mp4"})
+        await time_out(one)
+        await two.execute()
+        assert await output(two) == "done"
+        (call,) = [entry for entry in await two.journal() if entry["kind"] == "tool"]
+        assert call["outcome"]["ok"] == {"film": "a.mp4"}
+        assert len(service.started) == 1
+        assert await two.store.redis.hgetall(two.store.keys("facts", "r1")) == {}
+
+
+async def test_a_job_of_a_toolset_is_cancelled_with_its_run(redis_url: str, service: JobServer) -> None:
+    async with process(redis_url, studio(service)) as p:
+        assert p.runner._services.assembly.has_jobs()
+        await p.submit()
+        await p.execute()
+        await cancel(p)
+        await OpenJobs(p.store, p.runner._services.assembly).deliver(RunEnd("r1", 1))
+        assert service.cancelled == ["job-1"]
+
+
+async def test_a_job_of_a_toolset_that_was_removed_fails_its_call(redis_url: str, service: JobServer) -> None:
+    """The model gets this error. Nobody is left who could cancel the job."""
+    after = {**studio(service), "tools": []}
+    async with process(redis_url, studio(service)) as one, process(redis_url, after) as two:
+        await one.submit()
+        await one.execute()
+        await time_out(one)
+        await two.execute()
+        assert (await failed(two))["code"] == "tool.not_found"
+        await OpenJobs(two.store, two.runner._services.assembly).deliver(RunEnd("r1", 1))
+        assert service.cancelled == []
+
+
+async def test_a_toolset_without_jobs_cannot_list_a_tool_that_starts_one(
+    redis_url: str, service: JobServer
+) -> None:
+    """Nor does a worker start with `"background": true` for it."""
+    async with process(redis_url, studio(service, "Announces")) as p:
+        result = (await p.run()).result
+    assert result is not None
+    assert result.error_details is not None
+    assert (result.error_details.code, result.error_details.message) == (
+        "plugin.config",
+        "the tool 'render' cannot work in the background: the class of its toolset 'films' does not "
+        "implement invoke_background and poll_job and cancel_job",
+    )
+    tools = [{**of_studio(service, name, background=True), "id": name} for name in ("Announces", "Studio")]
+    file = read_agents_file(dumps({"agents": [agent(tools=tools)]}), env={})
+    assert [problem.to_dict()["path"] for problem in find_problems(file, {})] == ["agents[0].tools[0].config"]

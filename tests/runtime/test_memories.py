@@ -54,7 +54,7 @@ def test_the_suite_has_every_memory() -> None:
 
 @pytest.mark.parametrize(("kind", "says"), [("zep", "openagents-worker[zep]"), ("mem0", "of your own")])
 def test_a_memory_that_cannot_work_here_is_refused_with_a_code(kind: str, says: str) -> None:
-    """zep needs its package, and mem0ai 2 has not the functions that the original calls."""
+    """zep needs its package, and no version of mem0ai has the functions that the original calls."""
     with pytest.raises(PluginLoadError, match=kind) as refused:
         make_plugin("memory", MemoryRef(type=kind), BUILTIN_MEMORIES)
     assert says in str(refused.value.hint)

@@ -14,7 +14,7 @@ from openagents_worker.models import RunState, StopReason
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.support.runner import calls, crash, due, process, scripted
-from tests.support.waiting import await_for
+from tests.support.waiting import await_for, until_cancelled
 
 
 class Seen:
@@ -34,9 +34,10 @@ async def look(word: str) -> str:
     Seen.called.append(word)
     if word == "slow" and Seen.called.count("slow") == 1:
         try:
-            await asyncio.Event().wait()
-        finally:
+            await until_cancelled()
+        except asyncio.CancelledError:
             Seen.cancelled += 1
+            raise
     return f"about {word}"
 
 

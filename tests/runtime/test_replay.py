@@ -214,6 +214,7 @@ async def test_a_program_that_contradicts_its_journal_is_stopped(redis_url: str)
         assert record.result.error_details is not None
         assert record.result.error_details.code == "run.replay_mismatch"
         assert ("begin", "attempt 2") not in begun()
+        assert record.usage.tool_calls == record.result.usage.tool_calls == 2, "also what was not replayed"
 
 
 async def test_a_mismatch_after_a_changed_definition_is_named(redis_url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +11,7 @@ from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.tools.base import ToolPlugin
 from tests.support.runner import Process, agent, calls, due, process, scripted
+from tests.support.waiting import until_cancelled
 
 HERE = "tests.runtime.test_step_timeout"
 STEP = {"max_steps": 5, "step_timeout_ms": 400}
@@ -30,7 +30,7 @@ class Hangs(ToolPlugin):
         Hangs.made += 1
         if Hangs.made <= self.cfg.times:
             try:
-                await asyncio.Event().wait()
+                await until_cancelled()
             finally:
                 Hangs.ended += 1
         return "done"

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
+from openagents_worker import Agent
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime import waits
 from openagents_worker.runtime.calls import waiting as calls_of_waits
+from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import PARKS
+from openagents_worker.store.scripts import ClaimAnswer, Claimed
 from openagents_worker.store.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, signal_fact
 from tests.runtime import plugins
+from tests.runtime.waiting import retrieved
 from tests.support.runner import Process, agent, calls, crash, process, scripted
 from tests.support.waiting import await_for
 
@@ -371,3 +375,57 @@ async def test_a_wait_is_stored_when_the_run_is_handed_over(redis_url: str) -> N
         [until] = [json.loads(text)["until_ms"] for name, text in facts.items() if "wait:" in name]
         await p.execute()
         assert (await p.record()).due_ms == until
+
+
+async def test_a_value_that_comes_when_the_program_gives_up_is_for_the_next_call(redis_url: str) -> None:
+    """The first call is cancelled in the moment in which its value is read."""
+    first: list[asyncio.Task[Any]] = []
+
+    async def gives_up(context: Any) -> Any:
+        first.append(retrieved(context.receive("go")))
+        await asyncio.wait(first)
+        return [first[0].cancelled(), await context.receive("go")]
+
+    own = Agent("gives_up", pattern=gives_up, llm={"provider": "mock"})
+    async with process(redis_url, own) as p:
+        await p.submit(agent_id="gives_up", durable=False)
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: first, "the first call")
+        facts = p.runner._attempts["r1"].facts
+        await await_for(lambda: len(p.runner._attempts["r1"]._recorder.waits._open) == 1, "it waits")
+        facts.when_changed.append(lambda: first[0].cancel())
+        await send(p, "go", "now")
+        p.runner.announce_fact("r1", 1)
+        await executing
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [True, "now"]
+
+
+async def test_an_answer_that_is_overtaken_by_a_later_one_changes_nothing(redis_url: str) -> None:
+    """Two connections may deliver their answers in another order than Redis has given them."""
+    async with process(redis_url) as p:
+        await p.submit()
+        gate, asked = asyncio.Event(), asyncio.Event()
+
+        class Slow:
+            """Answers the first question last."""
+
+            run_id, keys, codec = "r1", p.store.keys, p.store.codec
+
+            async def ask(self, question: Any) -> Any:
+                answer = await p.store.ask(question)
+                if not asked.is_set():
+                    asked.set()
+                    await gate.wait()
+                return answer
+
+        store: Any = Slow()
+        facts = RunFacts(Claimed(ClaimAnswer.CLAIMED, facts={}), store)
+        first = asyncio.create_task(facts.refresh())
+        await asked.wait()
+        await send(p, "go", "now")
+        await facts.refresh()
+        gate.set()
+        await first
+        assert (facts.seen, facts.holds(signal_fact("go"))) == (1, True)

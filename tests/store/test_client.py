@@ -182,7 +182,7 @@ async def test_the_answer_for_a_cancelled_caller_is_dropped(redis_url: str) -> N
     """It is read, and it is not taken for the answer to the next command."""
     store = AsyncStore(Cell(redis_url))
     batcher = store._batcher
-    tasks = [asyncio.create_task(batcher.execute("ECHO", str(n))) for n in range(40)]
+    tasks = [batcher.execute("ECHO", str(n)) for n in range(40)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for task in tasks[::2]:

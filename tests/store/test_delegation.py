@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from openagents_worker.errors import RedisWrongType
 from openagents_worker.store.formats import DELEGATES
 from tests.store.test_scripts import Bench, bench
 
@@ -21,6 +24,14 @@ def test_a_child_gets_the_queue_of_its_agent_or_of_its_parent(bench: Bench) -> N
     assert (born.answer, born.wakes[0].queue) == ("NEW", "gpu")
     format_ = bench.redis.hget(bench.store.keys("run", "r5"), "format")
     assert format_ == str(DELEGATES)
+
+
+def test_a_child_keeps_the_task_options_of_its_call(bench: Bench) -> None:
+    """They have the header by which its spans belong to the trace of its parent."""
+    options = '{"headers":{"traceparent":"00-1"}}'
+    born = bench.do("delegate", fence=bench.claimed(), canvas=options, **CHILD)
+    assert born.wakes[0].canvas == options
+    assert bench.redis.hget(bench.store.keys("run", "r5"), "canvas") == options
 
 
 def test_an_agent_that_no_worker_knows_gets_no_child(bench: Bench) -> None:
@@ -57,3 +68,16 @@ def test_the_session_of_a_child_expires_with_its_run(bench: Bench) -> None:
     bench.do("cancel", run_id="r1", force=True)
     ttl_ms = bench.redis.pttl(bench.store.keys("session", "child:r5"))
     assert 0 < ttl_ms <= bench.redis.pttl(bench.store.keys("run", "r5")) + 60_000
+
+
+def test_a_child_whose_facts_cannot_be_read_is_not_begun_again(bench: Bench) -> None:
+    """The script fails before it has written anything."""
+    fence = bench.claimed()
+    bench.do("delegate", fence=fence, **CHILD)
+    bench.do("cancel", run_id="r1", force=True)
+    bench.do("resume")
+    fence = bench.do("claim").fence
+    bench.redis.set(bench.store.keys("facts", "r5"), "not a hash", px=60_000)
+    with pytest.raises(RedisWrongType):
+        bench.do("delegate", fence=fence, **CHILD)
+    assert not bench.redis.exists(bench.store.keys("children", "r1"))

@@ -222,3 +222,20 @@ def test_the_states_of_parked_runs_are_those_of_their_waits() -> None:
     assert parked_state([WaitKind.TIMER, WaitKind.APPROVAL]) == "awaiting_approval"
     assert parked_state([WaitKind.APPROVAL, WaitKind.OUTCOME]) == "paused"
     assert all(STATES[state].is_parked for state in PARKED_STATES.values())
+
+
+def test_facts_that_are_too_large_for_the_answer_of_a_claim_are_left_out(bench: Bench) -> None:
+    """The results of many children may be. The worker reads them in pages."""
+    store_large = Fact.of(FactKind.CHILD, "helper:aa:1", "x" * 1000)
+    bench.do("submit")
+    store(bench, store_large)
+    claimed = bench.do("claim", nonce="n", page_bytes=2000)
+    assert Facts(claimed.facts).get(FactKind.CHILD, "helper:aa:1") == store_large
+    assert bench.do("claim", nonce="n", page_bytes=999).facts is None
+
+
+def test_facts_change_by_name() -> None:
+    """Those that are not stored any more are gone, and new ones are there."""
+    one, two = Fact.of(FactKind.CHILD, "a", 1), Fact.of(FactKind.CHILD, "b", 2)
+    facts = Facts({one.name: one.text}).changed(frozenset({two.name}), {two.name: two.text})
+    assert list(facts.of(FactKind.CHILD)) == [two]

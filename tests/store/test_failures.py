@@ -92,6 +92,19 @@ def test_every_error_names_the_redis_and_the_reason_without_the_password(answer:
     assert isinstance(caught.value, RedisRefused) is (ANSWERS[answer] is Failure.FINAL)
 
 
+@pytest.mark.parametrize(
+    ("says", "hint"),
+    [("OOM", "raise maxmemory, or delete sessions"), ("MISCONF", "look at its log"), ("LOADING", None)],
+)
+def test_a_refusal_says_what_an_operator_can_do(says: str, hint: str | None) -> None:
+    """Also if Redis 6 wraps the error of a script. One that is over soon needs nobody."""
+    for answer in (each for each in ANSWERS if says in each):
+        with pytest.raises(RedisUnreachable) as caught, translate_errors(URL):
+            raise BaseParser.parse_error(answer)
+        assert hint is None or hint in str(caught.value.hint)
+        assert (caught.value.hint is None) is (hint is None)
+
+
 def test_other_exceptions_are_not_translated() -> None:
     """An argument that is not valid text is an error of the caller."""
     with pytest.raises(UnicodeEncodeError), translate_errors(URL):

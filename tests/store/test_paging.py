@@ -56,6 +56,28 @@ async def test_a_transcript_of_large_messages_is_read_in_small_pages(redis_url: 
     assert (asked[0], max(asked[1:])) == (20, 10)
 
 
+def test_a_part_of_the_history_is_read_without_the_rest(hand: Hand) -> None:
+    """From a number on, and only so many events, or the last ones."""
+    hand.submit("r1")
+    hand.claim("r1")
+    for batch in range(1, 7):
+        events = [word for n in range(200) for word in ("said", json.dumps({"n": batch * 1_000 + n}))]
+        hand.store.run(scripts.emit(run_id="r1", fence=_fence(hand), batch_no=batch, events=events))
+    keys = hand.store.keys
+    whole = [event.seq for event in hand.store.execute(history(keys, "r1"))]
+    begin = hand.store.redis.xinfo_stream(keys("events", "r1"))
+
+    def seqs(**part: Any) -> list[int | None]:
+        return [event.seq for event in hand.store.execute(history(keys, "r1", **part))]
+
+    assert begin["length"] == len(whole) > 1_200
+    assert seqs(after=700, most=100) == list(range(701, 801))
+    assert seqs(newest=50) == whole[-50:]
+    assert seqs(after=len(whole) - 10, newest=50) == whole[-10:]
+    assert seqs(after=2**63 - 1, most=3) == []
+    assert seqs(most=3) == whole[:3]
+
+
 def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a watcher and by a reader of the history: all of them, in order."""
     hand.submit("r1")

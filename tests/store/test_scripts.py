@@ -20,6 +20,7 @@ from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
+    UNKNOWN_CODE,
     CancelAnswer,
     ClaimAnswer,
     DecideAnswer,
@@ -1186,7 +1187,7 @@ def test_every_run_is_created_by_one_function(bench: Bench) -> None:
 
     assert births == ["new_run.lua"]
     assert accepted - rejected == {"parent", "tell", "expires", "lists", "input_digest"}
-    assert rejected - accepted == {"result", "ended"}
+    assert rejected - accepted == {"result", "ended", "end_code"}
 
 
 # --- notification of Celery, expiry, resume --------------------------------------------------------------
@@ -1527,7 +1528,32 @@ def test_the_states_of_many_runs_are_compared_at_once(bench: Bench) -> None:
     bench.redis.set("oa:run:broken", "text")
     ids = ["r2", "nobody", "r1", "broken"]
 
-    assert bench.do("in_states", ids=ids, states=["queued"]) == ("r1", "broken")
-    assert bench.do("in_states", ids=ids, states=["queued", "waiting_session"]) == ("r2", "r1", "broken")
-    assert bench.do("in_states", ids=ids, states=[]) == ("broken",)
+    assert bench.do("in_states", ids=ids, states=["queued"]).ids == ("r1", "broken")
+    assert bench.do("in_states", ids=ids, states=["queued", "waiting_session"]).ids == ("r2", "r1", "broken")
+    assert bench.do("in_states", ids=ids, states=[]).ids == ("broken",)
     bench.redis.delete("oa:run:broken")
+
+
+def test_the_error_codes_of_many_runs_are_read_at_once(bench: Bench) -> None:
+    """Of ended runs, of those that are retried, and of those that no worker ended."""
+    failed = {"end_state": "failed", "event": "run.failed", "stop_reason": "failed"}
+    bench.do("finish", fence=bench.claimed("r1", session_id="s1"), code="tool.error", **failed)
+    fence = bench.claimed("r2", session_id="s2")
+    bench.do("suspend", run_id="r2", fence=fence, kind="retry", error_code="llm.rate_limit")
+    bench.do("submit", run_id="r3", session_id="s3")
+    bench.do("cancel", run_id="r3")
+    asked = {"ids": ["r1", "r2", "r3"], "states": ["failed", "retrying", "cancelled"], "with_codes": True}
+
+    assert bench.do("in_states", **asked).codes == ("tool.error", "llm.rate_limit", "run.cancelled")
+
+
+def test_the_error_code_of_another_life_is_not_the_code_of_a_run(bench: Bench) -> None:
+    """The previous version ends runs without it. Their records have to be read."""
+    failed = {"end_state": "failed", "event": "run.failed", "stop_reason": "failed"}
+    bench.do("finish", fence=bench.claimed(), code="tool.error", **failed)
+    bench.do("resume")
+    bench.do("finish", fence=bench.claim(), **failed)
+
+    found = bench.do("in_states", ids=["r1"], states=["failed"], with_codes=True)
+
+    assert (found.ids, found.codes) == (("r1",), (UNKNOWN_CODE,))

@@ -38,6 +38,7 @@ IDS = {
     "suspects": "w1", "lease_end": "w1",
     "lease_end_runs": "w1", "gone": "w1", "host": "h1", "false_alarms": "process", "looks_off": "connection",
     "sent": "q", "resend": "q", "resend_seen": "q", "index": "all", "aside_key": "x",
+    "definition": "h", "definition_of": "h",
     "outbox": "billing", "outbox_tries": "billing",
     "limit": "k", "limit_calls": "k", "limit_queue": "k", "limit_tenants": "k", "limit_called": "k",
 }  # fmt: skip

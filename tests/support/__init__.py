@@ -7,6 +7,7 @@ scripts     `scripts.Hand` calls the scripts of the store as a worker does, one 
 runner      `runner` executes runs in the process of the test, one by one. Real: Redis, all of `runtime`.
 deployment  `deployment.installed` starts Redis, a worker process and a model server; all of it is real.
             `supervised_deployment.World` has several workers, kills them, and starts new ones.
+            `development.developing` is the command `dev`, with commands of a user beside it.
 proxy       `proxy.Lines` is a connection to a real Redis that a test holds, cuts or changes.
             `lossy_proxy` drops replies; `command_proxy` counts commands and breaks connections between them.
 

@@ -31,7 +31,8 @@ SCRIPTS = {
 }
 # Commands that do not belong to a run: the heartbeat, the rescue loop, and the start of a connection.
 NOT_IN_A_RUN = {
-    "register", "renew", "retire", "end_lease", "look", "alarm", "reclaim", "wake", "resend", "resend_unread",
+    "register", "renew", "retire", "end_lease", "look", "alarm", "reclaim", "wake", "first_due", "resend",
+    "resend_unread",
     "auth", "client", "eval", "hello", "info", "ping", "script", "select", "subscribe", "time", "unsubscribe",
     "zrange",
 }  # fmt: skip

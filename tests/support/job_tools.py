@@ -73,6 +73,53 @@ class Found(Render):
         return Reconciled.done(JobHandle(job_id=job["job_id"]))
 
 
+class Listed(ToolPlugin):
+    """What the toolset `Studio` says about its tool."""
+
+    name = "render"
+    description = "Renders a film."
+    durable_idempotent = False
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(background=True)
+
+
+class Announces:
+    """A toolset whose tool starts jobs, as it says; but the class has no methods for jobs."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.render = Render(config=config)
+        self.is_open = False
+
+    async def open(self) -> None:
+        self.is_open = True
+
+    async def list(self, context: Any) -> list[ToolPlugin]:
+        return [Listed()]
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        raise PermanentToolError("it was called without a job", tool_id)
+
+    async def close(self) -> None:
+        self.is_open = False
+
+
+class Studio(Announces):
+    """A toolset whose tool starts jobs."""
+
+    async def invoke_background(self, tool_id: str, params: dict[str, Any], context: Any) -> JobHandle:
+        assert (tool_id, self.is_open) == ("render", True)
+        return await self.render.invoke_background(params, context)
+
+    async def poll_job(self, tool_id: str, handle: JobHandle, context: Any) -> Any:
+        assert (tool_id, self.is_open) == ("render", True)
+        return await self.render.poll_job(handle, context)
+
+    async def cancel_job(self, tool_id: str, handle: JobHandle, context: Any) -> bool:
+        assert (tool_id, self.is_open) == ("render", True)
+        return await self.render.cancel_job(handle, context)
+
+
 class Dies(Found):
     """Kills its process at the moments for which there is a file in the folder FAULTS_MARKS, once each."""
 

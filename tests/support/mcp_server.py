@@ -7,6 +7,7 @@ mcp_server.py LOG PORT` serves HTTP. It writes what happens to LOG, a line of JS
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -63,12 +64,42 @@ def tools() -> list[dict[str, Any]]:
                 "spawn",
                 "quit",
                 "noisy",
+                "flood",
+                "numbers",
             )
         ),
-        *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow")),
+        *(tool(name, readOnlyHint=True) for name in ("look_and_die", "hang", "huge", "slow", "half")),
         *map(tool, added),
     ]
     return [each for each in found if each["name"] not in hidden]
+
+
+def further_tools() -> list[dict[str, Any]]:
+    """As many tools as the environment asks for, with a description of as many characters."""
+    number, size = (int(os.environ.get(name, "0")) for name in ("FURTHER", "SIZE"))
+    return [{**tool(f"further_{n}"), "description": "x" * size} for n in range(number)]
+
+
+def odd_tools() -> list[Any]:
+    """Tools of which only some can be used, and a name that is listed twice."""
+    deep: dict[str, Any] = {}
+    for _ in range(80):
+        deep = {"properties": {"a": deep}}
+    number = {"type": "object", "properties": {"a": {"default": float("nan")}}}
+    return [
+        tool("add", {"type": "object", "title": "the first one"}, readOnlyHint=True),
+        tool("add", {"type": "object", "title": "the second one"}),
+        tool("x" * 300),
+        tool("nan", number),
+        tool("deep", deep),
+        tool("a_text", "no schema"),
+        {"name": "any", "inputSchema": {"type": "object", "properties": {"x": True}}, "icons": 7},
+        {"name": "no_type", "inputSchema": {"properties": {}}, "annotations": {"readOnlyHint": "yes"}},
+        {"name": "no_schema", "outputSchema": 7},
+        {"name": 7},
+        {"title": "without a name"},
+        "a text",
+    ]
 
 
 def text(value: str, **more: Any) -> dict[str, Any]:
@@ -115,6 +146,15 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
                 print(f"line {number}", file=sys.stderr)
             sys.stderr.flush()
             return text("quiet again")
+        case "half":
+            return text("cut in an emoji: \ud83d")
+        case "numbers":
+            odd = {"nan": float("nan"), "infinite": [float("-inf")], "large": 10**30, "many": 10**4000}
+            return text("7", structuredContent=odd)
+        case "flood":
+            for _ in range(arguments["lines"]):
+                out.write(b"debug\n")
+            return text("done")
         case "huge":
             return text("x" * (9 * 1024 * 1024))
         case "fail":
@@ -155,13 +195,16 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
             info = {"name": "faulty", "version": "1"}
             reply["result"] = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities}
             reply["result"]["serverInfo"] = info
+        case "tools/list" if "ENDLESS" in os.environ:
+            log("list")
+            reply["result"] = {"tools": odd_tools(), "nextCursor": "again"}
         case "tools/list":
             log("list")
-            page = int(params.get("cursor") or 0)
-            found = tools()
-            reply["result"] = {"tools": found[page : page + 10]}
-            if page + 10 < len(found):
-                reply["result"]["nextCursor"] = str(page + 10)
+            page, size = int(params.get("cursor") or 0), int(os.environ.get("PAGE", "10"))
+            found = tools() + further_tools()
+            reply["result"] = {"tools": found[page : page + size]}
+            if page + size < len(found):
+                reply["result"]["nextCursor"] = str(page + size)
         case "tools/call":
             result = call(params["name"], params.get("arguments") or {}, params, out)
             if result is None:
@@ -211,13 +254,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         message = json.loads(body)
-        log("post", method=message.get("method"), token=self.headers.get("authorization"))
+        params = message.get("params") or {}
+        seen = {name: self.headers.get(name) for name in ("authorization", "accept-encoding")}
+        log("post", method=message.get("method"), token=seen["authorization"], headers=seen)
         status = self.faulty_status(message)
         if status is not None:
             self.send(status, b"no")
             return
         reply = answer(message, self.wfile)
-        if reply is None:
+        if reply is not None and (form := (params.get("arguments") or {}).get("form")):
+            self.send_in_form(form, json.dumps(reply).encode())
+        elif reply is None:
             self.send(202, b"")
         else:
             self.send(200, json.dumps(reply).encode(), {"mcp-session-id": f"s{os.getpid()}"})
@@ -245,15 +292,43 @@ class Handler(BaseHTTPRequestHandler):
         log("end")
         self.send(200, b"")
 
-    def send(self, status: int, body: bytes, headers: Any = None) -> None:
+    def send_in_form(self, form: str, reply: bytes) -> None:
+        """Send the answer to a call in the form that its arguments ask for."""
+        events = {"content-type": "text/event-stream"}
+        match form:
+            case "event":
+                self.send(200, b"data: " + reply + b"\n\n", events)
+            case "no event":  # as a server does that is restarted
+                self.send(200, b": nothing\n\n", events)
+            case "gzip":
+                self.send(200, gzip.compress(reply + b" " * (16 * 1024 * 1024)), {"content-encoding": "gzip"})
+            case "empty lines":
+                self.send(200, b"\n\n" * (5 * 1024 * 1024) + reply)
+            case "events in pieces":  # none of the pieces contains an empty line
+                self.send(200, None, events)
+                for _ in range(9):
+                    self.send_piece(b": " + b"x" * (1024 * 1024) + b"\n")
+                    self.send_piece(b"\n")
+                self.send_piece(b"data: " + reply + b"\n\n")
+                self.send_piece(b"")
+
+    def send_piece(self, piece: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.flush()
+
+    def send(self, status: int, body: bytes | None, headers: Any = None) -> None:
         self.send_response(status)
         for name, value in {"content-type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
         if status == 429:
             self.send_header("retry-after", "3")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        if body is None:
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+        else:
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Not to stderr."""

@@ -6,8 +6,9 @@ real Redis, real scripts, a lease that never ends. Tests execute runs one by one
 from __future__ import annotations
 
 import json
+import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,11 +20,13 @@ from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.kept_definitions import DefinitionKeeper
 from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.codec import PLAIN, PayloadCodec
+from openagents_worker.store.fleet import WorkerCard
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
 from openagents_worker.submission.new_run import INTERRUPTING
@@ -147,17 +150,25 @@ async def process(
     settings: Settings | None = None,
     name: str = "w",
     codec: PayloadCodec = PLAIN,
+    env: Mapping[str, str] | None = None,
+    keeps_definitions: bool = False,
     **file: Any,
 ) -> AsyncIterator[Process]:
-    """A registered process with these agents. `file` holds further fields of its agents file."""
+    """A registered process with these agents. `file` holds further fields of its agents file.
+
+    `env` has the values of its variables. With `keeps_definitions` it stores the definitions of its agents,
+    as a worker does, and loads those that runs began with.
+    """
     settings = settings or _settings(redis_url)
     in_file = [each for each in agents or [agent()] if isinstance(each, dict)]
     in_code = [each for each in agents if isinstance(each, Agent)]
-    read = read_agents_file(json.dumps({**file, "agents": in_file}), env={}, in_code=in_code)
+    env = env or {}
+    read = read_agents_file(json.dumps({**file, "agents": in_file}), env=env, in_code=in_code)
     assert not read.problems, read.problems
     config = read.config
     assert config is not None
-    assembly = Assembly(config, env={})
+    keeper = DefinitionKeeper.of(read, settings, env) if keeps_definitions else None
+    assembly = Assembly(config, env=env, keeper=keeper)
     store = AsyncStore(Cell(redis_url, codec=codec))
     lease = FixedLease(f"{name}:{uuid.uuid4().hex[:8]}")
     wakes: list[Wake] = []
@@ -175,7 +186,12 @@ async def process(
         leave=left.append,
     )
     await store.run(
-        scripts.register(incarnation=lease.incarnation, lease_ms=60_000, agents=assembly.announcements())
+        scripts.register(
+            incarnation=lease.incarnation,
+            lease_ms=60_000,
+            agents=assembly.announcements(),
+            info=WorkerCard("host", os.getpid(), ("agents",), assembly.hashes, None, "this").to_json(),
+        )
     )
     try:
         yield Process(store, runner, lease, wakes, left)

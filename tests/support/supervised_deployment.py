@@ -340,8 +340,7 @@ class World:
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.received"):
             await asyncio.to_thread(self._kill_owner, run_id)
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.answered"):
-            watching = asyncio.create_task(self._kill_once_answered(run_id, key), name=f"kill {run_id}")
-            watching.add_done_callback(lambda task: task.cancelled() or task.result())
+            await self._kill_after_answer(run_id, key)
         return {**self._entry(asked, script, key), "latency_ms": script["latency_ms"]}
 
     def _entry(self, asked: ModelServerRequest, script: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -354,12 +353,20 @@ class World:
             return {"tool_calls": [{"name": tool, "arguments": arguments}]}
         return {"text": script.get("say") or f"done after {len(steps)}"}
 
-    async def _kill_once_answered(self, run_id: str, key: str) -> None:
-        """Kill the worker of the run as soon as the last bytes of the reply are sent."""
+    async def _kill_after_answer(self, run_id: str, key: str) -> None:
+        """Kill the worker that executes the run now, as soon as the last bytes of the reply are sent.
+
+        With the reply, the run may be parked, and have no worker any more.
+        """
+        worker = await asyncio.to_thread(self.owner, run_id)
+        killing = asyncio.create_task(self._kill_once_answered(worker, key), name=f"kill {run_id}")
+        killing.add_done_callback(lambda task: task.cancelled() or task.result())
+
+    async def _kill_once_answered(self, worker: Worker, key: str) -> None:
         before = self._answered(key)
         while self._answered(key) == before:
             await asyncio.sleep(0)
-        await asyncio.to_thread(self._kill_owner, run_id)
+        await asyncio.to_thread(self.kill, worker)
 
     def _kill_owner(self, run_id: str) -> None:
         self.kill(self.owner(run_id))

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,6 +14,7 @@ T = TypeVar("T")
 POLL_S = 0.01
 MAX_POLL_S = 0.05
 POLL_SHARE = 0.05  # a condition that takes long is checked less often, because each check costs
+LOST_S = 10.0
 PATIENCE_S = 60.0  # generous, because the machine may be busy; only a failing test waits so long
 
 
@@ -46,6 +48,14 @@ async def await_for(condition: Callable[[], T | Awaitable[T]], what: str, timeou
         waited_s = time.monotonic() - began_s
         late = waited_s >= timeout  # as above
         await asyncio.sleep(_next_poll_s(waited_s))
+
+
+async def until_cancelled(limit_s: float = LOST_S) -> None:
+    """A call that the test expects to be cancelled. If nobody cancels it, it returns after `limit_s` seconds:
+    then the test fails soon, and does not hang."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await asyncio.Event().wait()
 
 
 def _next_poll_s(waited_s: float) -> float:

@@ -311,14 +311,20 @@ def test_make_lists_its_targets() -> None:
         assert f"make {target} " in listed
 
 
-def ci(folder: Path, *, fails: str = "", browser: bool = True, **env: str) -> tuple[int, list[str], str]:
+def ci(
+    folder: Path, *, fails: str = "", browser: bool = True, apt_get: str = "", **env: str
+) -> tuple[int, list[str], str]:
     """Run CI's script with a `make` that only notes its target, and may fail at it, and a browser or none.
 
-    Its exit code, the targets in their order, and its output.
+    `apt_get`: the script in place of this program; without it there is none. Returns its exit code, the
+    targets in their order, and its output.
     """
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    for name in ("bash", "dirname"):
+    if apt_get:
+        (programs / "apt-get").write_text(f"#!{shutil.which('bash')}\n{apt_get}\n")
+        (programs / "apt-get").chmod(0o755)
+    for name in ("bash", "dirname", "timeout", "sleep", "cp"):
         (programs / name).symlink_to(str(shutil.which(name)))
     make = f'#!{shutil.which("bash")}\necho "$1" >> {folder}/made\n[ "$1" != "{fails}" ]\n'
     for name, text in {"make": make, **(BROWSER if browser else {})}.items():
@@ -366,3 +372,34 @@ def test_ci_says_that_there_is_no_browser(tmp_path: Path) -> None:
     assert (code, made) == (0, ["test", "test-extras"])
     assert "make test-ui: NOT RUN, no chromium here (Debian: apt install chromium chromium-driver)\n" in said
     assert strict == 1
+
+
+def test_ci_installs_a_browser(tmp_path: Path) -> None:
+    """Debian's, without asking; then it tests the pages."""
+    apt_get = f"""echo "$*" >> {tmp_path}/asked
+        for name in chromium chromedriver; do cp -L {shutil.which("true")} {tmp_path}/ci/bin/$name; done"""
+    code, made, said = ci(tmp_path / "ci", browser=False, apt_get=apt_get, CI_REQUIRE_UI="1")
+
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["update -q", "install -q -y --no-install-recommends chromium chromium-driver"]
+    assert (code, made) == (0, ["test", "test-extras", "test-ui"])
+    assert "NOT RUN" not in said
+
+
+@pytest.mark.parametrize(
+    ("apt_get", "reason"),
+    [
+        (
+            "echo Reading; echo 'E: are you root?' >&2; exit 100",
+            "chromium could not be installed: E: are you root?",
+        ),
+        ("sleep 60", "chromium could not be installed within 0.1 s"),
+    ],
+    ids=["fails", "takes too long"],
+)
+def test_ci_goes_on_without_a_browser(tmp_path: Path, apt_get: str, reason: str) -> None:
+    """With the reason in the last lines."""
+    code, made, said = ci(tmp_path / "ci", browser=False, apt_get=apt_get, CI_INSTALL_S="0.1")
+
+    assert (code, made) == (0, ["test", "test-extras"])
+    assert f"make test-ui: NOT RUN, {reason}\n" in said

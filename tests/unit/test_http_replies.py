@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from openagents_worker.errors import PermanentToolError
 from openagents_worker.http_replies import (
     PIECE_BYTES,
+    BoundedClient,
     ReplyTooLarge,
     ReplyUnreadable,
     beginning_of,
@@ -84,6 +85,28 @@ async def test_a_body_may_have_its_limit_and_not_a_byte_more(encoding: str) -> N
         await body_of(_response(packed, encoding), max_bytes=MB - 1)
     assert await beginning_of(_response(packed, encoding), max_bytes=MB - 1) == (b"x" * (MB - 1), True)
     assert await beginning_of(_response(packed, encoding), max_bytes=MB) == (b"x" * MB, False)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_a_client_for_other_libraries_reads_whole_replies_within_a_limit(encoding: str) -> None:
+    """The library sees a reply that is not compressed, with its other headers."""
+    packed = ENCODERS[encoding](b"x" * MB)
+
+    def replied(_: httpx.Request) -> httpx.Response:
+        headers = [("set-cookie", "a=1"), ("set-cookie", "b=2"), ("content-length", str(len(packed)))]
+        headers += [("content-encoding", encoding)] if encoding else []
+        return httpx.Response(201, headers=headers, stream=_Cut(packed, PIECE_BYTES))
+
+    for most, whole in ((MB, True), (MB - 1, False)):
+        async with BoundedClient(max_bytes=most, transport=httpx.MockTransport(replied)) as client:
+            if whole:
+                reply = await client.get("http://zep.example/a")
+                assert (reply.status_code, len(reply.content)) == (201, MB)
+                assert reply.headers.get_list("set-cookie") == ["a=1", "b=2"]
+                assert reply.request.url.path == "/a"
+            else:
+                with pytest.raises(httpx.ReadError, match="more than 1048575 bytes"):
+                    await client.get("http://zep.example/a")
 
 
 async def test_what_is_beyond_the_limit_is_neither_decompressed_nor_read() -> None:

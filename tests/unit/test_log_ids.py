@@ -20,10 +20,13 @@ ABOUT_NO_RUN = {
         (
             "mcp.connection_lost",
             "mcp.invalid_message",
+            "mcp.invalid_messages_dropped",
+            "mcp.list_cut",
             "mcp.not_closed",
             "mcp.server_stderr",
             "mcp.server_stderr_dropped",
             "mcp.tool_left_out",
+            "mcp.tools_left_out",
         ),
         "a connection that all runs of the process use",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openagents_worker.errors import PluginConfigError, SessionError, ToolValidationError
-from openagents_worker.memory import base
+from openagents_worker.memory import base, entries, markdown
 from openagents_worker.memory.entries import MemoryEntry, added, entries_in, one_line, without
 from openagents_worker.memory.markdown import MarkdownMemory
 from openagents_worker.tools.builtin import BUILTIN_TOOLS, remember
@@ -116,6 +117,75 @@ def test_several_writers_of_a_directory_lose_nothing(tmp_path: Path) -> None:
         writer.join()
 
     assert len(memory(tmp_path, "directory").list_entries("decisions")) == 40
+
+
+def test_a_file_that_is_too_large_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of it would replace the whole, without the newest entries."""
+    monkeypatch.setattr(markdown, "MAX_FILE_BYTES", 1_000)
+    kept = memory(tmp_path, "directory")
+    kept.capture("decisions", "Eat.", "")
+    section = tmp_path / "memory" / "decisions.md"
+    section.write_text(text := "é" * 600 + "\n" + section.read_text())
+
+    with pytest.raises(SessionError, match=r"decisions\.md has more than 1,000 bytes"):
+        kept.capture("decisions", "Sleep.", "")
+    assert section.read_text() == text
+
+
+def test_a_process_that_is_stopped_while_it_writes_does_not_stop_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get an error after some time."""
+    monkeypatch.setattr(markdown, "LOCK_TIMEOUT_S", 0.05)
+    kept = memory(tmp_path, "directory")
+    kept.capture("decisions", "Eat.", "")
+    with (tmp_path / "memory" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SessionError, match="another process"):
+            kept.capture("decisions", "Sleep.", "")
+    kept.capture("decisions", "Sleep.", "")
+    assert len(kept.list_entries("decisions")) == 2
+
+
+def test_what_a_killed_writer_has_left_is_no_part_of_the_memory(tmp_path: Path) -> None:
+    """And it does not stay: the next writer overwrites it."""
+    kept = memory(tmp_path, "directory")
+    kept.capture("decisions", "Eat.", "")
+    before = sorted(path.name for path in (tmp_path / "memory").iterdir())
+    (tmp_path / "memory" / ".decisions.md.new").write_text("### half")
+
+    kept.capture("decisions", "Sleep.", "")
+
+    assert [entry["rule"] for entry in kept.list_entries("decisions")] == ["Eat.", "Sleep."]
+    assert sorted(path.name for path in (tmp_path / "memory").iterdir()) == before
+
+
+@STORES
+async def test_what_is_remembered_has_no_hidden_characters(tmp_path: Path, store: str) -> None:
+    """A terminal that shows the file would execute them, and people would not see what models read."""
+    run = FakeRun(
+        state={base.PENDING_WRITES: [{**NOTE, "rule": "a\x1b]52;c;eA==\x07b\u202ec\U000e0041\ud800"}]}
+    )
+    kept = memory(tmp_path, store)
+    await kept.writeback(run)
+
+    (entry,) = kept.list_entries("decisions", run)
+    assert entry["rule"] == "a\\x1b]52;c;eA==\\x07b\\u202ec\\U000e0041\\ud800"
+
+
+def test_a_section_has_a_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its oldest entries make room, and what people have written stays."""
+    monkeypatch.setattr(entries, "MAX_SECTION_CHARS", 1_000)
+    section = "by hand\n"
+    for number in range(40):
+        entry = MemoryEntry(f"id{number}", "2026-05-16T10:00:00+00:00", f"rule {number}", "y" * 20)
+        section = added(section, entry, most=100)
+
+        assert len(section) <= 1_000
+        assert section.startswith("by hand\n")
+    kept = [entry.rule for entry in entries_in(section)]
+    assert kept == [f"rule {number}" for number in range(40 - len(kept), 40)]
+    assert len(kept) > 8
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from openagents_worker.tools import tool
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from tests.support.waiting import until_cancelled
 from tests.unit.llm.wire import FORMATS, Format, client_of
 from tests.unit.run_fakes import FakeRun, Gate, ScriptedModel, asks, execute, says
 
@@ -460,7 +461,7 @@ async def test_a_step_that_takes_too_long_ends_the_run_and_its_tool() -> None:
 
     async def forever(text: str) -> None:
         try:
-            await asyncio.Event().wait()
+            await until_cancelled()
         finally:
             ended.append(text)
 

@@ -103,6 +103,19 @@ def test_passwords_are_in_no_text_and_no_error() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_the_key_for_definitions_is_never_shown() -> None:
+    """Neither in the representation of the settings, nor in the error about one that is too short."""
+    key = "0123456789abcdef" * 2
+    settings = load_settings({"OPENAGENTS_DEFINITIONS_KEY": key})
+    with pytest.raises(ConfigValidationError) as short:
+        load_settings({"OPENAGENTS_DEFINITIONS_KEY": "hunter2-of-mine"})
+
+    assert settings.definitions_key == key
+    assert key not in f"{settings!r} {settings}"
+    assert "32 or more characters" in short.value.message
+    assert "hunter2" not in f"{short.value.message} {short.value!r}"
+
+
 def test_settings_cannot_be_changed() -> None:
     """Two parts of a process can never see different settings."""
     with pytest.raises(ValueError, match="frozen"):

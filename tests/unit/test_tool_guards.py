@@ -31,6 +31,7 @@ from openagents_worker.runtime.calls.tool_call import BoundTool, Guard, ToolCall
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.context import CallContext
 from openagents_worker.runtime.latch import LatchReason, RunLatched
+from openagents_worker.runtime.spending import Spending
 from openagents_worker.runtime.working_budget import WorkingBudget
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import SchemaChecks
@@ -114,7 +115,10 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
             is_latched=False,
             budget=budget,
             rules=SimpleNamespace(next_kind=lambda: ""),
-            waits=SimpleNamespace(facts=SimpleNamespace(of=lambda kind: [], refresh=_nothing_new)),
+            spending=Spending(),
+            waits=SimpleNamespace(
+                facts=SimpleNamespace(of=lambda kind: [], refresh=_nothing_new), begin_again=lambda *_: None
+            ),
         )
         context: Any = SimpleNamespace(
             run_id="r", agent_id="a", run_request=request, run_state={}, recorder=recorder

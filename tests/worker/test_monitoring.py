@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
@@ -40,6 +43,12 @@ def get(port: int, path: str, *, accept: str = "*/*", method: str = "GET") -> tu
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def health(port: int, *arguments: str) -> int:
+    """The exit code of an exec probe."""
+    command = [sys.executable, "-m", "openagents_worker.cli", "health", "--port", str(port), *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60).returncode
 
 
 # --- the server ---
@@ -90,6 +99,27 @@ def test_clients_that_send_nothing_do_not_block_others_for_long(
         wait_for(lambda: get(port, "/") == (200, "hello"), "a connection is free again")
     finally:
         for each in silent:
+            each.close()
+
+
+def test_clients_that_send_a_byte_from_time_to_time_do_not_block_others_for_long(
+    serve: Callable[..., MonitoringServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their requests never end. Without an answer to its probes, a worker would be restarted."""
+    monkeypatch.setattr(monitoring, "CONNECTION_S", 0.1)
+    port = opened(serve())
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(monitoring.MAX_CONNECTIONS)]
+    try:
+
+        def is_answered() -> bool:
+            for each in slow:
+                with suppress(OSError):
+                    each.sendall(b"G")
+            return get(port, "/")[0] == 200
+
+        wait_for(is_answered, "a probe is answered")
+    finally:
+        for each in slow:
             each.close()
 
 
@@ -237,6 +267,7 @@ def test_a_worker_without_redis_is_alive_and_not_ready(installation: Installatio
     try:
         wait_for(lambda: "[-] lease" in get(port, "/readyz")[1], "the lease is over")
         assert get(port, "/livez")[0] == 200
+        assert [health(port), health(port, "--live")] == [3, 0]
         wait_for(lambda: scrape(port)[("openagents_fleet_up", ())] == 0, "the fleet cannot be read")
         assert scrape(port)[("openagents_ready", ())] == 0
     finally:

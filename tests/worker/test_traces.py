@@ -28,6 +28,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory, received: Collector) 
     with installed(
         tmp_path_factory.mktemp("traces"),
         agent("clerk", tools=tools),
+        agent("lead", tools={"ask_helper": {"type": "delegate", "config": {"agent": "helper"}}}),
+        {**agent("helper", queue="helpers"), "llm": {"provider": "scripted", "script": [{"text": "found"}]}},
         OTEL_EXPORTER_OTLP_ENDPOINT=received.url,
         OTEL_SERVICE_NAME="shop-worker",
         OTEL_BSP_SCHEDULE_DELAY="50",
@@ -140,3 +142,45 @@ def test_content_is_captured_on_request_and_without_secrets(
     assert json.loads(count.attributes["gen_ai.tool.call.result"]) == {"counted": 4712}
     assert SECRET not in str(received.spans)
     assert max(len(str(value)) for span in spans for value in span.attributes.values()) < 5_000
+
+
+def test_a_child_on_another_worker_belongs_to_the_trace_of_its_parent(
+    installation: Installation, received: Collector
+) -> None:
+    """Its attempts are below the call that delegates: invoke_agent, execute_tool, delegate, invoke_agent."""
+    installation.model.will_say(
+        {"tool_calls": [call("ask_helper", input_text="find order A17")]}, {"text": "It is found."}
+    )
+    if all(worker.exit_code is not None for worker in installation.stack.workers):
+        installation.stack.start_worker("leads")
+    installation.stack.set_env(OPENAGENTS_QUEUE="helpers")
+    try:
+        installation.stack.start_worker("helpers")
+    finally:
+        installation.stack.set_env(OPENAGENTS_QUEUE="agents")
+
+    parent = installation.submit("lead")
+    assert parent.wait(60).final_output == "It is found."
+    [child] = installation.client.runs(parent_run_id=parent.id).items
+    workers = [
+        {event.worker for event in installation.client.handle(run_id).events() if event.worker}
+        for run_id in (parent.id, child.run_id)
+    ]
+    assert not workers[0] & workers[1], "the child was executed by the same worker"
+    wait_for(
+        lambda: received.named("invoke_agent helper") and len(received.named("invoke_agent lead")) >= 2,
+        "all attempts are received",
+    )
+
+    [of_child] = received.named("invoke_agent helper")
+    by_id = {span.span_id: span for span in received.spans}
+    above = []
+    span = of_child
+    while (found := by_id.get(span.parent_id)) is not None:
+        above.append(found.name)
+        span = found
+    assert above == ["delegate helper", "execute_tool ask_helper", "invoke_agent lead"]
+    assert of_child.attributes["openagents.run.id"] == child.run_id
+    of_parent = received.named("invoke_agent lead")
+    assert {each.trace_id for each in of_parent} == {of_child.trace_id}
+    assert {each.attributes["openagents.run.id"] for each in of_parent} == {parent.id}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from openagents_worker.telemetry import signals
@@ -39,6 +41,26 @@ def test_a_missing_package_is_a_warning(
     assert "traces.not_exported" in caplog.text
     assert "openagents-worker[otel]" in caplog.text
     assert tracing.health.report().error_code == "traces.not_exported"
+    assert not signals.is_enabled()
+
+
+def test_a_collector_that_does_not_answer_does_not_hold_the_end_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes connections, and says nothing."""
+    pytest.importorskip(worker_tracing.PACKAGE)
+    monkeypatch.setattr(worker_tracing, "END_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name in ("ENDPOINT", "TIMEOUT"):
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", endpoint if name == "ENDPOINT" else "30")
+        tracing = WorkerTracing()
+        tracing.start()
+        with signals.span("openagents.submit"):
+            pass
+        tracing.stop()
+
+    assert "traces.not_sent" in caplog.text
     assert not signals.is_enabled()
 
 

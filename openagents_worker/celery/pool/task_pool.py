@@ -234,7 +234,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         group.unfinished.discard(pool_task.number)
         self._unfinished_completions.discard(pool_task.number)
         del self._pool_tasks[pool_task.number]
-        self._start_waiting(group)
+        if group.waiting:
+            self._start_waiting(group)
         with self._changed:
             self._changed.notify_all()
         # Always wake the hub, which may have stopped fetching messages: it counts received messages, the

@@ -16,6 +16,7 @@ from openagents_worker.cli.commands import (
     fleet,
     forking,
     mcp,
+    probing,
     processes,
     resuming,
     runs,
@@ -41,7 +42,7 @@ NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
 SUBJECTS = (
     ("Runs", (*runs.COMMANDS, *resuming.COMMANDS, *deciding.COMMANDS, *forking.COMMANDS)),
     ("Sessions", (*sessions.COMMANDS, *forking.SESSION_COMMANDS)),
-    ("The deployment", (*fleet.COMMANDS, *doctor.COMMANDS)),
+    ("The deployment", (*fleet.COMMANDS, *doctor.COMMANDS, *probing.COMMANDS)),
     ("Processes", (*processes.COMMANDS, *mcp.COMMANDS)),
     ("Configuration", configuration.COMMANDS),
 )

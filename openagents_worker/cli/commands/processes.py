@@ -87,6 +87,13 @@ def flower(port: int) -> None:
     help="Port of Flower. 0: any free one. Default: 5555, or a free one if that is in use.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where Redis keeps its data.")
+@click.option(
+    "--model",
+    "script",
+    default=DEV_MODEL,
+    metavar="FILE|MODULE:FUNCTION",
+    help="The scripted model: a JSON file with its replies, or a function. Default: it does arithmetic.",
+)
 @click.option("--reload/--no-reload", default=True, help="Restart the worker when files change.")
 @as_json_option
 def dev(
@@ -94,6 +101,7 @@ def dev(
     redis_port: int | None,
     flower_port: int | None,
     data_dir: Path | None,
+    script: str,
     reload: bool,
     as_json: bool,
 ) -> Exit:
@@ -115,7 +123,7 @@ def dev(
     flower_port = port_or_free(DEFAULT_FLOWER_PORT) if flower_port is None else flower_port
     try:
         with Stack(redis_url=redis_url, data_dir=data_dir, redis_port=redis_port, say=print_line) as stack:
-            model_url = _start_model(stack)
+            model_url = _start_model(stack, script)
             is_example = _use_example_agents(stack)
             worker = stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
@@ -151,11 +159,11 @@ def _names_of(paths: Sequence[Path]) -> str:
     return f"{names} and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else names
 
 
-def _start_model(stack: Stack) -> str | None:
+def _start_model(stack: Stack, script: str) -> str | None:
     """Start a scripted model unless the environment names a model. Return its URL, or None."""
     if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
         return None
-    url = stack.start_model_server(DEV_MODEL)
+    url = stack.start_model_server(script)
     stack.set_env(OPENAI_BASE_URL=url, OPENAI_API_KEY="no-key-needed")
     return url
 

@@ -13,7 +13,7 @@ from openagents_worker.agents.plugin_refs import function_name
 from openagents_worker.cli.mcp.protocol import ToolRequest
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.events import RunEvent
-from openagents_worker.jsontext import dumps
+from openagents_worker.jsontext import LARGEST_INTEGER, dumps
 from openagents_worker.models import RunRecord, RunRequest, RunResult, StopReason, WaitKind
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.handle import AsyncRunHandle
@@ -199,16 +199,13 @@ class AgentTools:
 
     async def _run_events(self, asked: ToolRequest) -> dict[str, Any]:
         after = asked.arguments.get("after", 0)
-        if not isinstance(after, int) or after < 0:
+        if type(after) is not int or not 0 <= after <= LARGEST_INTEGER:
             raise RequestInvalid("after must be a whole number, at least 0")
         record = await self._handle(asked).record()
-        stored = await self._client.store.execute(history(self._client.store.keys, record.run_id))
-        events = [
-            {"seq": event.seq, "name": event.name, "payload": event.payload}
-            for event in stored
-            if event.seq is not None and event.seq > after
-        ]
-        return _result({"run_id": record.run_id, "state": record.state.value, "events": events[:MAX_EVENTS]})
+        keys = self._client.store.keys
+        stored = await self._client.store.execute(history(keys, record.run_id, after=after, most=MAX_EVENTS))
+        events = [{"seq": event.seq, "name": event.name, "payload": event.payload} for event in stored]
+        return _result({"run_id": record.run_id, "state": record.state.value, "events": events})
 
     async def _approve(self, asked: ToolRequest) -> dict[str, Any]:
         arguments = asked.arguments.get("arguments")

@@ -25,6 +25,7 @@ VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol, the newest first. What this server uses of them is the same in all."""
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_OPEN_REQUESTS = 1_000
+MAX_WAITING_LINES = 8  # that were read, and are not handled yet
 MAX_ERROR_CHARS = 2_000
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, INVALID_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
 
@@ -77,7 +78,7 @@ class StdioServer:
 
     async def serve(self) -> None:
         """Answer requests until the client closes the stream. Calls that are still open end with it."""
-        lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_OPEN_REQUESTS)
+        lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_LINES)
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop, lines), name="mcp stdin", daemon=True).start()
         try:

@@ -50,9 +50,11 @@ class _StartedJob:
 
     def to_json(self, call: ToolCall) -> dict[str, Any]:
         """The note. `worker.open_jobs` reads it too."""
+        toolset_id = getattr(call.tool.plugin, "toolset_id", None)
         return {
             "handle": self.handle.model_dump(mode="json"),
             "tool_id": call.tool_id,
+            **({} if toolset_id is None else {"toolset_id": toolset_id}),
             "key": call.info.idempotency_key,
             "started_ms": self.started_ms,
             "life": self.life,

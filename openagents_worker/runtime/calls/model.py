@@ -22,7 +22,7 @@ from openagents_worker.llm.base import (
     token_count,
 )
 from openagents_worker.llm.limits import LimitWait
-from openagents_worker.models import ErrorDetails, RunBudget, RunUsage
+from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, WaitKind
 from openagents_worker.models.usage import usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -102,7 +102,7 @@ class RecordedModel(ModelClient):
         if self._recorder.budget.clock is not None:
             await more_time(self._recorder)
         try:
-            await self._stay_within_budget(request, reserved)
+            await self._stay_within_budget(request, info, reserved)
         except BudgetExhausted as error:
             return Outcome(error=error)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
@@ -181,36 +181,52 @@ class RecordedModel(ModelClient):
                 user_error=raised,
             )
 
-    async def _stay_within_budget(self, request: ModelRequest, reserved: list[CostReservation]) -> None:
+    async def _stay_within_budget(
+        self, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
+    ) -> None:
         """Reserve what the call may cost, if the run has a limit of cost. If the budget is used up, take an
-        extension or wait for one. Raises `BudgetExhausted`.
+        extension or wait for one; if it is reserved, wait until that is settled. Raises `BudgetExhausted`.
 
         Not used for replayed calls: they cost nothing more.
         """
+        recorder = self._recorder
+        recorder.waits.begin_again(info, WaitKind.CHILD)
         while (exhausted := self._out_of_tokens()) is not None:
-            await more_of(
-                self._recorder, "max_total_tokens", exhausted.current or 0, exhausted.limit or 0, exhausted
-            )
-        if self._recorder.budget.limit("max_cost_usd") is None:
-            return
-        inner, spending = self._inner, self._recorder.spending
+            used, limit = exhausted.current or 0, exhausted.limit or 0
+            if recorder.usage.total_tokens < limit and recorder.spending.will_settle("max_total_tokens"):
+                await recorder.spending.child_settled(recorder.waits, info)
+            else:
+                await more_of(recorder, "max_total_tokens", used, limit, exhausted)
+        if recorder.budget.limit("max_cost_usd") is not None:
+            await self._reserve_cost(request, info, reserved)
+
+    async def _reserve_cost(
+        self, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
+    ) -> None:
+        inner, recorder, spending = self._inner, self._recorder, self._recorder.spending
         most = (inner.largest_cost_usd(request) if isinstance(inner, ModelClient) else None) or 0.0
         while (limit := self._cost_limit()) is not None:
+            in_use = spending.reserved_usd + spending.of_children("max_cost_usd")
             if (exhausted := self._out_of_money(limit, most)) is not None:
-                await more_of(self._recorder, "max_cost_usd", exhausted.current or 0, limit, exhausted)
-            elif spending.reserved_usd and self._spent_usd + spending.reserved_usd + most > limit:
-                await spending.one_settled()  # it may cost less than was reserved for it
-            else:
+                await more_of(recorder, "max_cost_usd", exhausted.current or 0, limit, exhausted)
+            elif not (most and in_use) or self._spent_usd + in_use + most <= limit:
                 reserved.append(spending.reserve(most))
                 return
+            elif spending.reserved_usd:
+                await spending.one_settled(recorder.in_progress)  # it may cost less than was reserved for it
+            else:
+                await spending.child_settled(recorder.waits, info)
 
     def _out_of_tokens(self) -> BudgetExhausted | None:
-        most, used = self._recorder.budget.limit("max_total_tokens"), self._recorder.usage.total_tokens
+        most = self._recorder.budget.limit("max_total_tokens")
+        kept = int(self._recorder.spending.of_children("max_total_tokens"))
+        used = self._recorder.usage.total_tokens + kept
         if most is None or used < most:
             return None
-        return BudgetExhausted(
-            f"token budget exhausted: {used:,} of {most:,} tokens", kind="tokens", current=used, limit=most
-        )
+        message = f"token budget exhausted: {used:,} of {most:,} tokens"
+        if kept:
+            message += f", of which {kept:,} are reserved for children"
+        return BudgetExhausted(message, kind="tokens", current=used, limit=most)
 
     @property
     def _spent_usd(self) -> float:
@@ -232,11 +248,13 @@ class RecordedModel(ModelClient):
     def _out_of_money(self, limit: float, most: float) -> BudgetExhausted | None:
         """The error if the cost is used up, or if this call alone may exceed the limit."""
         spent, hint = self._spent_usd, None
+        kept = self._recorder.spending.kept_by_children("max_cost_usd") if most else 0.0
         message = f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD"
         if not (self._recorder.usage.llm_calls and spent >= limit):
-            if spent + most <= limit:
+            if spent + kept + most <= limit:
                 return None
-            message += f" are spent, and the next model call may cost {most:.4f}"
+            reserved = f", {kept:.4f} are reserved for children in the background" if kept else ""
+            message += f" are spent{reserved}, and the next model call may cost {most:.4f}"
             hint = "a lower llm.max_tokens lets a call reserve less; max_cost_usd limits the whole run"
         return BudgetExhausted(message, hint=hint, kind="cost", current=spent, limit=limit)
 

@@ -15,7 +15,7 @@ local function needed_by(run)
   local keys = {journal = k.journal(run_id), messages = k.transcript(S), artifacts = k.artifacts(S), state = k.session_state(S),
     facts = k.facts(run_id)}
   local found = {journal = redis.pcall('LLEN', keys.journal), messages = redis.pcall('LLEN', keys.messages),
-    artifacts = redis.pcall('LLEN', keys.artifacts), state = redis.pcall('HGETALL', keys.state), facts = redis.pcall('HGETALL', keys.facts)}
+    artifacts = redis.pcall('LLEN', keys.artifacts), state = redis.pcall('HGETALL', keys.state), facts = redis.pcall('HKEYS', keys.facts)}
   for name, answer in pairs(found) do
     if is_wrong_type(answer) then return nil, keys[name], (name == 'state' or name == 'facts') and 'hash' or 'list' end
   end
@@ -30,6 +30,16 @@ local function summary_of(S)
   return epoch, count_of(found[1]), found[2] or ''
 end
 
+-- small_facts(names): the facts of the run; nil if they are larger than a page: the results of many children may be
+local function small_facts(names)
+  local bytes = 0
+  for _, name in ipairs(names) do
+    bytes = bytes + #name + redis.call('HSTRLEN', k.facts(run_id), name)
+    if bytes > page_bytes then return nil end
+  end
+  return #names > 0 and redis.call('HGETALL', k.facts(run_id)) or names
+end
+
 local function claimed(run, found)
   local epoch, compacted, compaction = summary_of(run.session)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
@@ -38,10 +48,10 @@ local function claimed(run, found)
   local request, last_error, facts_no = unpack(redis.call('HMGET', k.run(run_id), 'request', 'last_error', 'facts_no'))
   return reply{answer = 'CLAIMED', fence = run.fence, request = request, attempt = run.attempt, life = run.life, retries = run.retries,
     recoveries = run.recoveries, uid = run.uid, usage = run.usage, queue = run.queue, canvas = run.canvas, last_error = last_error,
-    active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = found.facts, facts_no = whole(facts_no), now_ms = digits(NOW_MS),
+    active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = small_facts(found.facts), facts_no = whole(facts_no), now_ms = digits(NOW_MS),
     journal_length = found.journal,
     journal = page, messages = found.messages, artifacts = found.artifacts,
-    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads a larger state separately
+    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads larger ones separately
 end
 
 local function later(run, delay_ms)

@@ -18,12 +18,15 @@ local function is_over(child, parent_ended)
   return redis.call('EXISTS', k.journal(child.id)) == 0 and not may_begin_again(child)
 end
 
-local child = load(child_id)
+local child, was_awaited = load(child_id), nil
 if child then
-  local parent, parent_call, parent_ended, result = unpack(redis.call('HMGET', k.run(child_id), 'parent', 'parent_call', 'parent_ended', 'result'))
+  local parent, parent_call, parent_ended, result, parent_life = unpack(redis.call('HMGET', k.run(child_id), 'parent', 'parent_call', 'parent_ended',
+    'result', 'parent_life'))
+  was_awaited = parent_life
   if parent ~= run_id or parent_call ~= call then return reply{answer = 'CONFLICT'} end
   if is_over(child, parent_ended) then return reply{answer = 'ENDED', result = result} end
   if not TERMINAL[child.state] and parent_ended == '1' then return reply{answer = 'STOPPING'} end
+  if TERMINAL[child.state] then needs(k.facts(child_id), 'hash') end
 elseif run.cancel ~= '1' then
   local announcement = redis.call('HGET', k.agents(), agent_id)
   if not announcement and redis.call('EXISTS', k.agents()) == 1 then
@@ -50,21 +53,23 @@ redis.call('SADD', k.children(run_id), child_id)
 local life = digits(run.life)
 if child and not TERMINAL[child.state] then
   redis.call('HSET', k.run(child_id), 'parent_life', life)
+  if not was_awaited and child.state == STATE.waiting_session and is_lent_to(child_id) then -- somebody else has resumed it
+    redis.call('ZADD', k.session_queue(child.session), digits(ordinal_of(child)), child_id)
+  end
   return reply{answer = 'SAME', wakes = {child.state == STATE.queued and wake_of(child) or nil}}
 end
 append(run, {'run.child_started', '{"child_run_id":' .. q(child_id) .. ',"agent_id":' .. q(agent_id) .. ',"mode":' .. q(mode) .. ',"call_id":'
   .. q(call) .. (background == 1 and ',"background":true' or '') .. '}'})
 local wake
 if child then
-  wake = revived(child, redis.call('EXISTS', k.journal(child_id)) == 0, '')
-  redis.call('HSET', k.run(child_id), 'parent_life', life)
+  wake = revived(child, redis.call('EXISTS', k.journal(child_id)) == 0, '', life)
 else
   if is_copy then
     copy_session(run.session, session_id, redis.call('LLEN', k.transcript(run.session)), redis.call('LLEN', k.artifacts(run.session)))
   end
   if mode ~= 'shared' then redis.call('HSET', k.session(session_id), 'of_child', run_id) end
   child = new_run(child_id, {format = format, state = STATE.queued, queue = queue, agent = agent_id, session = session_id, parent = run_id,
-    digest = digest, uid = uid, request = request, canvas = '', tell = 1, durable = run.durable ~= '' and run.durable or 1,
+    digest = digest, uid = uid, request = request, canvas = canvas, tell = 1, durable = run.durable ~= '' and run.durable or 1,
     input_digest = input_text, lists = #lists > 0 and cjson.encode(lists), parent_call = call, parent_life = life, mode = mode,
     background = background == 1 and '1'}, lists_of({agent = agent_id, session = session_id}, lists))
   wake = place(child)

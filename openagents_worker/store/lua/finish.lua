@@ -31,4 +31,4 @@ end
 count_up(k.session(S), 'version')
 if format > session_format(S) then redis.call('HSET', k.session(S), 'format', digits(format)) end
 return reply{answer = 'OK', wakes = end_run(run, {state = end_state, stop_reason = stop_reason, result = result, name = event, payload = payload, completed = completed,
-  keep_fence = true, in_hand = true})}
+  keep_fence = true, in_hand = true, code = code})}

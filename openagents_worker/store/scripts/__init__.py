@@ -62,7 +62,9 @@ from openagents_worker.store.scripts.limits import (
     limit_take,
 )
 from openagents_worker.store.scripts.maintenance import (
+    UNKNOWN_CODE,
     Pruned,
+    RunsInStates,
     aside_news,
     in_states,
     lacking,
@@ -101,6 +103,7 @@ from openagents_worker.store.scripts.workers import (
 )
 
 __all__ = [
+    "UNKNOWN_CODE",
     "Admission",
     "AdmissionAnswer",
     "Begun",
@@ -126,6 +129,7 @@ __all__ = [
     "MAX_RECOVERIES",
     "PAGE_BYTES",
     "Pruned",
+    "RunsInStates",
     "Reclaimed",
     "Registration",
     "ReleaseKind",

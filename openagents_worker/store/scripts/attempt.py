@@ -74,7 +74,7 @@ class Claimed:
     `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
     numbers of items in the session. `facts_no` is the number of the newest fact from outside. `now_ms` is the
     time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
-    `session_state` maps keys to JSON; None if it is too large for this answer. `compaction` is the summary
+    `facts` and `session_state` are None if they are too large for this answer. `compaction` is the summary
     (JSON) that stands for the first `compacted` messages of the session, `epoch` its number; 0: none.
     """
 
@@ -314,10 +314,12 @@ def finish(
     compacted: int = 0,
     compaction: Payload = "",
     compacted_format: int = SUMMARIES,
+    code: str = "",
 ) -> WriteResult:
     """End a run and write its results into its session.
 
-    `stop_reason` is that of the result, for the run that has delegated to this one.
+    `stop_reason` is that of the result, for the run that has delegated to this one. `code` is that of the
+    error in the result, '' without an error.
     `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
     `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete. `compaction` is a summary
     (JSON) that replaces the first `compacted` messages for later runs, `epoch` its number; 0: none.

@@ -11,8 +11,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.quick_init import quick_init
 from openagents_worker.store.codec import PLAIN, PayloadCodec
-from openagents_worker.store.scripts.payloads import Encoder, encoder_of, plain_type
-from openagents_worker.store.scripts.replies import Decoder, Reply, decoder_of
+from openagents_worker.store.scripts.payloads import OF_CODEC, Encoder, encoder_of, plain_type
+from openagents_worker.store.scripts.replies import Decoder, decoder_of
 from openagents_worker.store.scripts.source import Script
 
 __all__ = ["ScriptCall", "script_function"]
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 @quick_init
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Generic[T_co]):
-    """A script with its arguments, for `Store.run` and `AsyncStore.run`. `parse` parses the reply.
+    """A script with its arguments, for `Store.run` and `AsyncStore.run`. `decode` decodes the reply.
 
     Payloads are encoded here and decoded here, so that callers and scripts never see the codec.
     """
@@ -36,10 +36,6 @@ class ScriptCall(Generic[T_co]):
     encoders: tuple[tuple[int, Encoder], ...]
     """Positions of arguments, and what prepares them."""
     _encoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def parse(self, reply: Reply, codec: PayloadCodec = PLAIN) -> T_co:
-        parsed: T_co = self.decode(reply, codec)
-        return parsed
 
     def argv(self, common: tuple[int, int, int], codec: PayloadCodec = PLAIN) -> list[str | int]:
         flat: list[str | int] = list(common)
@@ -68,7 +64,8 @@ class ScriptCall(Generic[T_co]):
         if not encoded:
             encoded += self.args
             for at, encode in self.encoders:
-                encoded[at] = encode(encoded[at], codec)
+                if not (codec.is_plain and encode in OF_CODEC):
+                    encoded[at] = encode(encoded[at], codec)
         return encoded
 
 

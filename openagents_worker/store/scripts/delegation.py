@@ -71,6 +71,7 @@ def delegate(
     delegated: str,
     batch_no: int,
     lists: Sequence[str] = (),
+    canvas: str = "",
     stored: int = 0,
     max_children: int = MAX_CHILDREN,
     format: int = DELEGATES,
@@ -79,6 +80,6 @@ def delegate(
 
     `call` is the id of the call, `mode` is `isolated`, `shared` or `forked`. `queue` '' means the queue of
     the agent, or that of the parent. `delegated` is the value (JSON) of a fact of the parent; it holds ids
-    and numbers only. `lists`, `digest`, `uid`, `request` and `input_text` are as those of `submit`.
-    `stored`: as for `ask`. `batch_no` is the number of this write among those of the attempt.
+    and numbers only. `lists`, `digest`, `uid`, `request`, `input_text` and `canvas` are as those of
+    `submit`. `stored`: as for `ask`. `batch_no` is the number of this write among those of the attempt.
     """

@@ -8,7 +8,17 @@ from typing import Literal
 
 from openagents_worker.store.scripts.calls import script_function
 
-__all__ = ["Pruned", "aside_news", "lacking", "mend_key", "prune", "put_aside"]
+__all__ = [
+    "UNKNOWN_CODE",
+    "Pruned",
+    "RunsInStates",
+    "aside_news",
+    "in_states",
+    "lacking",
+    "mend_key",
+    "prune",
+    "put_aside",
+]
 
 
 @script_function
@@ -41,8 +51,22 @@ def prune(*, limit: int, name: str = "", kept: int = 0) -> Pruned:
     """Remove expired entries from the index `name` ('': from one that is due), examining about `limit`."""
 
 
+UNKNOWN_CODE = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class RunsInStates:
+    """The answer of `in_states`: ids of runs, and of each the code of its error if codes were asked for.
+
+    The code is UNKNOWN_CODE if only the result of the run contains it.
+    """
+
+    ids: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+
+
 @script_function
-def in_states(*, ids: Sequence[str], states: Sequence[str]) -> tuple[str, ...]:
+def in_states(*, ids: Sequence[str], states: Sequence[str], with_codes: bool = False) -> RunsInStates:
     """The runs among `ids` that are in one of the states, in one command. Changes nothing."""
 
 

@@ -12,7 +12,16 @@ from typing import Annotated, Any, get_args, get_origin
 from openagents_worker.store.codec import PayloadCodec, digest_of
 from openagents_worker.store.event_items import event_items
 
-__all__ = ["Digested", "Events", "Payload", "PayloadPairs", "encoder_of", "is_payload", "plain_type"]
+__all__ = [
+    "OF_CODEC",
+    "Digested",
+    "Events",
+    "Payload",
+    "PayloadPairs",
+    "encoder_of",
+    "is_payload",
+    "plain_type",
+]
 
 
 class _Treatment(StrEnum):
@@ -67,13 +76,15 @@ def _encode(text: str, codec: PayloadCodec) -> str:
 
 
 def _encode_all(texts: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
-    return texts if codec.is_plain else [codec.encode(text) for text in texts]
+    return [codec.encode(text) for text in texts]
 
 
 def _encode_every_second(items: Sequence[str], codec: PayloadCodec) -> Sequence[str]:
-    if codec.is_plain:
-        return items
     return [codec.encode(item) if at % 2 else item for at, item in enumerate(items)]
+
+
+OF_CODEC = frozenset({_encode, _encode_all, _encode_every_second})
+"""Encoders that only apply the codec: a plain one changes nothing."""
 
 
 def _digest(text: str, _: PayloadCodec) -> str:

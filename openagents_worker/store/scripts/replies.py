@@ -96,7 +96,7 @@ def decoder_of(hint: Any) -> Decoder:
     if origin is dict:
         return _decode_payload_pairs if is_payload(arguments[1]) else _decode_pairs
     if hint is int:
-        return lambda value, _: int(value)
+        return _decode_int
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         members = {member.value: member for member in hint}  # calling the class takes ten times as long
         return lambda value, _: members.get(value) or hint(value)
@@ -120,7 +120,11 @@ def _fields_decoder(row: Any) -> Decoder:
     def decode_fields(values: Sequence[Any], codec: PayloadCodec) -> Any:
         return row(
             **{
-                name: value if decode_value is None else decode_value(value, codec)
+                name: value
+                if decode_value is None
+                else int(value)
+                if decode_value is _decode_int  # half of the fields
+                else decode_value(value, codec)
                 for (name, decode_value), value in zip(decoders, values, strict=True)
                 if value is not None
             }
@@ -149,6 +153,10 @@ def _decode_payload_pairs(flat: Any, codec: PayloadCodec) -> dict[str, str]:
 
 def _decode_payload(text: str, codec: PayloadCodec) -> str:
     return codec.decode(text)
+
+
+def _decode_int(value: Any, _: PayloadCodec) -> int:
+    return int(value)
 
 
 def _is_one(value: Any, _: PayloadCodec) -> bool:

@@ -26,7 +26,7 @@ from openagents_worker.tools.mcp.http import (
 from openagents_worker.tools.mcp.options import ServerOptions
 from openagents_worker.tools.mcp.sdk import McpMessage, RequestFailed, Sdk, load_sdk
 from openagents_worker.tools.mcp.stdio import ServerProcess, stdio_transport
-from openagents_worker.tools.mcp.streams import ObservedReader, ObservedWriter
+from openagents_worker.tools.mcp.streams import ObservedReader, ObservedWriter, log_invalid_message
 
 __all__ = ["McpConnection", "ConnectionFailed", "McpEndpoint"]
 
@@ -92,6 +92,7 @@ class McpConnection:
         self._requests = 0
         self._sent: dict[str, Any] = {}
         """The ids of the requests of these calls that were handed to the transport."""
+        self._invalid_messages = 0
 
     @property
     def is_open(self) -> bool:
@@ -265,6 +266,9 @@ class McpConnection:
             return asking.result()
         if isinstance(error, RequestFailed) and not error.is_closed:
             raise error
+        if isinstance(error, RequestFailed) and self.is_open:  # only this answer was lost
+            reason = f"the MCP server {self.shown} has failed: {safe_message(error.message, MAX_TEXT)}"
+            raise ConnectionFailed(reason, may_have_run=key in self._sent)
         problem = self._problem or self._failed(None if isinstance(error, RequestFailed) else error)
         raise ConnectionFailed(problem.reason, may_have_run=key in self._sent, is_final=problem.is_final)
 
@@ -294,17 +298,21 @@ class McpConnection:
             self._sent[key] = sent.get("id")
 
     def _on_failure(self, failure: HttpFailure) -> None:
-        self._last_failure = failure
         waiting = self._waiting.get(failure.key) if failure.key is not None else None
         if waiting is not None and not waiting.done():
             waiting.set_result(failure)
-        if failure.status in (None, SESSION_GONE) and self._session is not None:
+        # An answer that is too large is the failure of its call. Others may use the connection.
+        is_lost = failure.status in (None, SESSION_GONE) and not failure.is_final
+        if is_lost or not self._is_ready:
+            self._last_failure = failure
+        if is_lost and self._session is not None:
             self._session = None  # the next call opens a new one
             self._lost.set()
 
     async def _on_message(self, message: Any) -> None:
         if isinstance(message, Exception):
-            log.warning("mcp.invalid_message", server=self.shown, text=safe_message(str(message), MAX_TEXT))
+            self._invalid_messages += 1
+            log_invalid_message(self.shown, self._invalid_messages, safe_message(str(message), MAX_TEXT))
         elif self._sdk.is_list_change(message):
             self.has_changed_tools = True
 
@@ -327,9 +335,8 @@ class McpConnection:
 
     def _lines(self) -> str:
         """The last lines of its stderr, for error messages."""
-        if self._process is None or not self._process.last_lines:
-            return ""
-        return f" (stderr: {safe_message(' | '.join(self._process.last_lines), MAX_TEXT)})"
+        words = "" if self._process is None else self._process.last_words
+        return f" (stderr: {safe_message(words, MAX_TEXT)})" if words else ""
 
 
 _notifying: set[asyncio.Task[None]] = set()

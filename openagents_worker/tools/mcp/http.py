@@ -11,13 +11,14 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
 from openagents_worker.redaction import safe_message
 from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.mcp.stdio import MAX_MESSAGE_BYTES
+from openagents_worker.tools.mcp.streams import mend
 
 __all__ = ["KEY", "SESSION_GONE", "HttpFailure", "client_factory", "request_key", "trusted_certificates"]
 
@@ -29,6 +30,8 @@ REFUSED = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429})
 MAX_REASON_CHARS = 300
 KEY = "openagents-worker/idempotencyKey"
 """The entry of `_meta` with the idempotency key of a call."""
+EMPTY_LINES = (b"\n\n", b"\n\r", b"\r\r")
+"""How an event of a stream can end: with an empty line, whatever its line ends are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ def client_factory(
 
     def make(headers: Mapping[str, str] | None = None, timeout: Any = None, auth: Any = None) -> Any:
         return library.AsyncClient(
-            headers={**(headers or {}), **own_headers},
+            # Without compression: a few kilobytes of gzip can expand to gigabytes.
+            headers={**(headers or {}), **own_headers, "accept-encoding": "identity"},
             # A call has a limit of its own; between two events of a stream any time may pass.
             timeout=library.Timeout(CONNECT_TIMEOUT_S, read=None, write=WRITE_TIMEOUT_S),
             transport=_observed(library)(library.AsyncHTTPTransport(verify=certificates), on_failure),
@@ -79,6 +83,41 @@ def trusted_certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+class Unfinished:
+    """The part of an answer that has not arrived completely: the last event of a stream, or a whole body."""
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self._is_stream = is_stream
+        self._bytes = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def add(self, piece: bytes) -> bytes:
+        """The events that are complete with this piece.
+
+        >>> stream = Unfinished(is_stream=True)
+        >>> stream.add(b"data: 1\\n"), stream.add(b"\\ndata"), stream.add(b": 2\\r\\n\\r\\n"), len(stream)
+        (b'', b'data: 1\\n\\n', b'data: 2\\r\\n\\r\\n', 0)
+        """
+        begin = max(0, len(self._bytes) - 1)
+        self._bytes += piece
+        if not self._is_stream:
+            return b""
+        found = max(self._bytes.rfind(each, begin) for each in EMPTY_LINES)
+        end = 0 if found < 0 else found + 2
+        # The rest of this empty line, or of the last one.
+        while bytes(self._bytes[end : end + 1]) in (b"\r", b"\n"):
+            end += 1
+        whole = bytes(self._bytes[:end])
+        del self._bytes[: len(whole)]
+        return whole
+
+    def rest(self) -> bytes:
+        """What has arrived when the answer ends."""
+        return bytes(self._bytes)
+
+
 @lru_cache(maxsize=2)
 def _observed(library: Any) -> Any:
     """The class of transports that observe failures, for a version of the HTTP library."""
@@ -87,23 +126,33 @@ def _observed(library: Any) -> Any:
     class Body(library.AsyncByteStream):  # type: ignore[misc]  # the base is known when the SDK is loaded
         """The body of an answer: each event of a stream, or the whole of another body, is bounded."""
 
-        def __init__(self, body: Any, failed: Callable[[str, bool], None]) -> None:
-            self._body = body
+        def __init__(self, response: Any, failed: Callable[[str, bool], None]) -> None:
+            self._body = response.stream
             self._failed = failed
+            self._encoding = response.headers.get("content-encoding", "").strip().lower()
+            is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+            self._unfinished = Unfinished(is_stream=is_stream)
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            pending, is_final = 0, False
+            if self._encoding not in ("", "identity"):
+                self._refuse(
+                    f"an answer with the compression {self._encoding[:40]!r}, which was not asked for"
+                )
             try:
                 async for piece in self._body:
-                    event_end = max(piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n"))
-                    pending = len(piece) - event_end if event_end >= 0 else pending + len(piece)
-                    if pending > MAX_MESSAGE_BYTES:
-                        is_final = True
-                        raise library.ReadError(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
-                    yield piece
+                    if whole := self._unfinished.add(piece):
+                        yield await mend(whole)
+                    if len(self._unfinished) > MAX_MESSAGE_BYTES:
+                        self._refuse(f"a message of more than {MAX_MESSAGE_BYTES:,} bytes")
+                yield await mend(self._unfinished.rest())
             except library.TransportError as error:
-                self._failed(_reason(error), is_final)
+                self._failed(_reason(error), False)
                 raise
+
+        def _refuse(self, reason: str) -> NoReturn:
+            """End this answer. The connection goes on, so it is not an error of the transport."""
+            self._failed(reason, True)
+            raise library.StreamError(reason)
 
         async def aclose(self) -> None:
             await self._body.aclose()
@@ -129,7 +178,7 @@ def _observed(library: Any) -> Any:
                     retry_after_ms=retry_after_ms(response.headers),
                 )
             response.stream = Body(
-                response.stream, lambda reason, is_final: self._fail(request, reason, is_final=is_final)
+                response, lambda reason, is_final: self._fail(request, reason, is_final=is_final)
             )
             return response
 

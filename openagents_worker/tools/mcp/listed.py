@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from openagents_worker.agents.plugin_refs import function_name
@@ -16,6 +16,8 @@ __all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools"]
 
 log = get_logger(__name__)
 
+MAX_NAME_CHARS = 256
+MAX_LOGGED = 20  # of the tools that are left out of one list
 MAX_DESCRIPTION_CHARS = 8_000  # a description is in each request to the model
 _NO_OPTIONS = McpToolOptions()
 ANY_OBJECT = {"type": "object"}
@@ -57,13 +59,35 @@ class McpTool(ToolPlugin):
 
 def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> list[McpTool]:
     """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file."""
+    left_out: list[tuple[str, str]] = []
+    by_name = _by_name(options, found, left_out)
     if options.as_one_tool:
-        return [_one_tool(options, tool_id, found)]
-    taken: set[str] = set()
+        tools = [_one_tool(options, tool_id, by_name)]
+    else:
+        tools = _each_tool(options, tool_id, by_name, left_out)
+    for remote, problem in left_out[:MAX_LOGGED]:
+        log.warning("mcp.tool_left_out", server=options.server.shown, tool=remote[:200], error=problem)
+    if len(left_out) > MAX_LOGGED:
+        log.warning("mcp.tools_left_out", server=options.server.shown, tools=len(left_out))
+    return tools
+
+
+def _each_tool(
+    options: McpOptions,
+    tool_id: str,
+    by_name: Mapping[str, Mapping[str, Any]],
+    left_out: list[tuple[str, str]],
+) -> list[McpTool]:
+    """A tool for each of the server, and those for resources and prompts."""
+    # A name that the agents file gives is not taken by another tool of the server.
+    taken = {own.name for own in options.overrides.values() if own.name}
     tools = []
-    for described in sorted(found, key=lambda tool: str(tool.get("name"))):
-        tool = _tool(options, described, taken)
-        if tool is not None:
+    for remote, described in sorted(by_name.items()):
+        try:
+            tool = _tool(options, remote, described, taken)
+        except PluginConfigError as error:
+            left_out.append((remote, error.message))
+        else:
             taken.add(tool.name)
             tools.append(tool)
     for own, (option, description, arguments) in OWN_TOOLS.items():
@@ -74,18 +98,36 @@ def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str,
     return tools
 
 
-def _tool(options: McpOptions, described: Mapping[str, Any], taken: set[str]) -> McpTool | None:
-    """The tool as the server describes it; None if the agent does not get it, or it cannot be used."""
-    remote = described.get("name")
-    if not isinstance(remote, str) or (options.tools and remote not in options.tools):
-        return None
+def _by_name(
+    options: McpOptions, found: Sequence[Mapping[str, Any]], left_out: list[tuple[str, str]]
+) -> dict[str, Mapping[str, Any]]:
+    """The tools that the agent gets, by their names on the server. Of two with one name, the first counts."""
+    by_name: dict[str, Mapping[str, Any]] = {}
+    for described in found:
+        remote = described.get("name")
+        if not isinstance(remote, str) or (options.tools and remote not in options.tools):
+            continue
+        if problem := _problem_of(remote, by_name):
+            left_out.append((remote, problem))
+        else:
+            by_name[remote] = described
+    return by_name
+
+
+def _problem_of(name: str, others: Container[str]) -> str:
+    """Why a tool with this name cannot be used; '' if it can."""
+    if not name:
+        return "it has no name"
+    if len(name) > MAX_NAME_CHARS:
+        return f"its name has more than {MAX_NAME_CHARS} characters"
+    return "its name is listed twice" if name in others else ""
+
+
+def _tool(options: McpOptions, remote: str, described: Mapping[str, Any], taken: set[str]) -> McpTool:
+    """The tool as the server describes it. Raises `PluginConfigError` if its schema is not accepted."""
     own = options.overrides.get(remote, _NO_OPTIONS)
-    parameters = described.get("inputSchema") or ANY_OBJECT
-    try:
-        schema_of_tool(parameters)
-    except PluginConfigError as error:
-        log.warning("mcp.tool_left_out", server=options.server.shown, tool=remote[:200], error=error.message)
-        return None
+    parameters = described.get("inputSchema", ANY_OBJECT)
+    schema_of_tool(parameters)
     title = described.get("title")
     text = own.description or described.get("description") or (title if isinstance(title, str) else remote)
     hints = described.get("annotations") if options.trust_annotations else None
@@ -132,10 +174,9 @@ def _own_tool(
     return McpTool(name, description, schema, spec, may_repeat=True, source={"own": own})
 
 
-def _one_tool(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> McpTool:
+def _one_tool(options: McpOptions, tool_id: str, by_name: Mapping[str, Mapping[str, Any]]) -> McpTool:
     """One tool for all of the server, as the original SDK has it. No call may be repeated."""
-    names = [name for tool in found if isinstance(name := tool.get("name"), str)]
-    names = [name for name in names if not options.tools or name in options.tools]
+    names = list(by_name)
     schema = {
         "type": "object",
         "properties": {
@@ -146,8 +187,7 @@ def _one_tool(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, An
     }
     text = "\n".join(
         [f"Calls a tool of the MCP server {options.server.shown}:"]
-        + [f"- {tool.get('name')}: {str(tool.get('description') or '').strip()[:500]}" for tool in found
-           if tool.get("name") in names]
+        + [f"- {name}: {str(tool.get('description') or '').strip()[:500]}" for name, tool in by_name.items()]
     )  # fmt: skip
     spec = ToolExecutionSpec(default_timeout_ms=options.call_timeout_ms)
     return McpTool(

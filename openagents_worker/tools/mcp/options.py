@@ -20,7 +20,7 @@ from openagents_worker.agents.plugin import Plugin
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.jsontext import canonical_json
-from openagents_worker.secret_forms import remember_secret
+from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 LONGEST_TIMEOUT_MS = 60 * 60 * 1000
-SHORTEST_SECRET = 8  # characters; masking shorter values would replace ordinary words
 MAX_SERVER_TOOLS = 1_000
 
 
@@ -138,12 +137,16 @@ class ServerOptions(Part):
         return sha256(text.encode()).hexdigest()
 
     def remember_secrets(self) -> None:
-        """Make the secrets in headers and variables known, so that they are masked wherever text is shown."""
+        """Make the secrets in the URL, headers and variables known, so that they are masked wherever text is
+        shown."""
         for name, value in (*self.headers.items(), *self.env.items()):
+            remember_secrets_of_url(value)
             if is_secrets_name(name):
-                secret = value.removeprefix("Bearer ").strip()
-                if len(secret) >= SHORTEST_SECRET:
-                    remember_secret(secret)
+                remember_secret(value)
+        for name, value in self.headers.items():
+            if is_secrets_name(name):
+                remember_secret(value.rpartition(" ")[2])  # behind a scheme such as Bearer or Basic
+        remember_secrets_of_url(self.url or "")
 
 
 def _whole(text: str) -> PydanticCustomError:
@@ -230,6 +233,9 @@ class McpOptions(Part, Plugin.Config):
     def _fits_together(self) -> McpOptions:
         if self.prelaunch == "eager" and self.connection_mode != "pooled":
             raise problem("prelaunch", "eager needs connection_mode 'pooled'", key=("prelaunch",))
+        names = [own.name for own in self.overrides.values() if own.name is not None]
+        if twice := [name for name, own in self.overrides.items() if names.count(own.name or "") > 1]:
+            raise problem("override", "another tool has the same name", key=("overrides", twice[-1], "name"))
         if self.tools:
             unknown = [name for name in self.overrides if name not in self.tools]
             if unknown:

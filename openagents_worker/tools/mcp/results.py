@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.errors import PermanentToolError, ToolError
-from openagents_worker.jsontext import dumps
+from openagents_worker.jsontext import dumps, replaced
 from openagents_worker.redaction import safe_message
 
 __all__ = ["original_result", "prompt_result", "resource_result", "text_of_error", "tool_result"]
@@ -38,7 +38,7 @@ def tool_result(result: Mapping[str, Any], tool_id: str) -> Any:
 def original_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result as the original SDK has it."""
     texts = [
-        block["text"] if block["type"] == "text" else dumps({**block, "data": "…"})
+        block["text"] if block["type"] == "text" else _json_of({**block, "data": "…"})
         for block in _blocks(result.get("content"))
     ]
     return {"content": texts, "isError": bool(result.get("isError"))}
@@ -101,9 +101,14 @@ def _block(found: Mapping[str, Any]) -> dict[str, Any] | None:
             shown = {
                 key: found[key] for key in ("uri", "name", "title", "description", "mimeType") if key in found
             }
-            return {"type": "text", "text": dumps(shown)}
+            return {"type": "text", "text": _json_of(shown)}
         case _:  # of a later version of the protocol
-            return {"type": "text", "text": dumps({str(key): value for key, value in found.items()})}
+            return {"type": "text", "text": _json_of(found)}
+
+
+def _json_of(value: Mapping[str, Any]) -> str:
+    """A value of the server as JSON, with replacements for NaN and for integers that are too large."""
+    return dumps(replaced(dict(value)))
 
 
 def _of_resource(resource: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from inspect import signature
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 __all__ = ["McpMessage", "RequestFailed", "Sdk", "load_sdk"]
 
 CONNECTION_CLOSED = -32000
+ANSWER_LOST = ("connection closed", "sse stream ended", "sse stream failed")
 INVALID_ANSWER = 0
 
 
@@ -49,7 +51,8 @@ class RequestFailed(Exception):
 
     @property
     def is_closed(self) -> bool:
-        return self.code == CONNECTION_CLOSED and "closed" in self.message.lower()
+        """Whether the SDK says this, because the answer was lost. Servers use the code for other errors."""
+        return self.code == CONNECTION_CLOSED and any(text in self.message.lower() for text in ANSWER_LOST)
 
     @property
     def is_unknown(self) -> bool:
@@ -74,6 +77,7 @@ class Sdk:
         self.httpx: Any = http.httpx2 if self.is_second else http.httpx
         """The HTTP library of this version."""
         self._streamable_http = http.streamable_http_client
+        self._limits_events = "max_sse_event_size" in signature(self._streamable_http).parameters
         self._sse: Any = mcp.client.sse.sse_client
         self._session: Any = mcp.client.session.ClientSession
         self._types: Any = mcp.types
@@ -158,7 +162,11 @@ class Sdk:
     # --- transports --------------------------------------------------------------------------------------
 
     def streamable_http(self, url: str, client: Any) -> AbstractAsyncContextManager[Any]:
-        transport: AbstractAsyncContextManager[Any] = self._streamable_http(url, http_client=client)
+        # The limit of version 2 for an event is lower than ours, which the client has.
+        options = {"max_sse_event_size": None} if self._limits_events else {}
+        transport: AbstractAsyncContextManager[Any] = self._streamable_http(
+            url, http_client=client, **options
+        )
         return transport
 
     def sse(self, url: str, make_client: Callable[..., Any]) -> AbstractAsyncContextManager[Any]:

@@ -23,6 +23,7 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.builtin import supervisor
 from openagents_worker.tools.mcp.sdk import Sdk
+from openagents_worker.tools.mcp.streams import MAX_LOGGED, log_invalid_message, mend
 
 __all__ = ["MAX_MESSAGE_BYTES", "ServerProcess", "stdio_transport"]
 
@@ -32,6 +33,8 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # a result with an image; a larger one coul
 MAX_STDERR_LINE = 8 * 1024
 MAX_STDERR_LINES = 200  # of one connection: a server that writes without end must not fill the log
 KEPT_LINES = 5
+MAX_LINES_WITHOUT_MESSAGE = 100_000
+YIELD_LINES = 100
 CLOSE_PATIENCE_S = 2.0  # for a server to end by itself when its stdin is closed, as the protocol asks
 STDERR_PATIENCE_S = 0.5  # to read what is left in the pipe of a server that has ended
 KILL_PATIENCE_S = 2 * supervisor.KILL_PATIENCE_S
@@ -48,9 +51,14 @@ class ServerProcess:
     """Its name in the log."""
     problem: str | None = None
     """Why the connection cannot be used any more, if that is known."""
-    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
-    """The last lines that it wrote to stderr, masked."""
+    last_lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+    """The last lines that it wrote to stderr."""
     pid: int | None = None
+
+    @property
+    def last_words(self) -> str:
+        """The last lines that it wrote to stderr, masked."""
+        return " | ".join(map(_shown, self.last_lines))
 
 
 @asynccontextmanager
@@ -87,17 +95,28 @@ async def stdio_transport(server: ServerProcess, sdk: Sdk) -> AsyncIterator[tupl
 async def _read_messages(
     process: asyncio.subprocess.Process, to: Any, server: ServerProcess, sdk: Sdk
 ) -> None:
-    """Give the session each message of the server. Ends with the server, or at a message that is too long."""
+    """Give the session each message of the server. Ends with the server, or if it sends something else."""
     assert process.stdout is not None
+    invalid = lines = 0  # lines since the last message
     async with to:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             while line := await _line_of(process.stdout, server):
-                try:
-                    message = sdk.parse(line)
-                except ValueError:
-                    if line.strip():
-                        log.warning("mcp.invalid_message", server=server.shown, text=_shown(line))
+                lines += 1
+                if lines % YIELD_LINES == 0:
+                    await asyncio.sleep(0)  # lines that have arrived are read without a wait
+                if lines > MAX_LINES_WITHOUT_MESSAGE:
+                    server.problem = f"it sent {MAX_LINES_WITHOUT_MESSAGE:,} lines that are not messages"
+                    return
+                if not line.strip():
                     continue
+                try:
+                    message = sdk.parse(await mend(line))
+                except ValueError:
+                    invalid += 1
+                    if invalid <= MAX_LOGGED + 1:
+                        log_invalid_message(server.shown, invalid, _shown(line))
+                    continue
+                lines = 0
                 await to.send(message)
 
 
@@ -137,18 +156,16 @@ async def _read_stderr(
         *whole, buffered = (buffered + piece).split(b"\n")
         if len(buffered) >= MAX_STDERR_LINE:
             whole, buffered = [*whole, buffered], b""
-        for line in whole:
-            if not line.strip():
-                continue
-            text = _shown(line)
-            server.last_lines.append(text)
+        for line in filter(bytes.strip, whole):
+            server.last_lines.append(line)
             lines += 1
             if lines <= MAX_STDERR_LINES:
-                log.info("mcp.server_stderr", server=server.shown, text=text)
+                log.info("mcp.server_stderr", server=server.shown, text=_shown(line))
             elif lines == MAX_STDERR_LINES + 1:
                 log.warning("mcp.server_stderr_dropped", server=server.shown, lines=MAX_STDERR_LINES)
+        await asyncio.sleep(0)  # pieces that have arrived are read without a wait
     if buffered.strip():
-        server.last_lines.append(_shown(buffered))
+        server.last_lines.append(buffered)
     at_end.set()
 
 

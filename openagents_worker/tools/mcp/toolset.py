@@ -25,12 +25,8 @@ from openagents_worker.tools.builtin.environment import may_read
 from openagents_worker.tools.mcp.connection import ConnectionFailed, McpConnection, McpEndpoint
 from openagents_worker.tools.mcp.connections import ConnectionLease, Connections, McpServers
 from openagents_worker.tools.mcp.listed import McpTool, listed_tools
-from openagents_worker.tools.mcp.options import (
-    MAX_SERVER_TOOLS,
-    McpOptions,
-    check_installed,
-    find_command,
-)
+from openagents_worker.tools.mcp.lists import MAX_LISTED, Found, all_pages, all_tools
+from openagents_worker.tools.mcp.options import McpOptions, check_installed, find_command
 from openagents_worker.tools.mcp.results import (
     MAX_ERROR_CHARS,
     original_result,
@@ -44,11 +40,7 @@ from openagents_worker.tools.mcp.tokens import ResolveKey, bearer_token
 
 __all__ = ["McpToolset"]
 
-MAX_LISTED = 1_000  # resources or prompts; they are shown to a model
 REFUSES = (401, 403)
-
-Found = list[dict[str, Any]]
-"""Tools, resources or prompts as a server describes them."""
 
 
 class McpToolset(Plugin):
@@ -103,7 +95,8 @@ class McpToolset(Plugin):
             await self._emit_preflight(context, "error", started, error=str(error))
             raise
         await self._emit_preflight(context, result, started)
-        return listed_tools(self.options, self._tool_id, found)
+        # In a thread: reading the schemas of a thousand tools takes a second.
+        return await asyncio.to_thread(listed_tools, self.options, self._tool_id, found)
 
     def recorded(self, tools: Sequence[Any]) -> None:
         """The tools with which the run began. Called in each attempt before the first call."""
@@ -180,11 +173,11 @@ class McpToolset(Plugin):
             async with asyncio.timeout(self.options.call_timeout_ms / 1000):
                 match own:
                     case "list_resources":
-                        return await _all_pages(connection, "resources/list", "resources", MAX_LISTED)
+                        return await all_pages(connection, "resources/list", "resources", MAX_LISTED)
                     case "read_resource":
                         return resource_result(await connection.request("resources/read", uri=params["uri"]))
                     case "list_prompts":
-                        return await _all_pages(connection, "prompts/list", "prompts", MAX_LISTED)
+                        return await all_pages(connection, "prompts/list", "prompts", MAX_LISTED)
                     case "get_prompt":
                         arguments = {"arguments": params["arguments"]} if "arguments" in params else {}
                         found = await connection.request("prompts/get", name=params["name"], **arguments)
@@ -225,10 +218,13 @@ class McpToolset(Plugin):
     async def _shared(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of an identical call that is already being made, or of this one."""
         shared = self._in_flight.get(key)
-        if shared is None:
+        if shared is None or shared.is_over:
             shared = self._in_flight[key] = _SharedCall(asyncio.create_task(call(), name="mcp shared call"))
-            shared.task.add_done_callback(lambda _: self._in_flight.pop(key, None))
-        return await shared.result()
+        try:
+            return await shared.result()
+        finally:
+            if shared.is_over and self._in_flight.get(key) is shared:
+                del self._in_flight[key]
 
     # --- connections -------------------------------------------------------------------------------------
 
@@ -284,7 +280,7 @@ class McpToolset(Plugin):
         async def ask(connection: McpConnection) -> Found:
             connection.has_changed_tools = False
             async with asyncio.timeout(self.options.server.init_timeout_s):
-                return await _all_pages(connection, "tools/list", "tools", MAX_SERVER_TOOLS)
+                return await all_tools(connection)
 
         found: Found = await self._with_connection(context, ask, may_repeat=True)
         self._connections.remember_tools(key, found)
@@ -294,7 +290,7 @@ class McpToolset(Plugin):
         """Whether the server has no tool with this name any more."""
         try:
             async with asyncio.timeout(self.options.server.init_timeout_s):
-                found = await _all_pages(connection, "tools/list", "tools", MAX_SERVER_TOOLS)
+                found = await all_tools(connection)
         except (ConnectionFailed, RequestFailed, TimeoutError):
             return False
         return all(tool.get("name") != remote for tool in found)
@@ -326,18 +322,25 @@ class _SharedCall:
     """A call with several waiters. It is cancelled when none of them waits any more."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        self.task = task
+        self._task = task
         self._waiters = 0
+        self._is_cancelled = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended or is being cancelled, so that nobody else can wait for it."""
+        return self._is_cancelled or self._task.done()
 
     async def result(self) -> Any:
         self._waiters += 1
         try:
-            return await asyncio.shield(self.task)
+            return await asyncio.shield(self._task)
         finally:
             self._waiters -= 1
-            if not self._waiters and not self.task.done():
-                self.task.cancel()
-                await asyncio.wait({self.task})
+            if not self._waiters and not self._task.done():
+                self._is_cancelled = True
+                self._task.cancel()
+                await asyncio.wait({self._task})
 
 
 class _Translated:
@@ -374,20 +377,6 @@ class _Translated:
             error = ToolUnavailableError(failed.reason, self._tool_id)
         error.was_executed = None if failed.may_have_run else False
         return error
-
-
-async def _all_pages(connection: McpConnection, method: str, field: str, most: int) -> Found:
-    """The elements of all pages of a list, at most so many."""
-    found: Found = []
-    cursor: Mapping[str, Any] = {}
-    while True:
-        page = await connection.request(method, **cursor)
-        items = page.get(field)
-        found += [item for item in (items if isinstance(items, list) else []) if isinstance(item, dict)]
-        next_cursor = page.get("nextCursor")
-        if not isinstance(next_cursor, str) or not next_cursor or len(found) >= most:
-            return found[:most]
-        cursor = {"cursor": next_cursor}
 
 
 def _says_unknown(result: Mapping[str, Any]) -> bool:

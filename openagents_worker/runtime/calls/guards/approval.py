@@ -67,12 +67,13 @@ def _given_by_request(call: ToolCall) -> Any:
 async def _decided(call: ToolCall) -> Decision:
     """Ask about the call, unless that was done, and wait for the decision."""
     recorder, info = call.run.context.recorder, call.info
+    name = Fact(FactKind.APPROVAL, info.call_id, "").name
     asked = recorder.approvals.asked(info.call_id)
     if asked is None:
         asked = _question(call, recorder.waits.clock.now_ms())
-        await recorder.approvals.ask(info, asked)
+        if not recorder.waits.facts.holds(name):  # else an earlier life of the run has asked
+            await recorder.approvals.ask(info, asked)
     recorder.replaces(info.call_id, Fact(FactKind.ASK, info.call_id, "").name)
-    name = Fact(FactKind.APPROVAL, info.call_id, "").name
     timeout_ms = max(0, asked.expires_ms - recorder.waits.clock.now_ms()) if asked.expires_ms else None
     fact = await recorder.waits.until(
         info, WaitKind.APPROVAL, name=call.tool_id, fact=name, timeout_ms=timeout_ms, needs_all=True

@@ -20,15 +20,13 @@ local function notified_parent(run, ending)
     .. ',"call_id":' .. q(call) .. '}'})
   local kind = redis.call('TYPE', k.facts(id)).ok
   if background == '1' or kind ~= 'hash' and kind ~= 'none' then return {} end -- of a wrong type: the parent fails when it is claimed
-  local wakes = store_fact(parent, FACT.child .. call, ending.result)
-  if #wakes == 0 then wakes = {begin_shared(parent)} end
-  return wakes
+  return (store_fact(parent, FACT.child .. call, ending.result))
 end
 
--- end_children(run, all): the children of a run that has ended are cancelled; those in the background only if `all`. Returns wake-ups
+-- end_children(run, all): the children of a run that ends are cancelled; those in the background only if `all`. Returns wake-ups, and the number
+-- of its children
 local function end_children(run, all)
   local wakes, ids = {}, redis.call('SMEMBERS', k.children(run.id))
-  if #ids == 0 then return wakes end
   table.sort(ids)
   for _, id in ipairs(ids) do
     local child = load(id)
@@ -37,8 +35,7 @@ local function end_children(run, all)
       add(wakes, stop(child, 'the run ' .. run.id .. ', which delegated to it, has ended'))
     end
   end
-  redis.call('DEL', k.children(run.id))
-  return wakes
+  return wakes, #ids
 end
 
 local HAS_JOB = 4 -- the format of a run that has started a job, see store/formats.py
@@ -58,13 +55,15 @@ local function open_jobs(run)
 end
 
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
--- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
+-- keep_fence, in_hand, code}: result, payload and completed are JSON; name is the terminal event; code is that of the error in the result.
+-- Returns wake-ups to send.
 -- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
 -- itself; otherwise a message is sent for this. In both cases, a message is sent again until the notification is confirmed.
 local function end_run(run, ending)
   local key = k.run(run.id)
   redis.call('HSET', key, 'state', ending.state, 'result', ending.result, 'ended', digits(NOW_MS),
     'fence', ending.keep_fence and run.fence or next_fence(run), 'owner', '')
+  if (ending.code or '') ~= '' then redis.call('HSET', key, 'end_code', digits(run.life) .. ' ' .. ending.code) end -- lists read no results
   leave(run)
   redis.call('ZREM', k.due(), run.id)
   redis.call('ZREM', k.timeouts(), run.id)
@@ -88,16 +87,21 @@ local function end_run(run, ending)
   end
   local S = run.session
   local held, below = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id))
-  local next_run
+  local lender, next_run
   if held == run.id then
-    if below then next_run = passed_on(S) else next_run = promote(S) end
+    if below then lender, next_run = given_back(S) end
+    if not lender then next_run = promote(S) end
   else
     redis.call('ZREM', k.session_queue(S), run.id)
     next_run = repaired(S)
   end
   if next_run then wakes[#wakes + 1] = next_run end
   add(wakes, notified_parent(run, ending))
-  add(wakes, end_children(run, ending.state == STATE.cancelled))
+  lender = lender and not next_run and load(lender.id) -- the result may have woken it
+  if lender then add(wakes, {begin_shared(lender)}) end
+  local ended, children = end_children(run, ending.state == STATE.cancelled)
+  add(wakes, ended)
+  if children > 0 then redis.call('DEL', k.children(run.id)) end
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
   if not next_run then
@@ -120,7 +124,7 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
   local ids = '"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. ',"run_id":' .. q(run.id)
   local payload = '{' .. ids .. ',"error":' .. q(message) .. ',"error_details":' .. details .. '}'
   if state == STATE.cancelled then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
-  return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload,
+  return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload, code = code,
     completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
 end
 

@@ -17,6 +17,7 @@ local function new_run(R, own, indexes)
   end
   redis.call('HSET', k.run(R), unpack(fields))
   redis.call('DEL', k.message_ids(R)) -- of an earlier run with this id
+  redis.call('ZREM', k.index(APPROVALS), R) -- of one whose record is lost, and that waited for an approval
   for _, name in ipairs(indexes) do list_in(name, R) end
   return load(R)
 end

@@ -35,7 +35,8 @@ local function unpark(run, wait)
   return wake_of(run)
 end
 
--- woken_by(run, fact): wakes the run if it is parked and this fact, which is stored, lets it continue. Returns the wake-ups to send
+-- woken_by(run, fact): wakes the run if it is parked and this fact, which is stored, lets it continue. Waits that need all of their facts are those of
+-- one kind: an approval does not wait for children. Returns the wake-ups to send
 local function woken_by(run, fact)
   if not PARKED[run.state] then return {} end
   local waits, ended = waits_of(run.id), nil
@@ -45,7 +46,7 @@ local function woken_by(run, fact)
   if not ended then return {} end
   if ended.needs_all == true then
     for _, wait in ipairs(waits) do
-      if wait.needs_all == true and redis.call('HEXISTS', k.facts(run.id), text_in(wait, 'fact')) == 0 then return {} end
+      if wait.needs_all == true and text_in(wait, 'kind') == text_in(ended, 'kind') and redis.call('HEXISTS', k.facts(run.id), text_in(wait, 'fact')) == 0 then return {} end
     end
   end
   return {unpark(run, ended)}

@@ -1,14 +1,15 @@
 --#include session
 -- revived(run, begins, by): starts another life of a run that has ended, at the end of the queue of its session. `begins`: it has no checkpoint, and
 -- starts again. Returns its wake-up if it becomes the holder. Event run.resumed.
--- A run that another one has delegated to does not report to that run in this life, unless it asks for it again (`delegate`)
-local function revived(run, begins, by)
+-- A run that another one has delegated to reports to that run in this life only if it asks for it again: then `parent_life` is the life of that run
+local function revived(run, begins, by, parent_life)
   local key = k.run(run.id)
   run.life, run.expires, run.on_busy = run.life + 1, 0, ''
   redis.call('HSET', key, 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
     'emit_no', 0, 'resumed', digits(NOW_MS))
   redis.call('HDEL', key, 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted',
     'force_at', 'on_busy', 'parent_life', 'parent_ended')
+  if parent_life then redis.call('HSET', key, 'parent_life', parent_life) end
   redis.call('ZREM', k.sent(run.queue), run.id)
   for _, fact in ipairs(redis.call('HKEYS', k.facts(run.id))) do
     if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run.id), fact) end -- such as the count of retries

@@ -13,15 +13,19 @@ local function session_format(S) return tonumber(redis.call('HGET', k.session(S)
 -- A shared child works in the session of its parent while the parent is parked. Then the child is the holder, and the field `below:CHILD` of the
 -- session is the parent, which becomes the holder again when the child ends.
 
--- given_back(S): the run below the holder becomes the holder; nil if there is none that has not ended. A run below another one may have been woken
--- or interrupted meanwhile: then the second value is its wake-up
+-- lends(run): whether this run below the holder has lent the session. One that has ended meanwhile has not, even if it was resumed: then it stands
+-- in the queue of the session
+local function lends(run) return run ~= nil and (PARKED[run.state] or run.state == STATE.queued) end
+
+-- given_back(S): the run below the holder becomes the holder; nil if none has lent the session. That run may have been woken or interrupted
+-- meanwhile: then the second value is its wake-up
 local function given_back(S)
   local held = redis.call('HGET', k.session(S), 'holder')
   local below = held and redis.call('HGET', k.session(S), 'below:' .. held)
   while below do
     redis.call('HDEL', k.session(S), 'below:' .. held)
     local run = load(below)
-    if run and not TERMINAL[run.state] then
+    if lends(run) then
       redis.call('HSET', k.session(S), 'holder', below)
       if PARKED[run.state] and run.cancel == '1' then
         redis.call('HSET', k.run(below), 'state', STATE.queued)
@@ -35,11 +39,14 @@ local function given_back(S)
   end
 end
 
--- lowest(S, R): the run at the bottom of the stack under the holder R; R itself if nothing is below it
+-- lowest(S, R): the lowest run of the stack under the holder R that has lent the session; R itself if there is none
 local function lowest(S, R)
-  local below = redis.call('HGET', k.session(S), 'below:' .. R)
-  while below do R, below = below, redis.call('HGET', k.session(S), 'below:' .. below) end
-  return R
+  local found, below = R, redis.call('HGET', k.session(S), 'below:' .. R)
+  while below do
+    if lends(load(below)) then found = below end
+    below = redis.call('HGET', k.session(S), 'below:' .. below)
+  end
+  return found
 end
 
 -- epoch_of(S): how often a summary has replaced the oldest messages of the transcript. The messages stay in the list, so positions in it stay
@@ -66,11 +73,35 @@ local function promote(S)
   end
 end
 
+local FRONT = -2 ^ 40 -- the ordinals of interrupting runs begin here, those of other runs at 1
+local SHARED = -2 ^ 41 -- those of shared children: they are in front of all others
+
+-- is_lent_to(R): whether the run is a shared child for which its parent waits. A shared child that somebody else has resumed works in the session
+-- like any other run
+local function is_lent_to(R) return field_of(R, 'mode') == 'shared' and field_of(R, 'parent_life') ~= nil end
+
+-- begin_shared(run): the next shared child of a parked run gets the session; returns its wake-up, or nil if no such child waits. Children of a
+-- run further down may wait in front of it
+local function begin_shared(run)
+  local S = run.session
+  if not PARKED[run.state] or redis.call('HGET', k.session(S), 'holder') ~= run.id then return nil end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', k.session_queue(S), '-inf', '(' .. digits(FRONT))) do
+    local child = field_of(id, 'parent') == run.id and is_lent_to(id) and load(id)
+    if child and child.state == STATE.waiting_session then
+      redis.call('HSET', k.session(S), 'holder', id, 'below:' .. id, run.id)
+      redis.call('HSET', k.run(id), 'state', STATE.queued)
+      redis.call('ZREM', k.session_queue(S), id)
+      append(child, {'run.queued', queued_payload(child)})
+      return wake_of(child)
+    end
+  end
+end
+
 -- passed_on(S): the run below the holder, or the head of the queue, becomes the holder; returns its wake-up, or nil if no run must be woken
 local function passed_on(S)
   local back, wake = given_back(S)
-  if back then return wake end
-  return promote(S)
+  if not back then return promote(S) end
+  return wake or begin_shared(back)
 end
 
 -- holder(S): the holder, or nil; a run without a record does not count
@@ -92,13 +123,10 @@ local function look_in_time(run)
   if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
 end
 
-local FRONT = -2 ^ 40 -- the ordinals of interrupting runs begin here, those of other runs at 1
-local SHARED = -2 ^ 41 -- those of shared children: they are in front of all others
-
 -- ordinal_of(run): its place in the queue: at the end. A run that interrupts others is in front of the runs that do not, in order of arrival
 local function ordinal_of(run)
   local S = run.session
-  if field_of(run.id, 'mode') == 'shared' then return SHARED + count_up(k.session(S), 'front') end
+  if is_lent_to(run.id) then return SHARED + count_up(k.session(S), 'front') end
   if run.on_busy ~= '' then return FRONT + count_up(k.session(S), 'front') end
   local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
   local ordinal = count_up(k.session(S), 'ordinal')
@@ -126,18 +154,4 @@ local function place(run)
   append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})
   if not held then return passed_on(S) end
   return nil
-end
-
--- begin_shared(run): the next shared child of a parked run gets the session; returns its wake-up, or nil if no such child waits
-local function begin_shared(run)
-  local S = run.session
-  if not PARKED[run.state] or redis.call('HGET', k.session(S), 'holder') ~= run.id then return nil end
-  local id = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
-  local child = id and field_of(id, 'mode') == 'shared' and field_of(id, 'parent') == run.id and load(id)
-  if not child or child.state ~= STATE.waiting_session then return nil end
-  redis.call('HSET', k.session(S), 'holder', id, 'below:' .. id, run.id)
-  redis.call('HSET', k.run(id), 'state', STATE.queued)
-  redis.call('ZREM', k.session_queue(S), id)
-  append(child, {'run.queued', queued_payload(child)})
-  return wake_of(child)
 end

@@ -1,0 +1,1 @@
+"""Incidents: each row of docs/incidents.md happens in a real deployment, is found, and is mended."""
