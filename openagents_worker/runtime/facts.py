@@ -69,7 +69,7 @@ class RunFacts:
 
     def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind that no call has taken, in their order."""
-        if self._facts.is_empty:
+        if not self._facts:
             return ()
         return [fact for fact in self._facts.of(kind, prefix) if fact.name not in self._taken]
 

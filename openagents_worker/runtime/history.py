@@ -194,7 +194,7 @@ async def _summary_at(start: RunStart, claimed: Claimed, store: FencedStore) -> 
 
 
 def _notes(facts: Facts) -> dict[str, dict[str, Any]]:
-    if facts.is_empty:
+    if not facts:
         return {}
     notes = {fact.id: fact.value() for kind in (FactKind.RESPONSE, FactKind.JOB) for fact in facts.of(kind)}
     return {call: value for call, value in notes.items() if isinstance(value, dict)}

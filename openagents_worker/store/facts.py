@@ -126,14 +126,9 @@ class Facts:
     """
 
     def __init__(self, fields: Mapping[str, str] | None) -> None:
-        self._facts: dict[str, Fact] = {}
-        for name, text in (fields or {}).items():
-            if (fact := _parse_fact(name, text)) is not None:
-                self._facts[name] = fact
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._facts
+        self._facts = {
+            name: fact for name, text in (fields or {}).items() if (fact := _parse_fact(name, text))
+        }
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -154,7 +149,7 @@ class Facts:
 
     def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind whose id begins with `prefix`. Numbers at the end of ids are in order."""
-        if self.is_empty:  # most runs have none
+        if not self._facts:  # most runs have none
             return ()
         found = (fact for fact in self._facts.values() if fact.kind is kind and fact.id.startswith(prefix))
         return sorted(found, key=lambda fact: _order(fact.id))
