@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from openagents_worker import RunContext, agent, tool
+from tests.incidents.files import CRASHES, KILLS, MENDED, PRICES
 from tests.support.diary import DIARY
 
 __all__ = ["block", "charge", "crash", "hang", "price", "pricing", "refund", "wait_in_thread"]
-
-PRICES = "prices.json"
-KILLS = "kills"
-MENDED = "mended"
-CRASHES = "crashes"
 
 
 def file(name: str) -> Path:

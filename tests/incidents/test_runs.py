@@ -12,7 +12,7 @@ import pytest
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.models import RunState, WaitKind
 from openagents_worker.producer.handle import RunHandle
-from tests.incidents.agents import CRASHES, KILLS, MENDED, PRICES
+from tests.incidents.files import CRASHES, KILLS, MENDED, PRICES
 from tests.incidents.scene import Scene, Site, site_in
 from tests.support.deployment import PATIENCE_S, call
 from tests.support.waiting import wait_for

@@ -2,7 +2,7 @@
 
 Processor time says more than the duration on a machine that does other things, too. It includes the processes
 that a test starts, as soon as they have ended. A process that serves a whole file counts for the last test of
-the file, so the table of files is the exact one.
+the file, so the table of files is the exact one. `--cpu-report=LINES` prints longer tables.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from collections.abc import Generator, Iterable
 
 import pytest
 
-FILES, TESTS = 40, 25  # the lines of the two tables
 NAME = "cpu_s"
 
 _spent_s = 0.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cpu-report", action="store_true", help="print the processor time of files and tests")
+    parser.addoption(
+        "--cpu-report",
+        nargs="?",
+        const=40,
+        type=int,
+        metavar="LINES",
+        help="print the processor time of the dearest files and tests, by default 40 of each",
+    )
 
 
 def cpu_s() -> float:
@@ -40,21 +46,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not config.getoption("--cpu-report"):
+    if not (lines := config.getoption("--cpu-report")):
         return
     reports = [report for found in terminalreporter.stats.values() for report in found]
     terminalreporter.section("processor time in seconds")
-    for line in cpu_lines(report for report in reports if isinstance(report, pytest.TestReport)):
-        terminalreporter.write_line(line)
+    tests = (report for report in reports if isinstance(report, pytest.TestReport))
+    terminalreporter.write_line("\n".join(cpu_lines(tests, lines)))
 
 
-def cpu_lines(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """The table: the sum, the dearest files, the dearest tests."""
+def cpu_lines(reports: Iterable[pytest.TestReport], lines: int) -> list[str]:
+    """The table: the sum, this many of the dearest files and of the dearest tests."""
     files: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for report in reports:
         spent_s = sum(value for name, value in report.user_properties if name == NAME)
         files[report.nodeid.partition("::")[0]] += spent_s  # type: ignore[assignment]  # seconds
         tests[report.nodeid] += spent_s  # type: ignore[assignment]  # seconds
-    dearest = [*files.most_common(FILES), *tests.most_common(TESTS)]
+    dearest = [*files.most_common(lines), *tests.most_common(lines)]
     return [f"{sum(files.values()):8.1f}  all", *(f"{spent_s:8.1f}  {name}" for name, spent_s in dearest)]
