@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-extras test-ui hostile chaos check docs dev bench clean
+.PHONY: help demo test test-long test-extras test-ui hostile chaos check docs dev bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(INSTALLED) ## an agent run that survives the death of its worker
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-long: $(INSTALLED) ## what make test leaves out: the rest of large tables, long editions
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not slow and not ui and not extras' $(ARGS)
 
 test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the image, a newcomer (asks a package index)
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m extras $(ARGS)

@@ -13,6 +13,7 @@ import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.hostile.table import beyond_a_sample, lines_of
+from tests.support.sampling import mark_beyond_the_share
 
 pytest_plugins = ["tests.support.guards", "tests.support.cpu_report", "tests.support.processes"]
 
@@ -32,16 +33,17 @@ SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench
 """Folders whose test files take only a few seconds each."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run long files first, so that the parallel processes end at about the same time.
+    """Mark what is for `make test-long`, and run long files first, so that parallel processes end together.
 
-    A run of all tests takes a sample of the inputs in `tests/hostile`; `make hostile` takes them all.
+    `pytest tests/hostile` takes every input, and `make test` a sample of them.
     """
     tests = Path(__file__).parent
+    mark_beyond_the_share(items)
     if not any("hostile" in argument for argument in config.args):
-        left_out = beyond_a_sample(items)
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+        for item in beyond_a_sample(items):
+            item.add_marker(pytest.mark.long)
     items.sort(
         key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
     )

@@ -29,6 +29,7 @@ def nothing_is_refused() -> None:
     """No user of a role works in these tests."""
 
 
+@pytest.mark.share(of=1)
 @pytest.mark.parametrize("role", RoleName)
 def test_each_file_is_up_to_date(role: RoleName) -> None:
     """`python docs/generate.py` writes the files again."""

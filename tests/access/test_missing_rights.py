@@ -77,6 +77,7 @@ def without(role: RoleName, word: str) -> list[str]:
 GRANTED = [word for word in acl_words(RoleName.PRODUCER) if word.startswith(("+", "~", "%R~", "&"))]
 
 
+@pytest.mark.share(of=6)
 @pytest.mark.parametrize("word", GRANTED)
 def test_a_run_is_submitted_completely_or_not_at_all(redis_of_users: Guarded, word: str) -> None:
     """Whichever right the producer lacks."""
@@ -116,6 +117,7 @@ def test_missing_rights_are_named_in_the_words_of_an_acl(redis_of_users: Guarded
     assert redis_of_users.url(RoleName.PRODUCER) not in str(caught.value)
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("name", sorted({n for role in ROLES.values() for n in role.scripts}))
 def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, name: str) -> None:
     """Each script without each of its commands, on data to which it would write."""
@@ -282,6 +284,7 @@ def test_a_role_cannot_do_anything_else(redis_of_users: Guarded, role: RoleName,
     assert caught.value.user == f"openagents-{role}"
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -45,6 +45,7 @@ FILES = {
 }
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("pool", ["ours", "processes"])
 def test_a_tool_beside_the_app_is_found(pool: str, tmp_path: Path) -> None:
     """Celery finds the app in the current directory, and only the agents file names the tool."""

@@ -157,6 +157,7 @@ def test_a_worker_that_does_not_consume_runs_starts_nothing_of_ours(
     assert {incarnation.partition(":")[0] for incarnation in project.incarnations()} == {"runs@project"}
 
 
+@pytest.mark.long
 def test_a_run_waits_for_the_commit(project: Project, workers: tuple[ChildProcess, ChildProcess]) -> None:
     """Before it nothing is known of the run; after a rollback nothing ever is."""
     said = project.run("""

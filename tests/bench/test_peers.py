@@ -107,6 +107,7 @@ def test_the_readme_has_a_place_for_the_table() -> None:
     assert text.index(BEGIN) < text.index(END)
 
 
+@pytest.mark.long
 def test_our_row_is_measured_end_to_end(tmp_path: Path) -> None:
     """One round over a real Redis and a real worker: times, bytes and throughput are there."""
     command = [sys.executable, "-m", "bench", "peers", "--only", "ours-everysec", "--rounds", "1"]

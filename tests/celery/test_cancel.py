@@ -100,6 +100,7 @@ def test_a_run_can_be_cancelled_in_every_state(
     assert (handle.state, handle.record().state) == ("REVOKED", RunState.CANCELLED)
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("fault", ["retry", "lost"])
 def test_a_run_can_be_cancelled_after_a_fault_in_every_way(shop: Shop, fault: str) -> None:
     """Also a run that was retried, or whose worker was killed: its second attempt is cancelled too."""
@@ -274,6 +275,7 @@ def test_a_cancelled_run_calls_no_links(shop: Shop) -> None:
     assert shop.notes("link") == shop.notes("link_error") == []
 
 
+@pytest.mark.long
 def test_a_chord_fails_if_one_of_its_runs_was_cancelled(shop: Shop) -> None:
     """Its body is not called, and `get` raises an error."""
     chorded = chord([shop.run_agent.s(shop.request("ok")), shop.run_agent.s(shop.request("later ok"))])

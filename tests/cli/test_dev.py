@@ -65,6 +65,7 @@ def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: 
     assert any("parcels.py" in line and "changed" in line for line in dev.said)
 
 
+@pytest.mark.long
 def test_a_run_under_way_keeps_its_definition_when_the_agents_file_changes(project: Path) -> None:
     """It waits for an approval while the prompt is edited and a new worker replaces the old one."""
     file = project / "config" / "agents.json"
@@ -89,6 +90,7 @@ def test_a_run_under_way_keeps_its_definition_when_the_agents_file_changes(proje
     assert "replay.prompt_changed" not in names, "the model would have been asked with another prompt"
 
 
+@pytest.mark.long
 def test_the_test_of_a_new_project_passes(project: Path) -> None:
     """In the folder of the project, as `make test` there runs it."""
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAGENTS_", "OPENAI_", "PYTEST_"))}
@@ -121,6 +123,7 @@ def test_the_usual_port_is_used_if_it_is_free() -> None:
     wait_for(lambda: port_or_free(taken) == taken, "the port is free again")
 
 
+@pytest.mark.long
 def test_another_scripted_model_answers(project: Path) -> None:
     """A file with its replies."""
     (project / "replies.json").write_text(json.dumps([{"text": "from the file"}]))

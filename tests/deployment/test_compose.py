@@ -156,6 +156,7 @@ def test_flower_knows_the_worker(worker: Running, flower: Flower) -> None:
     assert {queue["name"] for queue in told["active_queues"]} == {"agents", "agents.wake"}
 
 
+@pytest.mark.long
 def test_flower_shows_a_run_and_not_its_input(worker: Running, flower: Flower, env: dict[str, str]) -> None:
     """State and ids; what was asked and what was answered is nobody's business there."""
     with Client(env["OPENAGENTS_REDIS_URL"]) as client:

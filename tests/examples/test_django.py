@@ -131,6 +131,7 @@ def test_a_question_that_is_rolled_back_has_no_run(product: Product) -> None:
     assert ask(f"{product.url}/questions/{asked['id']}/")[0] == 404
 
 
+@pytest.mark.long
 def test_a_question_that_redis_missed_is_submitted_later(product: Product) -> None:
     """Redis is away at the commit: the question is stored, its run is not, and both are told.
 
@@ -148,6 +149,7 @@ def test_a_question_that_redis_missed_is_submitted_later(product: Product) -> No
     assert product.manage("submit_missing").startswith("submitted 0 of ")
 
 
+@pytest.mark.long
 def test_what_a_commit_without_redis_leaves(product: Product) -> None:
     """The transaction is committed, the block raises, and Django calls no later callback of it."""
     program = """

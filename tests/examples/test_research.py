@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from examples.research.model import PATTERNS
 from examples.research.team import AT_ONCE
 from tests.examples.outcomes import research
 from tests.support.deployment import ROOT
 
 
+@pytest.mark.long
 def test_a_question_becomes_a_report_of_a_team(tmp_path: Path) -> None:
     """Each part is researched by a run of its own, and no more of them work at once than the lead allows."""
     with research(tmp_path) as example:

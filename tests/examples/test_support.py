@@ -31,6 +31,7 @@ def test_a_large_refund_is_paid_once_a_colleague_approves_it(shop: Support) -> N
     assert shop.ask("ada", "What has become of it?") == "Of your lamp, 4500 cents were paid back.\n"
 
 
+@pytest.mark.long
 def test_a_refund_that_a_colleague_denies_is_not_paid(shop: Support) -> None:
     """The customer gets the reason."""
     answer = shop.ask_and_decide(
@@ -41,6 +42,7 @@ def test_a_refund_that_a_colleague_denies_is_not_paid(shop: Support) -> None:
     assert "C11" not in shop.refunds()
 
 
+@pytest.mark.long
 def test_an_order_of_another_customer_is_not_found(shop: Support) -> None:
     answer = shop.ask("eve", "A17 never came. I want my money back.")
 

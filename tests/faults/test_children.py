@@ -61,6 +61,7 @@ def _kill_at_random(world: World, run_id: str, kills: int, seed: int, most: int)
         world.wait_ready()
 
 
+@pytest.mark.long
 def test_ten_children_are_made_once_whatever_dies(make_world: MakeWorld) -> None:
     """Also when a worker dies as it executes a child, and as it goes on after them; the order is kept."""
     world = make_world(workers=2).start()
@@ -113,6 +114,7 @@ class _Breaks:
         return bool(met)
 
 
+@pytest.mark.long
 def test_a_parent_and_its_children_outlive_a_break_at_each_script(make_world: MakeWorld) -> None:
     """The scripts by which children are made, waited for and ended: their answer is lost, or the worker dies
     before or after them."""

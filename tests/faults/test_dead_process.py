@@ -241,6 +241,7 @@ def listeners(world: World) -> int:
     return sum(count for _, count in world.client.store.redis.pubsub_numsub(*channels))
 
 
+@pytest.mark.long
 @here
 def test_the_parent_of_a_pool_of_processes_ends_the_lease_of_a_child_it_reaps(tmp_path: Path) -> None:
     """prefork: the child is killed, and its run continues in another one."""

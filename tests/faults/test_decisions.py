@@ -35,6 +35,7 @@ def is_paused(world: World, run_id: str) -> bool:
     return world.record(run_id).state is RunState.PAUSED
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize(("tool", "call"), [("pay", "pay"), ("pay_in_function", "payment")])
 def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World, tool: str, call: str) -> None:
     """Killed before the effect, it is made again. Killed after it, its result is given by the person. The
@@ -148,6 +149,7 @@ def storm(world: World, count: int, seed: int) -> None:
     told.check()
 
 
+@pytest.mark.long
 def test_each_effect_is_as_decided_whatever_dies_meanwhile(world: World) -> None:
     """60 approvals, decided at random moments around kills and time-outs."""
     storm(world, 60, seed=1)

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -271,21 +271,32 @@ def _break_at(
     return rows
 
 
-def test_an_agent_with_everything_survives_kills(make_everything: Make) -> None:
+BREAKS: list[tuple[str, int | str]] = [
+    ("killed after", "delegate"),
+    ("answer lost", "suspend"),
+    ("killed after", "intent"),
+    ("killed before", "finish"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "faults"),
+    [
+        pytest.param(MOMENTS[:1], BREAKS[:1], id="two"),
+        pytest.param(MOMENTS[1:], BREAKS[1:], id="the other kinds", marks=pytest.mark.long),
+    ],
+)
+def test_an_agent_with_everything_survives_kills(
+    make_everything: Make, kinds: Sequence[str], faults: list[tuple[str, int | str]]
+) -> None:
     """One kill of each kind, and a break at each script with which runs wait for others."""
-    faults: list[tuple[str, int | str]] = [
-        ("killed after", "delegate"),
-        ("answer lost", "suspend"),
-        ("killed after", "intent"),
-        ("killed before", "finish"),
-    ]
     world = make_everything(2)
     with Proxy(world.redis.url) as proxy:
         world.redis_url_of = proxy.url_of
         world.start()
         plain = _plain(world)
         rows = []
-        for kind in MOMENTS:
+        for kind in kinds:
             # The first moment of this kind in the second half of the run, where children work.
             half = 20
             world.strike(lambda number, what, kind=kind, half=half: number > half and what == kind)

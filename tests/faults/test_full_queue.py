@@ -48,6 +48,7 @@ def _completed(world: World, run_ids: list[str]) -> int:
     return sum(state is RunState.COMPLETED for state in read_states(world.client.store, run_ids).values())
 
 
+@pytest.mark.long
 def test_no_run_is_lost_when_a_consuming_worker_is_killed(make_world: MakeWorld) -> None:
     """Whatever messages a worker had received when it was killed, every run is executed to its end."""
     _check(make_world(workers=1, lease_ms=1_000, concurrency=20), runs=100, kills=3)

@@ -22,6 +22,7 @@ def check_other_runs(world: World, count: int = 4) -> None:
         assert world.client.store.redis.hget(key, "stuck") == "0", "it is not a suspect"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [

@@ -93,6 +93,7 @@ def _check(rows: list[dict[str, object]]) -> None:
     assert all(row["again after their successor"] == 0 for row in rows)
 
 
+@pytest.mark.long
 def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None:
     """Concurrent branches are each resumed; recorded errors and time-outs are replayed.
 

@@ -48,6 +48,7 @@ def test_a_run_that_kills_its_workers_is_poisoned_and_other_runs_complete(make_w
     _check(world, other_runs=19, steps=2, timeout_s=90)
 
 
+@pytest.mark.long
 def test_a_run_that_blocks_the_event_loop_is_poisoned_after_the_second_time(make_world: MakeWorld) -> None:
     """The watchdog names it, so no other run is a suspect, and no worker waits for the lease."""
     world = make_world(workers=1, lease_ms=60_000, env={"OPENAGENTS_LOOP_DEAD_S": "1"}).start()

@@ -49,6 +49,7 @@ def _check(world: World, *, workers: int, runs: int, silences: int) -> None:
     assert world.log_lines("worker.did_not_let_go") == {}
 
 
+@pytest.mark.long
 def test_workers_survive_a_silence_of_redis_that_ends_their_leases(make_world: MakeWorld) -> None:
     """They register new incarnations and execute their runs; a lease of three seconds leaves one second."""
     world = make_world(workers=2, lease_ms=3_000).start()
@@ -96,6 +97,7 @@ def test_workers_survive_silences_with_the_default_lease(make_world: MakeWorld) 
     _check(world, workers=2, runs=200, silences=3)
 
 
+@pytest.mark.long
 def test_a_process_ends_that_cannot_stop_a_tool_when_its_lease_is_over(make_world: MakeWorld) -> None:
     """A thread cannot be stopped, and the run may be executed elsewhere. One log line names the reason."""
     world = make_world(workers=1, lease_ms=3_000).start()

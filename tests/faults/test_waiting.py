@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
+import pytest
+
 from openagents_worker.errors import RunConflict
 from openagents_worker.models import RunState
 from tests.faults.conftest import MakeWorld
@@ -31,6 +33,7 @@ def _send_all(world: World, run_ids: list[str], chance: random.Random) -> None:
             world.wait_ready()
 
 
+@pytest.mark.long
 def test_each_value_is_received_once_and_in_order_whatever_dies(make_world: MakeWorld) -> None:
     """Also those that are sent before the run waits, while it is executed, and while it parks."""
     world = make_world(workers=2).start()

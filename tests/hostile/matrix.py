@@ -15,8 +15,8 @@ __all__ = [
 ]  # fmt: skip
 
 FEWEST = 20
-SAMPLE = 4
-"""Of each pair in a run of all tests, which has to be short; `make hostile` takes every input."""
+SAMPLE = 2
+"""Of each pair in `make test`, which has to be short; `make test-long` takes the others."""
 
 MOST = 24
 """Inputs per table and entry point. More than these are tried only with the slow tests."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.hostile.costly import COSTLY, LARGE
 from tests.hostile.matrix import COMPUTATION
 from tests.hostile.table import Attack, Case, cases, hostile
@@ -92,6 +94,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.share(of=4)
 @hostile(COMPUTATION, TABLE)
 def test_a_text_does_not_take_quadratic_time(case: Case, attack: Attack) -> None:
     attack(case)

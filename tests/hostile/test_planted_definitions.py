@@ -178,6 +178,7 @@ def listener() -> Any:
         yield server
 
 
+@pytest.mark.share(of=6)
 @pytest.mark.parametrize("key", ["", KEY], ids=["no key", "with a key"])
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_planted_definition_is_not_used(

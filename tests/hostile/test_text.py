@@ -461,8 +461,8 @@ def test_an_address_is_text(case: Case, attack: Attack) -> None:
 # --- every reader ----------------------------------------------------------------------------------------
 
 
-SAMPLE = 3
-"""Each third run is read by each reader, of those that do more than show that the worker goes on."""
+MOST = 60
+"""So many runs of a page are read by each reader, of those that do more than show that the worker goes on."""
 
 
 def everything_of(world: World, client: Client) -> Iterator[str]:
@@ -472,7 +472,7 @@ def everything_of(world: World, client: Client) -> Iterator[str]:
         page = client.runs(limit=500, cursor=cursor)
         assert {problem.key.rpartition(":")[2] for problem in page.problems} <= world.altered
         attacked = [record for record in page if record.steps > 1 or record.state is not RunState.COMPLETED]
-        for record in attacked[::SAMPLE]:
+        for record in attacked[:: len(attacked) // MOST + 1]:
             handle = client.handle(record.run_id)
             assert handle.wait(PATIENCE_S).run_id == record.run_id
             list(handle.events())

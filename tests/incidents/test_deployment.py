@@ -101,6 +101,7 @@ def test_a_queue_without_a_worker(site: Site) -> None:
         assert handle.wait(PATIENCE_S).final_output == "reported"
 
 
+@pytest.mark.long
 def test_a_backlog(site: Site) -> None:
     """The only worker of the queue is busy with one run."""
     released: list[bool] = []
@@ -139,6 +140,7 @@ def test_a_blocked_event_loop(site: Site) -> None:
         assert not any(mended.id in line for line in blocked)
 
 
+@pytest.mark.long
 def test_a_mistake_in_the_agents_file(site: Site, tmp_path: Path) -> None:
     """The worker serves its other agents. The runs wait for a worker with a correct file."""
     file = tmp_path / "agents.json"
@@ -175,6 +177,7 @@ def test_a_worker_that_cannot_read_its_agents_file_ends(site: Site, tmp_path: Pa
     assert subprocess.run(command, env=env, capture_output=True, timeout=PATIENCE_S).returncode == 2
 
 
+@pytest.mark.long
 def test_clocks_that_differ(site: Site) -> None:
     """The clock of the machine on which `doctor` is executed is 90 s ahead."""
     with site.scene("Delayed runs start at the wrong time; times in logs do not fit together") as scene:

@@ -115,6 +115,7 @@ def test_a_used_up_budget(site: Site) -> None:
         assert cancelled.wait(PATIENCE_S).stop_reason == "cancelled"
 
 
+@pytest.mark.long
 def test_an_unknown_outcome(site: Site) -> None:
     """The worker dies in the middle of a call that must not be repeated unasked."""
     site.shop.model.will_say({"tool_calls": [call("charge")]}, {"text": "done"})
@@ -138,6 +139,7 @@ def test_an_unknown_outcome(site: Site) -> None:
             assert handle.wait(PATIENCE_S).final_output == "done"
 
 
+@pytest.mark.long
 def test_a_run_that_kills_its_workers(site: Site) -> None:
     """A supervisor starts a new worker each time. A run beside it completes."""
     # Suspects are executed one by one, so the run beside it may have to end first.

@@ -217,6 +217,7 @@ def test_a_cancelled_run_leaves_the_shared_connection_to_others(installation: In
 # --- a worker that is killed -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_killed_worker_leaves_no_server_and_repeats_no_call(installation: Installation) -> None:
     """It is killed in the middle of a pooled call with effects. Another worker asks what to do."""
     server = FaultyServer(installation.folder)

@@ -59,6 +59,7 @@ def pid_in(events: dict[str, Any]) -> int:
     return int(found[1] or found[2])
 
 
+@pytest.mark.share(of=2)
 def test_it_computes_in_a_child_process_of_the_worker(shop: Shop) -> None:
     """Also under prefork, whose processes are daemons and may not start children with multiprocessing."""
     output, events = run(shop, "calculator")

@@ -140,6 +140,7 @@ def test_each_process_that_executes_runs_has_a_stall_monitor(shop: Shop) -> None
     assert (shop.process.pid in monitors.values()) == (shop.pool != "processes")
 
 
+@pytest.mark.share(of=2)
 def test_a_stopping_worker_hands_its_run_over(shop: Shop) -> None:
     """Also under solo, whose main thread executes the run. The last test: it ends the worker."""
     monitors = monitors_of(shop)

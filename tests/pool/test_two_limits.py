@@ -34,6 +34,7 @@ def in_flight(handles: list[RunHandle[Any]]) -> int:
     return sum(handle.record().state is RunState.RUNNING for handle in handles)
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(
     "conf",
     [{}, {"worker_disable_prefetch": True}, {"worker_prefetch_multiplier": 1, "task_acks_late": True}],

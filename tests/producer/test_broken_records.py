@@ -86,6 +86,7 @@ def outcome(read: Callable[[], object]) -> str:
     return "ok"
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("field", [*RECORD_FIELDS, "seq"])
 def test_every_reader_of_an_ended_run_answers_at_once(client: Client, hand: Hand, field: str) -> None:
     """With the result, or with a code that says that the record cannot be read."""
@@ -102,6 +103,7 @@ def test_every_reader_of_an_ended_run_answers_at_once(client: Client, hand: Hand
         damage(client, handle, field, value=stored)
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("field", [name for name in HEAD_FIELDS if name not in NEEDED_TO_END])
 @pytest.mark.parametrize("value", DAMAGES)
 def test_every_waiter_is_told_of_the_end_of_a_run_at_once(

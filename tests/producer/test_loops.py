@@ -82,6 +82,7 @@ async def _names(handle: Any) -> list[str]:
 Use = Callable[[Client, AsyncClient, int], Awaitable[None]]
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("use", [with_twin, with_shared, with_its_own, with_events])
 def test_loops_that_are_closed_by_hand_leave_no_connection(settings: Settings, use: Use) -> None:
     """Whoever opens a connection closes those of loops that are closed: so there are never many."""

@@ -25,6 +25,7 @@ def test_a_products_suite_passes_on_the_fixtures_of_the_plugin() -> None:
     assert "12 passed" in done.stdout
 
 
+@pytest.mark.long
 def test_what_a_models_function_raises_fails_its_test(tmp_path: Path) -> None:
     """An assertion in it is seen as the test's own, not only as a failed run."""
     (tmp_path / "test_wrong.py").write_text(

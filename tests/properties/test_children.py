@@ -178,6 +178,7 @@ GUARDS = (
 STORIES = [name for name in vars(ChildrenStories) if not name.startswith("_")]
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("name", STORIES)
 def test_with_every_guard_the_story_ends_well(lab: Lab, name: str) -> None:
     tell(protocol_in(lab)(), name)

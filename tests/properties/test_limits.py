@@ -177,6 +177,7 @@ def lab(redis_url: str) -> Generator[Lab]:
     lab.close()
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("seed", range(EXAMPLES // BATCH))
 def test_whatever_happens_limits_hold_and_every_run_ends(lab: Lab, seed: int) -> None:
     """Lost, duplicate and late messages, answers and requests; deaths; a Redis that loses a second."""

@@ -57,6 +57,7 @@ def problems(
     return [problem for problem in found if not (may_contradict and problem[0] == "mismatch")]
 
 
+@pytest.mark.share(of=1)
 @pytest.mark.parametrize("seed", range(SOME))
 def test_a_program_continues_after_every_kill(redis_url: str, seed: int) -> None:
     """Same result, finished calls once, calls in flight with the same key, no mismatch, no hang."""
@@ -69,6 +70,7 @@ def test_a_program_that_waits_continues_after_every_kill(redis_url: str, seed: i
     assert problems(redis_url, seed, waits=True) == []
 
 
+@pytest.mark.share(of=1)
 @pytest.mark.parametrize("seed", range(SOME_WITH_EFFECTS))
 def test_each_effect_of_a_program_happens_once_after_every_kill(redis_url: str, seed: int) -> None:
     """The same for tools with effects that know what became of a call: calls in flight happen once, too."""

@@ -328,6 +328,7 @@ CASES = {
 }
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(
     "part", [slice(FEW), pytest.param(slice(FEW, None), marks=pytest.mark.slow)], ids=["few", "the others"]
 )
@@ -346,6 +347,7 @@ def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str)
         assert "which was begun" in found[0][1]
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("command", range(2, 9))
 @pytest.mark.parametrize("after_ms", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.1, 20.1, 20.6])
 def test_a_cancellation_during_any_commit_is_replayed(redis_url: str, after_ms: float, command: int) -> None:

@@ -89,6 +89,7 @@ each_moment = pytest.mark.parametrize(("kind", "moment"), MOMENTS, ids=[" ".join
 each_place = pytest.mark.parametrize("place", PLACES)
 
 
+@pytest.mark.share(of=3)
 @each_place
 @pytest.mark.parametrize("kind", ["model", "tool"])
 async def test_a_retryable_error_suspends_the_run(redis_url: str, place: str, kind: str) -> None:
@@ -107,6 +108,7 @@ async def test_a_retryable_error_suspends_the_run(redis_url: str, place: str, ki
         await ended_well(p, kind, begun=2)
 
 
+@pytest.mark.share(of=3)
 @each_place
 @each_moment
 async def test_a_killed_worker(redis_url: str, place: str, kind: str, moment: str) -> None:
@@ -121,6 +123,7 @@ async def test_a_killed_worker(redis_url: str, place: str, kind: str, moment: st
         await ended_well(two, kind, begun=2 if moment == "inside the call" else 1)
 
 
+@pytest.mark.share(of=3)
 @each_place
 @each_moment
 async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: str, moment: str) -> None:
@@ -137,6 +140,7 @@ async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: 
         await ended_well(two, kind)
 
 
+@pytest.mark.share(of=3)
 @each_place
 @each_moment
 async def test_a_run_that_is_cancelled(redis_url: str, place: str, kind: str, moment: str) -> None:

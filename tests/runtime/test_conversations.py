@@ -238,6 +238,7 @@ def result_sent(message: dict[str, Any]) -> str:
     return content["error"] if isinstance(content, dict) else content
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("can_stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("name", ODD_REPLIES)
 @pytest.mark.defect("P09")
@@ -270,6 +271,7 @@ async def test_an_agent_without_tools_survives_an_invented_call(redis_url: str) 
     assert result_sent(messages_of(script, "r2")[0][3]) == "tool.not_found"
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", ODD_REPLIES)
 async def test_replay_sends_the_same_request(redis_url: str, name: str) -> None:
     """A worker dies during a model call. The next worker sends the same request, byte for byte."""
@@ -578,6 +580,7 @@ ENDINGS: dict[str, Ending] = {
 _sessions = itertools.count(1)
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", ENDINGS)
 @pytest.mark.defect("D12")
 async def test_after_each_ending_the_session_continues(redis_url: str, name: str) -> None:
@@ -585,6 +588,7 @@ async def test_after_each_ending_the_session_continues(redis_url: str, name: str
     await _talk(redis_url, [name, name])
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", ENDINGS)
 async def test_after_each_ending_a_session_with_an_anthropic_model_continues(
     redis_url: str, name: str

@@ -286,6 +286,7 @@ async def test_a_library_error_raised_by_a_tool_is_the_outcome_of_its_call(redis
     assert error_of(record)[0] == code
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("on_error", ["fail", "continue"])
 @pytest.mark.parametrize("step", ["inject", "writeback"])
 async def test_a_library_error_raised_by_a_memory_follows_on_error(

@@ -300,6 +300,7 @@ def caught() -> list[Any]:
 ALL = list(range(STEPS))
 
 
+@pytest.mark.share(of=5)
 @pytest.mark.parametrize("at", WRITES)
 @pytest.mark.parametrize("kind", [*REAL, *FORGED, *LINES])
 @pytest.mark.defect("D14")

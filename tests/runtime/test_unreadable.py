@@ -93,6 +93,7 @@ async def test_a_request_with_a_field_of_a_newer_version_is_left_to_others(redis
         assert (await p.record()).state is RunState.COMPLETED
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("what", list(RECORDS))
 @pytest.mark.parametrize("position", [0, 1])
 async def test_an_unreadable_journal_fails_its_run(redis_url: str, what: str, position: int) -> None:

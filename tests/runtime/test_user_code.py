@@ -93,6 +93,7 @@ def answer_of(record: RunRecord) -> dict[str, Any]:
 # --- tools ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("once", [False, True], ids=["may be repeated", "not durable_idempotent"])
 @pytest.mark.parametrize("hook", ["invoke", "before_invoke", "validate_params"])
 async def test_an_exception_of_a_tool_is_the_outcome_of_its_call(
@@ -203,6 +204,7 @@ HOOKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("hook", list(HOOKS))
 async def test_an_exception_of_a_hook_fails_its_run(redis_url: str, names: Sequence[str], hook: str) -> None:
     """With an error that names the type. The process and its loop continue."""

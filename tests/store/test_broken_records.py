@@ -78,6 +78,7 @@ def runs_complete_with(store: Store, key: str, field: str, value: Any) -> None:
         whole_history(store, "n1", lambda: store.redis.hset(key, field, value))
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(("field", "values"), shares(FIELDS, NONSENSE))
 def test_an_invalid_field_of_a_record_does_not_affect_other_runs(
     store: Store, field: str, values: list[Any]

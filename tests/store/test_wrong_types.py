@@ -142,6 +142,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     return refused
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize(
     ("spec", "kind"), marked_beyond_a_share(CASES), ids=[f"{spec.name}-{kind}" for spec, kind in CASES]
 )
@@ -158,6 +159,7 @@ def test_a_key_of_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeyS
         assert whole_history(store, "n2") == []
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.name)
 def test_a_key_that_gets_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec) -> None:
     """The same while the runs are executed: only the contents of the key are lost."""

@@ -182,7 +182,8 @@ class _AsyncioLogHandler(logging.Handler):
 # --- what is opened is closed ----------------------------------------------------------------------------
 
 
-FREEZE_AFTER_TESTS = 100  # so many tests leave few enough objects for a garbage collection after each test
+LONG_MODULE = 100
+"""After so many tests, the objects that they left are collected at the end of their module."""
 
 _tests_of_module = 0
 
@@ -191,20 +192,18 @@ def _collect_what_the_test_left(item: pytest.Item, nextitem: pytest.Item | None)
     """Collect garbage, so that the warnings about open resources appear in the test that left them open.
 
     A collection of all objects after each test would take longer than most tests. So the objects that survive
-    a module are frozen (excluded from later collections) until the last test of the folder. Objects of a long
-    module are frozen in between, too, and collected after its last test.
+    a test are frozen (excluded from later collections) until the last test of the folder or of a long module.
     """
     global _tests_of_module
     getattr(item, "funcargs", {}).clear()  # pytest itself drops them only after the teardown
     _tests_of_module += 1
     last_of_module = nextitem is None or nextitem.path != item.path
     last_of_folder = nextitem is None or nextitem.path.parent != item.path.parent
-    if last_of_folder or (last_of_module and _tests_of_module >= FREEZE_AFTER_TESTS):
+    if last_of_folder or (last_of_module and _tests_of_module >= LONG_MODULE):
         gc.unfreeze()
     with _recording_finalizer_errors():
         gc.collect()
-    if last_of_module or _tests_of_module % FREEZE_AFTER_TESTS == 0:
-        gc.freeze()
+    gc.freeze()
     if last_of_module:
         _tests_of_module = 0
 

@@ -205,6 +205,7 @@ def test_time_limits_and_the_name_of_the_client_reach_every_connection(name: str
     app.close()
 
 
+@pytest.mark.share(of=6)
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 async def test_each_url_works_everywhere(variant: Variant, door: Door, servers: Servers) -> None:

@@ -48,6 +48,7 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert [name for name in ("celery-stubs", "redis-stubs") if find_spec(name)] == []
 
 
+@pytest.mark.long
 def test_a_consumers_file_passes_strict_mypy(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     """Submitting, waiting, watching, tools, clients: `delay` gives a `RunHandle`, `wait` a `RunResult`."""
     shutil.copy(HERE / "consumer.py", tmp_path)
@@ -55,6 +56,7 @@ def test_a_consumers_file_passes_strict_mypy(pytestconfig: pytest.Config, tmp_pa
     assert mypy(tmp_path / "consumer.py", _cache(pytestconfig)) == ""
 
 
+@pytest.mark.long
 def test_mypy_finds_a_consumers_mistakes(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     """All but a name that no handle has: Celery's results are untyped, and a handle is one."""
     shutil.copy(HERE / "mistakes.py", tmp_path)

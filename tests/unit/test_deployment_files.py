@@ -229,6 +229,7 @@ def test_flower_refuses_to_be_open_to_others_without_a_password() -> None:
         assert "set FLOWER_BASIC_AUTH=user:password" in refused.stderr
 
 
+@pytest.mark.long
 def test_flower_may_be_open_to_others_with_a_password() -> None:
     """As in the compose file."""
     opened = flower("--address=0.0.0.0", FLOWER_BASIC_AUTH="me:pw,you:pw", FLOWER_READ_ONLY="0")
@@ -239,6 +240,7 @@ def test_flower_may_be_open_to_others_with_a_password() -> None:
     }
 
 
+@pytest.mark.long
 def test_flowers_buttons_are_there_where_they_work() -> None:
     """Without a password only on this machine's loopback; a socket's reader is not known."""
     local = flower(FLOWER_READ_ONLY="0")
@@ -261,6 +263,7 @@ def test_flowers_rows_show_agent_session_run_and_reason() -> None:
     ]
 
 
+@pytest.mark.long
 def test_an_empty_or_half_password_is_none() -> None:
     """`FLOWER_BASIC_AUTH=` from an unset variable must not open the door."""
     assert flower("--address=0.0.0.0", FLOWER_BASIC_AUTH="").returncode == 2

@@ -254,6 +254,7 @@ async def test_faults_meet_the_first_tries_of_a_call(wire: Format) -> None:
     assert limited.json()["error"].items() >= wire.rate_limited["error"].items()
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("fault", "error"),

@@ -136,6 +136,7 @@ ADVERSARIAL = (
 )  # fmt: skip
 
 
+@pytest.mark.share(of=4)
 @pytest.mark.parametrize("piece", ADVERSARIAL)
 def test_the_work_grows_with_the_length_of_the_text(piece: str) -> None:
     """Twice as many beginnings of a pattern cost twice as many calls; see also `bench masking`."""

@@ -49,6 +49,7 @@ def workshop(tmp_path: Path, enough: threading.Event) -> Generator[Workshop]:
         enough.set()
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("begins", ["old", "new"])
 def test_runs_cross_between_the_versions_and_nothing_is_repeated(
     old: Version, new: Version, workshop: Workshop, enough: threading.Event, begins: str
@@ -187,6 +188,7 @@ def test_parked_runs_wait_for_a_version_that_knows_their_state(
         story(workshop.client.handle(run_id))
 
 
+@pytest.mark.long
 def test_a_run_with_a_job_waits_for_a_version_that_knows_jobs(
     old: Version, new: Version, workshop: Workshop
 ) -> None:
@@ -210,6 +212,7 @@ def test_a_run_with_a_job_waits_for_a_version_that_knows_jobs(
     story(workshop.client.handle(run_id))
 
 
+@pytest.mark.long
 def test_a_parent_and_its_child_wait_for_a_version_that_knows_children(
     old: Version, new: Version, workshop: Workshop
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_parent_and_its_child_wait_for_a_version_that_knows_children(
     story(workshop.client.handle(parent))
 
 
+@pytest.mark.long
 def test_a_session_with_a_summary_waits_for_a_version_that_knows_summaries(
     old: Version, new: Version, workshop: Workshop
 ) -> None:
@@ -316,6 +320,7 @@ def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:
     return found
 
 
+@pytest.mark.long
 def test_an_error_that_was_recorded_is_replayed_by_the_version_before(
     old: Version, new: Version, workshop: Workshop
 ) -> None:
@@ -350,6 +355,7 @@ def mixed(
         enough.set()
 
 
+@pytest.mark.share(of=2)
 def test_a_failed_run_is_read_by_the_other_version(mixed: tuple[Workshop, Version, Version]) -> None:
     """Its error with all that a newer worker tells of it, or without what an older one does not tell."""
     workshop, producer, _ = mixed
@@ -361,6 +367,7 @@ def test_a_failed_run_is_read_by_the_other_version(mixed: tuple[Workshop, Versio
         assert "in slip" in told["traceback"]
 
 
+@pytest.mark.share(of=2)
 def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
     mixed: tuple[Workshop, Version, Version],
 ) -> None:

@@ -256,6 +256,7 @@ ONE_OF_EACH_KIND = {"no JSON", "unknown tool", "class that is not there"}
 """One error of the file's syntax, one of its content, one of a name in it. `tests/unit` has all errors."""
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -26,6 +26,7 @@ CONCURRENCY = 8
 CANCELLED = 300
 
 
+@pytest.mark.long
 def test_cancelled_runs_do_not_delay_a_new_run(tmp_path: Path) -> None:
     """Their messages are before its own in the queue. It completes while many completions are still pending,
     and in the end Celery is notified of each."""

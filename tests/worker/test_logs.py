@@ -63,6 +63,7 @@ def fail_once(redis_url: str, log: Path) -> None:
     wait_for(lambda: "run.failed" in log.read_text(), "the failed run is in the log")
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("which", APPS)
 def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: Path) -> None:
     """Also lines of Celery, billiard, warnings, print and threads; a traceback is a field."""

@@ -60,6 +60,7 @@ def stack(tmp_path: Path) -> Generator[Stack]:
             yield stack
 
 
+@pytest.mark.long
 def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
     stack: Stack, tmp_path: Path, tomorrow: Path
 ) -> None:

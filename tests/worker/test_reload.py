@@ -129,6 +129,7 @@ def test_a_run_keeps_its_definition_on_a_worker_with_a_new_file(
     assert any("run.definition_kept" in line for line in lines)
 
 
+@pytest.mark.long
 @pytest.mark.fresh_process("SIGHUP executes the command of the worker again")
 def test_a_run_keeps_its_definition_when_its_worker_is_restarted_by_sighup(
     place: Installation, may_go_on: threading.Event, lines: list[str]
@@ -144,6 +145,7 @@ def test_a_run_keeps_its_definition_when_its_worker_is_restarted_by_sighup(
     assert place.worker.exit_code is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", [""], indirect=True, ids=["no key"])
 def test_without_a_key_a_run_goes_on_with_the_new_definition_if_a_tool_was_removed(
     place: Installation, lines: list[str]
@@ -166,6 +168,7 @@ def test_without_a_key_a_run_goes_on_with_the_new_definition_if_a_tool_was_remov
     assert handle.id in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", [""], indirect=True, ids=["no key"])
 def test_without_a_key_a_run_keeps_its_prompt_model_and_limits(
     place: Installation, may_go_on: threading.Event

@@ -46,6 +46,7 @@ def runs_per_worker(client: Client, round_id: str, runs: int) -> Counter[str]:
     return workers
 
 
+@pytest.mark.long
 def test_a_worker_started_later_takes_its_share(stack: Stack) -> None:
     """One worker executes all runs; a second and a third one that start later each execute a fair part."""
     with stack, Client(stack.redis_url) as client:

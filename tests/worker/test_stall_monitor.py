@@ -89,6 +89,7 @@ def monitored(tmp_path: Path, redis_url: str) -> Generator[type[MonitoredProcess
         one.process.wait()
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize(
     ("where", "how"),
     [
@@ -114,6 +115,7 @@ def test_the_run_that_holds_the_gil_is_named(monitored: type[MonitoredProcess], 
     assert "done" not in one.log
 
 
+@pytest.mark.long
 def test_a_lease_that_ends_is_the_limit_too(monitored: type[MonitoredProcess]) -> None:
     """Nothing renews it, so other workers take the runs: the process must not continue. It handles no SIGTERM
     meanwhile."""
@@ -145,6 +147,7 @@ def test_no_run_is_accused_for_a_thread_without_a_run(monitored: type[MonitoredP
     assert "hold_the_interpreter" in one.log
 
 
+@pytest.mark.long
 def test_without_redis_the_process_is_still_ended(
     monitored: type[MonitoredProcess],
 ) -> None:
@@ -155,6 +158,7 @@ def test_without_redis_the_process_is_still_ended(
     assert "run_id=r1" in one.line("loop.dead")
 
 
+@pytest.mark.long
 def test_process_1_of_a_container_is_ended(tmp_path: Path, redis_url: str) -> None:
     """It cannot be killed from inside; its exit code is the number of another signal."""
     before = ["unshare", "--pid", "--fork", "--mount-proc"]
@@ -176,6 +180,7 @@ def test_process_1_of_a_container_is_ended(tmp_path: Path, redis_url: str) -> No
 # --- false alarms ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "how", "dead_s"),
     [
@@ -213,6 +218,7 @@ def test_a_stopped_process_is_not_ended(monitored: type[MonitoredProcess]) -> No
     assert "loop.dead" not in one.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("niceness", "how"), [(10, "python 5000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
 )

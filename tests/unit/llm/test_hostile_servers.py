@@ -50,6 +50,7 @@ def memory() -> Iterator[None]:
     tracemalloc.stop()
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", LARGE)
 async def test_a_reply_without_end_is_read_to_its_limit(name: str, memory: None) -> None:
     """Complete or streamed: an error with a code, and memory use of a few times the limit at most."""
