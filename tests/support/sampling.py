@@ -1,7 +1,7 @@
 """Sampling: large tables of inputs in two editions, a short one for `make test` and the rest, marked `long`.
 
-`make test-long` runs the rest, and CI runs both. Of a test with many cases, `MOST` are in the short edition. A
-test that costs much has `@pytest.mark.share(of=4)`: its first, fifth, ninth … case is in the short edition.
+`make test-long` runs the rest, and CI runs both. Of a test with many cases, `MOST` are in the short edition.
+A test that costs much has `@pytest.mark.share(of=4)`: its first, fifth, ninth … case is in the short edition.
 With `of=1` all are. Where a name is tried with many values, `shares` takes others of them for each name, so
 the short edition has every name and every value.
 """
