@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from typing import Any
 
-from openagents_worker.errors import RedisNoPermission
+from redis.exceptions import ResponseError
+
+from openagents_worker.errors import RedisNoPermission, RedisRefused
 from openagents_worker.producer.client import cell_of
 from openagents_worker.redaction import safe_url
 from openagents_worker.redis_url import RedisAddress, address_of, is_redis_url
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.permission import missing_rights_error, user_of
+from openagents_worker.store.permission import DEFAULT_USER, missing_rights_error, user_of
 from openagents_worker.store.rights import acl_words, sample_of
 from openagents_worker.store.roles import ROLES, RoleName
 
@@ -28,27 +31,31 @@ NeededRight = tuple[str, str, str]  # a command, a sample key or channel, and th
 def check_access(settings: Settings, queues: Iterable[str]) -> None:
     """Raises `RedisNoPermission` that lists all missing rights of a worker's Redis users.
 
-    Optional rights are not checked. A broker that is not Redis has other access rules, and a separate broker
-    whose user may not run scripts cannot be checked.
+    Optional rights are not checked. The user `default` without restrictions has all of them. A broker that is
+    not Redis has other access rules, and a separate broker whose user may not run scripts cannot be checked.
     """
-    at_store = [
-        (right.command, sample_of(right.kind, settings.key_prefix) if right.kind else "", rule)
-        for right in sorted(WORKER.needed)
-        for rule in [acl_words(right, settings.key_prefix)]
-    ]
-    _check(cell_of(settings), at_store)
-    if not settings.broker_url or not is_redis_url(settings.broker_url):
+    _check(cell_of(settings), lambda: _rights_at_store(settings.key_prefix))
+    broker_url = settings.broker_url
+    if not broker_url or not is_redis_url(broker_url):
         return
-    at_broker = _rights_at_broker(queues, settings.broker_url)
-    if settings.broker_url == settings.redis_url:
-        _check(cell_of(settings), at_broker)
+    if broker_url == settings.redis_url:
+        _check(cell_of(settings), lambda: _rights_at_broker(queues, broker_url))
         return
     with suppress(_NoScriptRight):
-        _check(Cell(settings.broker_url, prefix=settings.key_prefix), at_broker)
+        cell = Cell(broker_url, prefix=settings.key_prefix)
+        _check(cell, lambda: _rights_at_broker(queues, broker_url))
 
 
 class _NoScriptRight(RedisNoPermission):
     """The user may not run scripts, so its rights cannot be checked."""
+
+
+def _rights_at_store(prefix: str) -> list[NeededRight]:
+    """The rights that a worker needs for our keys: what its scripts do is found in their sources."""
+    return [
+        (right.command, sample_of(right.kind, prefix) if right.kind else "", acl_words(right, prefix))
+        for right in sorted(WORKER.needed)
+    ]
 
 
 def _rights_at_broker(queues: Iterable[str], url: str) -> list[NeededRight]:
@@ -72,10 +79,13 @@ def _acl_rule(command: str, pattern: str, sign: str) -> str:
     return f"+{command.lower()} {sign}{pattern}" if pattern else f"+{command.lower()}"
 
 
-def _check(cell: Cell, needed: list[NeededRight]) -> None:
+def _check(cell: Cell, find_needed: Callable[[], list[NeededRight]]) -> None:
     """Raises `RedisNoPermission` for the missing rights of the user of this cell."""
-    script_call = scripts.lacking(commands=[one[0] for one in needed], keys=[one[1] for one in needed])
     with closing(Store(cell, max_connections=1)) as store:
+        if user_of(cell.url) == DEFAULT_USER and _is_unrestricted(store):
+            return
+        needed = find_needed()
+        script_call = scripts.lacking(commands=[one[0] for one in needed], keys=[one[1] for one in needed])
         try:
             lacking = store.run(script_call)
         except RedisNoPermission as error:
@@ -90,3 +100,16 @@ def _check(cell: Cell, needed: list[NeededRight]) -> None:
     if lacking:
         rules = [needed[position][2] for position in lacking]
         raise missing_rights_error(rules, safe_url(cell.url), user_of(cell.url))
+
+
+def _is_unrestricted(store: Store) -> bool:
+    """Whether the user `default` may do everything, as in a Redis that has no users of its own.
+
+    To find the rights that a worker needs takes longer than the rest of its start.
+    """
+    try:
+        user: dict[str, Any] = store.ask(lambda redis: redis.acl_getuser(DEFAULT_USER)) or {}
+    except (RedisRefused, ResponseError):
+        return False  # it may not ask, or a Redis before version 6
+    rights = [user.get(name) for name in ("categories", "commands", "keys", "channels", "selectors")]
+    return rights == [["+@all"], [], ["~*"], ["&*"], []]

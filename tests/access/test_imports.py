@@ -216,6 +216,7 @@ ALLOWED = {"encodings", "asyncio", "celery", "kombu", "openagents_worker", "vine
 """Parts of what is installed that are imported when they are needed for the first time."""
 
 
+@pytest.mark.long
 def test_no_request_imports_anything(shop: Installation, canary: Path) -> None:
     """The same with requests of a producer, which refuses invalid ones before it sends anything."""
     shop.model.will_say({"text": "fine"})

@@ -83,6 +83,7 @@ def _counts_twice(asked: ModelServerRequest) -> dict[str, Any]:
     return {"text": "counted"}
 
 
+@pytest.mark.long
 def test_registering_changes_no_setting(project: Project) -> None:
     """The app's configuration is as it was, it is still the current one, and its tasks are its own."""
     said = project.run("""

@@ -261,6 +261,7 @@ def test_a_run_expires_unless_it_has_been_started(shop: Shop) -> None:
     assert in_time.wait(PATIENCE_S).ok
 
 
+@pytest.mark.long
 def test_a_cancelled_run_calls_no_links(shop: Shop) -> None:
     """As a revoked Celery task; a chord gets an error."""
     handle = shop.run_agent.apply_async(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import pytest
+
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command, register, retire
@@ -33,6 +35,7 @@ def line_with(process: subprocess.Popen[str], word: str) -> str:
     return next(line for line in process.stderr if word in line)
 
 
+@pytest.mark.long
 def test_a_run_that_no_worker_starts_is_explained(redis_url: str, client: Client) -> None:
     """After three seconds, and again when the reason changes. Ctrl-C ends the command, but not the run."""
     with running(redis_url, "run", "echo", "hi", "--run-id", "r1") as process:

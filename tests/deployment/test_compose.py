@@ -145,6 +145,7 @@ def test_flowers_pages_are_for_those_with_the_password(flower: Flower, page: str
     assert Flower(flower.port, "operator:wrong").get(page)[0] == 401
 
 
+@pytest.mark.long
 def test_flower_knows_the_worker(worker: Running, flower: Flower) -> None:
     """With both of its queues, the runs' and the wake-ups'."""
     workers = wait_for(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from tests.deployment.commands import environment, free_port, running
@@ -11,6 +13,7 @@ from tests.deployment.flower import Flower
 from tests.support.waiting import wait_for
 
 
+@pytest.mark.long
 def test_honcho_starts_worker_and_flower_and_ends_both(tmp_path: Path) -> None:
     """A run completes and Flower answers; SIGTERM leaves no process behind."""
     nothing = tmp_path / "empty.env"

@@ -67,7 +67,7 @@ DIRECTIVES = {"prelude", "file", "pytest", "run", "exit", "keyless", "part"}
 BLOCKS = [*blocks_of_pages(), *blocks_of_docstrings()]
 
 
-@pytest.mark.share(of=4)
+@pytest.mark.share(of=6)
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_a_block_works(block: Block, deployment: Deployment, tmp_path: Path) -> None:
     """By its language: Python is executed, a command line parsed, a configuration read by its reader."""

@@ -15,6 +15,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Support]:
         yield shop
 
 
+@pytest.mark.long
 def test_a_small_refund_is_paid_at_once(shop: Support) -> None:
     answer = shop.ask("ada", "B02 never came. I want my money back.")
 
@@ -22,6 +23,7 @@ def test_a_small_refund_is_paid_at_once(shop: Support) -> None:
     assert shop.refunds() == {"B02": 1200}
 
 
+@pytest.mark.long
 def test_a_large_refund_is_paid_once_a_colleague_approves_it(shop: Support) -> None:
     """In the conversation of the customer: the next question needs no number."""
     answer = shop.ask_and_decide("ada", "A17 came broken. I want my money back.", "approve")

@@ -72,6 +72,7 @@ def test_ten_children_are_made_once_whatever_dies(make_world: MakeWorld) -> None
     table("Children while workers are killed", [row])
 
 
+@pytest.mark.long
 def test_three_levels_end_on_a_worker_with_one_slot(make_world: MakeWorld) -> None:
     """A run that waits for a child holds no slot."""
     world = make_world(workers=1, concurrency=1).start()

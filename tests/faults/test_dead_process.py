@@ -173,6 +173,7 @@ def test_a_cancelled_run_cancels_its_reply_at_the_provider(on_this_host: World) 
     assert len(model_log(world, "received", since)) == 1
 
 
+@pytest.mark.long
 def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsewhere: World) -> None:
     """`CLIENT KILL TYPE pubsub` during execution: no lease ends, no run is recovered."""
     world = elsewhere

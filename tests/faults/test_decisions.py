@@ -58,6 +58,7 @@ def test_a_payment_whose_worker_is_killed_waits_for_a_person(world: World, tool:
     assert len({entry["key"] for entry in world.entries(unpaid)}) == 1
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_back_with_the_outcome_answers_the_question(world: World) -> None:
     """It was stopped for longer than its lease while it paid. The run waits for a person until then."""
     world.submit("stopped", [("pay", {"n": "p", "ms": 500})], agent="careful")

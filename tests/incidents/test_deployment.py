@@ -69,6 +69,7 @@ def test_redis_is_full(site: Site) -> None:
         assert site.shop.submit("clerk").wait(PATIENCE_S).final_output == "done"
 
 
+@pytest.mark.long
 def test_the_last_worker_has_died(site: Site) -> None:
     """A new one continues its runs. No finished call is made again."""
     released: list[bool] = []
@@ -167,6 +168,7 @@ def test_a_mistake_in_the_agents_file(site: Site, tmp_path: Path) -> None:
         assert handle.wait(PATIENCE_S).final_output == "done"
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_read_its_agents_file_ends(site: Site, tmp_path: Path) -> None:
     """The same row."""
     file = tmp_path / "agents.json"

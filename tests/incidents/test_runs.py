@@ -100,6 +100,7 @@ def test_an_approval_that_waits(site: Site) -> None:
         assert "tool.denied" in names
 
 
+@pytest.mark.long
 def test_a_used_up_budget(site: Site) -> None:
     both = [call("count", number=number) for number in (0, 1)]
     site.shop.model.will_say({"tool_calls": both}, {"text": "done"})

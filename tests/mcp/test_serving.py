@@ -129,6 +129,7 @@ async def test_a_call_that_needs_an_approval_is_approved_by_the_client(installat
         assert ended["output"] == "paid"
 
 
+@pytest.mark.long
 async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> None:
     """A call that is not waited for goes on until it is cancelled by its id."""
     async with session(installation) as client:

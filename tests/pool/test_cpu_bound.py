@@ -68,11 +68,13 @@ def test_it_computes_in_a_child_process_of_the_worker(shop: Shop) -> None:
     assert pid_in(events) in started_by(shop.process.pid)
 
 
+@pytest.mark.share(of=2)
 def test_a_process_is_reused_for_the_next_call(shop: Shop) -> None:
     """The start of a process takes half a second."""
     assert pid_in(run(shop, "calculator")[1]) == pid_in(run(shop, "calculator")[1])
 
 
+@pytest.mark.share(of=2)
 def test_a_crash_fails_the_call_and_not_the_worker(shop: Shop) -> None:
     """The model gets the error, and the next call gets a new process."""
     output, events = run(shop, "crasher")

@@ -77,6 +77,7 @@ def test_each_effect_of_a_program_happens_once_after_every_kill(redis_url: str, 
     assert problems(redis_url, seed, has_effects=True, waits=seed % 2 == 1) == []
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("seed", range(SOME, SOME + 20))
 def test_a_program_continues_under_another_python(
     redis_url: str, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -506,6 +506,7 @@ SWITCHES: dict[str, tuple[Switch, str]] = {
 }
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("rule", SWITCHES)
 def test_without_a_rule_its_program_fails(redis_url: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rule is needed."""

@@ -82,6 +82,7 @@ async def test_a_failed_run_is_one_error_line_with_the_users_traceback(
     assert "in price_of" in traceback_of(record)
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize(
     "tool", ["price", "price_in_thread", "price_in_process", "odd_in_process", "refuses", "large"]
 )

@@ -109,6 +109,7 @@ LISTS = {
 MEMBERS = ["", "no such run", "r1", "x" * 5000, b"\xff\xfe", "w1"]
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("name", LISTS)
 def test_an_invalid_entry_of_a_sorted_set_does_not_hide_later_entries(store: Store, name: str) -> None:
     """Ids without a run, with scores before all others."""

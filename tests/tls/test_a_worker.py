@@ -47,6 +47,7 @@ def deployment(url: str, folder: Path) -> Generator[Stack]:
         yield stack
 
 
+@pytest.mark.long
 @pytest.mark.share(of=2)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_run_is_executed_and_flower_counts_the_queue(name: str, servers: Servers, tmp_path: Path) -> None:

