@@ -31,7 +31,7 @@ from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.user_code import described_in_log, executing, user_error_of
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.telemetry.logs import get_logger
-from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
+from openagents_worker.tools.base import Reconciled, ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.jobs import JobHandle
@@ -174,6 +174,9 @@ class RemovedToolset:
     async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
         raise ToolNotFoundError(f"the agent no longer has the toolset {self._toolset_id!r}", tool_id)
 
+    async def reconcile(self, *_: Any) -> Reconciled:
+        return Reconciled.unknown()
+
     has_jobs = True
     """A job that was started is not asked for: its call fails like any other."""
 
@@ -186,9 +189,10 @@ class RemovedToolset:
 class ListedTool(ToolPlugin):
     """A tool as its toolset has described it. `described` is an element of `_descriptions`."""
 
-    def __init__(self, described: Mapping[str, Any], toolset_id: str) -> None:
+    def __init__(self, described: Mapping[str, Any], toolset_id: str, toolset: Any) -> None:
         super().__init__()
         self.toolset_id = toolset_id
+        self._toolset = toolset
         self.name, self.description = described["name"], described["description"]
         self.durable_idempotent = not described["once"]
         self.source: Mapping[str, Any] | None = described.get("source")
@@ -203,13 +207,12 @@ class ListedTool(ToolPlugin):
     def execution_spec(self) -> ToolExecutionSpec:
         return self._spec
 
+    async def reconcile(self, params: dict[str, Any], idempotency_key: str, context: Any) -> Any:
+        return await self._toolset.reconcile(self.name, params, idempotency_key, context)
+
 
 class ListedToolWithJobs(ListedTool):
     """A tool of a toolset that can start jobs."""
-
-    def __init__(self, described: Mapping[str, Any], toolset_id: str, toolset: Any) -> None:
-        super().__init__(described, toolset_id)
-        self._toolset = toolset
 
     async def invoke_background(self, params: dict[str, Any], context: Any) -> JobHandle:
         jobs: JobsOfToolset = await self._toolset.jobs()
@@ -225,9 +228,8 @@ class ListedToolWithJobs(ListedTool):
 
 
 def _listed_tool(described: Mapping[str, Any], toolset_id: str, toolset: Any) -> ListedTool:
-    if getattr(toolset, "has_jobs", False):
-        return ListedToolWithJobs(described, toolset_id, toolset)
-    return ListedTool(described, toolset_id)
+    kind = ListedToolWithJobs if getattr(toolset, "has_jobs", False) else ListedTool
+    return kind(described, toolset_id, toolset)
 
 
 def _descriptions(toolset_id: str, tools: Any) -> list[dict[str, Any]]:

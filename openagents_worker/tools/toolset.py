@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from openagents_worker.tools.base import ToolPlugin
+from openagents_worker.tools.base import Reconciled, ToolPlugin
 from openagents_worker.tools.jobs import JobHandle, has_jobs
 
 __all__ = ["JobsOfToolset", "OpenedAtUse", "SingleTool", "Toolset", "is_toolset"]
@@ -41,9 +41,11 @@ class Toolset(Protocol):
         ...
 
     # Further methods are optional. Those of `JobsOfToolset` make the calls of listed tools whose execution
-    # spec has `background=True`. `recorded(tools)` gets the tools with which the run began, in each attempt
-    # before the first call; they have what a listed tool had as `source`, a JSON object. `async
-    # warm_up(context)` is called in each attempt before the pattern begins.
+    # spec has `background=True`. `async reconcile(tool_id, params, idempotency_key, context)` returns a
+    # `Reconciled` for an interrupted call of a listed tool, as `ToolPlugin.reconcile` does. `recorded(tools)`
+    # gets the tools with which the run began, in each attempt before the first call; they have what a listed
+    # tool had as `source`, a JSON object. `async warm_up(context)` is called in each attempt before the
+    # pattern begins.
 
 
 class SingleTool:
@@ -86,6 +88,15 @@ class OpenedAtUse:
     async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
         await self.open()
         return await self._toolset.call(tool_id, params, context)
+
+    async def reconcile(
+        self, tool_id: str, params: dict[str, Any], idempotency_key: str, context: Any
+    ) -> Any:
+        """What the toolset says about an interrupted call. Unknown if it has no such method."""
+        if (reconcile := getattr(self._toolset, "reconcile", None)) is None:
+            return Reconciled.unknown()
+        await self.open()
+        return await reconcile(tool_id, params, idempotency_key, context)
 
     @property
     def has_jobs(self) -> bool:

@@ -59,8 +59,12 @@ def test_it_reads_nothing_of_a_run(redis_of_users: Guarded, shop: Installation) 
     redis_of_users.refusals()
 
 
-def test_it_counts_the_fleet_for_prometheus(flower: str) -> None:
-    """Beside its own metrics. It may read how many runs wait, not which."""
+def test_it_counts_the_fleet_for_prometheus(flower: str, redis_of_users: Guarded) -> None:
+    """Beside its own metrics. It may read how many runs wait, not which.
+
+    Of an ended run that is still in `sent` it would ask whether it has ended, and be refused.
+    """
+    wait_for(lambda: not redis_of_users.admin.zcard("oa:sent:agents"), "Celery is notified of the end")
     text = ask(f"{flower}/metrics")
 
     assert "openagents_fleet_up 1.0" in text

@@ -15,7 +15,7 @@ from chaos.schedule import WEIGHTS, schedule
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
 
-SHORT = Options(seed=11, minutes=0.55, runs_per_second=4, faults_per_minute=40)
+SHORT = Options(seed=11, minutes=0.55, runs_per_second=3, faults_per_minute=40)
 
 
 @pytest.fixture(scope="module")

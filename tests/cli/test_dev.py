@@ -47,6 +47,7 @@ def workers(dev: Development) -> list[str]:
     return [each["incarnation"] for each in listed["items"] if each["alive"]]
 
 
+@pytest.mark.long
 def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: Path) -> None:
     """With the changed code. Code that cannot be imported changes nothing, and the error is printed."""
     with developing(project) as dev:
@@ -123,7 +124,6 @@ def test_the_usual_port_is_used_if_it_is_free() -> None:
     wait_for(lambda: port_or_free(taken) == taken, "the port is free again")
 
 
-@pytest.mark.long
 def test_another_scripted_model_answers(project: Path) -> None:
     """A file with its replies."""
     (project / "replies.json").write_text(json.dumps([{"text": "from the file"}]))

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Generator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ CRASHER = agent("crasher", CRASH, {"text": "went on"}, tools={"crash": f"{TOOLS}
 _sessions = (f"session-{n}" for n in count())
 
 
-@pytest.fixture(scope="module", params=["ours", "threads", "solo", "processes"])
+LONG = partial(pytest.param, marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=["ours", LONG("threads"), LONG("solo"), "processes"])
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
     """A worker with this pool; `processes` is Celery's prefork."""
     pool = [] if request.param == "ours" else ["--pool", request.param]
@@ -59,7 +63,6 @@ def pid_in(events: dict[str, Any]) -> int:
     return int(found[1] or found[2])
 
 
-@pytest.mark.share(of=2)
 def test_it_computes_in_a_child_process_of_the_worker(shop: Shop) -> None:
     """Also under prefork, whose processes are daemons and may not start children with multiprocessing."""
     output, events = run(shop, "calculator")
@@ -68,13 +71,11 @@ def test_it_computes_in_a_child_process_of_the_worker(shop: Shop) -> None:
     assert pid_in(events) in started_by(shop.process.pid)
 
 
-@pytest.mark.share(of=2)
 def test_a_process_is_reused_for_the_next_call(shop: Shop) -> None:
     """The start of a process takes half a second."""
     assert pid_in(run(shop, "calculator")[1]) == pid_in(run(shop, "calculator")[1])
 
 
-@pytest.mark.share(of=2)
 def test_a_crash_fails_the_call_and_not_the_worker(shop: Shop) -> None:
     """The model gets the error, and the next call gets a new process."""
     output, events = run(shop, "crasher")

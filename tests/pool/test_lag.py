@@ -49,6 +49,7 @@ def run_host() -> EventRecordingRunHost:
 def watchdog(loop_thread: LoopThread, run_host: EventRecordingRunHost) -> Generator[LoopWatchdog]:
     watchdog = new_watchdog(loop_thread, run_host, waited_s=loop_thread.waited_s)
     watchdog.start()
+    wait_for(lambda: watchdog.health.report().rounds, "it has begun to look")
     yield watchdog
     watchdog.stop()
 

@@ -405,6 +405,31 @@ class Reconciling(OnceOnly):
         return answer
 
 
+class Drawer:
+    """A toolset whose only tool charges."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.tool = Reconciling()
+
+    async def open(self) -> None: ...
+
+    async def list(self, context: Any) -> list[ToolPlugin]:
+        return [self.tool]
+
+    async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
+        return await self.tool.invoke(params, context)
+
+    async def close(self) -> None: ...
+
+
+class Till(Drawer):
+    """Also says what became of an interrupted call."""
+
+    async def reconcile(self, tool_id: str, params: dict[str, Any], key: str, context: Any) -> Any:
+        assert tool_id == "charge"
+        return await self.tool.reconcile(params, key, context)
+
+
 ANSWERS: list[Any] = []
 
 

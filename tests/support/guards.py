@@ -36,6 +36,8 @@ def _slowness() -> float:
 MAX_CPU_S = 0.25 * _slowness() * (4 if sys.gettrace() is not None else 1)
 """A process may execute 500 runs, and a blocked loop delays them all. To count coverage costs time, too."""
 
+gc.disable()  # until all tests are collected: nothing of that is garbage
+
 _broken: list[str] = []
 _blocked: list[str] = []
 
@@ -79,6 +81,7 @@ def _registered_agents() -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
+    gc.enable()
     if found := _registered_agents():
         pytest.exit(f"collecting the tests: {found[0]}", returncode=2)
 
