@@ -13,9 +13,13 @@ import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.hostile.table import beyond_a_sample, lines_of
-from tests.support.sampling import mark_beyond_the_share
 
-pytest_plugins = ["tests.support.guards", "tests.support.cpu_report", "tests.support.processes"]
+pytest_plugins = [
+    "tests.support.guards",
+    "tests.support.sampling",
+    "tests.support.cpu_report",
+    "tests.support.processes",
+]
 
 # The tests start hundreds of processes. Container images often disable bytecode files; then each process
 # would compile everything that it imports. `make clean` removes the files.
@@ -40,7 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     `pytest tests/hostile` takes every input, and `make test` a sample of them.
     """
     tests = Path(__file__).parent
-    mark_beyond_the_share(items)
     if not any("hostile" in argument for argument in config.args):
         for item in beyond_a_sample(items):
             item.add_marker(pytest.mark.long)

@@ -8,12 +8,13 @@ the short edition has every name and every value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-__all__ = ["mark_beyond_the_share", "marked_beyond_a_share", "shares"]
+__all__ = ["marked_beyond_a_share", "shares"]
 
 
 def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any]:
@@ -42,16 +43,38 @@ MOST = 16
 """So many cases of a test are for `make test`, at equal distances over its table."""
 
 
-def mark_beyond_the_share(items: Sequence[pytest.Item]) -> None:
-    """Mark `long` all cases of a test but `MOST` of them, or but the share that its mark `share` says."""
-    tests: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("slow") is None and item.get_closest_marker("long") is None:
-            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for cases in tests.values():
-        share = cases[0].get_closest_marker("share")
-        step = share.kwargs["of"] if share is not None else max(1.0, len(cases) / MOST)
-        kept = {int(number * step) for number in range(len(cases))}
-        for number, item in enumerate(cases):
-            if number not in kept:
-                item.add_marker(pytest.mark.long)
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
+    """Mark `long` all cases of a test but `MOST` of them, or but the share that its mark `share` says.
+
+    What the expression of marks then leaves out is not made at all, unless a case is named: making them is
+    half of the time in which the tests are collected. Pytest has no hook for this, so it uses `_calls`.
+    """
+    yield
+    test, calls = metafunc.definition, metafunc._calls
+    if any(test.get_closest_marker(name) for name in OTHERS) or len(calls) < 2:
+        return
+    share = test.get_closest_marker("share")
+    kept = kept_of(calls, None if share is None else share.kwargs["of"])
+    calls[:] = [
+        call if number in kept else replace(call, marks=[*call.marks, pytest.mark.long.mark])
+        for number, call in enumerate(calls)
+    ]
+    if "not long" in metafunc.config.option.markexpr and not any("::" in arg for arg in metafunc.config.args):
+        calls[:] = [call for call in calls if not _is_marked(call, OTHERS)] or calls[:1]
+
+
+OTHERS = ("long", "slow", "ui", "extras")
+"""The marks of what `make test` leaves out."""
+
+
+def kept_of(calls: Sequence[Any], of: float | None) -> set[int]:
+    """The numbers of the cases that are in the short edition, or have a mark of their own."""
+    own = [number for number, call in enumerate(calls) if _is_marked(call, OTHERS)]
+    others = [number for number in range(len(calls)) if number not in own]
+    step = max(1.0, len(others) / MOST) if of is None else of
+    return {*own, *(others[at] for number in range(len(others)) if (at := int(number * step)) < len(others))}
+
+
+def _is_marked(call: Any, names: Sequence[str]) -> bool:
+    return any(mark.name in names for mark in call.marks)

@@ -29,7 +29,7 @@ async def test_may_block():
 
 async def test_keeps_the_loop_busy():
     began_s = time.thread_time()
-    while time.thread_time() - began_s < MAX_CPU_S + 0.05:
+    while time.thread_time() - began_s < MAX_CPU_S + 0.1:
         pass
 
 async def test_waits_on_the_loop():

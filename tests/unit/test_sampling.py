@@ -2,55 +2,103 @@
 
 from __future__ import annotations
 
-from typing import cast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
 
-from tests.support.sampling import MOST, mark_beyond_the_share
+from tests.support.sampling import MOST
+
+ROOT = Path(__file__).parents[2]
+MARKS = ("long", "slow", "ui", "extras")
+SHORT = " and ".join(f"not {mark}" for mark in MARKS)
+LONG = "long and not slow"
+
+TESTS = """
+import pytest
+
+@pytest.mark.parametrize("n", range({most}))
+def test_small(n): ...
+
+@pytest.mark.parametrize("n", range({most} * 10))
+def test_large(n): ...
+
+@pytest.mark.share(of=4)
+@pytest.mark.parametrize("n", range(9))
+def test_dear(n): ...
+
+@pytest.mark.share(of=1)
+@pytest.mark.parametrize("n", range({most} * 2))
+def test_needed(n): ...
+
+@pytest.mark.share(of=2)
+@pytest.mark.parametrize("n", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
+def test_slow_at_first(n): ...
+
+@pytest.mark.parametrize("n", [pytest.param(n, marks=pytest.mark.slow) for n in range(3)])
+def test_slow(n): ...
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", range({most} * 2))
+def test_long(n): ...
+
+def test_one(): ...
+"""
 
 
-class Item:
-    """A case of a test, as far as marks are concerned."""
-
-    def __init__(self, nodeid: str, *marks: pytest.MarkDecorator) -> None:
-        self.nodeid = nodeid
-        self.marks = {mark.name: mark.mark for mark in marks}
-
-    def get_closest_marker(self, name: str) -> pytest.Mark | None:
-        return self.marks.get(name)
-
-    def add_marker(self, mark: pytest.MarkDecorator) -> None:
-        self.marks[mark.name] = mark.mark
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sampled") / "test_tables.py"
+    file.write_text(TESTS.format(most=MOST))
+    return file
 
 
-def short(test: str, count: int, *marks: pytest.MarkDecorator) -> list[int]:
-    """The numbers of the cases that `make test` runs."""
-    items = [Item(f"{test}[{number}]", *marks) for number in range(count)]
-    mark_beyond_the_share(cast("list[pytest.Item]", items))
-    return [number for number, item in enumerate(items) if "long" not in item.marks]
+@cache
+def collected(file: Path, marks: str, *, case: str = "") -> dict[str, list[int]]:
+    """The cases of each test that are selected by an expression of marks."""
+    plugins = ["-p", "tests.support.sampling", "-p", "no:cacheprovider"]
+    options = [*plugins, "-o", "addopts=", "-c", "pyproject.toml", "--rootdir", ".", "--co", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-m", marks, f"{file}{case}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    found: dict[str, list[int]] = {}
+    for line in done.stdout.splitlines():
+        if "::" in line:
+            name, _, number = line.partition("::")[2].partition("[")
+            found.setdefault(name.removeprefix("test_"), []).append(int(number.rstrip("]") or -1))
+    return found
 
 
-def test_a_small_table_is_tried_whole() -> None:
-    assert short("f", MOST) == list(range(MOST))
+def test_make_test_takes_a_share_of_each_table(file: Path) -> None:
+    assert collected(file, SHORT) == {
+        "small": list(range(MOST)),
+        "large": list(range(0, MOST * 10, 10)),
+        "dear": [0, 4, 8],
+        "needed": list(range(MOST * 2)),
+        "slow_at_first": [1, 3],
+        "one": [-1],
+    }
 
 
-def test_of_a_large_table_some_cases_are_tried_at_equal_distances() -> None:
-    assert short("f", MOST * 10) == list(range(0, MOST * 10, 10))
-    assert len(short("f", MOST + 3)) == MOST
+def test_make_test_long_takes_the_rest(file: Path) -> None:
+    short, long = collected(file, SHORT), collected(file, LONG)
+
+    assert long["dear"] == [1, 2, 3, 5, 6, 7]
+    assert long["slow_at_first"] == [2]
+    assert long["long"] == list(range(MOST * 2))
+    both = {name: sorted([*short.get(name, []), *long.get(name, [])]) for name in short | long}
+    slow = {"slow": [0, 1, 2], "slow_at_first": [0]}
+    whole = {name: sorted([*numbers, *slow.get(name, [])]) for name, numbers in (both | {"slow": []}).items()}
+    assert whole == collected(file, "slow or not slow")
 
 
-def test_a_test_says_how_much_it_costs() -> None:
-    """One case is always tried."""
-    assert short("f", 9, pytest.mark.share(of=4)) == [0, 4, 8]
-    assert short("f", 2, pytest.mark.share(of=4)) == [0]
-    assert short("f", 200, pytest.mark.share(of=1)) == list(range(200))
-
-
-def test_what_has_a_mark_of_its_own_is_not_counted() -> None:
-    """Otherwise a test whose first case is slow would not be in the short edition."""
-    items = [Item("f[0]", pytest.mark.slow), Item("f[1]"), Item("f[2]")]
-    for item in items:
-        item.marks["share"] = pytest.mark.share(of=2).mark
-    mark_beyond_the_share(cast("list[pytest.Item]", items))
-
-    assert [item.nodeid for item in items if not {"long", "slow"} & set(item.marks)] == ["f[1]"]
+def test_a_case_that_is_named_is_found(file: Path) -> None:
+    """Also if it is not in the short edition: then it is deselected, and not unknown."""
+    assert collected(file, "slow or not slow", case="::test_large[1]") == {"large": [1]}
+    assert collected(file, SHORT, case="::test_large[1]") == {}
