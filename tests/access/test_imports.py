@@ -206,6 +206,7 @@ def test_no_message_imports_anything(shop: Installation, canary: Path) -> None:
     assert {name for name in after - first if name.partition(".")[0] not in ALLOWED} == set()
 
 
+@pytest.mark.long
 def test_importing_the_canary_is_detected(tmp_path: Path) -> None:
     (tmp_path / "canary.py").write_text(CANARY.format(sung=str(tmp_path / "sung")))
     subprocess.run([sys.executable, "-c", "import canary"], cwd=tmp_path, check=True)

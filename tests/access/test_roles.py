@@ -18,6 +18,8 @@ from tests.access.each_command import command, completed  # noqa: F401 - fixture
 from tests.access.in_flower import flower  # noqa: F401
 from tests.access.users import UseOfCommands, acl_words
 
+pytestmark = pytest.mark.long
+
 SENTINEL = "asked of whom a sentinel calls the master"
 LEAVES = "a listener leaves while others stay"
 OLDER = "kombu before 5.7"

@@ -12,6 +12,8 @@ from openagents_worker.producer.client import Client
 from tests.deployment.commands import environment, running
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 FILES = {
     "project.py": "from celery import Celery\n"
     "import os, openagents_worker\n"

@@ -59,7 +59,6 @@ def _is_assigned(module: str) -> bool:
     return True
 
 
-@pytest.mark.long
 def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
     """Also an import in a function, and a package that is only a dependency of another one, which may drop
     it."""
@@ -122,7 +121,7 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
     }
 
 
-@pytest.mark.share(of=2)
+@pytest.mark.long
 @pytest.mark.parametrize(
     "extras", [(), ("worker",), ("flower",), ("otel",)], ids=["base", "worker", "flower", "otel"]
 )
@@ -160,7 +159,7 @@ def test_the_front_door_opens_with_the_base_install(tmp_path: Path) -> None:
     assert (done.stdout.split(), done.stderr) == (openagents_worker.__all__, "")
 
 
-@pytest.mark.share(of=2)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("extras", "programs"),
     [

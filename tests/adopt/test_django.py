@@ -20,6 +20,8 @@ from openagents_worker.testing.model_server import ModelServer, ModelServerReque
 from tests.adopt.project import run_in, write_project
 from tests.support.waiting import PATIENCE_S, wait_for
 
+pytestmark = pytest.mark.long
+
 
 @dataclass
 class Project:
@@ -83,7 +85,6 @@ def _counts_twice(asked: ModelServerRequest) -> dict[str, Any]:
     return {"text": "counted"}
 
 
-@pytest.mark.long
 def test_registering_changes_no_setting(project: Project) -> None:
     """The app's configuration is as it was, it is still the current one, and its tasks are its own."""
     said = project.run("""
@@ -158,7 +159,6 @@ def test_a_worker_that_does_not_consume_runs_starts_nothing_of_ours(
     assert {incarnation.partition(":")[0] for incarnation in project.incarnations()} == {"runs@project"}
 
 
-@pytest.mark.long
 def test_a_run_waits_for_the_commit(project: Project, workers: tuple[ChildProcess, ChildProcess]) -> None:
     """Before it nothing is known of the run; after a rollback nothing ever is."""
     said = project.run("""

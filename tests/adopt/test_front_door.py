@@ -214,6 +214,7 @@ def test_without_a_registered_app_it_is_the_producers_own(environment: str) -> N
     assert messages(environment, "agents") == [handle.id]
 
 
+@pytest.mark.long
 def test_a_django_web_process_submits_by_the_projects_app(
     tmp_path: Path, environment: str, broker: EmbeddedRedis
 ) -> None:

@@ -81,7 +81,7 @@ def submitted(request: pytest.FixtureRequest, shop: Shop) -> Submitted:
     return Submitted(shop, request.param)
 
 
-@pytest.mark.share(of=2)
+@pytest.mark.long
 def test_a_link_is_called_with_the_runs_id_and_how_it_ended(submitted: Submitted) -> None:
     """Each link is called once; the output is read with the id."""
     value = {"run_id": submitted.linked.id, "stop_reason": "completed"}

@@ -192,6 +192,7 @@ def test_stamped_canvas_works(shop: Shop, before: dict[str, Any]) -> None:
     assert set(body) == {"number"}
 
 
+@pytest.mark.long
 def test_revoking_a_stamp_cancels_its_runs(shop: Shop, before: dict[str, Any]) -> None:
     """A run that is executed and a later one; runs with another value continue."""
     running, later, other = (shop.run_agent.s(shop.request(text)) for text in ("hangs", "ok", "ok"))

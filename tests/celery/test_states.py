@@ -198,6 +198,7 @@ def test_an_unreported_end_is_reported_by_another_worker(shop: Shop, received: R
     events_until(received, client.handle("orphan"), "succeeded")
 
 
+@pytest.mark.long
 def test_a_message_of_a_foreign_producer_keeps_its_links(shop: Shop) -> None:
     """A producer without this package: the message has the request and Celery's options; one retry."""
     request = shop.request("retry ok")

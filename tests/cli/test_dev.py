@@ -18,6 +18,8 @@ from tests.cli.conftest import Command
 from tests.support.development import PATIENCE_S, Development, developing
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 CHANGED = '''
 from openagents_worker import tool
 
@@ -47,7 +49,6 @@ def workers(dev: Development) -> list[str]:
     return [each["incarnation"] for each in listed["items"] if each["alive"]]
 
 
-@pytest.mark.long
 def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: Path) -> None:
     """With the changed code. Code that cannot be imported changes nothing, and the error is printed."""
     with developing(project) as dev:
@@ -66,7 +67,6 @@ def test_a_new_worker_takes_the_place_of_the_old_one_when_code_changes(project: 
     assert any("parcels.py" in line and "changed" in line for line in dev.said)
 
 
-@pytest.mark.long
 def test_a_run_under_way_keeps_its_definition_when_the_agents_file_changes(project: Path) -> None:
     """It waits for an approval while the prompt is edited and a new worker replaces the old one."""
     file = project / "config" / "agents.json"
@@ -91,7 +91,6 @@ def test_a_run_under_way_keeps_its_definition_when_the_agents_file_changes(proje
     assert "replay.prompt_changed" not in names, "the model would have been asked with another prompt"
 
 
-@pytest.mark.long
 def test_the_test_of_a_new_project_passes(project: Path) -> None:
     """In the folder of the project, as `make test` there runs it."""
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAGENTS_", "OPENAI_", "PYTEST_"))}

@@ -71,7 +71,7 @@ async def until_it_holds(p: Process) -> asyncio.Task[Any]:
         p.wakes.clear()
 
 
-@pytest.mark.share(of=3)
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(TOOL_TYPES))
 async def test_a_finished_call_is_not_repeated(redis_url: str, kind: str, tmp_path: Path) -> None:
     """Its result is JSON, it is counted once, and one event has its end."""

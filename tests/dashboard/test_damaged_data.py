@@ -16,7 +16,7 @@ OF_THE_RUN = ("/run/r1", "/session/s1")
 NOT_EXPLAINED = "the server could not make this page"
 
 
-@pytest.mark.share(of=2)
+@pytest.mark.long
 @pytest.mark.parametrize("value", ["-1", "9" * 30, "[]", "x"])
 async def test_a_damaged_record_hides_no_other_run(server: Server, redis_url: str, value: str) -> None:
     """Whatever the field. The page of the run itself shows it, or says with a code that it cannot be read."""

@@ -23,6 +23,8 @@ from tests.deployment.compose import SERVICES, environment_of, filled_in, load
 from tests.deployment.flower import Flower
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 USER = "operator:only-for-this-test"
 DOTENV = {"REDIS_PASSWORD": "only-for_this_test", "FLOWER_BASIC_AUTH": USER}
 SECRET = "the input of a run"
@@ -145,7 +147,6 @@ def test_flowers_pages_are_for_those_with_the_password(flower: Flower, page: str
     assert Flower(flower.port, "operator:wrong").get(page)[0] == 401
 
 
-@pytest.mark.long
 def test_flower_knows_the_worker(worker: Running, flower: Flower) -> None:
     """With both of its queues, the runs' and the wake-ups'."""
     workers = wait_for(
@@ -157,7 +158,6 @@ def test_flower_knows_the_worker(worker: Running, flower: Flower) -> None:
     assert {queue["name"] for queue in told["active_queues"]} == {"agents", "agents.wake"}
 
 
-@pytest.mark.long
 def test_flower_shows_a_run_and_not_its_input(worker: Running, flower: Flower, env: dict[str, str]) -> None:
     """State and ids; what was asked and what was answered is nobody's business there."""
     with Client(env["OPENAGENTS_REDIS_URL"]) as client:

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from openagents_worker.local.child_process import ChildProcess
 from tests.docs.blocks import ROOT, blocks_of_text
 from tests.docs.conftest import Deployment
+
+pytestmark = pytest.mark.long
 
 PAGE = "docs/first-agent.md"
 PATIENCE_S = 120

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from tests.docs.blocks import ROOT
 from tests.docs.conftest import Deployment
 
@@ -22,6 +24,7 @@ print("beat goes on")
 """
 
 
+@pytest.mark.long
 def test_beat_goes_on_when_redis_is_away(deployment: Deployment) -> None:
     """One error that names the entry; the next tick comes."""
     folder = deployment.project("docs/schedules.md")

@@ -17,13 +17,14 @@ from bench.structure import (
     names_of_the_list,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, list[str]]:
     return counted_in_sources()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("figure", sorted(LIMITS.keys() - MEASURED))
 def test_each_figure_is_within_its_limit(figure: str, counted: dict[str, list[str]]) -> None:
     """Retired words and names, long files, wide constructors, class names with two meanings."""

@@ -23,6 +23,8 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from tests.support.waiting import PATIENCE_S, wait_for
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
 
 
@@ -131,7 +133,6 @@ def test_a_question_that_is_rolled_back_has_no_run(product: Product) -> None:
     assert ask(f"{product.url}/questions/{asked['id']}/")[0] == 404
 
 
-@pytest.mark.long
 def test_a_question_that_redis_missed_is_submitted_later(product: Product) -> None:
     """Redis is away at the commit: the question is stored, its run is not, and both are told.
 
@@ -149,7 +150,6 @@ def test_a_question_that_redis_missed_is_submitted_later(product: Product) -> No
     assert product.manage("submit_missing").startswith("submitted 0 of ")
 
 
-@pytest.mark.long
 def test_what_a_commit_without_redis_leaves(product: Product) -> None:
     """The transaction is committed, the block raises, and Django calls no later callback of it."""
     program = """

@@ -11,8 +11,9 @@ from examples.research.team import AT_ONCE
 from tests.examples.outcomes import research
 from tests.support.deployment import ROOT
 
+pytestmark = pytest.mark.long
 
-@pytest.mark.long
+
 def test_a_question_becomes_a_report_of_a_team(tmp_path: Path) -> None:
     """Each part is researched by a run of its own, and no more of them work at once than the lead allows."""
     with research(tmp_path) as example:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.examples.outcomes import Support, support
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Support]:
@@ -15,7 +17,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Support]:
         yield shop
 
 
-@pytest.mark.long
 def test_a_small_refund_is_paid_at_once(shop: Support) -> None:
     answer = shop.ask("ada", "B02 never came. I want my money back.")
 
@@ -23,7 +24,6 @@ def test_a_small_refund_is_paid_at_once(shop: Support) -> None:
     assert shop.refunds() == {"B02": 1200}
 
 
-@pytest.mark.long
 def test_a_large_refund_is_paid_once_a_colleague_approves_it(shop: Support) -> None:
     """In the conversation of the customer: the next question needs no number."""
     answer = shop.ask_and_decide("ada", "A17 came broken. I want my money back.", "approve")
@@ -33,7 +33,6 @@ def test_a_large_refund_is_paid_once_a_colleague_approves_it(shop: Support) -> N
     assert shop.ask("ada", "What has become of it?") == "Of your lamp, 4500 cents were paid back.\n"
 
 
-@pytest.mark.long
 def test_a_refund_that_a_colleague_denies_is_not_paid(shop: Support) -> None:
     """The customer gets the reason."""
     answer = shop.ask_and_decide(
@@ -44,7 +43,6 @@ def test_a_refund_that_a_colleague_denies_is_not_paid(shop: Support) -> None:
     assert "C11" not in shop.refunds()
 
 
-@pytest.mark.long
 def test_an_order_of_another_customer_is_not_found(shop: Support) -> None:
     answer = shop.ask("eve", "A17 never came. I want my money back.")
 

@@ -205,6 +205,7 @@ def test_a_worker_on_another_host_takes_over_soon_unless_it_was_only_stopped(els
     stop_one_and_kill_another(elsewhere, "elsewhere")
 
 
+@pytest.mark.long
 def test_a_death_that_was_a_false_alarm_is_not_counted_for_its_runs(elsewhere: World) -> None:
     """The worker was stopped and its connection was cut meanwhile, so it could not reconnect in time."""
     world = elsewhere

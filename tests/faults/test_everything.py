@@ -28,6 +28,8 @@ from tests.support.effect_server import EffectServer, effect_server
 from tests.support.supervised_deployment import World, table
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 RUN_ID = re.compile(r"[^:]+(:c:[0-9a-f]{12})*")
 """The beginning of an idempotency key: the run of the call, which may be a child."""
 RUNS, MODEL_CALLS = 6, 18

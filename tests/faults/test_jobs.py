@@ -13,6 +13,8 @@ from tests.support.job_server import job_server
 from tests.support.supervised_deployment import World
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 SHORT = ("submitted", "running", "succeeded")
 LONG = ("begin", "submitted", "poll", "running", "succeeded") * 3
 

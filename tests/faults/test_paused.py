@@ -12,6 +12,8 @@ from tests.faults.conftest import MakeWorld
 from tests.support.supervised_deployment import Worker, World, table
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "hash": lambda redis, key: redis.hgetall(key),
     "list": lambda redis, key: redis.lrange(key, 0, -1),

@@ -24,7 +24,7 @@ def _of_task(received: list[dict[str, Any]], run_id: str) -> list[str]:
     return [event["type"] for event in sorted(kinds, key=lambda event: event["timestamp"])]
 
 
-@pytest.mark.share(of=2)
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["model", "tool"])
 def test_a_run_with_a_retry_after_continues_on_any_worker(make_world: MakeWorld, source: str) -> None:
     """A retryable error suspends a run until retry-after; then it continues on another worker, and repeats no

@@ -57,6 +57,7 @@ def test_workers_survive_a_silence_of_redis_that_ends_their_leases(make_world: M
     _check(world, workers=2, runs=20, silences=2)
 
 
+@pytest.mark.long
 def test_a_worker_without_a_lease_receives_no_message(make_world: MakeWorld) -> None:
     """It could not claim a run, but another worker can. One of two workers is disconnected from the Redis of
     the runs, but not from its broker."""

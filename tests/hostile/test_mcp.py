@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from tests.hostile.matrix import LIBRARY, TEXT, UNBOUND
 from tests.hostile.table import Attack, Case, cases, hostile
 
@@ -192,6 +194,7 @@ def test_what_is_not_the_protocol(case: Case, attack: Attack) -> None:
     attack(case)
 
 
+@pytest.mark.long
 @hostile(UNBOUND, cases("mcp", LARGE))
 def test_what_a_server_sends_is_bounded(case: Case, attack: Attack) -> None:
     attack(case)

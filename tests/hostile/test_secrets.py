@@ -119,6 +119,7 @@ def test_a_secret_in_a_tools_exception_is_in_no_output(planting: Planting) -> No
     assert leaks([*seen, *planting.everything()]) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("agent_id", ["pattern", "memory"])
 def test_a_secret_in_a_plugins_exception_is_in_no_output(planting: Planting, agent_id: str) -> None:
     handles = planting.ended(planting.submit(agent_id, f"{number} {way}") for number, way in EVERY_WAY)
@@ -129,6 +130,7 @@ def test_a_secret_in_a_plugins_exception_is_in_no_output(planting: Planting, age
     assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
 
 
+@pytest.mark.long
 def test_a_secret_in_a_providers_error_is_in_no_output(planting: Planting) -> None:
     handles = []
     for secret in SECRETS:
@@ -140,6 +142,7 @@ def test_a_secret_in_a_providers_error_is_in_no_output(planting: Planting) -> No
     assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
 
 
+@pytest.mark.long
 def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Planting) -> None:
     """Its value is known from the variable that the agents file names, so it is masked whatever its form."""
     planting.model.will_say({"tool_calls": [call("own_key")]}, {"text": "fine"})
@@ -151,6 +154,7 @@ def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Plant
     assert leaks([*shown_of(handle), *planting.everything()]) == []
 
 
+@pytest.mark.long
 def test_a_models_key_is_in_no_output_wherever_it_comes_from(planting: Planting) -> None:
     """From a variable, a file, or a registered function. The provider repeats it in its errors, and the
     function in its exception."""
@@ -171,6 +175,7 @@ def test_a_models_key_is_in_no_output_wherever_it_comes_from(planting: Planting)
     assert any("every user of this machine can read" in line for line in planting.log)
 
 
+@pytest.mark.long
 def test_a_secret_in_a_reason_is_in_no_output(planting: Planting) -> None:
     """In the reason of a cancellation or a resume. Only workers know the last secret."""
     secrets = SECRETS[:-1]

@@ -17,6 +17,8 @@ from tests.incidents.scene import STOP_S, Site, site_in
 from tests.support.deployment import PATIENCE_S, agent, call
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
@@ -69,7 +71,6 @@ def test_redis_is_full(site: Site) -> None:
         assert site.shop.submit("clerk").wait(PATIENCE_S).final_output == "done"
 
 
-@pytest.mark.long
 def test_the_last_worker_has_died(site: Site) -> None:
     """A new one continues its runs. No finished call is made again."""
     released: list[bool] = []
@@ -102,7 +103,6 @@ def test_a_queue_without_a_worker(site: Site) -> None:
         assert handle.wait(PATIENCE_S).final_output == "reported"
 
 
-@pytest.mark.long
 def test_a_backlog(site: Site) -> None:
     """The only worker of the queue is busy with one run."""
     released: list[bool] = []
@@ -141,7 +141,6 @@ def test_a_blocked_event_loop(site: Site) -> None:
         assert not any(mended.id in line for line in blocked)
 
 
-@pytest.mark.long
 def test_a_mistake_in_the_agents_file(site: Site, tmp_path: Path) -> None:
     """The worker serves its other agents. The runs wait for a worker with a correct file."""
     file = tmp_path / "agents.json"
@@ -168,7 +167,6 @@ def test_a_mistake_in_the_agents_file(site: Site, tmp_path: Path) -> None:
         assert handle.wait(PATIENCE_S).final_output == "done"
 
 
-@pytest.mark.long
 def test_a_worker_that_cannot_read_its_agents_file_ends(site: Site, tmp_path: Path) -> None:
     """The same row."""
     file = tmp_path / "agents.json"
@@ -179,7 +177,6 @@ def test_a_worker_that_cannot_read_its_agents_file_ends(site: Site, tmp_path: Pa
     assert subprocess.run(command, env=env, capture_output=True, timeout=PATIENCE_S).returncode == 2
 
 
-@pytest.mark.long
 def test_clocks_that_differ(site: Site) -> None:
     """The clock of the machine on which `doctor` is executed is 90 s ahead."""
     with site.scene("Delayed runs start at the wrong time; times in logs do not fit together") as scene:

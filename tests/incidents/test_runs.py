@@ -17,6 +17,8 @@ from tests.incidents.scene import Scene, Site, site_in
 from tests.support.deployment import PATIENCE_S, call
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
@@ -100,7 +102,6 @@ def test_an_approval_that_waits(site: Site) -> None:
         assert "tool.denied" in names
 
 
-@pytest.mark.long
 def test_a_used_up_budget(site: Site) -> None:
     both = [call("count", number=number) for number in (0, 1)]
     site.shop.model.will_say({"tool_calls": both}, {"text": "done"})
@@ -116,7 +117,6 @@ def test_a_used_up_budget(site: Site) -> None:
         assert cancelled.wait(PATIENCE_S).stop_reason == "cancelled"
 
 
-@pytest.mark.long
 def test_an_unknown_outcome(site: Site) -> None:
     """The worker dies in the middle of a call that must not be repeated unasked."""
     site.shop.model.will_say({"tool_calls": [call("charge")]}, {"text": "done"})
@@ -140,7 +140,6 @@ def test_an_unknown_outcome(site: Site) -> None:
             assert handle.wait(PATIENCE_S).final_output == "done"
 
 
-@pytest.mark.long
 def test_a_run_that_kills_its_workers(site: Site) -> None:
     """A supervisor starts a new worker each time. A run beside it completes."""
     # Suspects are executed one by one, so the run beside it may have to end first.

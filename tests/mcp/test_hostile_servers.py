@@ -17,6 +17,8 @@ from tests.mcp.test_connections import NOTE, POOLED, unknown
 from tests.support.runner import process
 from tests.support.waiting import await_for
 
+pytestmark = pytest.mark.long
+
 ADD = {"a": 1, "b": 1}
 
 

@@ -200,6 +200,7 @@ async def test_a_message_that_is_not_valid_is_answered_with_an_error(line: bytes
 # --- a worker with a server ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_cancelled_run_leaves_the_shared_connection_to_others(installation: Installation) -> None:
     """The tasks of the run are cancelled, but not those of the connection."""
     server = FaultyServer(installation.folder / "http")

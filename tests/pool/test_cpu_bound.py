@@ -29,7 +29,7 @@ _sessions = (f"session-{n}" for n in count())
 LONG = partial(pytest.param, marks=pytest.mark.long)
 
 
-@pytest.fixture(scope="module", params=["ours", LONG("threads"), LONG("solo"), "processes"])
+@pytest.fixture(scope="module", params=["ours", LONG("threads"), LONG("solo"), LONG("processes")])
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
     """A worker with this pool; `processes` is Celery's prefork."""
     pool = [] if request.param == "ours" else ["--pool", request.param]

@@ -44,6 +44,7 @@ def test_a_run_is_handed_over_by_a_warm_shutdown(tmp_path: Path, redis_url: str)
         handle.cancel()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("late", [False, True])
 def test_a_soft_shutdown_cancels_slow_tasks(tmp_path: Path, redis_url: str, late: bool) -> None:
     """A task with late acknowledgement goes back to the broker; any other is reported as cancelled."""
@@ -71,6 +72,7 @@ def test_a_run_survives_a_cold_shutdown(tmp_path: Path, redis_url: str) -> None:
         client.cancel(handle.id)
 
 
+@pytest.mark.long
 def test_an_autoscaled_worker_respects_its_maximum(tmp_path: Path, redis_url: str) -> None:
     """`--autoscale=MAX,MIN`: up to MAX tasks at a time, the others wait in the broker."""
     tags = [new_tag() for _ in range(6)]

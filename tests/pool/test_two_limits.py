@@ -163,6 +163,7 @@ def test_the_log_settings_apply_in_a_registered_app(tmp_path: Path, url: str, ow
     assert ("product's WARNING openagents_worker.celery.app_advice app.setting" in log) is bool(own)
 
 
+@pytest.mark.long
 def test_both_channels_are_restored_after_a_lost_connection(tmp_path: Path, url: str) -> None:
     """Redis closes all connections of the worker while runs wait; then runs and tasks are received again."""
     with worker(tmp_path, url, "celery,agents", {"worker_disable_prefetch": True}) as shop:

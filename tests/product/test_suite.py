@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 SHOP = Path(__file__).parent / "shop"
 
 
@@ -25,7 +27,6 @@ def test_a_products_suite_passes_on_the_fixtures_of_the_plugin() -> None:
     assert "12 passed" in done.stdout
 
 
-@pytest.mark.long
 def test_what_a_models_function_raises_fails_its_test(tmp_path: Path) -> None:
     """An assertion in it is seen as the test's own, not only as a failed run."""
     (tmp_path / "test_wrong.py").write_text(

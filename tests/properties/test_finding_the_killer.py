@@ -13,6 +13,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.scripts import ClaimAnswer
 from tests.properties.lab import Lab
 
+pytestmark = pytest.mark.long
+
 SLOTS = 1_000  # of a worker: all runs find room
 
 

@@ -17,6 +17,8 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY, Backlog
 from tests.sentinel.watched import MASTER, SENTINEL_PASSWORD, Watched
 
+pytestmark = pytest.mark.long
+
 WAKE = Wake("r1", "agents", 300, "assistant", "s1", 1, 3, "")
 
 

@@ -18,6 +18,8 @@ from tests.deployment.commands import free_port
 from tests.sentinel.watched import PASSWORD, Watched
 from tests.support.waiting import PATIENCE_S, await_for
 
+pytestmark = pytest.mark.long
+
 NOTHING = ((), 0, ())
 
 
@@ -145,7 +147,6 @@ async def test_a_write_that_a_former_master_refuses_goes_to_the_next(
     await writing.close()
 
 
-@pytest.mark.long
 async def test_who_listens_hears_of_the_loss_and_listens_to_the_next(watched: Watched, cell: Cell) -> None:
     """A subscription dies with its Redis; the next one is to the new master."""
     async with subscribed_inbox(cell, "news") as inbox:

@@ -16,6 +16,8 @@ from tests.access.users import ACL, PASSWORD, Guarded, guarded
 from tests.sentinel.watched import MASTER, SENTINEL_PASSWORD, Server
 from tests.support.deployment import agent, installed
 
+pytestmark = pytest.mark.long
+
 USER_OF_SENTINELS = (ACL / "sentinel.acl").read_text().replace("REPLACE-THIS-PASSWORD", PASSWORD)
 
 

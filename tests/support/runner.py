@@ -188,7 +188,7 @@ async def process(
     await store.run(
         scripts.register(
             incarnation=lease.incarnation,
-            lease_ms=60_000,
+            lease_ms=600_000,  # nobody renews it
             agents=assembly.announcements(),
             info=WorkerCard("host", os.getpid(), ("agents",), assembly.hashes, None, "this").to_json(),
         )

@@ -39,7 +39,7 @@ def marked_beyond_a_share(cases: Iterable[Any], of: int = 3) -> list[Any]:
     ]
 
 
-MOST = 16
+MOST = 8
 """So many cases of a test are for `make test`, at equal distances over its table."""
 
 

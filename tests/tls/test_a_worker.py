@@ -26,6 +26,8 @@ from tests.support.waiting import wait_for
 from tests.tls.servers import Servers
 from tests.tls.variants import VARIANTS
 
+pytestmark = pytest.mark.long
+
 AGENT = {
     "id": "echo",
     "name": "Echo",
@@ -47,7 +49,6 @@ def deployment(url: str, folder: Path) -> Generator[Stack]:
         yield stack
 
 
-@pytest.mark.long
 @pytest.mark.share(of=2)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_run_is_executed_and_flower_counts_the_queue(name: str, servers: Servers, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell, Store
 from tests.tls.servers import Servers
 
+pytestmark = pytest.mark.long
+
 REQUEST = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 
 

@@ -217,6 +217,7 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_flower_listens_on_this_machine_and_only_shows() -> None:
     """Flower's own defaults are every interface, no password and all buttons."""
     assert json.loads(flower().stdout) == {"address": "127.0.0.1", "basic_auth": [], "read_only": True}

@@ -85,6 +85,7 @@ def test_code_that_the_interpreter_executes_first_is_executed(tmp_path: Path) ->
     assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.startswith("first\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "env"),
     [

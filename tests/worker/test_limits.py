@@ -14,6 +14,8 @@ from openagents_worker.producer.handle import RunHandle
 from tests.support.deployment import PATIENCE_S, Installation, agent, installed, story
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 2
 
 

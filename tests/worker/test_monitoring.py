@@ -276,6 +276,7 @@ def test_a_worker_without_redis_is_alive_and_not_ready(installation: Installatio
     wait_for(lambda: get(port, "/readyz")[0] == 200, "it is ready again")
 
 
+@pytest.mark.long
 def test_probes_and_metrics_over_a_kill_and_a_stop(installation: Installation, port: int) -> None:
     """A worker that finds its port in use works without it. It opens the port when the other one is dead.
 

@@ -19,6 +19,8 @@ from openagents_worker.worker.outbox import Outbox, OutboxLimits, Recipients
 from tests.support.scripts import Hand
 from tests.support.waiting import await_for, wait_for
 
+pytestmark = pytest.mark.long
+
 TAKE: dict[str, Any] = {"limit": 10, "retry_ms": 0, "max_retry_ms": 0}
 
 

@@ -21,6 +21,8 @@ from openagents_worker.producer.handle import RunHandle
 from tests.support.deployment import Installation, agent, call, installed, story
 from tests.support.waiting import PATIENCE_S, wait_for
 
+pytestmark = pytest.mark.long
+
 KEY = "a secret that all workers share, of the test"
 SCRIPT = ({"tool_calls": [call("calc", expression="6*7")]}, {"text": "42"})
 
@@ -130,7 +132,6 @@ def test_a_run_keeps_its_definition_on_a_worker_with_a_new_file(
     assert any("run.definition_kept" in line for line in lines)
 
 
-@pytest.mark.long
 @pytest.mark.fresh_process("SIGHUP executes the command of the worker again")
 def test_a_run_keeps_its_definition_when_its_worker_is_restarted_by_sighup(
     place: Installation, may_go_on: threading.Event, lines: list[str]
@@ -146,7 +147,6 @@ def test_a_run_keeps_its_definition_when_its_worker_is_restarted_by_sighup(
     assert place.worker.exit_code is None
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("place", [""], indirect=True, ids=["no key"])
 def test_without_a_key_a_run_goes_on_with_the_new_definition_if_a_tool_was_removed(
     place: Installation, lines: list[str]
@@ -169,7 +169,6 @@ def test_without_a_key_a_run_goes_on_with_the_new_definition_if_a_tool_was_remov
     assert handle.id in line
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("place", [""], indirect=True, ids=["no key"])
 def test_without_a_key_a_run_keeps_its_prompt_model_and_limits(
     place: Installation, may_go_on: threading.Event

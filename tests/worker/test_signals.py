@@ -225,6 +225,7 @@ def start(processes: ExitStack, redis_url: str, spans: Path) -> subprocess.Popen
     return process
 
 
+@pytest.mark.long
 def test_a_run_is_one_trace_from_its_producer_over_a_kill_to_its_end(
     reported: Reported, redis_url: str, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ def test_a_process_that_releases_the_gil_is_not_ended(
     assert not lives(one.monitor)
 
 
+@pytest.mark.long
 def test_a_stopped_process_is_not_ended(monitored: type[MonitoredProcess]) -> None:
     """Even beyond every limit and its lease, because a stopped process cannot act."""
     one = monitored("loop", "stop", dead_s=1.0, lease_s=2.0)

@@ -12,6 +12,8 @@ from tests.support.deployment import Installation, agent, call, installed
 from tests.support.otlp import Collector, collector
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.long
+
 TOOLS = "tests.worker.workshop"
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 

@@ -93,6 +93,7 @@ def test_runs_are_left_to_the_worker_that_has_the_key(stack: Stack) -> None:
         assert len(left) <= 1, "one event, whatever the number of claims"
 
 
+@pytest.mark.long
 def test_a_run_that_no_worker_can_execute_says_why(stack: Stack) -> None:
     """It waits for OPENAGENTS_LEFT_TO_OTHERS_MAX_S and then fails with the last worker's reason."""
     with Client(settings=stack.settings) as client:

@@ -190,12 +190,12 @@ def test_an_idle_loop_is_checked_rarely_until_work_starts(
 
 
 def test_the_start_of_work_ends_the_long_pause(loop_thread: LoopThread) -> None:
-    """The event that an idle watchdog waits for is set before the work starts."""
+    """The event that an idle watchdog waits for is set when work starts."""
 
-    async def began() -> bool:
-        return loop_thread.work_began.is_set()
+    async def began() -> None:
+        await await_for(loop_thread.work_began.is_set, "the watchdog is told")
 
-    assert loop_thread.run(began())
+    loop_thread.run(began())
 
 
 def test_a_tool_in_a_thread_may_end_before_the_runs_count_as_stopped(

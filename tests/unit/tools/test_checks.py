@@ -78,6 +78,7 @@ async def test_a_large_value_is_checked_in_a_process(checks: SchemaChecks, value
     assert len(checks._idle) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("schema", "value"),
     [
