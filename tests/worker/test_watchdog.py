@@ -25,7 +25,7 @@ from openagents_worker.worker.watchdog import (
     WatchdogLimits,
     WatchedLoop,
 )
-from tests.support.waiting import await_for, wait_for
+from tests.support.waiting import PATIENCE_S, await_for, wait_for
 from tests.worker.run_host import RecordingRunHost
 
 
