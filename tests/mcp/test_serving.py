@@ -6,6 +6,7 @@ Redis, the worker and the command are real processes.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import io
 import json
 import os
@@ -34,6 +35,7 @@ COMMAND = [sys.executable, "-m", "openagents_worker.cli", "mcp"]
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+    importlib.import_module("mcp.client.stdio")  # it takes seconds, so not on the event loop of a test
     folder = tmp_path_factory.mktemp("serving")
     server = FaultyServer(folder)
     charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge", "approval": "always"}
