@@ -65,6 +65,14 @@ KEYS = (
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
     ),
     KeySpec(
+        "held",
+        "run:{}:held",
+        "list",
+        "what shared children of the run have left for the session: messages, artifacts, changes of the "
+        "state, by the first letter of the item (`store/held_turns.py`)",
+        _RUN,
+    ),
+    KeySpec(
         "reply",
         "run:{}:reply",
         "hash",

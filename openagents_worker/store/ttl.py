@@ -24,7 +24,7 @@ ALWAYS_EXPIRING = frozenset(
     | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
     | {"definition", "definition_of"}
 )
-_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children"})
+_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children", "held"})
 
 
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:

@@ -209,7 +209,7 @@ class Lab:
     def forget(self, run_id: str) -> None:
         """As if the record had expired; its wake-ups were removed days before."""
         self.redis.delete(
-            *(self.keys(kind, run_id) for kind in ("run", "facts", "decisions", "events", "journal"))
+            *(self.keys(kind, run_id) for kind in ("run", "facts", "decisions", "events", "journal", "held"))
         )
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)

@@ -729,7 +729,7 @@ GUARDS = (
     ),
     Guard(
         "a run writes its session completely or not at all",
-        ("if #transcript > 0 then needs(k.transcript(S), 'list') end\n", ""),
+        ("  if holds or #transcript > 0 then needs(k.transcript(S), 'list') end\n", ""),
         story="the_transcript_of_a_session_has_a_wrong_type",
     ),
     Guard(

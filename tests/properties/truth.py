@@ -28,6 +28,7 @@ TERMINAL = ("completed", "failed", "cancelled")
 PARKED = ("waiting", "awaiting_approval", "paused", "waiting_child")
 PARKS = 3  # the format of a run that was parked
 DELEGATES = 4  # the format of parents and children
+HOLDS = 5  # the same, of those that share a session
 
 Wakes = set[str]
 
@@ -132,6 +133,8 @@ class Run:
     parent_ended: bool = False  # it is cancelled because its parent has ended
     mode: str = ""  # `isolated`, `shared` or `forked`
     background: bool = False
+    turns: list[str] = field(default_factory=list)  # what shared children have left for the session
+    turns_written: int = 0  # the number of these items that are written
     kids_begun: int = 0
     kids_ended: int = 0
 
@@ -167,6 +170,10 @@ class Gone:
     seen_by: str
     alive: bool = False  # it has reported this
     taken: dict[str, int] = field(default_factory=dict)
+
+
+def _messages_in(held: list[str]) -> list[str]:
+    return [item[1:] for item in held if item[0] == "m"]
 
 
 class Truth(PaymentsTruth):
@@ -252,6 +259,7 @@ class Truth(PaymentsTruth):
             left=set(),
             facts={},
             message_ids=set(),
+            turns=[],
         )
         if delay:
             self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
@@ -299,6 +307,7 @@ class Truth(PaymentsTruth):
             format=source.format,
             told=[],
             left=set(),
+            turns=[],
         )
         run.facts, run.message_ids = {}, set()
         if run.session != source.session:
@@ -328,8 +337,8 @@ class Truth(PaymentsTruth):
             return "REQUESTED", set()
         if run.owner and not force:
             return "REQUESTED", self._stop(run)
-        if run.says_so_itself and self.holder(run.session) == run_id:
-            self.transcript.setdefault(run.session, []).extend(messages)
+        if messages and run.says_so_itself and self.holder(run.session) == run_id:
+            self._write_turn(run, messages)
         return "CANCELLED", self._end(run, "cancelled")
 
     def fact(self, run_id: str, name: str, value: str, message_id: str) -> tuple[str, Wakes]:
@@ -603,7 +612,8 @@ class Truth(PaymentsTruth):
                 return "STOPPING", set()
         if run.cancel:
             return "CANCEL", set()
-        run.format, run.emit_no = max(run.format, DELEGATES), batch_no
+        format_ = HOLDS if asked.mode == "shared" else DELEGATES
+        run.format, run.emit_no = max(run.format, format_), batch_no
         run.facts[f"delegated:{asked.parent_call}"] = delegated
         self.kids.setdefault(run_id, set()).add(asked.id)
         if child and not child.over:
@@ -618,9 +628,11 @@ class Truth(PaymentsTruth):
             return "NEW", self._revive(child, run.life)
         self._no += 1
         child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())
-        child.format, child.durable, child.parent_life = DELEGATES, run.durable, run.life
+        child.format, child.durable, child.parent_life, child.turns = format_, run.durable, run.life, []
         if child.mode == "forked" and child.session not in self.places:
-            self.transcript[child.session] = list(self.transcript.get(run.session, []))
+            copy = self.transcript[child.session] = list(self.transcript.get(run.session, []))
+            for each in self.stack(run):
+                copy += _messages_in(each.turns[each.turns_written :])
             if run.session in self.formats:
                 self.formats[child.session] = self.formats[run.session]
         self.runs[asked.id] = child
@@ -637,8 +649,38 @@ class Truth(PaymentsTruth):
             return set()
         places.remove(child.id)
         places[0] = child.id
+        child.format = max(child.format, parent.format)
         self.below[child.id] = parent.id
         return self._queued(child)
+
+    def stack(self, run: Run) -> list[Run]:
+        """The runs that have lent the session of a run that works, the lowest one first, and the run."""
+        found = [run]
+        while (below := self.below.get(found[0].id)) is not None:
+            found.insert(0, self.runs.get(below, Run(below, run.session, "")))
+        return found
+
+    def held_at_start(self, run: Run) -> list[str]:
+        """What a claim says of the turns that the run and the runs above it hold."""
+        ranges = [(each.id, each.turns_written, len(each.turns)) for each in self.stack(run)]
+        return [str(part) for each in ranges if each[2] for part in each]
+
+    def _hold(self, run: Run, turn: list[str]) -> None:
+        """The parent of a shared child gets what it leaves for the session."""
+        if parent := self.runs.get(run.parent):
+            handed_on = [item for item in run.turns[run.turns_written :] if item[0] in "ma"]
+            parent.turns += [*handed_on, *turn, f"t{run.parent_call}"]
+            parent.format = max(parent.format, HOLDS)
+
+    def _write_turn(self, run: Run, messages: Collection[str]) -> None:
+        """The session gets what the run holds for its children, and then its own messages."""
+        held = run.turns[run.turns_written :] if run.format >= HOLDS else []
+        self.transcript.setdefault(run.session, []).extend([*_messages_in(held), *messages])
+        self._held_is_written(run)
+
+    def _held_is_written(self, run: Run) -> None:
+        if run.format >= HOLDS:
+            run.turns_written = len(run.turns)
 
     def _tell_parent(self, run: Run) -> Wakes:
         if not run.parent_call:
@@ -707,12 +749,16 @@ class Truth(PaymentsTruth):
         run.told.append(number)
         run.usage = usage
         run.format = max(run.format, format_)
+        if run.is_lent_to:
+            self._hold(run, [*(f"m{message}" for message in messages), "slast", f"v{number}"])
+            self._held_is_written(run)
+            return "OK", self._end(run, state, by=fence, in_hand=True)
         summaries = self.summaries.setdefault(run.session, [])
         if summary and summary[0] == len(summaries) + 1:
             summaries.append(summary[1])
             format_ = max(format_, PARKS)
         self.formats[run.session] = max(self.formats.get(run.session, 0), format_)
-        self.transcript.setdefault(run.session, []).extend(messages)
+        self._write_turn(run, messages)
         return "OK", self._end(run, state, by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
