@@ -121,6 +121,13 @@ KEYS = (
         "deleted with the worker's lease; a day after its last entry at the latest",
     ),
     KeySpec(
+        "alone",
+        "alone",
+        "zset",
+        "suspect that must be executed alone -> until when it waits for an empty process, ms; 2^53: not yet",
+        "a day after its last entry; claim removes entries",
+    ),
+    KeySpec(
         "lease_end",
         "worker:{}:end",
         "hash",

@@ -19,7 +19,7 @@ PERMANENT = frozenset(
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"aside", "aside_said", "aside_key", "served"}
-    | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
+    | {"suspects", "alone", "lease_end", "lease_end_runs", "lost_leases"}
     | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
     | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
     | {"definition", "definition_of"}

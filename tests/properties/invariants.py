@@ -42,6 +42,7 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
     for incarnation in cell.ids("worker_box"):
         requests = truth.cancel_requested(incarnation) | truth.announcements(incarnation)
         assert cell.get("worker_box", incarnation) == requests, f"{incarnation} has other notices"
+    assert set(cell.get("alone")) == set(truth.alone), "other suspects than these are to be executed alone"
     _check_connections(cell, truth)
     _check_life_times(cell, truth)
 

@@ -7,6 +7,7 @@ sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,9 @@ HOUR = 6  # ticks
 TOO_MANY_ALARMS = 3
 MAX_RECOVERIES = 2
 MOST_SPARED = 3  # in a row
+MOST_DOUBTED = 3  # deaths in company of a suspect that should be executed alone
+EMPTY_WITHIN = 1.5  # ticks that such a suspect waits for an empty worker
+MOST_ALONE = 2.5
 FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
 OVERDUE_AGAIN = 0.5
 TERMINAL = ("completed", "failed", "cancelled")
@@ -41,6 +45,7 @@ class Suspicion:
     spared: int = 0  # ends of leases in a row that were not deaths
     named: int = 0  # by the watchdog
     by: str = ""  # the incarnation that died
+    doubted: int = 0  # deaths after which it is poisoned, if no other run could have caused them
 
 
 @dataclass
@@ -113,6 +118,7 @@ class Run:
     stuck: int = 0  # deaths as the single suspect
     suspicion: Suspicion = Suspicion()
     has_new_record: bool = False  # since its claim
+    claimed: float = 0.0  # tick
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
@@ -182,6 +188,7 @@ class Truth(PaymentsTruth):
         self.now = 0.0
         self.leases: dict[str, float] = {}  # incarnation -> tick at which it ends
         self.ends: dict[str, End] = {}
+        self.alone: dict[str, float] = {}  # suspect -> tick until which it waits for an empty worker
         self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
         self.lost_journals: set[str] = set()  # runs whose journal key has a wrong type
@@ -491,15 +498,44 @@ class Truth(PaymentsTruth):
             return "OTHER_FORMAT", set()
         if run_id in self.lost_journals:
             return "DONE", self._end(run, "failed", in_hand=True)
-        if run.held.group and self.group_in(incarnation) - {run.held.group}:
+        if self._is_busy(run, incarnation):
             if run.says_so_itself:
                 return "SUSPECT_BUSY", set()
             self._at(run, "retrying", self.now)  # a second is less than a tick
             return "SUSPECT_BUSY", set()
+        if run.held.doubted:
+            self.alone.pop(run_id, None)
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
+        run.claimed = self.now
         run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
         run.is_told = run.says_so_itself
         return "CLAIMED", set()
+
+    def _is_busy(self, run: Run, incarnation: str) -> bool:
+        """Whether the run must wait because of suspects: itself, or others."""
+        if run.held.group and self.group_in(incarnation) - {run.held.group}:
+            return True
+        owned = [self.runs[run_id] for run_id in self.owned(incarnation)]
+        if len(owned) == 1 and owned[0].held.doubted and self.now - owned[0].claimed < MOST_ALONE:
+            return True
+        if run.held.doubted:
+            return bool(owned) and self._waits_for_empty(run.id)
+        return not owned and self._is_kept_free()
+
+    def _waits_for_empty(self, run_id: str) -> bool:
+        self.alone[run_id] = min(self.alone.get(run_id, math.inf), self.now + EMPTY_WITHIN)
+        return self.alone[run_id] > self.now
+
+    def _is_kept_free(self) -> bool:
+        """Whether empty workers are kept free for a suspect that comes soon."""
+        is_kept = False
+        for run_id in [run_id for run_id, until in self.alone.items() if until >= self.now]:
+            run = self.runs.get(run_id)
+            if not run or run.owner or run.over or not run.held.doubted:
+                del self.alone[run_id]
+            elif run.state == "queued" or (run.state == "retrying" and run.since <= self.now):
+                is_kept |= self._waits_for_empty(run_id)
+        return is_kept
 
     def emit(self, run_id: str, fence: str, batch_no: int, number: int, format_: int = 0) -> str:
         run = self.writer(run_id, fence)
@@ -805,17 +841,23 @@ class Truth(PaymentsTruth):
         kind = "s" if held.group else "n"
         group = "named" if is_named else f"{kind}{half[kind]}"
         half[kind] = half[kind] if is_named else 1 - half[kind]
-        is_alone = is_named or (end.suspects if held.group else end.attempt_result) == 1
-        run.stuck += is_alone
+        is_single = is_named or (end.suspects if held.group else end.attempt_result) == 1
+        run.stuck += is_single
         run.suspicion = Suspicion(
             f"{incarnation}:{group}",
-            held.halved + (not is_alone),
+            held.halved + (not is_single),
             held.spared,
             held.named + is_named,
             incarnation,
+            held.doubted,
         )
         deaths = run.stuck + run.suspicion.halved
-        return run.suspicion.named >= 2 or (is_alone and deaths > MAX_RECOVERIES)
+        is_poison = run.suspicion.named >= 2 or (is_single and deaths > MAX_RECOVERIES)
+        is_certain = is_named or end.attempt_result == 1 or held.doubted >= MOST_DOUBTED
+        if is_poison and not is_certain:
+            run.suspicion = replace(run.suspicion, doubted=held.doubted + 1)
+            self.alone[run.id] = math.inf
+        return is_poison and is_certain
 
     def wake(self, limit: int) -> tuple[Wakes, set[str]]:
         """The runs to wake, and the interrupted runs that the caller must end."""

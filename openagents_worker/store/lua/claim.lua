@@ -136,17 +136,13 @@ if not needed then
   return reply{answer = 'DONE', state = STATE.failed, life = run.life, unnotified_result = run.tell == '1' and ending.result or '',
     wakes = end_run(run, ending)}
 end
-local group = suspicion_of(run).group
-if group ~= '' then
-  local other = group_in(incarnation)
-  if other ~= '' and other ~= group then
-    if says_so_itself(run) then return reply{answer = 'SUSPECT_BUSY'} end -- if nobody executes it, it is ended by force
-    later(run, 1000)
-    return reply{answer = 'SUSPECT_BUSY'}
-  end
-  redis.call('SADD', k.suspects(incarnation), run_id)
-  redis.call('PEXPIRE', k.suspects(incarnation), SUSPECTS_KEPT_MS)
+local held = suspicion_of(run)
+local delay_ms = busy_ms(run, held, incarnation)
+if delay_ms then
+  if not says_so_itself(run) then later(run, delay_ms) end -- if nobody executes it, it is ended by force
+  return reply{answer = 'SUSPECT_BUSY'}
 end
+if held.group ~= '' then begins(run, held, incarnation) end
 
 run.fence = next_fence(run, nonce)
 run.attempt = run.attempt + 1

@@ -46,7 +46,8 @@ class ClaimAnswer(StrEnum):
 
     DONE: the run has ended. WAITING: another run holds its session. BUSY: another attempt owns it. NOT_DUE:
     it waits for a time. NOT_ALIVE: the lease of the worker is over. UNKNOWN: no such run. CANCELLED: the
-    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group.
+    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group,
+    or the run or a suspect must be executed alone.
     OTHER_FORMAT: this worker cannot read its format. PARKED: it is in a state in which it must not be
     executed.
     """
