@@ -21,12 +21,14 @@ from openagents_worker.agents.stored_definition import MAX_BYTES, StoredDefiniti
 from openagents_worker.agents.trust import TrustedParts
 from openagents_worker.context.tokens import TokenCounter
 from openagents_worker.errors import OpenAgentsError, RedisRefused, text_of
+from openagents_worker.models import RunRecord
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.runtime.token_counters import counter_of
 from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Reader
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.definitions import DefinitionStore, NotReadable
@@ -195,11 +197,31 @@ class DefinitionKeeper:
         A run that was resumed after its end uses the new definition: it may be the repair. Whoever gets an
         agent must `release` it. Raises `RedisUnreachable` at the end of the lease.
         """
-        began_with = self._other_definition(claimed, agent_id, own)
+        first = claimed.journal[0] if claimed.journal else None
+        ids = agent_id, run_id
+        return await self._of_run(first, claimed.life, ids, own, store, _WhileLeased(store, lease))
+
+    async def of_ended_run(self, record: RunRecord, *, own: OwnAgents, store: AsyncStore) -> KeptAgent | None:
+        """As `of_run`, for a run that has ended and has left something behind. Raises `RedisUnreachable`."""
+        journal = await store.run(scripts.page(run_id=record.run_id, position=0, page_bytes=1))
+        first = journal[0] if journal else None
+        return await self._of_run(first, record.life, (record.agent_id, record.run_id), own, store, store)
+
+    async def _of_run(
+        self,
+        first_record: str | None,
+        life: int,
+        ids: tuple[str, str],
+        own: OwnAgents,
+        store: AsyncStore,
+        reader: Reader,
+    ) -> KeptAgent | None:
+        agent_id, run_id = ids
+        began_with = self._other_definition(first_record, life, agent_id, own)
         if began_with is None or (agent_id not in own.hashes and await _is_served(agent_id, store)):
             return None
         try:
-            kept = await self._usable(agent_id, began_with, own, _WhileLeased(store, lease))
+            kept = await self._usable(agent_id, began_with, own, reader)
         except _NotUsable as error:
             log.warning(
                 "run.definition_not_kept",
@@ -219,15 +241,17 @@ class DefinitionKeeper:
         if kept is not None:
             kept.users -= 1
 
-    def _other_definition(self, claimed: Claimed, agent_id: str, own: OwnAgents) -> str | None:
+    def _other_definition(
+        self, first_record: str | None, life: int, agent_id: str, own: OwnAgents
+    ) -> str | None:
         """The hash of the definition in checkpoint 0, if this process must look for it."""
         current = own.hashes.get(agent_id)
-        if not claimed.journal or agent_id in own.unavailable or (claimed.life > 1 and current is not None):
+        if not first_record or agent_id in own.unavailable or (life > 1 and current is not None):
             return None
-        if current is not None and f'"{current}"' in claimed.journal[0]:  # almost always; nothing is parsed
+        if current is not None and f'"{current}"' in first_record:  # almost always; nothing is parsed
             return None
         try:
-            began_with = Record.from_json(claimed.journal[0], 0).outcome["ok"]["definition_hash"]
+            began_with = Record.from_json(first_record, 0).outcome["ok"]["definition_hash"]
         except (OpenAgentsError, LookupError, TypeError):  # the attempt says what is wrong
             return None
         return began_with if isinstance(began_with, str) and began_with != current else None
