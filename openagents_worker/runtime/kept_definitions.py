@@ -50,6 +50,9 @@ STORE_AGAIN_S = 60 * 60
 """A worker stores a definition again after an hour, in case Redis has lost it."""
 MOST_KEPT = 32
 """Definitions that a process holds ready. They are few: each reload of the agents file adds one per agent."""
+REFUSED_FOR_S = 60
+"""So long a definition that was refused is not read again. Meanwhile a worker with the key may sign it."""
+MOST_REFUSED = 256
 MAX_SHOWN_CHARS = 500  # of a text that may come from outside, in a log line
 NEEDS_KEY = "set OPENAGENTS_DEFINITIONS_KEY to the same secret for all workers"
 NOT_STORED = "an earlier version, or a worker that could not store it, has begun the run"
@@ -88,9 +91,10 @@ class KeptAgent:
 class _NotUsable(Exception):
     """Why a stored definition is not used, and what would help."""
 
-    def __init__(self, reason: str, hint: str | None = None) -> None:
+    def __init__(self, reason: str, hint: str | None = None, *, is_damaged: bool = False) -> None:
         super().__init__(reason)
         self.hint = hint
+        self.is_damaged = is_damaged
 
 
 class DefinitionKeeper:
@@ -119,6 +123,8 @@ class DefinitionKeeper:
         """When this process has last stored the definition of an agent, in seconds of `clock`."""
         self._kept: OrderedDict[tuple[str, str], KeptAgent | None] = OrderedDict()
         """By agent id and definition hash, the last used one last. None: the agent of this process has it."""
+        self._refused: OrderedDict[tuple[str, str], tuple[float, str, str | None]] = OrderedDict()
+        """By agent id and content hash: until when (seconds of `clock`), the reason and the hint."""
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -276,6 +282,8 @@ class DefinitionKeeper:
             source = self._sources.get(agent_id)
             if source is not None and source.content_hash == content_hash:
                 return None
+            if content_hash is not None:
+                self._raise_if_refused(agent_id, content_hash)
             text = None if content_hash is None else await store.text(content_hash)
         except NotReadable as error:
             raise _NotUsable(str(error)) from error
@@ -283,20 +291,42 @@ class DefinitionKeeper:
             raise _NotUsable("it is not stored", NOT_STORED)
         try:
             definition, counter = await asyncio.to_thread(self._checked, text, content_hash, agent_id)
-        except (_NotUsable, ValueError) as error:
-            raise error if isinstance(error, _NotUsable) else _NotUsable(str(error)) from error
         except Exception as error:  # it comes from outside; no run may fail because of it
-            raise _NotUsable(f"{type(error).__name__}: {text_of(error)[:MAX_SHOWN_CHARS]}") from error
+            raise self._refusal(agent_id, content_hash, error) from error
         with suppress(NotReadable):
             await store.renew(content_hash)
             await store.link(definition_hash, content_hash)
         return KeptAgent(_with_limits_of_now(definition, own.definition(agent_id)), definition_hash, counter)
 
+    def _raise_if_refused(self, agent_id: str, content_hash: str) -> None:
+        """Raises `_NotUsable` if this content was refused a short time ago: then it is not read again."""
+        until_s, reason, hint = self._refused.get((agent_id, content_hash), (0.0, "", None))
+        if self._clock() < until_s:
+            raise _NotUsable(reason, hint)
+
+    def _refusal(self, agent_id: str, content_hash: str, error: Exception) -> _NotUsable:
+        """The error for a definition that is not used. It is remembered, unless the stored text is damaged:
+        any worker may store that again."""
+        if not isinstance(error, _NotUsable):
+            is_text = isinstance(error, ValueError)
+            what = str(error) if is_text else f"{type(error).__name__}: {text_of(error)}"
+            error = _NotUsable(what[:MAX_SHOWN_CHARS])
+        if not error.is_damaged:
+            name = agent_id, content_hash
+            self._refused.pop(name, None)
+            self._refused[name] = self._clock() + REFUSED_FOR_S, str(error), error.hint
+            if len(self._refused) > MOST_REFUSED:
+                self._refused.popitem(last=False)
+        return error
+
     def _checked(
         self, text: str, content_hash: str, agent_id: str
     ) -> tuple[AgentDefinition, TokenCounter | None]:
         """The definition in a stored text. Nothing of it is used before it is trusted. Runs in a thread."""
-        stored = StoredDefinition.of(text, content_hash)
+        try:
+            stored = StoredDefinition.of(text, content_hash)
+        except ValueError as error:
+            raise _NotUsable(str(error), is_damaged=True) from error
         if not stored.is_signed_with(self._key):
             part = self._trusted.foreign_part(stored.source)
             if part is not None:
