@@ -59,7 +59,22 @@ KEYS = (
         "run:{}:children",
         "set",
         "runs to which the run has delegated, and that have not ended",
-        "deleted with its last member, or when the run ends",
+        f"{_RUN}; deleted with its last member",
+    ),
+    KeySpec(
+        "stopping",
+        "stopping",
+        "zset",
+        "`life:all:run` of a run that has ended, and whose children must end, too (`all` 1: also those in "
+        "the background) -> since when, ms",
+        "permanent; wake empties it",
+    ),
+    KeySpec(
+        "stopping_children",
+        "stopping:{}",
+        "set",
+        "the children of such a run that have not been asked to end yet",
+        "permanent; wake empties it",
     ),
     KeySpec(
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN

@@ -14,7 +14,7 @@ __all__ = ["ALWAYS_EXPIRING", "PERMANENT", "ttl_violations"]
 
 PERMANENT = frozenset(
     {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
-    | {"indexes", "timeouts"}
+    | {"indexes", "timeouts", "stopping", "stopping_children"}
 )
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}

@@ -245,7 +245,9 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
         elif spec == "children":
-            needed = True  # its members delete it
+            if id_ not in truth.runs:
+                continue  # its members delete it
+            needed = not truth.runs[id_].over
         elif spec in ("run", "facts", "decisions", "events", "journal"):
             needed = id_ in truth.runs and not truth.runs[id_].over
         else:

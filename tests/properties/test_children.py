@@ -40,8 +40,8 @@ GUARDS = (
     Guard(
         "children end with their parent",
         (
-            "local ended, children = end_children(run, ending.state == STATE.cancelled)",
-            "local ended, children = {}, 1",
+            "  add(wakes, end_children(run, ending.state == STATE.cancelled))\n",
+            "",
         ),
         story="a_parent_ends_without_its_child",
     ),
@@ -55,7 +55,7 @@ GUARDS = (
     ),
     Guard(
         "a child in the background outlives its parent",
-        ("(all or field_of(id, 'background') ~= '1')", "true"),
+        ("if background == '1' and all == '0' then", "if false then"),
         story="a_child_in_the_background_goes_on",
     ),
     Guard(
@@ -126,7 +126,7 @@ GUARDS = (
     ),
     Guard(
         "who interrupts a lent session ends the child",
-        ("add(wakes, (end_children(other, false)))", ""),
+        ("add(wakes, end_children(other, false))", ""),
         story="a_session_that_was_lent_twice_is_interrupted",
     ),
     Guard(
@@ -165,8 +165,8 @@ GUARDS = (
         story="a_lent_session_is_interrupted_while_the_child_works",
     ),
     Guard(
-        "children of an interrupted run stay its children until it has ended",
-        ("  return wakes, #ids\n", "  redis.call('DEL', k.children(run.id))\n  return wakes, #ids\n"),
+        "children that are left alone stay children of their parent",
+        ("  redis.call('SADD', k.children(parent), id)\n", ""),
         story="an_interrupted_parent_ends_its_children_in_the_background",
     ),
     Guard(

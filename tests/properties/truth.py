@@ -189,6 +189,8 @@ class Truth(PaymentsTruth):
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
         self.kids: dict[str, set[str]] = {}  # parent -> children that have not ended
+        self.to_stop: list[tuple[Run, bool, set[str]]] = []
+        self.is_stopping = False
         self.below: dict[str, str] = {}  # shared child that holds a session -> its parent
         self.summaries: dict[str, list[int]] = {}  # of sessions: how many messages each one stands for
         self.lost_a_second = False
@@ -653,12 +655,23 @@ class Truth(PaymentsTruth):
         return self._store_fact(parent, f"child:{run.parent_call}", "")
 
     def _end_children(self, run: Run, has_background: bool) -> Wakes:
+        """First those of the run, then those of its children, and so on."""
+        self.to_stop.append((run, has_background, self.kids.pop(run.id, set())))
         wakes: Wakes = set()
-        for child_id in sorted(self.kids.get(run.id, ())):
-            child = self.runs.get(child_id)
-            if child and not child.over and (has_background or not child.background):
+        if self.is_stopping:
+            return wakes
+        self.is_stopping = True
+        while self.to_stop:
+            parent, has_background, kids = self.to_stop.pop(0)
+            for child in (self.runs[kid] for kid in sorted(kids) if kid in self.runs):
+                if child.over:
+                    continue
+                if child.background and not has_background:
+                    self.kids.setdefault(parent.id, set()).add(child.id)
+                    continue
                 child.parent_ended = True
                 wakes |= self._stop(child)
+        self.is_stopping = False
         return wakes
 
     def _stop(self, run: Run) -> Wakes:
@@ -992,6 +1005,4 @@ class Truth(PaymentsTruth):
         wakes |= self._tell_parent(run)
         if lender:  # unless the result has woken it
             wakes |= self._begin_shared(lender)
-        wakes |= self._end_children(run, state == "cancelled")
-        self.kids.pop(run.id, None)
-        return wakes
+        return wakes | self._end_children(run, state == "cancelled")
