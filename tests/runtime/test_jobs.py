@@ -311,11 +311,11 @@ async def test_the_job_of_a_run_with_an_older_definition_is_cancelled_by_that_de
     """The agents file of the worker does not have the tool any more. Without the key of the deployment, the
     worker does not trust the stored definition, and the log says that nobody cancels the job."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_DEFINITIONS_KEY": key})
-    keeping: dict[str, Any] = {"settings": settings, "keeps_definitions": True}
+    options: dict[str, Any] = {"settings": settings, "keeps_definitions": True}
     after = agent(llm=scripted({"text": "done"}))
     async with (
-        process(redis_url, rendering(service), name="one", **keeping) as one,
-        process(redis_url, after, name="two", **keeping) as two,
+        process(redis_url, rendering(service), name="one", **options) as one,
+        process(redis_url, after, name="two", **options) as two,
     ):
         await one.submit()
         await one.execute()
