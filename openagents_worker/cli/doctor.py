@@ -240,7 +240,8 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
             yield Finding(
                 FindingKind.PROBLEM,
                 "queues",
-                f"queue {queue.name} has a backlog: {queue.waiting} runs wait, the oldest for "
+                f"queue {queue.name} has a backlog: "
+                f"{'1 run waits' if queue.waiting == 1 else f'{queue.waiting} runs wait'}, the oldest for "
                 f"{age_text(queue.oldest_age_ms)}",
                 "start more workers, or raise OPENAGENTS_CONCURRENCY",
             )
@@ -248,7 +249,9 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
     if alive:
         runs = sum(worker.runs for worker in alive)
         workers = "1 worker is alive" if len(alive) == 1 else f"{len(alive)} workers are alive"
-        yield Finding(FindingKind.OK, "workers", f"{workers}, with {runs} active runs")
+        yield Finding(
+            FindingKind.OK, "workers", f"{workers}, with {runs} active {'run' if runs == 1 else 'runs'}"
+        )
 
 
 def _unserved_queues(fleet: Fleet, config: AppConfig | None, default: str) -> Iterator[Finding]:
