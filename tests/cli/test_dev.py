@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Generator
 from pathlib import Path
 
@@ -174,6 +175,13 @@ def test_a_password_of_redis_is_not_printed(redis_url: str, client: Client) -> N
         printed = said(stack)
     assert "a7Qx93Lm" not in printed
     assert "export OPENAGENTS_REDIS_URL=…  # as in this terminal: it has a password" in printed
+
+
+def test_the_flower_of_dev_shows_our_pages(stack: Stack) -> None:
+    """As `celery -A tasks flower` does."""
+    url = stack.start_flower()
+    with urllib.request.urlopen(f"{url}/runs", timeout=PATIENCE_S) as answer:  # noqa: S310 - this machine
+        assert "There are no runs yet" in answer.read().decode()
 
 
 def test_another_scripted_model_answers(project: Path) -> None:

@@ -66,9 +66,7 @@ def flower(port: int) -> None:
     """Run Flower on the loopback interface of this machine."""
     require_extras("worker", "flower")
     from openagents_worker.celery.app import run_flower
-    from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 
-    read_sockets_as_celery_does()
     run_flower(load_settings(), port=port)
 
 
