@@ -4,8 +4,8 @@ Two real runs, one completed and one failed, are executed and copied byte for by
 asked for, each in a session of its own. Beside each list stands what reads the same rows without a filter:
 one ZREVRANGE and one HMGET for each row, in one pipeline. The filters have to find rare runs: one run in a
 hundred is of the agent and has the label, and one in a thousand has failed, so a page of failed runs ends
-after the 10,000 runs that are examined. Exits with 1 if a page of Flower takes more than 300 ms, or more than
-60 commands of Redis.
+after the 10,000 runs that are examined. Exits with 1 if a page of Flower takes more than 300 ms, or a page of
+runs more than 60 commands of Redis.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         start_ms = _median_ms(options.rounds, lambda: _command(server.url, "runs", "--help"))
     _print(rows, options.runs, start_ms)
     slowest = max(row.flower_ms or 0.0 for row in rows)
-    return int(slowest > MOST_MS or max(row.commands or 0 for row in rows) > MOST_COMMANDS)
+    most = max(row.commands or 0 for row in rows if row.name != "sessions")
+    return int(slowest > MOST_MS or most > MOST_COMMANDS)
 
 
 # --- the runs --------------------------------------------------------------------------------------------
@@ -191,7 +192,8 @@ def _measure(each: Filter, client: Client, flower: str, rounds: int) -> Measured
     if each.page is not None:
         address = f"{flower}/{each.kind}?{urlencode(each.page)}"
         flower_ms = _median_ms(rounds, lambda: _read(address))
-        commands = _commands_of(lambda: _read(address), client, each.kind)
+        # Flower sends commands of its own from time to time: the least is that of the page.
+        commands = min(_commands_of(lambda: _read(address), client, each.kind) for _ in range(3))
     return Measured(
         each.name,
         len(ids),
@@ -235,7 +237,7 @@ def _median_ms(rounds: int, work: Callable[[], object]) -> float:
 
 
 def _commands_of(work: Callable[[], object], client: Client, kind: str) -> int:
-    """How many commands this sends to Redis: Flower sends nothing else in the meantime."""
+    """How many commands are sent to Redis in the meantime."""
     left_out = OF_SCRIPTS if kind == "runs" else OF_SCRIPTS[1:]
 
     def count() -> int:
