@@ -2,7 +2,7 @@ FROM python:3.11-slim
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Celery warns as root, and a tool that runs as root could write anywhere in the container.
+# A worker warns as root: a tool that runs as root could write anywhere in the container.
 RUN useradd --create-home --uid 10001 agents
 WORKDIR /app
 

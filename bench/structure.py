@@ -32,7 +32,7 @@ ROOT = PACKAGE.parent
 MAX_HOPS, MAX_MODULES, MAX_ARGUMENTS, MAX_LINES = 12, 14, 7, 400
 MAX_TWINS = 140  # lines; what is left talks to sockets and event loops, or makes handles
 TWINS = "lines of async functions beside sync ones of the same name"
-TABLES = {"errors.py", "settings.py"}
+TABLES = {"errors.py", "settings.py", "store/key_table.py"}
 """Files that may be long, because each is one table: the errors with their codes, and the settings."""
 
 HOPS = "hops from the message to pattern.execute()"

@@ -269,7 +269,8 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000,
         description="How often in a row the worker of a run may die without a commit in between. After one "
-        "more death, the run is poisoned, if it was the only suspect.",
+        "more death, the run is poisoned if it was the only run of the process. If it was the only suspect "
+        "among other runs, it is executed alone first.",
     )
     left_to_others_max_s: float = Field(
         default=3600,

@@ -2,7 +2,8 @@
 
 Who can write to Redis must not make a worker import code, start a command, send a request to another address
 or give away a secret. Therefore, all parts of a definition that can do this must be those of an agent that
-this process has itself. The other parts are plain data: prompts, limits, the model and how it samples.
+this process has itself. The other parts are plain data: prompts, limits, the model and how it samples. With
+LiteLLM, the name of the model is not plain data, because it says where prompts are sent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ PLAIN_LLM_OPTIONS = frozenset(
         "pricing", "limits", "script", "latency_ms",
     }
 )  # fmt: skip
-"""The options of `llm` that say neither where the model is nor with which credentials."""
+"""The options of `llm` that say neither where the model is nor with which credentials. With one of
+`PROVIDERS_BY_MODEL`, `model` is not one of them."""
+PROVIDERS_BY_MODEL = frozenset({"litellm"})
+"""The providers for which the model's name says where the request goes: LiteLLM takes the service, the region
+and the variable with the key from it. The prefix alone does not decide: it sends some models of `azure/` to
+another service, and `huggingface/` to whoever serves the model."""
 PLAIN_PATTERN_OPTIONS = frozenset({"system_prompt", "max_steps", "step_timeout_ms"})
 """The options that are plain data in the config of every pattern, also of one of the deployment."""
 _OWN_PARTS = ("memory", "tool_executor", "context_assembler")
@@ -103,13 +109,19 @@ def _tools(tools: list[Any], source: AgentSource) -> Iterator[_Part]:
         yield f"tool {id_}"[:MAX_SHOWN_CHARS], _part("tool", [tool, executor], source)[1]
 
 
-def _place_of_model(llm: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the model is and how it is reached: all of `llm` but the plain options, also of the fallbacks."""
-    place = {key: item for key, item in llm.items() if key not in PLAIN_LLM_OPTIONS}
+def _place_of_model(llm: Mapping[str, Any], inherited: Any = "") -> dict[str, Any]:
+    """Where the model is and how it is reached: all of `llm` but the plain options, also of the fallbacks.
+
+    `inherited` is the provider of a fallback that does not name one.
+    """
+    provider = llm.get("provider", inherited)
+    is_plain = isinstance(provider, str) and provider not in PROVIDERS_BY_MODEL and not has_variable(provider)
+    plain = PLAIN_LLM_OPTIONS if is_plain else PLAIN_LLM_OPTIONS - {"model"}
+    place = {key: item for key, item in llm.items() if key not in plain}
     fallbacks = place.get("fallbacks")
     if isinstance(fallbacks, list):
         place["fallbacks"] = [
-            _place_of_model(each) if isinstance(each, Mapping) else each for each in fallbacks
+            _place_of_model(each, provider) if isinstance(each, Mapping) else each for each in fallbacks
         ]
     return place
 

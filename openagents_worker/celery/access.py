@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from typing import Any
 
-from redis.exceptions import ResponseError
-
-from openagents_worker.errors import RedisNoPermission, RedisRefused
+from openagents_worker.errors import RedisNoPermission
 from openagents_worker.producer.client import cell_of
 from openagents_worker.redaction import safe_url
 from openagents_worker.redis_url import RedisAddress, address_of, is_redis_url
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.permission import DEFAULT_USER, missing_rights_error, user_of
+from openagents_worker.store.permission import (
+    DEFAULT_USER,
+    default_user_is_unrestricted,
+    missing_rights_error,
+    user_of,
+)
 from openagents_worker.store.rights import acl_words, sample_of
 from openagents_worker.store.roles import ROLES, RoleName
 
@@ -82,7 +84,8 @@ def _acl_rule(command: str, pattern: str, sign: str) -> str:
 def _check(cell: Cell, find_needed: Callable[[], list[NeededRight]]) -> None:
     """Raises `RedisNoPermission` for the missing rights of the user of this cell."""
     with closing(Store(cell, max_connections=1)) as store:
-        if user_of(cell.url) == DEFAULT_USER and _is_unrestricted(store):
+        # To find the rights that a worker needs takes longer than the rest of its start.
+        if user_of(cell.url) == DEFAULT_USER and store.execute(default_user_is_unrestricted()):
             return
         needed = find_needed()
         script_call = scripts.lacking(commands=[one[0] for one in needed], keys=[one[1] for one in needed])
@@ -100,16 +103,3 @@ def _check(cell: Cell, find_needed: Callable[[], list[NeededRight]]) -> None:
     if lacking:
         rules = [needed[position][2] for position in lacking]
         raise missing_rights_error(rules, safe_url(cell.url), user_of(cell.url))
-
-
-def _is_unrestricted(store: Store) -> bool:
-    """Whether the user `default` may do everything, as in a Redis that has no users of its own.
-
-    To find the rights that a worker needs takes longer than the rest of its start.
-    """
-    try:
-        user: dict[str, Any] = store.ask(lambda redis: redis.acl_getuser(DEFAULT_USER)) or {}
-    except (RedisRefused, ResponseError):
-        return False  # it may not ask, or a Redis before version 6
-    rights = [user.get(name) for name in ("categories", "commands", "keys", "channels", "selectors")]
-    return rights == [["+@all"], [], ["~*"], ["&*"], []]

@@ -9,6 +9,7 @@ from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 from kombu.entity import Queue
 
+from openagents_worker.celery.flower_pages import load_flower_with_pages
 from openagents_worker.celery.kombu_redis import use_in_workers_of
 from openagents_worker.celery.register import install
 from openagents_worker.producer.app_binding import AppKind
@@ -78,4 +79,5 @@ def run_flower(settings: Settings, *, port: int) -> None:
         files("openagents_worker.dashboard") / "local_flower.py"
     )  # a path, not an import: Flower executes it
     arguments = ["flower", "--address=127.0.0.1", f"--port={port}", f"--conf={conf}"]
+    load_flower_with_pages()
     make_worker_app(settings).start(arguments)

@@ -30,6 +30,7 @@ from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.celery.registration_gate import registration_gate_step
 from openagents_worker.celery.revoke import take_over_revoke
 from openagents_worker.celery.run_queues import run_queues_step
+from openagents_worker.celery.superuser import log_superuser
 from openagents_worker.celery.task_events import EventBatches
 from openagents_worker.celery.tasks import OWN_TASKS
 from openagents_worker.celery.unreachable import lasting_problem, lasting_problem_of_celery
@@ -257,7 +258,9 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
                 )
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
-            if not is_ours:
+            if is_ours:
+                log_superuser(parent.app)
+            else:
                 advise(parent)
             _check_redis(holder.settings, holder.queues)
             if is_ours and (problem := lasting_problem_of_celery(holder.settings)):

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-__all__ = ["show_pages_in_flower"]
+__all__ = ["load_flower_with_pages", "show_pages_in_flower"]
 
 FLOWER_COMMAND = "flower.command"
 PAGES = "openagents_worker.dashboard.flower_app"
@@ -21,6 +21,12 @@ def show_pages_in_flower() -> None:
     command: Any = sys.modules.get(FLOWER_COMMAND)
     if command is not None:
         command.Flower = _flower
+
+
+def load_flower_with_pages() -> None:
+    """Import Flower's command, and make it show our pages: for a process in which the app is made first."""
+    import_module(FLOWER_COMMAND)
+    show_pages_in_flower()
 
 
 def _flower(**options: Any) -> Any:

@@ -89,8 +89,15 @@ def _on_worker_init(sender: Any = None, **_: Any) -> None:
 def _on_celeryd_init(instance: Any = None, options: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before Celery writes its first log lines."""
     parts = find_binding(instance.app) if instance is not None else None
-    if parts is not None and parts.kind.has_tasks and parts.settings.log_format == "json":
+    if parts is None or not parts.kind.has_tasks:
+        return
+    is_ours = parts.kind is AppKind.WORKER
+    if is_ours:
+        from openagents_worker.celery.superuser import silence_celery
+
+        silence_celery()
+    if parts.settings.log_format == "json":
         from openagents_worker.celery.logs import set_up_logging
 
-        is_ours, logfile = parts.kind is AppKind.WORKER, (options or {}).get("logfile")
+        logfile = (options or {}).get("logfile")
         set_up_logging(instance, parts.settings, None, is_ours=is_ours, logfile=logfile)

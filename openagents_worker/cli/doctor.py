@@ -26,6 +26,7 @@ from openagents_worker.producer.waiting_reason import why_not_served
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store
+from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.fleet import Fleet, read_fleet
 from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
 
@@ -171,10 +172,21 @@ def _memory_findings(server: ServerInfo) -> Iterator[Finding]:
     limit = persistence.maxmemory_bytes
     if limit and used is not None and used > FULL_SHARE * limit:
         yield _redis_problem(
-            f"{used / limit:.0%} of the memory is in use ({used:,} of {limit:,} bytes): a full Redis accepts "
-            "no runs",
+            _full_text(used, limit, persistence),
             "raise maxmemory, or lower OPENAGENTS_RUN_TTL_S so that ended runs leave earlier",
         )
+
+
+def _full_text(used: int, limit: int, persistence: PersistenceInfo) -> str:
+    """How full the memory of Redis is, in bytes, and what that means for runs."""
+    effect = "deletes runs" if persistence.may_evict else "accepts no runs"
+    if used >= limit:  # Redis may use any multiple of `maxmemory`, for example after that was lowered
+        return (
+            f"the memory of Redis is full, so it {effect}: {used:,} bytes are in use, and maxmemory is "
+            f"{limit:,} bytes"
+        )
+    share = int(100 * used / limit)
+    return f"{share} % of the memory is in use ({used:,} of {limit:,} bytes): a full Redis {effect}"
 
 
 def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
@@ -228,7 +240,8 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
             yield Finding(
                 FindingKind.PROBLEM,
                 "queues",
-                f"queue {queue.name} has a backlog: {queue.waiting} runs wait, the oldest for "
+                f"queue {queue.name} has a backlog: "
+                f"{'1 run waits' if queue.waiting == 1 else f'{queue.waiting} runs wait'}, the oldest for "
                 f"{age_text(queue.oldest_age_ms)}",
                 "start more workers, or raise OPENAGENTS_CONCURRENCY",
             )
@@ -236,7 +249,9 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
     if alive:
         runs = sum(worker.runs for worker in alive)
         workers = "1 worker is alive" if len(alive) == 1 else f"{len(alive)} workers are alive"
-        yield Finding(FindingKind.OK, "workers", f"{workers}, with {runs} active runs")
+        yield Finding(
+            FindingKind.OK, "workers", f"{workers}, with {runs} active {'run' if runs == 1 else 'runs'}"
+        )
 
 
 def _unserved_queues(fleet: Fleet, config: AppConfig | None, default: str) -> Iterator[Finding]:

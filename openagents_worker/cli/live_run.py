@@ -70,8 +70,11 @@ class RunTree:
         call = self._summary.calls.get(_call_id_of(event.payload))
         if event.name in ("llm.called", "tool.called", "step.started") and call is not None:
             self._pieces.pop(call.call_id, None)
-            if not any(each is call for each in self._open):
-                self._open.append(call)
+            self._show(call)
+        elif event.name == "run.attempt_started":
+            for each in self._summary.calls.values():
+                if _is_running(each):  # the run was parked in it, and the attempt goes on with it
+                    self._show(each)
         elif event.name == "usage.updated":
             with suppress(ValueError):  # an event of the pattern with this name
                 self._usage = RunUsage.model_validate(event.payload.get("usage") or {})
@@ -79,6 +82,10 @@ class RunTree:
             self._open.append(styled(f"step {event.payload.get('step')}", dim=True))
         elif is_shown(event) and event.name not in NOT_SHOWN and not _ends_a_call(event, call):
             self._open.append(event_line(event))
+
+    def _show(self, call: CallSummary) -> None:
+        if not any(each is call for each in self._open):
+            self._open.append(call)
 
     def take_finished(self) -> list[Safe]:
         """The lines that do not change any more, in order. Each is returned once."""

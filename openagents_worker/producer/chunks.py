@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing, closing
+from enum import Enum
 from typing import Any
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import ChunkKind, RunResult, RunStreamChunk
+from openagents_worker.store.client import AsyncStore, Plan, Store
+from openagents_worker.store.plan import Emit
 
 __all__ = ["achunks_of", "chunks_of"]
 
@@ -27,59 +30,57 @@ KIND_OF_EVENT = {
 """All other events have no chunk."""
 
 
-class ChunkMaker:
-    """Makes the chunks of one run from its events after number `after`."""
+class _StreamStep(Enum):
+    """The steps of the plan of a stream: what it needs from its caller."""
 
-    def __init__(self, run_id: str, after: int) -> None:
-        self._last = RunStreamChunk(kind=ChunkKind.RUN_FINISHED, run_id=run_id, sequence=after)
-        """Where and when the last event was: the chunks after the last event repeat it."""
+    EVENT = "event"
+    """The next event of the run; None after the last one."""
+    RESULT = "result"
+    """The result of the run, which has ended."""
 
-    def of_event(self, event: RunEvent) -> RunStreamChunk | None:
-        """The chunk of the next event; None if it has none."""
-        self._last = RunStreamChunk(
+
+def _chunks(run_id: str, after: int) -> Plan[None]:
+    """The chunks of the events after number `after`, then one for each artifact, and the result."""
+    # Where and when the last event was: the chunks after the last event repeat it.
+    last = RunStreamChunk(kind=ChunkKind.RUN_FINISHED, run_id=run_id, sequence=after)
+    event: RunEvent | None
+    while (event := (yield _StreamStep.EVENT)) is not None:
+        last = RunStreamChunk(
             kind=ChunkKind.RUN_FINISHED,
             run_id=event.run_id,
             session_id=event.session_id,
             agent_id=event.agent_id,
-            sequence=self._last.sequence if event.seq is None else event.seq,
+            sequence=last.sequence if event.seq is None else event.seq,
             timestamp_ms=round(event.timestamp.timestamp() * 1000),
         )
-        kind = KIND_OF_EVENT.get(event.name)
-        return (
-            None if kind is None else self._last.model_copy(update={"kind": kind, "payload": event.payload})
-        )
-
-    def at_end(self, result: RunResult[Any]) -> list[RunStreamChunk]:
-        """The chunks after the last event: one for each artifact, then the result."""
-        artifacts = [
-            self._last.model_copy(
-                update={"kind": ChunkKind.ARTIFACT, "payload": artifact.model_dump(mode="json")}
-            )
-            for artifact in result.artifacts
-        ]
-        return [*artifacts, self._last.model_copy(update={"result": result})]
+        if (kind := KIND_OF_EVENT.get(event.name)) is not None:
+            yield Emit([last.model_copy(update={"kind": kind, "payload": event.payload})])
+    result: RunResult[Any] = yield _StreamStep.RESULT
+    for artifact in result.artifacts:
+        shown = {"kind": ChunkKind.ARTIFACT, "payload": artifact.model_dump(mode="json")}
+        yield Emit([last.model_copy(update=shown)])
+    yield Emit([last.model_copy(update={"result": result})])
 
 
 def chunks_of(
-    run_id: str, after: int, events: Generator[RunEvent], wait: Callable[[], RunResult[Any]]
+    store: Store, run_id: str, after: int, events: Generator[RunEvent], wait: Callable[[], RunResult[Any]]
 ) -> Generator[RunStreamChunk]:
     """The chunks of these events, and of the result for which `wait` waits after them."""
-    chunks = ChunkMaker(run_id, after)
+    execute = {_StreamStep.EVENT: lambda: next(events, None), _StreamStep.RESULT: wait}
     with closing(events):
-        for event in events:
-            if (chunk := chunks.of_event(event)) is not None:
-                yield chunk
-    yield from chunks.at_end(wait())
+        yield from store.stream(_chunks(run_id, after), lambda step: execute[step]())
 
 
 async def achunks_of(
-    run_id: str, after: int, events: AsyncGenerator[RunEvent], wait: Callable[[], Awaitable[RunResult[Any]]]
+    store: AsyncStore,
+    run_id: str,
+    after: int,
+    events: AsyncGenerator[RunEvent],
+    wait: Callable[[], Awaitable[RunResult[Any]]],
 ) -> AsyncGenerator[RunStreamChunk]:
     """`chunks_of` for asyncio."""
-    chunks = ChunkMaker(run_id, after)
-    async with aclosing(events):
-        async for event in events:
-            if (chunk := chunks.of_event(event)) is not None:
-                yield chunk
-    for chunk in chunks.at_end(await wait()):
-        yield chunk
+    execute = {_StreamStep.EVENT: lambda: anext(events, None), _StreamStep.RESULT: wait}
+    plan = _chunks(run_id, after)
+    async with aclosing(events), aclosing(store.stream(plan, lambda step: execute[step]())) as chunks:
+        async for chunk in chunks:
+            yield chunk

@@ -127,11 +127,12 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         The last chunk is `run.finished`, with the result. Before it, there is a chunk for each artifact.
         Closing the generator does not cancel the run. Raises what `events` raises.
         """
-        return chunks_of(self.id, after, self.events(after), self.wait)
+        return chunks_of(self.connection.store, self.id, after, self.events(after), self.wait)
 
     def astream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
         """`stream` for asyncio."""
-        return achunks_of(self.id, after, self.aevents(after), self._await_result)
+        store = self.connection.for_asyncio.store
+        return achunks_of(store, self.id, after, self.aevents(after), self._await_result)
 
     async def _await_result(self) -> RunResult[OutputT]:
         record = await await_end(self.connection.for_asyncio.store, self.id)
@@ -308,7 +309,7 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
 
     def stream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
         """The events of the run in the form of the original SDK, as `RunHandle.stream`."""
-        return achunks_of(self.id, after, self.events(after), self.wait)
+        return achunks_of(self.connection.store, self.id, after, self.events(after), self.wait)
 
     def astream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
         """The same as `stream`, so that both kinds of handle have this name."""

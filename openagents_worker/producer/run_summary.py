@@ -22,13 +22,15 @@ __all__ = [
 
 NOT_MADE = frozenset({"approval", "limit", "budget"})
 """Kinds of waits before a call: nothing of it was executed. (`WaitKind`)"""
+SUSPENSIONS = frozenset({"run.waiting", "run.handed_over", "run.retry_scheduled"})
+"""The events of an attempt that ends in order. The next one goes on with the calls that it was in."""
 
 
 class CallState(StrEnum):
     """The state of a recorded call.
 
     INTERRUPTED: the attempt ended before the call did. The call is repeated if the run continues.
-    WAITING: the run is parked before the call or in it. The call is made when the run continues.
+    WAITING: the run is parked before the call or in it. The call goes on when the run does.
     """
 
     RUNNING = "running"
@@ -112,6 +114,10 @@ class SummaryOfEvents:
         self.calls: dict[str, CallSummary] = {}
         """By their ids, in the order of their first start."""
         self._summary = RunSummary()
+        self._suspended: set[str] = set()
+        """The calls in which the run was suspended in this life: each attempt goes on with them."""
+        self._only_asked: set[str] = set()
+        """The calls that were only asked about: their try is not counted yet."""
         self._due_at: datetime | None = None
         self._is_empty = True
 
@@ -134,9 +140,81 @@ class SummaryOfEvents:
             summary.attempts.append(
                 AttemptSummary(event.attempt, event.life, event.worker or "?", event.timestamp)
             )
+            self._continue_calls()
+        elif event.name == "run.resumed":
+            self._suspended.clear()
         elif _ends_attempt(summary.attempts, event) or event.is_terminal:
-            _end_calls(self.calls, event)
-        _update_call(self.calls, event)
+            self._end_calls(event)
+        self._update_call(event)
+
+    def _continue_calls(self) -> None:
+        """An attempt begins: it goes on with the calls in which the run was suspended, without an event."""
+        for call_id in self._suspended:
+            call = self.calls[call_id]
+            if call.outcome in (CallState.WAITING, CallState.INTERRUPTED):
+                call.outcome, call.ended_at = CallState.RUNNING, None
+
+    def _end_calls(self, event: RunEvent) -> None:
+        """The calls that this event, the end of an attempt or of the run, has interrupted or parked."""
+        parks = event.name == "run.waiting"
+        waits = _waits(event.payload) if parks else []
+        waiting = {wait.get("call_id") for wait in waits}
+        not_made = {wait.get("call_id") for wait in waits if wait.get("kind") in NOT_MADE}
+        for call in self.calls.values():
+            was_interrupted = call.outcome is CallState.INTERRUPTED and call.call_id in waiting
+            if call.outcome is CallState.RUNNING or was_interrupted:
+                call.outcome = CallState.WAITING if parks else CallState.INTERRUPTED
+                call.ended_at = event.timestamp
+                self._count_try(call, was_made=call.call_id not in not_made)
+                if event.name in SUSPENSIONS and call.kind != "model":
+                    self._suspended.add(call.call_id)
+            elif call.outcome is CallState.WAITING:
+                call.outcome = CallState.INTERRUPTED
+
+    def _count_try(self, call: CallSummary, *, was_made: bool) -> None:
+        """Count the try of a call once it is more than asked about."""
+        if was_made and call.call_id in self._only_asked:
+            self._only_asked.remove(call.call_id)
+            call.tries += 1
+        elif not was_made and call.call_id not in self._only_asked:
+            self._only_asked.add(call.call_id)
+            call.tries -= 1
+
+    def _update_call(self, event: RunEvent) -> None:
+        payload = event.payload
+        match event.name:
+            case "llm.called":
+                self._start_call(event, str(payload.get("call")), "model", str(payload.get("model")))
+            case "tool.called":
+                call_id, tool_id = str(payload.get("call_id")), str(payload.get("tool_id"))
+                self._start_call(event, call_id, "tool", tool_id).arguments = payload.get("params")
+            case "step.started":
+                call_id, name = str(payload.get("call_id")), str(payload.get("name"))
+                self._start_call(event, call_id, "step", name).arguments = payload.get("params")
+            case "llm.succeeded" | "tool.succeeded" | "step.succeeded":
+                if (ended := self._ended_call(event, CallState.OK)) is not None:
+                    ended.code = ended.message = None
+                    ended.result = _reply_text(payload) if ended.kind == "model" else payload.get("result")
+                    ended.usage = _numbers_in(payload.get("_metrics"))
+            case "llm.failed" | "tool.failed" | "step.failed":
+                if (ended := self._ended_call(event, CallState.FAILED)) is not None:
+                    ended.code, ended.message = _error_code_of(payload), _error_text_of(payload)
+
+    def _start_call(self, event: RunEvent, call_id: str, kind: str, name: str) -> CallSummary:
+        call = self.calls.setdefault(call_id, CallSummary(call_id, kind, name, event.timestamp))
+        self._only_asked.discard(call_id)
+        call.tries += 1
+        call.began_at, call.outcome, call.ended_at = event.timestamp, CallState.RUNNING, None
+        return call
+
+    def _ended_call(self, event: RunEvent, outcome: CallState) -> CallSummary | None:
+        """The call that has ended with this event; None if its beginning is not known."""
+        call = self.calls.get(str(event.payload.get("call") or event.payload.get("call_id")))
+        if call is not None:
+            self._count_try(call, was_made=True)
+            self._suspended.discard(call.call_id)
+            call.outcome, call.ended_at = outcome, event.timestamp
+        return call
 
 
 def summarize_events(events: Iterable[RunEvent]) -> RunSummary:
@@ -145,19 +223,6 @@ def summarize_events(events: Iterable[RunEvent]) -> RunSummary:
     for event in events:
         found.add(event)
     return found.summary
-
-
-def _end_calls(calls: Mapping[str, CallSummary], event: RunEvent) -> None:
-    """The calls that this event, the end of an attempt or of the run, has interrupted or parked."""
-    parks = event.name == "run.waiting"
-    not_made = {wait.get("call_id") for wait in _waits(event.payload) if wait.get("kind") in NOT_MADE}
-    for call in calls.values():
-        if call.outcome is CallState.RUNNING:
-            call.outcome = CallState.WAITING if parks else CallState.INTERRUPTED
-            call.ended_at = event.timestamp
-            call.tries -= parks and call.call_id in not_made
-        elif call.outcome is CallState.WAITING:
-            call.outcome = CallState.INTERRUPTED
 
 
 def _duration_ms(part: AttemptSummary | CallSummary) -> int | None:
@@ -212,43 +277,11 @@ def waits_text(payload: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(each)) or "waiting"
 
 
-def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
-    payload = event.payload
-    match event.name:
-        case "llm.called":
-            _start_call(calls, event, str(payload.get("call")), "model", str(payload.get("model")))
-        case "tool.called":
-            call = _start_call(calls, event, str(payload.get("call_id")), "tool", str(payload.get("tool_id")))
-            call.arguments = payload.get("params")
-        case "step.started":
-            call = _start_call(calls, event, str(payload.get("call_id")), "step", str(payload.get("name")))
-            call.arguments = payload.get("params")
-        case "llm.succeeded" | "tool.succeeded" | "step.succeeded":
-            if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
-                ended.outcome, ended.ended_at = CallState.OK, event.timestamp
-                ended.code = ended.message = None
-                ended.result = _reply_text(payload) if ended.kind == "model" else payload.get("result")
-                ended.usage = _numbers_in(payload.get("_metrics"))
-        case "llm.failed" | "tool.failed" | "step.failed":
-            if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
-                ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
-                ended.code, ended.message = _error_code_of(payload), _error_text_of(payload)
-
-
 def _numbers_in(metrics: Any) -> dict[str, Any]:
     """The numbers of a model call. A pattern of others may have emitted anything under their names."""
     if not isinstance(metrics, dict):
         return {}
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _start_call(
-    calls: dict[str, CallSummary], event: RunEvent, call_id: str, kind: str, name: str
-) -> CallSummary:
-    call = calls.setdefault(call_id, CallSummary(call_id, kind, name, event.timestamp))
-    call.tries += 1
-    call.began_at, call.outcome, call.ended_at = event.timestamp, CallState.RUNNING, None
-    return call
 
 
 def _reply_text(payload: Mapping[str, Any]) -> Any:

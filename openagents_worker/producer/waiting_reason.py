@@ -100,8 +100,9 @@ def why_no_free_slot(workers: Sequence[WorkerInfo], queue: str) -> str | None:
     if not serving or not all(worker.max_runs and worker.runs >= worker.max_runs for worker in serving):
         return None
     runs = sum(worker.runs for worker in serving)
+    active = "1 active run" if runs == 1 else f"{runs} active runs"
     count = "the one worker" if len(serving) == 1 else f"all {len(serving)} workers"
-    return f"{count} of queue {queue} {'is' if len(serving) == 1 else 'are'} full: {runs} active runs"
+    return f"{count} of queue {queue} {'is' if len(serving) == 1 else 'are'} full: {active}"
 
 
 def _session_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason]:

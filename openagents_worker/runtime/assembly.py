@@ -323,15 +323,22 @@ class Assembly:
             may_have_jobs(ref) for agent in self._definitions.values() for ref in agent.tools if ref.enabled
         )
 
-    async def cancel_response(self, agent_id: str, note: Mapping[str, Any], *, tenant: str | None) -> bool:
+    async def cancel_response(
+        self, agent_id: str, note: Mapping[str, Any], kept: KeptAgent | None = None, *, tenant: str | None
+    ) -> bool:
         """Cancel what goes on at the provider of an agent's model; see `ModelClient.cancel_noted`.
 
-        Raises `AgentUnavailable` and `AgentNotFoundError` as `parts`.
+        `kept`, and what is raised: as for `parts`.
         """
+        client = self._model_of(agent_id, kept)
+        return isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant)
+
+    def _model_of(self, agent_id: str, kept: KeptAgent | None) -> LLMClient:
+        if kept is not None:
+            return self.client_of(kept.owner, kept.definition.llm)
         if agent_id in self.unavailable:
             raise self.unavailable[agent_id].error()
-        client = self.model(self._definitions.get(agent_id) or self.config.agent(agent_id))
-        return isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant)
+        return self.model(self._definitions.get(agent_id) or self.config.agent(agent_id))
 
     def shared(self, agent_id: str, slot: str, make: Callable[[], Any]) -> Any:
         """A part that all runs of an agent share, created by `make` on first use."""

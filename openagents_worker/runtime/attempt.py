@@ -166,6 +166,7 @@ class Attempt:
                     prepared = await self._prepare(parts, exit_stack)
                     output = await self._think(prepared)
                     await self._remember(prepared, output)
+                    await self.facts.held.take_rest(self._state_before, prepared.context.state)
                     output = checked_output(output, self._settings.max_payload_bytes)
                 return self._ending(output=output)
         except RunLatched:
@@ -204,10 +205,7 @@ class Attempt:
             self._claimed, self.facts, parts.definition_hash, tries=self._tries, latch=self.latch
         )
         sessions = SessionStore(self._store)
-        texts = self._claimed.session_state  # None if it is too large for the claim
-        self._state_before = (
-            await sessions.load_state_texts(self.identity.session_id) if texts is None else texts
-        )
+        self._state_before = await self.facts.held.session_state(self._claimed, sessions)
         recorder = self._new_recorder(history)
         emit_beginning(self._writer, self._claimed, self.request, history)
         deps = None if self.request.deps is None else await self._open_deps(exit_stack)

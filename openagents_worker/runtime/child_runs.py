@@ -24,6 +24,7 @@ from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import FactKind
+from openagents_worker.store.formats import DELEGATES, HOLDS_TURNS
 from openagents_worker.store.listing import extra_indexes
 from openagents_worker.store.scripts import MAX_CHILDREN, DelegateAnswer, Delegated
 from openagents_worker.submission.new_run import digest_of, stored_text
@@ -223,6 +224,7 @@ class ChildRuns:
             "delegated": dumps(delegated),
             "lists": lists,
             "canvas": dumps(options) if options else "",
+            "format": HOLDS_TURNS if call.isolation == "shared" else DELEGATES,
         }
 
     def _request_of(self, call: Delegation, child_id: str, grant: Grant) -> RunRequest:

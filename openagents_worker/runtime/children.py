@@ -119,6 +119,7 @@ class Children:
             self._runs.settle(call)
         with translate_parse_errors(WRITTEN, run_id=self._identity.run_id):
             result = RunResult[Any].model_validate(value["result"])
+        self._recorder.waits.facts.held.has_result(value)
         if asked.background:
             self._runs.keep_reserved(result.run_id, value.get("reserved") or {})
         else:
@@ -170,7 +171,19 @@ class Children:
         with translate_parse_errors(WRITTEN, run_id=child_id):
             result = loads(text)
             usage = RunUsage.model_validate(result.get("usage") or {})
-        return Outcome(value={"result": result}, usage=usage, taken=[f"{FactKind.CHILD}:{info.call_id}"])
+        held, changes = await self._left_by(call, info)
+        return Outcome(
+            value={"result": result, **held},
+            usage=usage,
+            state=changes,
+            taken=[f"{FactKind.CHILD}:{info.call_id}"],
+        )
+
+    async def _left_by(self, call: Delegation, info: CallInfo) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a shared child has changed in the state of the session, see `RunHeldTurns.take`."""
+        if call.isolation != "shared" or self._recorder.context is None:
+            return {}, {}
+        return await self._recorder.waits.facts.held.take(info.call_id, self._recorder.context.state)
 
     def _in_background(self, info: CallInfo, child_id: str) -> Outcome:
         result = RunResult[Any](run_id=child_id, task_id=child_id, metadata={"background": True})

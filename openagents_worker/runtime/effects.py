@@ -128,6 +128,8 @@ class Effects:
         outcome stays unknown.
         """
         others = self._others.pop(record.call, ()) if self._others else ()
+        for name in others:
+            self._writer.facts_at_suspend.pop(name, None)
         names = self._stored.pop(record.call, None)
         if names is None:
             return others

@@ -10,6 +10,7 @@ from typing import Any
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.clock import RedisClock
 from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.held_turns import RunHeldTurns
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.facts import Fact, FactKind, Facts
@@ -33,6 +34,7 @@ class RunFacts:
         self.clock = RedisClock(claimed.now_ms)
         self.at_claim = self._facts = Facts(claimed.facts)
         self.store = store
+        self.held = RunHeldTurns(claimed, store)
         self._taken: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self._announced = self.seen = claimed.facts_no

@@ -25,6 +25,7 @@ from openagents_worker.runtime.waits import open_waits
 from openagents_worker.runtime.working_budget import limits_in
 from openagents_worker.store.facts import FactKind, Facts
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
+from openagents_worker.store.held_turns import HeldRange, HeldTurn, ranges_of
 from openagents_worker.store.scripts import Claimed
 from openagents_worker.store.sessions import SessionStore, TranscriptSummary, summary_of
 
@@ -45,6 +46,8 @@ class RunStart:
     """The number of the summary that stood for the oldest messages of the session; 0: none."""
     selection: Selection | None = None
     """What the context assembler selected. None if it selects the same messages again."""
+    held: tuple[HeldRange, ...] = ()
+    """The turns of shared children that followed the messages of the session: the runs above hold them."""
 
     def to_record(self, format_: int, tools: Mapping[str, Any]) -> Record:
         """`tools` says which tools there are, see `RunTools.at_start`. Earlier versions ignore it, as they
@@ -61,6 +64,8 @@ class RunStart:
         context: dict[str, Any] = {"epoch": self.epoch} if self.epoch else {}
         if self.selection is not None:
             context["selection"] = self.selection.model_dump(mode="json", exclude_defaults=True)
+        if self.held:
+            context["held"] = [part for held in self.held for part in (held.run_id, held.begin, held.end)]
         return {"context": context} if context else {}
 
     @classmethod
@@ -73,6 +78,7 @@ class RunStart:
                 **record.outcome["ok"],
                 epoch=int(context.get("epoch", 0)),
                 selection=None if selection is None else Selection.model_validate(selection),
+                held=ranges_of(context.get("held", ())),
             )
 
 
@@ -87,6 +93,8 @@ class RunHistory:
     """Where the run starts in its session."""
     summary: TranscriptSummary | None
     """The summary of `start.epoch`."""
+    held: Sequence[HeldTurn]
+    """The turns of `start.held`."""
     rules: Rules
     length: int
     """The number of records in the journal."""
@@ -131,9 +139,14 @@ async def read_history(
     records = await _read_records(claimed, store, latch)
     start_record = records.pop(0) if records else None
     current_start = RunStart(
-        claimed.messages, claimed.artifacts, definition_hash, epoch=claimed.epoch if claimed.compaction else 0
+        claimed.messages,
+        claimed.artifacts,
+        definition_hash,
+        epoch=claimed.epoch if claimed.compaction else 0,
+        held=run_facts.held.above,
     )
     start = RunStart.of(start_record) if start_record else current_start
+    run_facts.held.has_records(records)
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
     replayed = [record for record in records if record.kind != CHECK]
@@ -148,6 +161,7 @@ async def read_history(
         start_record=start_record,
         start=start,
         summary=await _summary_at(start, claimed, store),
+        held=await run_facts.held.load(start.held) if start.held else (),
         rules=rules,
         length=claimed.journal_length,
         usage=_usage(claimed, records),

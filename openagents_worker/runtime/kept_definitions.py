@@ -21,12 +21,14 @@ from openagents_worker.agents.stored_definition import MAX_BYTES, StoredDefiniti
 from openagents_worker.agents.trust import TrustedParts
 from openagents_worker.context.tokens import TokenCounter
 from openagents_worker.errors import OpenAgentsError, RedisRefused, text_of
+from openagents_worker.models import RunRecord
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.runtime.token_counters import counter_of
 from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Reader
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.definitions import DefinitionStore, NotReadable
@@ -48,6 +50,9 @@ STORE_AGAIN_S = 60 * 60
 """A worker stores a definition again after an hour, in case Redis has lost it."""
 MOST_KEPT = 32
 """Definitions that a process holds ready. They are few: each reload of the agents file adds one per agent."""
+REFUSED_FOR_S = 60
+"""So long a definition that was refused is not read again. Meanwhile a worker with the key may sign it."""
+MOST_REFUSED = 256
 MAX_SHOWN_CHARS = 500  # of a text that may come from outside, in a log line
 NEEDS_KEY = "set OPENAGENTS_DEFINITIONS_KEY to the same secret for all workers"
 NOT_STORED = "an earlier version, or a worker that could not store it, has begun the run"
@@ -86,9 +91,10 @@ class KeptAgent:
 class _NotUsable(Exception):
     """Why a stored definition is not used, and what would help."""
 
-    def __init__(self, reason: str, hint: str | None = None) -> None:
+    def __init__(self, reason: str, hint: str | None = None, *, is_damaged: bool = False) -> None:
         super().__init__(reason)
         self.hint = hint
+        self.is_damaged = is_damaged
 
 
 class DefinitionKeeper:
@@ -117,6 +123,8 @@ class DefinitionKeeper:
         """When this process has last stored the definition of an agent, in seconds of `clock`."""
         self._kept: OrderedDict[tuple[str, str], KeptAgent | None] = OrderedDict()
         """By agent id and definition hash, the last used one last. None: the agent of this process has it."""
+        self._refused: OrderedDict[tuple[str, str], tuple[float, str, str | None]] = OrderedDict()
+        """By agent id and content hash: until when (seconds of `clock`), the reason and the hint."""
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -195,11 +203,31 @@ class DefinitionKeeper:
         A run that was resumed after its end uses the new definition: it may be the repair. Whoever gets an
         agent must `release` it. Raises `RedisUnreachable` at the end of the lease.
         """
-        began_with = self._other_definition(claimed, agent_id, own)
+        first = claimed.journal[0] if claimed.journal else None
+        ids = agent_id, run_id
+        return await self._of_run(first, claimed.life, ids, own, store, _WhileLeased(store, lease))
+
+    async def of_ended_run(self, record: RunRecord, *, own: OwnAgents, store: AsyncStore) -> KeptAgent | None:
+        """As `of_run`, for a run that has ended and has left something behind. Raises `RedisUnreachable`."""
+        journal = await store.run(scripts.page(run_id=record.run_id, position=0, page_bytes=1))
+        first = journal[0] if journal else None
+        return await self._of_run(first, record.life, (record.agent_id, record.run_id), own, store, store)
+
+    async def _of_run(
+        self,
+        first_record: str | None,
+        life: int,
+        ids: tuple[str, str],
+        own: OwnAgents,
+        store: AsyncStore,
+        reader: Reader,
+    ) -> KeptAgent | None:
+        agent_id, run_id = ids
+        began_with = self._other_definition(first_record, life, agent_id, own)
         if began_with is None or (agent_id not in own.hashes and await _is_served(agent_id, store)):
             return None
         try:
-            kept = await self._usable(agent_id, began_with, own, _WhileLeased(store, lease))
+            kept = await self._usable(agent_id, began_with, own, reader)
         except _NotUsable as error:
             log.warning(
                 "run.definition_not_kept",
@@ -219,15 +247,17 @@ class DefinitionKeeper:
         if kept is not None:
             kept.users -= 1
 
-    def _other_definition(self, claimed: Claimed, agent_id: str, own: OwnAgents) -> str | None:
+    def _other_definition(
+        self, first_record: str | None, life: int, agent_id: str, own: OwnAgents
+    ) -> str | None:
         """The hash of the definition in checkpoint 0, if this process must look for it."""
         current = own.hashes.get(agent_id)
-        if not claimed.journal or agent_id in own.unavailable or (claimed.life > 1 and current is not None):
+        if not first_record or agent_id in own.unavailable or (life > 1 and current is not None):
             return None
-        if current is not None and f'"{current}"' in claimed.journal[0]:  # almost always; nothing is parsed
+        if current is not None and f'"{current}"' in first_record:  # almost always; nothing is parsed
             return None
         try:
-            began_with = Record.from_json(claimed.journal[0], 0).outcome["ok"]["definition_hash"]
+            began_with = Record.from_json(first_record, 0).outcome["ok"]["definition_hash"]
         except (OpenAgentsError, LookupError, TypeError):  # the attempt says what is wrong
             return None
         return began_with if isinstance(began_with, str) and began_with != current else None
@@ -252,6 +282,8 @@ class DefinitionKeeper:
             source = self._sources.get(agent_id)
             if source is not None and source.content_hash == content_hash:
                 return None
+            if content_hash is not None:
+                self._raise_if_refused(agent_id, content_hash)
             text = None if content_hash is None else await store.text(content_hash)
         except NotReadable as error:
             raise _NotUsable(str(error)) from error
@@ -259,20 +291,42 @@ class DefinitionKeeper:
             raise _NotUsable("it is not stored", NOT_STORED)
         try:
             definition, counter = await asyncio.to_thread(self._checked, text, content_hash, agent_id)
-        except (_NotUsable, ValueError) as error:
-            raise error if isinstance(error, _NotUsable) else _NotUsable(str(error)) from error
         except Exception as error:  # it comes from outside; no run may fail because of it
-            raise _NotUsable(f"{type(error).__name__}: {text_of(error)[:MAX_SHOWN_CHARS]}") from error
+            raise self._not_usable(agent_id, content_hash, error) from error
         with suppress(NotReadable):
             await store.renew(content_hash)
             await store.link(definition_hash, content_hash)
         return KeptAgent(_with_limits_of_now(definition, own.definition(agent_id)), definition_hash, counter)
 
+    def _raise_if_refused(self, agent_id: str, content_hash: str) -> None:
+        """Raises `_NotUsable` if this content was refused a short time ago: then it is not read again."""
+        until_s, reason, hint = self._refused.get((agent_id, content_hash), (0.0, "", None))
+        if self._clock() < until_s:
+            raise _NotUsable(reason, hint)
+
+    def _not_usable(self, agent_id: str, content_hash: str, error: Exception) -> _NotUsable:
+        """The error for a definition that is not used. It is remembered, unless the stored text is damaged:
+        any worker may store that again."""
+        if not isinstance(error, _NotUsable):
+            is_text = isinstance(error, ValueError)
+            what = str(error) if is_text else f"{type(error).__name__}: {text_of(error)}"
+            error = _NotUsable(what[:MAX_SHOWN_CHARS])
+        if not error.is_damaged:
+            name = agent_id, content_hash
+            self._refused.pop(name, None)
+            self._refused[name] = self._clock() + REFUSED_FOR_S, str(error), error.hint
+            if len(self._refused) > MOST_REFUSED:
+                self._refused.popitem(last=False)
+        return error
+
     def _checked(
         self, text: str, content_hash: str, agent_id: str
     ) -> tuple[AgentDefinition, TokenCounter | None]:
         """The definition in a stored text. Nothing of it is used before it is trusted. Runs in a thread."""
-        stored = StoredDefinition.of(text, content_hash)
+        try:
+            stored = StoredDefinition.of(text, content_hash)
+        except ValueError as error:
+            raise _NotUsable(str(error), is_damaged=True) from error
         if not stored.is_signed_with(self._key):
             part = self._trusted.foreign_part(stored.source)
             if part is not None:

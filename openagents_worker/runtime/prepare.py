@@ -93,7 +93,7 @@ class Preparation:
         self._budget = context.run_request.budget or NO_LIMITS
         self._start_record = history.start_record
         self._start = history.start
-        self._session = SessionAtStart(sessions, history.start, history.summary)
+        self._session = SessionAtStart(sessions, history.start, history.summary, history.held)
         self._memory = MemoryCalls(
             parts.memory,
             context=context,

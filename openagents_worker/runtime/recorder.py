@@ -26,6 +26,7 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.llm.limits import FleetLimits
 from openagents_worker.models import RunArtifact, RunUsage, WaitKind
 from openagents_worker.models.budget import NO_LIMITS
+from openagents_worker.runtime.announcements import Announcements
 from openagents_worker.runtime.approvals import Approvals
 from openagents_worker.runtime.call_outcome import (
     MakeCall,
@@ -80,6 +81,7 @@ class Recorder:
         self.effects = Effects(history.interrupted, self._records, writer)
         """The calls that must not be repeated without permission."""
         self.approvals = Approvals(history.facts, writer)
+        self.announced = Announcements(history, identity.life, writer, latch, self.approvals, self.effects)
         self.checkpoints = Checkpoints(identity, history, writer, self.effects, durable=durable)
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""

@@ -6,12 +6,13 @@ length and the number of the summary determine what a run sees, in every attempt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from openagents_worker.context.base import StoredTurn
 from openagents_worker.llm.transcript import is_continuation, summary_entries, turns_of, usable_entries
 from openagents_worker.runtime.history import RunStart
+from openagents_worker.store.held_turns import HeldTurn
 from openagents_worker.store.paging import PageSize
 from openagents_worker.store.sessions import SessionStore, TranscriptSummary
 
@@ -24,12 +25,22 @@ MAX_PAGE_MESSAGES = 50  # more than the budget of an assembler needs: what is re
 class SessionAtStart:
     """The session as it was when the run started, without what other runs appended since.
 
-    `current_summary` stands for the oldest messages. It changes when a summary is written for the run.
+    Behind the stored messages are those that runs above this one hold for shared children: they have
+    positions, too. `current_summary` stands for the oldest messages. It changes when a summary is written for
+    the run.
     """
 
-    def __init__(self, sessions: SessionStore, start: RunStart, summary: TranscriptSummary | None) -> None:
+    def __init__(
+        self,
+        sessions: SessionStore,
+        start: RunStart,
+        summary: TranscriptSummary | None,
+        held: Sequence[HeldTurn] = (),
+    ) -> None:
         self._sessions = sessions
         self._start = start
+        self._held_messages = [message for turn in held for message in turn.messages]
+        self._held_artifacts = [artifact for turn in held for artifact in turn.artifacts]
         self.current_summary = summary
         self._read: dict[int, Any] = {}  # messages by position: what was selected is not read again
 
@@ -41,7 +52,7 @@ class SessionAtStart:
     @property
     def bounds(self) -> tuple[int, int]:
         """The positions of the first message behind the summary, and of the end of the transcript."""
-        end = self._start.transcript_length
+        end = self._start.transcript_length + len(self._held_messages)
         return min(end, self.current_summary.messages if self.current_summary is not None else 0), end
 
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
@@ -52,20 +63,28 @@ class SessionAtStart:
         begin, end = self.bounds
         if begin == end:
             return self.summary
-        entries = await self._sessions.load_messages(session_id, last=last, upto=end, begin=begin)
-        return [*self.summary, *usable_entries(entries)]
+        begin = begin if last is None else max(begin, end - last)
+        stored = self._start.transcript_length
+        entries: list[Any] = []
+        if begin < stored:
+            entries = await self._sessions.load_messages(session_id, upto=stored, begin=begin)
+        return [*self.summary, *usable_entries([*entries, *self._held_between(begin, end)])]
 
     async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
-        if not self._start.artifact_count:
-            return []
-        return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)
+        stored, held = self._start.artifact_count, self._held_artifacts
+        last = stored + len(held) if last is None else last
+        found: list[Any] = held[max(0, len(held) - last) :]
+        if stored and last > len(found):
+            more = await self._sessions.list_artifacts(session_id, last=last - len(found), upto=stored)
+            found = [*more, *found]
+        return found
 
     async def count_messages(self, session_id: str) -> int:
         begin, end = self.bounds
         return len(self.summary) + end - begin
 
     async def count_artifacts(self, session_id: str) -> int:
-        return self._start.artifact_count
+        return self._start.artifact_count + len(self._held_artifacts)
 
     async def load_range(self, session_id: str, begin: int, end: int) -> list[dict[str, Any]]:
         """The usable messages between two positions."""
@@ -113,7 +132,16 @@ class SessionAtStart:
     async def _page(self, session_id: str, begin: int, end: int, size: PageSize) -> list[Any]:
         if all(position in self._read for position in range(begin, end)):
             return [self._read[position] for position in range(begin, end)]
-        entries, read = await self._sessions.load_between(session_id, begin, end)
-        size.learn(len(entries), read)
+        entries: list[Any] = []
+        stored = min(end, self._start.transcript_length)
+        if begin < stored:
+            entries, read = await self._sessions.load_between(session_id, begin, stored)
+            size.learn(len(entries), read)
+        entries += self._held_between(begin, end)
         self._read.update(enumerate(entries, begin))
         return entries
+
+    def _held_between(self, begin: int, end: int) -> list[Any]:
+        """The messages between two positions that are not stored in the session yet."""
+        first = self._start.transcript_length
+        return self._held_messages[max(0, begin - first) : max(0, end - first)]

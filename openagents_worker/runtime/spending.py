@@ -75,13 +75,11 @@ class Spending:
 
     # --- children ----------------------------------------------------------------------------------------
 
-    def of_children(self, limit: str) -> float:
-        """What the children may still use of this limit of the run."""
-        return sum(child.reserved.get(limit, 0) for child in self.children.values())
-
-    def kept_by_children(self, limit: str) -> float:
-        """What children in the background may still use of it: the run gets nothing of that back."""
-        return sum(child.reserved.get(limit, 0) for child in self.children.values() if not child.settles)
+    def of_children(self, limit: str, *, for_good: bool = False) -> float:
+        """What the children may still use of this limit of the run. `for_good`: only those in the background,
+        of which the run gets nothing back."""
+        children = self.children.values()
+        return sum(each.reserved.get(limit, 0) for each in children if not (for_good and each.settles))
 
     def will_settle(self, limit: str) -> bool:
         """Whether the end of a child gives something back of this limit."""

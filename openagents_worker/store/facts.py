@@ -48,6 +48,7 @@ class FactKind(StrEnum):
     RESPONSE = "response"
     WAIT = "wait"
     JOB = "job"
+    CALLED = "called"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.WAIT: FactSpec("call that waits -> what it waits for, until when (ms), and where it was made"),
     FactKind.JOB: FactSpec(
         "call of a tool -> its job that goes on in the background of a service, and when it was started"
+    ),
+    FactKind.CALLED: FactSpec(
+        "call in which the run was suspended -> the life in which watchers have seen it begin, or 0 after a "
+        "failed try",
+        ends_with_life=True,
     ),
     FactKind.EXTEND: FactSpec("number -> an extension of the budget, in this order"),
 }

@@ -38,6 +38,7 @@ class FleetSamples:
         self._clock = clock
         self._lock = threading.Lock()
         self._figures: Figures | None = None
+        self._may_read_runs: bool | None = None  # not known yet
         self._read_at_s = -KEPT_S
         self._logged_at_s = -LOG_AGAIN_S
 
@@ -53,12 +54,15 @@ class FleetSamples:
 
     def _read(self) -> Figures | None:
         try:
-            return self._store.execute(read_figures(self._store.keys, self._default_queue))
+            plan = read_figures(self._store.keys, self._default_queue, self._may_read_runs)
+            figures = self._store.execute(plan)
         except OpenAgentsError as error:
             if self._clock() - self._logged_at_s >= LOG_AGAIN_S:
                 self._logged_at_s = self._clock()
                 log.warning("metrics.fleet_not_read", code=error.code, error=error.message, hint=error.hint)
             return None
+        self._may_read_runs = figures.may_read_runs
+        return figures
 
     def close(self) -> None:
         self._store.close()

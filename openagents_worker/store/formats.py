@@ -19,6 +19,7 @@ __all__ = [
     "BY_PLACE",
     "DELEGATES",
     "HAS_JOB",
+    "HOLDS_TURNS",
     "NEWEST_READ",
     "PARKS",
     "PARSE_ERRORS",
@@ -48,9 +49,13 @@ SUMMARIES = 4
 """A format of sessions: a summary stands for the oldest messages, which the versions before do not know."""
 HAS_JOB = 4
 """A format of runs: a call of the run has started a job in the background of a service, and waits for it."""
+HOLDS_TURNS = 5
+"""A format of runs: the run lends its session to shared children and holds their turns, or is such a child.
+
+The versions before would not write these turns, and would not show them to the next child."""
 BEGUN = BY_CONTENT
 """The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
-NEWEST_READ = 4
+NEWEST_READ = 5
 MAX_PROBLEM_CHARS = 500
 OLDEST_READ = WRITTEN - 2  # runs may wait for days, so they may have started two upgrades ago
 

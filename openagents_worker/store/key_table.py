@@ -59,10 +59,33 @@ KEYS = (
         "run:{}:children",
         "set",
         "runs to which the run has delegated, and that have not ended",
-        "deleted with its last member, or when the run ends",
+        f"{_RUN}; deleted with its last member",
+    ),
+    KeySpec(
+        "stopping",
+        "stopping",
+        "zset",
+        "`life:all:run` of a run that has ended, and whose children must end, too (`all` 1: also those in "
+        "the background) -> since when, ms",
+        "permanent; wake empties it",
+    ),
+    KeySpec(
+        "stopping_children",
+        "stopping:{}",
+        "set",
+        "the children of such a run that have not been asked to end yet",
+        "permanent; wake empties it",
     ),
     KeySpec(
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
+    ),
+    KeySpec(
+        "held",
+        "run:{}:held",
+        "list",
+        "what shared children of the run have left for the session: messages, artifacts, changes of the "
+        "state, by the first letter of the item (`store/held_turns.py`)",
+        _RUN,
     ),
     KeySpec(
         "reply",
@@ -119,6 +142,13 @@ KEYS = (
         "set",
         "owned runs that may have killed a process, all of one group",
         "deleted with the worker's lease; a day after its last entry at the latest",
+    ),
+    KeySpec(
+        "alone",
+        "alone",
+        "zset",
+        "suspect that must be executed alone -> until when it waits for an empty process, ms; 2^53: not yet",
+        "a day after its last entry; claim removes entries",
     ),
     KeySpec(
         "lease_end",

@@ -62,6 +62,7 @@ WITH_CODE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.RETRYING})
 SCRIPT_CHUNK = 1000  # states that a script compares: Redis needs a millisecond
 PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
 MAX_PRUNE_CALLS = 1000
+FEWEST_SESSIONS = 20  # in one round trip: expired ones are skipped
 SCANNED_FOR_PROBLEMS = 1000  # records that are read completely while the caller waits
 
 
@@ -278,7 +279,8 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
         )
         return [_session_summary(keys, id_, row) for id_, row in zip(ids, answers, strict=True)]
 
-    return (yield from read_index_page(key, read, None, None, limit, cursor))
+    chunk = min(max(limit, FEWEST_SESSIONS), CHUNK)  # nearly every entry is an item of the page
+    return (yield from read_index_page(key, read, None, None, limit, cursor, chunk=chunk))
 
 
 def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from redis import exceptions
 
-from openagents_worker.errors import RedisNoPermission
+from openagents_worker.errors import RedisNoPermission, RedisRefused
 from openagents_worker.redaction import safe_text
 from openagents_worker.redis_url import address_of
+from openagents_worker.store.plan import Plan
 from openagents_worker.store.rights import Right, acl_words
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "is_permission_error",
     "missing_rights_error",
     "add_command_to_permission_error",
+    "default_user_is_unrestricted",
     "permission_error",
     "set_refused_command",
     "add_rights_to_permission_error",
@@ -157,6 +159,19 @@ def _command_and_key(error: Exception, known_words: Sequence[str]) -> tuple[str,
 def _acl_words_of_command(command: str, key: str) -> str:
     sign = "&" if command in ("publish", "subscribe", "psubscribe") else "~"
     return f"+{command} {sign}{key}" if key else f"+{command}"
+
+
+def default_user_is_unrestricted() -> Plan[bool]:
+    """A plan that returns whether the user `default` may do everything, as in a Redis without other users.
+
+    False also if it may not ask, or if this Redis is older than version 6.
+    """
+    try:
+        user: dict[str, Any] = (yield lambda redis: redis.acl_getuser(DEFAULT_USER)) or {}
+    except (RedisRefused, exceptions.ResponseError):
+        return False
+    rights = [user.get(name) for name in ("categories", "commands", "keys", "channels", "selectors")]
+    return rights == [["+@all"], [], ["~*"], ["&*"], []]
 
 
 def _hint(needed: Sequence[str]) -> str:

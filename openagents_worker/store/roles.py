@@ -203,6 +203,7 @@ WORKER = Role(
         _rights_on("session_state", "HGETALL"),
         _rights_on("transcript", "LRANGE", "LLEN"),
         _rights_on("artifacts", "LRANGE", "LLEN"),
+        _rights_on("held", "LRANGE"),
         _rights_on("notices", "SUBSCRIBE"),
     ),
     plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"PING", "TIME"},

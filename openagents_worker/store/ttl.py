@@ -14,17 +14,17 @@ __all__ = ["ALWAYS_EXPIRING", "PERMANENT", "ttl_violations"]
 
 PERMANENT = frozenset(
     {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
-    | {"indexes", "timeouts"}
+    | {"indexes", "timeouts", "stopping", "stopping_children"}
 )
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"aside", "aside_said", "aside_key", "served"}
-    | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
+    | {"suspects", "alone", "lease_end", "lease_end_runs", "lost_leases"}
     | {"limits", "limit", "limit_calls", "limit_queue", "limit_tenants", "limit_called"}
     | {"message_ids", "recipients", "outbox", "outbox_tries", "worker_parts"}
     | {"definition", "definition_of"}
 )
-_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children"})
+_LIVE_WITH_RUN = frozenset({"run", "facts", "decisions", "events", "journal", "children", "held"})
 
 
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from openagents_worker.cli.commands.processes import start_lines
 from openagents_worker.cli.project_files import FILES
 from openagents_worker.local.child_process import port_or_free
 from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, register, retire
 from tests.support.development import PATIENCE_S, Development, developing
 from tests.support.waiting import wait_for
 
@@ -121,6 +125,62 @@ def test_the_usual_port_is_used_if_it_is_free() -> None:
         taken = redis.port
         assert port_or_free(taken) != taken
     wait_for(lambda: port_or_free(taken) == taken, "the port is free again")
+
+
+@pytest.fixture
+def stack(redis_url: str, client: Client) -> Generator[Stack]:
+    """With a worker that is registered by hand; nothing is started."""
+    register(client, agents=("support",))
+    with Stack(redis_url=redis_url) as stack:
+        yield stack
+    retire(client)
+
+
+def said(stack: Stack, *, model_url: str | None = "http://model", **known: bool) -> str:
+    facts = {"is_example": False, "keeps_data": True, **known}
+    return "\n".join(start_lines(stack, "http://flower", model_url, **facts))
+
+
+def test_what_dev_prints_can_be_typed_in_another_terminal(
+    stack: Stack, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is that of this virtual environment if it is not on the path."""
+    program = tmp_path / "openagents-worker"
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "dev"])
+    asked = 'run support "What is 17*23?"'
+
+    assert f"  export OPENAGENTS_REDIS_URL={redis_url}\n  {program} {asked}\n" in said(stack)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert f"  openagents-worker {asked}\n" in said(stack)
+    monkeypatch.setattr(sys, "argv", ["/x/openagents_worker/cli/__main__.py", "dev"])
+    assert f"  {sys.executable} -m openagents_worker.cli {asked}\n" in said(stack)
+
+
+def test_dev_says_that_a_real_model_answers_and_that_data_is_deleted(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real model may cost money."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    assert "may cost money: OPENAI_API_KEY is set" in said(stack, model_url=None)
+    assert "cost" not in said(stack)
+    assert "--data-dir DIR keeps it" in said(stack, keeps_data=False)
+    assert "--data-dir" not in said(stack)
+
+
+def test_a_password_of_redis_is_not_printed(redis_url: str, client: Client) -> None:
+    """The masked URL would be useless in another terminal."""
+    with Stack(redis_url=redis_url.replace("//", "//default:a7Qx93Lm@")) as stack:
+        printed = said(stack)
+    assert "a7Qx93Lm" not in printed
+    assert "export OPENAGENTS_REDIS_URL=…  # as in this terminal: it has a password" in printed
+
+
+def test_the_flower_of_dev_shows_our_pages(stack: Stack) -> None:
+    """As `celery -A tasks flower` does."""
+    url = stack.start_flower()
+    with urllib.request.urlopen(f"{url}/runs", timeout=PATIENCE_S) as answer:  # noqa: S310 - this machine
+        assert "There are no runs yet" in answer.read().decode()
 
 
 def test_another_scripted_model_answers(project: Path) -> None:

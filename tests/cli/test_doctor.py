@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,29 @@ def test_strict_durability_that_redis_cannot_give(
 def test_a_redis_that_is_almost_full(examined: Command, admin: redis.Redis) -> None:
     used = int(admin.info("memory")["used_memory"])
     admin.config_set("maxmemory", used + used // 10)
-    assert "of the memory is in use" in problem_text(examined(), "redis")
+    text = problem_text(examined(), "redis")
+    assert re.match(r"[89]\d % of the memory is in use \(.* bytes\): a full Redis accepts no runs", text), (
+        text
+    )
+
+
+@pytest.mark.parametrize("share", [0.9, 0.01])
+def test_a_redis_that_is_full(examined: Command, admin: redis.Redis, share: float) -> None:
+    """It may use more than `maxmemory`, by any factor: there is no percentage then."""
+    limit = int(int(admin.info("memory")["used_memory"]) * share)
+    admin.config_set("maxmemory", limit)
+    text = problem_text(examined(), "redis")
+    assert text.startswith("the memory of Redis is full, so it accepts no runs: "), text
+    assert text.endswith(f" bytes are in use, and maxmemory is {limit:,} bytes")
+    assert "%" not in text
+
+
+def test_a_full_redis_that_evicts(admin: redis.Redis, examined: Command) -> None:
+    """It accepts runs, and deletes others."""
+    admin.config_set("maxmemory-policy", "volatile-lru")
+    admin.config_set("maxmemory", int(admin.info("memory")["used_memory"]) // 2)
+    texts = [text for kind, text in found(examined(), "redis") if kind == FindingKind.PROBLEM]
+    assert any(text.startswith("the memory of Redis is full, so it deletes runs: ") for text in texts), texts
 
 
 def test_a_replica(examined: Command, admin: redis.Redis) -> None:

@@ -119,6 +119,23 @@ def test_a_call_that_is_repeated_is_a_line_of_its_own() -> None:
     assert lines_after(tree, 10)[0] == "  * m   1.0 s · try 2"
 
 
+def test_a_call_in_which_the_run_was_parked_is_shown_again_when_it_goes_on() -> None:
+    """No event says that: the attempt goes on with it. Its line has the end of the call."""
+    parked = ("run.waiting", {"waiting": [{"kind": "approval", "call_id": "find:1"}], "due_at": None})
+    tree = tree_of(STARTED, CALLED[0], parked)
+    tree.take_finished()
+    for second, event in enumerate((STARTED, found(1)), start=9):
+        tree.add(
+            RunEvent(
+                name=event[0], seq=second, run_id="r1", session_id="s1", agent_id="a", life=1, attempt=2,
+                worker="w2", timestamp=NOON + timedelta(seconds=second), payload=event[1],
+            )
+        )  # fmt: skip
+        if event is STARTED:
+            assert lines_after(tree, 10)[0] == '  * find {"n": 1}   9.0 s'
+    assert [click.unstyle(line) for line in tree.take_finished()] == ['  ✔ find {"n": 1} → it 1  9.0 s']
+
+
 def test_events_that_a_pattern_makes_up_are_shown_as_far_as_possible() -> None:
     """Patterns for the original SDK emit events with these names themselves."""
     made_up = {"input_tokens": "<b>", "cost_usd": "x", "output_tokens": 3}

@@ -139,6 +139,25 @@ def test_a_call_that_waits_for_its_approval_was_not_made(command: Command, hand:
     assert [one["outcome"] for one in ended] == ["interrupted", "interrupted"]
 
 
+def test_a_call_that_goes_on_after_its_approval_counts_as_one_try(command: Command, hand: Hand) -> None:
+    """It is not announced again: it is running as soon as the next attempt is."""
+    hand.submit("r1")
+    hand.claim("r1")
+    calls_a_tool(hand, "r1", answers=False)
+    hand.park("r1", Wait(WaitKind.APPROVAL, "calc", CALL))
+    hand.store.redis.hset(hand.store.keys("run", "r1"), "state", "queued")
+    hand.claim("r1")
+
+    (goes_on,) = command("show", "r1", "--json").json["calls"]
+    assert (goes_on["outcome"], goes_on["ended_at"]) == ("running", None)
+
+    payload = {"tool_id": "calc", "result": {"sum": 391}, "call_id": CALL}
+    hand.emit("r1", "tool.succeeded", payload=json.dumps(payload))
+    (ended,) = command("show", "r1", "--json").json["calls"]
+    assert (ended["outcome"], ended["tries"]) == ("ok", 1)
+    command("cancel", "r1")
+
+
 # --- waiting ---------------------------------------------------------------------------------------------
 
 

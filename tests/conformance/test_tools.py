@@ -99,7 +99,7 @@ async def test_a_finished_call_is_not_repeated(redis_url: str, kind: str, tmp_pa
 
     assert record.state is RunState.COMPLETED, record.result
     of_tool = [event["name"] for event in events if event["payload"].get("tool_id") == name]
-    assert of_tool.count("tool.called") == (2 if kind in PARKS else 1)
+    assert of_tool.count("tool.called") == 1
     if kind in ENDS_THE_RUN:
         assert "tool.succeeded" not in of_tool
         return

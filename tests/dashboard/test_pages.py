@@ -299,7 +299,7 @@ async def test_the_workers_page_says_that_all_workers_are_full(server: Server, r
 
     page = words_of(await server.text("/fleet"))
 
-    assert "the one worker of queue agents is full: 1 active runs" in page
+    assert "the one worker of queue agents is full: 1 active run" in page
     await client.store.run(call("retire", incarnation=worker))
 
 

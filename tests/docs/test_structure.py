@@ -17,8 +17,6 @@ from bench.structure import (
     names_of_the_list,
 )
 
-pytestmark = pytest.mark.long
-
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, list[str]]:

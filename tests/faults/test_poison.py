@@ -67,6 +67,26 @@ def test_a_run_that_blocks_the_event_loop_is_poisoned_after_the_second_time(make
         assert world.client.store.redis.hget(key, "stuck") == "0", "it is not a suspect"
 
 
+@pytest.mark.long
+def test_a_run_in_a_long_call_is_not_poisoned_for_its_neighbour(make_world: MakeWorld) -> None:
+    """The neighbour commits a step in each process before it kills it, so the other run is the only suspect.
+
+    It is executed alone before it could be poisoned. Its call ends, and then both runs complete.
+    """
+    world = make_world(workers=1, lease_ms=1_000, env={"OPENAGENTS_MAX_RECOVERIES": "1"}).start()
+    deaths = ["1.begin", "3.begin", "5.begin", "7.begin"]
+    world.mark("neighbour", *deaths)
+    world.submit("in-a-long-call", [("step", {"n": 0})], latency_ms=4_000)
+    world.submit("neighbour", [("step", {"n": n}) for n in range(9)])
+
+    results = [world.wait(run_id, PATIENCE_S) for run_id in ("in-a-long-call", "neighbour")]
+
+    assert [result.final_output for result in results] == ["done after 1", "done after 9"]
+    assert world.unreached_marks() == []
+    for run_id in ("in-a-long-call", "neighbour"):
+        world.assert_complete_events(run_id)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_of_a_hundred_runs_kills_its_process(make_world: MakeWorld) -> None:

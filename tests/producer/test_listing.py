@@ -154,6 +154,24 @@ def test_sessions_are_listed_with_what_is_in_them(client: Client, hand: Hand) ->
     end_all(client, "r3", "r2", "r1", delayed.run_id)
 
 
+def test_a_page_of_sessions_reads_the_sessions_that_it_shows(client: Client) -> None:
+    """And no others, however many there are."""
+    names = [f"r{number}" for number in range(60)]
+    for name in names:
+        submit(client, name, session_id=name)
+    before = calls_of(client, "llen")
+
+    assert len(client.sessions(limit=25)) == 25
+
+    assert calls_of(client, "llen") - before == 2 * 25, "the transcript and the artifacts of each"
+    end_all(client, *names)
+
+
+def calls_of(client: Client, command: str) -> int:
+    stats = client.store.ask(lambda r: r.info("commandstats"))
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -7,7 +7,7 @@ are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of
 from __future__ import annotations
 
 from tests.properties.machine import Attempt, Protocol, Worker
-from tests.properties.truth import Parking, Run, Wait
+from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, Wait
 
 __all__ = ["ChildrenStories", "tell"]
 
@@ -77,6 +77,14 @@ class _Words:
 
     def state(self, run_id: str) -> str:
         return self.m.truth.runs[run_id].state
+
+    def turns(self, run_id: str) -> list[str]:
+        """The turns that a run holds, by the calls of their children."""
+        return [item for item in self.m.truth.runs[run_id].turns if item.startswith("t")]
+
+    @property
+    def transcript(self) -> list[str]:
+        return self.m.truth.transcript.get("s", [])
 
     def parent(self, *numbers: int) -> str:
         """A run that delegates and waits."""
@@ -353,6 +361,103 @@ class ChildrenStories(_Words):
         self.claim(run)
         self.works(run, "obey")
         assert self.state(f"{run}.call0") == "cancelled"
+
+    def a_shared_child_leaves_its_turn_with_its_parent(self) -> None:
+        """The next child and the parent are told of it, and the end of the parent writes it."""
+        run = self.parent(SHARED, SHARED_TOO)
+        first, second = f"{run}.call1", f"{run}.call0"
+        self.claim(first)
+        self.works(first, "finish")
+        assert (len(self.turns(run)), self.transcript) == (1, [])
+        if run in self.m.messages:
+            self.claim(run)
+            self.works(run, "commit")
+            self.waits(run)
+        self.claim(second)
+        self.works(second, "finish")
+        assert (len(self.turns(run)), self.transcript) == (2, [])
+        self.claim(run)
+        self.works(run, "finish")
+        assert len(self.transcript) == 6
+
+    def a_parent_is_rolled_back_with_the_turns_of_its_children(self) -> None:
+        run = self.parent(SHARED)
+        self.claim(f"{run}.call1")
+        self.works(f"{run}.call1", "finish")
+        self.submit(busy="rollback")
+        assert (self.state(run), self.transcript) == ("cancelled", [])
+
+    def a_shared_child_hands_on_what_it_holds(self) -> None:
+        run = self.parent(SHARED)
+        middle = f"{run}.call1"
+        self.claim(middle)
+        self.delegates(middle, SHARED)
+        self.waits(middle)
+        self.claim(f"{middle}.call1")
+        self.works(f"{middle}.call1", "finish")
+        self.claim(middle)
+        self.works(middle, "commit")
+        self.works(middle, "finish")
+        assert (len(self.turns(run)), self.transcript) == (1, [])
+        self.claim(run)
+        self.works(run, "finish")
+        assert len(self.transcript) == 6
+
+    def an_interrupted_parent_writes_the_turns_of_its_children_once(self) -> None:
+        """Also if it is continued in another life."""
+        run = self.parent(SHARED)
+        self.claim(f"{run}.call1")
+        self.works(f"{run}.call1", "finish")
+        self.claim(run)
+        self.submit(busy="interrupt")
+        self.works(run, "obey")
+        assert len(self.transcript) == 4
+        self.resume(run)
+
+    def an_interrupted_parent_is_ended_by_force(self) -> None:
+        """Whoever writes its turn writes those of its children before it."""
+        run = self.parent(SHARED)
+        self.claim(f"{run}.call1")
+        self.works(f"{run}.call1", "finish")
+        self.claim(run)
+        self.submit(busy="interrupt")
+        self.m.let_pass(2)
+        self.m.beat(len(self.m.workers) - 1)
+        self.m.wake(100, lost=False)
+        assert (self.state(run), len(self.transcript)) == ("cancelled", 4)
+
+    def a_copy_of_the_session_has_the_turns_that_the_run_holds(self) -> None:
+        run = self.parent(SHARED_TOO)
+        child = f"{run}.call0"
+        self.claim(child)
+        self.works(child, "finish")
+        self.claim(run)
+        self.works(run, "commit")
+        assert self.delegates(run, FORKED) == "NEW"
+        assert len(self.m.truth.transcript[f"forked session of {run}.call1"]) == 2
+
+    def a_shared_child_ends_after_its_parent(self) -> None:
+        """Its parent holds its turn nevertheless: its next life may want it."""
+        run = self.parent(SHARED)
+        child = f"{run}.call1"
+        self.claim(child)
+        self.cancel(run)
+        self.works(child, "finish")
+        assert (self.state(run), self.state(child), len(self.turns(run))) == ("cancelled", "completed", 1)
+
+    def the_version_before_has_begun_the_children(self) -> None:
+        """Its workers must not execute the next child, which sees the turn of the first one."""
+        run = self.parent(SHARED, SHARED_TOO)
+        first, second = f"{run}.call1", f"{run}.call0"
+        for run_id in (run, first, second):
+            self.m.truth.runs[run_id].format = DELEGATES
+            self.m.lab.redis.hset(self.m.lab.keys("run", run_id), "format", DELEGATES)
+        self.claim(first)
+        self.works(first, "finish")
+        if run in self.m.messages:
+            self.claim(run)
+            self.waits(run)
+        assert {self.m.truth.runs[run_id].format for run_id in (run, second)} == {HOLDS}
 
     def a_decision_does_not_wait_for_children(self) -> None:
         """Those who are waited for together are the approvals, or the children."""

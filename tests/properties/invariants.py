@@ -42,6 +42,7 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
     for incarnation in cell.ids("worker_box"):
         requests = truth.cancel_requested(incarnation) | truth.announcements(incarnation)
         assert cell.get("worker_box", incarnation) == requests, f"{incarnation} has other notices"
+    assert set(cell.get("alone")) == set(truth.alone), "other suspects than these are to be executed alone"
     _check_connections(cell, truth)
     _check_life_times(cell, truth)
 
@@ -87,6 +88,12 @@ def _check_record(cell: _Cell, run: Run) -> None:
     assert told == true, f"{run.id} is {told}, but must be {true}"
     _check_suspicion(record, run)
     _check_facts(cell, run)
+    held = list(cell.get("held", run.id))
+    assert held == run.turns, f"{run.id} holds the turns {held}, but must hold {run.turns}"
+    written = int(record.get("held_from") or 0)
+    assert written == run.turns_written, (
+        f"{written} items that {run.id} holds are written, not {run.turns_written}"
+    )
     if run.fence:
         assert record["fence"] == run.fence, f"the fence of {run.id} changed while it was being carried"
 
@@ -245,8 +252,10 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
         elif spec == "children":
-            needed = True  # its members delete it
-        elif spec in ("run", "facts", "decisions", "events", "journal"):
+            if id_ not in truth.runs:
+                continue  # its members delete it
+            needed = not truth.runs[id_].over
+        elif spec in ("run", "facts", "decisions", "events", "journal", "held"):
             needed = id_ in truth.runs and not truth.runs[id_].over
         else:
             needed = bool(truth.places.get(id_))

@@ -25,6 +25,8 @@ TICK_MS = 600_000
 _IN_TICKS = (
     ("FORCED_AFTER_MS = 5000", f"FORCED_AFTER_MS = {TICK_MS * 3 // 2}"),
     ("OVERDUE_AGAIN_MS = 1000", f"OVERDUE_AGAIN_MS = {TICK_MS // 2}"),
+    ("EMPTY_WITHIN_MS = 60000", f"EMPTY_WITHIN_MS = {TICK_MS * 3 // 2}"),
+    ("MOST_ALONE_MS = 600000", f"MOST_ALONE_MS = {TICK_MS * 5 // 2}"),
 )
 
 _READ = """
@@ -55,6 +57,7 @@ earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
 earlier(KEYS[1] .. ':timeouts', ms)
 earlier(KEYS[1] .. ':lost', ms)
+earlier(KEYS[1] .. ':alone', ms)
 earlier(KEYS[1] .. ':silent', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':false_alarms:*')) do earlier(key, ms) end
 earlier(KEYS[1] .. ':limits', ms)
@@ -209,7 +212,7 @@ class Lab:
     def forget(self, run_id: str) -> None:
         """As if the record had expired; its wake-ups were removed days before."""
         self.redis.delete(
-            *(self.keys(kind, run_id) for kind in ("run", "facts", "decisions", "events", "journal"))
+            *(self.keys(kind, run_id) for kind in ("run", "facts", "decisions", "events", "journal", "held"))
         )
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)

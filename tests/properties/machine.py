@@ -42,6 +42,7 @@ from tests.properties.payments import (
 from tests.properties.truth import (
     DELEGATES,
     HEARTBEAT,
+    HOLDS,
     LEASE,
     MAX_RECOVERIES,
     PARKS,
@@ -202,7 +203,7 @@ class Protocol(RuleBasedStateMachine):
         self.workers = [
             Worker(),
             Worker(listens=False),
-            Worker(format=DELEGATES),
+            Worker(format=HOLDS),
         ]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
@@ -462,6 +463,8 @@ class Protocol(RuleBasedStateMachine):
         assert claimed.is_interrupted is run.is_told, f"{run_id} is interrupted: {claimed.is_interrupted}"
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
+        held = self.truth.held_at_start(run) if run.format >= HOLDS else []
+        assert list(claimed.held) == held, f"{run_id} gets the turns {claimed.held}, but {held} are held"
         assert claimed.epoch == len(self.truth.summaries.get(run.session, []))
         self.begun.setdefault(run_id, (claimed.epoch, claimed.messages))
         if way != "lost":
@@ -764,6 +767,7 @@ class Protocol(RuleBasedStateMachine):
                 batch_no=batch_no,
                 lists=[TENANT],
                 stored=stored,
+                format=HOLDS if mode == "shared" else DELEGATES,
             ),
             on,
         )

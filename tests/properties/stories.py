@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisWrongType
 from tests.properties.machine import Protocol, Way
-from tests.properties.truth import Run
+from tests.properties.truth import MAX_RECOVERIES, Run
 
 __all__ = ["Stories", "tell"]
 
@@ -202,6 +202,54 @@ class Stories(_Words):
             self.m.messages.insert(0, self.m.messages.pop())
             self.deliver(0)
         self.die()
+
+    def _claim(self, worker: int, run_id: str) -> None:
+        self.m.claim(self.m.workers[worker], run_id)
+        self.m.holds()
+
+    def _dies_beside_a_run_with_a_record(self, times: int) -> tuple[str, str]:
+        """Returns the run without a record, which is the only suspect each time, and its neighbour."""
+        others = set(self.m.truth.runs)
+        self.submit("s")
+        self.submit("t")
+        suspect, neighbour = sorted(set(self.m.truth.runs) - others)
+        for number in range(times):
+            self._claim(0, neighbour)
+            if number > MAX_RECOVERIES:  # the worker was kept free for the suspect
+                self.m.let_pass(2)
+                self.m.wake(100, lost=False)
+                self.m.beat(0)
+                self._claim(0, neighbour)
+            self.m.step(self.m.workers[0], self.m.workers[0].carries[neighbour], "commit")
+            self._claim(0, suspect)
+            self.die()
+        return suspect, neighbour
+
+    def a_run_dies_too_often_beside_a_run_with_a_record(self) -> None:
+        """It is not poisoned yet, but executed once more, alone."""
+        self.submit("r")
+        self._claim(1, self.only_run)
+        suspect, neighbour = self._dies_beside_a_run_with_a_record(3)
+        self._claim(1, suspect)  # not beside another run
+        self._claim(0, neighbour)  # it comes first, but the worker is kept free
+        self.m.wake(100, lost=False)
+        self._claim(0, suspect)
+        self.m.wake(100, lost=False)
+        self._claim(0, neighbour)  # not beside the suspect
+        self.die_as(0)
+
+    def no_worker_is_empty(self) -> None:
+        """A run that kills ends although other runs are beside it each time."""
+        self._dies_beside_a_run_with_a_record(6)
+
+    def a_run_is_executed_alone_for_long(self) -> None:
+        """After some time, its worker takes other runs again."""
+        suspect, neighbour = self._dies_beside_a_run_with_a_record(3)
+        self._claim(0, suspect)
+        for _ in range(3):
+            self.m.let_pass(1)
+            self.m.beat(0)
+        self._claim(0, neighbour)
 
     def a_run_dies_after_a_record(self) -> None:
         self.submit("s")

@@ -40,8 +40,8 @@ GUARDS = (
     Guard(
         "children end with their parent",
         (
-            "local ended, children = end_children(run, ending.state == STATE.cancelled)",
-            "local ended, children = {}, 1",
+            "  add(wakes, end_children(run, ending.state == STATE.cancelled))\n",
+            "",
         ),
         story="a_parent_ends_without_its_child",
     ),
@@ -55,7 +55,7 @@ GUARDS = (
     ),
     Guard(
         "a child in the background outlives its parent",
-        ("(all or field_of(id, 'background') ~= '1')", "true"),
+        ("if background == '1' and all == '0' then", "if false then"),
         story="a_child_in_the_background_goes_on",
     ),
     Guard(
@@ -126,7 +126,7 @@ GUARDS = (
     ),
     Guard(
         "who interrupts a lent session ends the child",
-        ("add(wakes, (end_children(other, false)))", ""),
+        ("add(wakes, end_children(other, false))", ""),
         story="a_session_that_was_lent_twice_is_interrupted",
     ),
     Guard(
@@ -165,14 +165,76 @@ GUARDS = (
         story="a_lent_session_is_interrupted_while_the_child_works",
     ),
     Guard(
-        "children of an interrupted run stay its children until it has ended",
-        ("  return wakes, #ids\n", "  redis.call('DEL', k.children(run.id))\n  return wakes, #ids\n"),
+        "children that are left alone stay children of their parent",
+        ("  redis.call('SADD', k.children(parent), id)\n", ""),
         story="an_interrupted_parent_ends_its_children_in_the_background",
     ),
     Guard(
         "an approval does not wait for children",
         (" and text_in(wait, 'kind') == text_in(ended, 'kind')", ""),
         story="a_decision_does_not_wait_for_children",
+    ),
+    Guard(
+        "a shared child writes nothing to the session",
+        (
+            "local is_lent = run.format >= DELEGATES and is_lent_to(run_id)",
+            "local is_lent = false",
+        ),
+        story="a_parent_is_rolled_back_with_the_turns_of_its_children",
+    ),
+    Guard(
+        "a parent writes the turns of its shared children",
+        ("  if holds then write_held(run_id, S) end\n", ""),
+        story="a_shared_child_leaves_its_turn_with_its_parent",
+    ),
+    Guard(
+        "the turns of a parent are written once",
+        ("if holds then held_is_written(run_id) end\n", ""),
+        story="an_interrupted_parent_writes_the_turns_of_its_children_once",
+    ),
+    Guard(
+        "who ends an interrupted parent by force writes the turns of its children",
+        ("    write_held(run_id, run.session)\n", ""),
+        story="an_interrupted_parent_is_ended_by_force",
+    ),
+    Guard(
+        "who ends an interrupted parent by force writes these turns once",
+        ("    held_is_written(run_id)\n", ""),
+        story="an_interrupted_parent_is_ended_by_force",
+    ),
+    Guard(
+        "a shared child hands on what it holds",
+        ("    if kind == 'm' or kind == 'a' then redis.call('RPUSH', k.held(id), item) end\n", ""),
+        story="a_shared_child_hands_on_what_it_holds",
+    ),
+    Guard(
+        "a child gets the turns that the runs above it hold",
+        ("ipairs(stack_of(run)) do\n    local from", "ipairs({run.id}) do\n    local from"),
+        story="a_shared_child_leaves_its_turn_with_its_parent",
+    ),
+    Guard(
+        "a copy of a session has the turns that are held",
+        ("      write_held(id, session_id)\n", ""),
+        story="a_copy_of_the_session_has_the_turns_that_the_run_holds",
+    ),
+    Guard(
+        "a run that holds turns has the format that says so",
+        (
+            "  if parent.format < HOLDS_TURNS then "
+            "redis.call('HSET', k.run(id), 'format', HOLDS_TURNS) end\n",
+            "",
+        ),
+        story="the_version_before_has_begun_the_children",
+    ),
+    Guard(
+        "a child that sees held turns has the format that says so",
+        ("'format', math.max(child.format, run.format)", "'format', child.format"),
+        story="the_version_before_has_begun_the_children",
+    ),
+    Guard(
+        "what a run holds expires with it",
+        ("  if TERMINAL[parent.state] then redis.call('PEXPIRE', k.held(id), RUN_TTL_MS) end", ""),
+        story="a_shared_child_ends_after_its_parent",
     ),
 )
 STORIES = [name for name in vars(ChildrenStories) if not name.startswith("_")]

@@ -116,7 +116,7 @@ GUARDS = (
     ),
     Guard(
         "a worker executes suspects of at most one group",
-        ("if other ~= '' and other ~= group then", "if false then"),
+        ("if held.group ~= '' and held.group ~= of_other.group then return BUSY_MS end", ""),
         story="two_suspects_meet",
     ),
     Guard(
@@ -138,8 +138,46 @@ GUARDS = (
     ),
     Guard(
         "only a run that was the single suspect is poisoned",
-        ("(is_alone and run.deaths > max_recoveries)", "run.deaths > max_recoveries - 1"),
+        ("(is_single and run.deaths > max_recoveries)", "run.deaths > max_recoveries - 1"),
         story="two_of_a_group_die_too_often_together",
+    ),
+    Guard(
+        "a run is not poisoned if another run of the process may have killed it",
+        ("and not ended.is_only_run and", "and false and"),
+        story="a_run_dies_too_often_beside_a_run_with_a_record",
+    ),
+    Guard(
+        "a run whose deaths are in doubt is executed by an empty worker",
+        (
+            "if held.doubted > 0 then return not is_empty(incarnation) and",
+            "if held.doubted > 0 then return false and",
+        ),
+        story="a_run_dies_too_often_beside_a_run_with_a_record",
+    ),
+    Guard(
+        "an empty worker is kept free for a run that must be executed alone",
+        ("is_kept_free(run.queue) and BUSY_MS or nil", "false and BUSY_MS or nil"),
+        story="a_run_dies_too_often_beside_a_run_with_a_record",
+    ),
+    Guard(
+        "a worker takes no other run beside one that is executed alone",
+        ("if of_other.doubted > 0 and", "if false and"),
+        story="a_run_dies_too_often_beside_a_run_with_a_record",
+    ),
+    Guard(
+        "a run waits for an empty worker only for a limited time",
+        ("  return until_ms > NOW_MS\n", "  return true\n"),
+        story="no_worker_is_empty",
+    ),
+    Guard(
+        "a run that kills is poisoned although it is never alone",
+        (" and held.doubted < MOST_DOUBTED then", " then"),
+        story="no_worker_is_empty",
+    ),
+    Guard(
+        "a run has a worker to itself only for a limited time",
+        ("since_ms < MOST_ALONE_MS and ", ""),
+        story="a_run_is_executed_alone_for_long",
     ),
     Guard(
         "a run with a record since its claim is not suspected",
@@ -729,7 +767,7 @@ GUARDS = (
     ),
     Guard(
         "a run writes its session completely or not at all",
-        ("if #transcript > 0 then needs(k.transcript(S), 'list') end\n", ""),
+        ("if holds or #transcript > 0 then needs(k.transcript(S), 'list') end\n", ""),
         story="the_transcript_of_a_session_has_a_wrong_type",
     ),
     Guard(

@@ -7,6 +7,7 @@ sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -22,12 +23,16 @@ HOUR = 6  # ticks
 TOO_MANY_ALARMS = 3
 MAX_RECOVERIES = 2
 MOST_SPARED = 3  # in a row
+MOST_DOUBTED = 3  # deaths in company of a suspect that should be executed alone
+EMPTY_WITHIN = 1.5  # ticks that such a suspect waits for an empty worker
+MOST_ALONE = 2.5
 FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
 OVERDUE_AGAIN = 0.5
 TERMINAL = ("completed", "failed", "cancelled")
 PARKED = ("waiting", "awaiting_approval", "paused", "waiting_child")
 PARKS = 3  # the format of a run that was parked
 DELEGATES = 4  # the format of parents and children
+HOLDS = 5  # the same, of those that share a session
 
 Wakes = set[str]
 
@@ -41,6 +46,7 @@ class Suspicion:
     spared: int = 0  # ends of leases in a row that were not deaths
     named: int = 0  # by the watchdog
     by: str = ""  # the incarnation that died
+    doubted: int = 0  # deaths after which it is poisoned, if no other run could have caused them
 
 
 @dataclass
@@ -113,6 +119,7 @@ class Run:
     stuck: int = 0  # deaths as the single suspect
     suspicion: Suspicion = Suspicion()
     has_new_record: bool = False  # since its claim
+    claimed: float = 0.0  # tick
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
@@ -132,6 +139,8 @@ class Run:
     parent_ended: bool = False  # it is cancelled because its parent has ended
     mode: str = ""  # `isolated`, `shared` or `forked`
     background: bool = False
+    turns: list[str] = field(default_factory=list)  # what shared children have left for the session
+    turns_written: int = 0  # the number of these items that are written
     kids_begun: int = 0
     kids_ended: int = 0
 
@@ -169,6 +178,10 @@ class Gone:
     taken: dict[str, int] = field(default_factory=dict)
 
 
+def _messages_in(held: list[str]) -> list[str]:
+    return [item[1:] for item in held if item[0] == "m"]
+
+
 class Truth(PaymentsTruth):
     def __init__(self) -> None:
         self.server = "server1"  # the current server; it does not know earlier connections
@@ -182,6 +195,7 @@ class Truth(PaymentsTruth):
         self.now = 0.0
         self.leases: dict[str, float] = {}  # incarnation -> tick at which it ends
         self.ends: dict[str, End] = {}
+        self.alone: dict[str, float] = {}  # suspect -> tick until which it waits for an empty worker
         self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
         self.lost_journals: set[str] = set()  # runs whose journal key has a wrong type
@@ -189,6 +203,8 @@ class Truth(PaymentsTruth):
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
         self.kids: dict[str, set[str]] = {}  # parent -> children that have not ended
+        self.to_stop: list[tuple[Run, bool, set[str]]] = []
+        self.is_stopping = False
         self.below: dict[str, str] = {}  # shared child that holds a session -> its parent
         self.summaries: dict[str, list[int]] = {}  # of sessions: how many messages each one stands for
         self.lost_a_second = False
@@ -252,6 +268,7 @@ class Truth(PaymentsTruth):
             left=set(),
             facts={},
             message_ids=set(),
+            turns=[],
         )
         if delay:
             self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
@@ -299,6 +316,7 @@ class Truth(PaymentsTruth):
             format=source.format,
             told=[],
             left=set(),
+            turns=[],
         )
         run.facts, run.message_ids = {}, set()
         if run.session != source.session:
@@ -328,8 +346,8 @@ class Truth(PaymentsTruth):
             return "REQUESTED", set()
         if run.owner and not force:
             return "REQUESTED", self._stop(run)
-        if run.says_so_itself and self.holder(run.session) == run_id:
-            self.transcript.setdefault(run.session, []).extend(messages)
+        if messages and run.says_so_itself and self.holder(run.session) == run_id:
+            self._write_turn(run, messages)
         return "CANCELLED", self._end(run, "cancelled")
 
     def fact(self, run_id: str, name: str, value: str, message_id: str) -> tuple[str, Wakes]:
@@ -491,15 +509,44 @@ class Truth(PaymentsTruth):
             return "OTHER_FORMAT", set()
         if run_id in self.lost_journals:
             return "DONE", self._end(run, "failed", in_hand=True)
-        if run.held.group and self.group_in(incarnation) - {run.held.group}:
+        if self._is_busy(run, incarnation):
             if run.says_so_itself:
                 return "SUSPECT_BUSY", set()
             self._at(run, "retrying", self.now)  # a second is less than a tick
             return "SUSPECT_BUSY", set()
+        if run.held.doubted:
+            self.alone.pop(run_id, None)
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
+        run.claimed = self.now
         run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
         run.is_told = run.says_so_itself
         return "CLAIMED", set()
+
+    def _is_busy(self, run: Run, incarnation: str) -> bool:
+        """Whether the run must wait because of suspects: itself, or others."""
+        if run.held.group and self.group_in(incarnation) - {run.held.group}:
+            return True
+        owned = [self.runs[run_id] for run_id in self.owned(incarnation)]
+        if len(owned) == 1 and owned[0].held.doubted and self.now - owned[0].claimed < MOST_ALONE:
+            return True
+        if run.held.doubted:
+            return bool(owned) and self._waits_for_empty(run.id)
+        return not owned and self._is_kept_free()
+
+    def _waits_for_empty(self, run_id: str) -> bool:
+        self.alone[run_id] = min(self.alone.get(run_id, math.inf), self.now + EMPTY_WITHIN)
+        return self.alone[run_id] > self.now
+
+    def _is_kept_free(self) -> bool:
+        """Whether empty workers are kept free for a suspect that comes soon."""
+        is_kept = False
+        for run_id in [run_id for run_id, until in self.alone.items() if until >= self.now]:
+            run = self.runs.get(run_id)
+            if not run or run.owner or run.over or not run.held.doubted:
+                del self.alone[run_id]
+            elif run.state == "queued" or (run.state == "retrying" and run.since <= self.now):
+                is_kept |= self._waits_for_empty(run_id)
+        return is_kept
 
     def emit(self, run_id: str, fence: str, batch_no: int, number: int, format_: int = 0) -> str:
         run = self.writer(run_id, fence)
@@ -603,7 +650,8 @@ class Truth(PaymentsTruth):
                 return "STOPPING", set()
         if run.cancel:
             return "CANCEL", set()
-        run.format, run.emit_no = max(run.format, DELEGATES), batch_no
+        format_ = HOLDS if asked.mode == "shared" else DELEGATES
+        run.format, run.emit_no = max(run.format, format_), batch_no
         run.facts[f"delegated:{asked.parent_call}"] = delegated
         self.kids.setdefault(run_id, set()).add(asked.id)
         if child and not child.over:
@@ -618,9 +666,11 @@ class Truth(PaymentsTruth):
             return "NEW", self._revive(child, run.life)
         self._no += 1
         child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())
-        child.format, child.durable, child.parent_life = DELEGATES, run.durable, run.life
+        child.format, child.durable, child.parent_life, child.turns = format_, run.durable, run.life, []
         if child.mode == "forked" and child.session not in self.places:
-            self.transcript[child.session] = list(self.transcript.get(run.session, []))
+            copy = self.transcript[child.session] = list(self.transcript.get(run.session, []))
+            for each in self.stack(run):
+                copy += _messages_in(each.turns[each.turns_written :])
             if run.session in self.formats:
                 self.formats[child.session] = self.formats[run.session]
         self.runs[asked.id] = child
@@ -637,8 +687,38 @@ class Truth(PaymentsTruth):
             return set()
         places.remove(child.id)
         places[0] = child.id
+        child.format = max(child.format, parent.format)
         self.below[child.id] = parent.id
         return self._queued(child)
+
+    def stack(self, run: Run) -> list[Run]:
+        """The runs that have lent the session of a run that works, the lowest one first, and the run."""
+        found = [run]
+        while (below := self.below.get(found[0].id)) is not None:
+            found.insert(0, self.runs.get(below, Run(below, run.session, "")))
+        return found
+
+    def held_at_start(self, run: Run) -> list[str]:
+        """What a claim says of the turns that the run and the runs above it hold."""
+        ranges = [(each.id, each.turns_written, len(each.turns)) for each in self.stack(run)]
+        return [str(part) for each in ranges if each[2] for part in each]
+
+    def _hold(self, run: Run, turn: list[str]) -> None:
+        """The parent of a shared child gets what it leaves for the session."""
+        if parent := self.runs.get(run.parent):
+            handed_on = [item for item in run.turns[run.turns_written :] if item[0] in "ma"]
+            parent.turns += [*handed_on, *turn, f"t{run.parent_call}"]
+            parent.format = max(parent.format, HOLDS)
+
+    def _write_turn(self, run: Run, messages: Collection[str]) -> None:
+        """The session gets what the run holds for its children, and then its own messages."""
+        held = run.turns[run.turns_written :] if run.format >= HOLDS else []
+        self.transcript.setdefault(run.session, []).extend([*_messages_in(held), *messages])
+        self._held_is_written(run)
+
+    def _held_is_written(self, run: Run) -> None:
+        if run.format >= HOLDS:
+            run.turns_written = len(run.turns)
 
     def _tell_parent(self, run: Run) -> Wakes:
         if not run.parent_call:
@@ -653,12 +733,23 @@ class Truth(PaymentsTruth):
         return self._store_fact(parent, f"child:{run.parent_call}", "")
 
     def _end_children(self, run: Run, has_background: bool) -> Wakes:
+        """First those of the run, then those of its children, and so on."""
+        self.to_stop.append((run, has_background, self.kids.pop(run.id, set())))
         wakes: Wakes = set()
-        for child_id in sorted(self.kids.get(run.id, ())):
-            child = self.runs.get(child_id)
-            if child and not child.over and (has_background or not child.background):
+        if self.is_stopping:
+            return wakes
+        self.is_stopping = True
+        while self.to_stop:
+            parent, has_background, kids = self.to_stop.pop(0)
+            for child in (self.runs[kid] for kid in sorted(kids) if kid in self.runs):
+                if child.over:
+                    continue
+                if child.background and not has_background:
+                    self.kids.setdefault(parent.id, set()).add(child.id)
+                    continue
                 child.parent_ended = True
                 wakes |= self._stop(child)
+        self.is_stopping = False
         return wakes
 
     def _stop(self, run: Run) -> Wakes:
@@ -707,12 +798,16 @@ class Truth(PaymentsTruth):
         run.told.append(number)
         run.usage = usage
         run.format = max(run.format, format_)
+        if run.is_lent_to:
+            self._hold(run, [*(f"m{message}" for message in messages), "slast", f"v{number}"])
+            self._held_is_written(run)
+            return "OK", self._end(run, state, by=fence, in_hand=True)
         summaries = self.summaries.setdefault(run.session, [])
         if summary and summary[0] == len(summaries) + 1:
             summaries.append(summary[1])
             format_ = max(format_, PARKS)
         self.formats[run.session] = max(self.formats.get(run.session, 0), format_)
-        self.transcript.setdefault(run.session, []).extend(messages)
+        self._write_turn(run, messages)
         return "OK", self._end(run, state, by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
@@ -805,17 +900,23 @@ class Truth(PaymentsTruth):
         kind = "s" if held.group else "n"
         group = "named" if is_named else f"{kind}{half[kind]}"
         half[kind] = half[kind] if is_named else 1 - half[kind]
-        is_alone = is_named or (end.suspects if held.group else end.attempt_result) == 1
-        run.stuck += is_alone
+        is_single = is_named or (end.suspects if held.group else end.attempt_result) == 1
+        run.stuck += is_single
         run.suspicion = Suspicion(
             f"{incarnation}:{group}",
-            held.halved + (not is_alone),
+            held.halved + (not is_single),
             held.spared,
             held.named + is_named,
             incarnation,
+            held.doubted,
         )
         deaths = run.stuck + run.suspicion.halved
-        return run.suspicion.named >= 2 or (is_alone and deaths > MAX_RECOVERIES)
+        is_poison = run.suspicion.named >= 2 or (is_single and deaths > MAX_RECOVERIES)
+        is_certain = is_named or end.attempt_result == 1 or held.doubted >= MOST_DOUBTED
+        if is_poison and not is_certain:
+            run.suspicion = replace(run.suspicion, doubted=held.doubted + 1)
+            self.alone[run.id] = math.inf
+        return is_poison and is_certain
 
     def wake(self, limit: int) -> tuple[Wakes, set[str]]:
         """The runs to wake, and the interrupted runs that the caller must end."""
@@ -992,6 +1093,4 @@ class Truth(PaymentsTruth):
         wakes |= self._tell_parent(run)
         if lender:  # unless the result has woken it
             wakes |= self._begin_shared(lender)
-        wakes |= self._end_children(run, state == "cancelled")
-        self.kids.pop(run.id, None)
-        return wakes
+        return wakes | self._end_children(run, state == "cancelled")

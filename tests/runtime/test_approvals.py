@@ -185,7 +185,7 @@ async def time_passes(p: Process) -> None:
     for name, text in (await p.store.redis.hgetall(facts)).items():
         value = json.loads(text)
         for field in ("until_ms", "expires_ms"):
-            if field in value:
+            if isinstance(value, dict) and field in value:
                 await p.store.redis.hset(facts, name, json.dumps({**value, field: 1}))
     await p.store.redis.hset(key, "due", 1)
     await p.store.redis.zadd(p.store.keys("timeouts"), {"r1": 1})

@@ -482,39 +482,6 @@ async def test_a_run_that_interrupts_a_lent_session_ends_all_who_work_in_it(redi
             assert {child.state for child in await children_of(p, run)} == {RunState.CANCELLED}
 
 
-@pytest.mark.parametrize("mode", ["rollback", "cancel"])
-async def test_a_shared_child_leaves_its_turn_whatever_becomes_of_its_parent(
-    redis_url: str, mode: str
-) -> None:
-    """Its turn is stored with its end: the children after it see it, and a parent that ends without a turn of
-    its own does not take it back."""
-    async with process(redis_url, *agents()) as p:
-        asked = [to("one", session_isolation="shared"), to("two")]
-        await begin(p, "parent", asked)
-        [child] = await children_of(p)
-        await p.execute(child.run_id)
-        p.wakes = [wake for wake in p.wakes if wake.run_id != child.run_id]
-        contents = [entry["content"] for entry in await p.transcript()]
-        assert (contents, (await p.record()).state.is_terminal) == (["one", "done: one"], False)
-
-        if mode == "rollback":
-            submitted = await p.submit("r2", agent_id="worker", input_text="next", on_busy="rollback")
-            p.wakes += submitted.also
-            if submitted.sent_us is not None:
-                await p.execute("r2")
-        else:
-            await cancel(p, "r1")
-            await p.submit("r2", agent_id="worker", input_text="next")
-            await p.execute("r2")
-        await execute_all(p)
-        assert (await p.record()).state is RunState.CANCELLED
-        assert (await p.record("r2")).state is RunState.COMPLETED
-        contents = [entry["content"] for entry in await p.transcript()]
-        assert contents[:2] == ["one", "done: one"]
-        assert contents[-2:] == ["next", "done: next"]
-        assert mode == "cancel" or len(contents) == 4
-
-
 @pytest.mark.defect("R01")
 async def test_a_forked_child_sees_the_conversation_and_leaves_it_as_it_is(redis_url: str) -> None:
     async with process(redis_url, *agents()) as p:

@@ -16,6 +16,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState, WaitKind
 from openagents_worker.runtime.calls import jobs
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import HAS_JOB
 from openagents_worker.store.scripts import RunEnd
@@ -301,6 +302,27 @@ async def test_a_job_that_is_cancelled_slowly_does_not_delay_the_others(
         await cancel(p)
         await OpenJobs(p.store, p.runner._services.assembly).deliver(RunEnd("r1", 1))
         assert sorted(service.cancelled) == ["job-1", "job-2"]
+
+
+@pytest.mark.parametrize("key", ["0123456789abcdef" * 2, ""])
+async def test_the_job_of_a_run_with_an_older_definition_is_cancelled_by_that_definition(
+    redis_url: str, service: JobServer, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """The agents file of the worker does not have the tool any more. Without the key of the deployment, the
+    worker does not trust the stored definition, and the log says that nobody cancels the job."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_DEFINITIONS_KEY": key})
+    options: dict[str, Any] = {"settings": settings, "keeps_definitions": True}
+    after = agent(llm=scripted({"text": "done"}))
+    async with (
+        process(redis_url, rendering(service), name="one", **options) as one,
+        process(redis_url, after, name="two", **options) as two,
+    ):
+        await one.submit()
+        await one.execute()
+        await cancel(one)
+        await OpenJobs(two.store, two.runner._services.assembly).deliver(RunEnd("r1", 1))
+        assert service.cancelled == (["job-1"] if key else [])
+        assert ("tool.job_of_removed_tool" in caplog.text) == (not key)
 
 
 async def test_a_resumed_run_starts_a_job_that_was_cancelled_again(

@@ -17,6 +17,7 @@ from openagents_worker.runtime import kept_definitions
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.codec import PayloadCodec
+from openagents_worker.store.definitions import DefinitionStore
 from openagents_worker.store.ttl import ttl_violations
 from tests.runtime import plugins
 from tests.runtime.kept import Later, Shown
@@ -192,6 +193,58 @@ async def test_a_worker_without_the_key_does_not_take_the_signature_away(redis_u
     async with worker(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
         for run_id in ("r1", "r2", "r3"):
             assert output(await finished(two, run_id))["tools"] == ["calc", "later"]
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The content hashes of the definitions that are read from now on."""
+    reads: list[str] = []
+    text = DefinitionStore.text
+
+    async def counted(self: DefinitionStore, content_hash: str) -> str | None:
+        reads.append(content_hash)
+        return await text(self, content_hash)
+
+    monkeypatch.setattr(DefinitionStore, "text", counted)
+    return reads
+
+
+async def test_a_definition_that_is_refused_is_not_read_again_for_a_minute(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of its runs. Each of them has its log line. After that, a worker with the key may
+    have signed it."""
+    runs = ("r1", "r2", "r3")
+    async with worker(redis_url, OLD) as one:
+        for run_id in runs:
+            await begun(one, run_id, session_id=run_id)
+    reads = reads_of(monkeypatch)
+    async with worker(redis_url, {**NEW, "tools": [LATER]}, key=KEY) as two:
+        keeper, now_s = two.runner._services.assembly.keeper, 1_000.0
+        keeper._clock = lambda: now_s
+        for run_id in runs[:2]:
+            assert part(await finished(two, run_id)) == SEEN_BY_NEW
+        assert len(reads) == 1
+        assert len(lines(caplog, "run.definition_not_kept")) == 2
+        async with worker(redis_url, OLD, key=KEY) as signing:
+            await begun(signing, "r4", session_id="r4")
+        reads.clear()
+        now_s += kept_definitions.REFUSED_FOR_S
+        assert output(await finished(two, "r3"))["tools"] == ["calc", "later"]
+        assert len(reads) == 1
+
+
+async def test_a_bounded_number_of_refusals_is_remembered(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to Redis can plant any number of definitions."""
+    monkeypatch.setattr(kept_definitions, "MOST_REFUSED", 2)
+    async with worker(redis_url, NEW) as two:
+        for number in range(4):
+            old = shown(tools=[LATER, {"id": "calc", "type": "calc", "timeout_ms": number + 1}])
+            async with worker(redis_url, old, name=f"w{number}") as one:
+                await begun(one, f"r{number}", session_id=f"s{number}")
+            assert output(await finished(two, f"r{number}"))["prompt"] == "new"
+        assert len(two.runner._services.assembly.keeper._refused) == 2
 
 
 # --- agents in Python, and agents that are gone ----------------------------------------------------------

@@ -53,6 +53,30 @@ def test_a_run_has_a_largest_number_of_children(bench: Bench) -> None:
     assert bench.do("delegate", fence=fence, **more).answer == "NEW"
 
 
+def test_a_child_in_the_background_ends_with_a_later_life_of_its_parent(bench: Bench) -> None:
+    """The life that has created it has failed, and left it alone. It is still a child of the run."""
+    fence = bench.claimed()
+    bench.do("delegate", fence=fence, background=True, **CHILD)
+    bench.do("finish", fence=fence, end_state="failed")
+    assert bench.field("state", "r5") == "queued"
+    assert bench.redis.pttl(bench.store.keys("children", "r1")) > 0, "it expires with its parent"
+    bench.do("resume")
+    assert bench.redis.pttl(bench.store.keys("children", "r1")) == -1
+    bench.do("cancel")
+    assert (bench.field("state", "r1"), bench.field("state", "r5")) == ("cancelled", "cancelled")
+    assert not bench.redis.exists(bench.store.keys("children", "r1"))
+
+
+def test_a_child_in_the_background_outlives_the_record_of_its_parent(bench: Bench) -> None:
+    """Its end removes it from the set of the parent."""
+    fence = bench.claimed()
+    bench.do("delegate", fence=fence, background=True, **CHILD)
+    bench.do("finish", fence=fence)
+    bench.redis.delete(bench.store.keys("run", "r1"))
+    bench.do("cancel", run_id="r5")
+    assert not bench.redis.exists(bench.store.keys("children", "r1"))
+
+
 def test_only_the_owner_of_the_whole_journal_delegates(bench: Bench) -> None:
     """A worker whose records Redis has lost must not go on."""
     fence = bench.claimed()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 
 from openagents_worker.models import WaitKind
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.figures import MAX_QUEUES, Figures, read_figures
 from openagents_worker.store.fleet_samples import FleetSamples
 from openagents_worker.store.parking import Wait
+from openagents_worker.store.roles import RoleName
+from tests.access.users import PASSWORD, acl_words
 from tests.support.scripts import Hand
 
 
@@ -103,3 +107,46 @@ def test_two_scrapes_within_seconds_read_once(hand: Hand, redis_url: str) -> Non
     now_s = 6.0
     assert waiting() == 1
     samples.close()
+
+
+def test_ended_runs_do_not_wait(hand: Hand, redis_url: str) -> None:
+    """A run that has ended stays in `sent` until Celery is notified. A user that may read runs sees that."""
+    hand.end("done", steps=0, tell=True)
+    hand.submit("waits", session_id="s2")
+
+    assert _waiting(figures(redis_url)) == 1
+
+
+def test_a_user_that_may_not_read_runs_is_refused_once(hand: Hand, redis_url: str) -> None:
+    """Flower's user: ended runs count as waiting, and only the first scrape is in the ACL log of Redis."""
+    for run_id in ("r1", "r2", "r3"):
+        hand.end(run_id, steps=0, tell=True)
+    with redis.Redis.from_url(redis_url, decode_responses=True) as admin, _user(admin) as user:
+        now_s = 0.0
+        samples = FleetSamples(
+            Cell(redis_url.replace("//", f"//{user}:{PASSWORD}@")), "agents", clock=lambda: now_s
+        )
+        for _ in range(3):
+            assert [s.value for s in samples() if s.name == "openagents_queue_runs"] == [3]
+            now_s += 60.0
+        samples.close()
+        refused = [(one["object"], one["count"]) for one in admin.acl_log() if one["username"] == user]
+
+    assert refused == [("oa:run:r1", 1)]
+
+
+def _waiting(found: Figures) -> int:
+    return sum(queue.waiting for queue in found.queues)
+
+
+@contextmanager
+def _user(admin: Any) -> Generator[str]:
+    """The user of Flower, with the rights of its ACL file."""
+    user, *words = acl_words(RoleName.FLOWER)
+    admin.execute_command("ACL", "SETUSER", user, "reset", *words)
+    admin.acl_log_reset()
+    try:
+        yield user
+    finally:
+        admin.acl_deluser(user)
+        admin.acl_log_reset()

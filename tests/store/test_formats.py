@@ -252,7 +252,7 @@ def test_the_written_format_is_readable() -> None:
     """
     assert formats.can_read(formats.WRITTEN)
     assert formats.can_read(formats.BY_CONTENT)
-    written = (formats.PARKS, formats.DELEGATES, formats.SUMMARIES, formats.HAS_JOB)
+    written = (formats.PARKS, formats.DELEGATES, formats.SUMMARIES, formats.HAS_JOB, formats.HOLDS_TURNS)
     assert max(written) == formats.NEWEST_READ
     assert formats.WRITTEN - formats.OLDEST_READ == 2
 

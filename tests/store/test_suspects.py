@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
+from tests.properties.lab import TICK_MS
 from tests.store.test_scripts import Bench
 
 HEARTBEAT_MS = 2_000
@@ -169,6 +170,74 @@ def test_a_single_run_is_poisoned_after_as_many_deaths_as_before(deaths: Deaths)
         states.append(deaths.field("state"))
 
     assert states == ["queued"] * 5 + ["failed"]
+
+
+def _only_suspect_too_often(deaths: Deaths) -> None:
+    """`r1` never has a record, and `r2`, which has killed the processes, always has one."""
+    deaths.submitted("r1", "r2")
+    for _ in range(2):
+        deaths.dies("r1", "r2", commits=["r2"], max_recoveries=1)
+    assert (deaths.field("state", "r1"), deaths.stuck("r1")) == ("queued", 1)
+
+
+def test_a_run_that_was_the_only_suspect_in_company_is_executed_alone(deaths: Deaths) -> None:
+    """Only then is a death of its process certain to be its own."""
+    _only_suspect_too_often(deaths)
+    deaths.submitted("r3", "r4")
+    worker = deaths.worker()
+
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "SUSPECT_BUSY", "it is kept free"
+    deaths.claim("r1", worker)
+    assert deaths.do("claim", run_id="r3", incarnation=worker).answer == "SUSPECT_BUSY"
+    assert deaths.do("claim", run_id="r4", incarnation=deaths.worker()).answer == "CLAIMED"
+
+    deaths.lose(worker, max_recoveries=1)
+    assert deaths.failed_with("r1") == "run.poisoned"
+
+
+def test_the_process_takes_other_runs_when_the_suspect_has_a_record(deaths: Deaths) -> None:
+    """It is not a suspect any more."""
+    _only_suspect_too_often(deaths)
+    deaths.submitted("r3")
+
+    worker = deaths.worker("r1", commits=["r1"])
+
+    assert deaths.do("claim", run_id="r3", incarnation=worker).answer == "CLAIMED"
+    assert not deaths.redis.exists(deaths.store.keys("alone"))
+
+
+def test_no_process_is_kept_free_for_a_run_of_another_queue(deaths: Deaths) -> None:
+    """The process may not consume that queue."""
+    _only_suspect_too_often(deaths)
+    deaths.do("submit", run_id="r3", session_id="s3", queue="other")
+
+    assert deaths.do("claim", run_id="r3", incarnation=deaths.worker()).answer == "CLAIMED"
+
+
+@pytest.mark.parametrize("how", ["cancel", "forget"])
+def test_no_process_is_kept_free_for_a_run_that_is_over(deaths: Deaths, how: str) -> None:
+    """Its entry is removed by the claim that finds it."""
+    _only_suspect_too_often(deaths)
+    deaths.do("cancel", run_id="r1") if how == "cancel" else deaths.lab.forget("r1")
+
+    assert deaths.do("claim", run_id="r2", incarnation=deaths.worker()).answer == "CLAIMED"
+    assert not deaths.redis.exists(deaths.store.keys("alone"))
+
+
+def test_a_run_that_is_never_alone_is_poisoned_after_three_more_deaths(deaths: Deaths) -> None:
+    """Every process is busy, and nothing replaces a dead one: a run that kills ends all the same."""
+    _only_suspect_too_often(deaths)
+    answers = []
+    while deaths.field("state") != "failed":
+        deaths.submitted(company := f"c{len(answers)}")
+        kept_free = deaths.do("claim", run_id=company, incarnation=deaths.worker())
+        deaths.lab.let_pass(2 * TICK_MS)
+        deaths.do("wake")
+        worker = deaths.worker(company)
+        answers.append((kept_free.answer, deaths.do("claim", incarnation=worker).answer))
+        deaths.lose(worker, max_recoveries=1)
+
+    assert answers == [("SUSPECT_BUSY", "CLAIMED")] * 3
 
 
 def test_a_record_removes_all_suspicion(deaths: Deaths) -> None:

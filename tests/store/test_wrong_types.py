@@ -32,7 +32,7 @@ WRITERS: dict[str, Callable[[Any, str], object]] = {
 # The ids in keys that the history below uses.
 IDS = {
     "run": "r1", "facts": "r1", "decisions": "r1", "message_ids": "r1", "events": "r1", "journal": "r1",
-    "reply": "r1", "children": "r1",
+    "reply": "r1", "children": "r1", "held": "r1", "stopping_children": "1:1:r1",
     "session": "s1", "session_queue": "s1", "transcript": "s1", "artifacts": "s1", "session_state": "s1",
     "worker_runs": "w1", "worker_box": "w1", "worker_suspect": "w1", "worker_parts": "w1",
     "suspects": "w1", "lease_end": "w1",

@@ -17,7 +17,7 @@ from typing import Any
 from openagents_worker.agents import read_agents_file
 from openagents_worker.agents.code import Agent
 from openagents_worker.jsontext import canonical_json
-from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.models import RunRecord, RunRequest, RunState
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.kept_definitions import DefinitionKeeper
@@ -202,10 +202,11 @@ async def process(
 
 
 async def due(p: Process, run_id: str = "r1") -> None:
-    """Make a suspended run due now."""
+    """Make a suspended run due now. Others may have become due meanwhile."""
     await p.store.redis.hset(p.store.keys("run", run_id), "due", 0)
     await p.store.redis.zadd(p.store.keys("due"), {run_id: 0})
-    assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
+    await p.store.run(scripts.wake(limit=10))
+    assert (await p.record(run_id)).state is RunState.QUEUED
 
 
 async def crash(dead: Process, run_id: str, executing: Any) -> None:

@@ -51,6 +51,7 @@ class Hand:
         queue: str = "",
         durable: bool = True,
         interrupts: str = "",
+        tell: bool = False,
     ) -> None:
         """A run's record without a producer: nothing is sent."""
         request = json.dumps(
@@ -72,6 +73,7 @@ class Hand:
                 reject_if_busy=False,
                 parent_run_id="",
                 interrupts=interrupts,
+                tell=tell,
             )
         )
 
@@ -91,9 +93,9 @@ class Hand:
         )
         assert self.store.run(call) is WriteAnswer.OK
 
-    def end(self, run_id: str, *, steps: int, error: BaseException | None = None) -> None:
+    def end(self, run_id: str, *, steps: int, error: BaseException | None = None, tell: bool = False) -> None:
         """A run of the session s1 from submit to its end, with that many records after its prepared start."""
-        self.submit(run_id)
+        self.submit(run_id, tell=tell)
         self.claim(run_id)
         self.commit(run_id, steps=steps)
         self.finish(run_id, error=error)

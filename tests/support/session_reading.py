@@ -11,6 +11,7 @@ from openagents_worker.context.base import ContextAssemblyResult
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.history import RunStart
 from openagents_worker.runtime.session_at_start import SessionAtStart
+from openagents_worker.store.held_turns import HeldTurn
 from openagents_worker.store.sessions import TranscriptSummary
 
 __all__ = ["StoredSession", "assemble", "turn"]
@@ -30,16 +31,27 @@ def turn(number: int, *, words: int = 1, tool: bool = False) -> list[dict[str, A
 
 
 class StoredSession:
-    """A stored session. `read` counts the messages and artifacts that were read, `read_chars` their size."""
+    """A stored session. `read` counts the messages and artifacts that were read, `read_chars` their size.
+
+    `held` of the messages and of the artifacts, the last ones, are not stored in it yet: other runs hold
+    them.
+    """
 
     def __init__(
-        self, entries: Sequence[Any], *, artifacts: int = 0, summary: TranscriptSummary | None = None
+        self,
+        entries: Sequence[Any],
+        *,
+        artifacts: int = 0,
+        summary: TranscriptSummary | None = None,
+        held: int = 0,
     ):
         self.entries = list(entries)
         self.artifacts = [f"artifact {number}" for number in range(artifacts)]
         self.read = self.read_chars = 0
-        start = RunStart(len(self.entries), artifacts, "", epoch=summary.epoch if summary else 0)
-        self.reader = SessionAtStart(cast("Any", self), start, summary)
+        stored, in_store = max(0, len(self.entries) - held), max(0, artifacts - held)
+        turn = HeldTurn(messages=self.entries[stored:], artifacts=cast("Any", self.artifacts[in_store:]))
+        start = RunStart(stored, in_store, "", epoch=summary.epoch if summary else 0)
+        self.reader = SessionAtStart(cast("Any", self), start, summary, [turn])
 
     async def load_messages(
         self, session_id: str, *, last: int | None = None, upto: int, begin: int = 0

@@ -45,6 +45,29 @@ async def test_by_default_a_run_sees_the_whole_session() -> None:
     assert seen.metadata == {"assembler": "default", "transcript_size": 30, "omitted": 0}
 
 
+@pytest.mark.parametrize("kind", sorted(BUILTIN_ASSEMBLERS))
+@pytest.mark.parametrize(
+    "summary", [None, TranscriptSummary(1, 6, "so far"), TranscriptSummary(1, 24, "all")]
+)
+async def test_turns_that_other_runs_hold_stand_behind_the_stored_ones(
+    kind: str, summary: TranscriptSummary | None
+) -> None:
+    """A shared child sees them as if they were stored in the session."""
+    options = {"counter": WORDS, "max_input_tokens": 60} if kind in BY_TOKENS else {}
+    for entries in (turns(14), messages(28)):
+        stored = await assemble(kind, StoredSession(entries, artifacts=12, summary=summary), **options)
+        for held in (1, 2, 5, 27, 28, 40):
+            session = StoredSession(entries, artifacts=12, summary=summary, held=held)
+            assert await assemble(kind, session, **options) == stored
+            assert await session.reader.count_messages("s1") == 28 - (summary.messages - 2 if summary else 0)
+            assert await session.reader.count_artifacts("s1") == 12
+            begin, end = session.reader.bounds
+            assert await session.reader.load_range("s1", begin, end) == session.entries[begin:end]
+            oldest = [turn_ async for turn_ in session.reader.oldest_turns("s1")]
+            newest = [turn_ async for turn_ in session.reader.newest_turns("s1")]
+            assert oldest == newest[::-1]
+
+
 async def test_a_long_session_is_cut_and_the_model_told_how_much_is_missing() -> None:
     """`truncating` hands over the newest messages under a line that counts the others."""
     seen = await assemble("truncating", StoredSession(messages(25), artifacts=12))

@@ -201,6 +201,51 @@ def test_what_names_code_an_address_or_a_secret_is_not_taken(fields: dict[str, A
     assert trusted().foreign_part(AgentSource(changed(**fields))) == part
 
 
+LITELLM = {"provider": "litellm", "model": "azure/gpt-4o"}
+BY_MODEL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another service": (LITELLM, {**LITELLM, "model": "deepseek/deepseek-chat"}),
+    "a name that LiteLLM sends to another service": (LITELLM, {**LITELLM, "model": "azure/command-r-plus"}),
+    "another region": (
+        {"provider": "litellm", "model": "bedrock/eu-central-1/amazon.nova-pro-v1:0"},
+        {"provider": "litellm", "model": "bedrock/us-east-1/amazon.nova-pro-v1:0"},
+    ),
+    "no model": (LITELLM, {"provider": "litellm"}),
+    "a fallback": (
+        {"provider": "openai_compatible", "model": "m", "fallbacks": [LITELLM]},
+        {"provider": "openai_compatible", "model": "m", "fallbacks": [{**LITELLM, "model": "xai/grok-3"}]},
+    ),
+    "a fallback with the provider of the agent": (
+        {**LITELLM, "fallbacks": [{"model": "azure/gpt-4o-mini"}]},
+        {**LITELLM, "fallbacks": [{"model": "xai/grok-3"}]},
+    ),
+    "a provider in a variable": (
+        {"provider": "${COMPANY}", "model": "azure/gpt-4o"},
+        {"provider": "${COMPANY}", "model": "xai/grok-3"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("own", "planted"), BY_MODEL.values(), ids=BY_MODEL)
+def test_a_model_that_says_where_prompts_are_sent_is_not_plain_data(
+    own: dict[str, Any], planted: dict[str, Any]
+) -> None:
+    """LiteLLM chooses service, region and key by the name of the model. The options of sampling are plain."""
+    mine = TrustedParts([AgentSource({**AGENT, "llm": own})], BUILTIN_PATTERNS)
+
+    assert mine.foreign_part(AgentSource({**AGENT, "llm": planted})) == "llm"
+    assert mine.foreign_part(AgentSource({**AGENT, "llm": {**own, "temperature": 1.0}})) is None
+
+
+def test_a_fallback_beside_litellm_may_have_another_model() -> None:
+    """Its own provider has one address for all models."""
+    at = {"provider": "openai_compatible", "api_base": "${MODEL_URL}"}
+
+    def agent_with(model: str) -> AgentSource:
+        return AgentSource({**AGENT, "llm": {**LITELLM, "fallbacks": [{**at, "model": model}]}})
+
+    assert TrustedParts([agent_with("m")], BUILTIN_PATTERNS).foreign_part(agent_with("other")) is None
+
+
 def test_parts_may_be_those_of_another_agent() -> None:
     """A definition may use what this process uses itself, in any of its agents."""
     other = AgentSource({**changed(memory={"type": "chain", "config": {}}), "id": "b"})

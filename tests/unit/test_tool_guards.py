@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,10 +108,14 @@ def make_call(checks: SchemaChecks, events: Events) -> Any:
     def make(
         tool: Any = None, params: Any = None, *, number: int = 1, timeout_ms: int | None = None, **limits: Any
     ) -> ToolCall:
-        hints = limits.pop("hints", {})
+        hints, is_known = limits.pop("hints", {}), limits.pop("is_known", False)
         request = RunRequest(agent_id="a", session_id="s", input_text="", run_id="r", context_hints=hints)
         budget = WorkingBudget(RunBudget(**limits), durable=True)
+        announced = SimpleNamespace(
+            is_known=lambda _: is_known, was_interrupted=lambda _: False, in_progress=lambda _: nullcontext()
+        )
         recorder = SimpleNamespace(
+            announced=announced,
             in_progress=CallsInProgress(),
             is_latched=False,
             budget=budget,
@@ -171,6 +176,15 @@ async def test_a_call_is_announced_with_its_arguments(make_call: Any, events: Ev
     called = ("tool.called", {"tool_id": "refund", "params": {"cents": 5}, "call_id": "c1"})
     assert [event for event in events.emitted if event[0] == "tool.called"] == [called, called]
     assert [name for name, _ in events.emitted].count("run.durable_idempotency_warning") == 1
+
+
+async def test_a_call_that_watchers_have_seen_begin_is_not_announced_again(
+    make_call: Any, events: Events
+) -> None:
+    """Its end is an event all the same."""
+    call = make_call(is_known=True)
+    assert await passed(guards.announcement, call)
+    assert (call.is_announced, events.emitted) == (True, [])
 
 
 async def test_arguments_must_match_the_schema_and_the_tool(make_call: Any) -> None:

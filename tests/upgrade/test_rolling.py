@@ -18,7 +18,7 @@ import pytest
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
-from openagents_worker.store.formats import DELEGATES, HAS_JOB, PARKS, SUMMARIES
+from openagents_worker.store.formats import DELEGATES, HAS_JOB, HOLDS_TURNS, PARKS, SUMMARIES
 from tests.support.deployment import story
 from tests.support.waiting import wait_for
 from tests.upgrade.versions import Version, previous, this
@@ -235,6 +235,34 @@ def test_a_parent_and_its_child_wait_for_a_version_that_knows_children(
     result = workshop.client.handle(parent).wait(timeout=PATIENCE_S)
     assert result.final_output == "built", result.error_details
     assert workshop.client.record(child).parent_run_id == parent
+    story(workshop.client.handle(parent))
+
+
+@pytest.mark.long
+def test_a_parent_that_lends_its_session_waits_for_a_version_that_holds_turns(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """The older version would let the child write to the session, and would lose what the parent holds."""
+    asked = request(session="house", agent="landlord")
+    parent = asked["run_id"]
+    first = workshop.start(new)
+    workshop.produce(old, "submit", [asked])
+    wait_for(lambda: workshop.client.record(parent).state is RunState.WAITING_CHILD, "it has delegated")
+    [child] = [run.run_id for run in workshop.client.runs(parent_run_id=parent).items]
+    wait_for(lambda: workshop.client.record(child).state is RunState.WAITING, "the child parks")
+    first.kill()
+    second = workshop.start(old)
+    workshop.client.send(child, "length", 120)
+    if not old.reads(HOLDS_TURNS):
+        wait_for(lambda: is_left(workshop, child), "it is left to others", timeout=PATIENCE_S)
+        assert workshop.client.session("house").transcript == ()
+        second.terminate()
+        workshop.start(new)
+
+    result = workshop.client.handle(parent).wait(timeout=PATIENCE_S)
+    assert result.final_output == "let", result.error_details
+    transcript = workshop.client.session("house").transcript
+    assert [message["run_id"] for message in transcript] == [child, child, parent, parent]
     story(workshop.client.handle(parent))
 
 

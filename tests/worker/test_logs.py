@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery, platforms
 
+from openagents_worker.celery.superuser import log_superuser
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime.failing import SECRET
@@ -103,9 +106,49 @@ def test_in_text_every_line_is_one_line(redis_url: str, tmp_path: Path) -> None:
     assert len([line for line in lines if "llm.retrying" in line and "code=llm.rate_limit" in line]) == 1
     assert len([line for line in lines if "thread.failed" in line]) == 1
     start = lines[: next(n for n, line in enumerate(lines) if " ready." in line)]
-    assert [line for line in start if " WARNING " in line or " ERROR " in line] == []
+    advice = [line for line in start if " WARNING " in line or " ERROR " in line]
+    assert all("worker.superuser" in line for line in advice), advice
+    assert len(advice) == _warns_about_this_user()
+    assert "You're running the worker" not in text
     assert sum(line.startswith("20") for line in start) < 15, (
         "the start of a worker, as root and without a TTY"
     )
     assert "HTTP Request" not in text
     assert "a line of httpx" in text, "other lines of httpx are kept"
+
+
+@pytest.mark.parametrize(
+    ("uid", "group", "is_logged"),
+    [(0, "root", True), (10001, "sudo", True), (10001, None, True), (10001, "agents", False)],
+)
+def test_a_worker_with_the_rights_of_root_says_so_in_one_line(
+    uid: int,
+    group: str | None,
+    is_logged: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """In a group without a name, too, as Celery does. Celery's own warning is hidden."""
+
+    def group_of(_: int) -> tuple[str]:
+        if group is None:
+            raise KeyError("no such group")
+        return (group,)
+
+    for name in ("getuid", "geteuid", "getgid", "getegid"):
+        monkeypatch.setattr(os, name, lambda: uid)
+    monkeypatch.setattr(platforms.grp, "getgrgid", group_of)
+    log_superuser(Celery("shop", set_as_current=False))
+
+    found = [record.getMessage() for record in caplog.records]
+    assert [f"uid={uid}" in line and "worker.superuser" in line for line in found] == [True] * is_logged
+    assert len(recwarn) == 0
+
+
+def _warns_about_this_user() -> bool:
+    """Whether Celery would warn: these tests may be executed by root."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        platforms.check_privileges(["json"])
+    return bool(found)

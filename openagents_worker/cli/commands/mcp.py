@@ -14,6 +14,7 @@ from openagents_worker.agents import load_agents
 from openagents_worker.cli.commands.options import current_user
 from openagents_worker.cli.mcp.agents import AgentTools, ServedAgent
 from openagents_worker.cli.mcp.protocol import StdioServer
+from openagents_worker.cli.streams import OutputLost
 from openagents_worker.cli.terminal import err
 from openagents_worker.errors import AgentNotFoundError, OpenAgentsError
 from openagents_worker.producer.client import AsyncClient
@@ -51,6 +52,8 @@ async def _serve(agent_ids: Sequence[str], by: str) -> None:
         err(f"serving {', '.join(agent.id for agent in served)} over stdio")
         with suppress(asyncio.CancelledError):
             await serving
+        if not server.is_answered:
+            raise OutputLost(TimeoutError("the client has stopped reading"))
 
 
 async def _served(client: AsyncClient, agent_ids: Sequence[str]) -> list[ServedAgent]:

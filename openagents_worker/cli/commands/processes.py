@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.fleet import read_fleet
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "start_lines"]
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 DEV_MODEL = "openagents_worker.cli.dev_model:reply"
@@ -64,9 +66,7 @@ def flower(port: int) -> None:
     """Run Flower on the loopback interface of this machine."""
     require_extras("worker", "flower")
     from openagents_worker.celery.app import run_flower
-    from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 
-    read_sockets_as_celery_does()
     run_flower(load_settings(), port=port)
 
 
@@ -127,7 +127,15 @@ def dev(
             is_example = _use_example_agents(stack)
             worker = stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
-            _print_urls(stack, flower_url, model_url, is_example=is_example, as_json=as_json)
+            if as_json:
+                url = stack.settings.redis_url_safe
+                dump({"redis_url": url, "flower_url": flower_url, "model_url": model_url})
+            else:
+                keeps_data = stack.redis is None or data_dir is not None
+                for line in start_lines(
+                    stack, flower_url, model_url, is_example=is_example, keeps_data=keeps_data
+                ):
+                    out(line)
             if reload and not can_watch():
                 err("files are not watched: pip install 'openagents-worker[embedded]'")
             if reload and can_watch():
@@ -180,25 +188,43 @@ def _use_example_agents(stack: Stack) -> bool:
     return True
 
 
-def _print_urls(
-    stack: Stack, flower_url: str, model_url: str | None, *, is_example: bool, as_json: bool
-) -> None:
-    if as_json:
-        dump({"redis_url": stack.settings.redis_url_safe, "flower_url": flower_url, "model_url": model_url})
-        return
+def start_lines(
+    stack: Stack, flower_url: str, model_url: str | None, *, is_example: bool, keeps_data: bool
+) -> Iterator[str]:
+    """What runs where, and what to type in another terminal."""
     if model_url is not None:
-        out(f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)")
+        yield f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
+    else:
+        yield f"model   a real one, which may cost money: {_model_variable()} is set"
     if is_example:
-        out(f"agents  {DEV_AGENTS}  (an example: write {DEFAULT_AGENTS_FILE}, or set {PREFIX}CONFIG)")
-    out(f"redis   {stack.settings.redis_url_safe}")
-    out(f"flower  {flower_url}")
-    out("\nIn another terminal:")
-    if stack.settings.redis_url != Settings.model_fields["redis_url"].default:
-        out(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
+        yield f"agents  {DEV_AGENTS}  (an example: write {DEFAULT_AGENTS_FILE}, or set {PREFIX}CONFIG)"
+    note = "" if keeps_data else "  (its data is deleted at the end; --data-dir DIR keeps it)"
+    yield f"redis   {stack.settings.redis_url_safe}{note}"
+    yield f"flower  {flower_url}"
+    yield "\nIn another terminal:"
+    url, shown = stack.settings.redis_url, stack.settings.redis_url_safe
+    if url != shown:
+        yield f"  export {PREFIX}REDIS_URL=…  # as in this terminal: it has a password"
+    elif url != Settings.model_fields["redis_url"].default:
+        yield f"  export {PREFIX}REDIS_URL={shown}"
     agent = _agent_to_try(stack.settings)
     if agent is not None:
-        out(f'  openagents-worker run {shlex.quote(agent)} "What is 17*23?"')
-    out("\nCtrl-C stops all of them.")
+        yield f'  {_own_command()} run {shlex.quote(agent)} "What is 17*23?"'
+    yield "\nCtrl-C stops all of them."
+
+
+def _model_variable() -> str:
+    return "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else "OPENAI_BASE_URL"
+
+
+def _own_command() -> str:
+    """This command as it can be typed in another terminal, where a virtual environment may not be active."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m openagents_worker.cli"
+    found = shutil.which(called.name)
+    is_found = found is not None and Path(found).absolute() == called.absolute()
+    return called.name if is_found else shlex.quote(str(called))
 
 
 def _agent_to_try(settings: Settings) -> str | None:

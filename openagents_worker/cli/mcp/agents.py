@@ -162,7 +162,7 @@ class AgentTools:
                     return waiting
             return await self._ended(handle)
         except asyncio.CancelledError:
-            if cancels:  # the client has cancelled its request
+            if cancels and asked.is_withdrawn():  # and not if the client has ended
                 await asyncio.shield(self._client.cancel(handle.id, reason="cancelled by the MCP client"))
             raise
 

@@ -1,4 +1,4 @@
-"""The server side of MCP over stdio: the only place that reads and writes its messages.
+"""The server side of MCP over stdio: the only place that understands and answers its messages.
 
 JSON-RPC, a line for each message. Requests are answered concurrently; a notification cancels one of them.
 """
@@ -6,12 +6,19 @@ JSON-RPC, a line for each message. Requests are answered concurrently; a notific
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
+from openagents_worker.cli.mcp.pipes import (
+    MessageReader,
+    MessageWriter,
+    RawReader,
+    RawWriter,
+    raw_stdin,
+    raw_stdout,
+)
+from openagents_worker.concurrency import end_task
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.redaction import safe_message
@@ -25,8 +32,8 @@ VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol, the newest first. What this server uses of them is the same in all."""
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_OPEN_REQUESTS = 1_000
-MAX_WAITING_LINES = 8  # that were read, and are not handled yet
 MAX_ERROR_CHARS = 2_000
+FLUSH_S = 1.0  # for what is written when the server ends; clients wait 2 s or more before they kill it
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, INVALID_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
 
 
@@ -40,12 +47,16 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """One call of a tool. `report` sends the client a text about its progress, if it wants that."""
+    """One call of a tool. `report` sends the client a text about its progress, if it wants that.
+
+    `is_withdrawn` is whether the client has cancelled the call: it is also cancelled when the client ends.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     meta: Mapping[str, Any]
     report: Callable[[str], Awaitable[None]]
+    is_withdrawn: Callable[[], bool] = lambda: False
 
 
 class McpService(Protocol):
@@ -64,41 +75,37 @@ class McpService(Protocol):
 
 @dataclass
 class StdioServer:
-    """Serves one client until its stdin ends."""
+    """Serves one client until its stdin ends.
+
+    `is_answered` is whether the client has got all answers that had begun when the server ended.
+    """
 
     service: McpService
     version: str
-    reader: IO[bytes] = field(default_factory=lambda: sys.stdin.buffer)
-    writer: IO[bytes] = field(default_factory=lambda: sys.stdout.buffer)
+    reader: RawReader = field(default_factory=raw_stdin)
+    writer: RawWriter = field(default_factory=raw_stdout)
+    is_answered: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         self._open: dict[str | int, asyncio.Task[None]] = {}
+        self._withdrawn: set[str | int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writing = asyncio.Lock()
+        self._output = MessageWriter(self.writer)
 
     async def serve(self) -> None:
-        """Answer requests until the client closes the stream. Calls that are still open end with it."""
-        lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_LINES)
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._read, args=(loop, lines), name="mcp stdin", daemon=True).start()
+        """Answer requests until the client closes the stream. Calls that are still open end with it.
+
+        Ends in about `FLUSH_S` also if the client does not read its answers.
+        """
+        lines = MessageReader(self.reader, MAX_LINE_BYTES)
+        lines.start()
         try:
-            while line := await lines.get():
+            while line := await lines.next_line():
                 await self._take(line)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _read(self, loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes]) -> None:
-        """Read lines in a thread: stdin may be a file, which an event loop cannot wait for."""
-        try:
-            while True:
-                line = self.reader.readline(MAX_LINE_BYTES + 1)
-                asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
-                if not line:
-                    return
-        except (RuntimeError, OSError, ValueError):  # the loop or the stream is closed
-            return
+            self.is_answered = False
+            await asyncio.gather(*map(end_task, list(self._tasks)))
+            self.is_answered = await self._output.flush(FLUSH_S)
 
     async def _take(self, line: bytes) -> None:
         """Handle one line: a request gets a task of its own."""
@@ -125,18 +132,23 @@ class StdioServer:
             self._open[id_] = task
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._open.pop(id_, None))
+            task.add_done_callback(lambda _: self._forget(id_))
 
     def _notified(self, method: str, params: Mapping[str, Any]) -> None:
         id_ = params.get("requestId")
         if method == "notifications/cancelled" and isinstance(id_, str | int):
             task = self._open.get(id_)
             if task is not None:
+                self._withdrawn.add(id_)
                 task.cancel()
+
+    def _forget(self, id_: str | int) -> None:
+        self._open.pop(id_, None)
+        self._withdrawn.discard(id_)
 
     async def _answer(self, id_: str | int, method: str, params: dict[str, Any]) -> None:
         try:
-            result = await self._result(method, params)
+            result = await self._result(id_, method, params)
         except asyncio.CancelledError:
             raise  # a cancelled request has no answer
         except ProtocolError as error:
@@ -149,7 +161,7 @@ class StdioServer:
         else:
             await self._send({"jsonrpc": "2.0", "id": id_, "result": result})
 
-    async def _result(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    async def _result(self, id_: str | int, method: str, params: dict[str, Any]) -> dict[str, Any]:
         match method:
             case "initialize":
                 asked = params.get("protocolVersion")
@@ -164,17 +176,18 @@ class StdioServer:
             case "tools/list":
                 return {"tools": await self.service.tools()}
             case "tools/call":
-                return await self._called(params)
+                return await self._called(id_, params)
         raise ProtocolError(NO_METHOD, f"there is no method {method[:100]!r}")
 
-    async def _called(self, params: dict[str, Any]) -> dict[str, Any]:
+    async def _called(self, id_: str | int, params: dict[str, Any]) -> dict[str, Any]:
         name, arguments = params.get("name"), params.get("arguments") or {}
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ProtocolError(INVALID_PARAMS, "tools/call needs 'name', a text, and 'arguments', an object")
         meta = params.get("_meta")
         meta = meta if isinstance(meta, dict) else {}
+        asked = ToolRequest(name, arguments, meta, self._reporter(meta), lambda: id_ in self._withdrawn)
         try:
-            return await self.service.call(ToolRequest(name, arguments, meta, self._reporter(meta)))
+            return await self.service.call(asked)
         except KeyError:
             raise ProtocolError(INVALID_PARAMS, f"there is no tool {name[:100]!r}") from None
 
@@ -199,13 +212,4 @@ class StdioServer:
         )
 
     async def _send(self, message: Mapping[str, Any]) -> None:
-        line = dumps(message).encode() + b"\n"
-        async with self._writing:
-            await asyncio.to_thread(self._write, line)
-
-    def _write(self, line: bytes) -> None:
-        try:
-            self.writer.write(line)
-            self.writer.flush()
-        except (OSError, ValueError):  # the client has gone; the end of stdin ends the server
-            return
+        await self._output.write(dumps(message).encode() + b"\n")

@@ -79,8 +79,11 @@ class RecordedFunctions:
         async def make(info: CallInfo) -> Outcome:
             if recorder.budget.clock is not None:
                 await more_time(recorder)
-            self._emit_started(step, info, arguments)
-            return await self._make_call(FunctionCall(step, info, arguments, args, kwargs))
+            call = FunctionCall(step, info, arguments, args, kwargs)
+            if not recorder.announced.is_known(info):
+                self._emit_started(call)
+            with recorder.announced.in_progress(info):
+                return await self._make_call(call)
 
         return step.decoded(await recorder.call("step", step.name, digest, make, may_repeat=step.idempotent))
 
@@ -109,6 +112,8 @@ class RecordedFunctions:
             emit=self._writer.emit,
             error_of=call.step.error,
         ).begin(call.arguments)
+        if known is None and self._context.recorder.announced.was_interrupted(call.info):
+            self._emit_started(call)
         try:
             self._writer.store.check_lease()
         except RunLatched:
@@ -140,10 +145,10 @@ class RecordedFunctions:
         payload = {"name": call.step.name, "call_id": call.info.call_id, "result": preview}
         return Outcome(value=stored, events=[("step.succeeded", payload)], is_stored_form=True, **changes)
 
-    def _emit_started(self, step: Step, info: CallInfo, arguments: Mapping[str, Any]) -> None:
+    def _emit_started(self, call: FunctionCall) -> None:
         """Emit `step.started` and, for a function that must not be repeated, a warning once per attempt."""
-        params = self._writer.preview(arguments)
-        self._writer.emit("step.started", {"name": step.name, "params": params, "call_id": info.call_id})
+        step, params = call.step, self._writer.preview(call.arguments)
+        self._writer.emit("step.started", {"name": step.name, "params": params, "call_id": call.info.call_id})
         if not step.idempotent and step.name not in self._warned:
             self._warned.add(step.name)
             warning = {"run_id": self._context.run_id, "tool_id": step.name, "hint": ONCE_HINT}

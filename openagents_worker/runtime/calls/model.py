@@ -248,7 +248,7 @@ class RecordedModel(ModelClient):
     def _out_of_money(self, limit: float, most: float) -> BudgetExhausted | None:
         """The error if the cost is used up, or if this call alone may exceed the limit."""
         spent, hint = self._spent_usd, None
-        kept = self._recorder.spending.kept_by_children("max_cost_usd") if most else 0.0
+        kept = self._recorder.spending.of_children("max_cost_usd", for_good=True) if most else 0.0
         message = f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD"
         if not (self._recorder.usage.llm_calls and spent >= limit):
             if spent + kept + most <= limit:

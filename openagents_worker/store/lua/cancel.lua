@@ -1,7 +1,9 @@
 -- Cancels a run. If a worker executes it, the worker is notified. Otherwise, or with `force`, the run ends immediately.
 -- Returns `Cancelled`. Event run.cancel_requested or the terminal events.
--- `transcript`: what a run that was interrupted leaves in its session, if it is ended by force.
+-- `transcript`: what a run that was interrupted leaves in its session, if it is ended by force. What it holds for its shared
+-- children is written before it.
 --#include end_run
+--#include held
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
@@ -12,6 +14,11 @@ if run.owner ~= '' and force == 0 then
 end
 if #transcript > 0 and says_so_itself(run) and redis.call('HGET', k.session(run.session), 'holder') == run_id then
   needs(k.transcript(run.session), 'list')
+  if run.format >= HOLDS_TURNS then
+    needs(k.artifacts(run.session), 'list')
+    write_held(run_id, run.session)
+    held_is_written(run_id)
+  end
   for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(run.session), message) end
 end
 return reply{answer = 'CANCELLED', wakes = cancelled(run, says_so_itself(run) and run.cancel_reason or reason)}

@@ -8,6 +8,7 @@
 --#include journal
 --#include suspects
 --#include left
+--#include held
 -- needed_by(run): the data without which the run cannot be executed, read before the first write. If a key has a wrong type: nil, the key,
 -- and the type that it must have
 local function needed_by(run)
@@ -40,6 +41,18 @@ local function small_facts(names)
   return #names > 0 and redis.call('HGETALL', k.facts(run_id)) or names
 end
 
+-- held_by_stack(run): what the runs hold that have lent the session, the lowest one first, and the run itself: id, first position, end, id, …
+local function held_by_stack(run)
+  local found = {}
+  for _, id in ipairs(stack_of(run)) do
+    local from, to = held_range(id)
+    if to > 0 then
+      for _, part in ipairs({id, digits(from), digits(to)}) do found[#found + 1] = part end
+    end
+  end
+  return found
+end
+
 local function claimed(run, found)
   local epoch, compacted, compaction = summary_of(run.session)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
@@ -51,7 +64,8 @@ local function claimed(run, found)
     active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = small_facts(found.facts), facts_no = whole(facts_no), now_ms = digits(NOW_MS),
     journal_length = found.journal,
     journal = page, messages = found.messages, artifacts = found.artifacts,
-    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads larger ones separately
+    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, held = run.format >= HOLDS_TURNS and held_by_stack(run) or {},
+    session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads larger ones separately
 end
 
 local function later(run, delay_ms)
@@ -136,17 +150,13 @@ if not needed then
   return reply{answer = 'DONE', state = STATE.failed, life = run.life, unnotified_result = run.tell == '1' and ending.result or '',
     wakes = end_run(run, ending)}
 end
-local group = suspicion_of(run).group
-if group ~= '' then
-  local other = group_in(incarnation)
-  if other ~= '' and other ~= group then
-    if says_so_itself(run) then return reply{answer = 'SUSPECT_BUSY'} end -- if nobody executes it, it is ended by force
-    later(run, 1000)
-    return reply{answer = 'SUSPECT_BUSY'}
-  end
-  redis.call('SADD', k.suspects(incarnation), run_id)
-  redis.call('PEXPIRE', k.suspects(incarnation), SUSPECTS_KEPT_MS)
+local held = suspicion_of(run)
+local delay_ms = busy_ms(run, held, incarnation)
+if delay_ms then
+  if not says_so_itself(run) then later(run, delay_ms) end -- if nobody executes it, it is ended by force
+  return reply{answer = 'SUSPECT_BUSY'}
 end
+if held.group ~= '' then begins(run, held, incarnation) end
 
 run.fence = next_fence(run, nonce)
 run.attempt = run.attempt + 1

@@ -7,6 +7,7 @@
 --#include new_run
 --#include session_copy
 --#include revived
+--#include held
 local run = live(run_id, fence)
 if not run then return reply{answer = 'FENCED'} end
 if redis.call('LLEN', k.journal(run_id)) < stored then return reply{answer = 'MISPLACED'} end
@@ -66,6 +67,10 @@ if child then
 else
   if is_copy then
     copy_session(run.session, session_id, redis.call('LLEN', k.transcript(run.session)), redis.call('LLEN', k.artifacts(run.session)))
+    for _, id in ipairs(run.format >= HOLDS_TURNS and stack_of(run) or {}) do
+      write_held(id, session_id)
+      change_held_state(id, session_id)
+    end
   end
   if mode ~= 'shared' then redis.call('HSET', k.session(session_id), 'of_child', run_id) end
   child = new_run(child_id, {format = format, state = STATE.queued, queue = queue, agent = agent_id, session = session_id, parent = run_id,

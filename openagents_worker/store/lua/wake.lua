@@ -1,7 +1,7 @@
 -- Wakes runs that are due: retries become queued, delayed runs enter their sessions, a parked run whose wait has timed out continues, and a run
 -- that was not started before it expired ends. At most `limit` runs in a call. Returns `WokenRuns`. Event run.woken
 -- A run that was interrupted and has not ended in time is ended by force. `overdue` are those that the caller must end, because they
--- leave a turn in the transcript.
+-- leave a turn in the transcript. Children that must end because their parent has ended, and that were too many for the script that ended it, end here.
 --#include interrupt
 --#include parked
 local OVERDUE_AGAIN_MS = 1000 -- so long the caller has to end an overdue run
@@ -49,4 +49,6 @@ for _, id in ipairs(parked) do
   redis.call('ZREM', k.timeouts(), id)
   if run and PARKED[run.state] then wakes[#wakes + 1] = unpark(run, timed_out(id)) end
 end
-return reply{wakes = wakes, examined = #ids + #parked, overdue = overdue}
+for _, wake in ipairs(go_on_stopping()) do wakes[#wakes + 1] = wake end
+local has_more = redis.call('ZCARD', k.stopping()) > 0
+return reply{wakes = wakes, examined = has_more and limit or #ids + #parked, overdue = overdue}

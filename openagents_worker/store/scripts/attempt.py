@@ -46,7 +46,8 @@ class ClaimAnswer(StrEnum):
 
     DONE: the run has ended. WAITING: another run holds its session. BUSY: another attempt owns it. NOT_DUE:
     it waits for a time. NOT_ALIVE: the lease of the worker is over. UNKNOWN: no such run. CANCELLED: the
-    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group.
+    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group,
+    or the run or a suspect must be executed alone.
     OTHER_FORMAT: this worker cannot read its format. PARKED: it is in a state in which it must not be
     executed.
     """
@@ -76,6 +77,8 @@ class Claimed:
     time of Redis. `is_interrupted`: the run must end as interrupted, and no new call of it may begin.
     `facts` and `session_state` are None if they are too large for this answer. `compaction` is the summary
     (JSON) that stands for the first `compacted` messages of the session, `epoch` its number; 0: none.
+    `held` is what the run and the runs above it hold for shared children (`store.held_turns`): run id, first
+    position, end, run id …
     """
 
     answer: ClaimAnswer
@@ -107,6 +110,7 @@ class Claimed:
     epoch: int = 0
     compacted: int = 0
     compaction: Payload = ""
+    held: tuple[str, ...] = ()
 
 
 @script_function
@@ -316,7 +320,7 @@ def finish(
     compacted_format: int = SUMMARIES,
     code: str = "",
 ) -> WriteResult:
-    """End a run and write its results into its session.
+    """End a run and write its results into its session, or, of a shared child, let its parent hold them.
 
     `stop_reason` is that of the result, for the run that has delegated to this one. `code` is that of the
     error in the result, '' without an error.

@@ -19,8 +19,8 @@ def wake(*, limit: int) -> WokenRuns:
 class FirstDue(NamedTuple):
     """The answer of `first_due`: ms since 1970 as text, None if there is none.
 
-    `run_ms`: when the first run is due, or the first wait of a parked run is over. `limit_ms`: when the queue
-    of a limit of the fleet is checked next.
+    `run_ms`: when the first run is due, the first wait of a parked run is over, or since when children of a
+    run that has ended must end. `limit_ms`: when the queue of a limit of the fleet is checked next.
     """
 
     run_ms: str | None = None

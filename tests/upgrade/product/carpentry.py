@@ -59,6 +59,14 @@ async def hand_on(context: Any) -> str:
 
 
 @tool
+async def let_in(context: Any) -> str:
+    """Asks another agent, which works in the same session meanwhile."""
+    _note("let_in", context)
+    result = await context.delegate("asking", "look around", session_isolation="shared")
+    return str(result.output)
+
+
+@tool
 async def dry(seconds: float, context: Any) -> str:
     """Lets the glue dry."""
     _note("begin", context)

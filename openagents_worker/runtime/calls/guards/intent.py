@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openagents_worker.errors import ToolError
+from openagents_worker.runtime.calls.guards.announcement import announce
 from openagents_worker.runtime.calls.interrupted import RECONCILE_TIMEOUT_MS, CallWithEffect, KnownOutcome
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
 from openagents_worker.runtime.effects import Effect
@@ -45,7 +46,12 @@ async def intent(call: ToolCall, proceed: Proceed) -> Any:
 async def begin_effect(call: ToolCall) -> KnownOutcome | None:
     """Store that the effect of a call begins. If an earlier attempt has begun it: its outcome, once known."""
     effect: Effect | None = call.info.effect
-    return None if effect is None else await _with_effect(call, effect).begin(call.params)
+    if effect is None:
+        return None
+    known = await _with_effect(call, effect).begin(call.params)
+    if known is None and call.run.context.recorder.announced.was_interrupted(call.info):
+        announce(call)
+    return known
 
 
 def _with_effect(call: ToolCall, effect: Effect) -> CallWithEffect:

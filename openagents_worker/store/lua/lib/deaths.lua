@@ -1,6 +1,7 @@
 --#include suspects
 -- Which runs become suspects when the lease of their worker ends. `suspects.lua` describes the method.
 local MOST_SPARED = 3 -- in a row without a record
+local MOST_DOUBTED = 3 -- deaths in company of a suspect that should be executed alone; see suspects.lua
 local KEPT_AFTER_LEASE_MS = 600000 -- information about the end of a lease is kept for this time; a process that answers later has no effect
 local LEASES_KEPT = 1000
 
@@ -65,7 +66,7 @@ local function end_of(incarnation, at)
   local nobody_died = answered or (not died and (blameless == 1 or were_lost_together(incarnation, at)))
   local half = redis.call('SCARD', k.worker_runs(incarnation)) % 2
   return {incarnation = incarnation, named = named, nobody_died = nobody_died,
-    alone = {n = owned == '1', s = suspects == '1'}, half = {n = half, s = half}}
+    is_only_run = owned == '1', is_single = {n = owned == '1', s = suspects == '1'}, half = {n = half, s = half}}
 end
 
 -- has_new_record(run): whether a record was committed since the claim; nil if a worker of the previous version has claimed it
@@ -93,7 +94,7 @@ local function blame(run, ended)
     return run.stuck > max_recoveries
   end
   local kind = held.group == '' and 'n' or 's'
-  local is_alone = is_named or ended.alone[kind]
+  local is_single = is_named or ended.is_single[kind]
   if is_named then
     held.group, held.named = ended.incarnation .. ':named', held.named + 1
   else
@@ -101,10 +102,16 @@ local function blame(run, ended)
     ended.half[kind] = 1 - ended.half[kind]
   end
   held.by = ended.incarnation
-  if is_alone then run.stuck = run.stuck + 1 else held.halved = held.halved + 1 end
+  if is_single then run.stuck = run.stuck + 1 else held.halved = held.halved + 1 end
+  run.deaths = run.stuck + held.halved
+  local is_poison = held.named >= 2 or (is_single and run.deaths > max_recoveries)
+  if is_poison and not is_named and not ended.is_only_run and held.doubted < MOST_DOUBTED then
+    is_poison, held.doubted = false, held.doubted + 1
+    redis.call('ZADD', k.alone(), digits(MOST), run.id) -- it waits from the first claim on that finds it here
+    redis.call('PEXPIRE', k.alone(), SUSPECTS_KEPT_MS)
+  end
   write_suspicion(run, held)
   redis.call('HSET', k.lease_end_runs(ended.incarnation), run.id, before)
   redis.call('PEXPIRE', k.lease_end_runs(ended.incarnation), KEPT_AFTER_LEASE_MS)
-  run.deaths = run.stuck + held.halved
-  return held.named >= 2 or (is_alone and run.deaths > max_recoveries)
+  return is_poison
 end

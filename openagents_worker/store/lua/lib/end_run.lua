@@ -23,19 +23,75 @@ local function notified_parent(run, ending)
   return (store_fact(parent, FACT.child .. call, ending.result))
 end
 
--- end_children(run, all): the children of a run that ends are cancelled; those in the background only if `all`. Returns wake-ups, and the number
--- of its children
-local function end_children(run, all)
-  local wakes, ids = {}, redis.call('SMEMBERS', k.children(run.id))
-  table.sort(ids)
-  for _, id in ipairs(ids) do
-    local child = load(id)
-    if child and not TERMINAL[child.state] and (all or field_of(id, 'background') ~= '1') then
-      redis.call('HSET', k.run(id), 'parent_ended', '1')
-      add(wakes, stop(child, 'the run ' .. run.id .. ', which delegated to it, has ended'))
+-- Children that must end. A run may have 1,000 children, each of these as many, and so on: one call of a script ends some of them, and `wake`
+-- continues. Until then they are in a set of their own, `stopping_children`. Its name is also in the list `stopping`: the life in which the run ended,
+-- whether its children in the background must end (1), and its id.
+local MOST_STOPPED = 100 -- children that one call of a script ends or asks to end: some ten milliseconds
+local stops_left, to_stop, is_stopping = MOST_STOPPED, {}, false
+
+-- left_alone(id, parent): a child in the background goes on. If the parent is cancelled in a later life, it ends
+local function left_alone(id, parent)
+  local run = load(parent)
+  redis.call('SADD', k.children(parent), id)
+  if not run or TERMINAL[run.state] then redis.call('PEXPIRE', k.children(parent), RUN_TTL_MS) end
+end
+
+-- stopped_child(id, life, all, parent): ends a child of this life of the parent, or of an earlier one. Returns wake-ups.
+-- `parent_life` is newer if a later life of the parent has asked for the child; there is none if somebody else has resumed it
+local function stopped_child(id, life, all, parent)
+  local child = load(id)
+  if not child or TERMINAL[child.state] then return {} end
+  local background, parent_life = unpack(redis.call('HMGET', k.run(id), 'background', 'parent_life'))
+  if (tonumber(parent_life) or math.huge) > life then return {} end
+  if background == '1' and all == '0' then
+    left_alone(id, parent)
+    return {}
+  end
+  redis.call('HSET', k.run(id), 'parent_ended', '1')
+  return stop(child, 'the run ' .. parent .. ', which delegated to it, has ended')
+end
+
+-- stopped_children(): ends children of the runs in `to_stop`, in this order, until the limit of this call. Returns wake-ups
+local function stopped_children()
+  local wakes = {}
+  if is_stopping then return wakes end -- a child has ended: its children are the next ones
+  is_stopping = true
+  while to_stop[1] and stops_left > 0 do
+    local entry = to_stop[1]
+    local life, all, parent = string.match(entry, '^(%d+):([01]):(.*)$')
+    local ids = parent and redis.call('SPOP', k.stopping_children(entry), stops_left) or {}
+    stops_left = stops_left - #ids
+    table.sort(ids)
+    for _, id in ipairs(ids) do add(wakes, stopped_child(id, tonumber(life), all, parent)) end
+    if redis.call('EXISTS', k.stopping_children(entry)) == 0 then
+      redis.call('ZREM', k.stopping(), entry)
+      table.remove(to_stop, 1)
     end
   end
-  return wakes, #ids
+  is_stopping = false
+  return wakes
+end
+
+-- end_children(run, all): the children of a run that ends must end; those in the background only if `all`. Returns wake-ups
+local function end_children(run, all)
+  if redis.call('EXISTS', k.children(run.id)) == 0 then return {} end
+  local entry = digits(run.life) .. ':' .. (all and '1' or '0') .. ':' .. run.id
+  if redis.call('EXISTS', k.stopping_children(entry)) == 0 then
+    redis.call('RENAME', k.children(run.id), k.stopping_children(entry))
+    redis.call('PERSIST', k.stopping_children(entry))
+  else
+    for _, id in ipairs(redis.call('SMEMBERS', k.children(run.id))) do redis.call('SADD', k.stopping_children(entry), id) end
+    redis.call('DEL', k.children(run.id))
+  end
+  redis.call('ZADD', k.stopping(), digits(NOW_MS), entry)
+  to_stop[#to_stop + 1] = entry
+  return stopped_children()
+end
+
+-- go_on_stopping(): ends children that earlier calls have left. Returns wake-ups
+local function go_on_stopping()
+  for _, entry in ipairs(redis.call('ZRANGE', k.stopping(), 0, MOST_STOPPED - 1)) do to_stop[#to_stop + 1] = entry end
+  return stopped_children()
 end
 
 local HAS_JOB = 4 -- the format of a run that has started a job, see store/formats.py
@@ -99,9 +155,7 @@ local function end_run(run, ending)
   add(wakes, notified_parent(run, ending))
   lender = lender and not next_run and load(lender.id) -- the result may have woken it
   if lender then add(wakes, {begin_shared(lender)}) end
-  local ended, children = end_children(run, ending.state == STATE.cancelled)
-  add(wakes, ended)
-  if children > 0 then redis.call('DEL', k.children(run.id)) end
+  add(wakes, end_children(run, ending.state == STATE.cancelled))
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
   if not next_run then

@@ -44,7 +44,7 @@ local function enter(run)
   end
   if bottom ~= (held or '') then
     local other = load(bottom)
-    if other and not TERMINAL[other.state] then add(wakes, (end_children(other, false))) end
+    if other and not TERMINAL[other.state] then add(wakes, end_children(other, false)) end
     local top = load(held)
     if top and not TERMINAL[top.state] then add(wakes, interrupted(top, 'rollback', run.id)) end
   end

@@ -14,6 +14,7 @@ local function revived(run, begins, by, parent_life)
   for _, fact in ipairs(redis.call('HKEYS', k.facts(run.id))) do
     if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then redis.call('HDEL', k.facts(run.id), fact) end -- such as the count of retries
   end
+  redis.call('PERSIST', k.children(run.id)) -- those that work in the background since an earlier life
   for _, name in ipairs(keys_of(run.id)) do redis.call('PERSIST', name) end
   append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(run.id .. ':step:' .. digits(run.steps))) .. ',"life":' .. digits(run.life)
     .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})

@@ -19,7 +19,7 @@ end
 local RUN_FIELDS, COUNTERS_FROM, run_of = fields_of_runs(count_of)
 
 -- keys_of(R): the keys that live as long as the run
-local function keys_of(R) return {k.run(R), k.facts(R), k.decisions(R), k.events(R), k.journal(R)} end
+local function keys_of(R) return {k.run(R), k.facts(R), k.decisions(R), k.events(R), k.journal(R), k.held(R)} end
 
 -- load(R): the record (`run_of`); nil if it does not exist
 local function load(R)

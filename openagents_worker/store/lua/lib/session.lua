@@ -80,6 +80,8 @@ local SHARED = -2 ^ 41 -- those of shared children: they are in front of all oth
 -- like any other run
 local function is_lent_to(R) return field_of(R, 'mode') == 'shared' and field_of(R, 'parent_life') ~= nil end
 
+local HOLDS_TURNS = 5 -- the format of a run that may hold turns of its children, and of these children, see store/formats.py
+
 -- begin_shared(run): the next shared child of a parked run gets the session; returns its wake-up, or nil if no such child waits. Children of a
 -- run further down may wait in front of it
 local function begin_shared(run)
@@ -89,7 +91,7 @@ local function begin_shared(run)
     local child = field_of(id, 'parent') == run.id and is_lent_to(id) and load(id)
     if child and child.state == STATE.waiting_session then
       redis.call('HSET', k.session(S), 'holder', id, 'below:' .. id, run.id)
-      redis.call('HSET', k.run(id), 'state', STATE.queued)
+      redis.call('HSET', k.run(id), 'state', STATE.queued, 'format', math.max(child.format, run.format)) -- it must read what the run holds
       redis.call('ZREM', k.session_queue(S), id)
       append(child, {'run.queued', queued_payload(child)})
       return wake_of(child)
