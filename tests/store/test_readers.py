@@ -18,7 +18,6 @@ from openagents_worker.store.records import read_record, read_states
 from openagents_worker.store.sessions import read_session
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
-from tests.support.sampling import marked_beyond_a_share
 from tests.support.script_calls import call
 
 keys = Keys("oa")
@@ -75,7 +74,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind"), marked_beyond_a_share(CASES))
+@pytest.mark.share(of=3)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_key_of_a_wrong_type_does_not_stop_a_reader_of_many_items(
     store: Store, name: str, kind: str
 ) -> None:

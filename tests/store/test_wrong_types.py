@@ -16,7 +16,6 @@ from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import ANY_TYPE, KEYS, LEFT_IN_PLACE, Keys, KeySpec, spec_of
-from tests.support.sampling import marked_beyond_a_share
 from tests.support.script_calls import call
 
 keys = Keys("oa")
@@ -142,10 +141,8 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     return refused
 
 
-@pytest.mark.share(of=4)
-@pytest.mark.parametrize(
-    ("spec", "kind"), marked_beyond_a_share(CASES), ids=[f"{spec.name}-{kind}" for spec, kind in CASES]
-)
+@pytest.mark.share(of=13)
+@pytest.mark.parametrize(("spec", "kind"), CASES, ids=[f"{spec.name}-{kind}" for spec, kind in CASES])
 def test_a_key_of_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec, kind: str) -> None:
     """The other run is executed to its end, and a later one, too."""
     key = key_of(spec)

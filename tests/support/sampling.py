@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["marked_beyond_a_share", "shares"]
+__all__ = ["shares"]
 
 
 def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any]:
@@ -26,17 +26,6 @@ def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any
         found.append(pytest.param(name, list(values[at::of]), id=name))
         found.append(pytest.param(name, others, id=f"{name}, other values", marks=pytest.mark.long))
     return found
-
-
-def marked_beyond_a_share(cases: Iterable[Any], of: int = 3) -> list[Any]:
-    """The cases as parameters. One in `of` is in the short edition, the others are marked `long`.
-
-    `cases` are ordered by name. `of` must not divide the number of cases per name, so that the kinds change.
-    """
-    return [
-        pytest.param(*case, marks=() if number % of == 0 else pytest.mark.long)
-        for number, case in enumerate(cases)
-    ]
 
 
 MOST = 8
