@@ -279,6 +279,7 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
         )
         return [_session_summary(keys, id_, row) for id_, row in zip(ids, answers, strict=True)]
 
+    check_limit(limit)
     chunk = min(max(limit, FEWEST_SESSIONS), CHUNK)  # nearly every entry is an item of the page
     return (yield from read_index_page(key, read, None, None, limit, cursor, chunk=chunk))
 
