@@ -158,5 +158,5 @@ redis.call('SADD', k.worker_runs(incarnation), run_id)
 redis.call('ZREM', k.sent(run.queue), run_id)
 if run.force_at == 0 then redis.call('ZREM', k.due(), run_id) end
 append(run, {'run.attempt_started', '{"attempt":' .. run.attempt .. ',"checkpoint_id":'
-  .. (redis.call('EXISTS', k.journal(run_id)) == 1 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
+  .. (needed.journal > 0 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
 return claimed(run, needed)

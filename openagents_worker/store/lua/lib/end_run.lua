@@ -86,7 +86,7 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
-  local held, below = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id))
+  local held, below, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id, 'of_child'))
   local lender, next_run
   if held == run.id then
     if below then lender, next_run = given_back(S) end
@@ -95,6 +95,7 @@ local function end_run(run, ending)
     redis.call('ZREM', k.session_queue(S), run.id)
     next_run = repaired(S)
   end
+  local is_free = held == run.id and not lender and not next_run -- `promote` has found nobody else in the session
   if next_run then wakes[#wakes + 1] = next_run end
   add(wakes, notified_parent(run, ending))
   lender = lender and not next_run and load(lender.id) -- the result may have woken it
@@ -104,12 +105,9 @@ local function end_run(run, ending)
   if children > 0 then redis.call('DEL', k.children(run.id)) end
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if not next_run then
-    local holds, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'of_child'))
-    if not holds and redis.call('ZCARD', k.session_queue(S)) == 0 then
-      local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
-      for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
-    end
+  if is_free or not next_run and is_unused(S) then
+    local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
+    for _, name in ipairs(kept_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
   end
   return wakes
 end

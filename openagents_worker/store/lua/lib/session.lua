@@ -7,6 +7,12 @@ local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
 end
 
+-- kept_keys(S): the keys of a session in which no run works or waits; an empty queue is no key
+local function kept_keys(S) return {k.session(S), k.transcript(S), k.artifacts(S), k.session_state(S)} end
+
+-- is_unused(S): whether no run works or waits in the session
+local function is_unused(S) return not redis.call('HGET', k.session(S), 'holder') and redis.call('ZCARD', k.session_queue(S)) == 0 end
+
 -- session_format(S): the format that a worker must be able to read to execute a run of the session
 local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
 
