@@ -23,7 +23,7 @@ from openagents_worker.runtime.services import Services
 __all__ = ["Event", "EventWriter"]
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
-MAX_FLUSH_S = 0.25  # the same for a process that is so busy that it is late: often, a commit comes first
+MAX_FLUSH_S = 0.5  # the same for a process that is so busy that it is late: mostly, a commit comes first
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
