@@ -92,7 +92,7 @@ if HAS_DUE[run.state] then
   end
   run.state = STATE.queued
 end
-local held_by = holder(run.session)
+local held_by = holder(run.session, run_id)
 if not held_by then -- the record of the holder is deleted: this claim repairs the session
   local lost = redis.call('HGET', k.session(run.session), 'holder')
   local is_stack = lost and redis.call('HEXISTS', k.session(run.session), 'below:' .. lost) == 1

@@ -11,8 +11,9 @@ end
 -- notified_parent(run, ending): if another run has delegated to this one, that run gets the result as a fact. Returns wake-ups.
 -- `parent_life`: a result does not belong to a later life of the parent, unless it has asked for it again
 local function notified_parent(run, ending)
-  local id, call, life, background = unpack(redis.call('HMGET', k.run(run.id), 'parent', 'parent_call', 'parent_life', 'background'))
-  if not call then return {} end
+  local call = run.parent_call
+  if call == '' then return {} end
+  local id, life, background = unpack(redis.call('HMGET', k.run(run.id), 'parent', 'parent_life', 'background'))
   redis.call('SREM', k.children(id), run.id)
   local parent = load(id)
   if not parent or TERMINAL[parent.state] or life ~= digits(parent.life) then return {} end
