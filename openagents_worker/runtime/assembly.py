@@ -301,8 +301,9 @@ class Assembly:
         Raises `AgentUnavailable` if this process cannot serve it, `AgentNotFoundError` if it is unknown.
         """
         owner = agent_id if kept is None else kept.owner
-        if (shared := self._shared.get((owner, "parts"))) is not None:
-            return shared  # type: ignore[no-any-return]  # of any type; this one is of `AgentParts`
+        shared: AgentParts | None = self._shared.get((owner, "parts"))
+        if shared is not None:
+            return shared
         if kept is not None:
             parts = AgentParts(self, kept.definition, kept)
         elif agent_id in self.unavailable:
