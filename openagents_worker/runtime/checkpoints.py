@@ -94,7 +94,10 @@ class Checkpoints:
         self.store_start()
         if record.usage:
             used = RunUsage(**record.usage) if more is None else more
-            self.usage, self.total_usage = self.usage.plus(used), self.total_usage.plus(used)
+            total = self.total_usage.plus(used)
+            # As long as no record was left by another attempt, both are the same.
+            self.usage = total if self.usage is self.total_usage else self.usage.plus(used)
+            self.total_usage = total
             events = [*events, ("usage.updated", {"usage": self.total_usage.known()})]
         if not self._durable:
             for event in events:

@@ -5,18 +5,41 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self
 
 from openagents_worker.errors import DepsUnavailable, OpenAgentsError, PatternError
 from openagents_worker.runtime.registry import DEPS
 from openagents_worker.runtime.user_code import described, executing
 
-__all__ = ["opened_deps"]
+__all__ = ["OpenDeps", "opened_deps"]
 
 LIMIT_S = 30.0  # a run cannot be cancelled while its dependencies are created or closed
 
 InThread = Callable[..., Awaitable[Any]]
+
+
+class OpenDeps:
+    """`async with OpenDeps() as deps: …`: what `deps.open` has opened is closed after the block."""
+
+    __slots__ = ("_opened",)
+
+    def __init__(self) -> None:
+        self._opened: AbstractAsyncContextManager[Any] | None = None
+
+    async def open(self, name: str, in_thread: InThread) -> Any:
+        """The dependencies registered under a name. Raises as `opened_deps` does."""
+        opened = opened_deps(name, in_thread)
+        value = await opened.__aenter__()
+        self._opened = opened
+        return value
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        if self._opened is not None:
+            await self._opened.__aexit__(*error)
 
 
 @asynccontextmanager

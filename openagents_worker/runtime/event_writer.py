@@ -23,7 +23,8 @@ from openagents_worker.runtime.services import Services
 __all__ = ["Event", "EventWriter"]
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
-MAX_FLUSH_S = 0.25  # the same for a process that is so busy that it is late: often, a commit comes first
+MAX_FLUSH_S = 0.25  # the same for a process that is so busy that it is late: mostly, a commit comes first
+BUSY_S = 0.002  # a timer that is later than this waits for other runs; on an idle loop it is in time
 BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
 PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
@@ -179,7 +180,7 @@ class EventWriter(ABC):
             self._postponed_s = 0.0
             return  # a commit has stored everything meanwhile
         late_s = self._loop.time() - self._timer_at_s
-        if late_s > FLUSH_S and self._postponed_s < MAX_FLUSH_S and not has_unsent:
+        if late_s > BUSY_S and self._postponed_s < MAX_FLUSH_S and not has_unsent:
             # Flushes of many runs would make a busy process later still.
             self._postponed_s += late_s + FLUSH_S
             self._schedule(FLUSH_S)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 from openagents_worker.concurrency import any_done
 from openagents_worker.errors import PatternError
+from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.marks import marked
 from openagents_worker.runtime.user_code import RunCode, described
@@ -49,11 +49,7 @@ class Supervision:
 
     async def uninterrupted(self, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
         """Execute a coroutine of the attempt. An exception in the waiting task does not interrupt it."""
-        context = copy_context()
-        context.run(marked.set, self._code.mark())
-        task: asyncio.Task[T] = asyncio.create_task(
-            self._marked(work), name=f"{name} {self._code.run_id}", context=context
-        )
+        task = outside_runs(self._marked(work), name=f"{name} {self._code.run_id}")
         while not task.done():
             try:
                 await any_done(task)
@@ -65,6 +61,7 @@ class Supervision:
         return task.result()
 
     async def _marked(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        marked.set(self._code.mark())
         return await self._code.marks.run_marked(work())
 
     def interrupt(self, by: BaseException) -> None:

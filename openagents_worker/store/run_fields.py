@@ -14,7 +14,7 @@ MARK = "local RUN_FIELDS, COUNTERS_FROM, run_of = fields_of_runs(count_of)"
 
 TEXTS = (
     "state", "fence", "owner", "agent", "session", "queue", "cancel", "canvas", "tell", "durable", "usage",
-    "uid", "started", "claimed", "cancel_reason", "suspicion", "on_busy", "interrupted",
+    "uid", "started", "claimed", "cancel_reason", "suspicion", "on_busy", "interrupted", "parent_call",
 )  # fmt: skip
 NUMBERS = (
     "attempt", "life", "steps", "retries", "recoveries", "stuck", "emit_no", "due", "expires", "format",

@@ -120,7 +120,10 @@ class Interrupts(PatternPlugin):
 
 
 class IsBusy(PatternPlugin):
-    """Emits an event in a process whose event loop is late by four times the usual time of an event."""
+    """Emits an event in a process whose event loop is late by some time."""
+
+    class Config(PatternPlugin.Config):
+        late_s: float
 
     async def execute(self) -> str:
         clock, run_writer = LoopClock(), self.context.recorder._writer  # type: ignore[attr-defined]
@@ -128,7 +131,7 @@ class IsBusy(PatternPlugin):
         began_s = asyncio.get_running_loop().time()
         await self.emit("said", number=1)
         while not run_writer._flushing:
-            clock.forward(5 * writer.FLUSH_S)
+            clock.forward(writer.FLUSH_S + self.cfg.late_s)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         WAITED_S.append(asyncio.get_running_loop().time() - began_s)
@@ -224,16 +227,34 @@ async def test_an_event_does_not_wait_for_the_pieces_of_a_reply(redis_url: str) 
     assert [words for name, words, _ in sizes if name == "emit"] == [4]
 
 
-async def test_an_event_of_a_busy_process_waits_for_a_commit_for_a_limited_time(redis_url: str) -> None:
+@pytest.mark.parametrize("late_s", [4 * writer.FLUSH_S, 2 * writer.BUSY_S])
+async def test_an_event_of_a_busy_process_waits_for_a_commit_for_a_limited_time(
+    redis_url: str, late_s: float
+) -> None:
     """Without a commit, it is stored after `MAX_FLUSH_S`, by the clock of the late loop."""
     WAITED_S.clear()
-    async with process(redis_url, agent(pattern={"impl": f"{PLUGINS}.IsBusy"})) as worker:
+    is_busy = {"impl": f"{PLUGINS}.IsBusy", "config": {"late_s": late_s}}
+    async with process(redis_url, agent(pattern=is_busy)) as worker:
         sizes = _record_script_calls(worker)
         record = await worker.run()
 
     assert record.state == "completed"
     assert [words for name, words, _ in sizes if name == "emit"] == [2]
     assert writer.MAX_FLUSH_S <= WAITED_S[0] <= 2 * writer.MAX_FLUSH_S
+
+
+async def test_an_event_of_a_process_that_is_not_busy_does_not_wait_for_a_commit(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored by the first timer, also if the loop is a little late."""
+    monkeypatch.setattr(writer, "BUSY_S", 100.0)
+    WAITED_S.clear()
+    is_not_busy = {"impl": f"{PLUGINS}.IsBusy", "config": {"late_s": 0.5}}
+    async with process(redis_url, agent(pattern=is_not_busy)) as worker:
+        record = await worker.run()
+
+    assert record.state == "completed"
+    assert WAITED_S[0] < 2 * 0.5
 
 
 async def test_large_events_are_stored_in_batches(redis_url: str) -> None:

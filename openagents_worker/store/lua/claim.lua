@@ -106,7 +106,7 @@ if HAS_DUE[run.state] then
   end
   run.state = STATE.queued
 end
-local held_by = holder(run.session)
+local held_by = holder(run.session, run_id)
 if not held_by then -- the record of the holder is deleted: this claim repairs the session
   local lost = redis.call('HGET', k.session(run.session), 'holder')
   local is_stack = lost and redis.call('HEXISTS', k.session(run.session), 'below:' .. lost) == 1
@@ -168,5 +168,5 @@ redis.call('SADD', k.worker_runs(incarnation), run_id)
 redis.call('ZREM', k.sent(run.queue), run_id)
 if run.force_at == 0 then redis.call('ZREM', k.due(), run_id) end
 append(run, {'run.attempt_started', '{"attempt":' .. run.attempt .. ',"checkpoint_id":'
-  .. (redis.call('EXISTS', k.journal(run_id)) == 1 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
+  .. (needed.journal > 0 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
 return claimed(run, needed)

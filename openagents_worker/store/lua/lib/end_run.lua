@@ -11,8 +11,9 @@ end
 -- notified_parent(run, ending): if another run has delegated to this one, that run gets the result as a fact. Returns wake-ups.
 -- `parent_life`: a result does not belong to a later life of the parent, unless it has asked for it again
 local function notified_parent(run, ending)
-  local id, call, life, background = unpack(redis.call('HMGET', k.run(run.id), 'parent', 'parent_call', 'parent_life', 'background'))
-  if not call then return {} end
+  local call = run.parent_call
+  if call == '' then return {} end
+  local id, life, background = unpack(redis.call('HMGET', k.run(run.id), 'parent', 'parent_life', 'background'))
   redis.call('SREM', k.children(id), run.id)
   local parent = load(id)
   if not parent or TERMINAL[parent.state] or life ~= digits(parent.life) then return {} end
@@ -142,7 +143,7 @@ local function end_run(run, ending)
     redis.call('PEXPIRE', k.outbox(recipient), RUN_TTL_MS)
   end
   local S = run.session
-  local held, below = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id))
+  local held, below, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'below:' .. run.id, 'of_child'))
   local lender, next_run
   if held == run.id then
     if below then lender, next_run = given_back(S) end
@@ -151,6 +152,7 @@ local function end_run(run, ending)
     redis.call('ZREM', k.session_queue(S), run.id)
     next_run = repaired(S)
   end
+  local is_free = held == run.id and not lender and not next_run -- `promote` has found nobody else in the session
   if next_run then wakes[#wakes + 1] = next_run end
   add(wakes, notified_parent(run, ending))
   lender = lender and not next_run and load(lender.id) -- the result may have woken it
@@ -158,12 +160,9 @@ local function end_run(run, ending)
   add(wakes, end_children(run, ending.state == STATE.cancelled))
 
   for _, name in ipairs(keys_of(run.id)) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
-  if not next_run then
-    local holds, of_child = unpack(redis.call('HMGET', k.session(S), 'holder', 'of_child'))
-    if not holds and redis.call('ZCARD', k.session_queue(S)) == 0 then
-      local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
-      for _, name in ipairs(session_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
-    end
+  if is_free or not next_run and is_unused(S) then
+    local ttl_ms = of_child and math.min(RUN_TTL_MS, SESSION_TTL_MS) or SESSION_TTL_MS -- nobody else knows the id of a child's session
+    for _, name in ipairs(kept_keys(S)) do redis.call('PEXPIRE', name, ttl_ms) end
   end
   return wakes
 end

@@ -7,6 +7,12 @@ local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
 end
 
+-- kept_keys(S): the keys of a session in which no run works or waits; an empty queue does not exist
+local function kept_keys(S) return {k.session(S), k.transcript(S), k.artifacts(S), k.session_state(S)} end
+
+-- is_unused(S): whether no run works or waits in the session
+local function is_unused(S) return not redis.call('HGET', k.session(S), 'holder') and redis.call('ZCARD', k.session_queue(S)) == 0 end
+
 -- session_format(S): the format that a worker must be able to read to execute a run of the session
 local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
 
@@ -106,10 +112,10 @@ local function passed_on(S)
   return wake or begin_shared(back)
 end
 
--- holder(S): the holder, or nil; a run without a record does not count
-local function holder(S)
+-- holder(S, R): the holder, or nil; a run without a record does not count. The caller knows that the run R has one
+local function holder(S, R)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and is_known(id) then return id end
+  if id and (id == R or is_known(id)) then return id end
   return nil
 end
 
