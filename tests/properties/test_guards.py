@@ -343,6 +343,7 @@ GUARDS = (
     Guard(
         "a run is not parked after Redis has lost what it waits for",
         ("if kind == 'park' and run.emit_no < acknowledged then return reply{answer = 'MISPLACED'} end", ""),
+        story="a_question_is_forgotten_before_the_run_waits_for_its_answer",
     ),
     Guard(
         "another record at a position is refused",
