@@ -179,7 +179,7 @@ def resume_all(
     filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
     cursor: str | None = None
     while True:
-        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor)
+        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, by_script=True)
         for run in page:
             if run.state not in (RunState.FAILED, RunState.CANCELLED):
                 continue

@@ -64,9 +64,8 @@ DEFAULT_ASSEMBLER = ContextAssemblerRef(type="default")
 class AgentParts:
     """The parts of an agent for one attempt.
 
-    Patterns and custom plugins (`impl`) are created for each attempt. Built-in memories, tools and assemblers
-    keep no state of a run and are shared, like the model client and its connections. If all parts are built
-    in, all attempts share this object, too.
+    Patterns and custom plugins (`impl`) are created for each attempt. Built-in memories, tools, assemblers
+    and model clients keep no state of a run and are shared; if all parts are built in, this object is, too.
     """
 
     def __init__(

@@ -89,7 +89,9 @@ def read_index_page(
     after = None if cursor is None else _parse_cursor(cursor)
     found: list[T] = []
     problems: list[Problem] = []
-    for _ in range((max_scanned or MAX_SCANNED) // chunk):
+    max_scanned = max_scanned or MAX_SCANNED
+    chunk = min(chunk, max_scanned)
+    for _ in range(max_scanned // chunk):
         entries, more = yield from _next_entries(key, min_score, max_score, after, chunk)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):

@@ -12,6 +12,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import index_pages, listing, scripts
 from openagents_worker.store.listing import MAX_LIMIT
+from tests.support.command_counts import calls_of
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
 
@@ -165,11 +166,6 @@ def test_a_page_of_sessions_reads_the_sessions_that_it_shows(client: Client) -> 
 
     assert calls_of(client, "llen") - before == 2 * 25, "the transcript and the artifacts of each"
     end_all(client, *names)
-
-
-def calls_of(client: Client, command: str) -> int:
-    stats = client.store.ask(lambda r: r.info("commandstats"))
-    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
 @pytest.mark.parametrize(

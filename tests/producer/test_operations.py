@@ -15,6 +15,7 @@ from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import scripts
 from openagents_worker.store.fleet import WorkerCard, read_fleet
 from openagents_worker.store.watch import history
+from tests.support.command_counts import calls_of
 from tests.support.scripts import LEASE_MS, Hand
 
 
@@ -90,6 +91,20 @@ def test_many_runs_are_resumed_and_one_bad_one_stops_nothing(client: Client, han
     assert [(problem.key, problem.code) for problem in client.problems()] == [(key, "record.unreadable")]
     client.store.redis.hset(key, "usage", "{}")
     end(client, *resumed)
+
+
+def test_only_the_runs_that_may_be_resumed_are_read(client: Client, hand: Hand) -> None:
+    """However many others there are."""
+    fail(hand, "failed", LLMRateLimitError("slow down"))
+    others = [f"r{number}" for number in range(60)]
+    for name in others:
+        client.submit({"agent_id": "clerk", "session_id": name, "input_text": "hi", "run_id": name})
+    before = calls_of(client, "hmget")
+
+    assert list(client.resume_all(dry_run=True)) == ["failed"]
+
+    assert calls_of(client, "hmget") - before == 1
+    end(client, *others)
 
 
 async def test_the_async_client_does_the_same(client: Client, hand: Hand) -> None:
