@@ -84,7 +84,8 @@ def port_or_free(wanted: int) -> int:
 class ChildProcess:
     """A child process in its own process group, and its output. Only this group is ever signalled.
 
-    `on_line(name, line)` gets each line that it prints. `env` None: the environment of this process.
+    `on_line(name, line)` gets each line that it prints. `env` None: the environment of this process. `kind`
+    is what messages call it, such as "worker".
     """
 
     def __init__(
@@ -93,8 +94,11 @@ class ChildProcess:
         command: Sequence[str],
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str, str], None] | None = None,
+        *,
+        kind: str = "process",
     ) -> None:
         self.name = name
+        self.kind = kind
         self._on_line = on_line
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
@@ -170,11 +174,11 @@ class ChildProcess:
             if self.exit_code is not None:
                 self._reader.join()
                 raise ConfigError(
-                    f"the process {self.name} ended with code {self.exit_code}", hint=self._last_output()
+                    f"the {self.kind} {self.name} ended with code {self.exit_code}", hint=self._last_output()
                 )
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"the process {self.name} did not reach this within {timeout_s:.0f} s: {what}",
+                    f"the {self.kind} {self.name} did not reach this within {timeout_s:.0f} s: {what}",
                     hint=self._last_output(),
                 )
             time.sleep(poll_s)

@@ -100,7 +100,7 @@ class Stack:
         limit = [] if concurrency is None else ["--concurrency", str(concurrency)]
         with contextlib.closing(Store(cell_of(self.settings), max_connections=1)) as store:
             before = _incarnations(store, name)  # of earlier workers with this name
-            worker = self._start(name, _cli_command("worker", "--name", name, *limit))
+            worker = self._start(name, _cli_command("worker", "--name", name, *limit), kind="worker")
             self._workers.append(worker)
             worker.wait_until(lambda: bool(_incarnations(store, name) - before), "registered in Redis")
         return worker
@@ -176,8 +176,9 @@ class Stack:
         if process in self._workers:
             self._workers.remove(process)
 
-    def _start(self, name: str, command: Sequence[str]) -> ChildProcess:
-        process = ChildProcess(name, command, {**self._env, "PYTHONUNBUFFERED": "1"}, self._say)
+    def _start(self, name: str, command: Sequence[str], kind: str = "process") -> ChildProcess:
+        env = {**self._env, "PYTHONUNBUFFERED": "1"}
+        process = ChildProcess(name, command, env, self._say, kind=kind)
         self._processes.append(process)
         return process
 

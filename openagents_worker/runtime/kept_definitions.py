@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -207,11 +207,18 @@ class DefinitionKeeper:
         ids = agent_id, run_id
         return await self._of_run(first, claimed.life, ids, own, store, _WhileLeased(store, lease))
 
-    async def of_ended_run(self, record: RunRecord, *, own: OwnAgents, store: AsyncStore) -> KeptAgent | None:
-        """As `of_run`, for a run that has ended and has left something behind. Raises `RedisUnreachable`."""
+    @asynccontextmanager
+    async def of_ended_run(
+        self, record: RunRecord, *, own: OwnAgents, store: AsyncStore
+    ) -> AsyncGenerator[KeptAgent | None]:
+        """As `of_run`, for a run that has ended and has left something behind."""
         journal = await store.run(scripts.page(run_id=record.run_id, position=0, page_bytes=1))
         first = journal[0] if journal else None
-        return await self._of_run(first, record.life, (record.agent_id, record.run_id), own, store, store)
+        kept = await self._of_run(first, record.life, (record.agent_id, record.run_id), own, store, store)
+        try:
+            yield kept
+        finally:
+            self.release(kept)
 
     async def _of_run(
         self,

@@ -70,9 +70,10 @@ class OpenJobs:
             if (name := record.request.deps) is not None:
                 in_thread = self._assembly.offload.in_thread
                 deps = await opened.enter_async_context(opened_deps(name, in_thread))
-            keeper = self._assembly.keeper  # the run has started its jobs with the definition it began with
-            kept = await keeper.of_ended_run(record, own=self._assembly, store=self._store)
-            opened.callback(keeper.release, kept)
+            # the run has started its jobs with the definition it began with
+            kept = await opened.enter_async_context(
+                self._assembly.keeper.of_ended_run(record, own=self._assembly, store=self._store)
+            )
             parts = self._assembly.parts(record.agent_id, kept)
             opened.push_async_callback(parts.aclose)
             at_once = asyncio.Semaphore(AT_ONCE)

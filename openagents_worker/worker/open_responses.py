@@ -41,13 +41,10 @@ class OpenResponses:
         if record.life != end.life or not record.state.is_terminal:
             return  # it was resumed
         tenant = None if record.request is None else record.request.tenant
-        keeper = self._assembly.keeper  # the calls were made with the definition that the run began with
-        kept = await keeper.of_ended_run(record, own=self._assembly, store=self._store)
-        try:
+        # the calls were made with the definition that the run began with
+        async with self._assembly.keeper.of_ended_run(record, own=self._assembly, store=self._store) as kept:
             for note in notes:
                 if isinstance(note, dict) and await self._assembly.cancel_response(
                     record.agent_id, note, kept, tenant=tenant
                 ):
                     log.info("llm.response_cancelled", run_id=end.run_id, response_id=note.get("response_id"))
-        finally:
-            keeper.release(kept)

@@ -142,7 +142,7 @@ def dev(
                 ended = _replace_on_changes(stack, worker, concurrency)
             else:
                 ended = stack.wait()
-            err(f"{ended.name} exited with code {ended.exit_code}")
+            err(f"the {ended.kind} {ended.name} exited with code {ended.exit_code}")
             return Exit.RUN_FAILED
     except KeyboardInterrupt:
         return Exit.SUCCESS
