@@ -55,7 +55,7 @@ def run_worker(
     settings: Settings, *, name: str, concurrency: int | None = None, queues: Sequence[str] = ()
 ) -> None:
     """Run a worker in this process until a stop signal. Raises SystemExit with its exit code."""
-    from openagents_worker.worker.garbage_collection import loading_for_life
+    from openagents_worker.worker.interpreter import loading_for_life
 
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])

@@ -76,7 +76,7 @@ def _on_worker_init(sender: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before Celery creates its bootsteps."""
     parts = find_binding(sender.app) if sender is not None else None
     if parts is not None and parts.processes is not None:
-        from openagents_worker.worker.garbage_collection import loading_for_life
+        from openagents_worker.worker.interpreter import loading_for_life
 
         is_ours = parts.kind is AppKind.WORKER
         # A worker of another app may execute no runs: its garbage collector is not ours to change.

@@ -11,7 +11,7 @@ def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
     try:
         # Here, so that importing this package loads nothing.
-        from openagents_worker.worker.garbage_collection import loading_for_life
+        from openagents_worker.worker.interpreter import loading_for_life
 
         with loading_for_life():
             from openagents_worker.cli.commands import run

@@ -28,12 +28,12 @@ from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.completion_acks import CompletionAcks
 from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.drain import drain, stop_runs
-from openagents_worker.worker.garbage_collection import tune_garbage_collector
 from openagents_worker.worker.heartbeat import (
     Heartbeat,
     HeartbeatCallbacks,
     HeartbeatLimits,
 )
+from openagents_worker.worker.interpreter import tune_interpreter
 from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.notice_handlers import NoticeHandler, NoticeHandlers, confirm_in_redis
@@ -275,7 +275,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the background parts; returns before Redis has answered."""
         if self._owns_process:
-            tune_garbage_collector()
+            tune_interpreter()
         self._service.start()
 
     def _watch_local_workers(self, workers: Mapping[str, str]) -> None:

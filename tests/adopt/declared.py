@@ -93,7 +93,7 @@ EXTRA_OF = {
     "tools.offload": BASE,
     "tools.typed": BASE,
     "tracebacks": BASE,
-    "worker.garbage_collection": BASE,
+    "worker.interpreter": BASE,
     "diagnostics": BASE,
     "diagnostics.console": "rich",
     "diagnostics.langfuse": "langfuse",

@@ -12,8 +12,10 @@ from tests.docs.blocks import ROOT
 _CODE = re.compile(r"`([^`\n]+)`")
 
 FIGURES = {
-    ("pools.md", r"after ([\d,]+) new objects"): "worker.garbage_collection.GC_THRESHOLD",
-    ("pools.md", r"new objects instead of (\d+)"): "worker.garbage_collection.PYTHONS_GC_THRESHOLD",
+    ("pools.md", r"after ([\d,]+) new objects"): "worker.interpreter.GC_THRESHOLD",
+    ("pools.md", r"new objects instead of (\d+)"): "worker.interpreter.PYTHONS_GC_THRESHOLD",
+    ("pools.md", r"between threads after (\d+) ms"): "worker.interpreter.SWITCH_INTERVAL_MS",
+    ("pools.md", r"process instead of (\d+) ms"): "worker.interpreter.PYTHONS_SWITCH_INTERVAL_MS",
     ("plugins.md", r"within (\d+) s"): "runtime.deps.LIMIT_S",
     ("listing.md", r"examines at most ([\d,]+) runs"): "store.index_pages.MAX_SCANNED",
     ("listing.md", r"searches the ([\d,]+) most"): "store.listing.SCANNED_FOR_PROBLEMS",

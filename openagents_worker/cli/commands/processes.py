@@ -50,7 +50,7 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     openagents-worker worker --queues agents,reports --concurrency 100
     """
     require_extras("worker")
-    from openagents_worker.worker.garbage_collection import loading_for_life
+    from openagents_worker.worker.interpreter import loading_for_life
 
     with loading_for_life():
         from openagents_worker.celery.app import run_worker

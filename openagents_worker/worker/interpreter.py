@@ -1,15 +1,22 @@
-"""Garbage collection: the only place that sets how often Python collects the garbage of a worker process."""
+"""The interpreter: the only place that sets how Python collects garbage and switches between threads."""
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["loading_for_life", "tune_garbage_collector"]
+__all__ = ["loading_for_life", "tune_interpreter"]
 
 PYTHONS_GC_THRESHOLD = (700, 10, 10)
 GC_THRESHOLD = (50_000, 10, 10)
+PYTHONS_SWITCH_INTERVAL_MS = 5
+SWITCH_INTERVAL_MS = 1
+"""After so long, a thread that computes lets another one go on. A busy event loop leaves the interpreter only
+then, and Celery's thread has to get it several times for each message: with 5 ms, 18 of 100 slots were in use
+and a worker executed 12 to 20 % fewer runs. Below 1 ms nothing is gained.
+"""
 
 
 @contextmanager
@@ -29,7 +36,14 @@ def loading_for_life() -> Generator[None]:
             gc.enable()
 
 
-def tune_garbage_collector() -> None:
+def tune_interpreter() -> None:
+    """Tune Python for a process that executes many runs on one event loop. What other code has set stays."""
+    _collect_garbage_less_often()
+    if round(sys.getswitchinterval() * 1000) == PYTHONS_SWITCH_INTERVAL_MS:
+        sys.setswitchinterval(SWITCH_INTERVAL_MS / 1000)
+
+
+def _collect_garbage_less_often() -> None:
     """Exclude all loaded objects from garbage collection, and collect less often.
 
     Without this a full collection every few hundred runs would block the loop (180 ms were measured).
