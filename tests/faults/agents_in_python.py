@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 from openagents_worker import ChildRequest, RunContext, agent
+from openagents_worker.errors import PermanentToolError
 from tests.faults.plugins import Step
 
-__all__ = ["member", "program", "team"]
+__all__ = ["borrower", "lender", "member", "program", "team"]
 
 MODEL = {
     "provider": "openai_compatible",
@@ -70,3 +71,27 @@ async def member(context: RunContext) -> int:
         result = await context.delegate("member", json.dumps([number, levels - 1]))
         return int(result.output)
     return int(number)
+
+
+@agent("lender", llm=MODEL, tools=[{"id": "step", "impl": Step}])
+async def lender(context: RunContext) -> list[Any]:
+    """Lends its session to two children, one after the other. It fails at its end if its input says so."""
+    context.state["lender"] = "before"
+    await context.call_tool("step", {"n": "before"})
+    heard = []
+    for name in ("one", "two"):
+        result = await context.delegate("borrower", name, session_isolation="shared")
+        heard.append([result.output, context.state["borrowers"]])
+        await context.call_tool("step", {"n": f"after {name}"})
+    if context.input_text == "fail":
+        raise PermanentToolError("as it was told", "lender")
+    return heard
+
+
+@agent("borrower", llm=MODEL, tools=[{"id": "step", "impl": Step}])
+async def borrower(context: RunContext) -> list[str]:
+    """Answers with the questions before its own, and adds its name to the state of the session."""
+    # Longer than a parent waits before it parks.
+    await context.call_tool("step", {"n": context.input_text, "ms": 200})
+    context.state["borrowers"] = [*context.state.get("borrowers", []), context.input_text]
+    return [entry["content"] for entry in context.transcript if entry["role"] == "user"]

@@ -486,7 +486,7 @@ def test_whatever_was_stored_is_read_by_every_reader(world: World) -> None:
     """Runs, results, events, checkpoints, sessions: after all cases above, no reader raises an error."""
     client = world.installation.client
 
-    assert len(list(everything_of(world, client))) > 20
+    assert len(list(everything_of(world, client))) > 10, "also the short edition attacks more runs"
     for summary in client.sessions(limit=1000):
         if summary.session_id not in world.altered:
             client.session(summary.session_id)
