@@ -11,6 +11,7 @@ import pytest
 from openagents_worker.agents import read_agents_file
 from openagents_worker.agents.plugin import Plugin
 from openagents_worker.memory.base import MemoryPlugin
+from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.runtime.assembly import Assembly
@@ -96,3 +97,10 @@ def test_a_copy_of_a_plugin_has_the_same_config() -> None:
     assert type(other) is ReActPattern
     assert other.cfg is plugin.cfg
     assert plugin.turn_messages == ()
+
+
+@pytest.mark.parametrize("name", BUILTIN_PATTERNS)
+def test_a_built_in_pattern_has_nothing_but_its_config_before_it_is_executed(name: str) -> None:
+    """So copies of one share nothing that a run changes."""
+    pattern = assembly_of(pattern={"type": name}).parts("a").new_pattern()
+    assert set(vars(pattern)) == {"config", "cfg"}
