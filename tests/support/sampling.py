@@ -28,7 +28,7 @@ def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any
     return found
 
 
-MOST = 8
+MOST = 6
 """So many cases of a test are for `make test`, at equal distances over its table."""
 
 
