@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--before", type=Path, help="compare with the figures of this file")
     parser.add_argument("--names", action="store_true", help="also list what was counted")
     options = parser.parse_args(arguments)
-    found = {**_executed(), **counted_in_sources()}
+    found = {**measured_in_a_run(), **counted_in_sources()}
     before: Mapping[str, Any] = json.loads(options.before.read_text()) if options.before else {}
     rows = [
         {
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 # --- measured in a run -----------------------------------------------------------------------------------
 
 
-def _executed() -> dict[str, list[str]]:
+def measured_in_a_run() -> dict[str, list[str]]:
     """The functions of the library above `pattern.execute()`, and the modules of a model call."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as redis:
         report = Path(folder) / "report.jsonl"

@@ -52,7 +52,7 @@ from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.state import loaded_state
 from openagents_worker.runtime.stopping import EX_DOES_NOT_STOP, CodeStopper
 from openagents_worker.runtime.supervision import Supervision
-from openagents_worker.runtime.transfer import execute_pattern, give_children, output_of
+from openagents_worker.runtime.transfer import ended_by_transfer, give_children, output_of
 from openagents_worker.runtime.user_code import (
     RunCode,
     class_path,
@@ -260,9 +260,10 @@ class Attempt:
 
     async def _think(self, prepared: Prepared) -> Any:
         """Execute the pattern. Returns its output, validated against the requested output type."""
-        with executing("pattern", class_path(prepared.pattern)):
-            output = await execute_pattern(prepared.pattern, prepared.context.children, self.latch)
-        if (result := prepared.context.children.transferred) is not None:
+        children, output = prepared.context.children, None
+        with executing("pattern", class_path(prepared.pattern)), ended_by_transfer(children, self.latch):
+            output = await prepared.pattern.execute()
+        if (result := children.transferred) is not None:
             await self._check_all_read(prepared.context.recorder)
             return output_of(result)
         output_type = prepared.output_type

@@ -1,8 +1,10 @@
-"""Transfers: the only place that executes a pattern which another agent may end in its place."""
+"""Transfers: the only place where another agent may end a run in place of its pattern."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, error_from_wire
@@ -15,7 +17,7 @@ from openagents_worker.runtime.original.router import AgentRouter
 from openagents_worker.runtime.services import Services
 from openagents_worker.runtime.writer import RunWriter
 
-__all__ = ["execute_pattern", "give_children", "output_of"]
+__all__ = ["ended_by_transfer", "give_children", "output_of"]
 
 
 def give_children(
@@ -28,16 +30,16 @@ def give_children(
         context.agent_router = AgentRouter(context)
 
 
-async def execute_pattern(pattern: Any, children: Children, latch: Latch) -> Any:
-    """The output of the pattern; None if it has transferred the run to another agent."""
+@contextmanager
+def ended_by_transfer(children: Children, latch: Latch) -> Generator[None]:
+    """A block that executes a pattern. What it raises after it has transferred the run is dropped."""
     task = asyncio.current_task()
     assert task is not None
     try:
-        return await pattern.execute()
+        yield
     except BaseException:  # a task group may have put `RunTransferred` into a group
         if children.transferred is None or latch.reason is not None or task.cancelling():
             raise
-        return None
 
 
 def output_of(result: RunResult[Any]) -> Any:

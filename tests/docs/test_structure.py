@@ -1,4 +1,4 @@
-"""How easy the code is to read: the figures of `bench/structure.py` that are counted in the sources."""
+"""How easy the code is to read: the figures of `bench/structure.py`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.structure import (
     WIDE,
     WIDE_FIGURE,
     counted_in_sources,
+    measured_in_a_run,
     names_of_the_list,
 )
 
@@ -27,6 +28,13 @@ def counted() -> dict[str, list[str]]:
 def test_each_figure_is_within_its_limit(figure: str, counted: dict[str, list[str]]) -> None:
     """Retired words and names, long files, wide constructors, class names with two meanings."""
     assert len(counted[figure]) <= LIMITS[figure], "\n".join(counted[figure])
+
+
+@pytest.mark.long
+def test_a_message_and_a_model_call_pass_through_few_parts() -> None:
+    """From the message to the pattern, and from the pattern to the model's server, in a real worker."""
+    for figure, names in measured_in_a_run().items():
+        assert len(names) <= LIMITS[figure], "\n".join([figure, *names])
 
 
 def test_each_name_that_stays_is_still_there() -> None:
