@@ -10,11 +10,10 @@ import asyncio
 import concurrent.futures
 import math
 import os
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol, Self
@@ -27,6 +26,7 @@ from openagents_worker.worker.background import LATE_AFTER_S, Health, Leave, bac
 from openagents_worker.worker.heartbeat import RunHost
 from openagents_worker.worker.lease import WorkerLease
 from openagents_worker.worker.loop_thread import LoopThread, context_of
+from openagents_worker.worker.thread_stack import frames_of
 
 __all__ = [
     "EX_LOOP_DEAD",
@@ -156,6 +156,8 @@ class LoopWatchdog:
         self._clock = clocks.clock
         self._leave = leave
         self._silent_s = 0.0
+        self._ticked_s = 0.0
+        """When the loop was last looked at. This thread may have waited for the interpreter since then."""
         self._block: _LoopBlock | None = None
         self._logged_at_s: dict[str, float] = {}
         self._blocks = 0
@@ -205,6 +207,7 @@ class LoopWatchdog:
             passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
             # Do not count time in which the whole process was stopped (SIGSTOP), which delays this tick too.
             # A call that holds the GIL also delays it, but uses processor time: that distinguishes the two.
+            self._ticked_s = now_s
             self._check_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
             last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
             self._check_lease(self._lease())
@@ -341,7 +344,7 @@ class LoopWatchdog:
 
     def _inspect_loop(self) -> _LoopBlock:
         """The recorded call, the run and the stack of the loop's thread."""
-        frame = sys._current_frames().get(self._watched.thread_id() or 0)
+        frames = frames_of(self._watched.thread_id() or 0)
         task = asyncio.current_task(self._loop)
         call = context_of(task).get(current_call)
         executing = self._callbacks.executing()
@@ -351,7 +354,7 @@ class LoopWatchdog:
             run_id = executing.run_id if executing is not None else _run_id_of_task(task)
         if executing is not None and executing.run_id != run_id:  # the loop has executed other code meanwhile
             executing = None
-        return _LoopBlock(self._clock() - self._silent_s, call, _format_stack(frame), run_id, executing)
+        return _LoopBlock(self._ticked_s - self._silent_s, call, _format_stack(frames), run_id, executing)
 
     def _emit_block_event(self, block: _LoopBlock) -> None:
         """Emit `worker.loop_blocked` with the duration. Called on the loop as soon as it is free."""
@@ -368,9 +371,7 @@ def _run_id_of_task(task: asyncio.Task[Any] | None) -> str | None:
     return name.removeprefix(PATTERN_TASK) if name.startswith(PATTERN_TASK) else None
 
 
-def _format_stack(frame: FrameType | None) -> str:
+def _format_stack(frames: Sequence[FrameType]) -> str:
     """The innermost frames, the blocking one first, so that a truncated log line still contains it."""
-    if frame is None:
-        return ""
-    frames = traceback.extract_stack(frame, limit=STACK_FRAMES)
-    return "\n".join(f"{f.name}: {f.line} ({f.filename}:{f.lineno})" for f in reversed(frames))
+    innermost = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames[:STACK_FRAMES])
+    return "\n".join(f"{f.name}: {f.line} ({f.filename}:{f.lineno})" for f in innermost)

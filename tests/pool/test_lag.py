@@ -120,6 +120,41 @@ def test_a_call_that_holds_the_gil_is_counted(watchdog: LoopWatchdog, loop_threa
     wait_for(lambda: watchdog.stats()["longest_block_ms"] >= 300, "the block was seen")
 
 
+def test_a_block_is_counted_whole_although_the_watchdog_waits_for_the_interpreter(
+    loop_thread: LoopThread, run_host: EventRecordingRunHost
+) -> None:
+    """The watchdog has read the clock, then a call of the loop holds the GIL for another half second."""
+    now_s, is_free, calls = 0.0, threading.Event(), iter([0.5])
+
+    def is_seen_now() -> bool:
+        return looking.silent_s() + TICK_S > BLOCKED_S - TICK_S - 0.001
+
+    def pause(event: threading.Event, seconds: float) -> bool:
+        nonlocal now_s
+        now_s += seconds
+        return event.wait() if is_free.is_set() else False
+
+    def cpu_clock() -> float:
+        nonlocal now_s
+        taken_s = now_s
+        if is_seen_now():
+            now_s += next(calls, 0)
+        if looking.stats()["blocks"]:
+            is_free.set()
+        return taken_s
+
+    looking = new_watchdog(
+        loop_thread,
+        run_host,
+        clocks=WatchdogClocks(clock=lambda: now_s, cpu_clock=cpu_clock, pause=pause),
+    )
+    blocked = asyncio.run_coroutine_threadsafe(blocking(is_free.wait), loop_thread.loop)
+    looking.start()
+    blocked.result(PATIENCE_S)
+    wait_for(lambda: looking.stats()["longest_block_ms"] >= 500, "the whole block was counted")
+    looking.stop()
+
+
 def test_a_loop_that_only_waits_is_not_blocked(
     loop_thread: LoopThread, run_host: EventRecordingRunHost
 ) -> None:

@@ -6,7 +6,6 @@ the end of its run would look at the record only after 15 s: the deadlines here 
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from openagents_worker.store.event_cursor import HEAD_FIELDS
 from openagents_worker.store.published import PublishedMessage
 from openagents_worker.store.records import RECORD_FIELDS
 from openagents_worker.store.watch import SILENCE_S, _LiveEvents, watch
+from openagents_worker.worker.thread_stack import frames_of
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
 
@@ -152,10 +152,7 @@ class _Waiter:
         """Whether it waits for a message, or has an answer: then it has read everything that is stored."""
         if self._outcome:
             return True
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        while frame is not None and frame.f_code.co_name != "next_message":
-            frame = frame.f_back
-        return frame is not None
+        return any(frame.f_code.co_name == "next_message" for frame in frames_of(self._thread.ident or 0))
 
     def outcome(self) -> str | BaseException:
         self._thread.join()
