@@ -15,7 +15,7 @@ PYTHONS_SWITCH_INTERVAL_MS = 5
 SWITCH_INTERVAL_MS = 1
 """After so long, a thread that computes lets another one go on. A busy event loop leaves the interpreter only
 then, and Celery's thread has to get it several times for each message: with 5 ms, 18 of 100 slots were in use
-and a worker executed 12 to 20 % fewer runs. Below 1 ms nothing is gained.
+and a worker executed 13 % fewer runs (212 instead of 244 a second). Less than 1 ms gains nothing.
 """
 
 

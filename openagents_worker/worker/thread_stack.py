@@ -15,7 +15,7 @@ __all__ = ["frames_of"]
 
 
 def frames_of(thread_id: int) -> list[FrameType]:
-    """The frames of a thread, the innermost one first; none if there is no such thread.
+    """The frames of a thread, the innermost one first; an empty list if no thread has this id.
 
     They are read within one call in C, in which no other thread can go on. Python 3.11 may read freed memory
     if the thread has left a frame before its `f_back` is read (https://github.com/python/cpython/issues/111363).

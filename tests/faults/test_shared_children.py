@@ -39,7 +39,7 @@ class _Lending:
         return len(self.proxy.seen)
 
     def breaks(self, fault: str, at: int | str, text: str, nth: int = 1) -> bool:
-        """Execute a run with the fault at one command. False if it has no such command."""
+        """Execute a run with the fault at one command. Returns whether the run has this command."""
         met = strike_at(self.world, self.proxy, fault, at, nth)
         row = self._execute(f"{text}-{fault.replace(' ', '-')}-{at}-{nth}", text)
         if met:
