@@ -11,13 +11,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-__all__ = ["FILE", "ROOT", "Defect", "defects", "marked_tests", "rows"]
+__all__ = ["FILE", "ROOT", "Defect", "Revert", "defects", "marked_tests", "place_of", "rows"]
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 FILE = Path(__file__).with_name("defects.toml")
+
+
+@dataclass(frozen=True)
+class Revert:
+    """A change that brings a defect back: part of one line of a file, and what stands there instead."""
+
+    file: str
+    line: str
+    instead: str
+
+    @property
+    def place(self) -> str:
+        """`file:line`. Raises `ValueError` unless exactly one line of the file has the text."""
+        return place_of(self.file, self.line)
 
 
 @dataclass(frozen=True)
@@ -28,18 +41,30 @@ class Defect:
     right: str
     tests: Sequence[str]
     prevented: str | None
+    revert: Revert | None
 
     @property
     def held_by(self) -> str:
         """What the table says: the tests, or the place."""
         return ", ".join(self.tests) if self.tests else f"cannot occur: {self.prevented}"
 
+    @property
+    def fails_without(self) -> str | None:
+        """What the table says of a defect whose tests were seen failing without a line."""
+        return None if self.revert is None else f"a test fails without {self.revert.place}"
+
 
 def defects() -> list[Defect]:
     """All of them, in the order of the file. Raises `ValueError` for a line that its file does not have."""
     tests = marked_tests()
     return [
-        Defect(id_, entry["right"], tests.get(id_, ()), _place(entry.get("prevented")))
+        Defect(
+            id_,
+            entry["right"],
+            tests.get(id_, ()),
+            place_of(**entry["prevented"]) if "prevented" in entry else None,
+            Revert(**entry["revert"]) if "revert" in entry else None,
+        )
         for id_, entry in tomllib.loads(FILE.read_text()).items()
     ]
 
@@ -63,14 +88,13 @@ def _ids(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
             yield from (str(ast.literal_eval(argument)) for argument in decorator.args)
 
 
-def _place(prevented: Mapping[str, Any] | None) -> str | None:
-    if prevented is None:
-        return None
-    lines = (ROOT / prevented["file"]).read_text().splitlines()
-    found = [number for number, line in enumerate(lines, 1) if prevented["line"] in line]
+def place_of(file: str, line: str) -> str:
+    """`file:line` of the line that has this text. Raises `ValueError` unless exactly one has it."""
+    lines = (ROOT / file).read_text().splitlines()
+    found = [number for number, text in enumerate(lines, 1) if line in text]
     if len(found) != 1:
-        raise ValueError(f"{prevented['file']} has {len(found)} lines with {prevented['line']!r}")
-    return f"{prevented['file']}:{found[0]}"
+        raise ValueError(f"{file} has {len(found)} lines with {line!r}")
+    return f"{file}:{found[0]}"
 
 
 def rows() -> Iterator[str]:
@@ -78,3 +102,5 @@ def rows() -> Iterator[str]:
     for defect in defects():
         yield f"{defect.id:<5} {defect.right}"
         yield f"      {defect.held_by}"
+        if defect.fails_without is not None:
+            yield f"      {defect.fails_without}"
