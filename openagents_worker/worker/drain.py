@@ -34,6 +34,8 @@ async def drain(run_host: DrainableHost, limits: TimeLimits) -> bool:
     """
     run_host.accepting = False
     runs = len(run_host.known())
+    if runs:  # from here on, no run goes on after its next commit
+        log.info("worker.draining", runs=runs, at_most_s=limits.drain_s)
     handed_over = await _within(limits.drain_s, run_host.latch_all(LatchReason.HANDOVER))
     if not handed_over:
         log.info("worker.hurries", runs=len(run_host.known()))

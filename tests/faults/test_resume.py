@@ -143,7 +143,7 @@ def test_a_stopping_worker_hands_its_runs_over_at_once(make_world: MakeWorld) ->
 
     leaving.signal(signal.SIGTERM)
     signalled_at = time.time()
-    wait_for(lambda: leaving.name in world.log_lines("Warm shutdown"), "it handles the signal")
+    wait_for(lambda: leaving.name in world.log_lines("worker.draining"), "it hands its runs over")
     world.model_answers.set()
     wait_for(lambda: not leaving.alive, "the worker has ended")
     for run_id in run_ids:
