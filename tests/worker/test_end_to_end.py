@@ -648,5 +648,6 @@ def test_emitted_events_are_declared_and_declared_events_are_emitted(request: py
     if {item.name for item in here} != everything:
         pytest.skip("needs all tests of this module")
 
-    assert _seen - {"parcel.shipped"} == set(EVENT_SCHEMAS) - set(NEED_A_FAULT)
+    # A value that arrives while its run begins to wait hands the run over, which depends on the moment.
+    assert _seen - {"parcel.shipped", "run.handed_over"} == set(EVENT_SCHEMAS) - set(NEED_A_FAULT)
     assert "llm.delta" in LIVE_ONLY_EVENTS
