@@ -20,6 +20,7 @@ from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.testing.model_server.listening import Listening
 from tests.support import mcp_raw_server
 from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
 from tests.support.hostile_server import MB, Answer
@@ -92,21 +93,12 @@ class RawModel:
 
     async def _main(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        connections: set[asyncio.Task[None]] = set()
-
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(self._answer(reader, writer), name="raw reply")
-            connections.add(task)
-            task.add_done_callback(connections.discard)
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=2**26)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        listening = Listening(self._answer, name="raw reply")
+        await listening.start(max_line_bytes=2**26)
+        self.url = f"http://127.0.0.1:{listening.port}"
         self._started.set()
         await self._over.wait()
-        server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await listening.stop()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

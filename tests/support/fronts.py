@@ -7,7 +7,7 @@ import base64
 import json
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,37 +16,22 @@ from typing import Any
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
-__all__ = ["ForwardProxy", "Http2Server", "forward_proxy", "http2_server", "tls_front"]
+from openagents_worker.testing.model_server.listening import Serve
+from tests.support.listening import listening
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+__all__ = ["ForwardProxy", "Http2Server", "forward_proxy", "http2_server", "tls_front"]
 
 
 @asynccontextmanager
 async def _listening(handle: Serve, tls: ssl.SSLContext | None = None) -> AsyncGenerator[int]:
     """Serves connections and closes each of them at the end. Yields the port."""
-    tasks: set[asyncio.Task[None]] = set()
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                await handle(reader, writer)
-        finally:
-            writer.close()
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await handle(reader, writer)
 
-    def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(serve_one(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(on_connection, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in [*tasks]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
+    async with listening(serve_one, tls=tls) as port:
+        yield port
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -11,6 +11,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.listening import listening
+
 __all__ = ["FAULTY", "LARGE", "MB", "Answer", "serving"]
 
 MB = 1024 * 1024
@@ -264,6 +266,5 @@ async def serving(answer: Callable[[bytes], Answer]) -> AsyncIterator[str]:
         finally:
             writer.transport.abort() if writer.transport.get_write_buffer_size() > MB else writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}/v1"

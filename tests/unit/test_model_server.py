@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,7 @@ import pytest
 
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
-from tests.support.waiting import await_for, wait_for
+from tests.support.waiting import LOST_S, await_for, wait_for
 
 HI = {"role": "user", "content": "hi"}
 ADD = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
@@ -396,3 +397,23 @@ def test_a_client_killed_in_the_middle_of_a_stream_disturbs_nobody(script: str) 
         )
         with urllib.request.urlopen(server.url + "/models") as reply:  # noqa: S310 - http on this machine
             assert reply.status == 200
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_server_that_stops_closes_a_connection_that_it_is_accepting(steps: int) -> None:
+    """At each step of asyncio between the kernel's connection and the first step of its task."""
+    server = ModelServer([{"text": "hello"}])
+    await server.start()
+    with socket.socket() as client:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.connect((server.host, server.port))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+        await server.stop()
+
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(LOST_S):
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    assert server.open_connections == 0

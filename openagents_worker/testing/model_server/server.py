@@ -30,6 +30,7 @@ from openagents_worker.testing.model_server.answers import (
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessagesFormat
 from openagents_worker.testing.model_server.background import BackgroundResponses
 from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, ReceivedRequest
+from openagents_worker.testing.model_server.listening import Listening
 from openagents_worker.testing.model_server.openai_chat import OpenAIChatFormat
 from openagents_worker.testing.model_server.openai_responses import OpenAIResponsesFormat
 from openagents_worker.testing.model_server.wire_format import (
@@ -84,15 +85,12 @@ class ModelServer:
         self.host, self.port = host, port
         self.can_stream = True
         """False: replies are never streamed, even on request. Some real servers do this."""
-        self.connections = 0
-        """The number of connections that were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
         self._latency_ms = latency_ms
         self._before_piece = before_piece or _pause_before_piece(token_delay_ms / 1000)
         self._log = RequestLog(None if log_path is None else Path(log_path))
         self._background = BackgroundResponses(RESPONSES, self._before_piece, self._log)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = Listening(self._serve, name="model-server connection")
         self._ids = itertools.count(1)
 
     # --- life --------------------------------------------------------------------------------------------
@@ -108,31 +106,29 @@ class ModelServer:
         return list(self._log.events)
 
     @property
+    def connections(self) -> int:
+        """The number of connections that were opened so far."""
+        return self._listening.accepted
+
+    @property
     def open_connections(self) -> int:
-        return len(self._tasks)
+        return self._listening.open
 
     async def start(self) -> None:
         self._log.open()
         try:
-            self._server = await asyncio.start_server(
-                self._on_connection, self.host, self.port, backlog=BACKLOG
-            )
+            await self._listening.start(self.host, self.port, backlog=BACKLOG)
         except OSError:
             self._log.close()
             raise
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = self._listening.port
 
     async def stop(self) -> None:
         """Close the port and every connection, answered or not."""
-        if self._server is None:
+        if not self._listening.is_started:
             return
-        server, self._server = self._server, None
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._listening.stop()
         await self._background.stop()
-        await server.wait_closed()
         self._log.close()
 
     async def __aenter__(self) -> Self:
@@ -171,15 +167,8 @@ class ModelServer:
 
     # --- connections -------------------------------------------------------------------------------------
 
-    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.create_task(
-            self._serve(ClientConnection(reader, writer)), name="model-server connection"
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, connection: ClientConnection) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = ClientConnection(reader, writer)
         try:
             while (request := await connection.next_request()) is not None:
                 await self._route(request, connection)

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from tests.support.listening import listening
+
 JSON = "content-type: application/json"
 STREAM = "content-type: text/event-stream"
 
@@ -55,10 +57,9 @@ async def answering(
         await writer.wait_closed()
 
     over = asyncio.Event()
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
+    async with listening(answer) as port:
         try:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             over.set()
 

@@ -11,6 +11,7 @@ import pytest
 from openagents_worker.errors import LLMConnectionError
 from openagents_worker.llm.base import CallInfo, LLMResponse, current_call
 from openagents_worker.testing.model_server import ModelServer
+from tests.support.listening import listening
 from tests.support.waiting import await_for
 from tests.unit.llm.raw_server import sse
 from tests.unit.llm.wire import HI, RESPONSES, Heard, client_of
@@ -172,11 +173,8 @@ async def test_the_reply_to_a_cancel_request_is_not_read() -> None:
 
     notes, heard = Notes(), Heard()
     notes.is_given_up = True
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        client = client_of(
-            RESPONSES, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", **BACKGROUND
-        )
+    async with listening(answer) as port:
+        client = client_of(RESPONSES, f"http://127.0.0.1:{port}/v1", **BACKGROUND)
         token = current_call.set(notes.info())
         asking = asyncio.create_task(client.generate(messages=list(HI), on_delta=heard))
         current_call.reset(token)

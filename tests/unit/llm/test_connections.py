@@ -15,6 +15,7 @@ from openagents_worker.llm.connection_pool import IDLE_S, MAX_IDLE, ConnectionPo
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from openagents_worker.tools.builtin.http import HttpRequest
+from tests.support.listening import listening
 from tests.support.waiting import await_for, wait_for
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -109,8 +110,8 @@ async def test_the_proxy_of_the_environment_is_used(environment: pytest.MonkeyPa
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
-        environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with listening(proxy) as port:
+        environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
         async with httpx.AsyncClient(transport=ConnectionPool("http://provider.test")) as http:
             reply = await http.get("http://provider.test/")
 

@@ -28,6 +28,7 @@ from openagents_worker.llm.http import Timing
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.models import ErrorDetails
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from tests.support.listening import listening
 from tests.support.waiting import await_for
 from tests.unit.llm.wire import Heard
 
@@ -86,9 +87,8 @@ async def _raw_server(*chunks: bytes, head: str = "content-type: text/event-stre
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with listening(answer) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def _sse(*events: Any) -> bytes:

@@ -18,6 +18,7 @@ import pytest
 from openagents_worker.errors import PermanentToolError, PluginConfigError, ToolError, ToolValidationError
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.builtin.supervisor import descendants
+from tests.support.listening import listening
 from tests.support.waiting import wait_for
 from tests.unit.run_fakes import FakeRun
 from tests.unit.tools.rows import ROWS, filled, prepared
@@ -40,8 +41,8 @@ async def an_http_server(asked: asyncio.Event) -> AsyncIterator[str]:
             await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_every_tool_has_a_row() -> None:

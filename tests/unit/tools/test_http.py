@@ -29,6 +29,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.tools.builtin import http_client
 from openagents_worker.tools.builtin.http import HttpRequest
+from tests.support.listening import listening
 from tests.unit.run_fakes import FakeRun
 
 READS = ["GET", "HEAD"]
@@ -70,8 +71,7 @@ def reply(status: str, body: str = "", **headers: str) -> bytes:
 
 @asynccontextmanager
 async def running(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls) as listening:
-        server.port = listening.sockets[0].getsockname()[1]
+    async with listening(server.serve, tls=tls) as server.port:
         yield server
 
 

@@ -26,6 +26,7 @@ from openagents_worker.llm import api_keys
 from openagents_worker.llm.api_keys import register_api_keys
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.tools.builtin.tavily import TavilySearch
+from tests.support.listening import listening
 
 KEY = "tvly-planted-0123456789abcdef"
 PAGE = {"title": "T", "url": "https://a.org/", "content": "C", "score": 0.9, "raw_content": None}
@@ -65,8 +66,8 @@ class Service:
 async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setenv("TAVILY_API_KEY", KEY)
     service = Service()
-    async with await asyncio.start_server(service.serve, "127.0.0.1", 0) as server:
-        service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listening(service.serve) as port:
+        service.url = f"http://127.0.0.1:{port}"
         yield service
 
 
