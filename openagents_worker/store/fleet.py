@@ -27,6 +27,7 @@ __all__ = [
     "WorkerCard",
     "WorkerInfo",
     "own_version",
+    "read_agents",
     "read_fleet",
     "read_workers",
 ]
@@ -166,6 +167,12 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
 
+def read_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInfo, ...]]:
+    """A plan that returns the agents of `read_fleet`, without its queues."""
+    workers = yield from read_workers(keys)
+    return (yield from _agents_of(keys, default_queue, workers))
+
+
 def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
@@ -173,12 +180,7 @@ def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> 
     scanned, unless `scans_queues` is false.
     """
     workers = yield from read_workers(keys)
-    [answer] = yield _read_announced_agents(keys)
-    announced: dict[str, str] = default_if_wrong_type(answer, {})
-    agents = tuple(
-        _agent_info(id_, _parse_announcement(text), default_queue, workers)
-        for id_, text in sorted(announced.items())
-    )
+    agents = yield from _agents_of(keys, default_queue, workers)
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
@@ -201,6 +203,15 @@ def _read_each_worker(keys: Keys, incarnations: Sequence[str]) -> Any:
         return pipeline.execute(raise_on_error=False)
 
     return question
+
+
+def _agents_of(keys: Keys, default_queue: str, workers: Sequence[WorkerInfo]) -> Plan[tuple[AgentInfo, ...]]:
+    [answer] = yield _read_announced_agents(keys)
+    announced: dict[str, str] = default_if_wrong_type(answer, {})
+    return tuple(
+        _agent_info(id_, _parse_announcement(text), default_queue, workers)
+        for id_, text in sorted(announced.items())
+    )
 
 
 def _read_announced_agents(keys: Keys) -> Any:

@@ -199,12 +199,15 @@ def test_a_queue_that_nobody_serves_is_seen(client: Client, hand: Hand) -> None:
 
 
 def test_agents_are_served_by_workers_that_have_them_and_their_queue(client: Client, hand: Hand) -> None:
-    """An agent stays known after its last worker has ended."""
+    """An agent stays known after its last worker has ended. The names of all keys are not scanned for that:
+    a Redis has millions, and a producer may not do it."""
     register(hand, "w1@box:a", agents={"clerk": "h1"})
     register(hand, "w2@box:b", agents={"clerk": "h1", "porter": "h2"}, queues=("other",))
+    scans = calls_of(client, "scan")
 
     agents = {agent.id: agent for agent in client.agents()}
 
+    assert calls_of(client, "scan") == scans
     assert agents["clerk"].workers == ("w1@box:a",)
     assert (agents["porter"].workers, agents["porter"].queue) == ((), "agents")
     for incarnation in ("w1@box:a", "w2@box:b"):
