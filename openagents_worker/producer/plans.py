@@ -25,6 +25,7 @@ from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
+from openagents_worker.store.list_states import CompareBy
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
 from openagents_worker.store.plan import Emit
 from openagents_worker.store.records import record_plan, run_not_found
@@ -179,7 +180,9 @@ def resume_all(
     filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
     cursor: str | None = None
     while True:
-        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, by_script=True)
+        page = yield from list_runs(
+            publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, compare_by=CompareBy.SCRIPT
+        )
         for run in page:
             if run.state not in (RunState.FAILED, RunState.CANCELLED):
                 continue
