@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from openagents_worker.agents import AppConfig
-from openagents_worker.cli.health import problems_of
+from openagents_worker.cli.health import problems_of, read_known_fleet
 from openagents_worker.dashboard.flower_options import is_this_machine, is_true
 from openagents_worker.errors import (
     ConfigValidationError,
@@ -20,6 +20,7 @@ from openagents_worker.errors import (
     RedisUnreachable,
     RedisUnsafe,
 )
+from openagents_worker.local.redis_server import keeps_nothing
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
 from openagents_worker.producer.waiting_reason import why_not_served
@@ -27,7 +28,7 @@ from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.durability import PersistenceInfo
-from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
 
 __all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
@@ -196,11 +197,16 @@ def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
             persistence.check_disk()
         except RedisUnsafe as error:
             yield _failed("redis", error)
+    elif persistence.appendonly is False and keeps_nothing(server.folder):
+        yield Finding(
+            FindingKind.NOTE,
+            "redis",
+            "this is the Redis of `openagents-worker dev`: it keeps its data in memory, until dev ends",
+            "openagents-worker dev --data-dir DIR keeps the data; for production, start a Redis of your own",
+        )
     elif persistence.appendonly is False:
         yield _redis_problem(
-            "a restart of Redis loses every run since its last snapshot: appendonly is off"
-            if server.saves
-            else "a restart of Redis loses every run: appendonly is off, and it writes no snapshots",
+            f"a restart of Redis loses {_lost_text(server.saves)}",
             "CONFIG SET appendonly yes, and the same in redis.conf",
             _write_to_disk,
         )
@@ -209,6 +215,15 @@ def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
             "the last write to the disk failed: Redis refuses writes (MISCONF) or loses them at a restart",
             "look at the log of Redis, and at the space on its disk",
         )
+
+
+def _lost_text(saves: bool | None) -> str:
+    """What a Redis without an append-only file loses, and why. None: its user may not ask for snapshots."""
+    if saves is None:
+        return "every run since its last snapshot, or every run if it writes none: appendonly is off"
+    if saves:
+        return "every run since its last snapshot: appendonly is off"
+    return "every run: appendonly is off, and it writes no snapshots"
 
 
 def _keep_everything(store: Store) -> object:
@@ -230,7 +245,7 @@ def _rights_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Finding]:
-    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    fleet = read_known_fleet(client)
     for problem in problems_of(fleet, client.problems(), client.put_aside()):
         text, _, todo = problem.partition("; ")
         yield Finding(FindingKind.PROBLEM, "workers", text, todo or "openagents-worker status shows more")

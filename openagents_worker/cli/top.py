@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.cli.health import problems_of, queue_table, status_json, worker_table
+from openagents_worker.cli.health import problems_of, queue_table, read_known_fleet, status_json, worker_table
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import Safe, joined, styled
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import clock_time
-from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.listing import Problem
 
 __all__ = ["Snapshot", "read_snapshot"]
@@ -56,7 +56,7 @@ class Snapshot:
 
 def read_snapshot(client: Client) -> Snapshot:
     """Read the state of the deployment from Redis."""
-    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    fleet = read_known_fleet(client)
     runs = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS).items
     seconds, micros = client.store.ask(lambda redis: redis.time())
     return Snapshot(round(seconds * 1000 + micros / 1000), fleet, client.problems(), runs)

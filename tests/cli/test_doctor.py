@@ -15,6 +15,7 @@ from openagents_worker.cli.doctor import FindingKind
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.store import server
+from openagents_worker.store.dead_letters import put_key_aside
 from tests.cli.conftest import Command, Done, register, retire, typed
 from tests.support.scripts import Hand
 
@@ -25,6 +26,9 @@ AGENT = {
     "pattern": {"type": "react"},
     "llm": {"provider": "mock", "model": "m"},
 }
+
+
+STATUS, TOP = ("status", "--json"), ("top", "--json", "--count", "1")
 
 
 def found(done: Done, subject: str) -> list[tuple[str, str]]:
@@ -119,9 +123,11 @@ def problem_text(done: Done, subject: str) -> str:
 
 
 def test_a_wrong_setting(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding: it is not a problem of Redis, too."""
     monkeypatch.setenv("OPENAGENTS_LEASE_MS", "soon")
     done = doctor()
     assert "OPENAGENTS_LEASE_MS" in problem_text(done, "settings")
+    assert len(done.json["findings"]) == 1
     assert done.code == 2
 
 
@@ -178,6 +184,50 @@ def test_a_redis_that_loses_runs_at_a_restart(examined: Command, admin: redis.Re
     assert examined("--fix").code == 0
     assert admin.config_get("appendonly") == {"appendonly": "yes"}
     assert examined().code == 0
+
+
+@pytest.mark.parametrize(
+    ("save", "refused", "text"),
+    [
+        ("3600 1", "", "loses every run since its last snapshot: appendonly is off"),
+        ("", "", "loses every run: appendonly is off, and it writes no snapshots"),
+        ("3600 1", "-config", "loses every run since its last snapshot, or every run if it writes none"),
+    ],
+)
+def test_what_is_lost_without_an_append_only_file(
+    examined: Command,
+    durable: EmbeddedRedis,
+    admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    save: str,
+    refused: str,
+    text: str,
+) -> None:
+    """A hosted Redis often refuses CONFIG: then nobody knows whether it writes snapshots."""
+    admin.config_set("appendonly", "no")
+    admin.config_set("save", save)
+    admin.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
+    admin.execute_command("ACL", "SETUSER", "poor", "+@all", *filter(None, [refused]))
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", durable.url.replace("//", "//poor:x@"))
+
+    assert text in problem_text(examined(), "redis")
+
+
+def test_the_redis_of_dev_ends_with_dev(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps nothing on disk on purpose: a note, which says how to keep the data. There is nothing to fix."""
+    with EmbeddedRedis() as started, Client(started.url) as client:
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", started.url)
+        register(client, agents=("clerk",))
+        done = typed(["doctor", "--json", "--fix"], monkeypatch, capsys)
+        with redis.Redis.from_url(started.url) as of_dev:
+            assert of_dev.config_get("appendonly") == {"appendonly": "no"}
+
+    [note] = [one for one in done.json["findings"] if (one["kind"], one["subject"]) == ("note", "redis")]
+    assert "the Redis of `openagents-worker dev`" in note["text"]
+    assert "--data-dir" in note["todo"]
+    assert done.code == 0
 
 
 def test_strict_durability_that_redis_cannot_give(
@@ -305,6 +355,38 @@ def test_a_queue_that_agents_use_and_no_worker_consumes(
     define(monkeypatch, tmp_path, queue="reports")
     register(client, agents=("clerk",))
     assert problem_text(doctor(), "queues").startswith("no worker serves queue reports: 1 worker is alive")
+    retire(client)
+
+
+def test_an_agent_that_was_taken_out_of_the_agents_file_is_no_problem(
+    command: Command, doctor: Command, client: Client
+) -> None:
+    """Unless one of its runs has not ended. `status`, `top` and `doctor` say the same."""
+    register(client, agents=("clerk", "removed"))
+    register(client, agents=("clerk",))
+
+    def problems() -> list[list[str]]:
+        texts = [text for kind, text in found(doctor(), "workers") if kind == FindingKind.PROBLEM]
+        return [texts, *(command(*words).json["problems"] for words in (STATUS, TOP))]
+
+    assert problems() == [[], [], []]
+    client.submit({"agent_id": "removed", "session_id": "s1", "input_text": "hi", "run_id": "r1"})
+    assert all("no worker serves the agent removed" in texts[0] for texts in problems())
+    client.cancel("r1")
+    assert problems() == [[], [], []]
+    retire(client)
+
+
+def test_an_item_that_was_put_aside_is_shown_by_status(doctor: Command, client: Client) -> None:
+    """There is no list below the finding, as there is in `status`."""
+    register(client, agents=("clerk",))
+    client.store.redis.set(client.store.keys("due"), "text", ex=60)
+    client.store.execute(put_key_aside(client.store.keys, client.store.keys("due")))
+
+    aside = problem(doctor(), "workers")
+
+    assert aside["text"].startswith("1 item was put aside, because no worker could read the data: oa:due")
+    assert aside["todo"] == "openagents-worker status shows more"
     retire(client)
 
 

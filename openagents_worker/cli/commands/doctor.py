@@ -41,14 +41,17 @@ def doctor(app: str | None, fix: bool, as_json: bool) -> int:
 
     --fix changes a running Redis only (maxmemory-policy, appendonly): change its file, too.
     """
-    config, found = _agents(app)
-    code = Exit.SUCCESS
+    found: list[Finding] = []
+    subject, code = "settings", Exit.SUCCESS
     try:
+        settings = load_settings()
+        config, found = _agents(settings, app)
+        subject = "redis"
         with Client() as client:
             for finding in examine(client, config, os.environ, checks_rights=config is not None):
                 found.append(_fixed(finding, client) if fix and finding.fix else finding)
     except OpenAgentsError as error:
-        found.append(Finding(FindingKind.PROBLEM, "redis", f"{error.code}: {error.message}", error.hint))
+        found.append(Finding(FindingKind.PROBLEM, subject, f"{error.code}: {error.message}", error.hint))
         code = exit_code_of(error)
     if as_json:
         dump({"findings": [finding.to_json() for finding in found]})
@@ -60,12 +63,8 @@ def doctor(app: str | None, fix: bool, as_json: bool) -> int:
     return code or (Exit.SUCCESS if is_healthy else Exit.INVALID)
 
 
-def _agents(app: str | None) -> tuple[AppConfig | None, list[Finding]]:
+def _agents(settings: Settings, app: str | None) -> tuple[AppConfig | None, list[Finding]]:
     """The agents of this machine and what is wrong with them. A producer's machine has none."""
-    try:
-        settings = load_settings()
-    except OpenAgentsError as error:
-        return None, [Finding(FindingKind.PROBLEM, "settings", f"{error.code}: {error.message}", error.hint)]
     if app is None and not _defines_agents(settings):
         text = f"no agents are defined here ({settings.config} does not exist): only workers need them"
         return None, [Finding(FindingKind.NOTE, "agents", text)]

@@ -6,15 +6,14 @@ import itertools
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 
 import click
 
 from openagents_worker.cli.commands.options import as_json_option
 from openagents_worker.cli.health import (
+    read_known_fleet,
     status_json,
     status_lines,
-    without_removed_agents,
     worker_json,
     worker_table,
 )
@@ -22,9 +21,7 @@ from openagents_worker.cli.live_region import LiveRegion, can_draw
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
 from openagents_worker.cli.top import read_snapshot
 from openagents_worker.errors import OpenAgentsError
-from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.store.fleet import read_fleet
 
 __all__ = ["COMMANDS"]
 
@@ -60,9 +57,7 @@ def status(as_json: bool) -> None:
     exit code is 0 even if there are problems; `--json` lists them in `problems`.
     """
     with Client() as client:
-        fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
-        fleet = without_removed_agents(fleet, partial(_has_open_runs, client))
-        unreadable, aside = client.problems(), client.put_aside()
+        fleet, unreadable, aside = read_known_fleet(client), client.problems(), client.put_aside()
     if as_json:
         dump(status_json(fleet, unreadable, aside))
         return
@@ -115,13 +110,6 @@ def _watch_fleet(client: Client, interval_s: float) -> None:
             except OpenAgentsError as error:
                 problem = styled(f"{error.code}: {error}; shown is the last answer", fg="red")
             region.refresh()
-
-
-def _has_open_runs(client: Client, agent_id: str) -> bool:
-    """Whether a run of the agent has not ended. True as well if there are too many runs to find out."""
-    open_states = [state for state in RunState if not state.is_terminal]
-    page = client.runs(agent_id=agent_id, state=open_states, limit=1)
-    return bool(page.items or page.next_cursor)
 
 
 def _now_ms() -> int:
