@@ -56,7 +56,7 @@ class RunsPage(PageHandler):
             rows=list(run_rows(page)),
             values=values,
             states=list(RunState),
-            problems=page.problems[:ROWS],
+            problems=page.problems,
             is_filtered=any(values.values()),
             is_first=cursor is None,
             first_url=with_values(path, values),

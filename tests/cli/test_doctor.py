@@ -216,7 +216,7 @@ def test_what_is_lost_without_an_append_only_file(
 def test_the_redis_of_dev_ends_with_dev(
     doctor: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It keeps nothing on disk on purpose: a note, which says how to keep the data. There is nothing to fix."""
+    """It keeps nothing on disk, on purpose: a note says how to keep the data. There is nothing to fix."""
     with EmbeddedRedis() as started, Client(started.url) as client:
         monkeypatch.setenv("OPENAGENTS_REDIS_URL", started.url)
         register(client, agents=("clerk",))

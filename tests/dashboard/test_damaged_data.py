@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.store.records import RECORD_FIELDS
-from tests.dashboard.reading import USES
+from tests.dashboard.reading import ASKS, USES, asking, words_of
 from tests.dashboard.server import Server
 from tests.support.runner import agent, process
 
@@ -34,6 +34,31 @@ async def test_a_damaged_record_hides_no_other_run(server: Server, redis_url: st
             for path in OF_THE_RUN:
                 assert NOT_EXPLAINED not in (await server.get(path)).text, (field, path)
             await (redis.hset(key, field, good[field]) if field in good else redis.hdel(key, field))
+
+
+@pytest.mark.parametrize(
+    ("kind", "id_", "path"),
+    [
+        ("run", "r1", "/runs"),
+        ("run", "r1", "/overview"),
+        ("run", "r1", "/session/s1"),
+        ("session", "s1", "/sessions"),
+        ("facts", "r1", "/approvals"),
+    ],
+)
+async def test_a_list_names_what_it_leaves_out(
+    server: Server, redis_url: str, kind: str, id_: str, path: str
+) -> None:
+    """A key that another program has overwritten. Nobody would miss the run otherwise."""
+    async with process(redis_url, ASKS) as worker:
+        await asking(worker)
+        redis, key = worker.store.redis, worker.store.keys(kind, id_)
+        await redis.rename(key, "kept")
+        await redis.set(key, "text", ex=60)
+        page = words_of(await server.text(path))
+        await redis.rename("kept", key)
+
+    assert f"1 record cannot be read, the first one is {key} (redis.wrong_type)" in page
 
 
 class MakesUpEvents:
