@@ -18,7 +18,7 @@ from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import ConfigError, OpenAgentsError
 from openagents_worker.local.changes import can_watch, changed_files
 from openagents_worker.local.child_process import ChildProcess, free_port, port_or_free
 from openagents_worker.local.stack import Stack
@@ -150,16 +150,26 @@ def dev(
 
 def _replace_on_changes(stack: Stack, worker: ChildProcess, concurrency: int) -> ChildProcess:
     """Start the worker anew with each change of a file, until a child process ends. Returns that child."""
-    for changed in changed_files(Path.cwd(), Path(stack.settings.config)):
-        if (ended := stack.ended()) is not None:
-            return ended
-        if changed:
-            err(styled(f"{_names_of(changed)} changed: a new worker starts", bold=True))
-            try:
-                worker = stack.replace_worker(worker, concurrency=concurrency)
-            except OpenAgentsError as error:
-                err(styled(f"{error}; the worker with the code of before goes on", fg="red"))
+    try:
+        for changed in changed_files(Path.cwd(), Path(stack.settings.config)):
+            if (ended := stack.ended()) is not None:
+                return ended
+            if changed:
+                err(styled(f"{_names_of(changed)} changed: a new worker starts", bold=True))
+                worker = _replaced(stack, worker, concurrency)
+    except ConfigError as error:
+        err(styled(f"{error}; changes of files start no new worker", fg="red"))
+        return stack.wait()
     raise KeyboardInterrupt
+
+
+def _replaced(stack: Stack, worker: ChildProcess, concurrency: int) -> ChildProcess:
+    """A new worker in the place of this one, or this one if the new one does not start."""
+    try:
+        return stack.replace_worker(worker, concurrency=concurrency)
+    except OpenAgentsError as error:
+        err(styled(f"{error}; the worker with the code of before goes on", fg="red"))
+        return worker
 
 
 def _names_of(paths: Sequence[Path]) -> str:
