@@ -16,7 +16,7 @@ from celery import Celery
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import optional_text, text_of_caller
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RequestInvalid
+from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RedisWrongType, RequestInvalid
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import PublishingApp
@@ -195,9 +195,9 @@ def resume_all(
 def _is_resumed(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[bool]:
     try:
         yield from resume(publishing, run_id, by)
-    except RedisUnreachable:
-        raise
     except OpenAgentsError as error:
+        if isinstance(error, RedisUnreachable) and not isinstance(error, RedisWrongType):
+            raise
         log.warning("run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint)
         return False
     return True

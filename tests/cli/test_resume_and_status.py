@@ -51,6 +51,24 @@ def test_runs_are_resumed_by_id_and_a_bad_id_does_not_stop_the_others(
     client.cancel("good")
 
 
+@pytest.mark.parametrize("named", [("bad", "good"), ("--state", "failed", "--yes")])
+def test_a_run_with_an_overwritten_key_does_not_stop_the_others(
+    command: Command, hand: Hand, client: Client, named: tuple[str, ...]
+) -> None:
+    """Its error names the key."""
+    fail(hand, "good", LLMRateLimitError("slow down"))
+    fail(hand, "bad", LLMRateLimitError("slow down"))
+    key = client.store.keys("journal", "bad")
+    client.store.redis.delete(key)
+    client.store.redis.set(key, "text", ex=60)
+
+    done = command("resume", *named)
+
+    assert (done.code, done.out) == (2, "good: resumed\n")
+    assert f"bad: redis.wrong_type: the key {key}" in done.err
+    client.cancel("good")
+
+
 def test_a_run_that_was_cancelled_before_its_start_is_resumed(command: Command, client: Client) -> None:
     """It waits in its queue again."""
     client.submit({"agent_id": "a", "session_id": "s", "input_text": "hi", "run_id": "r1"})

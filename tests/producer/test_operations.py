@@ -107,6 +107,17 @@ def test_only_the_runs_that_may_be_resumed_are_read(client: Client, hand: Hand) 
     end(client, *others)
 
 
+def test_a_run_with_an_overwritten_key_does_not_stop_the_others(client: Client, hand: Hand) -> None:
+    """It is skipped with one warning, as every run that cannot be resumed."""
+    fail(hand, "r1", LLMRateLimitError("slow down"))
+    fail(hand, "r2", LLMRateLimitError("slow down"))
+    overwrite(client, "r2")
+
+    assert list(client.resume_all()) == ["r1"]
+
+    end(client, "r1")
+
+
 async def test_the_async_client_does_the_same(client: Client, hand: Hand) -> None:
     """Both clients share plans and scripts."""
     fail(hand, "r1", LLMRateLimitError("slow down"))
@@ -147,6 +158,13 @@ def test_runs_are_listed_by_the_code_they_failed_with(client: Client, hand: Hand
     assert ids("llm.rate_limit") == ["r3", "r1"]
     assert ids("tool.*") == []
     end(client, "r3")
+
+
+def overwrite(client: Client, run_id: str) -> None:
+    """Another program has used the key of the journal of this run."""
+    key = client.store.keys("journal", run_id)
+    client.store.redis.delete(key)
+    client.store.redis.set(key, "text", ex=60)
 
 
 # --- the fleet -------------------------------------------------------------------------------------------
