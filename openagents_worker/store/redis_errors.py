@@ -20,6 +20,7 @@ from redis import exceptions
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.permission import is_permission_error, permission_error, set_refused_command
+from openagents_worker.store.plan import Plan
 from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NotSent",
     "TlsFailed",
     "connection_broke",
+    "executing",
     "failure_of",
     "is_wrong_type",
     "translate_connect_errors",
@@ -240,6 +242,29 @@ class translate_errors:
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if isinstance(error, _ERRORS):
+            raise _translate(error, safe_url(self._url), self._url) from error
+
+
+class executing:
+    """Close a plan at the end of this block, and translate an error of Redis that leaves the plan.
+
+    An answer of a pipeline may be such an error: the plan raises it, and no step has translated it.
+    """
+
+    __slots__ = ("_plan", "_url")
+
+    def __init__(self, plan: Plan[Any], url: str) -> None:
+        self._plan = plan
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._plan.close()
+        if isinstance(error, exceptions.ResponseError):
             raise _translate(error, safe_url(self._url), self._url) from error
 
 

@@ -7,12 +7,13 @@ import json
 import pytest
 
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError, RedisUnreachable
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.part_health import PartProblem, PartState, parts_json
 from openagents_worker.store.watch import history
-from tests.cli.conftest import W1, Command, register, retire
+from tests.cli.conftest import W1, Command, register, retire, typed
 from tests.support.scripts import Hand
 
 
@@ -237,6 +238,24 @@ def test_status_of_a_healthy_deployment(command: Command, client: Client) -> Non
 
     assert command("status").out.startswith("no problems\n")
     retire(client)
+
+
+# --- a Redis that refuses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("runs",), ("sessions",), ("approvals",), ("status",), ("top",)])
+def test_a_list_that_redis_refuses_is_one_error_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """A node of a cluster without slots, and a replica that has lost its master, refuse every read."""
+    with EmbeddedRedis(extra={"cluster-enabled": "yes"}) as node:
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
+        done = typed(arguments, monkeypatch, capsys)
+
+        assert (done.code, done.out) == (4, "")
+        refused = f"error: redis.unreachable: Redis at {node.url} temporarily refuses commands: "
+        assert done.err.startswith(refused), done.err
+        assert len(done.err.splitlines()) == 1
 
 
 # --- no Redis --------------------------------------------------------------------------------------------
