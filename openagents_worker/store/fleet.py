@@ -26,6 +26,7 @@ __all__ = [
     "QueueInfo",
     "WorkerCard",
     "WorkerInfo",
+    "message_age_ms",
     "own_version",
     "read_agents",
     "read_fleet",
@@ -316,11 +317,8 @@ def _read_queues(
     )
 
     def age_ms(messages: Sequence[tuple[str, float]]) -> int | None:
-        for run_id, at_us in messages:
-            if run_id not in ended:
-                age: int = round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000)
-                return max(0, age)
-        return None
+        since_us = (at_us for run_id, at_us in messages if run_id not in ended)
+        return next((message_age_ms(at_us, now_us) for at_us in since_us), None)
 
     return tuple(
         QueueInfo(
@@ -332,6 +330,11 @@ def _read_queues(
         )
         for name, count, messages in zip(names, answers[::2], oldest_messages, strict=True)
     )
+
+
+def message_age_ms(at_us: float, now_us: int) -> int:
+    """How long ago a message was sent, in milliseconds. Another program may have stored any number."""
+    return max(0, round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000))
 
 
 def _read_ended_runs(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
