@@ -74,6 +74,9 @@ class MakesUpEvents:
             call = {"call": str(value), "call_id": str(value)}
             for name in ("llm.called", "tool.called", "step.started", "run.waiting", "run.retry_scheduled"):
                 await self.context.emit(name, **call, model=value, tool_id=value, params=value, waiting=value)
+            waits = [{"call_id": value, "kind": value, "name": value}]
+            await self.context.emit("run.attempt_started")
+            await self.context.emit("run.waiting", **call, waiting=waits)
             metrics = dict.fromkeys(("input_tokens", "output_tokens", "cost_usd", "ttft_ms"), value)
             for name in ("llm.succeeded", "llm.failed", "usage.updated", "run.child_started"):
                 await self.context.emit(
