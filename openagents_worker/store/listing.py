@@ -14,7 +14,6 @@ from typing import Any, TypedDict, TypeVar, assert_never
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import (
     RecordUnreadable,
-    RedisUnreachable,
     RedisWrongType,
     RequestInvalid,
     text_of,
@@ -310,16 +309,16 @@ def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
 
 
 def _matching_record(
-    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter, codec: PayloadCodec
+    keys: Keys, run_id: str, values: Any, filters: RunFilter, codec: PayloadCodec
 ) -> RunRecord | UnreadableEntry | None:
     """The record if it matches. None if it does not, or if it has expired and is not pruned yet."""
     if is_wrong_type(values):
         return UnreadableEntry(keys("run", run_id), RedisWrongType.code)
+    if isinstance(values, Exception):
+        raise values  # not an error of this record
     try:
-        record = parse_record(run_id, default_if_wrong_type(values, ()), codec)
+        record = parse_record(run_id, values, codec)
         return record if record is not None and filters.passes(record) else None
-    except RedisUnreachable:
-        raise
     except Exception as error:  # noqa: BLE001 - one broken record must not hide the others
         return UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 

@@ -258,6 +258,24 @@ def test_a_list_that_redis_refuses_is_one_error_line(
         assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", [("runs",), ("runs", "--state", "queued"), ("approvals",), ("status",)])
+def test_a_missing_right_is_not_an_unreadable_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """The error names the right, and not every run as one that cannot be read."""
+    with EmbeddedRedis() as server, Hand(server.url) as other:
+        other.submit("r1")
+        admin = other.store.redis
+        admin.zadd(other.store.keys("index", "approvals"), {"r1": 1})
+        admin.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-hmget")
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", server.url.replace("//", "//poor:x@"))
+        done = typed(arguments, monkeypatch, capsys)
+
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith("error: redis.no_permission: the user 'poor' of Redis at ")
+    assert "hmget" in done.err
+
+
 # --- no Redis --------------------------------------------------------------------------------------------
 
 
