@@ -154,9 +154,9 @@ class EmbeddedRedis:
     def _launch(self, server: Path) -> None:
         if self._process is not None:
             raise ConfigError("this embedded Redis is already running")
-        self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH)
         if self._data_dir is not None:
-            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(self._data_dir)
+        self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH)
         self._port = self._wanted_port if self._wanted_port is not None else free_port()
         self._process = ChildProcess("redis", [str(server), *self._arguments()])
 
@@ -210,6 +210,16 @@ class EmbeddedRedis:
     def _scratch_dir(self) -> Path:
         assert self._scratch is not None, "made by _launch"
         return Path(self._scratch.name)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder} for the data of Redis: {error.strerror or error}",
+            hint="name a folder that does not exist yet, or one of an earlier start",
+        ) from error
 
 
 def _shut_down(process: ChildProcess, port: int) -> None:
