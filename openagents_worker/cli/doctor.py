@@ -6,6 +6,7 @@ being made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,7 @@ __all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
 
 CLOCK_SKEW_MS = 1000
 FULL_SHARE = 0.8  # of maxmemory
+HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
 
 
@@ -137,10 +139,7 @@ def _redis_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]
             "put the address of the primary, or of its sentinels, into OPENAGENTS_REDIS_URL",
         )
     if server.is_cluster:
-        yield _redis_problem(
-            "this Redis is a node of a Redis Cluster: the keys of a run would lie on several nodes",
-            "use a Redis without cluster mode; for a second server use Sentinel",
-        )
+        yield from _cluster_findings(settings)
     yield from _memory_findings(server)
     yield from _disk_findings(server, settings)
     if abs(server.clock_ms) > CLOCK_SKEW_MS:
@@ -150,6 +149,21 @@ def _redis_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]
             "clock",
             f"the clock of Redis is {abs(server.clock_ms) / 1000:.1f} s {direction} that of this machine",
             "synchronise both with NTP; ETAs of producers and times in logs are wrong by as much",
+        )
+
+
+def _cluster_findings(settings: Settings) -> Iterator[Finding]:
+    """A cell can be a slot of a cluster: with a hash tag in the prefix, and another Redis as the broker."""
+    node = "this Redis is a node of a Redis Cluster"
+    if not HASH_TAG.search(settings.key_prefix):
+        yield _redis_problem(
+            f"{node}: the keys of a run would lie on several nodes",
+            "use a Redis without cluster mode; for a second server use Sentinel",
+        )
+    elif settings.broker_url == settings.redis_url:
+        yield _redis_problem(
+            f"{node}, which cannot be the broker of Celery",
+            "put the URL of a Redis without cluster mode into OPENAGENTS_BROKER_URL",
         )
 
 

@@ -99,6 +99,16 @@ _LATER = (
     exceptions.ReadOnlyError,
     exceptions.TryAgainError,
 )
+_OF_CLUSTER = (
+    exceptions.AskError,  # includes MOVED
+    exceptions.ClusterCrossSlotError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+)
+CLUSTER_HINT = (
+    "this Redis is a node of a Redis Cluster: use a Redis without cluster mode, or one slot of a cluster "
+    "(docs/scaling.md, Several cells)"
+)
 # The same for answers without a class in redis-py. Redis 6 wraps the error of a script into another text, and
 # redis-py does so with an error in a pipeline.
 _LATER_CODE = re.compile(
@@ -324,10 +334,22 @@ def _hint_until_later(error: Exception) -> str | None:
         return "the memory of Redis is full: raise maxmemory, or delete sessions (`openagents-worker doctor`)"
     if "MISCONF" in str(error):
         return "Redis cannot write to its disk: look at its log, and at the space on the disk"
-    return None
+    if "READONLY" in str(error) or isinstance(error, exceptions.ReadOnlyError):
+        return (
+            "this Redis is a replica: put the address of its master, or of its sentinels, into "
+            "OPENAGENTS_REDIS_URL"
+        )
+    return CLUSTER_HINT if _is_of_cluster(error) else None
+
+
+def _is_of_cluster(error: Exception) -> bool:
+    """Whether a node of a Redis Cluster refuses a key: it belongs to another node, or to none."""
+    return isinstance(error, _OF_CLUSTER) and not isinstance(error, exceptions.MasterDownError)
 
 
 def _hint(error: Exception) -> str:
     if isinstance(error, exceptions.NoPermissionError):
         return "the user in OPENAGENTS_REDIS_URL lacks a permission; ACL LOG shows which one"
+    if _is_of_cluster(error):
+        return CLUSTER_HINT
     return "repeating the command does not help; please report this error"

@@ -18,6 +18,7 @@ from openagents_worker.store import server
 from openagents_worker.store.dead_letters import put_key_aside
 from tests.cli.conftest import Command, Done, register, retire, typed
 from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 
 AGENT = {
     "id": "clerk",
@@ -333,6 +334,37 @@ def test_what_another_redis_says(
     real = server._fields
     monkeypatch.setattr(server, "_fields", lambda answer: {**real(answer), **fields})
     assert problem_text(examined(), "redis").startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "broker", "text"),
+    [
+        ("oa", "", "the keys of a run would lie on several nodes"),
+        ("oa:{c1}", "", "which cannot be the broker of Celery"),
+        ("oa:{c1}", "redis://127.0.0.1:1/0", None),
+    ],
+)
+def test_a_slot_of_a_cluster_can_be_a_cell(
+    doctor: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prefix: str,
+    broker: str,
+    text: str | None,
+) -> None:
+    """With a hash tag in the prefix, and with another broker (docs/scaling.md)."""
+    with EmbeddedRedis(extra={"cluster-enabled": "yes"}) as node:
+        with redis.Redis.from_url(node.url) as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_for(lambda: "cluster_state:ok" in str(admin.execute_command("CLUSTER INFO")), "it is up")
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
+        monkeypatch.setenv("OPENAGENTS_KEY_PREFIX", prefix)
+        monkeypatch.setenv("OPENAGENTS_BROKER_URL", broker)
+        done = typed(["doctor", "--json"], monkeypatch, capsys)
+
+    problems = [each for kind, each in found(done, "redis") if kind == FindingKind.PROBLEM]
+    assert problems == ([] if text is None else [problems[0]])
+    assert text is None or text in problems[0]
 
 
 # --- workers, queues, Flower -------------------------------------------------------------------------------
