@@ -81,7 +81,7 @@ def examine(
     yield from _flower_findings(env)
     yield from _made("redis", lambda: _redis_findings(read_server(store), settings))
     if checks_rights:
-        yield from _made("rights", lambda: _rights_findings(settings))
+        yield from _rights_or_broker(settings)
     yield from _made("workers", lambda: _fleet_findings(client, config))
 
 
@@ -249,6 +249,17 @@ def _write_to_disk(store: Store) -> object:
 
 
 # --- rights, workers, Flower ----------------------------------------------------------------------------
+
+
+def _rights_or_broker(settings: Settings) -> list[Finding]:
+    """The rights of a worker at Redis and at the broker, or that the broker does not answer."""
+    try:
+        return _made("rights", lambda: _rights_findings(settings))
+    except RedisUnreachable as error:
+        if settings.broker_url == settings.redis_url:
+            raise
+        todo = "check that the broker is running, and that OPENAGENTS_BROKER_URL is correct"
+        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", todo)]
 
 
 def _rights_findings(settings: Settings) -> Iterator[Finding]:

@@ -310,6 +310,22 @@ def test_a_user_without_a_right_of_a_worker(
     assert found(examined(), "rights") == []
 
 
+def test_a_broker_that_does_not_answer(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is named as the broker, and the checks after it are made."""
+    define(monkeypatch, tmp_path)
+    monkeypatch.setenv("OPENAGENTS_BROKER_URL", "redis://127.0.0.1:1/0")
+
+    done = examined()
+
+    broker = problem(done, "broker")
+    assert broker["text"].startswith("redis.unreachable: cannot reach Redis at redis://127.0.0.1:1/0")
+    assert "OPENAGENTS_BROKER_URL" in broker["todo"]
+    assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
+    assert done.code == 2
+
+
 def test_clocks_that_differ(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By more than a second, in which direction."""
     real = server.time.time
