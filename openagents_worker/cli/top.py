@@ -23,12 +23,16 @@ MAX_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Workers, queues and problems, and the newest runs that are executed at this moment."""
+    """Workers, queues and problems, and the newest runs that are executed at this moment.
+
+    `has_more_runs`: older runs were not examined.
+    """
 
     at_ms: int
     fleet: Fleet
     unreadable: Sequence[Problem]
     runs: Sequence[RunRecord]
+    has_more_runs: bool = False
 
     def lines(self) -> list[Safe]:
         """Problems first, then workers, queues and runs."""
@@ -46,6 +50,8 @@ class Snapshot:
         lines += [Safe(""), *queue_table(self.fleet.queues)]
         if self.runs:
             lines += [Safe(""), *run_table(self.runs, self.at_ms)]
+        if self.has_more_runs:
+            lines.append(styled("perhaps more: openagents-worker runs --state running", dim=True))
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +63,7 @@ class Snapshot:
 def read_snapshot(client: Client) -> Snapshot:
     """Read the state of the deployment from Redis."""
     fleet = read_known_fleet(client)
-    runs = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS).items
+    page = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS)
     seconds, micros = client.store.ask(lambda redis: redis.time())
-    return Snapshot(round(seconds * 1000 + micros / 1000), fleet, client.problems(), runs)
+    at_ms, has_more_runs = round(seconds * 1000 + micros / 1000), page.next_cursor is not None
+    return Snapshot(at_ms, fleet, client.problems(), page.items, has_more_runs)

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 
+from openagents_worker.cli import top
 from openagents_worker.cli.completion import agent_ids, run_ids, session_ids
 from openagents_worker.cli.live_run import RunTree
 from openagents_worker.events import RunEvent
@@ -222,6 +223,22 @@ def test_a_terminal_is_as_before_after_any_signal(redis_url: str, client: Client
             assert "\x1b[?25h" in read_until(terminal, "\x1b[?1049l")
             assert process.wait(PATIENCE_S) == 128 + number
     retire(client)
+
+
+def test_top_says_that_it_does_not_show_all_runs(
+    command: Command, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows the newest ones, and of many runs it examines the newest ones only."""
+    for run_id in ("r1", "r2"):
+        hand.submit(run_id, session_id=run_id)
+        hand.claim(run_id)
+    assert "perhaps more" not in command("top").out
+    monkeypatch.setattr(top, "MAX_RUNS", 1)
+
+    shown = command("top").out
+
+    assert "r2" in shown
+    assert "perhaps more: openagents-worker runs --state running" in shown
 
 
 def test_top_without_a_terminal_is_printed_as_often_as_asked(command: Command, client: Client) -> None:
