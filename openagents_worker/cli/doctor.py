@@ -7,9 +7,11 @@ being made.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from openagents_worker.agents import AppConfig
 from openagents_worker.cli.health import problems_of, read_known_fleet
@@ -32,10 +34,12 @@ from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
 
-__all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
+__all__ = ["Finding", "FindingKind", "agent_findings", "examine", "without_variables_of_workers"]
 
 CLOCK_SKEW_MS = 1000
 FULL_SHARE = 0.8  # of maxmemory
+UNSET = re.compile(r"the environment variable \S+ is not set$")
+POSITION = re.compile(r"agents\[(\d+)\]")
 HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
 
@@ -50,13 +54,17 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible."""
+    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible.
+
+    `agent_id` is the agent of the agents file that it is about, if that is known.
+    """
 
     kind: FindingKind
     subject: str
     text: str
     todo: str | None = None
     fix: Callable[[Store], object] | None = None
+    agent_id: str | None = None
 
     def to_json(self) -> dict[str, str | bool | None]:
         return {
@@ -86,13 +94,19 @@ def examine(
 
 
 def agent_findings(
-    read: Callable[[], tuple[str, AppConfig]], remarks: Callable[[AppConfig], Iterable[str]]
+    read: Callable[[], tuple[str, AppConfig]],
+    remarks: Callable[[AppConfig], Iterable[str]],
+    read_ids: Callable[[], Sequence[str]],
 ) -> tuple[AppConfig | None, list[Finding]]:
-    """The agents of this machine, and what is wrong with them. `read` raises `ConfigError` for problems."""
+    """The agents of this machine, and what is wrong with them. `read` raises `ConfigError` for problems.
+
+    `read_ids` returns the ids of the agents, which the paths of problems count.
+    """
     try:
         path, config = read()
     except ConfigValidationError as error:
-        return None, [_problem_of(each) for each in error.problems] or [_failed("agents", error)]
+        ids = read_ids() if error.problems else ()
+        return None, [_problem_of(each, ids) for each in error.problems] or [_failed("agents", error)]
     except OpenAgentsError as error:
         return None, [_failed("agents", error)]
     names = ", ".join(agent.id for agent in config.agents)
@@ -100,11 +114,42 @@ def agent_findings(
     return config, [*found, *(Finding(FindingKind.NOTE, "agents", remark) for remark in remarks(config))]
 
 
-def _problem_of(each: Mapping[str, object]) -> Finding:
-    place = f"line {each['line']}, " if each.get("line") else ""
-    hint = each.get("hint")
-    text = f"{place}{each.get('path')}: {each.get('message')}"
-    return Finding(FindingKind.PROBLEM, "agents", text, str(hint) if hint else None)
+def without_variables_of_workers(found: Sequence[Finding], client: Client) -> list[Finding]:
+    """The findings, where a variable that is not set here is a note if a live worker serves its agent.
+
+    That worker has the variable: `dev` sets those of its scripted model, and an operator may have no keys.
+    """
+    served: set[str] = set()
+    if any(map(_is_unset_variable, found)):
+        with suppress(RedisRefused):  # a finding about the workers says so
+            served = {agent.id for agent in client.agents() if agent.workers}
+    return [
+        replace(one, kind=FindingKind.NOTE, text=f"{one.text} here, but a worker serves the agent", todo=None)
+        if _is_unset_variable(one) and one.agent_id in served
+        else one
+        for one in found
+    ]
+
+
+def _is_unset_variable(finding: Finding) -> bool:
+    return finding.agent_id is not None and UNSET.search(finding.text) is not None
+
+
+def _problem_of(each: Mapping[str, Any], ids: Sequence[str]) -> Finding:
+    line, place, hint = each.get("line"), each.get("place"), each.get("hint")
+    where = f"{place}, " if place else f"line {line}, " if line else ""
+    text = f"{where}{each.get('path')}: {each.get('message')}"
+    return Finding(
+        FindingKind.PROBLEM, "agents", text, str(hint) if hint else None, agent_id=_agent_of(each, ids)
+    )
+
+
+def _agent_of(problem: Mapping[str, Any], ids: Sequence[str]) -> str | None:
+    """The agent that a problem is about, by its place in Python or its position in the agents file."""
+    if place := problem.get("place"):
+        return next((id_ for id_ in ids if str(place).startswith(f"the agent {id_!r} at ")), None)
+    found = POSITION.match(str(problem.get("path")))
+    return ids[int(found[1])] if found and int(found[1]) < len(ids) else None
 
 
 def _made(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:

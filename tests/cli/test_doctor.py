@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 
+from openagents_worker.agents.code import unregister_agents
 from openagents_worker.cli.doctor import FindingKind
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
@@ -147,6 +148,41 @@ def test_a_missing_key_and_a_mistake_in_the_agents_file(
 
     assert any("the environment variable SHOP_KEY is not set" in text for text in texts)
     assert any("calk" in text for text in texts)
+
+
+def test_a_key_that_only_the_workers_have_is_a_note(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside `dev` with its scripted model, and where an operator has no keys. A worker does not serve an
+    agent whose key is missing."""
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    define(monkeypatch, tmp_path, llm=llm)
+    done = examined()
+    [(kind, text)] = found(done, "agents")
+    assert (kind, done.code) == ("note", 0)
+    assert text.endswith("the environment variable SHOP_KEY is not set here, but a worker serves the agent")
+
+    define(monkeypatch, tmp_path, llm=llm, id="other")
+    assert "SHOP_KEY is not set" in problem_text(examined(), "agents")
+
+
+def test_a_problem_of_an_agent_in_python_names_its_place(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    (tmp_path / "agents_of_shop.py").write_text(
+        f"from openagents_worker import Agent, register_agent\nregister_agent(Agent('porter', llm={llm}))\n"
+    )
+    monkeypatch.setenv("OPENAGENTS_IMPORTS", "agents_of_shop")
+    try:
+        text = problem_text(doctor(), "agents")
+    finally:
+        unregister_agents("porter")
+    assert text.startswith("the agent 'porter' at ")
+    assert "SHOP_KEY is not set" in text
 
 
 def test_a_machine_without_agents_is_a_producers(doctor: Command) -> None:
