@@ -18,7 +18,7 @@ from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
-from openagents_worker.errors import ConfigError, OpenAgentsError
+from openagents_worker.errors import ConfigError, OpenAgentsError, RedisUnreachable
 from openagents_worker.local.changes import can_watch, changed_files
 from openagents_worker.local.child_process import ChildProcess, free_port, port_or_free
 from openagents_worker.local.stack import Stack
@@ -116,9 +116,12 @@ def dev(
     the old one. Runs continue in it. If it does not start, the old one stays, and the error is printed.
     """
     require_extras("worker", "flower")
+    redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
+    if redis_url is not None and data_dir is not None:
+        text = f"{PREFIX}REDIS_URL is set, so dev starts no Redis: unset it, or leave --data-dir out"
+        raise click.UsageError(text)
     signal.signal(signal.SIGTERM, _interrupt)
     print_line = None if as_json else _line_printer()
-    redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
     redis_port = port_or_free(DEFAULT_REDIS_PORT) if redis_port is None else redis_port or free_port()
     flower_port = port_or_free(DEFAULT_FLOWER_PORT) if flower_port is None else flower_port
     try:
@@ -144,6 +147,10 @@ def dev(
                 ended = stack.wait()
             err(f"the {ended.kind} {ended.name} exited with code {ended.exit_code}")
             return Exit.RUN_FAILED
+    except RedisUnreachable as error:
+        if redis_url is not None:
+            error.hint = f"start that Redis; or unset {PREFIX}REDIS_URL, and dev starts one"
+        raise
     except KeyboardInterrupt:
         return Exit.SUCCESS
 
