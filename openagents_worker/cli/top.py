@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from openagents_worker.producer.time_text import clock_time
 from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.listing import Problem
 
-__all__ = ["Snapshot", "read_snapshot"]
+__all__ = ["Snapshot", "SnapshotReader"]
 
 MAX_RUNS = 100
 MAX_PROBLEMS = 5
+LOOK_FOR_PROBLEMS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,25 @@ class Snapshot:
         return {"at_ms": self.at_ms, **status_json(self.fleet, self.unreadable), "runs": runs}
 
 
-def read_snapshot(client: Client) -> Snapshot:
-    """Read the state of the deployment from Redis."""
-    fleet = read_known_fleet(client)
-    page = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS)
-    seconds, micros = client.store.ask(lambda redis: redis.time())
-    at_ms, has_more_runs = round(seconds * 1000 + micros / 1000), page.next_cursor is not None
-    return Snapshot(at_ms, fleet, client.problems(), page.items, has_more_runs)
+class SnapshotReader:
+    """Reads the state of the deployment from Redis, again and again.
+
+    Unreadable records are looked for every `LOOK_FOR_PROBLEMS_S` seconds: that reads 1,000 runs completely.
+    """
+
+    def __init__(self, client: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._unreadable: Sequence[Problem] = ()
+        self._looked_at_s = -LOOK_FOR_PROBLEMS_S
+
+    def read(self) -> Snapshot:
+        """The state at this moment. Raises `RedisUnreachable`."""
+        client = self._client
+        fleet = read_known_fleet(client)
+        page = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS)
+        seconds, micros = client.store.ask(lambda redis: redis.time())
+        if (now_s := self._clock()) - self._looked_at_s >= LOOK_FOR_PROBLEMS_S:
+            self._unreadable, self._looked_at_s = client.problems(), now_s
+        at_ms, has_more_runs = round(seconds * 1000 + micros / 1000), page.next_cursor is not None
+        return Snapshot(at_ms, fleet, self._unreadable, page.items, has_more_runs)

@@ -241,6 +241,27 @@ def test_top_says_that_it_does_not_show_all_runs(
     assert "perhaps more: openagents-worker runs --state running" in shown
 
 
+def test_top_does_not_look_for_unreadable_records_at_each_look(client: Client) -> None:
+    """That reads a thousand runs completely, which may be large: once in half a minute."""
+    names = [f"r{number}" for number in range(20)]
+    for name in names:
+        client.submit({"agent_id": "echo", "session_id": name, "input_text": "x" * 20_000, "run_id": name})
+    now_s = 0.0
+    reader = top.SnapshotReader(client, clock=lambda: now_s)
+
+    def read() -> int:
+        before = client.store.redis.info("stats")["total_net_output_bytes"]
+        reader.read()
+        return int(client.store.redis.info("stats")["total_net_output_bytes"] - before)
+
+    assert read() > 400_000
+    assert read() < 100_000
+    now_s = top.LOOK_FOR_PROBLEMS_S
+    assert read() > 400_000
+    for name in names:
+        client.cancel(name)
+
+
 def test_top_without_a_terminal_is_printed_as_often_as_asked(command: Command, client: Client) -> None:
     """As text or as lines of JSON."""
     register(client, agents=("echo",))

@@ -19,7 +19,7 @@ from openagents_worker.cli.health import (
 )
 from openagents_worker.cli.live_region import LiveRegion, can_draw
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
-from openagents_worker.cli.top import read_snapshot
+from openagents_worker.cli.top import SnapshotReader
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.producer.client import Client
 
@@ -82,11 +82,12 @@ def top(interval: float, count: int | None, as_json: bool) -> None:
     With --json, each look is one line of JSON.
     """
     with Client() as client:
+        reader = SnapshotReader(client)
         if not as_json and count is None and sys.stdout.isatty() and can_draw():
-            _watch_fleet(client, interval)
+            _watch_fleet(reader, interval)
             return
         for look in itertools.count(1) if as_json and count is None else range(1, (count or 1) + 1):
-            snapshot = read_snapshot(client)
+            snapshot = reader.read()
             if as_json:
                 dump(snapshot.to_json())
             else:
@@ -96,9 +97,9 @@ def top(interval: float, count: int | None, as_json: bool) -> None:
                 time.sleep(interval)
 
 
-def _watch_fleet(client: Client, interval_s: float) -> None:
+def _watch_fleet(reader: SnapshotReader, interval_s: float) -> None:
     """Draw the state of the deployment until Ctrl-C. Without Redis, the last one stays, with the error."""
-    snapshot, problem = read_snapshot(client), Safe("")
+    snapshot, problem = reader.read(), Safe("")
     with (
         suppress(KeyboardInterrupt),
         LiveRegion(lambda: [problem, *snapshot.lines()], whole=True) as region,
@@ -106,7 +107,7 @@ def _watch_fleet(client: Client, interval_s: float) -> None:
         while True:
             time.sleep(interval_s)
             try:
-                snapshot, problem = read_snapshot(client), Safe("")
+                snapshot, problem = reader.read(), Safe("")
             except OpenAgentsError as error:
                 problem = styled(f"{error.code}: {error}; shown is the last answer", fg="red")
             region.refresh()
