@@ -16,7 +16,7 @@ from openagents_worker.store.fleet import (
     AgentInfo,
     QueueInfo,
     WorkerInfo,
-    read_agents,
+    read_announced_agents,
     read_fleet,
     read_workers,
 )
@@ -78,7 +78,7 @@ def queues(publishing: PublishingApp) -> Plan[list[QueueInfo]]:
 
 def agents(publishing: PublishingApp) -> Plan[list[AgentInfo]]:
     """The agents that workers have announced, and the workers that serve each of them now."""
-    return list((yield from read_agents(publishing.keys, publishing.settings.queue)))
+    return list((yield from read_announced_agents(publishing.keys, publishing.settings.queue)))
 
 
 def problems(publishing: PublishingApp) -> Plan[list[Problem]]:

@@ -28,7 +28,7 @@ from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     AnswerLost,
     connection_broke,
-    executing,
+    executed_plan,
     translate_errors,
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
@@ -137,7 +137,7 @@ class Store:
 
         `execute_other` gets the steps that are not operations of the store.
         """
-        with executing(plan, self.cell.url):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -146,7 +146,7 @@ class Store:
 
     def stream(self, plan: Plan[None], execute_other: ExecuteStep | None = None) -> Generator[Any]:
         """Execute the steps of a plan, as `execute` does, and yield the items (`Emit`, `EmitNext`)."""
-        with executing(plan, self.cell.url):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):
@@ -332,7 +332,7 @@ class AsyncStore:
 
     async def execute(self, plan: Plan[T], execute_other: ExecuteStepAsync | None = None) -> T:
         """As `Store.execute`."""
-        with executing(plan, self.cell.url):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -343,7 +343,7 @@ class AsyncStore:
         self, plan: Plan[None], execute_other: ExecuteStepAsync | None = None
     ) -> AsyncGenerator[Any]:
         """As `Store.stream`."""
-        with executing(plan, self.cell.url):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):

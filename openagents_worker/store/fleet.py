@@ -28,7 +28,7 @@ __all__ = [
     "WorkerInfo",
     "message_age_ms",
     "own_version",
-    "read_agents",
+    "read_announced_agents",
     "read_fleet",
     "read_workers",
 ]
@@ -168,7 +168,7 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
 
-def read_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInfo, ...]]:
+def read_announced_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInfo, ...]]:
     """A plan that returns the agents of `read_fleet`, without its queues."""
     workers = yield from read_workers(keys)
     return (yield from _agents_of(keys, default_queue, workers))
@@ -207,7 +207,7 @@ def _read_each_worker(keys: Keys, incarnations: Sequence[str]) -> Any:
 
 
 def _agents_of(keys: Keys, default_queue: str, workers: Sequence[WorkerInfo]) -> Plan[tuple[AgentInfo, ...]]:
-    [answer] = yield _read_announced_agents(keys)
+    [answer] = yield _read_announcements(keys)
     announced: dict[str, str] = default_if_wrong_type(answer, {})
     return tuple(
         _agent_info(id_, _parse_announcement(text), default_queue, workers)
@@ -215,7 +215,7 @@ def _agents_of(keys: Keys, default_queue: str, workers: Sequence[WorkerInfo]) ->
     )
 
 
-def _read_announced_agents(keys: Keys) -> Any:
+def _read_announcements(keys: Keys) -> Any:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         pipeline.hgetall(keys("agents"))

@@ -31,7 +31,7 @@ __all__ = [
     "NotSent",
     "TlsFailed",
     "connection_broke",
-    "executing",
+    "executed_plan",
     "failure_of",
     "is_wrong_type",
     "translate_connect_errors",
@@ -255,7 +255,7 @@ class translate_errors:
             raise _translate(error, safe_url(self._url), self._url) from error
 
 
-class executing:
+class executed_plan:
     """Close a plan at the end of this block, and translate an error of Redis that leaves the plan.
 
     An answer of a pipeline may be such an error: the plan raises it, and no step has translated it.
