@@ -17,7 +17,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.store import server
 from openagents_worker.store.dead_letters import put_key_aside
-from tests.cli.conftest import Command, Done, register, retire, typed
+from tests.cli.conftest import Command, Done, node_of_a_cluster, register, retire, typed
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
 
@@ -405,10 +405,10 @@ def test_a_slot_of_a_cluster_can_be_a_cell(
     text: str | None,
 ) -> None:
     """With a hash tag in the prefix, and with another broker (docs/scaling.md)."""
-    with EmbeddedRedis(extra={"cluster-enabled": "yes"}) as node:
+    with node_of_a_cluster() as node:
         with redis.Redis.from_url(node.url) as admin:
             admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            wait_for(lambda: "cluster_state:ok" in str(admin.execute_command("CLUSTER INFO")), "it is up")
+            wait_for(lambda: admin.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "it is up")
         monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
         monkeypatch.setenv("OPENAGENTS_KEY_PREFIX", prefix)
         monkeypatch.setenv("OPENAGENTS_BROKER_URL", broker)

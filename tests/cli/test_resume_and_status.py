@@ -13,7 +13,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.part_health import PartProblem, PartState, parts_json
 from openagents_worker.store.watch import history
-from tests.cli.conftest import W1, Command, register, retire, typed
+from tests.cli.conftest import W1, Command, node_of_a_cluster, register, retire, typed
 from tests.support.scripts import Hand
 
 
@@ -248,7 +248,7 @@ def test_a_list_that_redis_refuses_is_one_error_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     """A node of a cluster without slots, and a replica that has lost its master, refuse every read."""
-    with EmbeddedRedis(extra={"cluster-enabled": "yes"}) as node:
+    with node_of_a_cluster() as node:
         monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
         done = typed(arguments, monkeypatch, capsys)
 
