@@ -269,7 +269,7 @@ EXITS = {
     Exit.INVALID: "The agents file, a setting, a plugin or the request is not valid.",
     Exit.RUN_FAILED: "The run failed or was cancelled (`run`, `watch`), the worker is not healthy "
     "(`health`), or an error of another kind.",
-    Exit.NO_REDIS: "Redis cannot be reached, or its answer was lost.",
+    Exit.NO_REDIS: "Redis cannot be reached, has refused a command, or its answer was lost.",
     Exit.INTERRUPTED: "Ctrl-C. The run continues.",
 }
 

@@ -6,12 +6,15 @@ being made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from openagents_worker.agents import AppConfig
-from openagents_worker.cli.health import problems_of
+from openagents_worker.cli.health import problems_of, read_known_fleet
 from openagents_worker.dashboard.flower_options import is_this_machine, is_true
 from openagents_worker.errors import (
     ConfigValidationError,
@@ -20,6 +23,7 @@ from openagents_worker.errors import (
     RedisUnreachable,
     RedisUnsafe,
 )
+from openagents_worker.local.redis_server import keeps_nothing
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
 from openagents_worker.producer.waiting_reason import why_not_served
@@ -27,13 +31,16 @@ from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.durability import PersistenceInfo
-from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
 
-__all__ = ["Finding", "FindingKind", "agent_findings", "examine"]
+__all__ = ["Finding", "FindingKind", "agent_findings", "examine", "without_variables_of_workers"]
 
 CLOCK_SKEW_MS = 1000
 FULL_SHARE = 0.8  # of maxmemory
+UNSET = re.compile(r"the environment variable \S+ is not set$")
+POSITION = re.compile(r"agents\[(\d+)\]")
+HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
 
 
@@ -47,13 +54,17 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible."""
+    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible.
+
+    `agent_id` is the agent of the agents file that it is about, if that is known.
+    """
 
     kind: FindingKind
     subject: str
     text: str
     todo: str | None = None
     fix: Callable[[Store], object] | None = None
+    agent_id: str | None = None
 
     def to_json(self) -> dict[str, str | bool | None]:
         return {
@@ -78,18 +89,24 @@ def examine(
     yield from _flower_findings(env)
     yield from _made("redis", lambda: _redis_findings(read_server(store), settings))
     if checks_rights:
-        yield from _made("rights", lambda: _rights_findings(settings))
+        yield from _rights_or_broker(settings)
     yield from _made("workers", lambda: _fleet_findings(client, config))
 
 
 def agent_findings(
-    read: Callable[[], tuple[str, AppConfig]], remarks: Callable[[AppConfig], Iterable[str]]
+    read: Callable[[], tuple[str, AppConfig]],
+    remarks: Callable[[AppConfig], Iterable[str]],
+    read_ids: Callable[[], Sequence[str]],
 ) -> tuple[AppConfig | None, list[Finding]]:
-    """The agents of this machine, and what is wrong with them. `read` raises `ConfigError` for problems."""
+    """The agents of this machine, and what is wrong with them. `read` raises `ConfigError` for problems.
+
+    `read_ids` returns the ids of the agents, which the paths of problems count.
+    """
     try:
         path, config = read()
     except ConfigValidationError as error:
-        return None, [_problem_of(each) for each in error.problems] or [_failed("agents", error)]
+        ids = read_ids() if error.problems else ()
+        return None, [_problem_of(each, ids) for each in error.problems] or [_failed("agents", error)]
     except OpenAgentsError as error:
         return None, [_failed("agents", error)]
     names = ", ".join(agent.id for agent in config.agents)
@@ -97,11 +114,42 @@ def agent_findings(
     return config, [*found, *(Finding(FindingKind.NOTE, "agents", remark) for remark in remarks(config))]
 
 
-def _problem_of(each: Mapping[str, object]) -> Finding:
-    place = f"line {each['line']}, " if each.get("line") else ""
-    hint = each.get("hint")
-    text = f"{place}{each.get('path')}: {each.get('message')}"
-    return Finding(FindingKind.PROBLEM, "agents", text, str(hint) if hint else None)
+def without_variables_of_workers(found: Sequence[Finding], client: Client) -> list[Finding]:
+    """The findings, where a variable that is not set here is a note if a live worker serves its agent.
+
+    That worker has the variable: `dev` sets those of its scripted model, and an operator may have no keys.
+    """
+    served: set[str] = set()
+    if any(map(_is_unset_variable, found)):
+        with suppress(RedisRefused):  # a finding about the workers says so
+            served = {agent.id for agent in client.agents() if agent.workers}
+    return [
+        replace(one, kind=FindingKind.NOTE, text=f"{one.text} here, but a worker serves the agent", todo=None)
+        if _is_unset_variable(one) and one.agent_id in served
+        else one
+        for one in found
+    ]
+
+
+def _is_unset_variable(finding: Finding) -> bool:
+    return finding.agent_id is not None and UNSET.search(finding.text) is not None
+
+
+def _problem_of(each: Mapping[str, Any], ids: Sequence[str]) -> Finding:
+    line, place, hint = each.get("line"), each.get("place"), each.get("hint")
+    where = f"{place}, " if place else f"line {line}, " if line else ""
+    text = f"{where}{each.get('path')}: {each.get('message')}"
+    return Finding(
+        FindingKind.PROBLEM, "agents", text, str(hint) if hint else None, agent_id=_agent_of(each, ids)
+    )
+
+
+def _agent_of(problem: Mapping[str, Any], ids: Sequence[str]) -> str | None:
+    """The agent that a problem is about, by its place in Python or its position in the agents file."""
+    if place := problem.get("place"):
+        return next((id_ for id_ in ids if str(place).startswith(f"the agent {id_!r} at ")), None)
+    found = POSITION.match(str(problem.get("path")))
+    return ids[int(found[1])] if found and int(found[1]) < len(ids) else None
 
 
 def _made(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -136,10 +184,7 @@ def _redis_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]
             "put the address of the primary, or of its sentinels, into OPENAGENTS_REDIS_URL",
         )
     if server.is_cluster:
-        yield _redis_problem(
-            "this Redis is a node of a Redis Cluster: the keys of a run would lie on several nodes",
-            "use a Redis without cluster mode; for a second server use Sentinel",
-        )
+        yield from _cluster_findings(settings)
     yield from _memory_findings(server)
     yield from _disk_findings(server, settings)
     if abs(server.clock_ms) > CLOCK_SKEW_MS:
@@ -149,6 +194,21 @@ def _redis_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]
             "clock",
             f"the clock of Redis is {abs(server.clock_ms) / 1000:.1f} s {direction} that of this machine",
             "synchronise both with NTP; ETAs of producers and times in logs are wrong by as much",
+        )
+
+
+def _cluster_findings(settings: Settings) -> Iterator[Finding]:
+    """A cell can be a slot of a cluster: with a hash tag in the prefix, and another Redis as the broker."""
+    node = "this Redis is a node of a Redis Cluster"
+    if not HASH_TAG.search(settings.key_prefix):
+        yield _redis_problem(
+            f"{node}: the keys of a run would lie on several nodes",
+            "use a Redis without cluster mode; for a second server use Sentinel",
+        )
+    elif settings.broker_url == settings.redis_url:
+        yield _redis_problem(
+            f"{node}, which cannot be the broker of Celery",
+            "put the URL of a Redis without cluster mode into OPENAGENTS_BROKER_URL",
         )
 
 
@@ -196,11 +256,16 @@ def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
             persistence.check_disk()
         except RedisUnsafe as error:
             yield _failed("redis", error)
+    elif persistence.appendonly is False and keeps_nothing(server.folder):
+        yield Finding(
+            FindingKind.NOTE,
+            "redis",
+            "this is the Redis of `openagents-worker dev`: it keeps its data in memory, until dev ends",
+            "openagents-worker dev --data-dir DIR keeps the data; for production, start a Redis of your own",
+        )
     elif persistence.appendonly is False:
         yield _redis_problem(
-            "a restart of Redis loses every run since its last snapshot: appendonly is off"
-            if server.saves
-            else "a restart of Redis loses every run: appendonly is off, and it writes no snapshots",
+            f"a restart of Redis loses {_lost_text(server.saves)}",
             "CONFIG SET appendonly yes, and the same in redis.conf",
             _write_to_disk,
         )
@@ -209,6 +274,15 @@ def _disk_findings(server: ServerInfo, settings: Settings) -> Iterator[Finding]:
             "the last write to the disk failed: Redis refuses writes (MISCONF) or loses them at a restart",
             "look at the log of Redis, and at the space on its disk",
         )
+
+
+def _lost_text(saves: bool | None) -> str:
+    """What a Redis without an append-only file loses, and why. None: its user may not ask for snapshots."""
+    if saves is None:
+        return "every run since its last snapshot, or every run if it writes none: appendonly is off"
+    if saves:
+        return "every run since its last snapshot: appendonly is off"
+    return "every run: appendonly is off, and it writes no snapshots"
 
 
 def _keep_everything(store: Store) -> object:
@@ -222,6 +296,17 @@ def _write_to_disk(store: Store) -> object:
 # --- rights, workers, Flower ----------------------------------------------------------------------------
 
 
+def _rights_or_broker(settings: Settings) -> list[Finding]:
+    """The rights of a worker at Redis and at the broker, or that the broker does not answer."""
+    try:
+        return _made("rights", lambda: _rights_findings(settings))
+    except RedisUnreachable as error:
+        if settings.broker_url == settings.redis_url:
+            raise
+        todo = "check that the broker is running, and that OPENAGENTS_BROKER_URL is correct"
+        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", todo)]
+
+
 def _rights_findings(settings: Settings) -> Iterator[Finding]:
     from openagents_worker.celery.access import check_access
 
@@ -230,7 +315,7 @@ def _rights_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Finding]:
-    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    fleet = read_known_fleet(client)
     for problem in problems_of(fleet, client.problems(), client.put_aside()):
         text, _, todo = problem.partition("; ")
         yield Finding(FindingKind.PROBLEM, "workers", text, todo or "openagents-worker status shows more")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from openagents_worker.cli.display import short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
 from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
 from openagents_worker.store.dead_letters import PutAside
-from openagents_worker.store.fleet import Fleet, QueueInfo, WorkerInfo
+from openagents_worker.store.fleet import Fleet, QueueInfo, WorkerInfo, read_fleet
 from openagents_worker.store.listing import Problem
 
 __all__ = [
     "problems_of",
     "queue_table",
+    "read_known_fleet",
     "status_json",
     "status_lines",
-    "without_removed_agents",
     "worker_json",
     "worker_table",
 ]
@@ -40,15 +42,23 @@ def problems_of(fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[Put
     ]
 
 
-def without_removed_agents(fleet: Fleet, has_open_runs: Callable[[str], bool]) -> Fleet:
+def read_known_fleet(client: Client) -> Fleet:
     """The fleet without agents that were taken out of the agents file: no worker and no open run has them.
 
     All agents are kept while no worker is alive, or while one does not announce what it serves.
     """
+    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
     alive = [worker for worker in fleet.workers if worker.is_alive]
     if not alive or not all(worker.says_what_it_serves for worker in alive):
         return fleet
-    return replace(fleet, agents=tuple(a for a in fleet.agents if a.workers or has_open_runs(a.id)))
+    return replace(fleet, agents=tuple(a for a in fleet.agents if a.workers or _has_open_runs(client, a.id)))
+
+
+def _has_open_runs(client: Client, agent_id: str) -> bool:
+    """Whether a run of the agent has not ended. True as well if there are too many runs to find out."""
+    open_states = [state for state in RunState if not state.is_terminal]
+    page = client.runs(agent_id=agent_id, state=open_states, limit=1)
+    return bool(page.items or page.next_cursor)
 
 
 def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
@@ -213,7 +223,7 @@ def _put_aside_problems(aside: Sequence[PutAside]) -> Iterator[str]:
     if aside:
         items = "1 item was" if len(aside) == 1 else f"{len(aside)} items were"
         keys = ", ".join(dict.fromkeys(one.key for one in aside[:MAX_NAMED_KEYS]))
-        yield f"{items} put aside, because no worker could read the data: {keys}; see below"
+        yield f"{items} put aside, because no worker could read the data: {keys}"
 
 
 def _record_problems(unreadable: Sequence[Problem]) -> Iterator[str]:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.cli.health import problems_of, queue_table, status_json, worker_table
+from openagents_worker.cli.health import problems_of, queue_table, read_known_fleet, status_json, worker_table
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import Safe, joined, styled
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import clock_time
-from openagents_worker.store.fleet import Fleet, read_fleet
+from openagents_worker.store.fleet import Fleet
 from openagents_worker.store.listing import Problem
 
-__all__ = ["Snapshot", "read_snapshot"]
+__all__ = ["Snapshot", "SnapshotReader"]
 
 MAX_RUNS = 100
 MAX_PROBLEMS = 5
+LOOK_FOR_PROBLEMS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Workers, queues and problems, and the newest runs that are executed at this moment."""
+    """Workers, queues and problems, and the newest runs that are executed at this moment.
+
+    `has_more_runs`: older runs were not examined.
+    """
 
     at_ms: int
     fleet: Fleet
     unreadable: Sequence[Problem]
     runs: Sequence[RunRecord]
+    has_more_runs: bool = False
 
     def lines(self) -> list[Safe]:
         """Problems first, then workers, queues and runs."""
@@ -46,6 +52,8 @@ class Snapshot:
         lines += [Safe(""), *queue_table(self.fleet.queues)]
         if self.runs:
             lines += [Safe(""), *run_table(self.runs, self.at_ms)]
+        if self.has_more_runs:
+            lines.append(styled("perhaps more: openagents-worker runs --state running", dim=True))
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -54,9 +62,25 @@ class Snapshot:
         return {"at_ms": self.at_ms, **status_json(self.fleet, self.unreadable), "runs": runs}
 
 
-def read_snapshot(client: Client) -> Snapshot:
-    """Read the state of the deployment from Redis."""
-    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
-    runs = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS).items
-    seconds, micros = client.store.ask(lambda redis: redis.time())
-    return Snapshot(round(seconds * 1000 + micros / 1000), fleet, client.problems(), runs)
+class SnapshotReader:
+    """Reads the state of the deployment from Redis, again and again.
+
+    Unreadable records are looked for every `LOOK_FOR_PROBLEMS_S` seconds: that reads 1,000 runs completely.
+    """
+
+    def __init__(self, client: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._unreadable: Sequence[Problem] = ()
+        self._looked_at_s = -LOOK_FOR_PROBLEMS_S
+
+    def read(self) -> Snapshot:
+        """The state at this moment. Raises `RedisUnreachable`."""
+        client = self._client
+        fleet = read_known_fleet(client)
+        page = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS)
+        seconds, micros = client.store.ask(lambda redis: redis.time())
+        if (now_s := self._clock()) - self._looked_at_s >= LOOK_FOR_PROBLEMS_S:
+            self._unreadable, self._looked_at_s = client.problems(), now_s
+        at_ms, has_more_runs = round(seconds * 1000 + micros / 1000), page.next_cursor is not None
+        return Snapshot(at_ms, fleet, self._unreadable, page.items, has_more_runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,6 +16,7 @@ from openagents_worker.dashboard.flower_options import is_this_machine
 __all__ = [
     "HOSTS_VARIABLE",
     "AllowedHosts",
+    "can_be_compared",
     "check_listening",
     "checked_passwords",
     "has_password",
@@ -54,7 +56,22 @@ def checked_passwords(pairs: Sequence[str] | None) -> list[str]:
     given = [pair for pair in pairs or () if pair]
     if not all(0 < pair.find(":") < len(pair) - 1 for pair in given):
         refuse_to_start("FLOWER_BASIC_AUTH must have the form user:password")
+    if not all(map(str.isascii, given)):
+        refuse_to_start(
+            "FLOWER_BASIC_AUTH has a character that is not ASCII: Flower could not compare a password with it"
+        )
     return given
+
+
+def can_be_compared(authorization: str) -> bool:
+    """Whether Flower can compare the password in this header with its own.
+
+    For one with other characters than ASCII it would answer with a traceback, before the login.
+    """
+    try:
+        return b64decode(authorization.partition(" ")[2].encode()).decode().isascii()
+    except ValueError:
+        return True  # Flower refuses what it cannot decode
 
 
 def has_password(options: Any) -> bool:

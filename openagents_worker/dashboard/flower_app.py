@@ -12,7 +12,7 @@ from flower.views import BaseHandler, monitor
 from tornado import web
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 
-from openagents_worker.dashboard.access import HOSTS_VARIABLE, AllowedHosts, check_listening
+from openagents_worker.dashboard.access import HOSTS_VARIABLE, AllowedHosts, can_be_compared, check_listening
 from openagents_worker.dashboard.flower_options import format_task, tasks_columns
 from openagents_worker.dashboard.log_text import escape_log_lines
 from openagents_worker.dashboard.routes import PAGES
@@ -68,10 +68,15 @@ class FlowerWithPages(Flower):  # type: ignore[misc]  # Flower has no types
         self.add_handlers(".*", pages)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
-        """The handler of a request; of a request to another host, one that refuses it."""
+        """The handler of a request; of one to another host, or with a password that Flower cannot compare, a
+        handler that refuses it."""
         if not self.allowed_hosts.allow(request.host):
             refused: HTTPMessageDelegate = self.get_handler_delegate(request, OtherHost)
             return refused
+        has_password = bool(self.options.basic_auth)
+        if has_password and not can_be_compared(request.headers.get("Authorization", "")):
+            denied: HTTPMessageDelegate = self.get_handler_delegate(request, WrongPassword)
+            return denied
         found: HTTPMessageDelegate = super().find_handler(request, **kwargs)
         return found
 
@@ -90,6 +95,18 @@ class OtherHost(web.RequestHandler):
             f"Flower does not answer to the host {host!r}.\n"
             f"hint: open it at the address it listens on, or set {HOSTS_VARIABLE}=name[,name]\n"
         )
+
+
+class WrongPassword(web.RequestHandler):
+    """Refuses a password that is not ASCII text, as Flower refuses a wrong one."""
+
+    def check_xsrf_cookie(self) -> None:
+        """A request that is refused needs no cookie."""
+
+    def prepare(self) -> None:
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish("Access denied")
 
 
 class GuardedMetrics(monitor.Metrics):  # type: ignore[misc]  # as above

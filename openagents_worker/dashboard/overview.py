@@ -91,6 +91,7 @@ class OverviewPage(PageHandler):
         self.show(
             "overview.html",
             sample=len(records),
+            problems=page.problems,
             is_sample=page.next_cursor is not None,
             since=ago_text(records[-1].created_ms, now) if records else "",
             states=Counter(record.state for record in records).most_common(),

@@ -71,6 +71,7 @@ class RunView:
     events: tuple[tuple[RunEvent, str, str], ...]
     last_seq: int
     approvals: tuple[tuple[Approval, LongText], ...]
+    more_approvals: int
     unknown: tuple[tuple[str, str], ...]
 
 
@@ -105,7 +106,8 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
         max(0, record.steps - len(checkpoints)) if not problem else 0,
         tuple(_shown_events(events)),
         events[-1].seq or 0 if events else 0,
-        approval_forms(pending),
+        approval_forms(pending[:MAX_APPROVALS]),
+        max(0, len(pending) - MAX_APPROVALS),
         tuple((wait.call_id, wait.name) for wait in record.waiting if wait.kind is WaitKind.OUTCOME),
     )
 
@@ -120,7 +122,7 @@ async def _checkpoints(client: AsyncClient, record: RunRecord) -> tuple[Sequence
 
 def approval_forms(pending: Sequence[Approval]) -> tuple[tuple[Approval, LongText], ...]:
     """The calls that wait for an approval, each with its arguments as JSON."""
-    return tuple((each, long_text(each.arguments)) for each in pending[:MAX_APPROVALS])
+    return tuple((each, long_text(each.arguments)) for each in pending)
 
 
 def _facts(record: RunRecord, summary: RunSummary) -> list[tuple[str, str]]:

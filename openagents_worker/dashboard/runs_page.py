@@ -10,6 +10,7 @@ from openagents_worker.dashboard.page import PageHandler, with_values
 from openagents_worker.dashboard.shown_text import cost_text, now_ms, short_text, took_text
 from openagents_worker.errors import RequestInvalid, RunNotFound
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.list_states import CompareBy
 from openagents_worker.store.listing import RunFilter, list_runs
 
 __all__ = ["RunRow", "RunsPage", "run_rows"]
@@ -46,7 +47,7 @@ class RunsPage(PageHandler):
                 limit=ROWS,
                 cursor=cursor,
                 max_scanned=MAX_SCANNED,
-                by_script=True,
+                compare_by=CompareBy.SCRIPT,
             )
         )
         path = f"{self.prefix}/runs"
@@ -55,7 +56,7 @@ class RunsPage(PageHandler):
             rows=list(run_rows(page)),
             values=values,
             states=list(RunState),
-            problems=page.problems[:ROWS],
+            problems=page.problems,
             is_filtered=any(values.values()),
             is_first=cursor is None,
             first_url=with_values(path, values),

@@ -33,6 +33,7 @@ class SessionsPage(PageHandler):
         self.show(
             "sessions.html",
             rows=[(row, ago_text(row.last_run_ms, now)) for row in page],
+            problems=page.problems,
             is_first=cursor is None,
             next_url=with_values(path, {"cursor": page.next_cursor}) if page.next_cursor else None,
         )
@@ -57,6 +58,7 @@ class SessionPage(PageHandler):
             waiting=session.waiting[:WAITING],
             more_waiting=max(0, len(session.waiting) - WAITING),
             rows=list(run_rows(runs)),
+            problems=runs.problems,
             artifacts=[
                 (short_text(each.name), short_text(each.kind), long_text(each.payload, VALUE_CHARS))
                 for each in session.artifacts[-ARTIFACTS:]

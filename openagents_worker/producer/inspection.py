@@ -12,7 +12,14 @@ from openagents_worker.models import RunRecord
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.store.client import Plan
 from openagents_worker.store.dead_letters import PutAside, read_put_aside
-from openagents_worker.store.fleet import AgentInfo, QueueInfo, WorkerInfo, read_fleet, read_workers
+from openagents_worker.store.fleet import (
+    AgentInfo,
+    QueueInfo,
+    WorkerInfo,
+    read_announced_agents,
+    read_fleet,
+    read_workers,
+)
 from openagents_worker.store.listing import (
     Page,
     Problem,
@@ -71,7 +78,7 @@ def queues(publishing: PublishingApp) -> Plan[list[QueueInfo]]:
 
 def agents(publishing: PublishingApp) -> Plan[list[AgentInfo]]:
     """The agents that workers have announced, and the workers that serve each of them now."""
-    return list((yield from read_fleet(publishing.keys, publishing.settings.queue)).agents)
+    return list((yield from read_announced_agents(publishing.keys, publishing.settings.queue)))
 
 
 def problems(publishing: PublishingApp) -> Plan[list[Problem]]:

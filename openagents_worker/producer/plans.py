@@ -16,7 +16,7 @@ from celery import Celery
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import optional_text, text_of_caller
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RequestInvalid
+from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RedisWrongType, RequestInvalid
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import PublishingApp
@@ -25,6 +25,7 @@ from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
+from openagents_worker.store.list_states import CompareBy
 from openagents_worker.store.listing import MAX_LIMIT, RunFilter, RunFilters, list_runs
 from openagents_worker.store.plan import Emit
 from openagents_worker.store.records import record_plan, run_not_found
@@ -179,7 +180,9 @@ def resume_all(
     filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
     cursor: str | None = None
     while True:
-        page = yield from list_runs(publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, by_script=True)
+        page = yield from list_runs(
+            publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, compare_by=CompareBy.SCRIPT
+        )
         for run in page:
             if run.state not in (RunState.FAILED, RunState.CANCELLED):
                 continue
@@ -192,9 +195,9 @@ def resume_all(
 def _is_resumed(publishing: PublishingApp, run_id: str, by: str | None) -> Plan[bool]:
     try:
         yield from resume(publishing, run_id, by)
-    except RedisUnreachable:
-        raise
     except OpenAgentsError as error:
+        if isinstance(error, RedisUnreachable) and not isinstance(error, RedisWrongType):
+            raise
         log.warning("run.not_resumed", run_id=run_id, code=error.code, error=error.message, hint=error.hint)
         return False
     return True

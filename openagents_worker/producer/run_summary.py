@@ -158,8 +158,8 @@ class SummaryOfEvents:
         """The calls that this event, the end of an attempt or of the run, has interrupted or parked."""
         parks = event.name == "run.waiting"
         waits = _waits(event.payload) if parks else []
-        waiting = {wait.get("call_id") for wait in waits}
-        not_made = {wait.get("call_id") for wait in waits if wait.get("kind") in NOT_MADE}
+        waiting = {str(wait.get("call_id")) for wait in waits}
+        not_made = {str(wait.get("call_id")) for wait in waits if str(wait.get("kind")) in NOT_MADE}
         for call in self.calls.values():
             was_interrupted = call.outcome is CallState.INTERRUPTED and call.call_id in waiting
             if call.outcome is CallState.RUNNING or was_interrupted:

@@ -7,21 +7,30 @@ from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from openagents_worker.arguments import optional_text
-from openagents_worker.errors import RecordUnreadable, RedisUnreachable, RedisWrongType
+from openagents_worker.errors import RecordUnreadable, RedisWrongType
 from openagents_worker.jsontext import loads
 from openagents_worker.models import Approval, RunRecord
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.facts import FactKind
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
-from openagents_worker.store.index_pages import Page, UnreadableEntry, for_each_id, read_index_page
+from openagents_worker.store.index_pages import (
+    CHUNK,
+    Page,
+    UnreadableEntry,
+    check_limit,
+    for_each_id,
+    read_index_page,
+)
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record, record_plan
-from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type
+from openagents_worker.store.redis_errors import is_wrong_type
 
 __all__ = ["ApprovalFilters", "list_approvals", "run_approvals"]
 
 INDEX = "approvals"
+FEWEST_RUNS = 20  # in one round trip: those that were decided meanwhile are skipped
+_ASK = f"{FactKind.ASK}:"
 
 
 class ApprovalFilters(TypedDict, total=False):
@@ -40,6 +49,7 @@ def list_approvals(
     The calls of one run are on one page, so it may have a few more than `limit`. Raises `RequestInvalid` for
     an invalid limit, cursor or filter.
     """
+    check_limit(limit)
     wanted = {name: optional_text(name, value) for name, value in filters.items() if value is not None}
     codec: PayloadCodec = yield CODEC
 
@@ -49,12 +59,24 @@ def list_approvals(
             lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
             lambda r, id_: r.hkeys(keys("facts", id_)),
         )
-        found: list[tuple[Approval, ...] | UnreadableEntry | None] = []
+        found: dict[str, tuple[Approval, ...] | UnreadableEntry | None] = {}
+        asking: dict[str, tuple[RunRecord, list[str]]] = {}
         for id_, (values, names) in zip(ids, rows, strict=True):
-            found.append((yield from _approvals_or_problem(keys, id_, values, names, wanted, codec)))
-        return found
+            run = _asking_run(keys, id_, values, names, wanted, codec)
+            if isinstance(run, tuple):
+                asking[id_] = run
+            else:
+                found[id_] = run
+        answers = yield from for_each_id(
+            list(asking), lambda r, id_: r.hmget(keys("facts", id_), _ask_fields(asking[id_][1]))
+        )
+        for (id_, (record, calls)), (texts,) in zip(asking.items(), answers, strict=True):
+            found[id_] = _approvals_or_problem(keys, record, calls, texts, codec)
+        return [found[id_] for id_ in ids]
 
-    page = yield from read_index_page(keys("index", INDEX), read, None, None, limit, cursor)
+    # Nearly every entry is an item of the page, unless there are filters.
+    chunk = CHUNK if wanted else min(max(limit, FEWEST_RUNS), CHUNK)
+    page = yield from read_index_page(keys("index", INDEX), read, None, None, limit, cursor, chunk=chunk)
     return Page(
         tuple(approval for approvals in page for approval in approvals), page.next_cursor, page.problems
     )
@@ -64,31 +86,47 @@ def run_approvals(keys: Keys, run_id: str) -> Plan[list[Approval]]:
     """The calls of one run that wait for an approval, the oldest first. Raises `RunNotFound`."""
     codec: PayloadCodec = yield CODEC
     record = yield from record_plan(keys, run_id)
-    names = yield lambda r: r.hkeys(keys("facts", run_id))
-    return list((yield from _approvals_of(keys, record, names, codec)))
+    calls = _pending_calls(record, (yield lambda r: r.hkeys(keys("facts", run_id))))
+    if not calls:
+        return []
+    texts = yield lambda r: r.hmget(keys("facts", run_id), _ask_fields(calls))
+    return list(_approvals(record, calls, texts, codec))
 
 
-def _approvals_or_problem(
+def _asking_run(
     keys: Keys,
     run_id: str,
     values: Any,
     names: Any,
     wanted: Mapping[str, str | None],
     codec: PayloadCodec,
-) -> Plan[tuple[Approval, ...] | UnreadableEntry | None]:
-    """The approvals of a run of the index; None if it does not match, or waits for none."""
+) -> tuple[RunRecord, list[str]] | UnreadableEntry | None:
+    """A run of the index and its calls that wait; None if it does not match, or waits for none."""
     for key, answer in ((keys("run", run_id), values), (keys("facts", run_id), names)):
         if is_wrong_type(answer):
             return UnreadableEntry(key, RedisWrongType.code)
+        if isinstance(answer, Exception):
+            raise answer
     try:
-        record = parse_record(run_id, default_if_wrong_type(values, ()), codec)
-        if record is None or not _matches(record, wanted):
-            return None
-        return (yield from _approvals_of(keys, record, default_if_wrong_type(names, ()), codec)) or None
-    except RedisUnreachable:
-        raise
+        record = parse_record(run_id, values, codec)
     except Exception as error:  # noqa: BLE001 - one broken record must not hide the others
         return UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
+    if record is None or not _matches(record, wanted):
+        return None
+    calls = _pending_calls(record, names)
+    return (record, calls) if calls else None
+
+
+def _approvals_or_problem(
+    keys: Keys, record: RunRecord, calls: Sequence[str], texts: Any, codec: PayloadCodec
+) -> tuple[Approval, ...] | UnreadableEntry | None:
+    """The approvals of a run of the index; None if they were decided in the meantime."""
+    if isinstance(texts, Exception):
+        raise texts
+    try:
+        return _approvals(record, calls, texts, codec) or None
+    except Exception as error:  # noqa: BLE001 - as above
+        return UnreadableEntry(keys("run", record.run_id), getattr(error, "code", RecordUnreadable.code))
 
 
 def _matches(record: RunRecord, wanted: Mapping[str, str | None]) -> bool:
@@ -102,20 +140,25 @@ def _attribute(record: RunRecord, name: str) -> str | None:
     return value
 
 
-def _approvals_of(
-    keys: Keys, record: RunRecord, names: Iterable[str], codec: PayloadCodec
-) -> Plan[tuple[Approval, ...]]:
+def _pending_calls(record: RunRecord, names: Iterable[str]) -> list[str]:
+    """The calls of the run that wait, from the names of its facts."""
     known = set(names)
-    prefix = f"{FactKind.ASK}:"
-    calls = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    calls = [name.removeprefix(_ASK) for name in known if name.startswith(_ASK)]
     pending = [call for call in calls if f"{FactKind.APPROVAL}:{call}" not in known]
-    if record.state.is_terminal or not pending:
-        return ()
-    texts = yield lambda r: r.hmget(keys("facts", record.run_id), [prefix + call for call in pending])
+    return [] if record.state.is_terminal else pending
+
+
+def _ask_fields(calls: Iterable[str]) -> list[str]:
+    return [_ASK + call for call in calls]
+
+
+def _approvals(
+    record: RunRecord, calls: Sequence[str], texts: Sequence[str | None], codec: PayloadCodec
+) -> tuple[Approval, ...]:
     with translate_parse_errors(WRITTEN, run_id=record.run_id):
         asked = [
             _approval(record, call, loads(codec.decode(text)))
-            for call, text in zip(pending, texts, strict=True)
+            for call, text in zip(calls, texts, strict=True)
             if text is not None  # decided and taken since then
         ]
     return tuple(sorted(asked, key=lambda each: (each.requested_at, each.call_id)))

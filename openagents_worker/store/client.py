@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import redis
@@ -28,7 +28,7 @@ from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     AnswerLost,
     connection_broke,
-    is_temporary_error,
+    executed_plan,
     translate_errors,
 )
 from openagents_worker.store.script_runs import ScriptRuns, persistence
@@ -44,7 +44,6 @@ __all__ = [
     "Plan",
     "Reader",
     "Store",
-    "is_temporary_error",
 ]
 
 T = TypeVar("T")
@@ -138,7 +137,7 @@ class Store:
 
         `execute_other` gets the steps that are not operations of the store.
         """
-        with closing(plan):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -147,7 +146,7 @@ class Store:
 
     def stream(self, plan: Plan[None], execute_other: ExecuteStep | None = None) -> Generator[Any]:
         """Execute the steps of a plan, as `execute` does, and yield the items (`Emit`, `EmitNext`)."""
-        with closing(plan):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):
@@ -333,7 +332,7 @@ class AsyncStore:
 
     async def execute(self, plan: Plan[T], execute_other: ExecuteStepAsync | None = None) -> T:
         """As `Store.execute`."""
-        with closing(plan):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -344,7 +343,7 @@ class AsyncStore:
         self, plan: Plan[None], execute_other: ExecuteStepAsync | None = None
     ) -> AsyncGenerator[Any]:
         """As `Store.stream`."""
-        with closing(plan):
+        with executed_plan(plan, self.cell.url):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):

@@ -14,7 +14,7 @@ from typing import Any
 from openagents_worker.jsontext import loads
 from openagents_worker.store.approvals import INDEX as APPROVALS
 from openagents_worker.store.client import Plan
-from openagents_worker.store.fleet import WorkerInfo, read_workers
+from openagents_worker.store.fleet import WorkerInfo, message_age_ms, read_workers
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.limits import LimitInfo, read_limits
 from openagents_worker.store.permission import is_permission_error
@@ -148,7 +148,7 @@ def _queue_figures(
     since_us = next((at_us for run_id, at_us in oldest if run_id not in ended), None)
     if since_us is None and waiting > 0:  # only ended runs were read
         since_us = oldest[-1][1]
-    age_ms = 0 if since_us is None else max(round((now_us - since_us) / 1000), 0)
+    age_ms = 0 if since_us is None else message_age_ms(since_us, now_us)
     serving = sum(worker.serves(name) for worker in workers)
     return QueueFigures(name, max(waiting, 0), age_ms, serving, resent)
 

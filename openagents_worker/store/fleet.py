@@ -26,7 +26,9 @@ __all__ = [
     "QueueInfo",
     "WorkerCard",
     "WorkerInfo",
+    "message_age_ms",
     "own_version",
+    "read_announced_agents",
     "read_fleet",
     "read_workers",
 ]
@@ -166,6 +168,12 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
 
+def read_announced_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInfo, ...]]:
+    """A plan that returns the agents of `read_fleet`, without its queues."""
+    workers = yield from read_workers(keys)
+    return (yield from _agents_of(keys, default_queue, workers))
+
+
 def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
@@ -173,12 +181,7 @@ def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> 
     scanned, unless `scans_queues` is false.
     """
     workers = yield from read_workers(keys)
-    [answer] = yield _read_announced_agents(keys)
-    announced: dict[str, str] = default_if_wrong_type(answer, {})
-    agents = tuple(
-        _agent_info(id_, _parse_announcement(text), default_queue, workers)
-        for id_, text in sorted(announced.items())
-    )
+    agents = yield from _agents_of(keys, default_queue, workers)
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
@@ -203,7 +206,16 @@ def _read_each_worker(keys: Keys, incarnations: Sequence[str]) -> Any:
     return question
 
 
-def _read_announced_agents(keys: Keys) -> Any:
+def _agents_of(keys: Keys, default_queue: str, workers: Sequence[WorkerInfo]) -> Plan[tuple[AgentInfo, ...]]:
+    [answer] = yield _read_announcements(keys)
+    announced: dict[str, str] = default_if_wrong_type(answer, {})
+    return tuple(
+        _agent_info(id_, _parse_announcement(text), default_queue, workers)
+        for id_, text in sorted(announced.items())
+    )
+
+
+def _read_announcements(keys: Keys) -> Any:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         pipeline.hgetall(keys("agents"))
@@ -305,11 +317,8 @@ def _read_queues(
     )
 
     def age_ms(messages: Sequence[tuple[str, float]]) -> int | None:
-        for run_id, at_us in messages:
-            if run_id not in ended:
-                age: int = round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000)
-                return max(0, age)
-        return None
+        since_us = (at_us for run_id, at_us in messages if run_id not in ended)
+        return next((message_age_ms(at_us, now_us) for at_us in since_us), None)
 
     return tuple(
         QueueInfo(
@@ -321,6 +330,11 @@ def _read_queues(
         )
         for name, count, messages in zip(names, answers[::2], oldest_messages, strict=True)
     )
+
+
+def message_age_ms(at_us: float, now_us: int) -> int:
+    """How long ago a message was sent, in milliseconds. Another program may have stored any number."""
+    return max(0, round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000))
 
 
 def _read_ended_runs(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, assert_never
 
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import (
     RecordUnreadable,
-    RedisUnreachable,
     RedisWrongType,
     RequestInvalid,
     text_of,
@@ -33,10 +32,11 @@ from openagents_worker.store.index_pages import (
     read_index_page,
 )
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.list_states import CompareBy, runs_in_states
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type, wrong_type_error
-from openagents_worker.store.scripts import UNKNOWN_CODE, Pruned, RunsInStates, in_states, prune
+from openagents_worker.store.scripts import Pruned, prune
 
 __all__ = [
     "MAX_LIMIT",
@@ -60,6 +60,7 @@ MAX_GLOB_CHARS = 200  # matching a glob takes time proportional to the square of
 WITH_CODE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.RETRYING})
 """The states of runs that have an error code (`RunRecord.reason_code`)."""
 SCRIPT_CHUNK = 1000  # states that a script compares: Redis needs a millisecond
+STATES_CHUNK = 500  # states and codes that are read in one round trip
 PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
 MAX_PRUNE_CALLS = 1000
 FEWEST_SESSIONS = 20  # in one round trip: expired ones are skipped
@@ -193,12 +194,9 @@ def list_runs(
     limit: int,
     cursor: str | None,
     max_scanned: int | None = None,
-    by_script: bool = False,
+    compare_by: CompareBy = CompareBy.STATES,
 ) -> Plan[Page[RunRecord]]:
     """A plan that returns a page of runs. At most `max_scanned` runs are examined (None: 10,000).
-
-    With `by_script`, a script reads states and error codes of a thousand runs at a time, and only matching
-    records are read. A user with the role `watcher` may not run scripts.
 
     Raises `RequestInvalid` for an invalid limit or cursor, `RedisWrongType` if an index is not readable.
     """
@@ -212,15 +210,15 @@ def list_runs(
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
     codec: PayloadCodec = yield CODEC
-    states = filters.possible_states if by_script else ()
-    batch_size = CHUNK if filters.needs_records and not states else min(limit, CHUNK)
-    chunk = SCRIPT_CHUNK if by_script else CHUNK
+    reads_all = filters.needs_records and compare_by is CompareBy.RECORDS
+    batch_size = CHUNK if reads_all else min(limit, CHUNK)
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
         part = filters.id_part or ""
         wanted = yield from _in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
-        if states and wanted:
-            wanted = yield from _in_states(wanted, states, filters.code)
+        if wanted and filters.needs_records and not reads_all:
+            states = filters.possible_states
+            wanted = yield from runs_in_states(keys, wanted, states, filters.code, compare_by)
         found: dict[str, RunRecord | UnreadableEntry | None] = {}
         matches = 0
         while wanted and matches < limit:  # what follows them in the index is not read
@@ -231,7 +229,7 @@ def list_runs(
                 matches += isinstance(found[id_], RunRecord)
         return [found.get(id_) for id_ in ids]
 
-    index = keys("index", shortest)
+    index, chunk = keys("index", shortest), _chunk(filters, compare_by)
     return (
         yield from read_index_page(
             index, read, filters.since_ms, filters.until_ms, limit, cursor, max_scanned, chunk
@@ -239,13 +237,17 @@ def list_runs(
     )
 
 
-def _in_states(ids: Sequence[str], states: Sequence[RunState], code: str | None) -> Plan[list[str]]:
-    """The ids of runs in these states that may match the glob: only their records show what matches."""
-    found: RunsInStates = yield in_states(ids=ids, states=states, with_codes=code is not None)
-    if code is None:
-        return list(found.ids)
-    pairs = zip(found.ids, found.codes, strict=True)
-    return [id_ for id_, own in pairs if own == UNKNOWN_CODE or fnmatchcase(own, code)]
+def _chunk(filters: RunFilter, compare_by: CompareBy) -> int:
+    """How many entries of an index are read at a time."""
+    match compare_by:
+        case CompareBy.SCRIPT:
+            return SCRIPT_CHUNK
+        case CompareBy.STATES:
+            return STATES_CHUNK if filters.needs_records else CHUNK
+        case CompareBy.RECORDS:
+            return CHUNK
+        case _:
+            assert_never(compare_by)
 
 
 def _in_all_indexes(keys: Keys, names: Sequence[str], ids: Sequence[str]) -> Plan[list[str]]:
@@ -293,23 +295,30 @@ def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
     ]
     nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # matches no run, so all are examined
     try:
-        page = yield from list_runs(keys, nothing, limit=1, cursor=None, max_scanned=SCANNED_FOR_PROBLEMS)
+        page = yield from list_runs(
+            keys,
+            nothing,
+            limit=1,
+            cursor=None,
+            max_scanned=SCANNED_FOR_PROBLEMS,
+            compare_by=CompareBy.RECORDS,
+        )
     except RedisWrongType as error:
         return (*found, Problem(error.key, error.code, datetime.fromtimestamp(seconds, UTC)))
     return (*found, *page.problems)
 
 
 def _matching_record(
-    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter, codec: PayloadCodec
+    keys: Keys, run_id: str, values: Any, filters: RunFilter, codec: PayloadCodec
 ) -> RunRecord | UnreadableEntry | None:
     """The record if it matches. None if it does not, or if it has expired and is not pruned yet."""
     if is_wrong_type(values):
         return UnreadableEntry(keys("run", run_id), RedisWrongType.code)
+    if isinstance(values, Exception):
+        raise values  # not an error of this record
     try:
-        record = parse_record(run_id, default_if_wrong_type(values, ()), codec)
+        record = parse_record(run_id, values, codec)
         return record if record is not None and filters.passes(record) else None
-    except RedisUnreachable:
-        raise
     except Exception as error:  # noqa: BLE001 - one broken record must not hide the others
         return UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 

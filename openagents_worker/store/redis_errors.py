@@ -20,6 +20,7 @@ from redis import exceptions
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.permission import is_permission_error, permission_error, set_refused_command
+from openagents_worker.store.plan import Plan
 from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NotSent",
     "TlsFailed",
     "connection_broke",
+    "executed_plan",
     "failure_of",
     "is_wrong_type",
     "translate_connect_errors",
@@ -96,6 +98,16 @@ _LATER = (
     exceptions.OutOfMemoryError,
     exceptions.ReadOnlyError,
     exceptions.TryAgainError,
+)
+_OF_CLUSTER = (
+    exceptions.AskError,  # includes MOVED
+    exceptions.ClusterCrossSlotError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+)
+CLUSTER_HINT = (
+    "this Redis is a node of a Redis Cluster: use a Redis without cluster mode, or one slot of a cluster "
+    "(docs/scaling.md, Several cells)"
 )
 # The same for answers without a class in redis-py. Redis 6 wraps the error of a script into another text, and
 # redis-py does so with an error in a pipeline.
@@ -243,6 +255,29 @@ class translate_errors:
             raise _translate(error, safe_url(self._url), self._url) from error
 
 
+class executed_plan:
+    """Close a plan at the end of this block, and translate an error of Redis that leaves the plan.
+
+    An answer of a pipeline may be such an error: the plan raises it, and no step has translated it.
+    """
+
+    __slots__ = ("_plan", "_url")
+
+    def __init__(self, plan: Plan[Any], url: str) -> None:
+        self._plan = plan
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._plan.close()
+        if isinstance(error, exceptions.ResponseError):
+            raise _translate(error, safe_url(self._url), self._url) from error
+
+
 def _translate(error: Exception, where: str, url: str) -> RedisUnreachable:
     if is_permission_error(error):
         return permission_error(error, where, url)
@@ -299,10 +334,22 @@ def _hint_until_later(error: Exception) -> str | None:
         return "the memory of Redis is full: raise maxmemory, or delete sessions (`openagents-worker doctor`)"
     if "MISCONF" in str(error):
         return "Redis cannot write to its disk: look at its log, and at the space on the disk"
-    return None
+    if "READONLY" in str(error) or isinstance(error, exceptions.ReadOnlyError):
+        return (
+            "this Redis is a replica: put the address of its master, or of its sentinels, into "
+            "OPENAGENTS_REDIS_URL"
+        )
+    return CLUSTER_HINT if _is_of_cluster(error) else None
+
+
+def _is_of_cluster(error: Exception) -> bool:
+    """Whether a node of a Redis Cluster refuses a key: it belongs to another node, or to none."""
+    return isinstance(error, _OF_CLUSTER) and not isinstance(error, exceptions.MasterDownError)
 
 
 def _hint(error: Exception) -> str:
     if isinstance(error, exceptions.NoPermissionError):
         return "the user in OPENAGENTS_REDIS_URL lacks a permission; ACL LOG shows which one"
+    if _is_of_cluster(error):
+        return CLUSTER_HINT
     return "repeating the command does not help; please report this error"

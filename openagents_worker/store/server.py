@@ -21,7 +21,8 @@ class ServerInfo:
 
     `version` is that of Redis; Valkey names the version of Redis with which it is compatible. `clock_ms` is
     how far its clock is ahead of that of this machine, in milliseconds; the error is at most half of
-    `answer_ms`, the time of an answer. `saves` is whether it writes snapshots (RDB).
+    `answer_ms`, the time of an answer. `saves` is whether it writes snapshots (RDB), `folder` where it keeps
+    its files.
     """
 
     version: tuple[int, ...] | None
@@ -29,6 +30,7 @@ class ServerInfo:
     is_cluster: bool | None
     used_memory_bytes: int | None
     saves: bool | None
+    folder: str | None
     last_write_failed: bool
     clock_ms: int
     answer_ms: int
@@ -51,10 +53,11 @@ def read_server(store: Store) -> ServerInfo:
         for section in ("server", "replication", "cluster"):
             pipe.info(section)
         pipe.config_get("save")
+        pipe.config_get("dir")
         answers: list[Any] = queue_persistence_commands(pipe).execute(raise_on_error=False)
         return answers
 
-    server, replication, cluster, save, *persistence = store.ask(everything)
+    server, replication, cluster, save, folder, *persistence = store.ask(everything)
     memory, disk = _fields(persistence[0]), _fields(persistence[1])
     role, enabled = _fields(replication).get("role"), _fields(cluster).get("cluster_enabled")
     used, saves = memory.get("used_memory"), _fields(save).get("save")
@@ -64,6 +67,7 @@ def read_server(store: Store) -> ServerInfo:
         is_cluster=None if enabled is None else bool(int(enabled)),
         used_memory_bytes=None if used is None else int(used),
         saves=None if saves is None else bool(saves),
+        folder=_fields(folder).get("dir"),
         last_write_failed="err" in (disk.get("aof_last_write_status"), disk.get("rdb_last_bgsave_status")),
         clock_ms=round(clock_s * 1000),
         answer_ms=round((answered_s - sent_s) * 1000),

@@ -125,12 +125,17 @@ def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan
             session_id,
             record.get("holder"),
             tuple(dict.fromkeys(waiting)),
-            tuple(map(loads, map(codec.decode, transcript))),
+            tuple(filter(_is_message, map(loads, map(codec.decode, transcript)))),
             tuple(map(RunArtifact.model_validate_json, map(codec.decode, artifacts))),
             {name: loads(codec.decode(value)) for name, value in state.items()},
             sum(size or 0 for size in sizes),
             _newest_summary(record, codec),
         )
+
+
+def _is_message(item: Any) -> bool:
+    """Runs leave out what is not an object, too: another program has added it to the transcript."""
+    return isinstance(item, dict)
 
 
 def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> TranscriptSummary | None:

@@ -143,18 +143,25 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "", self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            self._opened_at[request] = time.monotonic()
-            super().process_request(request, client_address)
-        else:
+        if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        self._opened_at[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except Exception:  # the process may not start a thread: the server closes the connection
+            self._end(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._opened_at.pop(request, None)
-            self._free.release()
+            self._end(request)
+
+    def _end(self, request: Any) -> None:
+        self._opened_at.pop(request, None)
+        self._free.release()
 
     def close_old_connections(self) -> None:
         """End the connections that are older than `CONNECTION_S`. Their threads see that and end."""

@@ -92,6 +92,8 @@ class RunExport:
                     self._exporter.export(report)
                 except Exception as raised:  # noqa: BLE001 - an exporter may raise anything
                     error = raised
+                except BaseException as raised:  # noqa: BLE001 - SystemExit would end the thread of all reports
+                    error = RuntimeError(f"the exporter has raised {type(raised).__qualname__}")
             with suppress(RuntimeError):  # the loop is closed: the worker ends
                 loop.call_soon_threadsafe(self._end, done, error)
 

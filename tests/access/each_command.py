@@ -117,6 +117,7 @@ def test_a_producer_reads_what_its_runs_did(shop: Installation, completed: str) 
     assert completed in {record.run_id for record in client.runs(session_id="pears", agent_id="clerk").items}
     assert "pears" in {session.session_id for session in client.sessions().items}
     assert client.workers()
+    assert "clerk" in {agent.id for agent in client.agents()}
 
 
 def test_a_watcher_follows_a_run_live(redis_of_users: Guarded, shop: Installation, model: Model) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.cli.commands import run
+from openagents_worker.local.child_process import free_port
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.fleet import WorkerCard
@@ -53,6 +55,11 @@ def command(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
 
     return lambda *arguments: typed(arguments, monkeypatch, capsys)
+
+
+def node_of_a_cluster() -> EmbeddedRedis:
+    """A node without slots. By default, its second port is higher by 10,000, and there may be none."""
+    return EmbeddedRedis(extra={"cluster-enabled": "yes", "cluster-port": str(free_port())})
 
 
 @pytest.fixture

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import redis
 
+from openagents_worker.agents.code import unregister_agents
 from openagents_worker.cli.doctor import FindingKind
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.store import server
-from tests.cli.conftest import Command, Done, register, retire, typed
+from openagents_worker.store.dead_letters import put_key_aside
+from tests.cli.conftest import Command, Done, node_of_a_cluster, register, retire, typed
 from tests.support.scripts import Hand
+from tests.support.waiting import wait_for
 
 AGENT = {
     "id": "clerk",
@@ -25,6 +28,9 @@ AGENT = {
     "pattern": {"type": "react"},
     "llm": {"provider": "mock", "model": "m"},
 }
+
+
+STATUS, TOP = ("status", "--json"), ("top", "--json", "--count", "1")
 
 
 def found(done: Done, subject: str) -> list[tuple[str, str]]:
@@ -119,9 +125,11 @@ def problem_text(done: Done, subject: str) -> str:
 
 
 def test_a_wrong_setting(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding: it is not a problem of Redis, too."""
     monkeypatch.setenv("OPENAGENTS_LEASE_MS", "soon")
     done = doctor()
     assert "OPENAGENTS_LEASE_MS" in problem_text(done, "settings")
+    assert len(done.json["findings"]) == 1
     assert done.code == 2
 
 
@@ -140,6 +148,41 @@ def test_a_missing_key_and_a_mistake_in_the_agents_file(
 
     assert any("the environment variable SHOP_KEY is not set" in text for text in texts)
     assert any("calk" in text for text in texts)
+
+
+def test_a_key_that_only_the_workers_have_is_a_note(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside `dev` with its scripted model, and where an operator has no keys. A worker does not serve an
+    agent whose key is missing."""
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    define(monkeypatch, tmp_path, llm=llm)
+    done = examined()
+    [(kind, text)] = found(done, "agents")
+    assert (kind, done.code) == ("note", 0)
+    assert text.endswith("the environment variable SHOP_KEY is not set here, but a worker serves the agent")
+
+    define(monkeypatch, tmp_path, llm=llm, id="other")
+    assert "SHOP_KEY is not set" in problem_text(examined(), "agents")
+
+
+def test_a_problem_of_an_agent_in_python_names_its_place(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    (tmp_path / "agents_of_shop.py").write_text(
+        f"from openagents_worker import Agent, register_agent\nregister_agent(Agent('porter', llm={llm}))\n"
+    )
+    monkeypatch.setenv("OPENAGENTS_IMPORTS", "agents_of_shop")
+    try:
+        text = problem_text(doctor(), "agents")
+    finally:
+        unregister_agents("porter")
+    assert text.startswith("the agent 'porter' at ")
+    assert "SHOP_KEY is not set" in text
 
 
 def test_a_machine_without_agents_is_a_producers(doctor: Command) -> None:
@@ -178,6 +221,50 @@ def test_a_redis_that_loses_runs_at_a_restart(examined: Command, admin: redis.Re
     assert examined("--fix").code == 0
     assert admin.config_get("appendonly") == {"appendonly": "yes"}
     assert examined().code == 0
+
+
+@pytest.mark.parametrize(
+    ("save", "refused", "text"),
+    [
+        ("3600 1", "", "loses every run since its last snapshot: appendonly is off"),
+        ("", "", "loses every run: appendonly is off, and it writes no snapshots"),
+        ("3600 1", "-config", "loses every run since its last snapshot, or every run if it writes none"),
+    ],
+)
+def test_what_is_lost_without_an_append_only_file(
+    examined: Command,
+    durable: EmbeddedRedis,
+    admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    save: str,
+    refused: str,
+    text: str,
+) -> None:
+    """A hosted Redis often refuses CONFIG: then nobody knows whether it writes snapshots."""
+    admin.config_set("appendonly", "no")
+    admin.config_set("save", save)
+    admin.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
+    admin.execute_command("ACL", "SETUSER", "poor", "+@all", *filter(None, [refused]))
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", durable.url.replace("//", "//poor:x@"))
+
+    assert text in problem_text(examined(), "redis")
+
+
+def test_the_redis_of_dev_ends_with_dev(
+    doctor: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps nothing on disk, on purpose: a note says how to keep the data. There is nothing to fix."""
+    with EmbeddedRedis() as started, Client(started.url) as client:
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", started.url)
+        register(client, agents=("clerk",))
+        done = typed(["doctor", "--json", "--fix"], monkeypatch, capsys)
+        with redis.Redis.from_url(started.url) as of_dev:
+            assert of_dev.config_get("appendonly") == {"appendonly": "no"}
+
+    [note] = [one for one in done.json["findings"] if (one["kind"], one["subject"]) == ("note", "redis")]
+    assert "the Redis of `openagents-worker dev`" in note["text"]
+    assert "--data-dir" in note["todo"]
+    assert done.code == 0
 
 
 def test_strict_durability_that_redis_cannot_give(
@@ -259,6 +346,22 @@ def test_a_user_without_a_right_of_a_worker(
     assert found(examined(), "rights") == []
 
 
+def test_a_broker_that_does_not_answer(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is named as the broker, and the checks after it are made."""
+    define(monkeypatch, tmp_path)
+    monkeypatch.setenv("OPENAGENTS_BROKER_URL", "redis://127.0.0.1:1/0")
+
+    done = examined()
+
+    broker = problem(done, "broker")
+    assert broker["text"].startswith("redis.unreachable: cannot reach Redis at redis://127.0.0.1:1/0")
+    assert "OPENAGENTS_BROKER_URL" in broker["todo"]
+    assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
+    assert done.code == 2
+
+
 def test_clocks_that_differ(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By more than a second, in which direction."""
     real = server.time.time
@@ -285,6 +388,37 @@ def test_what_another_redis_says(
     assert problem_text(examined(), "redis").startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "broker", "text"),
+    [
+        ("oa", "", "the keys of a run would lie on several nodes"),
+        ("oa:{c1}", "", "which cannot be the broker of Celery"),
+        ("oa:{c1}", "redis://127.0.0.1:1/0", None),
+    ],
+)
+def test_a_slot_of_a_cluster_can_be_a_cell(
+    doctor: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prefix: str,
+    broker: str,
+    text: str | None,
+) -> None:
+    """With a hash tag in the prefix, and with another broker (docs/scaling.md)."""
+    with node_of_a_cluster() as node:
+        with redis.Redis.from_url(node.url) as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_for(lambda: admin.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "it is up")
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
+        monkeypatch.setenv("OPENAGENTS_KEY_PREFIX", prefix)
+        monkeypatch.setenv("OPENAGENTS_BROKER_URL", broker)
+        done = typed(["doctor", "--json"], monkeypatch, capsys)
+
+    problems = [each for kind, each in found(done, "redis") if kind == FindingKind.PROBLEM]
+    assert problems == ([] if text is None else [problems[0]])
+    assert text is None or text in problems[0]
+
+
 # --- workers, queues, Flower -------------------------------------------------------------------------------
 
 
@@ -305,6 +439,38 @@ def test_a_queue_that_agents_use_and_no_worker_consumes(
     define(monkeypatch, tmp_path, queue="reports")
     register(client, agents=("clerk",))
     assert problem_text(doctor(), "queues").startswith("no worker serves queue reports: 1 worker is alive")
+    retire(client)
+
+
+def test_an_agent_that_was_taken_out_of_the_agents_file_is_no_problem(
+    command: Command, doctor: Command, client: Client
+) -> None:
+    """Unless one of its runs has not ended. `status`, `top` and `doctor` say the same."""
+    register(client, agents=("clerk", "removed"))
+    register(client, agents=("clerk",))
+
+    def problems() -> list[list[str]]:
+        texts = [text for kind, text in found(doctor(), "workers") if kind == FindingKind.PROBLEM]
+        return [texts, *(command(*words).json["problems"] for words in (STATUS, TOP))]
+
+    assert problems() == [[], [], []]
+    client.submit({"agent_id": "removed", "session_id": "s1", "input_text": "hi", "run_id": "r1"})
+    assert all("no worker serves the agent removed" in texts[0] for texts in problems())
+    client.cancel("r1")
+    assert problems() == [[], [], []]
+    retire(client)
+
+
+def test_an_item_that_was_put_aside_is_shown_by_status(doctor: Command, client: Client) -> None:
+    """There is no list below the finding, as there is in `status`."""
+    register(client, agents=("clerk",))
+    client.store.redis.set(client.store.keys("due"), "text", ex=60)
+    client.store.execute(put_key_aside(client.store.keys, client.store.keys("due")))
+
+    aside = problem(doctor(), "workers")
+
+    assert aside["text"].startswith("1 item was put aside, because no worker could read the data: oa:due")
+    assert aside["todo"] == "openagents-worker status shows more"
     retire(client)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 
+from openagents_worker.cli import top
 from openagents_worker.cli.completion import agent_ids, run_ids, session_ids
 from openagents_worker.cli.live_run import RunTree
 from openagents_worker.events import RunEvent
@@ -222,6 +223,43 @@ def test_a_terminal_is_as_before_after_any_signal(redis_url: str, client: Client
             assert "\x1b[?25h" in read_until(terminal, "\x1b[?1049l")
             assert process.wait(PATIENCE_S) == 128 + number
     retire(client)
+
+
+def test_top_says_that_it_does_not_show_all_runs(
+    command: Command, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows the newest ones, and of many runs it examines the newest ones only."""
+    for run_id in ("r1", "r2"):
+        hand.submit(run_id, session_id=run_id)
+        hand.claim(run_id)
+    assert "perhaps more" not in command("top").out
+    monkeypatch.setattr(top, "MAX_RUNS", 1)
+
+    shown = command("top").out
+
+    assert "r2" in shown
+    assert "perhaps more: openagents-worker runs --state running" in shown
+
+
+def test_top_does_not_look_for_unreadable_records_at_each_look(client: Client) -> None:
+    """That reads a thousand runs completely, which may be large: once in half a minute."""
+    names = [f"r{number}" for number in range(20)]
+    for name in names:
+        client.submit({"agent_id": "echo", "session_id": name, "input_text": "x" * 20_000, "run_id": name})
+    now_s = 0.0
+    reader = top.SnapshotReader(client, clock=lambda: now_s)
+
+    def read() -> int:
+        before = client.store.redis.info("stats")["total_net_output_bytes"]
+        reader.read()
+        return int(client.store.redis.info("stats")["total_net_output_bytes"] - before)
+
+    assert read() > 400_000
+    assert read() < 100_000
+    now_s = top.LOOK_FOR_PROBLEMS_S
+    assert read() > 400_000
+    for name in names:
+        client.cancel(name)
 
 
 def test_top_without_a_terminal_is_printed_as_often_as_asked(command: Command, client: Client) -> None:

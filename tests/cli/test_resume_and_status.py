@@ -7,12 +7,13 @@ import json
 import pytest
 
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError, RedisUnreachable
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.part_health import PartProblem, PartState, parts_json
 from openagents_worker.store.watch import history
-from tests.cli.conftest import W1, Command, register, retire
+from tests.cli.conftest import W1, Command, node_of_a_cluster, register, retire, typed
 from tests.support.scripts import Hand
 
 
@@ -48,6 +49,24 @@ def test_runs_are_resumed_by_id_and_a_bad_id_does_not_stop_the_others(
     events = client.store.execute(history(client.store.keys, "good"))
     assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
     assert command("resume", "good").out == "good: is already active (queued)\n"
+    client.cancel("good")
+
+
+@pytest.mark.parametrize("named", [("bad", "good"), ("--state", "failed", "--yes")])
+def test_a_run_with_an_overwritten_key_does_not_stop_the_others(
+    command: Command, hand: Hand, client: Client, named: tuple[str, ...]
+) -> None:
+    """Its error names the key."""
+    fail(hand, "good", LLMRateLimitError("slow down"))
+    fail(hand, "bad", LLMRateLimitError("slow down"))
+    key = client.store.keys("journal", "bad")
+    client.store.redis.delete(key)
+    client.store.redis.set(key, "text", ex=60)
+
+    done = command("resume", *named)
+
+    assert (done.code, done.out) == (2, "good: resumed\n")
+    assert f"bad: redis.wrong_type: the key {key}" in done.err
     client.cancel("good")
 
 
@@ -219,6 +238,42 @@ def test_status_of_a_healthy_deployment(command: Command, client: Client) -> Non
 
     assert command("status").out.startswith("no problems\n")
     retire(client)
+
+
+# --- a Redis that refuses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("runs",), ("sessions",), ("approvals",), ("status",), ("top",)])
+def test_a_list_that_redis_refuses_is_one_error_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """A node of a cluster without slots, and a replica that has lost its master, refuse every read."""
+    with node_of_a_cluster() as node:
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", node.url)
+        done = typed(arguments, monkeypatch, capsys)
+
+        assert (done.code, done.out) == (4, "")
+        refused = f"error: redis.unreachable: Redis at {node.url} temporarily refuses commands: "
+        assert done.err.startswith(refused), done.err
+        assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("runs",), ("runs", "--state", "queued"), ("approvals",), ("status",)])
+def test_a_missing_right_is_not_an_unreadable_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """The error names the right, and not every run as one that cannot be read."""
+    with EmbeddedRedis() as server, Hand(server.url) as other:
+        other.submit("r1")
+        admin = other.store.redis
+        admin.zadd(other.store.keys("index", "approvals"), {"r1": 1})
+        admin.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-hmget")
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", server.url.replace("//", "//poor:x@"))
+        done = typed(arguments, monkeypatch, capsys)
+
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith("error: redis.no_permission: the user 'poor' of Redis at ")
+    assert "hmget" in done.err
 
 
 # --- no Redis --------------------------------------------------------------------------------------------

@@ -345,3 +345,17 @@ def test_no_control_character_of_a_run_reaches_the_terminal(
             bad = {c for c in text if not c.isprintable()} - {"\n", "\t"}
             assert not bad, ascii(text)
     assert printed[3].out, "the answer is still shown"
+
+
+def test_a_session_with_foreign_messages_is_shown(command: Command, client: Client, hand: Hand) -> None:
+    """Another program has added them to the transcript."""
+    hand.submit("r1")
+    hand.claim("r1")
+    hand.commit("r1", steps=0)
+    hand.finish("r1", transcript=[{"role": "user", "content": "hello", "run_id": "r1"}])
+    client.store.redis.rpush(client.store.keys("transcript", "s1"), "7", '{"role": "user", "run_id": [1]}')
+
+    done = command("session", "s1")
+
+    assert (done.code, "user: hello" in done.out) == (0, True), done.err
+    assert [message.get("run_id") for message in client.session("s1").transcript] == ["r1", [1]]

@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 
 from openagents_worker.cli import main
-from openagents_worker.cli.commands import run
+from openagents_worker.cli.commands import run, sessions
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command
 
@@ -165,6 +165,36 @@ def test_without_a_command_the_help_is_shown(command: Command) -> None:
     assert done.err.startswith("Usage: openagents-worker [OPTIONS] COMMAND")
     assert done.err.count("Usage:") == 1
     assert "Error" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (("runz", "--json"), "No such command 'runz'", "openagents-worker --help"),
+        (("runs", "--state", "fialed", "--json"), "'fialed' is not one of", "openagents-worker runs --help"),
+        (("show", "--json"), "Missing argument 'RUN'", "openagents-worker show --help"),
+        (("resume", "--json"), "give either the ids of runs or options", "openagents-worker resume --help"),
+    ],
+)
+def test_a_wrong_command_line_is_json_too(
+    command: Command, arguments: tuple[str, ...], says: str, hint: str
+) -> None:
+    """A program that reads the output sees why nothing was done."""
+    done = command(*arguments)
+
+    assert (done.code, done.err) == (1, "")
+    assert says in done.json["error"]["message"]
+    assert (done.json["error"]["code"], done.json["error"]["hint"]) == ("usage", hint)
+
+
+def test_a_bug_is_not_a_wrong_command_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback, and the exit code of an error of another kind."""
+    monkeypatch.setattr(sessions.Client, "prune", lambda _: 1 // 0)
+
+    done = command("prune")
+
+    assert (done.code, done.out) == (3, "")
+    assert done.err.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
 
 
 def test_ctrl_c_during_the_start_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

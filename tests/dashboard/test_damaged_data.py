@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.store.records import RECORD_FIELDS
-from tests.dashboard.reading import USES
+from tests.dashboard.reading import ASKS, USES, asking, words_of
 from tests.dashboard.server import Server
 from tests.support.runner import agent, process
 
@@ -36,6 +36,31 @@ async def test_a_damaged_record_hides_no_other_run(server: Server, redis_url: st
             await (redis.hset(key, field, good[field]) if field in good else redis.hdel(key, field))
 
 
+@pytest.mark.parametrize(
+    ("kind", "id_", "path"),
+    [
+        ("run", "r1", "/runs"),
+        ("run", "r1", "/overview"),
+        ("run", "r1", "/session/s1"),
+        ("session", "s1", "/sessions"),
+        ("facts", "r1", "/approvals"),
+    ],
+)
+async def test_a_list_names_what_it_leaves_out(
+    server: Server, redis_url: str, kind: str, id_: str, path: str
+) -> None:
+    """A key that another program has overwritten. Nobody would miss the run otherwise."""
+    async with process(redis_url, ASKS) as worker:
+        await asking(worker)
+        redis, key = worker.store.redis, worker.store.keys(kind, id_)
+        await redis.rename(key, "kept")
+        await redis.set(key, "text", ex=60)
+        page = words_of(await server.text(path))
+        await redis.rename("kept", key)
+
+    assert f"1 record cannot be read, the first one is {key} (redis.wrong_type)" in page
+
+
 class MakesUpEvents:
     """Emits events under names of the library, with what the library would never write."""
 
@@ -49,6 +74,9 @@ class MakesUpEvents:
             call = {"call": str(value), "call_id": str(value)}
             for name in ("llm.called", "tool.called", "step.started", "run.waiting", "run.retry_scheduled"):
                 await self.context.emit(name, **call, model=value, tool_id=value, params=value, waiting=value)
+            waits = [{"call_id": value, "kind": value, "name": value}]
+            await self.context.emit("run.attempt_started")
+            await self.context.emit("run.waiting", **call, waiting=waits)
             metrics = dict.fromkeys(("input_tokens", "output_tokens", "cost_usd", "ttft_ms"), value)
             for name in ("llm.succeeded", "llm.failed", "usage.updated", "run.child_started"):
                 await self.context.emit(

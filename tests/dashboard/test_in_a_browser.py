@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from openagents_worker.local.child_process import ChildProcess, free_port
-from openagents_worker.models import RunState
+from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.handle import RunHandle
 from tests.dashboard.browsing import Browser, browsing
 from tests.dashboard.world import AGENTS, HOSTILE, IMPORTS
@@ -269,3 +269,42 @@ def test_a_reply_is_streamed_onto_the_page(site: Site) -> None:
         assert handle.wait(PATIENCE_S).ok
     finally:
         site.shop.model.may_go_on = lambda piece: True
+
+
+def test_a_page_that_cannot_be_refreshed_says_so(site: Site) -> None:
+    """It would look as if all were well, however long ago that was."""
+    client = site.shop.client
+    handle = site.shop.submit("orders", "Where is order A17?", session_id="forgotten")
+    assert handle.wait(PATIENCE_S).ok
+    site.browser.open("/session/forgotten")
+    site.browser.wait_for_text("Where is order A17?")
+    assert "cannot be refreshed" not in site.browser.text()
+
+    client.delete_session("forgotten")
+
+    site.browser.wait_for_text("It cannot be refreshed: the server answered 404.")
+    assert "Where is order A17?" in site.browser.text()
+
+
+def test_a_page_follows_its_run_again_after_the_server_has_refused(site: Site) -> None:
+    """A browser does not connect again by itself after a refusal, such as that while Redis is away."""
+    handle = site.parked("payments")
+    store, record = site.shop.client.store, handle.record()
+    key, kept = store.keys("run", handle.id), store.keys("run", f"kept {handle.id}")
+    site.browser.open(f"/run/{handle.id}")
+    site.browser.wait_for_text("waits for signal paid")
+
+    store.redis.rename(key, kept)
+    wait_for(lambda: _ends_following(site, record), "the page is refused")
+    store.redis.rename(kept, key)
+    wait_for(lambda: "cannot be refreshed" not in site.browser.text(), "the page is current again")
+    site.shop.client.send(handle.id, "paid", "7 EUR")
+
+    site.browser.wait_for_text("paid: 7 EUR")
+
+
+def _ends_following(site: Site, record: RunRecord) -> bool:
+    """Make whoever follows the run read its record; returns whether the page says that it was refused."""
+    channel = site.shop.client.store.keys.channel(record.agent_id, record.session_id, record.run_id)
+    site.shop.client.store.redis.publish(channel, "another program has sent this")
+    return "It cannot be refreshed: the server answered 404." in site.browser.text()

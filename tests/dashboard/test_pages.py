@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.dashboard import fleet_page, overview, run_page, runs_page, shown_text, timeline
+from openagents_worker.dashboard import (
+    approvals_page,
+    fleet_page,
+    overview,
+    run_page,
+    runs_page,
+    shown_text,
+    timeline,
+)
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store import checkpoints
 from openagents_worker.store.fleet import WorkerCard
-from tests.dashboard.reading import ASKS, FAILS, LOOK, USES, asking, ids_of, words_of
+from tests.dashboard.reading import ASKS, CHARGE, FAILS, LOOK, USES, asking, ids_of, words_of
 from tests.dashboard.server import Server, serving
 from tests.support.runner import agent, calls, process, scripted
 from tests.support.script_calls import call
@@ -260,6 +268,30 @@ async def test_the_inbox_lists_what_waits(server: Server, redis_url: str) -> Non
     assert "charge waits for approval" not in words_of(await server.text("/approvals?agent=other"))
 
 
+async def test_a_run_with_many_calls_hides_no_other_run_in_the_inbox(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first calls of each run are shown, and how many are left out there and on the page of the run."""
+    monkeypatch.setattr(approvals_page, "CALLS", 1)
+    monkeypatch.setattr(run_page, "MAX_APPROVALS", 2)
+    many = calls(*[("charge", {"who": f"customer {number}"}) for number in range(3)])
+    asks = agent("asks", llm=scripted(many, {"text": "charged"}), tools=[{**CHARGE, "approval": "always"}])
+    async with process(redis_url, asks) as worker:
+        for run_id in ("r1", "r2"):
+            await worker.submit(run_id, session_id=run_id, agent_id="asks")
+            await worker.execute(run_id)
+        assert len(await server.app.client.approvals()) == 6
+
+        inbox, page = words_of(await server.text("/approvals")), words_of(await server.text("/run/r1"))
+
+    assert inbox.count("charge waits for approval") == 2
+    assert "Run r1 of agent" in inbox
+    assert "Run r2 of agent" in inbox
+    assert inbox.count("2 more calls of this run wait for approval.") == 2
+    assert page.count("charge waits for approval") == 2
+    assert "1 more call of this run waits for approval, and is shown when these are decided." in page
+
+
 async def test_a_session_shows_who_works_who_waits_and_what_was_said(server: Server, redis_url: str) -> None:
     async with process(redis_url) as worker:
         await worker.run(input_text="Hi there")
@@ -387,6 +419,7 @@ def test_bounds_of_pages_are_small() -> None:
     """A page is a few hundred kilobytes at most, whatever a run contains."""
     largest = (timeline.MAX_ROWS * 2 * timeline.VALUE_CHARS) + run_page.MAX_STEPS * 2 * shown_text.MAX_CHARS
     assert largest < 2_000_000
+    assert approvals_page.ROWS * approvals_page.CALLS * 2 * shown_text.MAX_CHARS < 2_000_000
     assert fleet_page.WORKERS <= 100
 
 

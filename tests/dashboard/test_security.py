@@ -81,6 +81,15 @@ async def test_every_page_asks_for_the_password(redis_url: str) -> None:
         assert (await server.post("/run/r1/resume", headers=own)).status_code == 401
 
 
+async def test_a_password_that_is_not_ascii_is_a_wrong_password(redis_url: str) -> None:
+    """Flower would answer with a traceback and its versions, to somebody who has not logged in."""
+    async with serving(redis_url, basic_auth=["ann:secret"]) as server:
+        header = base64.b64encode("ann:gehéim".encode()).decode()
+        for path in ("/runs", "/workers", "/metrics"):
+            answer = await server.get(path, Authorization=f"Basic {header}")
+            assert (answer.status_code, answer.text) == (401, "Access denied"), path
+
+
 async def test_no_page_may_be_read_or_framed_by_another_site(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +177,16 @@ def test_an_empty_password_is_none(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             check_listening(values)
     assert "FLOWER_BASIC_AUTH must have the form user:password" in capsys.readouterr().err
+
+
+def test_flower_does_not_start_with_a_password_that_nobody_can_give(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = SimpleNamespace(address="", unix_socket="", basic_auth=["ann:gehéim"], auth="")
+    with pytest.raises(SystemExit) as exited:
+        check_listening(values)
+    assert exited.value.code == 2
+    assert "a character that is not ASCII" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

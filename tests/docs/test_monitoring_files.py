@@ -15,7 +15,7 @@ from openagents_worker.telemetry.series import SERIES, SeriesKind
 FOLDER = Path(__file__).parents[2] / "config" / "monitoring"
 OF_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 LABELS_OF_PROMETHEUS = {"instance", "le"}
-FUNCTIONS = {"by", "sum", "max", "min", "rate", "increase", "delta", "histogram_quantile", "and"}
+FUNCTIONS = {"by", "sum", "max", "min", "rate", "increase", "delta", "histogram_quantile", "and", "absent"}
 ALERTS = [
     rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]
 ]
@@ -96,6 +96,14 @@ def test_every_series_is_in_the_dashboard() -> None:
         "openagents_run_slots",
         "openagents_worker_info",
     }
+
+
+def test_an_alert_fires_if_no_process_is_left_to_report_anything() -> None:
+    """The last worker takes its series with it: a comparison with a series that is missing is never true."""
+    [alert] = [alert for alert in ALERTS if "absent" in alert["expr"]]
+
+    assert alert["expr"] == "absent(openagents_fleet_up)", "which every worker and Flower report"
+    assert alert["labels"]["severity"] == "critical"
 
 
 def test_an_alert_says_what_has_happened_and_what_to_do() -> None:

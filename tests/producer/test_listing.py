@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import LLMRateLimitError, RequestInvalid, ToolError
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import index_pages, listing, scripts
-from openagents_worker.store.listing import MAX_LIMIT
+from openagents_worker.store.list_states import CompareBy
+from openagents_worker.store.listing import MAX_LIMIT, RunFilter, list_runs
 from tests.support.command_counts import calls_of
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
@@ -121,6 +122,66 @@ def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pyte
     assert len(pages) > 1
     assert [record.run_id for page in pages for record in page] == ["wanted"]
     end_all(client, *(f"r{number}" for number in range(6)))
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({"state": "failed"}, ["unstated", "again", "failed"]),
+        ({"state": ["failed", "retrying"], "code": "llm.*"}, ["unstated", "retrying", "again"]),
+        ({"code": "tool.*"}, ["failed"]),
+        ({"code": "run.cancelled"}, ["cancelled"]),
+        ({"state": "queued"}, []),
+        ({"state": "queued", "code": "*"}, []),
+    ],
+)
+def test_a_filter_by_state_or_code_finds_the_same_however_runs_are_compared(
+    client: Client, hand: Hand, filters: dict[str, Any], found: list[str]
+) -> None:
+    """A code of an earlier life does not count. The code of `unstated` is only in its result, as that of a
+    run which an earlier version has ended. One record has another type: it is named, and hides nothing."""
+    keys, redis = client.store.keys, client.store.redis
+    hand.end("failed", steps=1, error=ToolError("no"))
+    hand.end("again", steps=1, error=ToolError("no"))
+    client.resume("again")
+    hand.claim("again")
+    hand.finish("again", error=LLMRateLimitError("slow down"))
+    hand.submit("retrying", "s2")
+    hand.claim("retrying")
+    hand.retry("retrying")
+    submit(client, "cancelled", session_id="s3")
+    end_all(client, "cancelled")
+    hand.end("unstated", steps=1, error=LLMRateLimitError("slow down"))
+    redis.hdel(keys("run", "unstated"), "end_code")
+    submit(client, "broken", session_id="s4")
+    end_all(client, "broken")
+    redis.set(keys("run", "broken"), "text", ex=60)
+
+    for compare_by in CompareBy:
+        page = client.store.execute(
+            list_runs(keys, RunFilter.of(filters), limit=10, cursor=None, compare_by=compare_by)
+        )
+        assert {record.run_id for record in page} == set(found), compare_by
+        assert {problem.key for problem in page.problems} <= {keys("run", "broken")}, compare_by
+
+
+def test_a_filter_by_state_reads_only_the_records_that_match(client: Client) -> None:
+    """The others may be large: each contains a request and a result."""
+    size = 20_000
+    names = [f"r{number}" for number in range(100)]
+    for name in names:
+        submit(client, name, session_id=name, input_text="x" * size)
+    end_all(client, "r50")
+
+    def sent() -> int:
+        return int(client.store.ask(lambda r: r.info("stats"))["total_net_output_bytes"])
+
+    before = sent()
+    assert ids(client, state="cancelled") == ["r50"]
+    read = sent() - before
+    end_all(client, *names)
+
+    assert size < read < 5 * size
 
 
 async def test_asyncio_lists_the_same(client: Client) -> None:

@@ -107,6 +107,17 @@ def test_only_the_runs_that_may_be_resumed_are_read(client: Client, hand: Hand) 
     end(client, *others)
 
 
+def test_a_run_with_an_overwritten_key_does_not_stop_the_others(client: Client, hand: Hand) -> None:
+    """It is skipped with one warning, as every run that cannot be resumed."""
+    fail(hand, "r1", LLMRateLimitError("slow down"))
+    fail(hand, "r2", LLMRateLimitError("slow down"))
+    overwrite(client, "r2")
+
+    assert list(client.resume_all()) == ["r1"]
+
+    end(client, "r1")
+
+
 async def test_the_async_client_does_the_same(client: Client, hand: Hand) -> None:
     """Both clients share plans and scripts."""
     fail(hand, "r1", LLMRateLimitError("slow down"))
@@ -147,6 +158,13 @@ def test_runs_are_listed_by_the_code_they_failed_with(client: Client, hand: Hand
     assert ids("llm.rate_limit") == ["r3", "r1"]
     assert ids("tool.*") == []
     end(client, "r3")
+
+
+def overwrite(client: Client, run_id: str) -> None:
+    """Another program has used the key of the journal of this run."""
+    key = client.store.keys("journal", run_id)
+    client.store.redis.delete(key)
+    client.store.redis.set(key, "text", ex=60)
 
 
 # --- the fleet -------------------------------------------------------------------------------------------
@@ -199,12 +217,15 @@ def test_a_queue_that_nobody_serves_is_seen(client: Client, hand: Hand) -> None:
 
 
 def test_agents_are_served_by_workers_that_have_them_and_their_queue(client: Client, hand: Hand) -> None:
-    """An agent stays known after its last worker has ended."""
+    """An agent stays known after its last worker has ended. The names of all keys are not scanned for that:
+    a Redis has millions, and a producer may not do it."""
     register(hand, "w1@box:a", agents={"clerk": "h1"})
     register(hand, "w2@box:b", agents={"clerk": "h1", "porter": "h2"}, queues=("other",))
+    scans = calls_of(client, "scan")
 
     agents = {agent.id: agent for agent in client.agents()}
 
+    assert calls_of(client, "scan") == scans
     assert agents["clerk"].workers == ("w1@box:a",)
     assert (agents["porter"].workers, agents["porter"].queue) == ((), "agents")
     for incarnation in ("w1@box:a", "w2@box:b"):

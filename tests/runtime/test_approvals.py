@@ -11,7 +11,7 @@ import pytest
 from openagents_worker import Approval, ApprovalNotPending, AsyncClient
 from openagents_worker.models import RunRecord, RunState, WaitKind
 from openagents_worker.runtime.runner import AttemptOutcome
-from openagents_worker.store import scripts
+from openagents_worker.store import approvals, scripts
 from tests.runtime import plugins
 from tests.support.runner import Process, agent, calls, process, scripted
 
@@ -250,6 +250,27 @@ async def test_approvals_are_listed_over_all_runs(redis_url: str) -> None:
         assert {one.run_id for one in first} | {one.run_id for one in second} == {"r0", "r1", "r2"}
         for number in range(3):
             await client.cancel(f"r{number}")
+
+
+async def test_a_page_of_approvals_reads_the_runs_that_it_shows(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no others, however many wait: of each its record and what it asks, in two round trips."""
+    monkeypatch.setattr(approvals, "FEWEST_RUNS", 1)
+    async with process(redis_url, refunding(charge("ann"))) as p, AsyncClient(redis_url) as client:
+        names = [f"r{number}" for number in range(4)]
+        for name in names:
+            await p.submit(name, session_id=name)
+            await p.execute(name)
+
+        async def reads() -> int:
+            return int((await p.store.redis.info("commandstats"))["cmdstat_hmget"]["calls"])
+
+        before = await reads()
+        assert len(await client.approvals(limit=2)) == 2
+        assert await reads() - before == 2 * 2
+        for name in names:
+            await client.cancel(name)
 
 
 async def test_secrets_in_arguments_are_not_shown(redis_url: str) -> None:

@@ -72,6 +72,14 @@ def test_without_a_data_dir_nothing_is_kept_and_with_one_everything_is(tmp_path:
     assert data.stat().st_mode & 0o077 == 0, "others may not read what runs have said"
 
 
+def test_a_folder_for_the_data_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """For example because it is a file."""
+    taken = tmp_path / "data"
+    taken.write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot make the folder .*data for the data of Redis: File ex"):
+        EmbeddedRedis(taken).start()
+
+
 def test_data_survives_a_killed_server(tmp_path: Path) -> None:
     """What an `always` server has answered is on disk."""
     with EmbeddedRedis(tmp_path, appendonly="always") as server:

@@ -94,7 +94,16 @@ def test_every_error_names_the_redis_and_the_reason_without_the_password(answer:
 
 @pytest.mark.parametrize(
     ("says", "hint"),
-    [("OOM", "raise maxmemory, or delete sessions"), ("MISCONF", "look at its log"), ("LOADING", None)],
+    [
+        ("OOM", "raise maxmemory, or delete sessions"),
+        ("MISCONF", "look at its log"),
+        ("READONLY", "put the address of its master"),
+        ("CLUSTERDOWN", "use a Redis without cluster mode"),
+        ("MOVED", "use a Redis without cluster mode"),
+        ("CROSSSLOT", "use a Redis without cluster mode"),
+        ("LOADING", None),
+        ("MASTERDOWN", None),
+    ],
 )
 def test_a_refusal_says_what_an_operator_can_do(says: str, hint: str | None) -> None:
     """Also if Redis 6 wraps the error of a script. One that is over soon needs nobody."""

@@ -81,6 +81,18 @@ def test_the_number_of_queues_is_bounded(hand: Hand, redis_url: str) -> None:
     assert len(figures(redis_url).queues) == MAX_QUEUES
 
 
+@pytest.mark.parametrize("score", ["-inf", "inf", -5, 1e17])
+def test_an_invalid_score_hides_no_figures(hand: Hand, redis_url: str, score: float | str) -> None:
+    """Times before and after all valid times, which another program may have stored."""
+    store = Store(Cell(redis_url), max_connections=1)
+    store.redis.zadd(store.keys("sent", "agents"), {"nobody": score})
+    store.close()
+
+    [queue] = figures(redis_url).queues
+
+    assert (queue.waiting, queue.oldest_age_ms >= 0) == (1, True)
+
+
 def test_a_scrape_without_redis_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged once, and the other samples are missing."""
     times = iter([0.0, 0.0, 0.0, 10.0, 10.0, 10.0])  # the second read is after the samples are too old

@@ -90,6 +90,26 @@ def test_an_error_that_a_plan_does_not_handle_leaves_it(store: Store) -> None:
         store.execute(plan())
 
 
+def raising_an_answer() -> Plan[None]:
+    """A plan that raises the error in an answer of a pipeline, as one does that cannot handle it."""
+    [answer] = yield Commands([("NOPE",)])
+    raise answer
+
+
+async def test_an_error_in_an_answer_of_a_pipeline_leaves_a_plan_translated(
+    store: Store, astore: AsyncStore
+) -> None:
+    """Callers know the errors of this library only: the command line, pages and metrics."""
+    with pytest.raises(RedisRefused, match="NOPE"):
+        store.execute(raising_an_answer())
+    with pytest.raises(RedisRefused, match="NOPE"):
+        list(store.stream(raising_an_answer()))
+    with pytest.raises(RedisRefused, match="NOPE"):
+        await astore.execute(raising_an_answer())
+    with pytest.raises(RedisRefused, match="NOPE"):
+        [item async for item in astore.stream(raising_an_answer())]
+
+
 def _refused(store: Store) -> list[Callable[[], Any]]:
     key = store.keys("run", "r1")
     store.use(lambda r: r.set(key, "not a hash", px=60_000))

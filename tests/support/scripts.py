@@ -180,6 +180,7 @@ class Hand:
             end_state=end_state,
             result=result.model_dump_json(),
             event=f"run.{end_state}",
+            code=result.error_details.code if result.error_details else "",
             payload='{"error":"no"}' if error else "{}",
             completed=json.dumps({"stop_reason": result.stop_reason}),
             transcript=[json.dumps(message) for message in transcript],

@@ -123,6 +123,23 @@ def test_clients_that_send_a_byte_from_time_to_time_do_not_block_others_for_long
             each.close()
 
 
+def test_a_process_that_could_start_no_thread_answers_again_when_it_can(
+    serve: Callable[..., MonitoringServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection without a thread takes no place. Otherwise, the worker would be restarted later."""
+    port = opened(serve())
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(monitoring.ThreadingHTTPServer, "process_request", refuses)
+        for _ in range(monitoring.MAX_CONNECTIONS):
+            assert get(port, "/") == (0, "")
+
+    assert get(port, "/") == (200, "hello")
+
+
 def test_a_port_in_use_is_opened_when_it_is_free(
     serve: Callable[..., MonitoringServer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

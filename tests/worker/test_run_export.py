@@ -32,7 +32,7 @@ class Kept(DiagnosticsExporter):
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
         self.reports: list[RunReport] = []
-        self.problems: list[Exception] = []
+        self.problems: list[BaseException] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -180,6 +180,15 @@ async def test_a_report_that_fails_comes_again_and_is_dropped_in_the_end(
         await await_for(lambda: len(exporter.reports) == 2, "the next run is exported")
 
     assert [report.key for report in exporter.reports] == ["r1", "r3"]
+
+
+async def test_an_exporter_that_exits_does_not_end_the_reports(redis_url: str) -> None:
+    """Its library may call `sys.exit`. That counts as an exception: the report comes again."""
+    exporter = Kept()
+    exporter.problems = [SystemExit(1)]
+    async with exported(redis_url, exporter) as p:
+        await p.run()
+        await await_for(lambda: exporter.reports, "the second try succeeds")
 
 
 async def test_a_slow_exporter_holds_a_bounded_number_of_reports(redis_url: str) -> None:

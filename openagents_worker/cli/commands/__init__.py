@@ -29,7 +29,7 @@ from openagents_worker.cli.streams import (
     exit_when_reader_closes,
     repair_standard_streams,
 )
-from openagents_worker.cli.terminal import err
+from openagents_worker.cli.terminal import dump, err
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.tracebacks import traceback_text
 
@@ -67,18 +67,18 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except click.ClickException as error:
-        code, show = Exit.USAGE, partial(_show_usage_error, error)
+        code, show = Exit.USAGE, partial(_show_usage_error, error, as_json=as_json)
     except OpenAgentsError as error:
         code, show = exit_code_of(error), partial(show_error, error, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a bug; Python would print it without escapes and masks
-        code, show = Exit.USAGE, partial(err, traceback_text(error, collapse=False))
+        code, show = Exit.RUN_FAILED, partial(err, traceback_text(error, collapse=False))
     with suppress(BrokenPipeError, OutputLost):  # the reader has closed the stream
         show()
     return code
 
 
-def _show_usage_error(error: click.ClickException) -> None:
-    """Print the usage of the command and the error."""
+def _show_usage_error(error: click.ClickException, *, as_json: bool) -> None:
+    """Print the usage of the command and the error: JSON to standard output, text to standard error."""
     if isinstance(error, NO_ARGUMENTS):
         err(error.format_message())
         return
@@ -86,6 +86,11 @@ def _show_usage_error(error: click.ClickException) -> None:
         err(f"error: {error.format_message()}")
         return
     ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if as_json:
+        hint = None if ctx is None else f"{ctx.command_path} --help"
+        wrong = {"code": "usage", "message": error.format_message(), "hint": hint, "retryable": False}
+        dump({"error": wrong})
+        return
     if ctx is not None:
         err(ctx.get_usage())
         err(f"Try '{ctx.command_path} --help' for help.\n")

@@ -12,7 +12,13 @@ import click
 from openagents_worker.agents import AppConfig
 from openagents_worker.cli.commands.configuration import prepared
 from openagents_worker.cli.commands.options import MODULES_OF_EXTRA, as_json_option
-from openagents_worker.cli.doctor import Finding, FindingKind, agent_findings, examine
+from openagents_worker.cli.doctor import (
+    Finding,
+    FindingKind,
+    agent_findings,
+    examine,
+    without_variables_of_workers,
+)
 from openagents_worker.cli.exits import Exit, exit_code_of
 from openagents_worker.cli.terminal import Safe, dump, joined, out, styled
 from openagents_worker.errors import OpenAgentsError
@@ -41,14 +47,18 @@ def doctor(app: str | None, fix: bool, as_json: bool) -> int:
 
     --fix changes a running Redis only (maxmemory-policy, appendonly): change its file, too.
     """
-    config, found = _agents(app)
-    code = Exit.SUCCESS
+    found: list[Finding] = []
+    subject, code = "settings", Exit.SUCCESS
     try:
+        settings = load_settings()
+        config, found = _agents(settings, app)
+        subject = "redis"
         with Client() as client:
             for finding in examine(client, config, os.environ, checks_rights=config is not None):
                 found.append(_fixed(finding, client) if fix and finding.fix else finding)
+            found = without_variables_of_workers(found, client)
     except OpenAgentsError as error:
-        found.append(Finding(FindingKind.PROBLEM, "redis", f"{error.code}: {error.message}", error.hint))
+        found.append(Finding(FindingKind.PROBLEM, subject, f"{error.code}: {error.message}", error.hint))
         code = exit_code_of(error)
     if as_json:
         dump({"findings": [finding.to_json() for finding in found]})
@@ -60,12 +70,8 @@ def doctor(app: str | None, fix: bool, as_json: bool) -> int:
     return code or (Exit.SUCCESS if is_healthy else Exit.INVALID)
 
 
-def _agents(app: str | None) -> tuple[AppConfig | None, list[Finding]]:
+def _agents(settings: Settings, app: str | None) -> tuple[AppConfig | None, list[Finding]]:
     """The agents of this machine and what is wrong with them. A producer's machine has none."""
-    try:
-        settings = load_settings()
-    except OpenAgentsError as error:
-        return None, [Finding(FindingKind.PROBLEM, "settings", f"{error.code}: {error.message}", error.hint)]
     if app is None and not _defines_agents(settings):
         text = f"no agents are defined here ({settings.config} does not exist): only workers need them"
         return None, [Finding(FindingKind.NOTE, "agents", text)]
@@ -76,7 +82,17 @@ def _agents(app: str | None) -> tuple[AppConfig | None, list[Finding]]:
     from openagents_worker.runtime.start_checks import remarks
 
     read = partial(validated, None, env=os.environ, prepare=partial(prepared, app))
-    return agent_findings(read, remarks)
+    return agent_findings(read, remarks, partial(_agent_ids, settings))
+
+
+def _agent_ids(settings: Settings) -> list[str]:
+    """The ids of the agents of this machine; none if their file is not valid."""
+    from openagents_worker.agents.code import read_agents
+
+    try:
+        return [agent.id for agent in read_agents(settings.config, may_be_absent=True).config.agents]
+    except OpenAgentsError:
+        return []
 
 
 def _defines_agents(settings: Settings) -> bool:

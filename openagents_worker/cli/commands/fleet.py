@@ -6,25 +6,22 @@ import itertools
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 
 import click
 
 from openagents_worker.cli.commands.options import as_json_option
 from openagents_worker.cli.health import (
+    read_known_fleet,
     status_json,
     status_lines,
-    without_removed_agents,
     worker_json,
     worker_table,
 )
 from openagents_worker.cli.live_region import LiveRegion, can_draw
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
-from openagents_worker.cli.top import read_snapshot
+from openagents_worker.cli.top import SnapshotReader
 from openagents_worker.errors import OpenAgentsError
-from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.store.fleet import read_fleet
 
 __all__ = ["COMMANDS"]
 
@@ -60,9 +57,7 @@ def status(as_json: bool) -> None:
     exit code is 0 even if there are problems; `--json` lists them in `problems`.
     """
     with Client() as client:
-        fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
-        fleet = without_removed_agents(fleet, partial(_has_open_runs, client))
-        unreadable, aside = client.problems(), client.put_aside()
+        fleet, unreadable, aside = read_known_fleet(client), client.problems(), client.put_aside()
     if as_json:
         dump(status_json(fleet, unreadable, aside))
         return
@@ -87,11 +82,12 @@ def top(interval: float, count: int | None, as_json: bool) -> None:
     With --json, each look is one line of JSON.
     """
     with Client() as client:
+        reader = SnapshotReader(client)
         if not as_json and count is None and sys.stdout.isatty() and can_draw():
-            _watch_fleet(client, interval)
+            _watch_fleet(reader, interval)
             return
         for look in itertools.count(1) if as_json and count is None else range(1, (count or 1) + 1):
-            snapshot = read_snapshot(client)
+            snapshot = reader.read()
             if as_json:
                 dump(snapshot.to_json())
             else:
@@ -101,9 +97,9 @@ def top(interval: float, count: int | None, as_json: bool) -> None:
                 time.sleep(interval)
 
 
-def _watch_fleet(client: Client, interval_s: float) -> None:
+def _watch_fleet(reader: SnapshotReader, interval_s: float) -> None:
     """Draw the state of the deployment until Ctrl-C. Without Redis, the last one stays, with the error."""
-    snapshot, problem = read_snapshot(client), Safe("")
+    snapshot, problem = reader.read(), Safe("")
     with (
         suppress(KeyboardInterrupt),
         LiveRegion(lambda: [problem, *snapshot.lines()], whole=True) as region,
@@ -111,17 +107,10 @@ def _watch_fleet(client: Client, interval_s: float) -> None:
         while True:
             time.sleep(interval_s)
             try:
-                snapshot, problem = read_snapshot(client), Safe("")
+                snapshot, problem = reader.read(), Safe("")
             except OpenAgentsError as error:
                 problem = styled(f"{error.code}: {error}; shown is the last answer", fg="red")
             region.refresh()
-
-
-def _has_open_runs(client: Client, agent_id: str) -> bool:
-    """Whether a run of the agent has not ended. True as well if there are too many runs to find out."""
-    open_states = [state for state in RunState if not state.is_terminal]
-    page = client.runs(agent_id=agent_id, state=open_states, limit=1)
-    return bool(page.items or page.next_cursor)
 
 
 def _now_ms() -> int:

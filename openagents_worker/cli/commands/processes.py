@@ -18,7 +18,7 @@ from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import ConfigError, OpenAgentsError, RedisUnreachable
 from openagents_worker.local.changes import can_watch, changed_files
 from openagents_worker.local.child_process import ChildProcess, free_port, port_or_free
 from openagents_worker.local.stack import Stack
@@ -116,9 +116,12 @@ def dev(
     the old one. Runs continue in it. If it does not start, the old one stays, and the error is printed.
     """
     require_extras("worker", "flower")
+    redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
+    if redis_url is not None and data_dir is not None:
+        text = f"{PREFIX}REDIS_URL is set, so dev starts no Redis: unset it, or leave --data-dir out"
+        raise click.UsageError(text)
     signal.signal(signal.SIGTERM, _interrupt)
     print_line = None if as_json else _line_printer()
-    redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
     redis_port = port_or_free(DEFAULT_REDIS_PORT) if redis_port is None else redis_port or free_port()
     flower_port = port_or_free(DEFAULT_FLOWER_PORT) if flower_port is None else flower_port
     try:
@@ -144,22 +147,36 @@ def dev(
                 ended = stack.wait()
             err(f"the {ended.kind} {ended.name} exited with code {ended.exit_code}")
             return Exit.RUN_FAILED
+    except RedisUnreachable as error:
+        if redis_url is not None:
+            error.hint = f"start that Redis; or unset {PREFIX}REDIS_URL, and dev starts one"
+        raise
     except KeyboardInterrupt:
         return Exit.SUCCESS
 
 
 def _replace_on_changes(stack: Stack, worker: ChildProcess, concurrency: int) -> ChildProcess:
     """Start the worker anew with each change of a file, until a child process ends. Returns that child."""
-    for changed in changed_files(Path.cwd(), Path(stack.settings.config)):
-        if (ended := stack.ended()) is not None:
-            return ended
-        if changed:
-            err(styled(f"{_names_of(changed)} changed: a new worker starts", bold=True))
-            try:
-                worker = stack.replace_worker(worker, concurrency=concurrency)
-            except OpenAgentsError as error:
-                err(styled(f"{error}; the worker with the code of before goes on", fg="red"))
+    try:
+        for changed in changed_files(Path.cwd(), Path(stack.settings.config)):
+            if (ended := stack.ended()) is not None:
+                return ended
+            if changed:
+                err(styled(f"{_names_of(changed)} changed: a new worker starts", bold=True))
+                worker = _replaced(stack, worker, concurrency)
+    except ConfigError as error:
+        err(styled(f"{error}; changes of files start no new worker", fg="red"))
+        return stack.wait()
     raise KeyboardInterrupt
+
+
+def _replaced(stack: Stack, worker: ChildProcess, concurrency: int) -> ChildProcess:
+    """A new worker in the place of this one, or this one if the new one does not start."""
+    try:
+        return stack.replace_worker(worker, concurrency=concurrency)
+    except OpenAgentsError as error:
+        err(styled(f"{error}; the worker with the code of before goes on", fg="red"))
+        return worker
 
 
 def _names_of(paths: Sequence[Path]) -> str:

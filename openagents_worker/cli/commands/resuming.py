@@ -18,7 +18,7 @@ from openagents_worker.cli.completion import run_ids as offered_run_ids
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import dump, err, joined, out, piece, styled
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable
+from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RedisWrongType
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store.listing import RunFilters
@@ -110,9 +110,9 @@ def _resume(
         try:
             state = client.record(run_id).state
             client.resume(run_id, by=by)
-        except RedisUnreachable:
-            raise
         except OpenAgentsError as error:
+            if isinstance(error, RedisUnreachable) and not isinstance(error, RedisWrongType):
+                raise
             failed.append({"run_id": run_id, "error": error.to_dict()})
             if not as_json:
                 err(joined(styled(f"{run_id}: {error.code}: ", fg="red"), str(error)))

@@ -38,7 +38,7 @@ def session(session_id: str, as_json: bool) -> None:
     with Client() as client:
         view = client.session(session_id)
         runs = client.runs(session_id=session_id).items
-    in_transcript = {message.get("run_id") for message in view.transcript}
+    in_transcript = {str(message.get("run_id")) for message in view.transcript}
     missing = [run for run in runs if run.state.is_terminal and run.run_id not in in_transcript]
     if as_json:
         artifacts = [one.model_dump(mode="json") for one in view.artifacts]

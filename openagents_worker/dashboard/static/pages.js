@@ -4,7 +4,25 @@
 
     var MAX_REPLY_CHARS = 20000;  // of a streamed reply on the page; its end is kept
     var LEAST_PAUSE_MS = 400;  // between two refreshes of a run
+    var FOLLOW_AGAIN_MS = 3000;  // after the server has refused to send the events of a run
     var busy = false;
+    var currentAt = new Date();
+
+    // --- whether the page is current -------------------------------------------------------------------
+
+    function isCurrent() {
+        currentAt = new Date();
+        document.getElementById("stale").hidden = true;
+    }
+
+    function isStale(error) {
+        var notice = document.getElementById("stale");
+        var text = "This page shows the state at " + currentAt.toLocaleTimeString() + ". It cannot be refreshed: " + error.message + ".";
+        if (notice.textContent !== text) {
+            notice.textContent = text;
+        }
+        notice.hidden = false;
+    }
 
     // --- parts of the page that are replaced by their current form ------------------------------------
 
@@ -69,9 +87,8 @@
                 }
             });
             document.title = page.title;
-        }).catch(function (error) {
-            console.warn("the page was not refreshed", error);
-        }).finally(function () {
+            isCurrent();
+        }).catch(isStale).finally(function () {
             busy = false;
         });
     }
@@ -99,7 +116,7 @@
     var reply = document.getElementById("reply");
     var replyText = document.getElementById("reply-text");
     var waiting = null;
-    var source = new EventSource(stream.getAttribute("data-url"));
+    var lastId = "";
 
     function refreshSoon() {
         if (waiting === null) {
@@ -125,25 +142,44 @@
         replyText.scrollTop = replyText.scrollHeight;
     }
 
-    function onEvent() {
+    function onEvent(message) {
+        lastId = message.lastEventId || lastId;
         refreshSoon();
     }
 
-    function onReplyEnd() {
+    function onReplyEnd(message) {
         reply.hidden = true;
         replyText.textContent = "";
-        refreshSoon();
+        onEvent(message);
     }
 
-    source.addEventListener("llm.delta", onPiece);
-    (stream.getAttribute("data-names") || "").split(" ").forEach(function (name) {
-        if (name && name !== "llm.delta") {
-            source.addEventListener(name, /^llm\.(succeeded|failed)$|^run\./.test(name) ? onReplyEnd : onEvent);
-        }
-    });
-    source.addEventListener("end", function () {
-        source.close();
-        reply.hidden = true;
-        refreshSoon();
-    });
+    function follow() {
+        var url = stream.getAttribute("data-url");
+        var source = new EventSource(lastId ? url.replace(/after=\d+$/, "after=" + lastId) : url);
+        source.addEventListener("llm.delta", onPiece);
+        (stream.getAttribute("data-names") || "").split(" ").forEach(function (name) {
+            if (name && name !== "llm.delta") {
+                source.addEventListener(name, /^llm\.(succeeded|failed)$|^run\./.test(name) ? onReplyEnd : onEvent);
+            }
+        });
+        source.addEventListener("end", function () {
+            source.close();
+            reply.hidden = true;
+            refreshSoon();
+        });
+        source.addEventListener("open", function () {
+            if (!document.getElementById("stale").hidden) {
+                refreshSoon();
+            }
+        });
+        source.addEventListener("error", function () {
+            refreshSoon();
+            // After a lost connection the browser connects again, but never after a refusal, as while Redis is away.
+            if (source.readyState === EventSource.CLOSED) {
+                window.setTimeout(follow, FOLLOW_AGAIN_MS);
+            }
+        });
+    }
+
+    follow();
 }());
