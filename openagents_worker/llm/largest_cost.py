@@ -21,15 +21,22 @@ def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> 
     """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
 
     The tokens of the request are estimated, without those that its provider reads from a cache at a lower
-    price. Without `max_tokens`, the reply counts with `REPLY_TOKENS`.
+    price. Without `max_tokens`, the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
     """
     asked = sum(map(_tokens_of, request.messages))
     if request.tools:
         asked += estimate_tokens(dumps(list(request.tools)))
     answered = request.max_tokens or options.max_tokens or REPLY_TOKENS
-    usage = LLMUsage(asked, answered, asked + answered)
+    usage = LLMUsage(asked, answered, asked + answered, _what_changes_the_price(options))
     cost: float | None = price(model, usage, options.pricing).metadata["cost_usd"]
     return cost
+
+
+def _what_changes_the_price(options: LLMOptions) -> dict[str, Any]:
+    """The service tier and the region that the agent asks for."""
+    extras = options.model_extra or {}
+    tier = "fast" if extras.get("speed") == "fast" else extras.get("service_tier")
+    return {"service_tier": tier, "inference_geo": extras.get("inference_geo")}
 
 
 def _tokens_of(message: Mapping[str, Any]) -> int:

@@ -29,8 +29,12 @@ PARTS = (
     "output",
     "reasoning",
 )
-SERVICE_TIERS = frozenset({"flex", "priority"})
+SERVICE_TIERS = frozenset({"flex", "priority", "fast", "ultrafast"})
 """Service tiers with prices of their own. Other tiers cost what the standard tier costs."""
+_OTHER_NAMES = {"fast": "priority"}
+"""OpenAI's two names of one tier. For Anthropic's models, `fast` is a tier of its own."""
+_NEVER_STANDARD = frozenset({"fast", "ultrafast"})
+"""Tiers that cost a multiple of the standard tier: without rates of their own, the cost is not known."""
 _OTHERWISE = {
     "cached_read": "input",
     "cached_write": "input",
@@ -68,7 +72,15 @@ def price(
         return _with_cost(usage, cost, {"stated": cost})
     tier = usage.metadata.get("service_tier")
     tier = tier if isinstance(tier, str) and tier in SERVICE_TIERS else None
-    rates = _rates(model, served, overrides, tier, usage.input_tokens)
+    region = usage.metadata.get("inference_geo")
+    rates = _rates(
+        model,
+        served,
+        overrides,
+        tier=tier,
+        region=region if isinstance(region, str) else None,
+        input_tokens=usage.input_tokens,
+    )
     breakdown: dict[str, float] = {}
     is_known = True
     for part, number in _tokens_by_part(usage, rates).items():
@@ -116,12 +128,18 @@ def _count(usage: LLMUsage, name: str) -> int:
 
 
 def _rates(
-    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, input_tokens: int
+    model: str,
+    served: str | None,
+    overrides: LLMPricing | None,
+    *,
+    tier: str | None,
+    region: str | None,
+    input_tokens: int,
 ) -> Rates:
     """USD per million tokens by part; None: unknown."""
     limits = _limits_of(model, served)
     limit = max((limit for limit in limits if input_tokens > limit), default=0) if limits else 0
-    return _rates_of(model, served, overrides, tier, limit)
+    return _rates_of(model, served, overrides, tier, region, limit)
 
 
 @lru_cache
@@ -133,15 +151,21 @@ def _limits_of(model: str, served: str | None) -> tuple[int, ...]:
 
 @lru_cache  # an agent's model and prices are the same at every call
 def _rates_of(
-    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, above: int
+    model: str,
+    served: str | None,
+    overrides: LLMPricing | None,
+    tier: str | None,
+    region: str | None,
+    above: int,
 ) -> Rates:
     entry = _entry(model) or (_entry(served) if served else None) or {}
     table = dict(_rates_by_rising_priority(entry, tier, above))
+    factor = entry.get("regions", {}).get(region, 1.0)
     own = overrides or LLMPricing()
     rates: dict[str, float | None] = {}
     for part in PARTS:
-        rate = getattr(own, part, None)
-        rates[part] = table.get(part) if rate is None else rate
+        rate, listed = getattr(own, part, None), table.get(part)
+        rates[part] = rate if rate is not None or listed is None else listed * factor
     for part, whole in _OTHERWISE.items():
         # An agent's own rate for the input says nothing about its cache.
         is_in_table = entry and getattr(own, whole, None) is None
@@ -157,7 +181,8 @@ def _rates_by_rising_priority(
 
     The order: the base rates, those for long requests, those of the service tier.
     """
-    groups = [entry, entry.get(tier, {})] if tier else [entry]
+    own = (entry.get(tier) or entry.get(_OTHER_NAMES.get(tier, ""))) if tier else None
+    groups = [entry, own] if own else [] if tier in _NEVER_STANDARD else [entry]
     for group in groups:
         yield from group.items()
         yield from group.get("above", {}).get(str(above), {}).items()
