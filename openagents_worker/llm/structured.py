@@ -49,7 +49,9 @@ OUTPUT_TOOL = "final_answer_as_json"
 MAX_STRICT_DEPTH = 10  # OpenAI's limit for levels of a strict schema
 _NAME = re.compile(r"[^a-zA-Z0-9_-]+")
 _REJECTED = re.compile(
-    r"response_format|json_schema|structured.?output|output_config|text\.format|guided|grammar", re.IGNORECASE
+    r"response_format|json_schema|structured.?output|output_config|text\.format|guided|grammar"
+    r"|tool_choice: type",
+    re.IGNORECASE,
 )
 
 

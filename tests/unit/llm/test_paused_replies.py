@@ -10,8 +10,9 @@ import pytest
 from openagents_worker.errors import LLMAuthError
 from openagents_worker.llm.anthropic_messages import MAX_PAUSES
 from openagents_worker.llm.base import CallInfo, FinishReason, LLMResponse, current_call
+from openagents_worker.llm.conversation import assistant_message
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
-from tests.unit.llm.wire import ANTHROPIC, HI, Heard, ask, client_of
+from tests.unit.llm.wire import ANTHROPIC, HI, TOOLS, Heard, ask, client_of
 
 SEARCH = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "tea"}}
 FOUND = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [{"title": "Tea"}]}
@@ -87,6 +88,107 @@ async def test_a_paused_reply_is_continued_by_sending_it_back(is_streamed: bool)
     assert found.usage is not None
     assert (found.usage.input_tokens, found.usage.output_tokens) == (20, 10)
     assert heard.text == (found.output_text if is_streamed else "")
+
+
+CONTAINER = {"id": "container_1", "expires_at": "2026-12-01T00:00:00Z"}
+
+
+def in_container(sent: dict[str, Any], is_streamed: bool) -> Sent:
+    """A reply whose tools ran in a container. A stream names it with the stop reason."""
+    if not is_streamed:
+        return Sent((json.dumps({**sent, "container": CONTAINER}).encode(),), JSON)
+    stop = {"stop_reason": sent["stop_reason"], "container": CONTAINER}
+    events: list[Any] = [{"type": "message_start", "message": {**sent, "content": [], "stop_reason": None}}]
+    for index, block in enumerate(sent["content"]):
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+    return Sent(
+        (sse(*events, {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 5}}),), STREAM
+    )
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [
+        (None, "container_1"),
+        ({"skills": [{"skill_id": "pdf"}]}, {"skills": [{"skill_id": "pdf"}], "id": "container_1"}),
+        ("ours", "ours"),
+        ({"id": "ours"}, {"id": "ours"}),
+    ],
+)
+async def test_a_paused_reply_is_continued_in_its_container(
+    is_streamed: bool, configured: Any, expected: Any
+) -> None:
+    """In another one, what its tools have stored is not there."""
+    asked: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        return (
+            in_container(message(PAUSED, "pause_turn"), is_streamed)
+            if len(asked) == 1
+            else in_container(message(REST, "end_turn"), is_streamed)
+        )
+
+    async with answering(reply) as url:
+        client = client_of(ANTHROPIC, url, container=configured)
+        await ask(client, **({"on_delta": Heard()} if is_streamed else {}))
+
+    assert asked[0].get("container") == configured
+    assert asked[1]["container"] == expected
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_the_results_of_calls_are_sent_to_the_container_that_waits_for_them(is_streamed: bool) -> None:
+    """The API rejects them otherwise. A later turn gets a container of its own: this one may be gone."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}
+    asked: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        if len(asked) == 1:
+            return in_container(message([SEARCH, call], "tool_use"), is_streamed)
+        return in_container(message([{"type": "text", "text": "3"}], "end_turn"), is_streamed)
+
+    listener: dict[str, Any] = {"on_delta": Heard()} if is_streamed else {}
+    async with answering(reply) as url:
+        first = await ask(client_of(ANTHROPIC, url), tools=TOOLS, **listener)
+        said = assistant_message(LLMResponse.from_wire(first.to_wire()), first.tool_calls)
+        result = {"role": "tool", "tool_call_id": "toolu_1", "name": "add", "content": "3"}
+        second = await ask(client_of(ANTHROPIC, url), [*HI, said, result], tools=TOOLS, **listener)
+        answer = assistant_message(second)
+        await ask(client_of(ANTHROPIC, url), [*HI, said, result, answer, *HI], tools=TOOLS, **listener)
+
+    assert [body.get("container") for body in asked] == [None, "container_1", None]
+
+
+async def test_a_reply_that_pauses_after_a_compaction_is_continued_with_it() -> None:
+    """Its summary arrives in a piece of its own; without it, the model would not know the conversation."""
+    asked: list[dict[str, Any]] = []
+    compaction = {"type": "compaction", "content": None, "signature": "s"}
+    piece = {"type": "compaction_delta", "content": "They talked about tea.", "encrypted_content": "e"}
+    events: list[Any] = [
+        {"type": "message_start", "message": message([], "")},
+        {"type": "content_block_start", "index": 0, "content_block": compaction},
+        {"type": "content_block_delta", "index": 0, "delta": piece},
+        {"type": "message_delta", "delta": {"stop_reason": "compaction"}, "usage": {"output_tokens": 5}},
+    ]
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        return Sent((sse(*events),), STREAM) if len(asked) == 1 else streamed(REST, "end_turn")
+
+    async with answering(reply) as url:
+        found = await ask(client_of(ANTHROPIC, url), on_delta=Heard())
+
+    whole_block = {
+        **compaction,
+        "content": "They talked about tea.",
+        "encrypted_content": "e",
+    }
+    assert asked[1]["messages"][-1] == {"role": "assistant", "content": [whole_block]}
+    assert found.content[0] == whole_block
+    assert found.finish_reason == FinishReason.STOP
 
 
 async def test_the_next_try_continues_the_paused_reply() -> None:
