@@ -49,6 +49,7 @@ from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
+from openagents_worker.llm.refused_fields import RefusedFields
 from openagents_worker.llm.retry import emit_retry, pause_ms
 from openagents_worker.llm.structured import is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
@@ -111,27 +112,39 @@ class HttpModelClient(ModelClient):
         """Whether `response_format` is sent although the provider rejects it: it was configured."""
         self._rejects_format: set[bool] = set()
         """Whether the provider has rejected `response_format`, in requests with tools and in others."""
+        self._refused = RefusedFields()
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
+        request, failed = self._refused.usable(request), 0
+        while True:
+            try:
+                return await self._respond_in_format(request, failed)
+            except LLMResponseError as error:
+                repeated = self._refused.without_refused(request, error)
+                if repeated is None:
+                    raise
+                self._log_refusal("llm.opaque_fields_refused", error)
+                request, failed = repeated, error.requests
+
+    async def _respond_in_format(self, request: ModelRequest, failed: int) -> LLMResponse:
+        """The reply in the `response_format` of the request, if the provider has it."""
         if request.response_format is None:  # the usual case
-            return await self._respond(request)
+            return await self._respond(request, failed=failed)
         has_tools = bool(request.tools)
         if has_tools in self._rejects_format:
-            return await self._respond(replace(request, response_format=None))
+            return await self._respond(replace(request, response_format=None), failed=failed)
         try:
-            return without_output_tool(await self._respond(request))
+            return without_output_tool(await self._respond(request, failed=failed))
         except LLMResponseError as error:
             if self.keeps_format or not is_rejected(error):
                 raise
-            log.warning(
-                "llm.structured_output_rejected",
-                **ids_of_call(),
-                provider=self.provider_name,
-                error=error.message,
-            )
+            self._log_refusal("llm.structured_output_rejected", error)
             failed = error.requests
         self._rejects_format.add(has_tools)
         return await self._respond(replace(request, response_format=None), failed=failed)
+
+    def _log_refusal(self, event: str, error: LLMError) -> None:
+        log.warning(event, **ids_of_call(), provider=self.provider_name, error=error.message)
 
     async def _respond(self, request: ModelRequest, *, failed: int = 0) -> LLMResponse:
         """The reply. `failed`: how many requests this attempt has sent for the call already."""

@@ -1,0 +1,183 @@
+"""Opaque fields that a provider refuses: the request is repeated without them, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import LLMResponseError
+from tests.unit.llm.raw_server import JSON, Sent, answering, whole
+from tests.unit.llm.wire import ANTHROPIC, CHAT, HI, RESPONSES, TOOLS, Format, ask, client_of
+
+CHANGED_PREFIX = (
+    "messages.1.content.0: Invalid `signature` in `thinking` block. The block is bound to a different "
+    "conversation. Remove the block, or set `thinking.block_binding.prefix_mismatch_behavior` to drop_block."
+)
+OF_GROQ = (
+    "'messages.1' : for 'role:assistant' the following must be satisfied[('messages.1' : property"
+    " 'reasoning_content' is unsupported)]"
+)
+OF_MISTRAL = {
+    "detail": [
+        {
+            "type": "extra_forbidden",
+            "loc": ["body", "messages", 1, "assistant", "reasoning_content"],
+            "msg": "Extra inputs are not permitted",
+        }
+    ]
+}
+OF_OPENAI = {
+    "message": "The encrypted content gAAA...ng== could not be verified.",
+    "type": "invalid_request_error",
+    "code": "invalid_encrypted_content",
+}
+
+
+def turn(name: str) -> list[dict[str, Any]]:
+    """A message with a call and with the opaque fields of every wire format, and its result."""
+    reasoning = [
+        {"type": "reasoning", "text": "hm", "signature": f"sig-{name}", "format": "anthropic_messages"},
+        {"type": "reasoning", "text": "", "encrypted": f"enc-{name}", "id": "rs_1", "format": "responses"},
+    ]
+    call = {"id": f"call_{name}", "name": "add", "arguments": {}}
+    call["provider_fields"] = {"chat_completions": {"extra_content": f"google-{name}"}}
+    fields = {"chat_completions": {"reasoning_content": f"thought-{name}"}}
+    return [
+        {
+            "role": "assistant",
+            "content": [*reasoning, {"type": "text", "text": "I add."}],
+            "tool_calls": [call],
+            "provider_fields": fields,
+        },
+        {"role": "tool", "tool_call_id": f"call_{name}", "name": "add", "content": "3"},
+    ]
+
+
+CONVERSATION = [*HI, *turn("old"), {"role": "assistant", "content": "3"}, *HI, *turn("new")]
+MARKS: dict[str, tuple[str, ...]] = {
+    "openai_compatible": ("thought-", "google-"),
+    "anthropic": ("sig-",),
+    "openai_responses": ("enc-",),
+}
+REPLIES: dict[str, dict[str, Any]] = {
+    "openai_compatible": whole(content="done"),
+    "anthropic": {
+        "type": "message",
+        "content": [{"type": "text", "text": "done"}],
+        "stop_reason": "end_turn",
+    },
+    "openai_responses": {
+        "object": "response",
+        "status": "completed",
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "done"}]}],
+    },
+}
+
+
+class Server:
+    """Refuses every request in which a text occurs, as its provider does."""
+
+    def __init__(self, wire: Format, refused: str, error: Any, status: str = "400 Bad Request") -> None:
+        self._wire, self._refused, self._error, self._status = wire, refused, error, status
+        self.asked: list[str] = []
+
+    def __call__(self, body: Any) -> Sent:
+        self.asked.append(json.dumps(body))
+        if self._refused in self.asked[-1]:
+            return Sent((json.dumps(self._error).encode(),), JSON, self._status)
+        return Sent((json.dumps(REPLIES[self._wire.provider]).encode(),), JSON)
+
+    def seen(self, turn_name: str) -> list[bool]:
+        """Whether each request had the opaque fields of this turn."""
+        marks = [mark + turn_name for mark in MARKS[self._wire.provider]]
+        return [any(mark in text for mark in marks) for text in self.asked]
+
+
+CASES = [
+    pytest.param(
+        ANTHROPIC, {"type": "error", "error": {"message": CHANGED_PREFIX}}, id="Anthropic: another prefix"
+    ),
+    pytest.param(CHAT, {"error": {"message": OF_GROQ}}, id="Groq"),
+    pytest.param(
+        CHAT, {"object": "error", "message": OF_MISTRAL, "type": "invalid_request_error"}, id="Mistral"
+    ),
+    pytest.param(RESPONSES, {"error": OF_OPENAI}, id="OpenAI: another account"),
+]
+
+
+@pytest.mark.parametrize(("wire", "error"), CASES)
+async def test_fields_of_earlier_turns_are_left_out_if_they_are_refused(wire: Format, error: Any) -> None:
+    """The current turn keeps its own, which its provider wants back. The next call does not try again."""
+    status = "422 Unprocessable Entity" if wire is CHAT else "400 Bad Request"
+    server = Server(wire, f"{MARKS[wire.provider][0]}old", error, status)
+    async with answering(server) as url:
+        client = client_of(wire, url, retry={"max_attempts": 1})
+        first = await client.generate(messages=list(CONVERSATION), tools=TOOLS)
+        again = await ask(client, CONVERSATION, tools=TOOLS)
+
+    assert (first.output_text, again.output_text) == ("done", "done")
+    assert server.seen("old") == [True, False, False]
+    assert server.seen("new") == [True, True, True]
+
+
+@pytest.mark.parametrize(("wire", "error"), CASES)
+async def test_all_fields_are_left_out_if_those_of_the_turn_are_refused_too(wire: Format, error: Any) -> None:
+    """For example after a fallback to another provider between two calls of a turn."""
+    mark = MARKS[wire.provider][0]
+    server = Server(wire, mark, error)
+    async with answering(server) as url:
+        reply = await ask(client_of(wire, url, retry={"max_attempts": 1}), CONVERSATION, tools=TOOLS)
+
+    assert reply.output_text == "done"
+    assert (server.seen("old"), server.seen("new")) == ([True, False, False], [True, True, False])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {
+            "error": {
+                "message": "The `reasoning_content` in the thinking mode must be passed back to the API."
+            }
+        },
+        {"error": {"message": "the temperature is too high"}},
+    ],
+)
+async def test_another_error_is_raised_at_once(error: Any) -> None:
+    """Also that a provider misses a field: fewer of them cannot help."""
+    server = Server(CHAT, "thought-", error)
+    async with answering(server) as url:
+        with pytest.raises(LLMResponseError):
+            await ask(client_of(CHAT, url), CONVERSATION, tools=TOOLS)
+
+    assert len(server.asked) == 1
+
+
+async def test_a_conversation_without_such_fields_is_not_repeated() -> None:
+    server = Server(CHAT, "hi", {"error": {"message": OF_GROQ}})
+    async with answering(server) as url:
+        with pytest.raises(LLMResponseError) as caught:
+            await ask(client_of(CHAT, url))
+
+    assert (len(server.asked), caught.value.requests) == (1, 1)
+
+
+async def test_where_a_call_comes_from_is_sent_in_any_case() -> None:
+    """The program or the namespace of a call, which its provider demands."""
+    call: dict[str, Any] = {"id": "c", "name": "add", "arguments": {}}
+    call["provider_fields"] = {"responses": {"namespace": "crm"}, "chat_completions": {"extra_content": 1}}
+    hidden = {"type": "reasoning", "encrypted": "enc-old", "id": "rs_1", "format": "responses"}
+    messages = [
+        *HI,
+        {"role": "assistant", "content": [hidden], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+        *HI,
+    ]
+    server = Server(RESPONSES, "enc-", {"error": OF_OPENAI})
+    async with answering(server) as url:
+        await ask(client_of(RESPONSES, url), messages, tools=TOOLS)
+
+    item = next(each for each in json.loads(server.asked[-1])["input"] if each.get("type") == "function_call")
+    assert (len(server.asked), item["namespace"]) == (2, "crm")
