@@ -37,6 +37,7 @@ __all__ = [
     "error_in",
     "failure",
     "hint_for_connection",
+    "is_out_of_quota",
     "is_page",
     "is_too_long",
     "not_a_reply",
@@ -271,6 +272,12 @@ def is_too_long(error: LLMError) -> bool:
     if isinstance(error, LLMContextTooLong):
         return True
     return isinstance(error, LLMResponseError) and _TOO_LONG.search(error.message) is not None
+
+
+def is_out_of_quota(error: LLMError) -> bool:
+    """Whether the provider's account has no quota or no money left, whichever status says so."""
+    is_of_account = type(error) is LLMResponseError and error.status in range(400, 500)
+    return is_of_account and (error.status == 402 or _NO_QUOTA.search(error.message) is not None)
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:

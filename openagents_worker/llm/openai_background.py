@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +67,15 @@ class _Gone(Exception):
     """The provider does not know the response any more."""
 
 
+@contextmanager
+def _logged_failure(response_id: str | None) -> Iterator[None]:
+    """Log that a response could not be cancelled: it will cost something, and nobody gets it."""
+    try:
+        yield
+    except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
+        log.warning("llm.cancel_failed", **ids_of_call(), response_id=response_id, error=type(error).__name__)
+
+
 class BackgroundModelClient(HttpModelClient):
     """A client whose responses are generated in the background, if `poll_ms` is set."""
 
@@ -112,12 +121,15 @@ class BackgroundModelClient(HttpModelClient):
         """Identifies the provider in a note. The URL may contain a key, so only its hash is stored."""
         return hashlib.sha256(self.url.encode("utf-8", "replace")).hexdigest()[:16]
 
-    async def _begin(self, running: _Running, name: str) -> None:
-        """Store the id of a response before anything of it is used."""
+    def has_noted(self, note: Mapping[str, Any]) -> bool:
+        return self._response_id(note) is not None
+
+    async def _begin(self, running: _Running, name: str, model: str) -> None:
+        """Store the id of a response before anything of it is used, and the model that writes it."""
         running.response_id, running.is_from_before = name, False
         call = current_call.get()
         if call is not None and call.note is not None:
-            await call.note({"response_id": name, "api": self._api})
+            await call.note({"response_id": name, "api": self._api, "model": model})
 
     # --- one try -----------------------------------------------------------------------------------------
 
@@ -155,13 +167,13 @@ class BackgroundModelClient(HttpModelClient):
         async def note_id(reply: StreamReader) -> None:
             name = getattr(reply, "response_id", None)
             if running.response_id is None and name:
-                await self._begin(running, name)
+                await self._begin(running, name, exchange.body["model"])
             running.sequence_number = max(running.sequence_number, getattr(reply, "sequence_number", -1))
 
         exchange.after_chunk = note_id
         body = await super()._reply_body(exchange)
         if running.response_id is None and isinstance(body.get("id"), str):
-            await self._begin(running, body["id"])
+            await self._begin(running, body["id"], exchange.body["model"])
         return body
 
     async def _existing(self, exchange: Exchange, running: _Running) -> Any:
@@ -228,15 +240,12 @@ class BackgroundModelClient(HttpModelClient):
         is_given_up = call is None or call.is_given_up is None or call.is_given_up()
         if running.response_id is None or not is_given_up:
             return
-        try:
+        with _logged_failure(running.response_id):
             await self._cancel(running)
-        except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
-            log.warning(
-                "llm.cancel_failed",
-                **ids_of_call(),
-                response_id=running.response_id,
-                error=type(error).__name__,
-            )
+
+    async def give_up_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> None:
+        with _logged_failure(self._response_id(note)):
+            await self.cancel_noted(note, tenant=tenant)
 
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         name = self._response_id(note)
