@@ -67,12 +67,16 @@ _FINISH_REASONS = {
     "error": FinishReason.ERROR,
     "network_error": FinishReason.ERROR,
     "insufficient_system_resource": FinishReason.ERROR,  # DeepSeek: the reply was interrupted
+    "function_call_filter": FinishReason.ERROR,  # Gemini: the model wrote a call that cannot be read
+    "malformed_function_call": FinishReason.ERROR,
 }
 
 
 def finish_reason_of(word: str | None, *, has_calls: bool, is_refusal: bool) -> FinishReason:
-    """The neutral finish reason for a provider's word. Some servers say `stop` for tool calls, or nothing."""
-    known = _FINISH_REASONS.get(word.lower(), FinishReason.OTHER) if word else FinishReason.STOP
+    """The neutral finish reason for a provider's word. Some servers say `stop` for tool calls, or nothing;
+    Gemini adds details: `content_filter: PROHIBITED_CONTENT`."""
+    plain = word.partition(":")[0].strip().lower() if word else ""
+    known = _FINISH_REASONS.get(plain, FinishReason.OTHER) if word else FinishReason.STOP
     if known is FinishReason.STOP:
         if has_calls:
             return FinishReason.TOOL_CALLS
@@ -102,7 +106,8 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         raise LLMResponseError(f"{provider}: the reply is not a chat completion (it has no choices)")
     message = choice.get("message")
     if message is None:
-        message = choice["delta"]
+        # A reply that Gemini has blocked has no message, but a reason.
+        message = choice.get("delta", {}) if choice.get("finish_reason") else choice["delta"]
     content, refusal = message.get("content"), _text(message.get("refusal"))
     text = _text(content)
     calls = _calls(message, _id_or_name(body.get("id")) or "call")

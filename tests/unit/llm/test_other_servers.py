@@ -308,6 +308,29 @@ async def test_why_a_reply_ended(
     assert bool(reply.tool_calls) == (reason is FinishReason.TOOL_CALLS)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("content_filter: PROHIBITED_CONTENT", LLMReplyFiltered),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", LLMConnectionError),
+    ],
+)
+async def test_a_reply_of_gemini_that_has_only_a_reason(
+    word: str, kind: type[LLMError], streamed: bool
+) -> None:
+    """What its filter blocks has no message at all. A call that cannot be read is asked for again."""
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "finish_reason": word}]}
+
+    error = await _error(
+        sse(body, "[DONE]") if streamed else json.dumps(body).encode(),
+        head=STREAM if streamed else JSON,
+        streamed=streamed,
+    )
+
+    assert type(error) is kind
+
+
 async def test_a_message_in_place_of_a_delta() -> None:
     """Some servers stream one chunk with the whole message."""
     chunk = whole("stop", content="hi")
