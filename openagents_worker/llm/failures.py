@@ -55,7 +55,7 @@ _TOO_LONG = re.compile(
 """Error messages of providers for a request that exceeds the model's context; few send a code for it."""
 _FILTERED = re.compile(
     r"content[_ ](management[_ ])?(filter|policy)|content_policy_violation|responsibleai|moderation"
-    r"|flagged|prohibited[_ ]content|data_inspection_failed",
+    r"|flagged|prohibited[_ ]content|data_inspection_failed|(bio|cyber|misalignment|safety|usage)_policy",
     re.IGNORECASE,
 )
 _NO_QUOTA = re.compile(
@@ -103,7 +103,8 @@ _STATUS_BY_WORD = {
     "bad_request": 400,
     "context_length": 400,
     "content_filter": 400,
-    "content_policy": 400,
+    "policy": 400,
+    "mismatch": 400,
     "unsupported": 400,
     "unprocessable": 422,
     "validation": 422,

@@ -54,7 +54,9 @@ _FINISH_REASONS = {
     "function_call": FinishReason.TOOL_CALLS,
     "length": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
+    "max_output_tokens": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
+    "repetition": FinishReason.LENGTH,  # vLLM: the model said the same again and again
     "model_context_window_exceeded": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
     "safety": FinishReason.CONTENT_FILTER,
@@ -65,6 +67,7 @@ _FINISH_REASONS = {
     "sensitive": FinishReason.CONTENT_FILTER,
     "refusal": FinishReason.REFUSAL,
     "error": FinishReason.ERROR,
+    "abort": FinishReason.ERROR,  # vLLM and SGLang: the server gave the reply up
     "network_error": FinishReason.ERROR,
     "insufficient_system_resource": FinishReason.ERROR,  # DeepSeek: the reply was interrupted
     "function_call_filter": FinishReason.ERROR,  # Gemini: the model wrote a call that cannot be read

@@ -49,11 +49,6 @@ PHASES = "phases"
 _OWN_CALL_FIELDS = ("async", "caller", "namespace")
 """Fields of a call that the provider wants back: it rejects a call of a namespace without it."""
 
-INCOMPLETE = {
-    "max_output_tokens": FinishReason.LENGTH,
-    "content_filter": FinishReason.CONTENT_FILTER,
-}
-
 Wire = dict[str, Any]
 
 
@@ -301,7 +296,7 @@ def _finish_reason(
     body: Mapping[str, Any], why: Any, *, has_calls: bool, refused: bool
 ) -> FinishReason | None:
     if body.get("status") == "incomplete":
-        return INCOMPLETE.get(why, FinishReason.OTHER)
+        return FinishReason.CONTENT_FILTER if why == "content_filter" else FinishReason.LENGTH
     if refused:
         return FinishReason.REFUSAL
     if has_calls:

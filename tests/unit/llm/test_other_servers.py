@@ -280,6 +280,8 @@ async def test_zeros_do_not_replace_the_token_counts() -> None:
         ("eos", {"content": "hi"}, FinishReason.STOP),
         ("length", {"content": "hi"}, FinishReason.LENGTH),
         ("max_tokens", {"content": "hi"}, FinishReason.LENGTH),
+        ("max_output_tokens", {"content": "hi"}, FinishReason.LENGTH),
+        ("repetition", {"content": "hi hi hi"}, FinishReason.LENGTH),
         ("length", {"content": "", "reasoning_content": "hm"}, FinishReason.LENGTH),
         ("content_filter", {"content": "half of"}, FinishReason.CONTENT_FILTER),
         ("stop", {"content": None, "refusal": "No."}, FinishReason.REFUSAL),
@@ -336,6 +338,20 @@ async def test_a_message_in_place_of_a_delta() -> None:
     chunk = whole("stop", content="hi")
 
     assert (await _reply(sse(chunk, "[DONE]"))).output_text == "hi"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_that_the_server_gave_up_is_retried(streamed: bool) -> None:
+    """vLLM and SGLang say `abort`. What was said until then is not an answer."""
+    body = whole("abort", content="half of")
+
+    error = await _error(
+        sse(body, "[DONE]") if streamed else json.dumps(body).encode(),
+        head=STREAM if streamed else JSON,
+        streamed=streamed,
+    )
+
+    assert isinstance(error, LLMConnectionError)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

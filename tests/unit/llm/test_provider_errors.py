@@ -168,6 +168,61 @@ async def test_a_failed_response_says_in_its_headers_how_long_to_wait(
     assert (caught.value.retry_after_ms, caught.value.request_id) == (ms, "req-7")
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("bio_policy", LLMReplyFiltered),
+        ("cyber_policy", LLMReplyFiltered),
+        ("misalignment_policy_violation", LLMReplyFiltered),
+        ("data_residency_mismatch", LLMResponseError),
+        ("vector_store_timeout", LLMConnectionError),
+        ("server_is_overloaded", LLMConnectionError),
+    ],
+)
+async def test_a_response_that_the_provider_blocks_is_not_asked_for_again(
+    code: str, kind: type[LLMError], streamed: bool
+) -> None:
+    """It would be blocked again, and each try is paid for."""
+    failed = _failed(code, "no")
+    error = await _error(
+        RESPONSES,
+        {"type": "response.failed", "response": failed} if streamed else failed,
+        streamed=streamed,
+        retry={"max_attempts": 1},
+    )
+
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("max_output_tokens", "length"),
+        ("max_messages", "length"),
+        ("something new", "length"),
+        (None, "length"),
+        ("content_filter", "content_filter"),
+    ],
+)
+async def test_a_response_that_is_not_complete_is_not_an_answer(
+    why: str | None, reason: str, streamed: bool
+) -> None:
+    """Whatever the reason is."""
+    part = {"type": "output_text", "text": "half of", "annotations": []}
+    response = {"id": "r", "object": "response", "status": "incomplete"}
+    response |= {"output": [{"type": "message", "content": [part]}], "incomplete_details": {"reason": why}}
+    event = {"type": "response.incomplete", "response": response}
+    body = sse(event) if streamed else json.dumps(response).encode()
+
+    reply = await _asked(RESPONSES, lambda _: Sent((body,), STREAM if streamed else JSON), streamed=streamed)
+
+    assert reply.finish_reason == reason
+    with pytest.raises(LLMResponseError):
+        checked_answer(reply)
+
+
 @pytest.mark.parametrize("wire", [CHAT, ANTHROPIC, RESPONSES], ids=lambda wire: wire.provider)
 async def test_a_rate_limit_says_in_its_headers_when_it_is_reset(wire: Format) -> None:
     """If there is no Retry-After."""
