@@ -62,8 +62,8 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         else:
             blocks.append(_block(block))
             sent += not is_blank_text(blocks[-1])
-    if stop_reason == "refusal":
-        blocks = _as_refusal(blocks, body.get("stop_details"))
+    if stop_reason == "refusal":  # what was written before it is void: no call of it is executed
+        blocks, calls, places = _as_refusal(blocks, body.get("stop_details")), [], []
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     at_end = places == list(range(sent, sent + len(calls)))
     own: dict[str, Any] = {} if at_end or not is_kept else {CALLS_AT: places}

@@ -212,6 +212,23 @@ async def test_the_next_try_continues_the_paused_reply() -> None:
     assert found.output_text == "I look. Tea is a leaf."
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_no_call_of_a_refused_reply_is_executed(is_streamed: bool) -> None:
+    """The provider stops a reply in the middle. The calls before that belong to what it refuses."""
+    content = [
+        {"type": "text", "text": "I do. "},
+        {"type": "tool_use", "id": "t", "name": "add", "input": {}},
+    ]
+    sent = (streamed if is_streamed else whole)(content, "refusal")
+
+    async with answering(lambda _: sent) as url:
+        client = client_of(ANTHROPIC, url)
+        found = await ask(client, tools=TOOLS, **({"on_delta": Heard()} if is_streamed else {}))
+
+    assert (found.finish_reason, found.tool_calls) == (FinishReason.REFUSAL, ())
+    assert found.output_text == "I do. "
+
+
 async def test_a_reply_is_not_continued_for_ever() -> None:
     """What was said until then counts as cut, so it is no answer unless the pattern accepts it."""
     asked = []
