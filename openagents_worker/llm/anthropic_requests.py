@@ -267,7 +267,7 @@ def container_to_wire(configured: Any, messages: Sequence[Message]) -> Any:
     """
     last: Message = next((each for each in reversed(messages) if each.get("role") == "assistant"), {})
     own = fields_of_format(last, WIRE_FORMAT).get(CONTAINER) if last.get("tool_calls") else None
-    return in_container(configured, own)
+    return in_container(configured, own if isinstance(own, str) else None)
 
 
 def in_container(configured: Any, name: Any) -> Any:

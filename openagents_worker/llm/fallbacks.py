@@ -106,15 +106,17 @@ class FallbackClient(ModelClient):
         note = None if call is None else call.noted
         if note is None:
             return 0
+        return next(iter(self._owners(note, request.model)), 0)
+
+    def _owners(self, note: Mapping[str, Any], model: str | None = None) -> list[int]:
+        """The clients that may have made the note, those with its model first. `model`: of the request."""
         owners = [
             position
             for position, client in enumerate(self._clients)
             if isinstance(client, ModelClient) and client.has_noted(note)
         ]
-        of_model = (
-            at for at in owners if note.get("model") == _model(self._clients[at], self._own(request, at))
-        )
-        return next(of_model, next(iter(owners), 0))
+        models = [model or self.model_id, *(client.model_id for client in self._clients[1:])]
+        return sorted(owners, key=lambda position: models[position] != note.get("model"))
 
     def _final(self, failed: Sequence[LLMError]) -> LLMError:
         """The error of the call: the retryable one that may be retried first, or else the last one."""
@@ -128,7 +130,8 @@ class FallbackClient(ModelClient):
         return error
 
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
-        for client in self._clients:
+        for position in self._owners(note):
+            client = self._clients[position]
             if isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant):
                 return True
         return False
@@ -155,10 +158,6 @@ def _can_fall_back(error: LLMError) -> bool:
     if error.is_partial:
         return False
     return error.retryable or error.status in UNAVAILABLE_STATUS or is_out_of_quota(error)
-
-
-def _model(client: LLMClient, request: ModelRequest) -> str:
-    return request.model or client.model_id
 
 
 def _order_of_retry(error: LLMError) -> tuple[bool, int]:

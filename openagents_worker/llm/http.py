@@ -51,7 +51,7 @@ from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.refused_fields import RefusedFields
 from openagents_worker.llm.retry import emit_retry, pause_ms
-from openagents_worker.llm.structured import is_rejected, without_output_tool
+from openagents_worker.llm.structured import RejectedFormats, is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
 from openagents_worker.telemetry.logs import get_logger
@@ -110,9 +110,7 @@ class HttpModelClient(ModelClient):
         self._timing = timing or Timing()
         self.keeps_format = False
         """Whether `response_format` is sent although the provider rejects it: it was configured."""
-        self._rejects_format: set[bool] = set()
-        """Whether the provider has rejected `response_format`, in requests with tools and in others."""
-        self._refused = RefusedFields()
+        self._rejected, self._refused = RejectedFormats(), RefusedFields()
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         request, failed = self._refused.usable(request), 0
@@ -130,8 +128,7 @@ class HttpModelClient(ModelClient):
         """The reply in the `response_format` of the request, if the provider has it."""
         if request.response_format is None:  # the usual case
             return await self._respond(request, failed=failed)
-        has_tools = bool(request.tools)
-        if has_tools in self._rejects_format:
+        if self._rejected.has(request):
             return await self._respond(replace(request, response_format=None), failed=failed)
         try:
             return without_output_tool(await self._respond(request, failed=failed))
@@ -140,7 +137,7 @@ class HttpModelClient(ModelClient):
                 raise
             self._log_refusal("llm.structured_output_rejected", error)
             failed = error.requests
-        self._rejects_format.add(has_tools)
+            self._rejected.add(request, error)
         return await self._respond(replace(request, response_format=None), failed=failed)
 
     def _log_refusal(self, event: str, error: LLMError) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.llm.base import CallInfo, LLMResponse, current_call
+from openagents_worker.llm.fallbacks import FallbackClient
+from openagents_worker.llm.openai_responses import OpenAIResponsesClient
 from openagents_worker.llm.providers import make_client
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.support.waiting import await_for
@@ -153,3 +155,38 @@ async def test_each_model_of_a_call_has_an_idempotency_key_of_its_own() -> None:
             await ask_with_fallback(server.url, server.url, Notes())
 
     assert keys == ["r:u:c", "r:u:c:fallback-1"] * 2
+
+
+async def test_a_response_is_cancelled_with_the_key_of_the_client_that_created_it() -> None:
+    """At one URL, the key of another account does not find it: it would go on."""
+    keys: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        keys.extend(
+            line.split()[-1] for line in head.split("\r\n") if line.lower().startswith("authorization:")
+        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        options: dict[str, Any] = {
+            "provider": "openai_responses",
+            "model": "gpt-5",
+            "background": True,
+            "api_base": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1",
+            "fallbacks": [{"model": "gpt-4o", "api_key_env": "OTHER"}],
+        }
+        client = make_client(LLMOptions(**options), env={"OPENAI_API_KEY": "first", "OTHER": "second"})
+        assert isinstance(client, FallbackClient)
+        first = client._clients[0]
+        assert isinstance(first, OpenAIResponsesClient)
+        note = {"response_id": "resp_1", "api": first._api}
+        for model in ("gpt-4o", "gpt-5", None):
+            await client.cancel_noted({**note, "model": model}, tenant=None)
+        await client.aclose()
+
+    assert keys == ["second", "first", "first"]

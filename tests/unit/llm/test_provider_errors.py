@@ -26,7 +26,7 @@ from openagents_worker.llm.structured import response_format
 from openagents_worker.patterns.answers import checked_answer
 from openagents_worker.runtime.reply_stream import ReplyStream
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, delta, sse, whole
-from tests.unit.llm.wire import ANTHROPIC, CHAT, KEY, RESPONSES, Format, Heard, ask, client_of
+from tests.unit.llm.wire import ANTHROPIC, CHAT, HI, KEY, RESPONSES, Format, Heard, ask, client_of
 
 SHOWN = KEY[:10]
 """A part of the key that is longer than what an error message may show."""
@@ -322,6 +322,45 @@ async def test_only_a_rejected_request_is_repeated_without_its_schema(status: in
         await _asked(CHAT, reply, form=FORM)
 
     assert len(asked) == 1
+
+
+OF_OPENAI = (
+    "Invalid schema for response_format 'b': In context=(), 'additionalProperties' is required to be false."
+)
+OF_ANTHROPIC = "output_config.format.schema: For 'array' type, property 'maxItems' is not supported"
+OF_A_SERVER = "response_format of type json_schema is not supported"
+
+
+@pytest.mark.parametrize(
+    ("message", "formats"),
+    [
+        (OF_OPENAI, ["a", "b", None, None, "a"]),
+        (OF_ANTHROPIC, ["a", "b", None, None, "a"]),
+        (OF_A_SERVER, ["a", "b", None, None, None]),
+    ],
+    ids=["OpenAI", "Anthropic", "a server without schemas"],
+)
+async def test_a_schema_that_is_rejected_is_left_out_of_its_own_requests_only(
+    message: str, formats: list[str | None]
+) -> None:
+    """The output of other runs of the agent keeps its schema, unless the server knows no schemas."""
+    sent: list[str | None] = []
+
+    def reply(body: Any) -> Sent:
+        form = body.get("response_format")
+        sent.append(form and form["json_schema"]["name"])
+        if sent[-1] == "b":
+            return Sent((json.dumps({"error": {"message": message}}).encode(),), JSON, "400 No")
+        return Sent((json.dumps(whole(content="{}")).encode(),), JSON)
+
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    async with answering(reply) as url:
+        client = client_of(CHAT, url)
+        for name in ("a", "b", "b", "a"):
+            await client.generate(messages=list(HI), response_format=response_format(name, schema))
+        await client.aclose()
+
+    assert sent == formats
 
 
 async def test_the_requests_of_all_models_count() -> None:
