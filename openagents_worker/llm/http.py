@@ -49,7 +49,7 @@ from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
-from openagents_worker.llm.refused_fields import RefusedFields
+from openagents_worker.llm.refused_fields import MAX_REPAIRS, RefusedFields
 from openagents_worker.llm.retry import emit_retry, pause_ms
 from openagents_worker.llm.structured import RejectedFormats, is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
@@ -114,15 +114,16 @@ class HttpModelClient(ModelClient):
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         request, failed = self._refused.usable(request), 0
-        while True:
+        for _ in range(MAX_REPAIRS):
             try:
                 return await self._respond_in_format(request, failed)
             except LLMResponseError as error:
-                repeated = self._refused.without_refused(request, error)
+                repeated = self._refused.repaired(request, error)
                 if repeated is None:
                     raise
                 self._log_refusal("llm.opaque_fields_refused", error)
                 request, failed = repeated, error.requests
+        return await self._respond_in_format(request, failed)
 
     async def _respond_in_format(self, request: ModelRequest, failed: int) -> LLMResponse:
         """The reply in the `response_format` of the request, if the provider has it."""

@@ -1,4 +1,4 @@
-"""Opaque fields that a provider refuses: the only place that decides what a request is repeated without.
+"""Opaque fields that a provider refuses or misses: the only place that decides how a request is repeated.
 
 A conversation may hold opaque fields that its provider does not take back. Another provider with the same
 wire format wrote them, before a fallback or a change of the agent: Groq and Mistral refuse
@@ -8,6 +8,10 @@ changed since: Anthropic binds thinking to all that precedes it
 
 The request is then repeated without the fields of earlier turns, because only the current turn needs its own.
 If it is refused again, it is repeated without all of them. A refused request is not billed.
+
+A provider may also miss fields of replies that another model has written: Kimi and DeepSeek want
+`reasoning_content` on each of them, Gemini a thought signature on the first call. It gets placeholders:
+Gemini has one for this purpose (https://ai.google.dev/gemini-api/docs/thought-signatures).
 """
 
 from __future__ import annotations
@@ -21,8 +25,13 @@ from typing import Any
 from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Message, ModelRequest
+from openagents_worker.llm.messages import fields_of_format
+from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT
 
-__all__ = ["RefusedFields"]
+__all__ = ["MAX_REPAIRS", "RefusedFields"]
+
+MAX_REPAIRS = 4
+"""How often a request is repeated for its fields. A provider could miss what it refuses."""
 
 MAX_REMEMBERED = 1_000
 """Conversations whose earlier turns were refused."""
@@ -36,6 +45,14 @@ _REFUSED = re.compile(
 )
 _MISSING = re.compile(r"missing|must be (passed|sent) back|not supported with this model", re.IGNORECASE)
 """Texts of errors that a request with fewer fields cannot avoid."""
+_MISSED_REASONING = re.compile(
+    r"reasoning.content.{0,80}(missing|must be passed back)|missing.{0,40}reasoning.content",
+    re.IGNORECASE | re.DOTALL,
+)
+_MISSED_SIGNATURE = re.compile(r"missing.{0,20}thought.?signature", re.IGNORECASE)
+NO_REASONING = "."
+"""The reasoning of a reply that has none. Kimi takes an empty text for a missing one."""
+NO_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
 _REASONING_BLOCKS = ("reasoning", "thinking", "redacted_thinking")
 _KEPT = {
     "anthropic_messages": ("caller", "container", "toolset_name"),
@@ -45,22 +62,40 @@ _KEPT = {
 
 
 class RefusedFields:
-    """What one provider has refused."""
+    """What one provider has refused, and missed."""
 
     def __init__(self) -> None:
         self._remembered: dict[bytes, None] = {}
+        self._misses_reasoning = self._misses_signatures = False
 
     def usable(self, request: ModelRequest) -> ModelRequest:
-        """The request without the opaque fields of earlier turns, if they have been refused before."""
+        """The request without the opaque fields that have been refused before, and with those that have been
+        missed."""
         if self._remembered:
             end = _begin_of_turn(request.messages)
             if _digest(request.messages[:end]) in self._remembered:
-                return replace(request, messages=_without_fields(request.messages, end))
-        return request
+                request = replace(request, messages=_without_fields(request.messages, end))
+        return self._completed(request)
 
-    def without_refused(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
+    def _completed(self, request: ModelRequest) -> ModelRequest:
+        if not (self._misses_reasoning or self._misses_signatures):
+            return request
+        messages = [
+            _completed(message, reasoning=self._misses_reasoning, signature=self._misses_signatures)
+            for message in request.messages
+        ]
+        return replace(request, messages=messages)
+
+    def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
-        if not _is_refusal(error):
+        if not _is_of_request(error):
+            return None
+        if _MISSED_REASONING.search(error.message) or _MISSED_SIGNATURE.search(error.message):
+            self._misses_reasoning |= _MISSED_REASONING.search(error.message) is not None
+            self._misses_signatures |= _MISSED_SIGNATURE.search(error.message) is not None
+            completed = self._completed(request)
+            return None if completed.messages == list(request.messages) else completed
+        if _MISSING.search(error.message) or not _REFUSED.search(error.message):
             return None
         messages, end = request.messages, _begin_of_turn(request.messages)
         shorter = _without_fields(messages, end)
@@ -76,11 +111,9 @@ class RefusedFields:
             del self._remembered[next(iter(self._remembered))]
 
 
-def _is_refusal(error: LLMError) -> bool:
-    is_of_request = isinstance(error, LLMResponseError) and error.status in _REFUSING_STATUS
-    if not is_of_request or error.is_partial or _MISSING.search(error.message):
-        return False
-    return _REFUSED.search(error.message) is not None
+def _is_of_request(error: LLMError) -> bool:
+    is_refusing = isinstance(error, LLMResponseError) and error.status in _REFUSING_STATUS
+    return is_refusing and not error.is_partial
 
 
 def _begin_of_turn(messages: Sequence[Message]) -> int:
@@ -125,3 +158,30 @@ def _with_kept_fields(holder: Mapping[str, Any]) -> dict[str, Any]:
         and (own := {name: fields[name] for name in _KEPT.get(wire_format, ()) if name in fields})
     }
     return plain | ({"provider_fields": kept} if kept else {})
+
+
+# --- missed fields ---------------------------------------------------------------------------------------
+
+
+def _completed(message: Message, *, reasoning: bool, signature: bool) -> Message:
+    """A message of the assistant with placeholders for what it has not; others are unchanged."""
+    if message.get("role") != "assistant":
+        return message
+    completed = dict(message)
+    if reasoning and not fields_of_format(message, WIRE_FORMAT).get("reasoning_content"):
+        completed = _with_field(completed, "reasoning_content", NO_REASONING)
+    calls = message.get("tool_calls")
+    if signature and isinstance(calls, list | tuple) and calls and isinstance(calls[0], Mapping):
+        first = calls[0]
+        if "function" in first:  # in the format of chat completions: its fields are sent as they are
+            first = {"extra_content": NO_SIGNATURE, **first}
+        elif not fields_of_format(first, WIRE_FORMAT).get("extra_content"):
+            first = _with_field(first, "extra_content", NO_SIGNATURE)
+        completed["tool_calls"] = [first, *calls[1:]]
+    return message if completed == message else completed
+
+
+def _with_field(holder: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    every = holder.get("provider_fields")
+    own = {**fields_of_format(holder, WIRE_FORMAT), name: value}
+    return {**holder, "provider_fields": {**(every if isinstance(every, Mapping) else {}), WIRE_FORMAT: own}}

@@ -137,16 +137,12 @@ async def test_all_fields_are_left_out_if_those_of_the_turn_are_refused_too(wire
 @pytest.mark.parametrize(
     "error",
     [
-        {
-            "error": {
-                "message": "The `reasoning_content` in the thinking mode must be passed back to the API."
-            }
-        },
+        {"error": {"message": "messages.1.extra_content is missing"}},
         {"error": {"message": "the temperature is too high"}},
     ],
 )
 async def test_another_error_is_raised_at_once(error: Any) -> None:
-    """Also that a provider misses a field: fewer of them cannot help."""
+    """Also that a provider misses a field of which nothing is known: fewer of them cannot help."""
     server = Server(CHAT, "thought-", error)
     async with answering(server) as url:
         with pytest.raises(LLMResponseError):
@@ -181,3 +177,79 @@ async def test_where_a_call_comes_from_is_sent_in_any_case() -> None:
 
     item = next(each for each in json.loads(server.asked[-1])["input"] if each.get("type") == "function_call")
     assert (len(server.asked), item["namespace"]) == (2, "crm")
+
+
+OF_KIMI = "thinking is enabled but reasoning_content is missing in assistant tool call message at index 1"
+OF_DEEPSEEK = "The `reasoning_content` in the thinking mode must be passed back to the API."
+OF_GEMINI = "Function call is missing a thought_signature in functionCall parts. This is required for tools."
+SKIP = "skip_thought_signature_validator"
+
+
+@pytest.mark.parametrize(
+    ("message", "placeholder"),
+    [(OF_KIMI, '"reasoning_content": "."'), (OF_DEEPSEEK, '"reasoning_content": "."'), (OF_GEMINI, SKIP)],
+    ids=["Kimi", "DeepSeek", "Gemini"],
+)
+async def test_a_field_that_only_this_provider_wants_gets_a_placeholder(
+    message: str, placeholder: str
+) -> None:
+    """Another model has written the calls: before a fallback, or before the agent got this model."""
+    asked: list[str] = []
+    call = {"id": "c", "name": "add", "arguments": {}}
+    said = {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "d"}]}
+    results = [{"role": "tool", "tool_call_id": name, "content": "3"} for name in "cd"]
+    own = {"id": "e", "name": "add", "arguments": {}}
+    own["provider_fields"] = {"chat_completions": {"extra_content": {"google": {"thought_signature": "sig"}}}}
+    fields = {"chat_completions": {"reasoning_content": "hm"}}
+    of_this = {"role": "assistant", "content": "", "tool_calls": [own], "provider_fields": fields}
+    conversation = [*HI, said, *results, of_this, {"role": "tool", "tool_call_id": "e", "content": "4"}]
+
+    def reply(body: Any) -> Sent:
+        asked.append(json.dumps(body))
+        if placeholder in asked[-1]:
+            return Sent((json.dumps(whole(content="done")).encode(),), JSON)
+        return Sent((json.dumps({"error": {"message": message}}).encode(),), JSON, "400 Bad Request")
+
+    async with answering(reply) as url:
+        client = client_of(CHAT, url, retry={"max_attempts": 1})
+        first = await client.generate(messages=list(conversation), tools=TOOLS)
+        again = await ask(client, conversation, tools=TOOLS)
+
+    assert (first.output_text, again.output_text) == ("done", "done")
+    assert [text.count(placeholder) for text in asked] == [0, 1, 1]
+    assert all(text.count('"hm"') == text.count('"sig"') == 1 for text in asked)
+
+
+async def test_calls_in_the_format_of_chat_completions_get_the_placeholder_too() -> None:
+    """A pattern that was written for this provider keeps its messages as they are on the wire."""
+    asked: list[Any] = []
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    said = {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    def reply(body: Any) -> Sent:
+        asked.append(body)
+        if SKIP in json.dumps(body):
+            return Sent((json.dumps(whole(content="done")).encode(),), JSON)
+        return Sent((json.dumps({"error": {"message": OF_GEMINI}}).encode(),), JSON, "400 Bad Request")
+
+    async with answering(reply) as url:
+        await ask(client_of(CHAT, url), [*HI, said, {"role": "tool", "tool_call_id": "c", "content": "3"}])
+
+    (sent,) = asked[-1]["messages"][1]["tool_calls"]
+    assert sent == {**call, "extra_content": {"google": {"thought_signature": SKIP}}}
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["misses", "misses what it refuses"])
+async def test_a_provider_that_is_never_content_is_not_asked_for_ever(refused: bool) -> None:
+    asked: list[Any] = []
+
+    def reply(body: Any) -> Sent:
+        asked.append(body)
+        message = OF_GROQ if refused and "reasoning_content" in json.dumps(body) else OF_KIMI
+        return Sent((json.dumps({"error": {"message": message}}).encode(),), JSON, "400 Bad Request")
+
+    async with answering(reply) as url:
+        with pytest.raises(LLMResponseError):
+            await ask(client_of(CHAT, url), [*HI, {"role": "assistant", "content": "hi"}, *HI])
+
+    assert len(asked) == (5 if refused else 2)
