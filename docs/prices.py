@@ -47,6 +47,7 @@ FIELDS = {
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_image_token": "image",
     "input_cost_per_audio_token": "audio",
+    "output_cost_per_audio_token": "output_audio",
 }
 _FIELD = re.compile(
     rf"(?P<base>{'|'.join(sorted(FIELDS, key=len, reverse=True))})"

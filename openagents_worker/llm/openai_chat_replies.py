@@ -112,7 +112,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         # A reply that Gemini has blocked has no message, but a reason.
         message = choice.get("delta", {}) if choice.get("finish_reason") else choice["delta"]
     content, refusal = message.get("content"), _text(message.get("refusal"))
-    text = _text(content)
+    text = _text(content) or _transcript(message)
     calls = _calls(message, _id_or_name(body.get("id")) or "call")
     word = _id_or_name(choice.get("finish_reason"))
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
@@ -203,6 +203,12 @@ def thinking_of(content: Any) -> str:
         return ""
     thoughts = (part.get("thinking") for part in content if isinstance(part, Mapping))
     return "".join(_text(thought) for thought in thoughts if thought)
+
+
+def _transcript(message: Mapping[str, Any]) -> str:
+    """The words of spoken output, which has no text beside them."""
+    audio = message.get("audio")
+    return _text(audio.get("transcript")) if isinstance(audio, Mapping) else ""
 
 
 def _id_or_name(value: Any) -> str | None:

@@ -28,7 +28,10 @@ PARTS = (
     "audio",
     "output",
     "reasoning",
+    "output_audio",
 )
+_OF_OUTPUT = ("reasoning", "output_audio")
+
 SERVICE_TIERS = frozenset({"flex", "priority", "fast", "ultrafast"})
 """Service tiers with prices of their own. Other tiers cost what the standard tier costs."""
 _OTHER_NAMES = {"fast": "priority"}
@@ -42,6 +45,7 @@ _OTHERWISE = {
     "image": "input",
     "audio": "input",
     "reasoning": "output",
+    "output_audio": "output",
 }
 """The rate of the table that counts if a model has no rate for a part."""
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
@@ -110,16 +114,19 @@ def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
         "image": _count(usage, "image_tokens"),
         "audio": _count(usage, "audio_tokens"),
         "reasoning": _count(usage, "reasoning_tokens"),
+        "output_audio": _count(usage, "output_audio_tokens"),
     }
-    for part, whole in (("image", "input"), ("audio", "input"), ("reasoning", "output")):
-        if rates[part] == rates[whole]:
+    for part in ("image", "audio", *_OF_OUTPUT):
+        if rates[part] == rates[_OTHERWISE[part]]:
             counted[part] = 0
     long = min(counted["cached_write_long"], counted["cached_write"])
     counted |= {"cached_write": counted["cached_write"] - long, "cached_write_long": long}
-    counted["reasoning"] = min(counted["reasoning"], usage.output_tokens)
-    apart = sum(number for part, number in counted.items() if part != "reasoning")
+    apart = sum(number for part, number in counted.items() if part not in _OF_OUTPUT)
     counted["input"] = max(0, usage.input_tokens - apart)
-    counted["output"] = usage.output_tokens - counted["reasoning"]
+    counted["output"] = usage.output_tokens
+    for part in _OF_OUTPUT:
+        counted[part] = min(counted[part], counted["output"])
+        counted["output"] -= counted[part]
     return {part: counted[part] for part in PARTS}
 
 
@@ -169,7 +176,7 @@ def _rates_of(
     for part, whole in _OTHERWISE.items():
         # An agent's own rate for the input says nothing about its cache.
         is_in_table = entry and getattr(own, whole, None) is None
-        if rates[part] is None and (is_in_table or part in ("image", "audio", "reasoning")):
+        if rates[part] is None and (is_in_table or part in ("image", "audio", *_OF_OUTPUT)):
             rates[part] = rates[whole]
     return rates
 

@@ -50,6 +50,7 @@ _LONG_CACHE = (
     ("prompt_tokens_details", "cache_creation", "ephemeral_1h_input_tokens"),
     ("prompt_tokens_details", "cache_creation_token_details", "ephemeral_1h_input_tokens"),
 )
+_OUTPUT_AUDIO = (("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"))
 _ELSEWHERE = (None, "", "global", "not_available")
 """Values of `inference_geo` that change no price."""
 
@@ -87,6 +88,7 @@ def usage_from_wire(
         "reasoning_tokens": reasoning,
         "image_tokens": _count(usage, _IMAGE),
         "audio_tokens": _count(usage, _AUDIO),
+        "output_audio_tokens": _count(usage, _OUTPUT_AUDIO),
         "stated_cost_usd": _cost_in(usage),
         "service_tier": _tier(usage, service_tier),
         "inference_geo": _geo(usage),

@@ -333,6 +333,26 @@ async def test_a_reply_of_gemini_that_has_only_a_reason(
     assert type(error) is kind
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_words_of_spoken_output_are_the_answer(streamed: bool) -> None:
+    """Its content is null. What was spoken has a price of its own."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+    usage |= {"completion_tokens_details": {"audio_tokens": 15}}
+    if streamed:
+        pieces = [delta(audio={"id": "a", "transcript": "Good "}), delta(audio={"transcript": "day."})]
+        chunks = [*pieces, delta(audio={"data": "AAAA"}), delta("stop"), {"choices": [], "usage": usage}]
+        reply = await _reply(sse(*chunks, "[DONE]"))
+    else:
+        spoken = {"id": "a", "data": "AAAA", "expires_at": 1, "transcript": "Good day."}
+        body = whole(content=None, audio=spoken, usage=usage)
+        async with raw_server(json.dumps(body).encode(), head=JSON) as url:
+            reply = await _ask(url)
+
+    assert (reply.output_text, reply.finish_reason) == ("Good day.", FinishReason.STOP)
+    assert reply.usage is not None
+    assert reply.usage.metadata["output_audio_tokens"] == 15
+
+
 async def test_a_message_in_place_of_a_delta() -> None:
     """Some servers stream one chunk with the whole message."""
     chunk = whole("stop", content="hi")

@@ -202,6 +202,16 @@ COSTS: dict[str, tuple[str, LLMUsage, float]] = {
         LLMUsage(1000, 100, 1100, {"reasoning_tokens": 90}),
         (1000 * 1.25 + 100 * 10) / 1e6,
     ),
+    "gpt-audio: 80 of 100 output tokens are spoken": (
+        "gpt-audio",
+        LLMUsage(1000, 100, 1100, {"output_audio_tokens": 80}),
+        (1000 * 2.5 + 20 * 10 + 80 * 64) / 1e6,
+    ),
+    "gpt-4o: spoken output costs what output costs": (
+        "gpt-4o",
+        LLMUsage(1000, 100, 1100, {"output_audio_tokens": 180}),
+        (1000 * 2.5 + 100 * 10) / 1e6,
+    ),
     "deepseek-chat": (
         "deepseek-chat",
         LLMUsage(1000, 50, 1050, {"cached_tokens": 800}),
