@@ -156,14 +156,15 @@ class HttpModelClient(ModelClient):
         reply = await self._respond_before_deadline(exchange)
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
+        usage = reply.usage or _estimated_usage(request.messages, reply)
+        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
+        usage = price(model, usage, self._options.pricing, served=reply.model)
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
             blocked = LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
             blocked.request_id = request_id_of(exchange.headers)
+            blocked.usage = None if reply.usage is None else usage
             raise blocked
-        usage = reply.usage or _estimated_usage(request.messages, reply)
-        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
-        usage = price(model, usage, self._options.pricing, served=reply.model)
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
 
     def largest_cost_usd(self, request: ModelRequest) -> float | None:
