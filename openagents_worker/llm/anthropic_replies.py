@@ -7,7 +7,7 @@ from typing import Any
 
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
-from openagents_worker.llm.anthropic_requests import CALLS_AT, CONTAINER, WIRE_FORMAT
+from openagents_worker.llm.anthropic_requests import CALLS_AT, CONTAINER, THINKING, WIRE_FORMAT
 from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.codec import TextJoiner
 from openagents_worker.llm.conversation import tool_call
@@ -69,6 +69,8 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     own: dict[str, Any] = {} if at_end or not is_kept else {CALLS_AT: places}
     if calls and (container := container_id(body)) is not None:
         own[CONTAINER] = container
+    if unsigned := _unsigned_thinking(blocks):
+        own[THINKING] = unsigned
     reason = FINISH_REASONS.get(stop_reason, FinishReason.OTHER) if stop_reason else None
     if structured is not None and not calls and reason is FinishReason.TOOL_CALLS:
         reason = FinishReason.STOP
@@ -122,6 +124,17 @@ def _block(block: Mapping[str, Any]) -> dict[str, Any]:
         case _:
             kept: dict[str, Any] = replaced(dict(block))
             return kept
+
+
+def _unsigned_thinking(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """The thinking in a reply without signatures, as DeepSeek and Kimi write it. "" if there is none.
+
+    A message keeps its blocks only for their signatures, so it is an opaque field.
+    """
+    thoughts = [block for block in blocks if block.get("type") == "reasoning"]
+    if any(thought.get("signature") or thought.get("encrypted") for thought in thoughts):
+        return ""
+    return "\n\n".join(thought["text"] for thought in thoughts if thought.get("text"))
 
 
 def _as_refusal(blocks: list[dict[str, Any]], details: Any) -> list[dict[str, Any]]:

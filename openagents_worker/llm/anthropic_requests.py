@@ -20,6 +20,7 @@ from openagents_worker.llm.messages import Block, content_blocks, fields_of_form
 __all__ = [
     "CALLS_AT",
     "CONTAINER",
+    "THINKING",
     "WIRE_FORMAT",
     "add_breakpoints",
     "container_to_wire",
@@ -35,6 +36,9 @@ CALLS_AT = "calls_at"
 
 CONTAINER = "container"
 """The opaque field of a message with calls: the id of the container in which the provider's own tools ran."""
+
+THINKING = "thinking"
+"""The opaque field of a message with thinking without a signature. Other vendors of this API want it back."""
 
 MAX_BREAKPOINTS = 4
 INSTRUCTIONS = ("system", "developer")
@@ -157,9 +161,13 @@ def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
 
 
 def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
+    own = fields_of_format(message, WIRE_FORMAT)
     blocks = [wire for block in content_blocks(message.get("content")) if (wire := _said(block)) is not None]
+    thinks = any(block.get("type") in _NOT_CACHED for block in blocks)
+    if isinstance(thinking := own.get(THINKING), str) and not thinks:
+        blocks.insert(0, {"type": "thinking", "thinking": thinking, "signature": ""})
     calls = [_tool_use(call, ids) for call in message.get("tool_calls") or ()]
-    places = fields_of_format(message, WIRE_FORMAT).get(CALLS_AT)
+    places = own.get(CALLS_AT)
     if isinstance(places, list) and len(places) == len(calls):
         for place, call in zip(places, calls, strict=True):
             blocks.insert(place if isinstance(place, int) else len(blocks), call)

@@ -10,14 +10,15 @@ The request is then repeated without the fields of earlier turns, because only t
 If it is refused again, it is repeated without all of them. A refused request is not billed.
 
 A provider may also miss fields of replies that another model has written: Kimi and DeepSeek want
-`reasoning_content` on each of them, Gemini a thought signature on the first call. It gets placeholders:
+`reasoning_content` or thinking on each of them, Gemini a thought signature on the first call. It gets
+placeholders:
 Gemini has one for this purpose (https://ai.google.dev/gemini-api/docs/thought-signatures).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -26,7 +27,6 @@ from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Message, ModelRequest
 from openagents_worker.llm.messages import fields_of_format
-from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT
 
 __all__ = ["MAX_REPAIRS", "RefusedFields"]
 
@@ -49,10 +49,12 @@ _MISSED_REASONING = re.compile(
     r"reasoning.content.{0,80}(missing|must be passed back)|missing.{0,40}reasoning.content",
     re.IGNORECASE | re.DOTALL,
 )
+_MISSED_THINKING = re.compile(r"content\[\]\.thinking.{0,80}must be passed back", re.IGNORECASE | re.DOTALL)
 _MISSED_SIGNATURE = re.compile(r"missing.{0,20}thought.?signature", re.IGNORECASE)
 NO_REASONING = "."
 """The reasoning of a reply that has none. Kimi takes an empty text for a missing one."""
 NO_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+CHAT, ANTHROPIC, THINKING = "chat_completions", "anthropic_messages", "thinking"
 _REASONING_BLOCKS = ("reasoning", "thinking", "redacted_thinking")
 _KEPT = {
     "anthropic_messages": ("caller", "container", "toolset_name"),
@@ -66,7 +68,7 @@ class RefusedFields:
 
     def __init__(self) -> None:
         self._remembered: dict[bytes, None] = {}
-        self._misses_reasoning = self._misses_signatures = False
+        self._missed: set[re.Pattern[str]] = set()
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without the opaque fields that have been refused before, and with those that have been
@@ -78,21 +80,20 @@ class RefusedFields:
         return self._completed(request)
 
     def _completed(self, request: ModelRequest) -> ModelRequest:
-        if not (self._misses_reasoning or self._misses_signatures):
-            return request
-        messages = [
-            _completed(message, reasoning=self._misses_reasoning, signature=self._misses_signatures)
-            for message in request.messages
-        ]
-        return replace(request, messages=messages)
+        messages = list(request.messages)
+        for missed in self._missed:
+            complete = _COMPLETE[missed]
+            messages = [
+                complete(message) if message.get("role") == "assistant" else message for message in messages
+            ]
+        return replace(request, messages=messages) if self._missed else request
 
     def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
         if not _is_of_request(error):
             return None
-        if _MISSED_REASONING.search(error.message) or _MISSED_SIGNATURE.search(error.message):
-            self._misses_reasoning |= _MISSED_REASONING.search(error.message) is not None
-            self._misses_signatures |= _MISSED_SIGNATURE.search(error.message) is not None
+        if missed := {each for each in _COMPLETE if each.search(error.message)}:
+            self._missed |= missed
             completed = self._completed(request)
             return None if completed.messages == list(request.messages) else completed
         if _MISSING.search(error.message) or not _REFUSED.search(error.message):
@@ -163,25 +164,39 @@ def _with_kept_fields(holder: Mapping[str, Any]) -> dict[str, Any]:
 # --- missed fields ---------------------------------------------------------------------------------------
 
 
-def _completed(message: Message, *, reasoning: bool, signature: bool) -> Message:
-    """A message of the assistant with placeholders for what it has not; others are unchanged."""
-    if message.get("role") != "assistant":
+def _with_reasoning(message: Message) -> Message:
+    if fields_of_format(message, CHAT).get("reasoning_content"):
         return message
-    completed = dict(message)
-    if reasoning and not fields_of_format(message, WIRE_FORMAT).get("reasoning_content"):
-        completed = _with_field(completed, "reasoning_content", NO_REASONING)
+    return _with_field(message, CHAT, "reasoning_content", NO_REASONING)
+
+
+def _with_thinking(message: Message) -> Message:
+    if fields_of_format(message, ANTHROPIC).get(THINKING):
+        return message
+    return _with_field(message, ANTHROPIC, THINKING, NO_REASONING)
+
+
+def _with_signature(message: Message) -> Message:
     calls = message.get("tool_calls")
-    if signature and isinstance(calls, list | tuple) and calls and isinstance(calls[0], Mapping):
-        first = calls[0]
-        if "function" in first:  # in the format of chat completions: its fields are sent as they are
-            first = {"extra_content": NO_SIGNATURE, **first}
-        elif not fields_of_format(first, WIRE_FORMAT).get("extra_content"):
-            first = _with_field(first, "extra_content", NO_SIGNATURE)
-        completed["tool_calls"] = [first, *calls[1:]]
-    return message if completed == message else completed
+    if not isinstance(calls, list | tuple) or not calls or not isinstance(calls[0], Mapping):
+        return message
+    first = calls[0]
+    if "function" in first:  # in the format of chat completions: its fields are sent as they are
+        first = {"extra_content": NO_SIGNATURE, **first}
+    elif not fields_of_format(first, CHAT).get("extra_content"):
+        first = _with_field(first, CHAT, "extra_content", NO_SIGNATURE)
+    return {**message, "tool_calls": [first, *calls[1:]]}
 
 
-def _with_field(holder: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+def _with_field(holder: Mapping[str, Any], wire_format: str, name: str, value: Any) -> dict[str, Any]:
     every = holder.get("provider_fields")
-    own = {**fields_of_format(holder, WIRE_FORMAT), name: value}
-    return {**holder, "provider_fields": {**(every if isinstance(every, Mapping) else {}), WIRE_FORMAT: own}}
+    own = {**fields_of_format(holder, wire_format), name: value}
+    return {**holder, "provider_fields": {**(every if isinstance(every, Mapping) else {}), wire_format: own}}
+
+
+_COMPLETE: Mapping[re.Pattern[str], Callable[[Message], Message]] = {
+    _MISSED_REASONING: _with_reasoning,
+    _MISSED_THINKING: _with_thinking,
+    _MISSED_SIGNATURE: _with_signature,
+}
+"""What is added to each message of the assistant, by the error that misses it."""

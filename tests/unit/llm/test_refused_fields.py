@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import LLMResponseError
+from openagents_worker.llm.conversation import assistant_message
 from tests.unit.llm.raw_server import JSON, Sent, answering, whole
 from tests.unit.llm.wire import ANTHROPIC, CHAT, HI, RESPONSES, TOOLS, Format, ask, client_of
 
@@ -179,6 +180,7 @@ async def test_where_a_call_comes_from_is_sent_in_any_case() -> None:
     assert (len(server.asked), item["namespace"]) == (2, "crm")
 
 
+CALL_OF_ANTHROPIC = {"type": "tool_use", "name": "add", "input": {}}
 OF_KIMI = "thinking is enabled but reasoning_content is missing in assistant tool call message at index 1"
 OF_DEEPSEEK = "The `reasoning_content` in the thinking mode must be passed back to the API."
 OF_GEMINI = "Function call is missing a thought_signature in functionCall parts. This is required for tools."
@@ -218,6 +220,45 @@ async def test_a_field_that_only_this_provider_wants_gets_a_placeholder(
     assert (first.output_text, again.output_text) == ("done", "done")
     assert [text.count(placeholder) for text in asked] == [0, 1, 1]
     assert all(text.count('"hm"') == text.count('"sig"') == 1 for text in asked)
+
+
+async def test_the_door_of_deepseek_in_anthropics_format_gets_thinking_too() -> None:
+    """On each reply that has none. What the model has written itself goes back, also without a signature."""
+    asked: list[Any] = []
+    call = {"id": "c", "name": "add", "arguments": {}}
+    of_another = {"role": "assistant", "content": "I add.", "tool_calls": [call]}
+    thought = {"type": "thinking", "thinking": "hm"}
+    own = {
+        "type": "message",
+        "stop_reason": "tool_use",
+        "content": [thought, {**CALL_OF_ANTHROPIC, "id": "d"}],
+    }
+    done = REPLIES["anthropic"]
+    missing = {
+        "error": {"message": "The `content[].thinking` in the thinking mode must be passed back to the API."}
+    }
+
+    def reply(body: Any) -> Sent:
+        asked.append(body)
+        said = [message["content"] for message in body["messages"] if message["role"] == "assistant"]
+        if not all(any(block["type"] == "thinking" for block in blocks) for blocks in said):
+            return Sent((json.dumps(missing).encode(),), JSON, "400 Bad Request")
+        return Sent((json.dumps(own if len(said) == 1 else done).encode(),), JSON)
+
+    async with answering(reply) as url:
+        client = client_of(ANTHROPIC, url, retry={"max_attempts": 1})
+        messages = [*HI, of_another, {"role": "tool", "tool_call_id": "c", "content": "3"}]
+        first = await client.generate(messages=list(messages), tools=TOOLS)
+        messages += [assistant_message(first, first.tool_calls)]
+        messages += [{"role": "tool", "tool_call_id": "d", "content": "4"}]
+        second = await ask(client, messages, tools=TOOLS)
+
+    thinking = [
+        [block["thinking"] for block in message["content"] if block["type"] == "thinking"]
+        for message in asked[-1]["messages"]
+        if message["role"] == "assistant"
+    ]
+    assert (len(asked), second.output_text, thinking) == (3, "done", [["."], ["hm"]])
 
 
 async def test_calls_in_the_format_of_chat_completions_get_the_placeholder_too() -> None:
