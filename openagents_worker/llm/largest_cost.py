@@ -9,12 +9,9 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage, ModelRequest
 from openagents_worker.llm.limits import REPLY_TOKENS
-from openagents_worker.llm.pricing import estimate_tokens, price
+from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price
 
 __all__ = ["largest_cost_usd"]
-
-MEDIA_TOKENS = 1_500
-"""Tokens of a picture or another part of a message that is not text: its bytes say nothing about them."""
 
 
 def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:

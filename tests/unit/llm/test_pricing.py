@@ -103,6 +103,22 @@ SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "data": "A" * 4_000_000, "media_type": "image/png"},
+        {"type": "file", "data": "A" * 4_000_000, "media_type": "application/pdf"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4_000_000}},
+    ],
+    ids=lambda part: part["type"],
+)
+def test_the_bytes_of_an_image_are_no_tokens(part: dict[str, Any]) -> None:
+    """Counted as text, one picture would use up the budget of a run, and the tokens of all for minutes."""
+    message = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}
+
+    assert 1_500 < estimate_usage([message], "").input_tokens < 1_600
+
+
+@pytest.mark.parametrize(
     ("options", "changed", "usd"),
     [
         ({}, {}, 2 + REPLY_TOKENS),
