@@ -200,8 +200,8 @@ def _is_blank_block(block: Mapping[str, Any]) -> bool:
 
 def joined_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One message of the parts of a paused reply: all content, the sum of the usage, the rest of the last."""
-    if len(parts) == 1:
-        return dict(parts[0])
+    if len(parts) == 1 or not isinstance(parts[-1].get("content"), list):  # not a message: the codec says so
+        return dict(parts[-1])
     content = [block for part in parts for block in part.get("content") or ()]
     usage: dict[str, Any] = {}
     for part in parts:

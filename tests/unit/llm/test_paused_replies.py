@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.errors import LLMAuthError
+from openagents_worker.errors import LLMAuthError, LLMResponseError
 from openagents_worker.llm.anthropic_messages import MAX_PAUSES
 from openagents_worker.llm.base import CallInfo, FinishReason, LLMResponse, current_call
 from openagents_worker.llm.conversation import assistant_message
@@ -243,6 +243,19 @@ async def test_a_reply_is_not_continued_for_ever() -> None:
     assert len(asked) == MAX_PAUSES + 1
     assert found.finish_reason == FinishReason.LENGTH
     assert asked[-1]["messages"][-1]["content"] == [{"type": "text", "text": "on"}]
+
+
+@pytest.mark.parametrize("content", [5, None, "text", {"type": "text"}])
+async def test_a_later_part_that_is_not_a_message_is_an_invalid_reply(content: Any) -> None:
+    asked = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        return whole(PAUSED if len(asked) == 1 else content, "pause_turn" if len(asked) == 1 else "end_turn")
+
+    async with answering(reply) as url:
+        with pytest.raises(LLMResponseError, match="not a message"):
+            await ask(client_of(ANTHROPIC, url), HI)
 
 
 async def test_an_error_in_a_later_part_is_the_error_of_the_call() -> None:
