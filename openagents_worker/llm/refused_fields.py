@@ -9,6 +9,9 @@ changed since: Anthropic binds thinking to all that precedes it
 The request is then repeated without the fields of earlier turns, because only the current turn needs its own.
 If it is refused again, it is repeated without all of them. A refused request is not billed.
 
+Blocks of the provider's own tools (`server_tool_use`, `web_search_call`) are refused by any other provider.
+The replies with a block of the type that the error names are repeated without such blocks.
+
 A provider may also miss fields of replies that another model has written: Kimi and DeepSeek want
 `reasoning_content` or thinking on each of them, Gemini a thought signature on the first call. It gets
 placeholders:
@@ -19,14 +22,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Message, ModelRequest
-from openagents_worker.llm.messages import fields_of_format
+from openagents_worker.llm.messages import BLOCK_TYPES, content_blocks, fields_of_format
 
 __all__ = ["MAX_REPAIRS", "RefusedFields"]
 
@@ -34,7 +37,7 @@ MAX_REPAIRS = 4
 """How often a request is repeated for its fields. A provider could miss what it refuses."""
 
 MAX_REMEMBERED = 1_000
-"""Conversations whose earlier turns were refused."""
+"""Conversations of which something was refused."""
 
 _REFUSING_STATUS = frozenset({400, 422})
 _REFUSED = re.compile(
@@ -61,22 +64,35 @@ _KEPT = {
     "responses": ("async", "caller", "namespace"),
 }
 """What says where a call comes from, by wire format. No provider refuses it."""
+_PLACES = ("calls_at", "phases")
+"""Fields that count the blocks of their message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """What is left out of a conversation: the fields of its earlier turns, and blocks of these types."""
+
+    fields: bool = False
+    types: frozenset[str] = frozenset()
+
+    def without(self, messages: Sequence[Message], end: int) -> list[Message]:
+        shorter = _without_fields(messages, end) if self.fields else list(messages)
+        return _without_blocks(shorter, self.types) if self.types else shorter
 
 
 class RefusedFields:
     """What one provider has refused, and missed."""
 
     def __init__(self) -> None:
-        self._remembered: dict[bytes, None] = {}
+        self._remembered: dict[bytes, _Refused] = {}
         self._missed: set[re.Pattern[str]] = set()
 
     def usable(self, request: ModelRequest) -> ModelRequest:
-        """The request without the opaque fields that have been refused before, and with those that have been
-        missed."""
+        """The request without what has been refused before, and with the fields that have been missed."""
         if self._remembered:
             end = _begin_of_turn(request.messages)
-            if _digest(request.messages[:end]) in self._remembered:
-                request = replace(request, messages=_without_fields(request.messages, end))
+            if refused := self._remembered.get(_digest(request.messages[:end])):
+                request = replace(request, messages=refused.without(request.messages, end))
         return self._completed(request)
 
     def _completed(self, request: ModelRequest) -> ModelRequest:
@@ -96,20 +112,26 @@ class RefusedFields:
             self._missed |= missed
             completed = self._completed(request)
             return None if completed.messages == list(request.messages) else completed
+        messages, end = request.messages, _begin_of_turn(request.messages)
+        if types := _refused_types(messages, error.message):
+            return replace(request, messages=self._remember(messages, end, _Refused(types=types)))
         if _MISSING.search(error.message) or not _REFUSED.search(error.message):
             return None
-        messages, end = request.messages, _begin_of_turn(request.messages)
-        shorter = _without_fields(messages, end)
-        if shorter != list(messages):
-            self._remember(_digest(messages[:end]))
-            return replace(request, messages=shorter)
-        shorter = _without_fields(messages, len(messages))
+        shorter = self._remember(messages, end, _Refused(fields=True))
+        if shorter == list(messages):
+            shorter = _without_fields(messages, len(messages))
         return None if shorter == list(messages) else replace(request, messages=shorter)
 
-    def _remember(self, digest: bytes) -> None:
-        self._remembered[digest] = None
-        if len(self._remembered) > MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+    def _remember(self, messages: Sequence[Message], end: int, refused: _Refused) -> list[Message]:
+        """The messages without what was refused. Remembered if that is something."""
+        shorter = refused.without(messages, end)
+        if shorter != list(messages):
+            digest = _digest(messages[:end])
+            before = self._remembered.pop(digest, _Refused())
+            self._remembered[digest] = _Refused(before.fields or refused.fields, before.types | refused.types)
+            if len(self._remembered) > MAX_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        return shorter
 
 
 def _is_of_request(error: LLMError) -> bool:
@@ -123,7 +145,9 @@ def _begin_of_turn(messages: Sequence[Message]) -> int:
 
 
 def _digest(messages: Sequence[Message]) -> bytes:
-    return blake2b(dumps(list(messages)).encode("utf-8", "replace"), digest_size=16).digest()
+    """Of the conversation without all that can be left out, so that a repeated request has the same one."""
+    bare = [_without_own_blocks(message) for message in _without_fields(messages, len(messages))]
+    return blake2b(dumps(bare).encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def _without_fields(messages: Sequence[Message], end: int) -> list[Message]:
@@ -159,6 +183,47 @@ def _with_kept_fields(holder: Mapping[str, Any]) -> dict[str, Any]:
         and (own := {name: fields[name] for name in _KEPT.get(wire_format, ()) if name in fields})
     }
     return plain | ({"provider_fields": kept} if kept else {})
+
+
+# --- blocks of the provider's own tools ------------------------------------------------------------------
+
+
+def _own_types(message: Message) -> set[str]:
+    """The types of the blocks of a reply that are not neutral."""
+    if message.get("role") != "assistant":
+        return set()
+    types = (block.get("type") for block in content_blocks(message.get("content")))
+    return {each for each in types if isinstance(each, str) and each not in BLOCK_TYPES}
+
+
+def _refused_types(messages: Sequence[Message], error: str) -> frozenset[str]:
+    """The type of blocks in replies that an error names; the first one, because types that the provider
+    accepts may follow. Empty if it names none."""
+    places: dict[int, str] = {}
+    for each in set[str]().union(*map(_own_types, messages)):
+        if named := re.search(rf"(?<!\w){re.escape(each)}(?!\w)", error):
+            places[named.start()] = each
+    return frozenset({places[min(places)]}) if places else frozenset()
+
+
+def _without_blocks(messages: Sequence[Message], types: frozenset[str]) -> list[Message]:
+    """The messages; a reply with a block of these types keeps its neutral blocks only, because the others
+    belong together."""
+    return [_without_own_blocks(each) if types & _own_types(each) else each for each in messages]
+
+
+def _without_own_blocks(message: Message) -> Message:
+    if not _own_types(message):
+        return message
+    blocks = content_blocks(message.get("content"))
+    kept = [block for block in blocks if block.get("type") in BLOCK_TYPES]
+    every = message.get("provider_fields")
+    fields = {
+        wire_format: {name: value for name, value in own.items() if name not in _PLACES}
+        for wire_format, own in (every.items() if isinstance(every, Mapping) else ())
+        if isinstance(own, Mapping)
+    }
+    return {**message, "content": kept} | ({"provider_fields": fields} if fields else {})
 
 
 # --- missed fields ---------------------------------------------------------------------------------------

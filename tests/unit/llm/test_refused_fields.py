@@ -294,3 +294,93 @@ async def test_a_provider_that_is_never_content_is_not_asked_for_ever(refused: b
             await ask(client_of(CHAT, url), [*HI, {"role": "assistant", "content": "hi"}, *HI])
 
     assert len(asked) == (5 if refused else 2)
+
+
+SEARCHED = [
+    {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "oslo"}},
+    {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+    {"type": "text", "text": "It rains."},
+]
+CALLED = [
+    {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+    {"type": "text", "text": "It rains."},
+]
+FOREIGN = {
+    "DeepSeek": (CHAT, SEARCHED, "messages[1]: unknown variant `server_tool_use`, expected `text` at line 1"),
+    "OpenAI": (RESPONSES, SEARCHED, "Invalid value: 'server_tool_use'. Supported values are: 'message'."),
+    "Anthropic": (
+        ANTHROPIC,
+        CALLED,
+        "Input tag 'web_search_call' found using 'type' does not match any tags",
+    ),
+    "Anthropic's format": (ANTHROPIC, SEARCHED, "messages.content.type: invalid value: `server_tool_use`"),
+}
+
+
+@pytest.mark.parametrize(("wire", "content", "error"), FOREIGN.values(), ids=FOREIGN)
+async def test_blocks_of_the_tools_of_another_provider_are_left_out_if_they_are_refused(
+    wire: Format, content: list[dict[str, Any]], error: str
+) -> None:
+    """For example after a handoff to an agent with another model. What the model said is kept."""
+    server = Server(wire, content[0]["type"], {"error": {"message": error}})
+    fields = {wire.provider: {"calls_at": [1]}}
+    searched = {"role": "assistant", "content": content, "provider_fields": fields}
+    only_searched = {"role": "assistant", "content": content[:-1]}
+    async with answering(server) as url:
+        client = client_of(wire, url, retry={"max_attempts": 1})
+        first = await ask(client, [*HI, searched, *HI, only_searched, *HI])
+        again = await ask(client, [*HI, searched, *HI, only_searched, *HI, *turn("new")], tools=TOOLS)
+
+    assert (first.output_text, again.output_text) == ("done", "done")
+    refused, shorter, later = server.asked
+    assert content[0]["type"] in refused
+    assert all("It rains." in text and "web_search_tool_result" not in text for text in (shorter, later))
+    assert "sig-new" in later or "thought-new" in later or "enc-new" in later
+
+
+async def test_blocks_and_fields_may_both_be_refused() -> None:
+    asked: list[str] = []
+
+    def reply(body: Any) -> Sent:
+        asked.append(json.dumps(body))
+        for mark, message in {
+            "server_tool_use": "Unknown part type: server_tool_use",
+            "thought-": OF_GROQ,
+        }.items():
+            if mark in asked[-1]:
+                return Sent((json.dumps({"error": {"message": message}}).encode(),), JSON, "400 Bad Request")
+        return Sent((json.dumps(whole(content="done")).encode(),), JSON)
+
+    messages = [*HI, {"role": "assistant", "content": SEARCHED}, *HI, *turn("old"), *HI]
+    async with answering(reply) as url:
+        client = client_of(CHAT, url, retry={"max_attempts": 1})
+        for _ in range(2):
+            assert (await ask(client, messages, tools=TOOLS)).output_text == "done"
+
+    assert len(asked) == 4
+    assert "It rains." in asked[-1]
+
+
+async def test_blocks_that_the_error_names_as_supported_are_kept() -> None:
+    error = "Invalid value: 'server_tool_use'. Supported values are: 'message' and 'web_search_call'."
+    server = Server(RESPONSES, "server_tool_use", {"error": {"message": error}})
+    messages = [
+        *HI,
+        {"role": "assistant", "content": CALLED},
+        *HI,
+        {"role": "assistant", "content": SEARCHED},
+    ]
+    async with answering(server) as url:
+        await ask(client_of(RESPONSES, url), [*messages, *HI])
+
+    assert ["web_search_call" in text for text in server.asked] == [True, True]
+
+
+async def test_a_type_that_no_reply_has_is_not_left_out() -> None:
+    server = Server(CHAT, "hi", {"error": {"message": "Unknown part type: video"}})
+    shown = {"role": "user", "content": [{"type": "video", "url": "x"}, {"type": "text", "text": "hi"}]}
+    async with answering(server) as url:
+        with pytest.raises(LLMResponseError, match="video"):
+            await ask(client_of(CHAT, url), [shown, {"role": "assistant", "content": SEARCHED}, *HI])
+
+    assert len(server.asked) == 1
