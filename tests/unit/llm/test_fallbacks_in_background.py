@@ -157,6 +157,14 @@ async def test_each_model_of_a_call_has_an_idempotency_key_of_its_own() -> None:
     assert keys == ["r:u:c", "r:u:c:fallback-1"] * 2
 
 
+async def test_a_fault_of_a_script_meets_a_call_once() -> None:
+    """Also in a script that one server says for both models: the second one gets the reply."""
+    async with ModelServer([{"error": "server_error"}, {"text": TEXT}]) as server:
+        reply = await ask_with_fallback(server.url, server.url, Notes())
+
+    assert reply.output_text == TEXT
+
+
 async def test_a_response_is_cancelled_with_the_key_of_the_client_that_created_it() -> None:
     """At one URL, the key of another account does not find it: it would go on."""
     keys: list[str] = []
