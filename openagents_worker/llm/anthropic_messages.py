@@ -44,6 +44,7 @@ from openagents_worker.llm.structured import (
     closed_schema,
     output_schema,
 )
+from openagents_worker.llm.usage import stated_cost
 
 __all__ = ["AnthropicClient", "AnthropicExtras", "AnthropicMessages"]
 
@@ -183,6 +184,7 @@ class AnthropicClient(HttpModelClient):
             if content is None or len(exchange.parts) == MAX_PAUSES:
                 return joined_parts([*exchange.parts, body]) if exchange.parts else body
             exchange.parts.append(body)
+            exchange.part_costs.append(stated_cost(exchange.headers))
             messages = [*exchange.body["messages"], {"role": "assistant", "content": content}]
             exchange.body = {**exchange.body, "messages": messages}
             if (container := in_container(exchange.body.get("container"), container_id(body))) is not None:

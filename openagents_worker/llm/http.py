@@ -367,8 +367,9 @@ def _measures(exchange: Exchange, usage: LLMUsage) -> dict[str, Any]:
     ttft_ms, took_ms = measures.get("ttft_ms"), exchange.took_ms
     if ttft_ms is not None and usage.output_tokens > 1 and took_ms > ttft_ms:
         measures["tokens_per_s"] = round((usage.output_tokens - 1) / (took_ms - ttft_ms) * 1000, 1)
-    if (cost := stated_cost(exchange.headers)) is not None:
-        measures["stated_cost_usd"] = cost
+    costs = [*exchange.part_costs, stated_cost(exchange.headers)]
+    if len(stated := [cost for cost in costs if cost is not None]) == len(costs):
+        measures["stated_cost_usd"] = sum(stated)
     return measures
 
 

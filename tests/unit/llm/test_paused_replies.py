@@ -27,8 +27,8 @@ def message(content: list[Any], stop_reason: str, **usage: Any) -> dict[str, Any
     return {**fields, "content": content, "stop_reason": stop_reason, "usage": counts}
 
 
-def whole(content: list[Any], stop_reason: str) -> Sent:
-    return Sent((json.dumps(message(content, stop_reason)).encode(),), JSON)
+def whole(content: list[Any], stop_reason: str, head: str = JSON) -> Sent:
+    return Sent((json.dumps(message(content, stop_reason)).encode(),), head)
 
 
 def streamed(content: list[Any], stop_reason: str) -> Sent:
@@ -227,6 +227,28 @@ async def test_no_call_of_a_refused_reply_is_executed(is_streamed: bool) -> None
 
     assert (found.finish_reason, found.tool_calls) == (FinishReason.REFUSAL, ())
     assert found.output_text == "I do. "
+
+
+@pytest.mark.parametrize(
+    ("costs", "stated"), [((0.25, 0.5), 0.75), ((0.25, None), None), ((None, 0.5), None)]
+)
+async def test_a_gateway_states_the_cost_of_each_part(
+    costs: tuple[float | None, float | None], stated: float | None
+) -> None:
+    """The call costs their sum. If the cost of a part is not stated, that of the call is not known."""
+    asked = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        cost = costs[len(asked) - 1]
+        head = JSON if cost is None else f"{JSON}\r\nx-litellm-response-cost: {cost}"
+        return whole(PAUSED, "pause_turn", head) if len(asked) == 1 else whole(REST, "end_turn", head)
+
+    async with answering(reply) as url:
+        found = await ask(client_of(ANTHROPIC, url))
+
+    assert found.usage is not None
+    assert found.usage.metadata.get("stated_cost_usd") == stated
 
 
 async def test_a_reply_is_not_continued_for_ever() -> None:
