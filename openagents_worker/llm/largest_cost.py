@@ -17,16 +17,29 @@ __all__ = ["largest_cost_usd"]
 def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:
     """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
 
-    The tokens of the request are estimated, without those that its provider reads from a cache at a lower
-    price. Without `max_tokens`, the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
+    The tokens of the request are estimated. None of them is read from the provider's cache at a lower price;
+    all are written to it if the agent uses a cache whose writes have a higher price. Without `max_tokens`,
+    the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
     """
     asked = sum(map(_tokens_of, request.messages))
     if request.tools:
         asked += estimate_tokens(dumps(list(request.tools)))
     answered = request.max_tokens or options.max_tokens or REPLY_TOKENS
-    usage = LLMUsage(asked, answered, asked + answered, _what_changes_the_price(options))
-    cost: float | None = price(model, usage, options.pricing).metadata["cost_usd"]
-    return cost
+    changes = _what_changes_the_price(options)
+    costs: list[float | None] = []
+    for written in ({}, _written_to_cache(asked, options)):
+        usage = LLMUsage(asked, answered, asked + answered, changes | written)
+        costs.append(price(model, usage, options.pricing).metadata["cost_usd"])
+    return max((cost for cost in costs if cost is not None), default=None)
+
+
+def _written_to_cache(tokens: int, options: LLMOptions) -> dict[str, int]:
+    """The tokens that a request may write to Anthropic's cache. Other providers have no option for that."""
+    extras = options.model_extra or {}
+    if options.provider != "anthropic" or extras.get("prompt_caching") is False:
+        return {}
+    long = tokens if extras.get("cache_ttl") == "1h" else 0
+    return {"cache_creation_input_tokens": tokens, "cache_creation_1h_input_tokens": long}
 
 
 def _what_changes_the_price(options: LLMOptions) -> dict[str, Any]:

@@ -157,6 +157,24 @@ def test_anthropic_reserves_what_it_asks_for() -> None:
     assert client.largest_cost_usd(ModelRequest([{"role": "user", "content": "hi"}])) == 1 + 8_192 + 2_000
 
 
+@pytest.mark.parametrize(
+    ("options", "usd"),
+    [
+        ({}, 3.75 + 15),
+        ({"cache_ttl": "1h"}, 6 + 15),
+        ({"prompt_caching": False}, 3 + 15),
+        ({"pricing": LLMPricing(input=2.0, output=0.0, cached_write=1.0)}, 2),
+    ],
+)
+def test_anthropic_may_write_the_whole_request_to_its_cache(options: dict[str, Any], usd: float) -> None:
+    """At a higher price, unless the cache is off."""
+    place = {"provider": "anthropic", "api_base": "http://127.0.0.1:1/v1", "model": "claude-sonnet-4-5"}
+    client = AnthropicClient(LLMOptions(**place, max_tokens=1_000_000, **options), api_key="k")
+    request = ModelRequest([{"role": "user", "content": "x" * 4_000_000}])
+
+    assert client.largest_cost_usd(request) == usd
+
+
 def test_a_call_with_fallbacks_may_cost_what_the_dearest_one_costs() -> None:
     dear, cheap = (
         MockClient(LLMOptions(max_tokens=9, pricing=LLMPricing(input=0.0, output=rate)))
