@@ -276,6 +276,41 @@ async def test_a_limit_that_ends_is_not_a_quota_that_is_used_up(
     assert type(caught.value) is kind
 
 
+OF_OPENAI = "Rate limit reached for gpt-5 on requests per min. Limit: 3 / min. Please try again in {}. "
+OF_GROQ = "Rate limit reached for model `m`. Please try again in {}. Need more tokens? Upgrade today: "
+OF_AZURE = "Requests have exceeded the token rate limit of your current tier. Please retry after {}. "
+WITHOUT = "Rate limit reached for m on requests per min. Limit: 60 / min. Add a payment method: "
+BILLING = "https://example.com/settings/billing"
+
+
+@pytest.mark.parametrize(
+    ("text", "wait_ms"),
+    [
+        (OF_OPENAI.format("20s"), 20_000),
+        (OF_OPENAI.format("1m2.5s"), 62_500),
+        (OF_OPENAI.format("120ms"), 120),
+        (OF_GROQ.format("2h0m7.66s"), 7_207_660),
+        (OF_AZURE.format("6 seconds"), 6_000),
+        (OF_AZURE.format("1 second"), 1_000),
+        (WITHOUT, None),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_text_of_a_limit_says_how_long_to_wait(
+    text: str, wait_ms: int | None, streamed: bool
+) -> None:
+    """Gateways and streams have no header for it. A link to the billing does not make it a used-up quota."""
+    error = {"error": {"message": text + BILLING, "type": "requests", "code": "rate_limit_exceeded"}}
+    answer = (
+        Sent((sse(error),), STREAM) if streamed else Sent((json.dumps(error).encode(),), JSON, "429 Slow")
+    )
+
+    with pytest.raises(LLMRateLimitError) as caught:
+        await _asked(CHAT, lambda _: answer, streamed=streamed, retry={"max_attempts": 1})
+
+    assert caught.value.retry_after_ms == wait_ms
+
+
 @pytest.mark.parametrize("wire", [CHAT], ids=["chat"])
 async def test_a_filtered_reply_has_the_id_of_its_request(wire: Format) -> None:
     answer = Sent(

@@ -228,9 +228,11 @@ async def test_a_fallback_answers_if_the_model_cannot(status: int) -> None:
     [
         (429, "You exceeded your current quota, please check your plan and billing details."),
         (400, "Your credit balance is too low to access the Anthropic API."),
+        (400, "You have reached your specified API usage limits. You will regain access on 2026-12-01."),
         (403, "insufficient_balance"),
+        (403, "Your team has used all available credits or reached its monthly spending limit."),
     ],
-    ids=["OpenAI", "Anthropic", "others"],
+    ids=["OpenAI", "Anthropic", "Anthropic's own limit", "others", "xAI"],
 )
 async def test_a_fallback_answers_if_the_account_has_no_quota(status: int, message: str) -> None:
     """Whichever status says so: the account of the other model may have some."""
