@@ -10,7 +10,7 @@ from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.anthropic_requests import CALLS_AT, CONTAINER, THINKING, WIRE_FORMAT
 from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.codec import TextJoiner
-from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.conversation import cut_calls, tool_call
 from openagents_worker.llm.messages import content_text, is_blank_text
 from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReader
 from openagents_worker.llm.structured import OUTPUT_TOOL
@@ -30,6 +30,9 @@ FINISH_REASONS = {
 }
 PAUSES = frozenset({"pause_turn", "compaction"})
 """Stop reasons of a reply that its provider continues if it gets it back."""
+CUTS = frozenset({"max_tokens", "model_context_window_exceeded"})
+"""Stop reasons of a reply that was cut. If it ends with a call, its arguments are those that the model had
+written so far."""
 _OWN_CALL_FIELDS = ("caller", "toolset_name")
 """Fields of a call that the provider wants back."""
 
@@ -62,6 +65,8 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         else:
             blocks.append(_block(block))
             sent += not is_blank_text(blocks[-1])
+    if stop_reason in CUTS and calls and places[-1] == sent + len(calls) - 1:
+        calls = cut_calls(calls)
     if stop_reason == "refusal":  # what was written before it is void: no call of it is executed
         blocks, calls, places = _as_refusal(blocks, body.get("stop_details")), [], []
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text

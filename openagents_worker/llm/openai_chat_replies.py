@@ -11,7 +11,7 @@ from typing import Any
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError, text_of
 from openagents_worker.jsontext import replaced, whole_text
 from openagents_worker.llm.base import FinishReason, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import is_blank, tool_call
+from openagents_worker.llm.conversation import cut_calls, is_blank, tool_call
 from openagents_worker.llm.messages import Block
 from openagents_worker.llm.usage import usage_from_wire
 
@@ -118,6 +118,8 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
     if reason is FinishReason.ERROR:
         raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}")
+    if reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER) and calls and not calls[-1].arguments:
+        calls = _cut_calls(message, calls)
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
@@ -150,6 +152,14 @@ def _calls(message: Mapping[str, Any], reply_id: str) -> list[LLMToolCall]:
     if not raw and isinstance(message.get("function_call"), Mapping):
         raw = [{"function": message["function_call"]}]
     return [_call_from_wire(call, f"{reply_id}_{index}") for index, call in enumerate(raw)]
+
+
+def _cut_calls(message: Mapping[str, Any], calls: list[LLMToolCall]) -> list[LLMToolCall]:
+    """The calls of a reply that was cut. Without any text of its arguments, it was cut in the last one."""
+    last = (message.get("tool_calls") or [{"function": message.get("function_call")}])[-1]
+    function = last.get("function") if isinstance(last, Mapping) else None
+    is_whole = isinstance(function, Mapping) and function.get("arguments")
+    return calls if is_whole else cut_calls(calls)
 
 
 def _call_from_wire(call: Any, default_id: str) -> LLMToolCall:

@@ -19,7 +19,7 @@ from openagents_worker.llm.base import (
     LLMToolCall,
     Message,
 )
-from openagents_worker.llm.conversation import EMPTY_INPUT, repaired, tool_call
+from openagents_worker.llm.conversation import EMPTY_INPUT, cut_calls, repaired, tool_call
 from openagents_worker.llm.failures import failure
 from openagents_worker.llm.messages import (
     Block,
@@ -271,6 +271,8 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
         found = _blocks(item)
         blocks += found
         phases += [_text_or_none(item.get("phase")) for block in found if not is_blank_text(block)]
+    if calls and body.get("status") == "incomplete" and _is_begun_call(body["output"][-1]):
+        calls = cut_calls(calls)
     at_end = places == list(range(len(phases), len(phases) + len(calls)))
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     phases = phases if is_kept else phases[-1:]
@@ -290,6 +292,11 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
         finish_reason=_finish_reason(body, why, has_calls=bool(calls), refused=refused),
         provider_fields={WIRE_FORMAT: own} if own else {},
     )
+
+
+def _is_begun_call(item: Mapping[str, Any]) -> bool:
+    """Whether it is a call without any text of its arguments."""
+    return item["type"] == "function_call" and not item.get("arguments")
 
 
 def _finish_reason(
