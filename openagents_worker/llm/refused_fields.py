@@ -59,6 +59,12 @@ NO_REASONING = "."
 NO_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
 CHAT, ANTHROPIC, THINKING = "chat_completions", "anthropic_messages", "thinking"
 _REASONING_BLOCKS = ("reasoning", "thinking", "redacted_thinking")
+_KEPT_BLOCKS = BLOCK_TYPES.union(
+    _REASONING_BLOCKS,
+    ("tool_use", "tool_result", "function_call", "function_call_output"),
+    ("document", "image_url", "input_audio", "input_text", "output_text"),
+)
+"""The types of blocks that are of no provider's own tool. A pattern may write them."""
 _KEPT = {
     "anthropic_messages": ("caller", "container", "toolset_name"),
     "responses": ("async", "caller", "namespace"),
@@ -189,11 +195,11 @@ def _with_kept_fields(holder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_types(message: Message) -> set[str]:
-    """The types of the blocks of a reply that are not neutral."""
+    """The types of the blocks of a reply that a tool of its provider has left."""
     if message.get("role") != "assistant":
         return set()
     types = (block.get("type") for block in content_blocks(message.get("content")))
-    return {each for each in types if isinstance(each, str) and each not in BLOCK_TYPES}
+    return {each for each in types if isinstance(each, str) and each not in _KEPT_BLOCKS}
 
 
 def _refused_types(messages: Sequence[Message], error: str) -> frozenset[str]:
@@ -207,8 +213,8 @@ def _refused_types(messages: Sequence[Message], error: str) -> frozenset[str]:
 
 
 def _without_blocks(messages: Sequence[Message], types: frozenset[str]) -> list[Message]:
-    """The messages; a reply with a block of these types keeps its neutral blocks only, because the others
-    belong together."""
+    """The messages; a reply with a block of these types loses all blocks of its provider's tools: they belong
+    together."""
     return [_without_own_blocks(each) if types & _own_types(each) else each for each in messages]
 
 
@@ -216,7 +222,7 @@ def _without_own_blocks(message: Message) -> Message:
     if not _own_types(message):
         return message
     blocks = content_blocks(message.get("content"))
-    kept = [block for block in blocks if block.get("type") in BLOCK_TYPES]
+    kept = [block for block in blocks if block.get("type") in _KEPT_BLOCKS]
     every = message.get("provider_fields")
     fields = {
         wire_format: {name: value for name, value in own.items() if name not in _PLACES}

@@ -376,6 +376,18 @@ async def test_blocks_that_the_error_names_as_supported_are_kept() -> None:
     assert ["web_search_call" in text for text in server.asked] == [True, True]
 
 
+async def test_calls_in_the_format_of_a_provider_are_no_blocks_of_its_tools() -> None:
+    """A pattern may write them. An error about them is a mistake of the pattern."""
+    error = "messages.1: `tool_use` ids were found without `tool_result` blocks"
+    server = Server(ANTHROPIC, "hi", {"error": {"message": error}})
+    called = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "add", "input": {}}]}
+    async with answering(server) as url:
+        with pytest.raises(LLMResponseError, match="without"):
+            await ask(client_of(ANTHROPIC, url), [*HI, called, *HI])
+
+    assert len(server.asked) == 1
+
+
 async def test_a_type_that_no_reply_has_is_not_left_out() -> None:
     server = Server(CHAT, "hi", {"error": {"message": "Unknown part type: video"}})
     shown = {"role": "user", "content": [{"type": "video", "url": "x"}, {"type": "text", "text": "hi"}]}
