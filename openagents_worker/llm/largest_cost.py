@@ -27,7 +27,8 @@ def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> 
     answered = request.max_tokens or options.max_tokens or REPLY_TOKENS
     changes = _what_changes_the_price(options)
     costs: list[float | None] = []
-    for written in ({}, _written_to_cache(asked, options)):
+    without: dict[str, int] = {}
+    for written in (without, _written_to_cache(asked, options)):
         usage = LLMUsage(asked, answered, asked + answered, changes | written)
         costs.append(price(model, usage, options.pricing).metadata["cost_usd"])
     return max((cost for cost in costs if cost is not None), default=None)
