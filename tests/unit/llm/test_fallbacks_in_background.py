@@ -118,7 +118,7 @@ async def test_a_response_is_cancelled_before_another_model_is_asked() -> None:
             output = [{"type": "message", "role": "assistant", "content": [part]}]
             reply = {"id": "resp_2", "object": "response", "status": "completed", "output": output}
         elif method == "GET":
-            status, reply = "500 No", {"error": {"message": "no"}}
+            status, reply = "429 Slow\r\nretry-after: 600", {"error": {"message": "no"}}
         writer.write(
             f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n".encode()
         )
