@@ -47,10 +47,11 @@ FIELDS = {
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_image_token": "image",
     "input_cost_per_audio_token": "audio",
+    "output_cost_per_audio_token": "output_audio",
 }
 _FIELD = re.compile(
     rf"(?P<base>{'|'.join(sorted(FIELDS, key=len, reverse=True))})"
-    r"(?:_above_(?P<above>\d+)k_tokens)?(?:_(?P<tier>flex|priority))?"
+    r"(?:_above_(?P<above>\d+)k_tokens)?(?:_(?P<tier>flex|priority|ultrafast))?"
 )
 
 
@@ -82,7 +83,19 @@ def _rates(entry: Mapping[str, Any]) -> dict[str, Any]:
         if above := match["above"]:
             group = group.setdefault("above", {}).setdefault(str(int(above) * 1000), {})
         group[FIELDS[match["base"]]] = round(value * 1_000_000, 6)
+    special = entry.get("provider_specific_entry") or {}
+    if fast := special.get("fast"):  # Anthropic's fast mode multiplies every rate
+        rates["fast"] = _multiplied(rates, fast)
+    if us := special.get("us"):  # and so does its data residency
+        rates["regions"] = {"us": us}
     return rates
+
+
+def _multiplied(rates: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    return {
+        name: _multiplied(value, factor) if isinstance(value, Mapping) else round(value * factor, 6)
+        for name, value in rates.items()
+    }
 
 
 def main(wheel: Path) -> None:

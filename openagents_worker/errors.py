@@ -757,6 +757,9 @@ class LLMError(OpenAgentsError):
     """Whether pieces of the reply were delivered before the call failed. It is not recorded."""
     is_final: bool = False
     """Whether the call has no tries left, although the error is retryable. It is not recorded either."""
+    usage: Any = None
+    """The usage of a reply that is not an answer, if it was counted: an `LLMUsage`. It is part of the usage
+    of the run, because the provider bills it."""
 
 
 class LLMConnectionError(LLMError):

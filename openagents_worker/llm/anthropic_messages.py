@@ -17,12 +17,15 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.llm.anthropic_replies import (
     StreamedMessage,
+    container_id,
     joined_parts,
     message_from_wire,
     paused_content,
 )
 from openagents_worker.llm.anthropic_requests import (
     add_breakpoints,
+    container_to_wire,
+    in_container,
     messages_to_wire,
     tool_choice_to_wire,
     tools_to_wire,
@@ -41,6 +44,7 @@ from openagents_worker.llm.structured import (
     closed_schema,
     output_schema,
 )
+from openagents_worker.llm.usage import stated_cost
 
 __all__ = ["AnthropicClient", "AnthropicExtras", "AnthropicMessages"]
 
@@ -56,7 +60,6 @@ MAX_PAUSES = 10
 """How often a reply is continued that the provider pauses (`pause_turn`): each time, its own tools ran."""
 
 _UNCHANGED = (
-    "container",
     "diagnostics",
     "inference_geo",
     "metadata",
@@ -66,6 +69,8 @@ _UNCHANGED = (
     "user_profile_id",
 )
 """The options that are sent under their own names."""
+_CANNOT_FORCE = re.compile(r"claude-(?:(?:opus|sonnet)-5-[5-9]|(?:fable|mythos)-5-[1-9])")
+"""Models that reject a `tool_choice` that forces a call. All later ones think always."""
 _HAS_JSON_SCHEMA = re.compile(r"claude-(?:(?:opus|sonnet|haiku)-4-[5-9]|opus-4-1|[a-z]+-[5-9])")
 """Models with structured outputs: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs"""
 
@@ -179,8 +184,11 @@ class AnthropicClient(HttpModelClient):
             if content is None or len(exchange.parts) == MAX_PAUSES:
                 return joined_parts([*exchange.parts, body]) if exchange.parts else body
             exchange.parts.append(body)
+            exchange.part_costs.append(stated_cost(exchange.headers))
             messages = [*exchange.body["messages"], {"role": "assistant", "content": content}]
             exchange.body = {**exchange.body, "messages": messages}
+            if (container := in_container(exchange.body.get("container"), container_id(body))) is not None:
+                exchange.body["container"] = container
 
 
 def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProblem]:
@@ -247,7 +255,9 @@ class AnthropicMessages:
             if way == "json_schema":
                 output_config["format"] = {"type": "json_schema", "schema": closed_schema(schema.schema)}
             elif way == "tool":
-                tools, choice = self._with_output_tool(tools if request.tools else [], choice, schema)
+                forces = not _is_thinking_enabled(extras.thinking) and not _CANNOT_FORCE.search(model)
+                own = tools if request.tools else []
+                tools, choice = self._with_output_tool(own, choice, schema, forces=forces)
         if extras.prompt_caching:
             ttl = {"ttl": extras.cache_ttl} if extras.cache_ttl != "5m" else {}
             add_breakpoints(system, tools, messages, {"type": "ephemeral", **ttl})
@@ -260,6 +270,7 @@ class AnthropicMessages:
             "tool_choice": choice,
             "thinking": extras.thinking,
             "output_config": output_config or None,
+            "container": container_to_wire(extras.container, request.messages),
             **self._sampling(request.temperature),
             **{name: getattr(extras, name) for name in _UNCHANGED},
             "stream": True if request.is_streamed else None,
@@ -296,16 +307,21 @@ class AnthropicMessages:
         return "json_schema" if _HAS_JSON_SCHEMA.search(model) and can_be_closed(schema.schema) else "tool"
 
     def _with_output_tool(
-        self, tools: list[dict[str, Any]], choice: dict[str, Any] | None, schema: OutputSchema
+        self,
+        tools: list[dict[str, Any]],
+        choice: dict[str, Any] | None,
+        schema: OutputSchema,
+        *,
+        forces: bool,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The tools and the choice with a tool for the output. The model must call a tool, if it can be
-        forced to: with thinking, the API does not allow that."""
+        """The tools and the choice with a tool for the output. `forces`: the model must call a tool. With
+        thinking, the API does not allow that."""
         tool = {
             "name": OUTPUT_TOOL,
             "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
             "input_schema": {"type": "object", **schema.schema},
         }
-        if _is_thinking_enabled(self._extras.thinking):
+        if not forces:
             return [*tools, tool], choice if choice and choice["type"] != "none" else {"type": "auto"}
         parallel = {name: value for name, value in (choice or {}).items() if name.startswith("disable_")}
         if not tools:

@@ -7,16 +7,16 @@ from typing import Any
 
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
-from openagents_worker.llm.anthropic_requests import CALLS_AT, WIRE_FORMAT
+from openagents_worker.llm.anthropic_requests import CALLS_AT, CONTAINER, THINKING, WIRE_FORMAT
 from openagents_worker.llm.base import Delta, DeltaKind, FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.codec import TextJoiner
-from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.conversation import cut_calls, tool_call
 from openagents_worker.llm.messages import content_text, is_blank_text
 from openagents_worker.llm.stream_reader import CHARS_PER_PIECE, BaseStreamReader
 from openagents_worker.llm.structured import OUTPUT_TOOL
 from openagents_worker.llm.usage import usage_from_wire
 
-__all__ = ["StreamedMessage", "joined_parts", "message_from_wire", "paused_content"]
+__all__ = ["StreamedMessage", "container_id", "joined_parts", "message_from_wire", "paused_content"]
 
 FINISH_REASONS = {
     "end_turn": FinishReason.STOP,
@@ -26,7 +26,13 @@ FINISH_REASONS = {
     "model_context_window_exceeded": FinishReason.LENGTH,
     "refusal": FinishReason.REFUSAL,
     "pause_turn": FinishReason.LENGTH,  # continued ten times, and still not complete
+    "compaction": FinishReason.LENGTH,  # the same
 }
+PAUSES = frozenset({"pause_turn", "compaction"})
+"""Stop reasons of a reply that its provider continues if it gets it back."""
+CUTS = frozenset({"max_tokens", "model_context_window_exceeded"})
+"""Stop reasons of a reply that was cut. If it ends with a call, its arguments are those that the model had
+written so far."""
 _OWN_CALL_FIELDS = ("caller", "toolset_name")
 """Fields of a call that the provider wants back."""
 
@@ -59,10 +65,17 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         else:
             blocks.append(_block(block))
             sent += not is_blank_text(blocks[-1])
-    if stop_reason == "refusal":
-        blocks = _as_refusal(blocks, body.get("stop_details"))
+    if stop_reason in CUTS and calls and places[-1] == sent + len(calls) - 1:
+        calls = cut_calls(calls)
+    if stop_reason == "refusal":  # what was written before it is void: no call of it is executed
+        blocks, calls, places = _as_refusal(blocks, body.get("stop_details")), [], []
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     at_end = places == list(range(sent, sent + len(calls)))
+    own: dict[str, Any] = {} if at_end or not is_kept else {CALLS_AT: places}
+    if calls and (container := container_id(body)) is not None:
+        own[CONTAINER] = container
+    if unsigned := _unsigned_thinking(blocks):
+        own[THINKING] = unsigned
     reason = FINISH_REASONS.get(stop_reason, FinishReason.OTHER) if stop_reason else None
     if structured is not None and not calls and reason is FinishReason.TOOL_CALLS:
         reason = FinishReason.STOP
@@ -77,8 +90,17 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         response_id=_text_or_none(body.get("id")),
         content=tuple(blocks) if is_kept else (),
         finish_reason=reason,
-        provider_fields={} if at_end or not is_kept else {WIRE_FORMAT: {CALLS_AT: places}},
+        provider_fields={WIRE_FORMAT: own} if own else {},
     )
+
+
+def container_id(body: Mapping[str, Any]) -> str | None:
+    """The container in which the provider's own tools ran; None if there was none.
+
+    The request with the results of the reply's calls must name it, or the provider rejects it.
+    """
+    container = body.get("container")
+    return _text_or_none(container.get("id")) if isinstance(container, Mapping) else None
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -107,6 +129,17 @@ def _block(block: Mapping[str, Any]) -> dict[str, Any]:
         case _:
             kept: dict[str, Any] = replaced(dict(block))
             return kept
+
+
+def _unsigned_thinking(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """The thinking in a reply without signatures, as DeepSeek and Kimi write it. "" if there is none.
+
+    A message keeps its blocks only for their signatures, so it is an opaque field.
+    """
+    thoughts = [block for block in blocks if block.get("type") == "reasoning"]
+    if any(thought.get("signature") or thought.get("encrypted") for thought in thoughts):
+        return ""
+    return "\n\n".join(thought["text"] for thought in thoughts if thought.get("text"))
 
 
 def _as_refusal(blocks: list[dict[str, Any]], details: Any) -> list[dict[str, Any]]:
@@ -148,11 +181,12 @@ def _is_stored(value: Any) -> bool:
 
 
 def paused_content(body: Any) -> list[Any] | None:
-    """The content of a reply that the provider pauses because its own tools take long; None for another one.
+    """The content of a reply that the provider pauses because its own tools take long, or after it has
+    shortened the conversation; None for another one.
 
     The provider continues it if it gets the content back as the last message.
     """
-    if not isinstance(body, Mapping) or body.get("stop_reason") != "pause_turn":
+    if not isinstance(body, Mapping) or body.get("stop_reason") not in PAUSES:
         return None
     content = body.get("content")
     if not isinstance(content, list) or not content:
@@ -171,17 +205,18 @@ def _is_blank_block(block: Mapping[str, Any]) -> bool:
 
 def joined_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One message of the parts of a paused reply: all content, the sum of the usage, the rest of the last."""
-    if len(parts) == 1:
-        return dict(parts[0])
+    if len(parts) == 1 or not isinstance(parts[-1].get("content"), list):  # not a message: the codec says so
+        return dict(parts[-1])
     content = [block for part in parts for block in part.get("content") or ()]
     usage: dict[str, Any] = {}
     for part in parts:
         usage = _sum(usage, part.get("usage"))
-    return {**parts[-1], "content": content, "usage": usage}
+    containers = [part["container"] for part in parts if part.get("container")]
+    return {**parts[-1], "content": content, "usage": usage, "container": next(reversed(containers), None)}
 
 
 def _sum(total: dict[str, Any], usage: Any) -> dict[str, Any]:
-    """The sum of the numbers in two objects; of other values, the newer one."""
+    """The sum of the numbers in two objects, and their lists joined; of other values, the newer one."""
     if not isinstance(usage, Mapping):
         return total
     summed = dict(total)
@@ -189,11 +224,15 @@ def _sum(total: dict[str, Any], usage: Any) -> dict[str, Any]:
         before = total.get(name)
         if isinstance(value, Mapping):
             summed[name] = _sum(before if isinstance(before, dict) else {}, value)
-        elif type(value) in (int, float) and type(before) in (int, float):
+        elif _are_numbers(before, value) or (isinstance(before, list) and isinstance(value, list)):
             summed[name] = before + value
         elif value is not None or name not in summed:
             summed[name] = value
     return summed
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 class StreamedMessage(BaseStreamReader):
@@ -257,6 +296,10 @@ class StreamedMessage(BaseStreamReader):
                 return _deltas(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
             case "signature_delta":
                 self._append(index, "signature", delta["signature"])
+            case "compaction_delta":
+                for name in ("content", "encrypted_content"):
+                    if isinstance(piece := delta.get(name), str):
+                        self._append(index, name, piece)
             case "citations_delta":
                 self._add_size(len(dumps(replaced(delta["citation"]))))
                 self._citations.setdefault(index, []).append(delta["citation"])

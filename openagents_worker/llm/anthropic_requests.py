@@ -19,8 +19,12 @@ from openagents_worker.llm.messages import Block, content_blocks, fields_of_form
 
 __all__ = [
     "CALLS_AT",
+    "CONTAINER",
+    "THINKING",
     "WIRE_FORMAT",
     "add_breakpoints",
+    "container_to_wire",
+    "in_container",
     "messages_to_wire",
     "tool_choice_to_wire",
     "tools_to_wire",
@@ -29,6 +33,12 @@ __all__ = [
 WIRE_FORMAT = "anthropic_messages"
 CALLS_AT = "calls_at"
 """The opaque field of a message with the places of its calls among its blocks, if they are not at the end."""
+
+CONTAINER = "container"
+"""The opaque field of a message with calls: the id of the container in which the provider's own tools ran."""
+
+THINKING = "thinking"
+"""The opaque field of a message with thinking without a signature. Other vendors of this API want it back."""
 
 MAX_BREAKPOINTS = 4
 INSTRUCTIONS = ("system", "developer")
@@ -151,9 +161,13 @@ def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
 
 
 def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
+    own = fields_of_format(message, WIRE_FORMAT)
     blocks = [wire for block in content_blocks(message.get("content")) if (wire := _said(block)) is not None]
+    thinks = any(block.get("type") in _NOT_CACHED for block in blocks)
+    if isinstance(thinking := own.get(THINKING), str) and not thinks:
+        blocks.insert(0, {"type": "thinking", "thinking": thinking, "signature": ""})
     calls = [_tool_use(call, ids) for call in message.get("tool_calls") or ()]
-    places = fields_of_format(message, WIRE_FORMAT).get(CALLS_AT)
+    places = own.get(CALLS_AT)
     if isinstance(places, list) and len(places) == len(calls):
         for place, call in zip(places, calls, strict=True):
             blocks.insert(place if isinstance(place, int) else len(blocks), call)
@@ -254,6 +268,25 @@ def tool_choice_to_wire(choice: Any, *, parallel: bool | None, has_tools: bool) 
     return wire
 
 
+def container_to_wire(configured: Any, messages: Sequence[Message]) -> Any:
+    """The container of a request: the configured one, or that of the calls whose results the request has.
+
+    The provider rejects these results without it, because its own tools may wait for them in there.
+    """
+    last: Message = next((each for each in reversed(messages) if each.get("role") == "assistant"), {})
+    own = fields_of_format(last, WIRE_FORMAT).get(CONTAINER) if last.get("tool_calls") else None
+    return in_container(configured, own if isinstance(own, str) else None)
+
+
+def in_container(configured: Any, name: Any) -> Any:
+    """The configured container, if it names one; otherwise its settings with this name."""
+    if name is None or isinstance(configured, str):
+        return configured
+    if isinstance(configured, Mapping):
+        return {**configured, "id": configured.get("id") or name}
+    return name
+
+
 # --- the prompt cache ------------------------------------------------------------------------------------
 
 
@@ -269,7 +302,7 @@ def add_breakpoints(system: list[Wire], tools: list[Wire], messages: list[Wire],
     user_turns = [message["content"] for message in messages if message["role"] == "user"]
     for blocks in (tools, system, *user_turns[-(MAX_BREAKPOINTS - 2) :]):
         for at in reversed(range(len(blocks))):
-            if blocks[at].get("type") not in _NOT_CACHED:
+            if blocks[at].get("type") not in _NOT_CACHED and not blocks[at].get("defer_loading"):
                 blocks[at] = {**blocks[at], "cache_control": mark}
                 break
 

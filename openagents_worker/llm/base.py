@@ -367,9 +367,16 @@ class ModelClient:
         """What the request costs in USD if its reply is as long as it may be; None: it is not known."""
         return None
 
+    def has_noted(self, note: Mapping[str, Any]) -> bool:
+        """Whether a call of this client has made the note (`CallInfo.note`), so that it can continue it."""
+        return False
+
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         """Cancel what a call has noted (`CallInfo.note`) and that goes on at the provider: its run is over.
 
         Returns whether the note is this client's. Raises an error if the provider does not accept it.
         """
         return False
+
+    async def give_up_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> None:
+        """The same for a call that another client answers. A failure is logged."""

@@ -28,6 +28,7 @@ __all__ = [
     "EMPTY_INPUT",
     "UniqueCallIds",
     "assistant_message",
+    "cut_calls",
     "is_blank",
     "repaired",
     "tool_call",
@@ -250,6 +251,17 @@ def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
             return LLMToolCall(name, arguments, call_id)
         problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
     return LLMToolCall(name, {}, call_id, raw_arguments=_raw_text(raw), parse_error=problem)
+
+
+def cut_calls(calls: Sequence[LLMToolCall]) -> list[LLMToolCall]:
+    """The calls of a reply that was cut in the last one. Nobody may execute that one: the model has not
+    written all its arguments."""
+    *whole, last = calls
+    if last.parse_error is None:
+        raw = dumps(dict(last.arguments)) if last.arguments else ""
+        problem = "the reply was cut before the arguments were complete"
+        last = replace(last, arguments={}, raw_arguments=raw, parse_error=problem)
+    return [*whole, last]
 
 
 def _raw_text(raw: Any) -> str:

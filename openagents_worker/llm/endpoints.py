@@ -28,8 +28,19 @@ __all__ = [
     "with_query",
 ]
 
-AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".azure-api.net")
-"""Hosts of Azure, which takes a key in the header `api-key`."""
+AZURE_HOSTS = (
+    ".openai.azure.com",
+    ".openai.azure.us",
+    ".openai.azure.cn",
+    ".cognitiveservices.azure.com",
+    ".cognitiveservices.azure.us",
+    ".cognitiveservices.azure.cn",
+    ".azure-api.net",
+    ".azure-api.us",
+    ".azure-api.cn",
+)
+"""Hosts of Azure, also of its clouds for the US government and China. It takes a key in the header
+`api-key`."""
 
 SHORTEST_SECRET = 8  # characters; a shorter word in a header is not a key
 

@@ -37,6 +37,7 @@ __all__ = [
     "error_in",
     "failure",
     "hint_for_connection",
+    "is_out_of_quota",
     "is_page",
     "is_too_long",
     "not_a_reply",
@@ -54,14 +55,17 @@ _TOO_LONG = re.compile(
 """Error messages of providers for a request that exceeds the model's context; few send a code for it."""
 _FILTERED = re.compile(
     r"content[_ ](management[_ ])?(filter|policy)|content_policy_violation|responsibleai|moderation"
-    r"|flagged|prohibited[_ ]content|data_inspection_failed",
+    r"|flagged|prohibited[_ ]content|data_inspection_failed|(bio|cyber|misalignment|safety|usage)_policy",
     re.IGNORECASE,
 )
 _NO_QUOTA = re.compile(
     r"insufficient_quota|insufficient[_ ](funds|balance|credits)|billing|quota_exceeded"
-    r"|exceeded_current_quota|credit balance is too low|payment required",
+    r"|exceeded_current_quota|credit balance is too low|payment required|spending limit"
+    r"|specified .{0,20}usage limits",
     re.IGNORECASE,
 )
+_LIMITED = re.compile(r"rate limit (reached|exceeded)", re.IGNORECASE)
+_SAID_WAIT = re.compile(r"(?:try again|retry) (?:in|after) ((?:\d+(?:\.\d+)?(?:h|ms|m|s))+|\d+(?= second))")
 MAX_MESSAGE_CHARS = 500  # some servers and most proxies send a page of HTML
 REQUEST_ID_HEADERS = (
     "x-request-id",
@@ -102,7 +106,8 @@ _STATUS_BY_WORD = {
     "bad_request": 400,
     "context_length": 400,
     "content_filter": 400,
-    "content_policy": 400,
+    "policy": 400,
+    "mismatch": 400,
     "unsupported": 400,
     "unprocessable": 422,
     "validation": 422,
@@ -212,8 +217,10 @@ def _error(
         target = safe_message(headers.get("location") or "another URL", MAX_MESSAGE_CHARS)
         return LLMResponseError(message, hint=f"it redirects to {target}; set llm.api_base to the new URL")
     wait_ms = _wait_ms(details, headers) if status == 429 else None
-    # Gemini's text of every limit says "billing". A limit with a stated wait ends by itself.
-    words = details.words if wait_ms is not None else f"{details.words} {details.message}"
+    # Gemini's text of every limit says "billing", as do those of OpenAI and Groq. A limit with a stated wait
+    # ends by itself.
+    ends = wait_ms is not None or (status == 429 and _LIMITED.search(details.message) is not None)
+    words = details.words if ends else f"{details.words} {details.message}"
     if status == 402 or (status < 500 and _NO_QUOTA.search(words)):
         return LLMResponseError(message, hint="the quota of the provider's account is used up")
     if status == 429:
@@ -273,6 +280,12 @@ def is_too_long(error: LLMError) -> bool:
     return isinstance(error, LLMResponseError) and _TOO_LONG.search(error.message) is not None
 
 
+def is_out_of_quota(error: LLMError) -> bool:
+    """Whether the provider's account has no quota or no money left, whichever status says so."""
+    is_of_account = type(error) is LLMResponseError and error.status in range(400, 500)
+    return is_of_account and (error.status == 402 or _NO_QUOTA.search(error.message) is not None)
+
+
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The provider's id of a request, for its support."""
     found = next((value for name in REQUEST_ID_HEADERS if (value := headers.get(name))), None)
@@ -297,10 +310,12 @@ def wait_of(headers: Mapping[str, str]) -> int | None:
 
 
 def _wait_ms(details: _Details, headers: Mapping[str, str]) -> int | None:
-    """How long to wait before a retry: from the headers, or from the body, as Gemini sends it."""
+    """How long to wait before a retry: from the headers, or from the body, as Gemini and OpenAI send it."""
     after_ms = retry_after_ms(headers)
     if after_ms is None:
         after_ms = duration_ms(details.retry_delay)
+    if after_ms is None and (said := _SAID_WAIT.search(details.message)):
+        after_ms = duration_ms(f"{said[1]}s" if said[1].isdigit() else said[1])
     return wait_of(headers) if after_ms is None else after_ms
 
 

@@ -1,8 +1,12 @@
 """Fallback models: the only place that continues a call with another model if the first one cannot answer.
 
 A call continues with the next model of `llm.fallbacks` if the provider cannot be reached, limits the rate for
-longer than a call waits, or refuses the key or the model. It does not after a piece of the reply was
-delivered, nor if the request itself is refused: another model would see the same request.
+longer than a call waits, refuses the key or the model, or if the quota of its account is used up. It does not
+after a piece of the reply was delivered, nor if the request itself is refused: another model would see the
+same request.
+
+A response in the background (`llm.background`) is continued by the client that has created it. It is
+cancelled before another client is asked, so that only one answer is paid for.
 """
 
 from __future__ import annotations
@@ -13,14 +17,22 @@ from typing import Any
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMError
-from openagents_worker.llm.base import LLMClient, LLMResponse, ModelClient, ModelRequest, current_call
+from openagents_worker.llm.base import (
+    CallInfo,
+    LLMClient,
+    LLMResponse,
+    ModelClient,
+    ModelRequest,
+    current_call,
+)
+from openagents_worker.llm.failures import is_out_of_quota
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["FallbackClient", "fallback_options"]
 
 log = get_logger(__name__)
 
-UNAVAILABLE_STATUS = frozenset({401, 402, 403, 404})
+UNAVAILABLE_STATUS = frozenset({401, 403, 404})
 """Statuses of a provider that refuses this key or this model, but perhaps not another one."""
 KEYS = frozenset({"api_key_env", "api_key_file"})
 """Where the key is. A fallback with one of these takes neither of them from the agent."""
@@ -68,19 +80,43 @@ class FallbackClient(ModelClient):
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         failed: list[LLMError] = []
-        for position, client in enumerate(self._clients):
-            own = request if position == 0 else replace(request, model=client.model_id)
+        notes = _Notes(current_call.get())
+        for position in range(self._first(request), len(self._clients)):
+            client, own = self._clients[position], self._own(request, position)
             try:
-                reply = await _respond(client, own, sent=_requests(failed))
+                reply = await _respond(client, own, notes, sent=_requests(failed), position=position)
             except LLMError as error:
                 failed.append(error)
                 following = self._clients[position + 1 : position + 2]
                 if not following or not _can_fall_back(error):
                     raise self._final(failed) from error
+                await notes.cancel(client)
                 _emit_fallback(error, own.model or client.model_id, following[0])
             else:
                 return reply if position == 0 else _named(reply, client)
         raise AssertionError("there is at least one client")
+
+    def _own(self, request: ModelRequest, position: int) -> ModelRequest:
+        """The request as this client gets it."""
+        return request if position == 0 else replace(request, model=self._clients[position].model_id)
+
+    def _first(self, request: ModelRequest) -> int:
+        """The first client that is asked: the one that an earlier attempt of the call has got a note from."""
+        call = current_call.get()
+        note = None if call is None else call.noted
+        if note is None:
+            return 0
+        return next(iter(self._owners(note, request.model)), 0)
+
+    def _owners(self, note: Mapping[str, Any], model: str | None = None) -> list[int]:
+        """The clients that may have made the note, those with its model first. `model`: of the request."""
+        owners = [
+            position
+            for position, client in enumerate(self._clients)
+            if isinstance(client, ModelClient) and client.has_noted(note)
+        ]
+        models = [model or self.model_id, *(client.model_id for client in self._clients[1:])]
+        return sorted(owners, key=lambda position: models[position] != note.get("model"))
 
     def _final(self, failed: Sequence[LLMError]) -> LLMError:
         """The error of the call: the retryable one that may be retried first, or else the last one."""
@@ -94,7 +130,8 @@ class FallbackClient(ModelClient):
         return error
 
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
-        for client in self._clients:
+        for position in self._owners(note):
+            client = self._clients[position]
             if isinstance(client, ModelClient) and await client.cancel_noted(note, tenant=tenant):
                 return True
         return False
@@ -102,7 +139,7 @@ class FallbackClient(ModelClient):
     def largest_cost_usd(self, request: ModelRequest) -> float | None:
         """That of the dearest model whose price is known."""
         costs = [
-            client.largest_cost_usd(request if position == 0 else replace(request, model=client.model_id))
+            client.largest_cost_usd(self._own(request, position))
             for position, client in enumerate(self._clients)
             if isinstance(client, ModelClient)
         ]
@@ -120,7 +157,7 @@ def _can_fall_back(error: LLMError) -> bool:
     """Whether another model may answer the request."""
     if error.is_partial:
         return False
-    return error.retryable or error.status in UNAVAILABLE_STATUS
+    return error.retryable or error.status in UNAVAILABLE_STATUS or is_out_of_quota(error)
 
 
 def _order_of_retry(error: LLMError) -> tuple[bool, int]:
@@ -131,10 +168,42 @@ def _requests(failed: Sequence[LLMError]) -> int:
     return sum(error.requests for error in failed)
 
 
-async def _respond(client: LLMClient, request: ModelRequest, *, sent: int) -> LLMResponse:
-    """The reply of one client. It counts the requests that the clients before it have sent."""
+class _Notes:
+    """What the clients of one call have noted: the newest note counts."""
+
+    def __init__(self, call: CallInfo | None) -> None:
+        self._call = call
+        self.newest: Mapping[str, Any] | None = None if call is None else call.noted
+
+    async def note(self, value: Mapping[str, Any]) -> None:
+        self.newest = value
+        if self._call is not None and self._call.note is not None:
+            await self._call.note(value)
+
+    async def cancel(self, client: LLMClient) -> None:
+        """Cancel what the client has noted: another one is asked now."""
+        note, self.newest = self.newest, None
+        if note is not None and self._call is not None and isinstance(client, ModelClient):
+            await client.give_up_noted(note, tenant=self._call.tenant)
+
+
+async def _respond(
+    client: LLMClient, request: ModelRequest, notes: _Notes, *, sent: int, position: int
+) -> LLMResponse:
+    """The reply of one client. It counts the requests that the clients before it have sent, and each client
+    has its own idempotency key, because its request is another one."""
     call = current_call.get()
-    token = current_call.set(call and replace(call, requests=call.requests + sent))
+    if call is not None:
+        call = replace(
+            call,
+            requests=call.requests + sent,
+            noted=notes.newest,
+            note=call.note and notes.note,
+            idempotency_key=f"{call.idempotency_key}:fallback-{position}"
+            if position
+            else call.idempotency_key,
+        )
+    token = current_call.set(call)
     try:
         if isinstance(client, ModelClient):
             return await client.respond(request)

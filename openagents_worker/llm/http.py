@@ -49,8 +49,9 @@ from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
+from openagents_worker.llm.refused_fields import MAX_REPAIRS, RefusedFields
 from openagents_worker.llm.retry import emit_retry, pause_ms
-from openagents_worker.llm.structured import is_rejected, without_output_tool
+from openagents_worker.llm.structured import RejectedFormats, is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
 from openagents_worker.telemetry.logs import get_logger
@@ -109,29 +110,39 @@ class HttpModelClient(ModelClient):
         self._timing = timing or Timing()
         self.keeps_format = False
         """Whether `response_format` is sent although the provider rejects it: it was configured."""
-        self._rejects_format: set[bool] = set()
-        """Whether the provider has rejected `response_format`, in requests with tools and in others."""
+        self._rejected, self._refused = RejectedFormats(), RefusedFields()
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
+        request, failed = self._refused.usable(request), 0
+        for _ in range(MAX_REPAIRS):
+            try:
+                return await self._respond_in_format(request, failed)
+            except LLMResponseError as error:
+                repeated = self._refused.repaired(request, error)
+                if repeated is None:
+                    raise
+                self._log_refusal("llm.opaque_fields_refused", error)
+                request, failed = repeated, error.requests
+        return await self._respond_in_format(request, failed)
+
+    async def _respond_in_format(self, request: ModelRequest, failed: int) -> LLMResponse:
+        """The reply in the `response_format` of the request, if the provider has it."""
         if request.response_format is None:  # the usual case
-            return await self._respond(request)
-        has_tools = bool(request.tools)
-        if has_tools in self._rejects_format:
-            return await self._respond(replace(request, response_format=None))
+            return await self._respond(request, failed=failed)
+        if self._rejected.has(request):
+            return await self._respond(replace(request, response_format=None), failed=failed)
         try:
-            return without_output_tool(await self._respond(request))
+            return without_output_tool(await self._respond(request, failed=failed))
         except LLMResponseError as error:
             if self.keeps_format or not is_rejected(error):
                 raise
-            log.warning(
-                "llm.structured_output_rejected",
-                **ids_of_call(),
-                provider=self.provider_name,
-                error=error.message,
-            )
+            self._log_refusal("llm.structured_output_rejected", error)
             failed = error.requests
-        self._rejects_format.add(has_tools)
+            self._rejected.add(request, error)
         return await self._respond(replace(request, response_format=None), failed=failed)
+
+    def _log_refusal(self, event: str, error: LLMError) -> None:
+        log.warning(event, **ids_of_call(), provider=self.provider_name, error=error.message)
 
     async def _respond(self, request: ModelRequest, *, failed: int = 0) -> LLMResponse:
         """The reply. `failed`: how many requests this attempt has sent for the call already."""
@@ -145,14 +156,15 @@ class HttpModelClient(ModelClient):
         reply = await self._respond_before_deadline(exchange)
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
+        usage = reply.usage or _estimated_usage(request.messages, reply)
+        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
+        usage = price(model, usage, self._options.pricing, served=reply.model)
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
             blocked = LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
             blocked.request_id = request_id_of(exchange.headers)
+            blocked.usage = None if reply.usage is None else usage
             raise blocked
-        usage = reply.usage or _estimated_usage(request.messages, reply)
-        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
-        usage = price(model, usage, self._options.pricing, served=reply.model)
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
 
     def largest_cost_usd(self, request: ModelRequest) -> float | None:
@@ -355,8 +367,9 @@ def _measures(exchange: Exchange, usage: LLMUsage) -> dict[str, Any]:
     ttft_ms, took_ms = measures.get("ttft_ms"), exchange.took_ms
     if ttft_ms is not None and usage.output_tokens > 1 and took_ms > ttft_ms:
         measures["tokens_per_s"] = round((usage.output_tokens - 1) / (took_ms - ttft_ms) * 1000, 1)
-    if (cost := stated_cost(exchange.headers)) is not None:
-        measures["stated_cost_usd"] = cost
+    costs = [*exchange.part_costs, stated_cost(exchange.headers)]
+    if len(stated := [cost for cost in costs if cost is not None]) == len(costs):
+        measures["stated_cost_usd"] = sum(stated)
     return measures
 
 

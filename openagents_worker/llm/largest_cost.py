@@ -9,27 +9,45 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage, ModelRequest
 from openagents_worker.llm.limits import REPLY_TOKENS
-from openagents_worker.llm.pricing import estimate_tokens, price
+from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price
 
 __all__ = ["largest_cost_usd"]
-
-MEDIA_TOKENS = 1_500
-"""Tokens of a picture or another part of a message that is not text: its bytes say nothing about them."""
 
 
 def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:
     """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
 
-    The tokens of the request are estimated, without those that its provider reads from a cache at a lower
-    price. Without `max_tokens`, the reply counts with `REPLY_TOKENS`.
+    The tokens of the request are estimated. None of them is read from the provider's cache at a lower price;
+    all are written to it if the agent uses a cache whose writes have a higher price. Without `max_tokens`,
+    the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
     """
     asked = sum(map(_tokens_of, request.messages))
     if request.tools:
         asked += estimate_tokens(dumps(list(request.tools)))
     answered = request.max_tokens or options.max_tokens or REPLY_TOKENS
-    usage = LLMUsage(asked, answered, asked + answered)
-    cost: float | None = price(model, usage, options.pricing).metadata["cost_usd"]
-    return cost
+    changes = _what_changes_the_price(options)
+    costs: list[float | None] = []
+    without: dict[str, int] = {}
+    for written in (without, _written_to_cache(asked, options)):
+        usage = LLMUsage(asked, answered, asked + answered, changes | written)
+        costs.append(price(model, usage, options.pricing).metadata["cost_usd"])
+    return max((cost for cost in costs if cost is not None), default=None)
+
+
+def _written_to_cache(tokens: int, options: LLMOptions) -> dict[str, int]:
+    """The tokens that a request may write to Anthropic's cache. Other providers have no option for that."""
+    extras = options.model_extra or {}
+    if options.provider != "anthropic" or extras.get("prompt_caching") is False:
+        return {}
+    long = tokens if extras.get("cache_ttl") == "1h" else 0
+    return {"cache_creation_input_tokens": tokens, "cache_creation_1h_input_tokens": long}
+
+
+def _what_changes_the_price(options: LLMOptions) -> dict[str, Any]:
+    """The service tier and the region that the agent asks for."""
+    extras = options.model_extra or {}
+    tier = "fast" if extras.get("speed") == "fast" else extras.get("service_tier")
+    return {"service_tier": tier, "inference_geo": extras.get("inference_geo")}
 
 
 def _tokens_of(message: Mapping[str, Any]) -> int:

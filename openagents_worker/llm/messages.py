@@ -80,7 +80,7 @@ _URL = re.compile(r"(?:https?|gs|s3|file)://\S+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([a-z0-9.+/-]+);base64,", re.IGNORECASE)
-READABLE_REASONING = ("reasoning_content", "reasoning")
+READABLE_REASONING = ("reasoning_content", "reasoning", "thinking")
 """Opaque fields that hold readable text."""
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, OpenAgentsError
 from openagents_worker.http_replies import with_translated_errors
 from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.codec import StreamReader
@@ -33,7 +33,10 @@ __all__ = ["BackgroundModelClient"]
 log = get_logger(__name__)
 
 MAX_RECONNECTS = 5
-"""Lost connections in a row, without an event between them, before the call fails."""
+"""Lost connections and busy replies in a row, without an event or a state between them, before a try
+fails."""
+LONGEST_WAIT_MS = 30_000
+"""A busy server that asks for a longer wait ends the try: the run may wait without a worker."""
 RECONNECT_S = 0.5  # before the second one; it doubles with each
 CANCEL_S = 3.0  # longest wait for the provider to take note that a call is cancelled
 STATES_IN_PROGRESS = ("queued", "in_progress")
@@ -47,6 +50,8 @@ class _Running:
     response_id: str | None = None
     sequence_number: int = -1
     """The number of the last event that was read."""
+    news: int = 0
+    """How many new events and states were read."""
     is_from_before: bool = False
     """Whether an earlier attempt has created it."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -54,6 +59,13 @@ class _Running:
 
     def exists(self) -> bool:
         return self.response_id is not None
+
+    def count(self, reply: StreamReader) -> None:
+        """Count the event that was read last. A server may send those of before again."""
+        number = getattr(reply, "sequence_number", -1)
+        if number > self.sequence_number:
+            self.sequence_number = number
+            self.news += 1
 
     def forget(self) -> None:
         """The next try creates a new response."""
@@ -64,7 +76,24 @@ _running: ContextVar[_Running | None] = ContextVar("openagents_background_respon
 
 
 class _Gone(Exception):
-    """The provider does not know the response any more."""
+    """The provider does not know the response."""
+
+
+class _Busy(Exception):
+    """The provider cannot say now what has become of the response."""
+
+    def __init__(self, error: LLMError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@contextmanager
+def _logged_failure(response_id: str | None) -> Iterator[None]:
+    """Log that a response could not be cancelled: it will cost something, and nobody gets it."""
+    try:
+        yield
+    except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
+        log.warning("llm.cancel_failed", **ids_of_call(), response_id=response_id, error=type(error).__name__)
 
 
 class BackgroundModelClient(HttpModelClient):
@@ -112,12 +141,15 @@ class BackgroundModelClient(HttpModelClient):
         """Identifies the provider in a note. The URL may contain a key, so only its hash is stored."""
         return hashlib.sha256(self.url.encode("utf-8", "replace")).hexdigest()[:16]
 
-    async def _begin(self, running: _Running, name: str) -> None:
-        """Store the id of a response before anything of it is used."""
+    def has_noted(self, note: Mapping[str, Any]) -> bool:
+        return self._response_id(note) is not None
+
+    async def _begin(self, running: _Running, name: str, model: str) -> None:
+        """Store the id of a response before anything of it is used, and the model that writes it."""
         running.response_id, running.is_from_before = name, False
         call = current_call.get()
         if call is not None and call.note is not None:
-            await call.note({"response_id": name, "api": self._api})
+            await call.note({"response_id": name, "api": self._api, "model": model})
 
     # --- one try -----------------------------------------------------------------------------------------
 
@@ -134,14 +166,21 @@ class BackgroundModelClient(HttpModelClient):
                     return self._ended(body, running)
             running.forget()
         try:
+            return self._ended(await self._created_and_ended(exchange, running), running)
+        except _Gone as gone:  # not yet: the next try asks again
+            problem = "the provider does not know the response that it has created"
+            raise LLMConnectionError(f"{self.provider_name}: {problem}") from gone
+
+    async def _created_and_ended(self, exchange: Exchange, running: _Running) -> Any:
+        """The body of a new response, after it has ended."""
+        try:
             body = await self._created(exchange, running)
-            if body.get("status") in STATES_IN_PROGRESS:
-                body = await self._existing(exchange, running)
+            if body.get("status") not in STATES_IN_PROGRESS:
+                return body
         except httpx.TransportError:
             if not running.exists():
                 raise
-            body = await self._existing(exchange, running)
-        return self._ended(body, running)
+        return await self._existing(exchange, running)
 
     def _ended(self, body: Mapping[str, Any], running: _Running) -> Mapping[str, Any]:
         """The body of a response that has ended. After a failed one, the next try creates a new one."""
@@ -155,29 +194,33 @@ class BackgroundModelClient(HttpModelClient):
         async def note_id(reply: StreamReader) -> None:
             name = getattr(reply, "response_id", None)
             if running.response_id is None and name:
-                await self._begin(running, name)
-            running.sequence_number = max(running.sequence_number, getattr(reply, "sequence_number", -1))
+                await self._begin(running, name, exchange.body["model"])
+            running.count(reply)
 
         exchange.after_chunk = note_id
         body = await super()._reply_body(exchange)
         if running.response_id is None and isinstance(body.get("id"), str):
-            await self._begin(running, body["id"])
+            await self._begin(running, body["id"], exchange.body["model"])
         return body
 
     async def _existing(self, exchange: Exchange, running: _Running) -> Any:
         """Read a response that exists: the events after the last one, or its state until it has ended."""
         lost = 0
         while True:
-            before = running.sequence_number
+            before = running.news
             try:
                 if exchange.is_streamed:
                     return await self._continued(exchange, running)
                 return await self._polled(exchange, running)
-            except httpx.TransportError:
-                lost = 0 if running.sequence_number > before else lost + 1
-                if lost > MAX_RECONNECTS:
+            except (httpx.TransportError, _Busy) as problem:
+                busy = problem.error if isinstance(problem, _Busy) else None
+                wait_ms = (busy and busy.retry_after_ms) or 0
+                lost = 0 if running.news > before and not wait_ms else lost + 1
+                if lost > MAX_RECONNECTS or wait_ms > LONGEST_WAIT_MS:
+                    if busy is not None:
+                        raise busy from problem
                     raise
-                await self._timing.sleep(RECONNECT_S * 2**lost if lost else 0)
+                await self._timing.sleep(max(RECONNECT_S * 2**lost if lost else 0, wait_ms / 1000))
 
     async def _continued(self, exchange: Exchange, running: _Running) -> Any:
         query = {"stream": "true", "starting_after": running.sequence_number}
@@ -185,7 +228,7 @@ class BackgroundModelClient(HttpModelClient):
             del query["starting_after"]
 
         async def count(reply: StreamReader) -> None:
-            running.sequence_number = max(running.sequence_number, getattr(reply, "sequence_number", -1))
+            running.count(reply)
 
         exchange.after_chunk = count
         return await self._get(exchange, running, query)
@@ -194,6 +237,7 @@ class BackgroundModelClient(HttpModelClient):
         assert self.poll_ms is not None
         while True:
             body = await self._get(exchange, running, {})
+            running.news += 1
             if body.get("status") not in STATES_IN_PROGRESS:
                 return body
             await self._timing.sleep(self.poll_ms / 1000)
@@ -206,7 +250,7 @@ class BackgroundModelClient(HttpModelClient):
         return with_query(str(url.copy_with(path=path)), query or {})
 
     async def _get(self, exchange: Exchange, running: _Running, query: Mapping[str, Any]) -> Any:
-        """One request for the response. Raises `_Gone` if the provider does not know it."""
+        """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`."""
         sent_at = self._timing.clock()
         http = await self._client()
         request = http.build_request("GET", self._url_of(running, query=query), headers=running.headers)
@@ -218,6 +262,10 @@ class BackgroundModelClient(HttpModelClient):
             return await self._reading.body_of(
                 response, exchange, lambda: (self._timing.clock() - sent_at) * 1000
             )
+        except (LLMConnectionError, LLMRateLimitError) as error:
+            if response.is_success:  # the response has this error
+                raise
+            raise _Busy(error) from error
         finally:
             exchange.took_ms = (self._timing.clock() - sent_at) * 1000
             await response.aclose()
@@ -228,15 +276,12 @@ class BackgroundModelClient(HttpModelClient):
         is_given_up = call is None or call.is_given_up is None or call.is_given_up()
         if running.response_id is None or not is_given_up:
             return
-        try:
+        with _logged_failure(running.response_id):
             await self._cancel(running)
-        except (OpenAgentsError, httpx.HTTPError, TimeoutError) as error:
-            log.warning(
-                "llm.cancel_failed",
-                **ids_of_call(),
-                response_id=running.response_id,
-                error=type(error).__name__,
-            )
+
+    async def give_up_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> None:
+        with _logged_failure(self._response_id(note)):
+            await self.cancel_noted(note, tenant=tenant)
 
     async def cancel_noted(self, note: Mapping[str, Any], *, tenant: str | None) -> bool:
         name = self._response_id(note)

@@ -39,7 +39,7 @@ DEFAULT_MODEL = "gpt-4o-mini"
 OTHER_PARTS = "The result follows in the next user message."
 """The text of a tool message whose result has no text, only images or files."""
 
-_REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
+_REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9](?!-chat))")
 
 
 class OpenAICompatibleClient(HttpModelClient):

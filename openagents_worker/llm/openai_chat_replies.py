@@ -11,7 +11,7 @@ from typing import Any
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError, text_of
 from openagents_worker.jsontext import replaced, whole_text
 from openagents_worker.llm.base import FinishReason, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import is_blank, tool_call
+from openagents_worker.llm.conversation import cut_calls, is_blank, tool_call
 from openagents_worker.llm.messages import Block
 from openagents_worker.llm.usage import usage_from_wire
 
@@ -54,7 +54,9 @@ _FINISH_REASONS = {
     "function_call": FinishReason.TOOL_CALLS,
     "length": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
+    "max_output_tokens": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
+    "repetition": FinishReason.LENGTH,  # vLLM: the model said the same again and again
     "model_context_window_exceeded": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
     "safety": FinishReason.CONTENT_FILTER,
@@ -65,14 +67,19 @@ _FINISH_REASONS = {
     "sensitive": FinishReason.CONTENT_FILTER,
     "refusal": FinishReason.REFUSAL,
     "error": FinishReason.ERROR,
+    "abort": FinishReason.ERROR,  # vLLM and SGLang: the server gave the reply up
     "network_error": FinishReason.ERROR,
     "insufficient_system_resource": FinishReason.ERROR,  # DeepSeek: the reply was interrupted
+    "function_call_filter": FinishReason.ERROR,  # Gemini: the model wrote a call that cannot be read
+    "malformed_function_call": FinishReason.ERROR,
 }
 
 
 def finish_reason_of(word: str | None, *, has_calls: bool, is_refusal: bool) -> FinishReason:
-    """The neutral finish reason for a provider's word. Some servers say `stop` for tool calls, or nothing."""
-    known = _FINISH_REASONS.get(word.lower(), FinishReason.OTHER) if word else FinishReason.STOP
+    """The neutral finish reason for a provider's word. Some servers say `stop` for tool calls, or nothing;
+    Gemini adds details: `content_filter: PROHIBITED_CONTENT`."""
+    plain = word.partition(":")[0].strip().lower() if word else ""
+    known = _FINISH_REASONS.get(plain, FinishReason.OTHER) if word else FinishReason.STOP
     if known is FinishReason.STOP:
         if has_calls:
             return FinishReason.TOOL_CALLS
@@ -102,14 +109,17 @@ def _reply(body: Any, provider: str) -> LLMResponse:
         raise LLMResponseError(f"{provider}: the reply is not a chat completion (it has no choices)")
     message = choice.get("message")
     if message is None:
-        message = choice["delta"]
+        # A reply that Gemini has blocked has no message, but a reason.
+        message = choice.get("delta", {}) if choice.get("finish_reason") else choice["delta"]
     content, refusal = message.get("content"), _text(message.get("refusal"))
-    text = _text(content)
+    text = _text(content) or _transcript(message)
     calls = _calls(message, _id_or_name(body.get("id")) or "call")
     word = _id_or_name(choice.get("finish_reason"))
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
     if reason is FinishReason.ERROR:
         raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}")
+    if reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER) and calls and not calls[-1].arguments:
+        calls = _cut_calls(message, calls)
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
@@ -142,6 +152,14 @@ def _calls(message: Mapping[str, Any], reply_id: str) -> list[LLMToolCall]:
     if not raw and isinstance(message.get("function_call"), Mapping):
         raw = [{"function": message["function_call"]}]
     return [_call_from_wire(call, f"{reply_id}_{index}") for index, call in enumerate(raw)]
+
+
+def _cut_calls(message: Mapping[str, Any], calls: list[LLMToolCall]) -> list[LLMToolCall]:
+    """The calls of a reply that was cut. Without any text of its arguments, it was cut in the last one."""
+    last = (message.get("tool_calls") or [{"function": message.get("function_call")}])[-1]
+    function = last.get("function") if isinstance(last, Mapping) else None
+    is_whole = isinstance(function, Mapping) and function.get("arguments")
+    return calls if is_whole else cut_calls(calls)
 
 
 def _call_from_wire(call: Any, default_id: str) -> LLMToolCall:
@@ -195,6 +213,12 @@ def thinking_of(content: Any) -> str:
         return ""
     thoughts = (part.get("thinking") for part in content if isinstance(part, Mapping))
     return "".join(_text(thought) for thought in thoughts if thought)
+
+
+def _transcript(message: Mapping[str, Any]) -> str:
+    """The words of spoken output, which has no text beside them."""
+    audio = message.get("audio")
+    return _text(audio.get("transcript")) if isinstance(audio, Mapping) else ""
 
 
 def _id_or_name(value: Any) -> str | None:

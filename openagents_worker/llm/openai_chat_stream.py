@@ -79,7 +79,7 @@ class StreamedReply(BaseStreamReader):
         content = delta.get("content")
         if reasoning := self._reasoning_of(delta, content):
             self._join(DeltaKind.REASONING, self._reasoning, reasoning, pieces)
-        if text := raw_text(content):
+        if text := raw_text(content) or _spoken(delta):
             self._join(DeltaKind.TEXT, self._text, text, pieces)
         if refusal := raw_text(delta.get("refusal")):
             self._join(DeltaKind.TEXT, self._refusal, refusal, pieces)
@@ -151,6 +151,12 @@ class StreamedReply(BaseStreamReader):
         if self._choice_error is not None:
             choice["error"] = self._choice_error
         return {**self._head, "choices": [choice], "usage": self._usage}
+
+
+def _spoken(delta: Mapping[str, Any]) -> str:
+    """A piece of the transcript of spoken output. Its bytes are not kept."""
+    audio = delta.get("audio")
+    return raw_text(audio.get("transcript")) if isinstance(audio, Mapping) else ""
 
 
 def _arguments_text(function: Mapping[str, Any]) -> str:

@@ -40,8 +40,9 @@ MIN_OUTPUT_TOKENS = 16
 """The API rejects a smaller limit."""
 ENCRYPTED = "reasoning.encrypted_content"
 
-_REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9])")
-"""Models that think. They accept no temperature; their reasoning can be encrypted."""
+_REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9](?!-chat))")
+"""Models that think. They accept no temperature; their reasoning can be encrypted. gpt-5-chat does not think
+and rejects the request for encrypted reasoning."""
 
 _UNCHANGED = (
     "access_programs",

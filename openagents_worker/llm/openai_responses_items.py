@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from openagents_worker.errors import LLMError, LLMResponseError
@@ -18,7 +19,7 @@ from openagents_worker.llm.base import (
     LLMToolCall,
     Message,
 )
-from openagents_worker.llm.conversation import EMPTY_INPUT, repaired, tool_call
+from openagents_worker.llm.conversation import EMPTY_INPUT, cut_calls, repaired, tool_call
 from openagents_worker.llm.failures import failure
 from openagents_worker.llm.messages import (
     Block,
@@ -45,10 +46,8 @@ CALLS_AT = "calls_at"
 PHASES = "phases"
 """The opaque field of a message with the `phase` of each of its texts: a comment, or the final answer."""
 
-INCOMPLETE = {
-    "max_output_tokens": FinishReason.LENGTH,
-    "content_filter": FinishReason.CONTENT_FILTER,
-}
+_OWN_CALL_FIELDS = ("async", "caller", "namespace")
+"""Fields of a call that the provider wants back: it rejects a call of a namespace without it."""
 
 Wire = dict[str, Any]
 
@@ -58,18 +57,25 @@ Wire = dict[str, Any]
 
 def items_to_wire(messages: Sequence[Message]) -> list[Wire]:
     """Convert neutral messages, repaired, to the items of `input`. The API rejects an empty input."""
-    items = [item for message in repaired(messages) for item in _items_of_message(message)]
+    callers: dict[str, Any] = {}
+    items = [item for message in repaired(messages) for item in _items_of_message(message, callers)]
     return items or [{"role": "user", "content": EMPTY_INPUT}]
 
 
-def _items_of_message(message: Message) -> list[Wire]:
+def _items_of_message(message: Message, callers: dict[str, Any]) -> list[Wire]:
+    """The items of a message. `callers`: the programs of the provider that wait for results, by call id."""
     role, content = message["role"], message.get("content")
     if role == "tool":
         output = _shown(content) if has_content(content) else ""
         call_id = str(message.get("tool_call_id"))
-        return [{"type": "function_call_output", "call_id": call_id, "output": output}]
+        item = {"type": "function_call_output", "call_id": call_id, "output": output}
+        return [item | ({"caller": callers[call_id]} if call_id in callers else {})]
     if role == "assistant":
-        return _assistant_items(message)
+        items = _assistant_items(message)
+        callers |= {
+            item["call_id"]: item["caller"] for item in items if "caller" in item and "call_id" in item
+        }
+        return items
     return [{"role": role, "content": _shown(content)}]
 
 
@@ -185,7 +191,14 @@ def _call(call: Mapping[str, Any]) -> Wire:
         name, arguments = function["name"], function["arguments"]
     else:
         name, arguments = call["name"], dumps(call.get("arguments") or {})
-    return {"type": "function_call", "call_id": str(call.get("id")), "name": name, "arguments": arguments}
+    own = fields_of_format(call, WIRE_FORMAT)
+    return {
+        **own,
+        "type": "function_call",
+        "call_id": str(call.get("id")),
+        "name": name,
+        "arguments": arguments,
+    }
 
 
 def tool_to_wire(tool: Mapping[str, Any]) -> Wire:
@@ -258,6 +271,8 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
         found = _blocks(item)
         blocks += found
         phases += [_text_or_none(item.get("phase")) for block in found if not is_blank_text(block)]
+    if calls and body.get("status") == "incomplete" and _is_begun_call(body["output"][-1]):
+        calls = cut_calls(calls)
     at_end = places == list(range(len(phases), len(phases) + len(calls)))
     is_kept = any(map(_is_more_than_text, blocks))  # otherwise the message has one text
     phases = phases if is_kept else phases[-1:]
@@ -268,7 +283,7 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=content_text(blocks),
         tool_calls=tuple(calls),
-        usage=usage_from_wire(body.get("usage")),
+        usage=usage_from_wire(body.get("usage"), service_tier=body.get("service_tier")),
         stop_reason=_text_or_none(why) or _text_or_none(body.get("status")),
         model=_text_or_none(body.get("model")),
         provider=provider,
@@ -279,11 +294,16 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     )
 
 
+def _is_begun_call(item: Mapping[str, Any]) -> bool:
+    """Whether it is a call without any text of its arguments."""
+    return item["type"] == "function_call" and not item.get("arguments")
+
+
 def _finish_reason(
     body: Mapping[str, Any], why: Any, *, has_calls: bool, refused: bool
 ) -> FinishReason | None:
     if body.get("status") == "incomplete":
-        return INCOMPLETE.get(why, FinishReason.OTHER)
+        return FinishReason.CONTENT_FILTER if why == "content_filter" else FinishReason.LENGTH
     if refused:
         return FinishReason.REFUSAL
     if has_calls:
@@ -338,4 +358,10 @@ def _is_more_than_text(block: Block) -> bool:
 def _call_from_wire(item: Mapping[str, Any], default_id: str) -> LLMToolCall:
     call_id = _text_or_none(item.get("call_id")) or _text_or_none(item.get("id"))
     usable = call_id if call_id and call_id.strip() else default_id
-    return tool_call(usable, item.get("name"), item.get("arguments"))
+    call = tool_call(usable, item.get("name"), item.get("arguments"))
+    own = {name: replaced(item[name]) for name in _OWN_CALL_FIELDS if _is_stored(item.get(name))}
+    return replace(call, provider_fields={WIRE_FORMAT: own}) if own else call
+
+
+def _is_stored(value: Any) -> bool:
+    return value not in (None, False, {"type": "direct"})  # called by the model itself: the default

@@ -17,7 +17,7 @@ from openagents_worker.agents import LLMPricing
 from openagents_worker.jsontext import LARGEST_COUNT, dumps
 from openagents_worker.llm.base import LLMUsage, Message, token_count
 
-__all__ = ["estimate_tokens", "estimate_usage", "price", "price_table"]
+__all__ = ["MEDIA_TOKENS", "estimate_tokens", "estimate_usage", "price", "price_table"]
 
 PARTS = (
     "input",
@@ -28,9 +28,16 @@ PARTS = (
     "audio",
     "output",
     "reasoning",
+    "output_audio",
 )
-SERVICE_TIERS = frozenset({"flex", "priority"})
+_OF_OUTPUT = ("reasoning", "output_audio")
+
+SERVICE_TIERS = frozenset({"flex", "priority", "fast", "ultrafast"})
 """Service tiers with prices of their own. Other tiers cost what the standard tier costs."""
+_OTHER_NAMES = {"fast": "priority"}
+"""OpenAI's two names of one tier. For Anthropic's models, `fast` is a tier of its own."""
+_NEVER_STANDARD = frozenset({"fast", "ultrafast"})
+"""Tiers that cost a multiple of the standard tier: without rates of their own, the cost is not known."""
 _OTHERWISE = {
     "cached_read": "input",
     "cached_write": "input",
@@ -38,9 +45,27 @@ _OTHERWISE = {
     "image": "input",
     "audio": "input",
     "reasoning": "output",
+    "output_audio": "output",
 }
 """The rate of the table that counts if a model has no rate for a part."""
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
+
+MEDIA_TOKENS = 1_500
+"""Tokens of an image or a file in a message: its bytes say nothing about them."""
+_MEDIA = frozenset(
+    {
+        "audio",
+        "document",
+        "file",
+        "image",
+        "image_url",
+        "input_audio",
+        "input_file",
+        "input_image",
+        "video_url",
+    }
+)
+"""The types of these parts, in the neutral format and in those of the providers."""
 
 Rates = Mapping[str, float | None]
 
@@ -68,7 +93,15 @@ def price(
         return _with_cost(usage, cost, {"stated": cost})
     tier = usage.metadata.get("service_tier")
     tier = tier if isinstance(tier, str) and tier in SERVICE_TIERS else None
-    rates = _rates(model, served, overrides, tier, usage.input_tokens)
+    region = usage.metadata.get("inference_geo")
+    rates = _rates(
+        model,
+        served,
+        overrides,
+        tier=tier,
+        region=region if isinstance(region, str) else None,
+        input_tokens=usage.input_tokens,
+    )
     breakdown: dict[str, float] = {}
     is_known = True
     for part, number in _tokens_by_part(usage, rates).items():
@@ -98,16 +131,19 @@ def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
         "image": _count(usage, "image_tokens"),
         "audio": _count(usage, "audio_tokens"),
         "reasoning": _count(usage, "reasoning_tokens"),
+        "output_audio": _count(usage, "output_audio_tokens"),
     }
-    for part, whole in (("image", "input"), ("audio", "input"), ("reasoning", "output")):
-        if rates[part] == rates[whole]:
+    for part in ("image", "audio", *_OF_OUTPUT):
+        if rates[part] == rates[_OTHERWISE[part]]:
             counted[part] = 0
     long = min(counted["cached_write_long"], counted["cached_write"])
     counted |= {"cached_write": counted["cached_write"] - long, "cached_write_long": long}
-    counted["reasoning"] = min(counted["reasoning"], usage.output_tokens)
-    apart = sum(number for part, number in counted.items() if part != "reasoning")
+    apart = sum(number for part, number in counted.items() if part not in _OF_OUTPUT)
     counted["input"] = max(0, usage.input_tokens - apart)
-    counted["output"] = usage.output_tokens - counted["reasoning"]
+    counted["output"] = usage.output_tokens
+    for part in _OF_OUTPUT:
+        counted[part] = min(counted[part], counted["output"])
+        counted["output"] -= counted[part]
     return {part: counted[part] for part in PARTS}
 
 
@@ -116,12 +152,18 @@ def _count(usage: LLMUsage, name: str) -> int:
 
 
 def _rates(
-    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, input_tokens: int
+    model: str,
+    served: str | None,
+    overrides: LLMPricing | None,
+    *,
+    tier: str | None,
+    region: str | None,
+    input_tokens: int,
 ) -> Rates:
     """USD per million tokens by part; None: unknown."""
     limits = _limits_of(model, served)
     limit = max((limit for limit in limits if input_tokens > limit), default=0) if limits else 0
-    return _rates_of(model, served, overrides, tier, limit)
+    return _rates_of(model, served, overrides, tier, region, limit)
 
 
 @lru_cache
@@ -133,19 +175,25 @@ def _limits_of(model: str, served: str | None) -> tuple[int, ...]:
 
 @lru_cache  # an agent's model and prices are the same at every call
 def _rates_of(
-    model: str, served: str | None, overrides: LLMPricing | None, tier: str | None, above: int
+    model: str,
+    served: str | None,
+    overrides: LLMPricing | None,
+    tier: str | None,
+    region: str | None,
+    above: int,
 ) -> Rates:
     entry = _entry(model) or (_entry(served) if served else None) or {}
     table = dict(_rates_by_rising_priority(entry, tier, above))
+    factor = entry.get("regions", {}).get(region, 1.0)
     own = overrides or LLMPricing()
     rates: dict[str, float | None] = {}
     for part in PARTS:
-        rate = getattr(own, part, None)
-        rates[part] = table.get(part) if rate is None else rate
+        rate, listed = getattr(own, part, None), table.get(part)
+        rates[part] = rate if rate is not None or listed is None else listed * factor
     for part, whole in _OTHERWISE.items():
         # An agent's own rate for the input says nothing about its cache.
         is_in_table = entry and getattr(own, whole, None) is None
-        if rates[part] is None and (is_in_table or part in ("image", "audio", "reasoning")):
+        if rates[part] is None and (is_in_table or part in ("image", "audio", *_OF_OUTPUT)):
             rates[part] = rates[whole]
     return rates
 
@@ -157,7 +205,8 @@ def _rates_by_rising_priority(
 
     The order: the base rates, those for long requests, those of the service tier.
     """
-    groups = [entry, entry.get(tier, {})] if tier else [entry]
+    own = (entry.get(tier) or entry.get(_OTHER_NAMES.get(tier, ""))) if tier else None
+    groups = [entry, own] if own else [] if tier in _NEVER_STANDARD else [entry]
     for group in groups:
         yield from group.items()
         yield from group.get("above", {}).get(str(above), {}).items()
@@ -176,8 +225,10 @@ def estimate_tokens(text: str) -> int:
 
 
 def estimate_usage(messages: Sequence[Message], answer: str) -> LLMUsage:
-    """The estimated usage of a call whose provider did not count tokens."""
+    """The estimated usage of a call whose provider did not count tokens. An image or a file counts with
+    `MEDIA_TOKENS`, however many bytes it has."""
     input_tokens = estimate_tokens("".join(_text(message) for message in messages))
+    input_tokens += MEDIA_TOKENS * sum(_is_media(part) for message in messages for part in _parts(message))
     output_tokens = estimate_tokens(answer)
     return LLMUsage(input_tokens, output_tokens, total_tokens=input_tokens + output_tokens)
 
@@ -185,4 +236,15 @@ def estimate_usage(messages: Sequence[Message], answer: str) -> LLMUsage:
 def _text(message: Message) -> str:
     content = message.get("content") or ""
     calls = message.get("tool_calls")
+    if any(map(_is_media, _parts(message))):
+        content = [part for part in _parts(message) if not _is_media(part)]
     return (content if isinstance(content, str) else dumps(content)) + (dumps(calls) if calls else "")
+
+
+def _parts(message: Message) -> Sequence[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list | tuple) else ()
+
+
+def _is_media(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _MEDIA

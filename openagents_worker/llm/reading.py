@@ -78,6 +78,8 @@ class Exchange:
     """Strings that no error message may contain."""
     parts: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """The bodies of the parts of a reply that the provider has paused."""
+    part_costs: list[float | None] = field(default_factory=list)
+    """The cost in USD that a gateway states for each of these parts; None if it states none."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     """The headers of the newest reply."""
     took_ms: float = 0.0

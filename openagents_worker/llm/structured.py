@@ -11,9 +11,10 @@ A neutral request has OpenAI's `response_format`: `{"type": "json_schema", "json
 | `text` | nothing: the instruction in the prompt is all |
 | `auto` | `json_schema` where the provider has it, otherwise `tool` or `text` |
 
-With `auto`, a provider that rejects the schema gets requests without it. Many servers with OpenAI's API
-cannot call tools while they follow a schema, so with `auto` only OpenAI itself gets both. Whatever is sent,
-the output is validated, and the model corrects it.
+With `auto`, a provider that rejects schemas gets requests without them, and one that rejects a single
+schema gets requests without this one. Many servers with OpenAI's API cannot call tools while they follow a
+schema, so with `auto` only OpenAI itself gets both. Whatever is sent, the output is validated, and the model
+corrects it.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import FinishReason, LLMResponse
+from openagents_worker.llm.base import FinishReason, LLMResponse, ModelRequest
 
 __all__ = [
     "OUTPUT_TOOL",
     "OutputSchema",
+    "RejectedFormats",
     "StructuredOutput",
     "can_be_closed",
     "closed_schema",
@@ -49,10 +52,18 @@ OUTPUT_TOOL = "final_answer_as_json"
 MAX_STRICT_DEPTH = 10  # OpenAI's limit for levels of a strict schema
 _NAME = re.compile(r"[^a-zA-Z0-9_-]+")
 _REJECTED = re.compile(
-    r"response_format|json_schema|structured.?output|output_config|text\.format|guided|grammar", re.IGNORECASE
+    r"response_format|json_schema|structured.?output|output_config|text\.format|guided|grammar"
+    r"|tool_choice: type",
+    re.IGNORECASE,
 )
 
 
+_OF_ONE_SCHEMA = re.compile(
+    r"invalid.(json.)?schema|additionalProperties|schema\b.{0,80}(too|must|property|properties|keyword)",
+    re.IGNORECASE,
+)
+MAX_SCHEMAS = 1_000
+"""Rejected schemas that are remembered."""
 _STATUS_OF_REJECTED = frozenset({400, 404, 422})  # OpenRouter: 404 if no provider has the parameter
 
 
@@ -142,6 +153,35 @@ def is_rejected(error: LLMError) -> bool:
     """Whether a provider's error says that it does not know the structured output of the request."""
     is_of_request = type(error) is LLMResponseError and error.status in _STATUS_OF_REJECTED
     return is_of_request and _REJECTED.search(error.message) is not None
+
+
+class RejectedFormats:
+    """The formats of the output that one provider has rejected."""
+
+    def __init__(self) -> None:
+        self._always: set[bool] = set()
+        """Whether no schema is accepted, in requests with tools and in others."""
+        self._schemas: dict[bytes, None] = {}
+
+    def has(self, request: ModelRequest) -> bool:
+        """Whether the format of the request has been rejected before."""
+        if bool(request.tools) in self._always:
+            return True
+        return bool(self._schemas) and _digest(request) in self._schemas
+
+    def add(self, request: ModelRequest, error: LLMError) -> None:
+        """Remember what the error rejects: this schema, which other runs need not have, or every schema."""
+        if _OF_ONE_SCHEMA.search(error.message) is None:
+            self._always.add(bool(request.tools))
+            return
+        self._schemas[_digest(request)] = None
+        if len(self._schemas) > MAX_SCHEMAS:
+            del self._schemas[next(iter(self._schemas))]
+
+
+def _digest(request: ModelRequest) -> bytes:
+    what = dumps([bool(request.tools), dict(request.response_format or {})])
+    return blake2b(what.encode("utf-8", "replace"), digest_size=16).digest()
 
 
 # --- closed schemas --------------------------------------------------------------------------------------

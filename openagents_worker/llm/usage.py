@@ -33,6 +33,7 @@ _CACHE_WRITTEN = (
     ("cache_creation_input_tokens",),
     ("prompt_tokens_details", "cache_write_tokens"),
     ("prompt_tokens_details", "cache_creation_tokens"),
+    ("prompt_tokens_details", "cache_creation_input_tokens"),
     ("input_tokens_details", "cache_write_tokens"),
     ("cache_write_input_tokens",),
 )
@@ -44,7 +45,14 @@ _REASONING = (
 )
 _IMAGE = (("prompt_tokens_details", "image_tokens"), ("input_tokens_details", "image_tokens"))
 _AUDIO = (("prompt_tokens_details", "audio_tokens"), ("input_tokens_details", "audio_tokens"))
-_LONG_CACHE = (("cache_creation", "ephemeral_1h_input_tokens"),)
+_LONG_CACHE = (
+    ("cache_creation", "ephemeral_1h_input_tokens"),
+    ("prompt_tokens_details", "cache_creation", "ephemeral_1h_input_tokens"),
+    ("prompt_tokens_details", "cache_creation_token_details", "ephemeral_1h_input_tokens"),
+)
+_OUTPUT_AUDIO = (("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"))
+_ELSEWHERE = (None, "", "global", "not_available")
+"""Values of `inference_geo` that change no price."""
 
 
 def usage_from_wire(
@@ -57,6 +65,8 @@ def usage_from_wire(
     """
     if not isinstance(usage, Mapping):
         return None
+    if usage.get("iterations"):
+        usage = _with_compactions(usage)
     given, output = _count(usage, _INPUT), _count(usage, _OUTPUT)
     read, written = _count(usage, _CACHE_READ), _count(usage, _CACHE_WRITTEN)
     reasoning, total = _count(usage, _REASONING), token_count(usage.get("total_tokens"))
@@ -78,8 +88,10 @@ def usage_from_wire(
         "reasoning_tokens": reasoning,
         "image_tokens": _count(usage, _IMAGE),
         "audio_tokens": _count(usage, _AUDIO),
+        "output_audio_tokens": _count(usage, _OUTPUT_AUDIO),
         "stated_cost_usd": _cost_in(usage),
-        "service_tier": service_tier if isinstance(service_tier, str) else None,
+        "service_tier": _tier(usage, service_tier),
+        "inference_geo": _geo(usage),
     }
     return LLMUsage(
         input_tokens,
@@ -87,6 +99,41 @@ def usage_from_wire(
         max(total, input_tokens + output),
         {name: value for name, value in metadata.items() if value not in (0, None)},
     )
+
+
+def _with_compactions(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The counts with those of Anthropic's compactions, which the counts of the reply leave out.
+
+    https://docs.anthropic.com/en/docs/build-with-claude/compaction
+    """
+    iterations = usage["iterations"] if isinstance(usage["iterations"], list) else ()
+    compactions = [
+        each for each in iterations if isinstance(each, Mapping) and each.get("type") == "compaction"
+    ]
+    if not compactions:
+        return usage
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    counted = [usage, *compactions]
+    total: dict[str, Any] = {
+        **usage,
+        **{name: sum(token_count(each.get(name)) for each in counted) for name in names},
+    }
+    return total | {
+        "cache_creation": {_LONG_CACHE[0][-1]: sum(_count(each, _LONG_CACHE) for each in counted)}
+    }
+
+
+def _tier(usage: Mapping[str, Any], service_tier: Any) -> str | None:
+    """The tier that decides the price. Anthropic's fast mode is one: it has prices of its own."""
+    if usage.get("speed") == "fast":
+        return "fast"
+    return service_tier if isinstance(service_tier, str) else None
+
+
+def _geo(usage: Mapping[str, Any]) -> str | None:
+    """The region of Anthropic in which the model ran, if it may have prices of its own."""
+    region = usage.get("inference_geo")
+    return region if isinstance(region, str) and region not in _ELSEWHERE else None
 
 
 def stated_cost(headers: Mapping[str, str]) -> float | None:
@@ -99,11 +146,22 @@ def stated_cost(headers: Mapping[str, str]) -> float | None:
 
 
 def _cost_in(usage: Mapping[str, Any]) -> float | None:
-    """The cost that the provider states: OpenRouter's `cost`, xAI's ticks."""
+    """The cost that the provider states: OpenRouter's `cost`, Perplexity's object of this name, DeepInfra's
+    `estimated_cost`, xAI's ticks.
+
+    For a request with the account's own key at the model's vendor (`is_byok`), OpenRouter's `cost` is only
+    its fee: the vendor bills the rest. Without the vendor's share, the cost is not known.
+    """
     if (ticks := _amount(usage.get("cost_in_usd_ticks"))) is not None:
         return ticks / TICKS_PER_USD
-    costs = (_amount(usage.get(name)) for name in ("cost", "cost_usd", "total_cost"))
-    return next((cost for cost in costs if cost is not None), None)
+    cost = usage.get("cost")
+    cost = cost.get("total_cost") if isinstance(cost, Mapping) else cost
+    named = (usage.get(name) for name in ("cost_usd", "total_cost", "estimated_cost"))
+    stated = next((amount for each in (cost, *named) if (amount := _amount(each)) is not None), None)
+    if usage.get("is_byok") is not True:
+        return stated
+    of_vendor = _amount(_value_at(usage, ("cost_details", "upstream_inference_cost")))
+    return None if of_vendor is None else of_vendor + (stated or 0.0)
 
 
 def _amount(value: Any) -> float | None:

@@ -117,6 +117,28 @@ async def test_an_answer_that_is_not_whole_fails_the_run(
     assert tolerated.finish_reason == (word if accepted else None)
 
 
+async def test_a_blocked_reply_is_part_of_the_usage(redis_url: str) -> None:
+    """The provider bills it, so it counts to the budget of the run. What was not counted is not estimated."""
+    usage = {"prompt_tokens": 1_000, "completion_tokens": 10, "total_tokens": 1_010}
+    blocked = whole("content_filter", content=None, usage=usage)
+    uncounted = whole("content_filter", content=None)
+    results = []
+    for run_id, reply in (("r1", blocked), ("r2", uncounted)):
+        model = Model(Sent((json.dumps(reply).encode(),), JSON))
+        async with _run(redis_url, model, pricing={"input": 1, "output": 100}) as p:
+            results.append((await p.run(run_id)).result)
+
+    counted, rest = results
+    assert counted is not None
+    assert rest is not None
+    assert [each.error_details and each.error_details.code for each in (counted, rest)] == [
+        "llm.filtered"
+    ] * 2
+    assert (counted.usage.llm_calls, counted.usage.total_tokens) == (1, 1_010)
+    assert counted.usage.cost_usd == pytest.approx(0.002)
+    assert rest.usage.total_tokens == 0
+
+
 async def test_events_and_result_say_why_the_answer_ended(redis_url: str) -> None:
     """With the id of the request, for the provider's support."""
     model = Model(Sent(ANSWER.chunks, f"{STREAM}\r\nx-request-id: req-1"))

@@ -25,6 +25,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelServer, ModelServerRequest
+from openagents_worker.testing.model_server.server import call_of
 from tests.support import diary
 from tests.support.waiting import PATIENCE_S, await_for
 
@@ -96,7 +97,7 @@ class Model:
         await await_for(lambda: self.may_go_on(number), "the model may go on")
 
     async def _reply(self, request: ModelServerRequest) -> Any:
-        key = request.headers["idempotency-key"]
+        key = call_of(request)
         await await_for(lambda: self.may_answer(key.partition(":")[0]), "the model may answer")
         entry: ScriptedReply | ScriptedFault | None = self._script.entry(request.n, self._tries[key])
         self._tries[key] += isinstance(entry, ScriptedFault)

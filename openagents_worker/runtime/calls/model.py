@@ -17,13 +17,14 @@ from openagents_worker.llm.base import (
     Delta,
     LLMClient,
     LLMResponse,
+    LLMUsage,
     ModelClient,
     ModelRequest,
     token_count,
 )
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, WaitKind
-from openagents_worker.models.usage import usage_of
+from openagents_worker.models.usage import NO_USAGE, usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.span_content import report_reply
@@ -107,22 +108,25 @@ class RecordedModel(ModelClient):
             return Outcome(error=error)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
         annotate("gen_ai.provider.name", text_of(self.provider_name))
-        started = self._clock()
+        started, usage = self._clock(), NO_USAGE
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
                 try:
                     reply = await self._send_request(self._watched(request, info))
                 except LimitWait as wait:
                     return Outcome(waits_for=wait)
-                reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
+                reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
         except OpenAgentsError as error:
             self._log_failure(error, name)
             failed = {"model": name, "call": info.call_id, "error": str(error)} | _request_id(error)
             details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+            if isinstance(used := getattr(error, "usage", None), LLMUsage):
+                usage = _usage_of(LLMResponse(usage=used))
             return Outcome(
                 error=error,
+                usage=usage,
                 events=[("llm.failed", {**failed, "error_details": details})],
                 may_retry=not getattr(error, "is_final", False),
             )

@@ -42,8 +42,11 @@ OWN_TOOLS = frozenset(
 
 ITEM_FIELDS = {
     "message": {"id", "type", "role", "content", "status", "phase"},
-    "function_call": {"id", "type", "call_id", "name", "arguments", "status"},
-    "function_call_output": {"id", "type", "call_id", "output", "status"},
+    "function_call": {
+        *("id", "type", "call_id", "name", "arguments", "status"),
+        *("async", "caller", "namespace"),
+    },
+    "function_call_output": {"id", "type", "call_id", "output", "status", "caller"},
     "reasoning": {"id", "type", "summary", "content", "encrypted_content", "status"},
 }
 ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fc", "reasoning": "rs"}

@@ -40,7 +40,7 @@ from openagents_worker.testing.model_server.wire_format import (
     conversation_digest,
 )
 
-__all__ = ["ModelServer", "ReplyFunction"]
+__all__ = ["ModelServer", "ReplyFunction", "call_of"]
 
 BACKLOG = 2048  # a thousand clients may connect at the same time
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the reply
@@ -51,6 +51,7 @@ FORMATS: Mapping[str, WireFormat] = {
 }
 ONE_RESPONSE = re.compile(f"{re.escape(RESPONSES.path)}/([^/]+)(/cancel)?")
 
+_FALLBACK = re.compile(r":fallback-\d+\Z")
 _METHODS = {None: "GET", "/cancel": "POST"}
 
 ReplyFunction = Callable[[ModelServerRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
@@ -61,9 +62,10 @@ class ModelServer:
 
     A script answers turn n of a conversation with its n-th reply. The faults before that reply are used for
     the first tries of the turn. Tries of a call are recognised by `Idempotency-Key`, or by the messages if
-    there is no key. `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed
-    one. `before_piece(request, number)`, if set, is awaited before each piece instead, so that a test can
-    pause a reply. A function of a background response that breaks is called again for the reply itself.
+    there is no key; those of a fallback belong to its call. `latency_ms` passes before a reply,
+    `token_delay_ms` between the pieces of a streamed one. `before_piece(request, number)`, if set, is awaited
+    before each piece instead, so that a test can pause a reply. A function of a background
+    response that breaks is called again for the reply itself.
 
     >>> with ModelServer([{"text": "hello"}]).serve_in_thread() as server:
     ...     server.url.endswith("/v1")
@@ -266,6 +268,12 @@ def _pause_before_piece(pause_s: float) -> BeforePiece:
     return pause
 
 
+def call_of(request: ModelServerRequest) -> str:
+    """What the tries of a call have in common, also those of its fallbacks, whose keys differ at the end."""
+    key = request.headers.get("idempotency-key", "")
+    return _FALLBACK.sub("", key) or conversation_digest(request.messages)
+
+
 class _ScriptedReplies:
     """A script as a reply function. It counts the tries of every call."""
 
@@ -274,7 +282,7 @@ class _ScriptedReplies:
         self._tries: Counter[str] = Counter()
 
     def __call__(self, request: ModelServerRequest) -> Any:
-        call = request.headers.get("idempotency-key") or conversation_digest(request.messages)
+        call = call_of(request)
         entry = self._script.entry(request.n, self._tries[call])
         self._tries[call] += isinstance(entry, ScriptedFault)
         if entry is None:

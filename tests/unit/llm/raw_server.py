@@ -35,16 +35,16 @@ async def raw_server(*chunks: bytes, head: str = STREAM, status: str = "200 OK")
 async def answering(
     reply: Callable[[Any], Sent | Awaitable[Sent]], paths: list[str] | None = None
 ) -> AsyncGenerator[str]:
-    """Answers each request with what the function returns for its body. Yields the URL. `paths` collects the
-    paths of the requests, with their queries."""
+    """Answers each request with what the function returns for its body; None: it has none. Yields the URL.
+    `paths` collects the paths of the requests, with their queries."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         if paths is not None:
             paths.append(request.split(b" ")[1].decode())
         lines = request.lower().split(b"\r\n")
-        length = next(int(line[16:]) for line in lines if line.startswith(b"content-length:"))
-        sent = reply(json.loads(await reader.readexactly(length)))
+        length = next((int(line[16:]) for line in lines if line.startswith(b"content-length:")), 0)
+        sent = reply(json.loads(await reader.readexactly(length)) if length else None)
         if isinstance(sent, Awaitable):
             sent = await sent
         writer.write(f"HTTP/1.1 {sent.status}\r\n{sent.head}\r\nconnection: close\r\n\r\n".encode())

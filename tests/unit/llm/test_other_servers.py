@@ -280,6 +280,8 @@ async def test_zeros_do_not_replace_the_token_counts() -> None:
         ("eos", {"content": "hi"}, FinishReason.STOP),
         ("length", {"content": "hi"}, FinishReason.LENGTH),
         ("max_tokens", {"content": "hi"}, FinishReason.LENGTH),
+        ("max_output_tokens", {"content": "hi"}, FinishReason.LENGTH),
+        ("repetition", {"content": "hi hi hi"}, FinishReason.LENGTH),
         ("length", {"content": "", "reasoning_content": "hm"}, FinishReason.LENGTH),
         ("content_filter", {"content": "half of"}, FinishReason.CONTENT_FILTER),
         ("stop", {"content": None, "refusal": "No."}, FinishReason.REFUSAL),
@@ -308,11 +310,68 @@ async def test_why_a_reply_ended(
     assert bool(reply.tool_calls) == (reason is FinishReason.TOOL_CALLS)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("content_filter: PROHIBITED_CONTENT", LLMReplyFiltered),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", LLMConnectionError),
+    ],
+)
+async def test_a_reply_of_gemini_that_has_only_a_reason(
+    word: str, kind: type[LLMError], streamed: bool
+) -> None:
+    """What its filter blocks has no message at all. A call that cannot be read is asked for again."""
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "finish_reason": word}]}
+
+    error = await _error(
+        sse(body, "[DONE]") if streamed else json.dumps(body).encode(),
+        head=STREAM if streamed else JSON,
+        streamed=streamed,
+    )
+
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_words_of_spoken_output_are_the_answer(streamed: bool) -> None:
+    """Its content is null. What was spoken has a price of its own."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+    usage |= {"completion_tokens_details": {"audio_tokens": 15}}
+    if streamed:
+        pieces = [delta(audio={"id": "a", "transcript": "Good "}), delta(audio={"transcript": "day."})]
+        chunks = [*pieces, delta(audio={"data": "AAAA"}), delta("stop"), {"choices": [], "usage": usage}]
+        reply = await _reply(sse(*chunks, "[DONE]"))
+    else:
+        spoken = {"id": "a", "data": "AAAA", "expires_at": 1, "transcript": "Good day."}
+        body = whole(content=None, audio=spoken, usage=usage)
+        async with raw_server(json.dumps(body).encode(), head=JSON) as url:
+            reply = await _ask(url)
+
+    assert (reply.output_text, reply.finish_reason) == ("Good day.", FinishReason.STOP)
+    assert reply.usage is not None
+    assert reply.usage.metadata["output_audio_tokens"] == 15
+
+
 async def test_a_message_in_place_of_a_delta() -> None:
     """Some servers stream one chunk with the whole message."""
     chunk = whole("stop", content="hi")
 
     assert (await _reply(sse(chunk, "[DONE]"))).output_text == "hi"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_that_the_server_gave_up_is_retried(streamed: bool) -> None:
+    """vLLM and SGLang say `abort`. What was said until then is not an answer."""
+    body = whole("abort", content="half of")
+
+    error = await _error(
+        sse(body, "[DONE]") if streamed else json.dumps(body).encode(),
+        head=STREAM if streamed else JSON,
+        streamed=streamed,
+    )
+
+    assert isinstance(error, LLMConnectionError)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -103,6 +103,22 @@ SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "data": "A" * 4_000_000, "media_type": "image/png"},
+        {"type": "file", "data": "A" * 4_000_000, "media_type": "application/pdf"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4_000_000}},
+    ],
+    ids=lambda part: part["type"],
+)
+def test_the_bytes_of_an_image_are_no_tokens(part: dict[str, Any]) -> None:
+    """Counted as text, one picture would use up the budget of a run, and the tokens of all for minutes."""
+    message = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}
+
+    assert 1_500 < estimate_usage([message], "").input_tokens < 1_600
+
+
+@pytest.mark.parametrize(
     ("options", "changed", "usd"),
     [
         ({}, {}, 2 + REPLY_TOKENS),
@@ -139,6 +155,24 @@ def test_anthropic_reserves_what_it_asks_for() -> None:
     client = AnthropicClient(options, api_key="k")
 
     assert client.largest_cost_usd(ModelRequest([{"role": "user", "content": "hi"}])) == 1 + 8_192 + 2_000
+
+
+@pytest.mark.parametrize(
+    ("options", "usd"),
+    [
+        ({}, 3.75 + 15),
+        ({"cache_ttl": "1h"}, 6 + 15),
+        ({"prompt_caching": False}, 3 + 15),
+        ({"pricing": LLMPricing(input=2.0, output=0.0, cached_write=1.0)}, 2),
+    ],
+)
+def test_anthropic_may_write_the_whole_request_to_its_cache(options: dict[str, Any], usd: float) -> None:
+    """At a higher price, unless the cache is off."""
+    place = {"provider": "anthropic", "api_base": "http://127.0.0.1:1/v1", "model": "claude-sonnet-4-5"}
+    client = AnthropicClient(LLMOptions(**place, max_tokens=1_000_000, **options), api_key="k")
+    request = ModelRequest([{"role": "user", "content": "x" * 4_000_000}])
+
+    assert client.largest_cost_usd(request) == usd
 
 
 def test_a_call_with_fallbacks_may_cost_what_the_dearest_one_costs() -> None:

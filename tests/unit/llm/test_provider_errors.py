@@ -26,7 +26,7 @@ from openagents_worker.llm.structured import response_format
 from openagents_worker.patterns.answers import checked_answer
 from openagents_worker.runtime.reply_stream import ReplyStream
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, delta, sse, whole
-from tests.unit.llm.wire import ANTHROPIC, CHAT, KEY, RESPONSES, Format, Heard, ask, client_of
+from tests.unit.llm.wire import ANTHROPIC, CHAT, HI, KEY, RESPONSES, Format, Heard, ask, client_of
 
 SHOWN = KEY[:10]
 """A part of the key that is longer than what an error message may show."""
@@ -168,6 +168,61 @@ async def test_a_failed_response_says_in_its_headers_how_long_to_wait(
     assert (caught.value.retry_after_ms, caught.value.request_id) == (ms, "req-7")
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("bio_policy", LLMReplyFiltered),
+        ("cyber_policy", LLMReplyFiltered),
+        ("misalignment_policy_violation", LLMReplyFiltered),
+        ("data_residency_mismatch", LLMResponseError),
+        ("vector_store_timeout", LLMConnectionError),
+        ("server_is_overloaded", LLMConnectionError),
+    ],
+)
+async def test_a_response_that_the_provider_blocks_is_not_asked_for_again(
+    code: str, kind: type[LLMError], streamed: bool
+) -> None:
+    """It would be blocked again, and each try is paid for."""
+    failed = _failed(code, "no")
+    error = await _error(
+        RESPONSES,
+        {"type": "response.failed", "response": failed} if streamed else failed,
+        streamed=streamed,
+        retry={"max_attempts": 1},
+    )
+
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("max_output_tokens", "length"),
+        ("max_messages", "length"),
+        ("something new", "length"),
+        (None, "length"),
+        ("content_filter", "content_filter"),
+    ],
+)
+async def test_a_response_that_is_not_complete_is_not_an_answer(
+    why: str | None, reason: str, streamed: bool
+) -> None:
+    """Whatever the reason is."""
+    part = {"type": "output_text", "text": "half of", "annotations": []}
+    response = {"id": "r", "object": "response", "status": "incomplete"}
+    response |= {"output": [{"type": "message", "content": [part]}], "incomplete_details": {"reason": why}}
+    event = {"type": "response.incomplete", "response": response}
+    body = sse(event) if streamed else json.dumps(response).encode()
+
+    reply = await _asked(RESPONSES, lambda _: Sent((body,), STREAM if streamed else JSON), streamed=streamed)
+
+    assert reply.finish_reason == reason
+    with pytest.raises(LLMResponseError):
+        checked_answer(reply)
+
+
 @pytest.mark.parametrize("wire", [CHAT, ANTHROPIC, RESPONSES], ids=lambda wire: wire.provider)
 async def test_a_rate_limit_says_in_its_headers_when_it_is_reset(wire: Format) -> None:
     """If there is no Retry-After."""
@@ -221,6 +276,41 @@ async def test_a_limit_that_ends_is_not_a_quota_that_is_used_up(
     assert type(caught.value) is kind
 
 
+OF_OPENAI = "Rate limit reached for gpt-5 on requests per min. Limit: 3 / min. Please try again in {}. "
+OF_GROQ = "Rate limit reached for model `m`. Please try again in {}. Need more tokens? Upgrade today: "
+OF_AZURE = "Requests have exceeded the token rate limit of your current tier. Please retry after {}. "
+WITHOUT = "Rate limit reached for m on requests per min. Limit: 60 / min. Add a payment method: "
+BILLING = "https://example.com/settings/billing"
+
+
+@pytest.mark.parametrize(
+    ("text", "wait_ms"),
+    [
+        (OF_OPENAI.format("20s"), 20_000),
+        (OF_OPENAI.format("1m2.5s"), 62_500),
+        (OF_OPENAI.format("120ms"), 120),
+        (OF_GROQ.format("2h0m7.66s"), 7_207_660),
+        (OF_AZURE.format("6 seconds"), 6_000),
+        (OF_AZURE.format("1 second"), 1_000),
+        (WITHOUT, None),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_text_of_a_limit_says_how_long_to_wait(
+    text: str, wait_ms: int | None, streamed: bool
+) -> None:
+    """Gateways and streams have no header for it. A link to the billing does not make it a used-up quota."""
+    error = {"error": {"message": text + BILLING, "type": "requests", "code": "rate_limit_exceeded"}}
+    answer = (
+        Sent((sse(error),), STREAM) if streamed else Sent((json.dumps(error).encode(),), JSON, "429 Slow")
+    )
+
+    with pytest.raises(LLMRateLimitError) as caught:
+        await _asked(CHAT, lambda _: answer, streamed=streamed, retry={"max_attempts": 1})
+
+    assert caught.value.retry_after_ms == wait_ms
+
+
 @pytest.mark.parametrize("wire", [CHAT], ids=["chat"])
 async def test_a_filtered_reply_has_the_id_of_its_request(wire: Format) -> None:
     answer = Sent(
@@ -267,6 +357,45 @@ async def test_only_a_rejected_request_is_repeated_without_its_schema(status: in
         await _asked(CHAT, reply, form=FORM)
 
     assert len(asked) == 1
+
+
+OF_OPENAI = (
+    "Invalid schema for response_format 'b': In context=(), 'additionalProperties' is required to be false."
+)
+OF_ANTHROPIC = "output_config.format.schema: For 'array' type, property 'maxItems' is not supported"
+OF_A_SERVER = "response_format of type json_schema is not supported"
+
+
+@pytest.mark.parametrize(
+    ("message", "formats"),
+    [
+        (OF_OPENAI, ["a", "b", None, None, "a"]),
+        (OF_ANTHROPIC, ["a", "b", None, None, "a"]),
+        (OF_A_SERVER, ["a", "b", None, None, None]),
+    ],
+    ids=["OpenAI", "Anthropic", "a server without schemas"],
+)
+async def test_a_schema_that_is_rejected_is_left_out_of_its_own_requests_only(
+    message: str, formats: list[str | None]
+) -> None:
+    """The output of other runs of the agent keeps its schema, unless the server knows no schemas."""
+    sent: list[str | None] = []
+
+    def reply(body: Any) -> Sent:
+        form = body.get("response_format")
+        sent.append(form and form["json_schema"]["name"])
+        if sent[-1] == "b":
+            return Sent((json.dumps({"error": {"message": message}}).encode(),), JSON, "400 No")
+        return Sent((json.dumps(whole(content="{}")).encode(),), JSON)
+
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    async with answering(reply) as url:
+        client = client_of(CHAT, url)
+        for name in ("a", "b", "b", "a"):
+            await client.generate(messages=list(HI), response_format=response_format(name, schema))
+        await client.aclose()
+
+    assert sent == formats
 
 
 async def test_the_requests_of_all_models_count() -> None:

@@ -224,6 +224,26 @@ async def test_a_fallback_answers_if_the_model_cannot(status: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (429, "You exceeded your current quota, please check your plan and billing details."),
+        (400, "Your credit balance is too low to access the Anthropic API."),
+        (400, "You have reached your specified API usage limits. You will regain access on 2026-12-01."),
+        (403, "insufficient_balance"),
+        (403, "Your team has used all available credits or reached its monthly spending limit."),
+    ],
+    ids=["OpenAI", "Anthropic", "Anthropic's own limit", "others", "xAI"],
+)
+async def test_a_fallback_answers_if_the_account_has_no_quota(status: int, message: str) -> None:
+    """Whichever status says so: the account of the other model may have some."""
+    server = Server({"m": _fails(status, message)})
+
+    reply = await _ask(server, fallbacks=[{"model": "n"}])
+
+    assert (server.models, reply.output_text) == (["m", "n"], "hi")
+
+
+@pytest.mark.parametrize(
     ("answer", "watched"),
     [
         (_fails(400), False),

@@ -97,6 +97,28 @@ COUNTS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
         },
         (1000, 50, 300, 500, 0),
     ),
+    "Qwen: written to the cache": (
+        {
+            "prompt_tokens": 1000,
+            "completion_tokens": 50,
+            "total_tokens": 1050,
+            "prompt_tokens_details": {"cached_tokens": 300, "cache_creation_input_tokens": 500},
+        },
+        (1000, 50, 300, 500, 0),
+    ),
+    "Anthropic: two compactions, whose tokens the other counts leave out": (
+        {
+            "input_tokens": 23_000,
+            "output_tokens": 1_000,
+            "cache_read_input_tokens": 300_000,
+            "iterations": [
+                {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3_500},
+                {"type": "compaction", "input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": 5},
+                {"type": "message", "input_tokens": 23_000, "output_tokens": 1_000},
+            ],
+        },
+        (503_006, 4_502, 300_005, 0, 0),
+    ),
 }
 
 
@@ -160,10 +182,35 @@ COSTS: dict[str, tuple[str, LLMUsage, float]] = {
         LLMUsage(1000, 100, 1100, {"service_tier": "default"}),
         (1000 * 1.25 + 100 * 10) / 1e6,
     ),
+    "gpt-5: the other name of the tier priority": (
+        "gpt-5",
+        LLMUsage(1000, 100, 1100, {"service_tier": "fast"}),
+        (1000 * 2.5 + 100 * 20) / 1e6,
+    ),
+    "gpt-6-astra: the tier ultrafast": (
+        "gpt-6-astra",
+        LLMUsage(1000, 100, 1100, {"service_tier": "ultrafast"}),
+        (1000 * 60 + 100 * 300) / 1e6,
+    ),
+    "claude-opus-5-5: fast mode in the US, 800 read from the cache": (
+        "claude-opus-5-5",
+        LLMUsage(1000, 100, 1100, {"service_tier": "fast", "inference_geo": "us", "cached_tokens": 800}),
+        (200 * 8 + 800 * 0.4 + 100 * 40) * 1.1 / 1e6,
+    ),
     "gpt-5: reasoning costs what output costs": (
         "gpt-5",
         LLMUsage(1000, 100, 1100, {"reasoning_tokens": 90}),
         (1000 * 1.25 + 100 * 10) / 1e6,
+    ),
+    "gpt-audio: 80 of 100 output tokens are spoken": (
+        "gpt-audio",
+        LLMUsage(1000, 100, 1100, {"output_audio_tokens": 80}),
+        (1000 * 2.5 + 20 * 10 + 80 * 64) / 1e6,
+    ),
+    "gpt-4o: spoken output costs what output costs": (
+        "gpt-4o",
+        LLMUsage(1000, 100, 1100, {"output_audio_tokens": 180}),
+        (1000 * 2.5 + 100 * 10) / 1e6,
     ),
     "deepseek-chat": (
         "deepseek-chat",
@@ -181,12 +228,55 @@ def test_a_cost_is_right_to_the_token(name: str) -> None:
     assert price(model, usage).metadata["cost_usd"] == pytest.approx(usd, abs=1e-12)
 
 
+@pytest.mark.parametrize("model", ["gpt-5.6-sol", "claude-opus-4-5"])
+@pytest.mark.parametrize("tier", ["fast", "ultrafast"])
+def test_a_fast_tier_without_a_listed_price_does_not_cost_what_the_standard_tier_costs(
+    model: str, tier: str
+) -> None:
+    """It costs a multiple. OpenAI's `fast` is listed as `priority`."""
+    usage = LLMUsage(1000, 100, 1100, {"service_tier": tier})
+    is_listed = "priority" in price_table()[model] and tier == "fast"
+
+    assert (price(model, usage).metadata["cost_usd"] is not None) is is_listed
+    assert price(model, usage, LLMPricing(input=1, output=2)).metadata["cost_usd"] == pytest.approx(0.0012)
+
+
+def test_what_decides_the_price_of_a_reply_is_read_from_its_usage() -> None:
+    """Anthropic's fast mode, and where the model ran."""
+    fast = usage_from_wire({"input_tokens": 10, "speed": "fast", "inference_geo": "us"}, cache_is_apart=True)
+    plain = usage_from_wire(
+        {"input_tokens": 10, "speed": "standard", "inference_geo": "not_available"}, cache_is_apart=True
+    )
+
+    assert fast is not None
+    assert plain is not None
+    assert dict(fast.metadata) == {"service_tier": "fast", "inference_geo": "us"}
+    assert dict(plain.metadata) == {}
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {"cache_creation": {"ephemeral_1h_input_tokens": 7}},
+        {"prompt_tokens_details": {"cache_creation": {"ephemeral_1h_input_tokens": 7}}},
+        {"prompt_tokens_details": {"cache_creation_token_details": {"ephemeral_1h_input_tokens": 7}}},
+        {"iterations": [{"type": "compaction", "cache_creation": {"ephemeral_1h_input_tokens": 7}}]},
+    ],
+    ids=["Anthropic", "Qwen", "LiteLLM", "a compaction of Anthropic"],
+)
+def test_what_was_written_to_the_long_cache_is_read_in_every_spelling(wire: dict[str, Any]) -> None:
+    usage = usage_from_wire({"input_tokens": 10, "output_tokens": 1, **wire})
+
+    assert usage is not None
+    assert usage.metadata["cache_creation_1h_input_tokens"] == 7
+
+
 COSTS_OF_NO_USE = ("free", "0.0", "-1", "nan", "inf", "")
 """LiteLLM's proxy writes 0.0 for a streamed reply and for an unknown price."""
 
 
 def test_a_cost_that_the_provider_states_goes_first() -> None:
-    """In the reply (OpenRouter, xAI), or in a header of a gateway (LiteLLM)."""
+    """In the reply (OpenRouter, xAI, Perplexity, DeepInfra), or in a header of a gateway (LiteLLM)."""
     wire = {"prompt_tokens": 10, "completion_tokens": 5}
     by_reply, by_ticks = (
         usage_from_wire(wire | {"cost": 0.5}),
@@ -196,8 +286,33 @@ def test_a_cost_that_the_provider_states_goes_first() -> None:
     for usage in (by_reply, by_ticks):
         assert usage is not None
         assert price("gpt-4o", usage, LLMPricing(input=9, output=9)).metadata["cost_usd"] == 0.5
+    by_object = usage_from_wire(wire | {"cost": {"total_cost": 0.5, "request_cost": 0.4}})
+    by_estimate = usage_from_wire(wire | {"estimated_cost": 0.5})
+    for usage in (by_object, by_estimate):
+        assert usage is not None
+        assert price("gpt-4o", usage).metadata["cost_usd"] == 0.5
     assert stated_cost({"x-litellm-response-cost": "0.25"}) == 0.25
     assert [stated_cost({"x-litellm-response-cost": cost}) for cost in COSTS_OF_NO_USE] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("stated", "usd"),
+    [
+        ({"cost": 0.02, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.02}}, 0.02),
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 0.021),
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 0.02),
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, None),
+        ({"cost": 0, "is_byok": True}, None),
+    ],
+)
+def test_a_call_with_the_accounts_own_key_costs_what_its_vendor_bills_too(
+    stated: dict[str, Any], usd: float | None
+) -> None:
+    """OpenRouter's `cost` is then only its fee, or 0: the call is not free."""
+    usage = usage_from_wire({"prompt_tokens": 10, "completion_tokens": 5, **stated})
+
+    assert usage is not None
+    assert price("vendor/model", usage).metadata["cost_usd"] == usd
 
 
 def test_the_model_of_the_reply_is_priced_if_the_requested_name_is_unknown() -> None:

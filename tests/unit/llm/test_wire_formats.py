@@ -27,6 +27,7 @@ from openagents_worker.llm.providers import make_client
 from openagents_worker.llm.structured import response_format
 from openagents_worker.testing.model_server import FAULTS as ALL_FAULTS
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from tests.unit.llm.raw_server import STREAM, raw_server, sse
 from tests.unit.llm.test_conversation import MESSAGES, asks, call, result, user
 from tests.unit.llm.wire import (
     ANTHROPIC,
@@ -323,6 +324,10 @@ def test_anthropics_prompt_cache_is_marked_at_four_places_at_most() -> None:
     assert "cache_control" in body["system"][-1]
     assert "cache_control" in body["tools"][-1]
 
+    found_by_search = {"type": "custom", "name": "rare", "defer_loading": True, "input_schema": {}}
+    deferred = ANTHROPIC.body(HI, tools=[*TOOLS, found_by_search])["tools"]
+    assert ["cache_control" in tool for tool in deferred] == [True, False]  # the API rejects it there
+
     own = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
     assert json.dumps(ANTHROPIC.body([user(own)], tools=TOOLS)).count("cache_control") == 1
 
@@ -485,8 +490,15 @@ RESPONSE_ITEMS = st.lists(
         ),
         st.just({"type": "web_search_call", "id": "ws_1", "status": "completed"}),
         st.builds(
-            lambda x: {"type": "function_call", "call_id": "?", "name": "add", "arguments": f'{{"x":{x}}}'},
+            lambda x, own: {
+                "type": "function_call",
+                "call_id": "?",
+                "name": "add",
+                "arguments": f'{{"x":{x}}}',
+                **own,
+            },
             st.integers(0, 3),
+            st.sampled_from([{}, {"namespace": "crm"}, {"async": True}]),
         ),
     ),
     min_size=1,
@@ -510,6 +522,42 @@ def test_a_response_goes_back_as_it_came(items: list[dict[str, Any]]) -> None:
 
     kept = [item for item in sent if item.get("content") != "\n\n"]
     assert back["input"][1 : len(kept) + 1] == kept
+
+
+def test_the_result_of_a_call_goes_back_to_the_program_that_made_it() -> None:
+    """A program of the provider. A call that the model made itself has no caller."""
+    program = {"type": "program", "caller_id": "prog_1"}
+    calls = [
+        {"type": "function_call", "call_id": name, "name": "add", "arguments": "{}", "caller": caller}
+        for name, caller in (("a", program), ("b", {"type": "direct"}))
+    ]
+    reply = RESPONSES.codec().reply({"status": "completed", "output": calls}, provider="p")
+    stored = LLMResponse.from_wire(json.loads(json.dumps(reply.to_wire())))
+    back = RESPONSES.body([*HI, assistant_message(stored, stored.tool_calls), *_results(stored)])
+    RESPONSES.check(back)
+
+    callers = [(item["type"], item["call_id"], item.get("caller")) for item in back["input"][1:]]
+    assert callers == [
+        ("function_call", "a", program),
+        ("function_call", "b", None),
+        ("function_call_output", "a", program),
+        ("function_call_output", "b", None),
+    ]
+
+
+@STREAMED
+async def test_a_response_has_the_price_of_the_tier_that_served_it(streamed: bool) -> None:
+    usage = {"input_tokens": 1_000_000, "output_tokens": 0, "total_tokens": 1_000_000}
+    response = {"id": "r", "object": "response", "status": "completed", "output": [], "usage": usage}
+    response |= {"service_tier": "flex", "output": [_output({"role": "assistant", "content": "hi"})]}
+    event = sse({"type": "response.completed", "response": response})
+    sent = (event, STREAM) if streamed else (json.dumps(response).encode(), "content-type: application/json")
+
+    async with raw_server(sent[0], head=sent[1]) as url:
+        reply = await ask(client_of(RESPONSES, url), on_delta=_listener(streamed))
+
+    assert reply.usage is not None
+    assert reply.usage.metadata["cost_usd"] == 0.625  # gpt-5: half of the standard tier's
 
 
 def _output(item: dict[str, Any]) -> dict[str, Any]:
@@ -550,6 +598,30 @@ def test_the_schema_of_the_output_is_on_the_wire(wire: Format, model: str, place
 
     assert place(body)["properties"].keys() == CITY["properties"].keys()
     assert place(body)["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [
+        ("claude-haiku-5-5", {"type": "any"}),
+        ("claude-opus-4-5", {"type": "any"}),
+        ("claude-opus-5-5", {"type": "auto"}),
+        ("claude-sonnet-5-5", {"type": "auto"}),
+        ("anthropic/claude-fable-5-1", {"type": "auto"}),
+        ("claude-mythos-5-2", {"type": "auto"}),
+    ],
+)
+def test_a_model_that_cannot_be_forced_to_call_the_output_tool_is_not_forced(
+    model: str, choice: dict[str, Any]
+) -> None:
+    """Its API rejects that. A schema with keys that the model chooses is sent as a tool."""
+    counts = {"type": "object", "additionalProperties": {"type": "integer"}}
+    request = Request(HI, tools=TOOLS, response_format=response_format("counts", counts))
+
+    body = ANTHROPIC.codec().body(request, model)
+
+    assert body["tools"][-1]["name"] == "final_answer_as_json"
+    assert body["tool_choice"] == choice
 
 
 @pytest.mark.parametrize("wire", [CHAT, ANTHROPIC], ids=lambda wire: wire.provider)

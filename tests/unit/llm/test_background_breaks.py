@@ -1,0 +1,136 @@
+"""A response in the background whose state cannot be asked for a while: it goes on, and is paid for once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import LLMConnectionError, LLMRateLimitError
+from openagents_worker.llm.base import LLMResponse
+from openagents_worker.llm.openai_background import MAX_RECONNECTS
+from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
+from tests.unit.llm.wire import HI, RESPONSES, Heard, client_of
+
+TEXT = "one two"
+GONE = Sent((), "", "")
+"""The connection breaks before the status."""
+BUSY = Sent((b"{}",), JSON, "503 Busy")
+UNKNOWN = Sent((b'{"error": {"message": "no such response"}}',), JSON, "404 Not Found")
+
+
+def response(status: str) -> dict[str, Any]:
+    output = [{"type": "message", "content": [{"type": "output_text", "text": TEXT}]}]
+    return {
+        "object": "response",
+        "id": "resp_1",
+        "status": status,
+        "output": output if status == "completed" else [],
+    }
+
+
+def state(status: str) -> Sent:
+    return Sent((json.dumps(response(status)).encode(),), JSON)
+
+
+def events(*kinds: str, begin: int = 0) -> Sent:
+    """The events of a stream, and its end."""
+    found: list[dict[str, Any]] = []
+    for number, kind in enumerate(kinds, begin):
+        event: dict[str, Any] = {"type": f"response.{kind}", "sequence_number": number}
+        if kind == "output_text.delta":
+            event |= {"delta": TEXT, "output_index": 0}
+        else:
+            event |= {"response": response("completed" if kind == "completed" else "in_progress")}
+        found.append(event)
+    return Sent((sse(*found),), STREAM)
+
+
+class Provider:
+    """Creates one response, and answers the questions for it one by one; the last answer is repeated."""
+
+    def __init__(self, created: Sent, *answers: Sent) -> None:
+        self._created, self._answers = created, list(answers)
+        self.created = self.asked = 0
+
+    def __call__(self, body: Any) -> Sent:
+        if body is not None:
+            self.created += 1
+            return self._created
+        self.asked += 1
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+async def answered(provider: Callable[[Any], Sent], *, streamed: bool, attempts: int = 1) -> LLMResponse:
+    retry = {"max_attempts": attempts, "initial_backoff_ms": 0}
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True, background_poll_ms=50, retry=retry)
+        try:
+            return await client.generate(messages=list(HI), on_delta=Heard() if streamed else None)
+        finally:
+            await client.aclose()
+
+
+@pytest.mark.parametrize("fault", [BUSY, GONE], ids=["busy", "broken"])
+async def test_states_that_cannot_be_asked_are_asked_again(fault: Sent) -> None:
+    """However often, if others are read in between: a long response has thousands of them."""
+    answers = [fault, state("in_progress")] * (3 * MAX_RECONNECTS)
+    provider = Provider(state("queued"), *answers, state("completed"))
+
+    reply = await answered(provider, streamed=False)
+
+    assert (reply.output_text, provider.created) == (TEXT, 1)
+
+
+@pytest.mark.parametrize("fault", [BUSY, GONE], ids=["busy", "broken"])
+async def test_a_stream_that_cannot_be_continued_at_once_is_continued_later(fault: Sent) -> None:
+    provider = Provider(events("created"), fault, fault, events("output_text.delta", "completed", begin=1))
+
+    reply = await answered(provider, streamed=True)
+
+    assert (reply.output_text, provider.created, provider.asked) == (TEXT, 1, 3)
+
+
+async def test_a_stream_that_breaks_at_the_same_event_is_not_continued_for_ever() -> None:
+    provider = Provider(events("created"), events("created", "in_progress"))
+
+    with pytest.raises(LLMConnectionError):
+        await answered(provider, streamed=True)
+
+    assert (provider.created, provider.asked) == (1, 2 + MAX_RECONNECTS)
+
+
+async def test_a_provider_that_stays_busy_is_an_error_of_the_call() -> None:
+    """The next attempt continues the response."""
+    provider = Provider(state("queued"), BUSY)
+
+    with pytest.raises(LLMConnectionError, match="503"):
+        await answered(provider, streamed=False)
+
+    assert (provider.created, provider.asked) == (1, 1 + MAX_RECONNECTS)
+
+
+async def test_a_long_wait_that_the_provider_asks_for_is_not_waited_inside_the_request() -> None:
+    limited = Sent((b"{}",), f"{JSON}\r\nretry-after: 600", "429 Slow")
+    provider = Provider(state("queued"), limited)
+
+    with pytest.raises(LLMRateLimitError) as caught:
+        await answered(provider, streamed=False)
+
+    assert (caught.value.retry_after_ms, provider.asked) == (600_000, 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_response_that_its_provider_does_not_know_yet_is_asked_for_again(streamed: bool) -> None:
+    """Some servers store it late, or in another process."""
+    begun = events("created") if streamed else state("queued")
+    end = events("output_text.delta", "completed", begin=1) if streamed else state("completed")
+
+    with pytest.raises(LLMConnectionError, match="does not know"):
+        await answered(Provider(begun, UNKNOWN), streamed=streamed)
+    provider = Provider(begun, UNKNOWN, end)
+    reply = await answered(provider, streamed=streamed, attempts=2)
+
+    assert (reply.output_text, provider.created, provider.asked) == (TEXT, 1, 2)
