@@ -128,7 +128,7 @@ class Conversation:
         steered = FixedMessage(role="user", content="\n\n".join(texts))
         last = self._messages[-1]
         if last["role"] == "user":  # some models need alternating roles
-            self._messages[-1] = FixedMessage(last, content=f"{last['content']}\n\n{steered['content']}")
+            self._messages[-1] = FixedMessage(last, content=_with_text(last["content"], steered["content"]))
             self._turn.append(steered)
         else:
             self._add_to_turn(steered)
@@ -212,6 +212,13 @@ def tool_schemas(tools: Mapping[str, RunTool]) -> list[dict[str, Any]]:
         {"type": "function", "function": {**tool.describe(), "name": tool_id}}
         for tool_id, tool in sorted(tools.items())
     ]
+
+
+def _with_text(content: Any, text: str) -> Any:
+    """The content of a message with one more paragraph; of a list of blocks, with one more block."""
+    if isinstance(content, list):
+        return [*content, {"type": "text", "text": text}]
+    return f"{content}\n\n{text}"
 
 
 def _as_list(value: Any) -> str:
