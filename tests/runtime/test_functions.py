@@ -18,7 +18,16 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, Json, SecretStr, computed_field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    PrivateAttr,
+    SecretStr,
+    computed_field,
+)
 from pydantic.alias_generators import to_camel
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
@@ -631,6 +640,24 @@ def test_a_result_is_read_back_in_its_declared_type(declared: Any, value: Any) -
     read = step.decoded(json.loads(json.dumps(step.encoded(value))))
     assert read == value
     assert type(read) is type(value)
+
+
+class Locked(BaseModel):
+    """Two instances are never equal."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    parcel_no: str = ""
+    _lock: Any = PrivateAttr(default_factory=object)
+
+
+def test_a_result_that_equals_no_other_is_read_back_whole() -> None:
+    """A field with an alias does not get its default."""
+
+    def function() -> Locked: ...  # type: ignore[empty-body]
+
+    step = Step.of(function, None)
+    assert step.decoded(step.encoded(Locked(parcelNo="7"))).parcel_no == "7"
 
 
 async def test_a_type_that_is_not_complete_is_found_before_the_call(redis_url: str) -> None:

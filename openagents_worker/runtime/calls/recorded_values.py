@@ -142,20 +142,21 @@ class Step:
             ) from error
 
     def _readable_form(self, value: Any, type_: TypeAdapter[Any]) -> Any:
-        """The value in the first form that is read as an equal value; else in the first that can be read.
+        """The value in the first form that is read as an equal value, or as one that is written alike; else in
+        the first that can be read.
 
         Preferred is one that versions that read by alias only can read.
         """
         readable: list[Any] = []
         problem: StepFailed | None = None
         for names in (BY_ALIAS, BY_ANY_NAME):
-            for stored in _forms(value, type_):
+            for form, stored in _forms(value, type_):
                 try:
                     read = self._read(stored, type_, names)
                 except StepFailed as error:
                     problem = problem or error
                     continue
-                if _is_equal(read, value):
+                if _is_equal(read, value) or _written(read, type_, form) == stored:
                     return stored
                 readable.append(stored)
         if not readable:
@@ -234,14 +235,18 @@ def _new_adapter(declared: Any) -> TypeAdapter[Any] | None:
 _cached_adapter = lru_cache(maxsize=512)(_new_adapter)
 
 
-def _forms(value: Any, type_: TypeAdapter[Any]) -> Iterator[Any]:
-    """The different forms of a value as plain JSON. The first one is usually the only one that is needed."""
+def _forms(value: Any, type_: TypeAdapter[Any]) -> Iterator[tuple[Mapping[str, Any], Any]]:
+    """The options and the plain JSON of the different forms of a value. Usually the first one is taken."""
     forms: list[Any] = []
     for form in JSON_FORMS:
-        stored = to_plain_json(type_.dump_python(value, mode="json", **form))
+        stored = _written(value, type_, form)
         if stored not in forms:
             forms.append(stored)
-            yield stored
+            yield form, stored
+
+
+def _written(value: Any, type_: TypeAdapter[Any], form: Mapping[str, Any]) -> Any:
+    return to_plain_json(type_.dump_python(value, mode="json", **form))
 
 
 def _is_hashable(declared: Any) -> bool:
