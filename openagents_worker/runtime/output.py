@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -211,11 +211,14 @@ async def _validate_any_form(
 ) -> Any:
     """The valid output. An instance of a class is tried in each of its JSON forms: the schema may know its
     fields by their aliases."""
-    *others, last = _forms(output)
-    for form in others:
-        with suppress(OutputMismatch):
-            return await _validate_once(form, output_type, recorder, checks, offload)
-    return await _validate_once(last, output_type, recorder, checks, offload)
+    first, *others = _forms(output, output_type.schema)
+    try:
+        return await _validate_once(first, output_type, recorder, checks, offload)
+    except OutputMismatch:
+        for form in others:
+            with suppress(OutputMismatch):
+                return await _validate_once(form, output_type, recorder, checks, offload)
+        raise
 
 
 async def _validate_once(
@@ -262,13 +265,18 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _forms(output: Any) -> list[Any]:
-    """The different JSON forms of an output; mostly one."""
+def _forms(output: Any, schema: Mapping[str, Any]) -> list[Any]:
+    """The different JSON forms of an output; mostly one. The first has the fewest fields that the schema does
+    not name."""
+    if not isinstance(output, BaseModel):
+        return [output]
     forms: list[Any] = []
-    for options in JSON_FORMS if isinstance(output, BaseModel) else ():
+    for options in sorted(JSON_FORMS, key=lambda options: "by_alias" not in options):
         if (form := output.model_dump(mode="json", **options)) not in forms:
             forms.append(form)
-    return forms or [output]
+    properties = schema.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    return sorted(forms, key=lambda form: len(form.keys() - known.keys()) if isinstance(form, dict) else 0)
 
 
 def _to_json_values(output: Any) -> Any:

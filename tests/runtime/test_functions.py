@@ -692,9 +692,21 @@ async def test_the_output_of_a_function_may_be_an_instance_of_its_type(redis_url
         return Parcel(parcelNo="7", weightG=3)
 
     async with process(redis_url, a(sender)) as p:
-        output = await ends(p, output_type={**Parcel.model_json_schema(), "additionalProperties": False})
+        output = await ends(p, output_type=Parcel.model_json_schema())
         assert output == {"parcelNo": "7", "weightG": 3}
         assert "validation.retry" not in await p.event_names()
+
+
+async def test_the_schema_of_the_output_decides_about_the_names_of_its_fields(redis_url: str) -> None:
+    """Also of those that it does not require."""
+
+    async def sender(context: RunContext) -> Parcel:
+        return Parcel(parcelNo="7", weightG=3)
+
+    names = {"parcel_no": {"type": "string"}, "weight_g": {"type": "integer"}}
+    async with process(redis_url, a(sender)) as p:
+        output = await ends(p, output_type={"type": "object", "properties": names})
+        assert output == {"parcel_no": "7", "weight_g": 3}
 
 
 @pytest.mark.parametrize(

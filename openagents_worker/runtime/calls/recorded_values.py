@@ -142,8 +142,8 @@ class Step:
             ) from error
 
     def _readable_form(self, value: Any, type_: TypeAdapter[Any]) -> Any:
-        """The value in the first form that is read as an equal value, or as one that is written alike; else in
-        the first that can be read.
+        """The value in the first form that is read as an equal value, or as one that is written alike; else
+        in the first that can be read.
 
         Preferred is one that versions that read by alias only can read.
         """
