@@ -14,7 +14,7 @@ from openagents_worker.models.parsing import (
     parse_request,
 )
 from openagents_worker.models.record import RunRecord
-from openagents_worker.models.request import MAX_LABELS, RunRequest, output_class_of, schema_of
+from openagents_worker.models.request import MAX_LABELS, RunRequest, instance_of, output_class_of, schema_of
 from openagents_worker.models.result import OutputT, RunArtifact, RunResult, run_failed
 from openagents_worker.models.states import RunState, StopReason
 from openagents_worker.models.usage import RunUsage
@@ -47,6 +47,7 @@ __all__ = [
     "WaitKind",
     "Waiting",
     "header_text",
+    "instance_of",
     "output_class_of",
     "parse_child_request",
     "parse_request",

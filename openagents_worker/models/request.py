@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     Field,
     JsonValue,
     PydanticUserError,
+    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
@@ -19,13 +20,16 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.models.base import RequestModel
 from openagents_worker.models.budget import RunBudget
 from openagents_worker.models.fields import CheckpointId, Id, LabelName, QueueName
 
-__all__ = ["MAX_LABELS", "RunRequest", "output_class_of", "schema_of"]
+__all__ = ["MAX_LABELS", "RunRequest", "instance_of", "output_class_of", "schema_of"]
 
 MAX_LABELS = 32
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class RunRequest(RequestModel):
@@ -116,6 +120,19 @@ class RunRequest(RequestModel):
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema of a pydantic class."""
     return model.model_json_schema()
+
+
+def instance_of(model: type[M], value: Any) -> M:
+    """An instance of a pydantic class from JSON values. Raises ValidationError.
+
+    A strict class takes a date as text only from JSON, so the values are written as JSON first.
+    """
+    try:
+        return model.model_validate_json(dumps(value))
+    except ValidationError:
+        raise
+    except (TypeError, ValueError):  # a value that is not JSON
+        return model.model_validate(value)
 
 
 def output_class_of(request: RunRequest | Mapping[str, Any]) -> type[BaseModel] | None:

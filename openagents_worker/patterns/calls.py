@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from openagents_worker.llm.base import LLMResponse, Message
+from openagents_worker.llm.base import LLMResponse, Message, current_call
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.patterns.step_limits import more_steps, step_deadline
 from openagents_worker.patterns.tool_calls import unknown_tool
@@ -50,13 +50,14 @@ async def call_llm(
         options["response_format"] = reply_type.form
     options["tools"] = None if tools is None else tool_schemas({id_: _tool(context, id_) for id_ in tools})
     conversation = _conversation(context, prompt)
+    is_of_program = current_call.get() is None  # a tool that asks its model takes nothing from the program
     if reply_type is not None:
         conversation.add_to_question(reply_type.instruction)
 
     async def ask() -> LLMResponse:
         step = await _counted(context)
         async with step_deadline(context, step, context.step_timeout_ms):
-            return await conversation.ask(step=step, **options)
+            return await conversation.ask(step=step, takes_steering=is_of_program, **options)
 
     return await (ask() if reply_type is None else typed_reply(context, conversation, reply_type, ask))
 

@@ -45,10 +45,12 @@ class ReflexionPattern(ReActPattern):
                 break
             await self.emit("pattern.phase", phase="reflecting")
             review = await self._review()
-            if _accepts(review):
+            if not (is_accepted := _accepts(review)):
+                self._conversation.add_request(IMPROVE.format(review=review))
+            # What the user has sent meanwhile is for the answer, not for its reviewer.
+            if not await self._conversation.take_steering() and is_accepted:
                 break
             await self.emit("pattern.phase", phase="answering")
-            self._conversation.add_request(IMPROVE.format(review=review))
             answer = await self._run_steps()
         return answer
 
@@ -61,7 +63,9 @@ class ReflexionPattern(ReActPattern):
         no_calls = {} if tools is None else {"tool_choice": "none"}  # with the tools, prompt caches hit
         async with step_deadline(self.context, self._steps, self.cfg.step_timeout_ms):
             await self.emit("pattern.step_started", step=self._steps)
-            reply = await reviewed.ask(step=self._steps, tools=tools, response_format=None, **no_calls)
+            reply = await reviewed.ask(
+                step=self._steps, takes_steering=False, tools=tools, response_format=None, **no_calls
+            )
             await self.emit("pattern.step_finished", step=self._steps, action="reflection")
         return reply.output_text.strip()
 

@@ -113,13 +113,14 @@ class Conversation:
         ]
         return "\n\n".join([*memory_sections, f"## question\n{question}"]) if memory_sections else question
 
-    async def take_steering(self, answer: str | None = None) -> bool:
+    async def take_steering(self, answer: str | None = None, *, new: bool = True) -> bool:
         """Append the messages that were sent to the run since the last time; returns whether there were any.
 
-        `answer` is the answer of the model that they follow, if they arrived after it.
+        `answer` is the answer of the model that they follow, if they arrived after it. Without `new`, only
+        those that an earlier attempt has taken here.
         """
         take_steering = getattr(self._context, "take_steering", None)
-        texts = await take_steering() if take_steering is not None else ()
+        texts = await take_steering(new=new) if take_steering is not None else ()
         if not texts:
             return False
         if answer and not is_blank(answer):
@@ -127,7 +128,7 @@ class Conversation:
         steered = FixedMessage(role="user", content="\n\n".join(texts))
         last = self._messages[-1]
         if last["role"] == "user":  # some models need alternating roles
-            self._messages[-1] = FixedMessage(last, content=f"{last['content']}\n\n{steered['content']}")
+            self._messages[-1] = FixedMessage(last, content=_with_text(last["content"], steered["content"]))
             self._turn.append(steered)
         else:
             self._add_to_turn(steered)
@@ -137,13 +138,14 @@ class Conversation:
         self._messages += messages
         self._turn += messages
 
-    async def ask(self, *, step: int, **changed: Any) -> LLMResponse:
+    async def ask(self, *, step: int, takes_steering: bool = True, **changed: Any) -> LLMResponse:
         """The model's reply, to a request with the messages that were sent to the run meanwhile.
 
-        If the request exceeds the model's context, it is repeated with less history. `changed` are parameters
-        of `LLMClient.generate` in place of those of the agent.
+        Without `takes_steering`, these wait for another request. If the request exceeds the model's context,
+        it is repeated with less history. `changed` are parameters of `LLMClient.generate` in place of those
+        of the agent.
         """
-        await self.take_steering()
+        await self.take_steering(new=takes_steering)
         while True:
             try:
                 return await self._generate(changed)
@@ -210,6 +212,13 @@ def tool_schemas(tools: Mapping[str, RunTool]) -> list[dict[str, Any]]:
         {"type": "function", "function": {**tool.describe(), "name": tool_id}}
         for tool_id, tool in sorted(tools.items())
     ]
+
+
+def _with_text(content: Any, text: str) -> Any:
+    """The content of a message with one more paragraph; of a list of blocks, with one more block."""
+    if isinstance(content, list):
+        return [*content, {"type": "text", "text": text}]
+    return f"{content}\n\n{text}"
 
 
 def _as_list(value: Any) -> str:

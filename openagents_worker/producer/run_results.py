@@ -10,7 +10,7 @@ from celery import exceptions, states
 from pydantic import BaseModel, ValidationError
 
 from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed
-from openagents_worker.models import RunRecord, RunResult, RunState, run_failed
+from openagents_worker.models import RunRecord, RunResult, RunState, instance_of, run_failed
 from openagents_worker.producer import plans
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.store.client import Plan
@@ -58,7 +58,7 @@ def parsed_result(record: RunRecord, output_class: type[BaseModel] | None) -> Ru
     if output_class is None or not result.ok:
         return result
     try:
-        answer = output_class.model_validate(result.final_output)
+        answer = instance_of(output_class, result.final_output)
     except ValidationError as error:
         raise OutputValidationError(
             f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from openagents_worker.models import RunUsage
@@ -77,15 +77,9 @@ class Checkpoints:
         facts that the record replaces.
         """
         self._writer.end_deltas(record.call)  # at once: a timer must not send them ahead of the record
-        storing = outside_runs(
+        await _whole(
             self._write(record, events, text, usage, taken), name=f"commit {self._run_id} {record.call}"
         )
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await asyncio.wait([storing])
-            storing.result()
-            raise
 
     async def _write(
         self, record: Record, events: list[Event], text: str, more: RunUsage | None, taken: Sequence[str]
@@ -149,7 +143,8 @@ class Checkpoints:
         return position, ("run.checkpoint_saved", payload)
 
     async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
-        """Store a note about a call, before its outcome. Its record replaces the note.
+        """Store a note about a call, before its outcome. Its record replaces the note. A cancellation during
+        the write is raised after the write.
 
         A run with the job of a tool is left to workers that know about jobs.
         """
@@ -157,4 +152,18 @@ class Checkpoints:
         self.store_start()
         is_job = is_of_job(value)
         kind = FactKind.JOB if is_job else FactKind.RESPONSE
-        await self._writer.write_fact(Fact.of(kind, call_id, dict(value)), HAS_JOB if is_job else 0)
+        await _whole(
+            self._writer.write_fact(Fact.of(kind, call_id, dict(value)), HAS_JOB if is_job else 0),
+            name=f"note {self._run_id} {call_id}",
+        )
+
+
+async def _whole(writing: Coroutine[Any, Any, None], *, name: str) -> None:
+    """Write, even if the current task is cancelled meanwhile; that is raised after the write."""
+    task = outside_runs(writing, name=name)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        task.result()
+        raise

@@ -163,7 +163,7 @@ class ChildRuns:
         return grant_of(
             self._asked_budget(call),
             self._recorder.budget,
-            self._recorder.usage,
+            self._recorder.checkpoints.total_usage,
             others,
             in_calls_usd=self._recorder.spending.reserved_usd,
             # The run goes on beside a child in the background, and needs as much.

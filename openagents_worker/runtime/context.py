@@ -157,12 +157,13 @@ class AttemptContext(ContextOfRequest):
         """
         return await waiting.receive(self.recorder, name, timeout, type, default)
 
-    async def take_steering(self) -> list[str]:
+    async def take_steering(self, *, new: bool = True) -> list[str]:
         """The messages for the run that arrived since the last time (`RunHandle.steer`); mostly none.
 
-        Taking some is recorded. The patterns of this library do it before each model call.
+        Taking some is recorded. The patterns of this library do it before each model call. Without `new`,
+        only those that an earlier attempt has taken here.
         """
-        return await steering.take_steering(self.recorder)
+        return await steering.take_steering(self.recorder, new=new)
 
     async def more_steps(self, limit: int, exhausted: OpenAgentsError) -> int:
         """The number of steps that the run may make, after `limit` steps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.json_schema.rules import Schema
 from openagents_worker.jsontext import canonical_json, dumps, loads
-from openagents_worker.models import MAX_MESSAGE_CHARS, RunRequest, schema_of
+from openagents_worker.models import MAX_MESSAGE_CHARS, RunRequest, instance_of, schema_of
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.journal import digest_of
@@ -27,6 +27,7 @@ from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
+from openagents_worker.tools.typed import JSON_FORMS
 
 __all__ = [
     "DEFAULT_VALIDATION_RETRIES",
@@ -119,7 +120,7 @@ def _validator(model: type[BaseModel], name: str) -> Callable[..., None]:
     """A function that validates by a class. Its name appears in logs while it executes."""
 
     def validate(value: Any) -> None:
-        model.model_validate(value)
+        instance_of(model, value)
 
     validate.__qualname__ = f"output type {name}"
     return validate
@@ -173,7 +174,7 @@ async def validated_output(
             final = await _finalized(output, output_type, pattern)
             if output_type is None:
                 return final
-            return await _validate_once(final, output_type, recorder, checks, offload)
+            return await _validate_any_form(final, output_type, recorder, checks, offload)
         except OutputMismatch as mismatch:
             problem = str(mismatch)
         if attempt == attempts:
@@ -205,6 +206,21 @@ async def _finalized(output: Any, output_type: OutputType | None, pattern: Any) 
         raise OutputMismatch(safe_message(error.message, MAX_MESSAGE_CHARS) or "it was refused") from error
 
 
+async def _validate_any_form(
+    output: Any, output_type: OutputType, recorder: Recorder, checks: SchemaChecks, offload: Offload
+) -> Any:
+    """The valid output. An instance of a class is tried in each of its JSON forms: the schema may know its
+    fields by their aliases."""
+    first, *others = _forms(output, output_type.schema)
+    try:
+        return await _validate_once(first, output_type, recorder, checks, offload)
+    except OutputMismatch:
+        for form in others:
+            with suppress(OutputMismatch):
+                return await _validate_once(form, output_type, recorder, checks, offload)
+        raise
+
+
 async def _validate_once(
     output: Any, output_type: OutputType, recorder: Recorder, checks: SchemaChecks, offload: Offload
 ) -> Any:
@@ -212,7 +228,6 @@ async def _validate_once(
 
     A later attempt thus gets the same result, even if a check takes longer there or has another version.
     """
-    output = _to_json_values(output)
     try:
         key = digest_of(canonical_json([output_type.name, output]))
     except (TypeError, ValueError, RecursionError):  # not JSON: each attempt finds that out again
@@ -248,6 +263,20 @@ def _is_json(text: str) -> bool:
     except OutputMismatch:
         return False
     return True
+
+
+def _forms(output: Any, schema: Mapping[str, Any]) -> list[Any]:
+    """The different JSON forms of an output; mostly one. The first has the fewest fields that the schema does
+    not name."""
+    if not isinstance(output, BaseModel):
+        return [output]
+    forms: list[Any] = []
+    for options in sorted(JSON_FORMS, key=lambda options: "by_alias" not in options):
+        if (form := output.model_dump(mode="json", **options)) not in forms:
+            forms.append(form)
+    properties = schema.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    return sorted(forms, key=lambda form: len(form.keys() - known.keys()) if isinstance(form, dict) else 0)
 
 
 def _to_json_values(output: Any) -> Any:

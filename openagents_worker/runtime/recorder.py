@@ -126,8 +126,7 @@ class Recorder:
         `may_repeat`: whether a cancelled call may be made again, although it may have had side effects.
         """
         query = self.rules.enter(kind, name, digest, core)
-        self._entered[kind] += 1
-        number = self._entered[kind]
+        number = self._entered[kind] = self._entered[kind] + 1
         if self._latch.reason is not None:
             await self._stop_if_latched()
         record = await self._find_record(query)
@@ -194,6 +193,8 @@ class Recorder:
         try:
             return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
+            for inner in self.rules.records_inside(record):
+                self._entered[inner.kind] += 1
             if self._latch.reason is None and not record.is_cancelled:
                 await self.checkpoints.store(self._records.cancellation_of(record), [])
             raise
@@ -338,6 +339,7 @@ class Recorder:
     async def _answer_from(self, record: Record) -> Any:
         """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
         for inner in self.rules.records_inside(record):
+            self._entered[inner.kind] += 1
             self.checkpoints.usage = self.usage.plus(RunUsage(**inner.usage))
             self._apply(inner)
         self.checkpoints.usage = self.usage.plus(RunUsage(**record.usage))
@@ -380,11 +382,8 @@ class Recorder:
     # --- the end of the attempt --------------------------------------------------------------------------
 
     async def _stop_if_latched(self) -> None:
-        """Raise `RunLatched` if the run is latched.
-
-        If other calls may still end, wait for them first. An error in this call now would make the program
-        cancel them.
-        """
+        """Raise `RunLatched` if the run is latched. If other calls may still end, wait for them first: an
+        error in this call now would make the program cancel them."""
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from functools import update_wrapper
+from functools import partial, update_wrapper
+from itertools import islice
 from types import SimpleNamespace
 from typing import (
     Annotated,
@@ -43,7 +44,7 @@ from openagents_worker.errors import PluginConfigError
 from openagents_worker.tools.base import Reconciled, ToolContext, ToolExecutionSpec
 from openagents_worker.tools.offload import importable
 from openagents_worker.tools.streaming import streamed_result
-from openagents_worker.tools.typed import TypedTool, parse_arguments
+from openagents_worker.tools.typed import MAX_ITERATED, TypedTool, parse_arguments, plain_json
 
 __all__ = ["DecoratedFunction", "FunctionTool", "tool"]
 
@@ -127,8 +128,20 @@ class FunctionTool(TypedTool):
             )
         if inspect.iscoroutinefunction(self._function):
             return await self._function(**arguments)
-        result = await self.run_sync(self._function, **arguments)
+        if self._execution_spec.cpu_bound:
+            return await self.run_sync(self._function, **arguments)
+        result = await self.run_sync(partial(_call, self._function, self.tool_name), **arguments)
         return await result if inspect.isawaitable(result) else result
+
+
+def _call(function: Callable[..., Any], tool_name: str, /, **arguments: Any) -> Any:
+    """The result of a function as plain JSON. If it is a generator, its code is executed here as well."""
+    result = function(**arguments)
+    if inspect.isawaitable(result):
+        return result
+    if isinstance(result, Iterator):
+        result = iter(list(islice(result, MAX_ITERATED + 1)))
+    return plain_json(result, tool_name)
 
 
 async def _unseen(text: str) -> None:
@@ -155,7 +168,7 @@ class DecoratedFunction(Generic[P, R]):
     ) -> None:
         update_wrapper(self, function)
         self.function = function
-        self.tool_name = name or function.__name__
+        self.tool_name = name or _name_of(function)
         self.description = description or _first_paragraph(function)
         self.durable_idempotent = durable_idempotent
         self.spec = spec
@@ -250,9 +263,26 @@ def tool(
     return decorate if function is None else decorate(function)
 
 
+def _declared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What has the name, the docstring and the type hints: the function inside of `functools.partial`."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(_declared(function), "__name__", None)
+    if not isinstance(name, str):
+        raise PluginConfigError(
+            f"a {type(function).__name__} has no name, which a tool needs", hint="use @tool(name=…)"
+        )
+    return name
+
+
 def _check_cpu_bound(function: Callable[..., Any], tool_name: str, context_name: str | None) -> None:
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-    if is_async or context_name is not None or not importable(function):
+    is_importable = hasattr(function, "__qualname__") and importable(function)
+    if is_async or context_name is not None or not is_importable:
         raise PluginConfigError(
             f"the tool {tool_name!r} cannot be CPU-bound",
             hint="such a function is not async, takes no context and is defined at the top level of a module",
@@ -265,7 +295,10 @@ def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | Non
     described = _described_arguments(function)
     context_name: str | None = None
     fields: dict[str, Any] = {}
+    given = function.keywords if isinstance(function, partial) else {}
     for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
+        if name in given:
+            continue
         if (
             parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             or name == "config"
@@ -298,13 +331,17 @@ def _with_alias(hint: Any, name: str, description: str | None) -> Any:
 
 
 def _type_hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
+    declared = _declared(function)
+    if not (inspect.isroutine(declared) or hasattr(declared, "__wrapped__")):  # an object that can be called
+        declared = type(declared).__call__
     annotations = {
-        k: v for k, v in inspect.get_annotations(function).items() if k not in ("context", "return")
+        k: v for k, v in inspect.get_annotations(declared).items() if k not in ("context", "return")
     }
     try:
         return get_type_hints(
             SimpleNamespace(__annotations__=annotations),
-            globalns=getattr(function, "__globals__", {}),
+            # a decorator of another module has copied the hints, but not the names in them
+            globalns=getattr(inspect.unwrap(declared), "__globals__", {}),
             include_extras=True,
         )
     except NameError as error:
@@ -315,14 +352,14 @@ def _type_hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, An
 
 
 def _first_paragraph(function: Callable[..., Any]) -> str:
-    return " ".join((inspect.getdoc(function) or "").split("\n\n", 1)[0].split())
+    return " ".join((inspect.getdoc(_declared(function)) or "").split("\n\n", 1)[0].split())
 
 
 def _described_arguments(function: Callable[..., Any]) -> dict[str, str]:
     """The parameters' descriptions in the `Args:` section of a Google-style docstring."""
     section = re.search(
         r"^(?:Args|Arguments|Parameters):\n((?:[ \t]+.*\n?|\n)+)",
-        inspect.getdoc(function) or "",
+        inspect.getdoc(_declared(function)) or "",
         re.MULTILINE,
     )
     described: dict[str, str] = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -91,7 +92,10 @@ class FilesystemPolicy:
 
 
 class CommandPolicy:
-    """Allows some programs, for tools with the parameter `command`: a command line, or a list of words."""
+    """Allows some programs, for tools with the parameter `command`: a command line, or a list of words.
+
+    A tool may give a line to a shell, so the line must be one command with its words.
+    """
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self._allowed = frozenset(allowed)
@@ -100,6 +104,8 @@ class CommandPolicy:
         if "command" not in request.parameters and "command" not in request.arguments:
             return None
         command = request.arguments.get("command")
+        if isinstance(command, str) and _is_more_than_words(command):
+            return "a shell would find more than one program with its words in the command"
         try:
             words = shlex.split(command) if isinstance(command, str) else list(command or ())
         except (ValueError, TypeError):
@@ -107,6 +113,37 @@ class CommandPolicy:
         if words and words[0] in self._allowed:
             return None
         return "the program is not in command_allowlist"
+
+
+def _is_more_than_words(line: str) -> bool:
+    """Whether a POSIX shell would find in a line more than a program and its words: another command, a
+    redirection, an expansion that contains commands, or a comment, which may contain quotes.
+
+    >>> _is_more_than_words("git log --format='%h; %s' \"$HOME\""), _is_more_than_words("git log; rm a")
+    (False, True)
+    """
+    quote, is_escaped, before = "", False, " "
+    for char, after in pairwise(f"{line} "):
+        if is_escaped:
+            is_escaped = False
+        elif quote == "'":
+            quote = "" if char == "'" else quote
+        elif char == "\\":
+            is_escaped = True
+        elif char == "`" or (char == "$" and after in "({"):  # also in double quotes
+            return True
+        elif quote:
+            quote = "" if char == '"' else quote
+        elif char in "'\"":
+            quote = char
+        elif (
+            char in ";&|<>()\r\n"
+            or (char == "$" and after in "'\"")  # some shells quote in another way then
+            or (char == "#" and before.isspace())
+        ):
+            return True
+        before = char
+    return False
 
 
 class NetworkPolicy:

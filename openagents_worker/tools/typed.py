@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -12,17 +13,25 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from openagents_worker.errors import StepTooDeep, ToolError, ToolValidationError
-from openagents_worker.jsontext import MAX_NESTING, NestedTooDeeply, replaced
+from openagents_worker.jsontext import MAX_NESTING, NestedTooDeeply, dumps, replaced
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 
-__all__ = ["TypedTool", "to_plain_json", "with_own_limit"]
+__all__ = ["JSON_FORMS", "TypedTool", "to_plain_json", "with_own_limit"]
 
 MAX_VALUES = 500_000
 """Largest number of values in a result that contains other types than lists, dicts and plain JSON values."""
 MAX_ITERATED = 100_000
-"""Largest number of values of an iterator that a tool returns: it is read on the event loop."""
+"""Largest number of values of an iterator that a tool returns."""
 _ANY_VALUE: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
 READS_ONLY = ToolExecutionSpec(concurrency_safe=True, side_effects="none")
+JSON_FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"by_alias": True},
+    {"round_trip": True},  # without computed fields
+    {"round_trip": True, "by_alias": True},
+)
+"""How pydantic may write a value as JSON (options of `dump_python`). Which form a class reads, and its schema
+describes, depends on its aliases and on whether it takes further fields."""
 
 
 OWN_LIMIT_MARGIN_MS = 15_000  # to end processes and connections after the tool's own limit
@@ -90,6 +99,8 @@ def parse_arguments(params: type[BaseModel], arguments: Mapping[str, Any], tool_
         return params.model_validate(arguments)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
+    with suppress(ValueError, TypeError):  # a strict type takes a date as text only from JSON
+        return params.model_validate_json(dumps(arguments))
     lines = [_line(problem) for problem in problems[:5]]
     names = [field.alias or name for name, field in params.model_fields.items()]
     raise ToolValidationError(

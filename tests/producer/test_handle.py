@@ -7,13 +7,14 @@ import copy
 import pickle
 import threading
 from collections.abc import AsyncGenerator, Callable
+from datetime import date
 from typing import Any
 
 import celery.exceptions
 import celery.result
 import pytest
 from celery.result import allow_join_result, denied_join_result
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from openagents_worker.errors import (
     LLMResponseError,
@@ -322,6 +323,20 @@ def test_who_asked_for_a_class_waits_for_an_instance_of_it(client: Client, hand:
     assert client.handle("r1", output_type=Sum).wait(60).final_output == Sum(total=391)
     assert client.handle("r1").wait(60).final_output == {"total": 391}
     assert handle.get(timeout=PATIENCE_S)["final_output"] == {"total": 391}
+
+
+class Booking(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
+
+
+def test_a_strict_class_is_made_of_what_json_has_for_it(client: Client, hand: Hand) -> None:
+    """A date is a text in the answer."""
+    handle = client.submit({**FIELDS, "output_type": Booking})
+    answered(hand, {"day": "2026-01-31"})
+
+    assert handle.wait(timeout=PATIENCE_S).final_output == Booking(day=date(2026, 1, 31))
 
 
 async def test_who_asked_for_a_class_on_a_loop_gets_an_instance_too(aclient: AsyncClient, hand: Hand) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from openagents_worker import Agent, RunContext, ToolContext
+from openagents_worker import tool as tool_function
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime import clock
@@ -18,7 +20,7 @@ from tests.runtime import plugins, talking
 from tests.runtime.talking import Script, talker
 from tests.runtime.test_extending import extend, payloads
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
-from tests.support.runner import Process, calls, crash, process
+from tests.support.runner import Process, calls, crash, process, scripted
 from tests.support.waiting import await_for
 
 LIMITS: dict[str, tuple[float, float, str]] = {
@@ -307,3 +309,76 @@ async def test_a_limit_is_reached_beside_a_call_in_progress(redis_url: str, on_b
 
 async def _has(p: Process, name: str) -> bool:
     return name in await p.event_names()
+
+
+async def test_calls_inside_a_finished_call_count_after_a_death(redis_url: str) -> None:
+    """The limit is that of the run: what an earlier attempt has called inside another tool counts, too."""
+    hold, noted = asyncio.Event(), []
+
+    @tool_function
+    async def note(text: str) -> None:
+        """Note a text."""
+        noted.append(text)
+
+    @tool_function
+    async def pair(context: ToolContext) -> None:
+        """Note two texts."""
+        for text in ("a", "b"):
+            await context.call_tool("note", {"text": text})
+
+    async def program(context: RunContext) -> None:
+        await context.call_tool("pair")
+        await hold.wait()
+        await context.call_tool("note", {"text": "c"})
+
+    definition = Agent("a", pattern=program, tools=[note, pair], llm={"provider": "mock"})
+    record = await _after_a_death(redis_url, definition, hold, "pair", budget={"max_tool_calls": 3})
+
+    assert result(record).stop_reason is StopReason.MAX_STEPS
+    assert noted == ["a", "b"]
+
+
+async def test_what_a_cancelled_call_has_cost_counts_after_a_death(redis_url: str) -> None:
+    """The next worker does not ask for it again, but it was paid for."""
+    hold, asked = asyncio.Event(), asyncio.Event()
+
+    async def ask(context: RunContext) -> None:
+        await context.call_llm("first")
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def program(context: RunContext) -> None:
+        asking = asyncio.create_task(context.step("ask", ask, context))
+        await asked.wait()
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await hold.wait()
+        await context.call_llm("second")
+
+    llm = scripted(*[{"text": "hi", "usage": {"input_tokens": 1_000_000, "output_tokens": 0}}] * 2)
+    definition = Agent("a", pattern=program, llm={**llm, "pricing": {"input": 1.0, "output": 1.0}})
+    record = await _after_a_death(redis_url, definition, hold, "ask", budget={"max_cost_usd": 1.0})
+
+    assert result(record).stop_reason is StopReason.BUDGET_EXHAUSTED
+    assert record.usage.llm_calls == 1
+
+
+async def _after_a_death(
+    redis_url: str, definition: Agent, hold: asyncio.Event, name: str, **request: Any
+) -> RunRecord:
+    """The record of a run whose worker died once the call with this name was recorded, before `hold`."""
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit(**request)
+
+        async def is_recorded() -> bool:
+            return name in [each.get("name") for each in await one.journal()]
+
+        dying = await executed_until(one, is_recorded, f"{name} is recorded")
+        await crash(one, "r1", dying)
+        hold.set()
+        await two.execute()
+        return await two.record()

@@ -189,6 +189,31 @@ async def test_only_allowed_programs_are_started(redis_url: str) -> None:
         assert MADE == ["ls -l"]
 
 
+async def test_an_allowed_program_is_not_followed_by_others(redis_url: str, tmp_path: Path) -> None:
+    """A shell executes the line, so it must be one program and its words."""
+    executor = {"type": "safe", "config": {"command_allowlist": ["echo"]}}
+    made = tmp_path / "made"
+    shell = {"id": "shell", "type": "execute_command", "config": {"root": str(tmp_path)}}
+    others = (
+        "echo a; echo b > made",
+        "echo a\necho b > made",
+        "echo a && echo b > made",
+        'echo "$(echo b > made)"',
+        "echo `echo b > made`",
+        "echo a # it's\necho b > made\n#'",
+        """echo "${x#'"'}"; echo b > made #'""",
+    )
+    lines = ("echo 'a; b' \\; \"c > d\" $HOME", *others)
+    async with process(
+        redis_url, caller(executor, *[("shell", {"command": line}) for line in lines], tools=[shell])
+    ) as p:
+        await p.run()
+        printed, *denied = await output(p)
+    assert printed["stdout"] == "a; b ; c > d\n"
+    assert denied == ["tool.permanent"] * len(others)
+    assert not made.exists()
+
+
 async def test_tools_use_files_below_the_roots_only(redis_url: str, tmp_path: Path) -> None:
     """By what a tool declares; a tool that declares nothing may neither read nor write elsewhere."""
     inside, outside = tmp_path / "in", tmp_path / "out"

@@ -14,11 +14,21 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    PrivateAttr,
+    SecretStr,
+    computed_field,
+)
+from pydantic.alias_generators import to_camel
 
 from openagents_worker import Agent, RunContext, StepFailed, ToolContext, tool
 from openagents_worker.errors import OpenAgentsError, RetryableToolError, StepTimeoutError
@@ -553,6 +563,41 @@ class Colour(Enum):
     RED = "red"
 
 
+class Parcel(BaseModel):
+    """An answer of a service: its names are not those of Python."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    parcel_no: str
+    weight_g: int = 0
+
+
+class Tracked(BaseModel):
+    """Read under other names than it is written."""
+
+    number: str = Field(validation_alias="no")
+    seen_times: int = Field(0, validation_alias=AliasChoices("seen", "views"), serialization_alias="n")
+
+
+class Label(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    side: int
+    content: Json[list[int]] = Field("[1]", validate_default=True)
+
+    @computed_field
+    def area(self) -> int:
+        return self.side**2
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    at: datetime
+    colour: Colour
+    pair: tuple[int, int]
+
+
 @pytest.mark.parametrize(
     ("declared", "value"),
     [
@@ -574,6 +619,14 @@ class Colour(Enum):
         (list[Offer], [Offer("x", datetime(2026, 1, 1, tzinfo=UTC))]),
         (dict[str, list[Order]], {"a": [Order(order_id="1", offers=[])]}),
         (Awaitable[int], 5),
+        (list["Order"], [Order(order_id="1", offers=[])]),
+        ("dict[str, Order] | None", {"a": Order(order_id="1", offers=[])}),
+        (Annotated[int, {"unit": "cents"}], 5),
+        (Parcel, Parcel(parcelNo="7", weightG=3)),
+        (list[Parcel], [Parcel(parcelNo="7")]),
+        (Tracked, Tracked(no="7", seen=1)),
+        (Label, Label(side=2)),
+        (Strict, Strict(at=datetime(2026, 1, 1, tzinfo=UTC), colour=Colour.RED, pair=(1, 2))),
     ],
     ids=str,
 )
@@ -587,6 +640,73 @@ def test_a_result_is_read_back_in_its_declared_type(declared: Any, value: Any) -
     read = step.decoded(json.loads(json.dumps(step.encoded(value))))
     assert read == value
     assert type(read) is type(value)
+
+
+class Locked(BaseModel):
+    """Two instances are never equal."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    parcel_no: str = ""
+    _lock: Any = PrivateAttr(default_factory=object)
+
+
+def test_a_result_that_equals_no_other_is_read_back_whole() -> None:
+    """A field with an alias does not get its default."""
+
+    def function() -> Locked: ...  # type: ignore[empty-body]
+
+    step = Step.of(function, None)
+    assert step.decoded(step.encoded(Locked(parcelNo="7"))).parcel_no == "7"
+
+
+async def test_a_type_that_is_not_complete_is_found_before_the_call(redis_url: str) -> None:
+    """The function may have an effect."""
+
+    def order() -> list[Nowhere]:  # type: ignore[name-defined]  # noqa: F821
+        MADE.append("called")
+
+    class Incomplete(BaseModel):
+        other: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+    def make() -> Any:
+        MADE.append("called")
+
+    make.__annotations__["return"] = Incomplete
+
+    async def buyer(context: RunContext) -> None:
+        with pytest.raises(StepFailed, match="the type of its result cannot be read"):
+            await context.step("order", order)
+        with pytest.raises(StepFailed, match="has no JSON form"):
+            await context.step("make", make)
+
+    async with process(redis_url, a(buyer)) as p:
+        await ends(p)
+    assert MADE == []
+
+
+async def test_the_output_of_a_function_may_be_an_instance_of_its_type(redis_url: str) -> None:
+    """Its schema knows the fields by their aliases."""
+
+    async def sender(context: RunContext) -> Parcel:
+        return Parcel(parcelNo="7", weightG=3)
+
+    async with process(redis_url, a(sender)) as p:
+        output = await ends(p, output_type=Parcel.model_json_schema())
+        assert output == {"parcelNo": "7", "weightG": 3}
+        assert "validation.retry" not in await p.event_names()
+
+
+async def test_the_schema_of_the_output_decides_about_the_names_of_its_fields(redis_url: str) -> None:
+    """Also of those that it does not require."""
+
+    async def sender(context: RunContext) -> Parcel:
+        return Parcel(parcelNo="7", weightG=3)
+
+    names = {"parcel_no": {"type": "string"}, "weight_g": {"type": "integer"}}
+    async with process(redis_url, a(sender)) as p:
+        output = await ends(p, output_type={"type": "object", "properties": names})
+        assert output == {"parcel_no": "7", "weight_g": 3}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunState, WaitKind
 from openagents_worker.runtime.calls import jobs
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import HAS_JOB
 from openagents_worker.store.scripts import RunEnd
 from openagents_worker.tools import JobHandle, ToolExecutionSpec
@@ -249,6 +251,36 @@ async def test_a_pattern_that_gives_a_call_up_cancels_its_job(redis_url: str, se
         await p.run()
         assert await output(p) == "gave up"
         assert service.cancelled == ["job-1"]
+        assert await job_facts(p) == []
+
+
+async def test_a_job_that_was_just_started_is_cancelled_with_its_call(
+    redis_url: str, service: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pattern gives the call up while its handle is being stored."""
+    is_storing, may_store, write = asyncio.Event(), asyncio.Event(), RunWriter.write_fact
+
+    async def slowly(self: RunWriter, fact: Fact, format_: int = 0) -> None:
+        if fact.kind is FactKind.JOB:
+            is_storing.set()
+            await may_store.wait()
+        await write(self, fact, format_)
+
+    monkeypatch.setattr(RunWriter, "write_fact", slowly)
+
+    async def impatient(context: RunContext) -> str:
+        calling = asyncio.create_task(context.call_tool("render"))
+        await is_storing.wait()
+        calling.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_store.set)
+        await asyncio.wait([calling])
+        return "gave up"
+
+    tool = {"id": "render", "impl": f"{TOOLS}.Render", "config": {"url": service.url, **ASK_LATER}}
+    async with process(redis_url, Agent("a", pattern=impatient, tools=[tool], llm=scripted())) as p:
+        await p.run()
+        assert await output(p) == "gave up"
+        assert (len(service.started), service.cancelled) == (1, ["job-1"])
         assert await job_facts(p) == []
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from datetime import date
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from openagents_worker import RunRequest, register_output
 from openagents_worker.errors import CheckLimitExceeded, RequestInvalid
@@ -31,6 +32,12 @@ from tests.support.runner import agent, calls, crash, process, scripted
 class Weather(BaseModel):
     city: str
     degrees: int = Field(ge=-90, le=60)
+
+
+class Booking(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
 
 
 class Even(BaseModel):
@@ -464,6 +471,19 @@ async def test_a_registered_class_with_an_invalid_schema_is_a_deployment_error(
         record = await p.run(output_type="letters")
 
     assert ended(record) == (RunState.FAILED, "plugin.config")
+
+
+async def test_a_strict_registered_model_takes_what_json_has_for_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A date is a text in JSON."""
+    monkeypatch.setattr(OUTPUTS, "_by_name", {})
+    register_output("booking", Booking)
+    async with process(redis_url, saying('{"day": "2026-01-31"}')) as p:
+        record = await p.run(output_type="booking")
+
+    assert ended(record) == (RunState.COMPLETED, {"day": "2026-01-31"})
+    assert record.usage.llm_calls == 1
 
 
 async def test_the_validators_of_a_registered_model_are_used(

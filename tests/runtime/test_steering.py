@@ -16,6 +16,7 @@ from openagents_worker.models import RunState
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import FactKind
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from openagents_worker.tools import tool
 from tests.runtime import talking
 from tests.runtime.talking import Script, talker
 from tests.support.runner import Process, calls, crash, process
@@ -183,6 +184,64 @@ async def test_a_message_that_arrives_during_the_last_call_is_answered(redis_url
         ("user", "Only German ones?"),
     ]
     assert [message["role"] for message in answer["tool_messages"]] == ["assistant", "user"]
+
+
+async def test_a_message_that_arrives_during_the_last_review_is_answered(redis_url: str) -> None:
+    """The reviewer of the pattern reflexion does not get it: the model does, and gives another answer."""
+    script, reviewed, released = InOrder(), threading.Event(), threading.Event()
+    accepted = {"text": "ACCEPT"}
+    script.by_run["r1"] = [ANSWER, accepted, {"text": "Only German ones."}, accepted]
+
+    async def reply(asked: ModelServerRequest) -> Any:
+        if len(script.asked.get("r1", ())) == 1:
+            reviewed.set()
+            await asyncio.to_thread(released.wait, PATIENCE_S)
+        return script(asked)
+
+    reflecting = {"pattern": {"type": "reflexion"}}
+    async with ModelServer(reply) as server, process(redis_url, talker(server.url, **reflecting)) as p:
+        await p.submit("r1", input_text="Find books.")
+        executing = asyncio.create_task(p.execute("r1"))
+        await await_for(reviewed.is_set, "the answer is reviewed")
+        await steer(p, "Only German ones?")
+        facts = p.runner._attempts["r1"].facts
+        await await_for(lambda: facts.of(FactKind.STEER), "the message is read")
+        released.set()
+        await executing
+        record = await p.record("r1")
+        _, _, asked, review = script.asked["r1"]
+
+    assert record.result is not None
+    assert record.result.final_output == "Only German ones."
+    steered = [("user", "Find books."), ("assistant", "Here you are."), ("user", "Only German ones?")]
+    assert messages_of(asked) == steered
+    assert messages_of(review)[:4] == [*steered, ("assistant", "Only German ones.")]
+
+
+@tool
+async def sum_up(context: Any) -> str:
+    """Asks the model, once the test lets it."""
+    talking.BEGUN.append(context.run_id)
+    await await_for(lambda: context.run_id in talking.LET_GO, "the test lets it go on")
+    return str((await context.call_llm([{"role": "user", "content": "Sum up."}])).output_text)
+
+
+async def test_a_model_call_of_a_tool_takes_no_messages(redis_url: str) -> None:
+    """They are for the pattern: the model that is asked by a tool knows nothing of its conversation."""
+    script = InOrder()
+    script.by_run["r1"] = [calls(("sum_up", {})), {"text": "In short."}, ANSWER]
+    tools = [{"id": "sum_up", "impl": f"{__name__}.sum_up"}]
+    async with ModelServer(script) as server, process(redis_url, talker(server.url, tools=tools)) as p:
+        executing = await in_a_tool(p)
+        await steer(p, "Only German ones?")
+        facts = p.runner._attempts["r1"].facts
+        await await_for(lambda: facts.of(FactKind.STEER), "the message is read")
+        talking.LET_GO.add("r1")
+        await executing
+    _, of_tool, of_pattern = script.asked["r1"]
+
+    assert [message["content"] for message in of_tool.body["messages"]] == ["Sum up."]
+    assert messages_of(of_pattern)[-1] == ("user", "Only German ones?")
 
 
 async def test_a_message_for_a_run_that_is_over_is_refused(redis_url: str) -> None:

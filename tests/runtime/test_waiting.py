@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import date
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from openagents_worker import Agent
 from openagents_worker.errors import RequestInvalid
@@ -400,6 +402,28 @@ async def test_a_value_that_comes_when_the_program_gives_up_is_for_the_next_call
         record = await p.record()
         assert record.result is not None
         assert record.result.final_output == [True, "now"]
+
+
+class Paid(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
+
+
+async def test_a_value_that_was_sent_is_read_in_its_type(redis_url: str) -> None:
+    """A strict one takes what JSON has for it: a text is a date."""
+
+    async def cashier(context: Any) -> Any:
+        paid = await context.receive("paid", type=Paid)
+        return f"{paid.day:%d.%m.%Y}"
+
+    async with process(redis_url, Agent("cashier", pattern=cashier, llm={"provider": "mock"})) as p:
+        await p.submit(agent_id="cashier")
+        await send(p, "paid", {"day": "2026-01-31"})
+        await p.execute()
+        record = await p.record()
+    assert record.result is not None
+    assert record.result.final_output == "31.01.2026"
 
 
 async def test_an_answer_that_is_overtaken_by_a_later_one_changes_nothing(redis_url: str) -> None:

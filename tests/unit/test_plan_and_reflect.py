@@ -17,6 +17,7 @@ from openagents_worker.errors import (
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.patterns.turn import Conversation
 from openagents_worker.tools import tool
 from tests.unit.run_fakes import FakeRun, ScriptedModel, asks, execute, says
 
@@ -236,3 +237,20 @@ async def test_an_empty_review_accepts() -> None:
     """It has found nothing."""
     assert await execute(made("reflexion"), run_of(says("1"), says(" "))) == "1"
     assert await execute(made("reflexion", max_reflections=0), run_of(says("1"))) == "1"
+
+
+# --- messages that are sent to the run -------------------------------------------------------------------
+
+
+async def test_a_message_for_the_run_is_a_further_part_of_a_question_with_an_image() -> None:
+    """The question stays a list of parts."""
+
+    class Steered(FakeRun):
+        async def take_steering(self, *, new: bool = True) -> list[str]:
+            return ["Be brief."]
+
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    run = Steered(ScriptedModel(says("a cat")))
+    await Conversation(run, messages=[{"role": "user", "content": parts}]).ask(step=1)
+    (message,) = run.llm_client.requests[0]["messages"]
+    assert message["content"] == [*parts, {"type": "text", "text": "Be brief."}]

@@ -389,6 +389,38 @@ async def test_a_tool_that_blocks_ends_before_it_is_cancelled(make_call: Any) ->
     assert seen == ["done", "cancelled"]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_tool_that_blocks_does_not_go_on_when_it_is_cancelled_twice(
+    make_call: Any, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """For example by the time limits of two blocks of the pattern. If it does not end, it is cancelled."""
+    monkeypatch.setitem(guards.interruption.__globals__, "LONGEST_BLOCK_S", 60.0 if ends else 0.01)
+    call, may_end, log = make_call(Blocking()), asyncio.Event(), []
+
+    async def work(call: ToolCall) -> str:
+        try:
+            await may_end.wait()
+            log.append("done")
+        finally:
+            await asyncio.sleep(0)
+            log.append("ended")
+        return "outcome"
+
+    async def record() -> None:
+        log.append(await guards.interruption(call, work))
+
+    recording = asyncio.create_task(record())
+    for _ in range(3):
+        await asyncio.sleep(0)
+        recording.cancel()
+    if ends:
+        may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
+    assert recording.cancelling() == 3
+    assert log == (["done", "ended", "outcome"] if ends else ["ended"])
+
+
 async def test_a_retryable_error_is_tried_again_if_the_executor_says_so(make_call: Any) -> None:
     """Not a call with effects, and not another error. The last error is raised."""
     tries = RetryOptions(max_attempts=3, initial_delay_ms=0)

@@ -83,9 +83,14 @@ async def _watched(call: ToolCall, job: _StartedJob) -> JobStatus:
     try:
         return await _ended(call, job)
     except asyncio.CancelledError:
-        if not call.run.context.recorder.is_latched or not call.info.may_suspend:
-            await _cancel(call, job)  # the run goes on without this call, or leaves no note of the job
+        await _cancel_if_given_up(call, job)
         raise
+
+
+async def _cancel_if_given_up(call: ToolCall, job: _StartedJob) -> None:
+    """Cancel the job if the run goes on without this call, or leaves no note of the job."""
+    if not call.run.context.recorder.is_latched or not call.info.may_suspend:
+        await _cancel(call, job)
 
 
 # --- the start ----------------------------------------------------------------------------------------------
@@ -118,7 +123,11 @@ async def _started(call: ToolCall) -> Any:
     job = _StartedJob(handle, recorder.waits.clock.now_ms(), recorder.life)
     _emit(call, job, "submitted")
     if call.info.note is not None:
-        await call.info.note(job.to_json(call))
+        try:
+            await call.info.note(job.to_json(call))
+        except asyncio.CancelledError:
+            await _cancel_if_given_up(call, job)
+            raise
     call.run.writer.closed_at_park.discard(_wait_fact(call))  # when it parks, this call does not begin again
     return job
 

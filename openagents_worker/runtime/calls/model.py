@@ -197,7 +197,7 @@ class RecordedModel(ModelClient):
         recorder.waits.begin_again(info, WaitKind.CHILD)
         while (exhausted := self._out_of_tokens()) is not None:
             used, limit = exhausted.current or 0, exhausted.limit or 0
-            if recorder.usage.total_tokens < limit and recorder.spending.will_settle("max_total_tokens"):
+            if self._spent.total_tokens < limit and recorder.spending.will_settle("max_total_tokens"):
                 await recorder.spending.child_settled(recorder.waits, info)
             else:
                 await more_of(recorder, "max_total_tokens", used, limit, exhausted)
@@ -224,7 +224,7 @@ class RecordedModel(ModelClient):
     def _out_of_tokens(self) -> BudgetExhausted | None:
         most = self._recorder.budget.limit("max_total_tokens")
         kept = int(self._recorder.spending.of_children("max_total_tokens"))
-        used = self._recorder.usage.total_tokens + kept
+        used = self._spent.total_tokens + kept
         if most is None or used < most:
             return None
         message = f"token budget exhausted: {used:,} of {most:,} tokens"
@@ -233,13 +233,19 @@ class RecordedModel(ModelClient):
         return BudgetExhausted(message, kind="tokens", current=used, limit=most)
 
     @property
+    def _spent(self) -> RunUsage:
+        """The usage of the whole run: also of calls that an earlier attempt has made, and the program of this
+        one has not asked for."""
+        return self._recorder.checkpoints.total_usage
+
+    @property
     def _spent_usd(self) -> float:
-        return self._recorder.usage.cost_usd or 0.0
+        return self._spent.cost_usd or 0.0
 
     def _cost_limit(self) -> float | None:
         """The limit of cost; None if it cannot be checked, because the cost of earlier calls is not known."""
         limit: float | None = self._recorder.budget.limit("max_cost_usd")
-        usage = self._recorder.usage
+        usage = self._spent
         if usage.cost_usd is not None or not usage.llm_calls:
             return limit
         if not self._reported_unpriced:
@@ -254,7 +260,7 @@ class RecordedModel(ModelClient):
         spent, hint = self._spent_usd, None
         kept = self._recorder.spending.of_children("max_cost_usd", for_good=True) if most else 0.0
         message = f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD"
-        if not (self._recorder.usage.llm_calls and spent >= limit):
+        if not (self._spent.llm_calls and spent >= limit):
             if spent + kept + most <= limit:
                 return None
             reserved = f", {kept:.4f} are reserved for children in the background" if kept else ""

@@ -7,7 +7,7 @@ sees the same value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -29,7 +29,7 @@ from openagents_worker.jsontext import (
 )
 from openagents_worker.runtime.context import AttemptContext, CallContext
 from openagents_worker.runtime.storable import too_deep
-from openagents_worker.tools.typed import to_plain_json
+from openagents_worker.tools.typed import JSON_FORMS, to_plain_json
 
 __all__ = ["Step", "unwrapped"]
 
@@ -42,6 +42,13 @@ CONTAINER_SIZE = 10  # values
 MAX_PROBLEMS = 3  # of a result that does not match its type, in the error
 TYPES_HINT = "use JSON values, dataclasses, pydantic models, dates, or result_type"
 NOT_JSON = (PydanticSerializationError, ValueError, TypeError, RecursionError)
+BY_ALIAS: dict[str, Any] = {}
+BY_ANY_NAME: dict[str, Any] = (
+    {"by_alias": True, "by_name": True}
+    if "by_name" in inspect.signature(TypeAdapter.validate_json).parameters
+    else {}  # pydantic before 2.11
+)
+"""Results are read by the names of their fields too: an alias may be for reading only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +121,17 @@ class Step:
     # --- results -----------------------------------------------------------------------------------------
 
     def encoded(self, value: Any) -> Any:
-        """The result as plain JSON. Raises `StepFailed` or `StepTooDeep` if it cannot be stored and read."""
+        """The result as plain JSON, from which the same value is read.
+
+        Raises `StepFailed` or `StepTooDeep` if it cannot be stored and read.
+        """
         if isinstance(value, Iterator):
             raise StepFailed(f"step {self.name!r} returned an iterator", hint="return a list")
         try:
-            if self.type is not None:
-                value = self.type.dump_python(self.type.validate_python(value), mode="json")
-            stored = to_plain_json(value)
+            if self.type is None:
+                return to_plain_json(value)
+            value = self.type.validate_python(value)
+            return self._readable_form(value, self.type)
         except NestedTooDeeply as error:
             raise too_deep(f"the result of step {self.name!r}", error) from error
         except ValidationError as error:
@@ -129,15 +140,37 @@ class Step:
             raise StepFailed(
                 f"the result of step {self.name!r} is not JSON: {error}", hint=TYPES_HINT
             ) from error
-        self.decoded(stored)
-        return stored
+
+    def _readable_form(self, value: Any, type_: TypeAdapter[Any]) -> Any:
+        """The value in the first form that is read as an equal value, or as one that is written alike; else
+        in the first that can be read.
+
+        Preferred is one that versions that read by alias only can read.
+        """
+        readable: list[Any] = []
+        problem: StepFailed | None = None
+        for names in (BY_ALIAS, BY_ANY_NAME):
+            for form, stored in _forms(value, type_):
+                try:
+                    read = self._read(stored, type_, names)
+                except StepFailed as error:
+                    problem = problem or error
+                    continue
+                if _is_equal(read, value) or _written(read, type_, form) == stored:
+                    return stored
+                readable.append(stored)
+        if not readable:
+            assert problem is not None
+            raise problem
+        return readable[0]
 
     def decoded(self, stored: Any) -> Any:
         """The result for the program. Raises `StepFailed` if the JSON does not match the type."""
-        if self.type is None:
-            return stored
+        return stored if self.type is None else self._read(stored, self.type, BY_ANY_NAME)
+
+    def _read(self, stored: Any, type_: TypeAdapter[Any], names: Mapping[str, Any]) -> Any:
         try:
-            return self.type.validate_json(dumps(stored))
+            return type_.validate_json(dumps(stored), **names)
         except ValidationError as error:
             raise self._mismatch(error, "has a result that cannot be read back from JSON") from error
 
@@ -153,10 +186,10 @@ class Step:
 def _return_type(function: Any, name: str) -> Any:
     """The declared type of the result, `Any` without one. Raises `StepFailed` if it cannot be read."""
     function = unwrapped(function)
-    if not hasattr(function, "__annotations__"):
+    if not (inspect.isroutine(function) or hasattr(function, "__wrapped__")):  # an object that can be called
         function = getattr(type(function), "__call__", function)  # noqa: B004  # as above
     declared = (getattr(function, "__annotations__", None) or {}).get("return", Any)
-    if isinstance(declared, str):
+    if not isinstance(declared, type) or get_origin(declared) is not None:  # it may hold names as text
         holder = SimpleNamespace(__annotations__={"return": declared})
         try:
             declared = get_type_hints(
@@ -179,8 +212,8 @@ def _adapter(declared: Any, name: str) -> TypeAdapter[Any] | None:
     if declared is Any or declared is inspect.Signature.empty:
         return None
     try:
-        adapter = _cached_adapter(declared) if isinstance(declared, Hashable) else TypeAdapter(declared)
-    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        adapter = _cached_adapter(declared) if _is_hashable(declared) else _new_adapter(declared)
+    except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
         raise StepFailed(
             f"step {name!r}: its result type {declared!r} has no JSON form", hint=TYPES_HINT
         ) from error
@@ -192,11 +225,43 @@ def _adapter(declared: Any, name: str) -> TypeAdapter[Any] | None:
     return adapter
 
 
-@lru_cache(maxsize=512)
-def _cached_adapter(declared: Any) -> TypeAdapter[Any] | None:
+def _new_adapter(declared: Any) -> TypeAdapter[Any] | None:
     """The adapter of a type. None: it contains one of pydantic's secrets, whose JSON is asterisks."""
     adapter: TypeAdapter[Any] = TypeAdapter(declared)
+    _ = adapter.validator.title  # raises PydanticUserError for a type that refers to an unknown one
     return None if "pydantic.types.Secret" in str(adapter.core_schema) else adapter
+
+
+_cached_adapter = lru_cache(maxsize=512)(_new_adapter)
+
+
+def _forms(value: Any, type_: TypeAdapter[Any]) -> Iterator[tuple[Mapping[str, Any], Any]]:
+    """The options and the plain JSON of the different forms of a value. Usually the first one is taken."""
+    forms: list[Any] = []
+    for form in JSON_FORMS:
+        stored = _written(value, type_, form)
+        if stored not in forms:
+            forms.append(stored)
+            yield form, stored
+
+
+def _written(value: Any, type_: TypeAdapter[Any], form: Mapping[str, Any]) -> Any:
+    return to_plain_json(type_.dump_python(value, mode="json", **form))
+
+
+def _is_hashable(declared: Any) -> bool:
+    try:
+        hash(declared)
+    except TypeError:  # `Annotated` with a dict
+        return False
+    return True
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - the class of a result may compare in its own way
+        return False
 
 
 def _ordered(value: Any, levels: int, left: list[int]) -> Any:

@@ -12,14 +12,15 @@ from openagents_worker.store.facts import FactKind
 __all__ = ["take_steering"]
 
 
-async def take_steering(recorder: Recorder) -> list[str]:
-    """The messages that arrived since the last time, in their order; mostly none.
+async def take_steering(recorder: Recorder, *, new: bool = True) -> list[str]:
+    """The messages that arrived since the last time, in their order; mostly none. Without `new`, only those
+    that an earlier attempt has taken here.
 
     Only if there are some, this is a recorded call. Replay makes it where it was made before.
     """
     is_recorded_next = recorder.rules.next_kind()
     if is_recorded_next is None:
-        if not recorder.waits.facts.of(FactKind.STEER):
+        if not new or not recorder.waits.facts.of(FactKind.STEER):
             return []
     elif is_recorded_next != STEER:
         return []

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from openagents_worker.errors import RequestInvalid, SignalTimeout
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime.journal import digest_of
@@ -95,7 +96,7 @@ _adapter = cache(TypeAdapter)
 
 def _validated(name: str, value: Any, type_: Any) -> Any:
     try:
-        return _adapter(type_).validate_python(value)
+        return _adapter(type_).validate_json(dumps(value))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}"

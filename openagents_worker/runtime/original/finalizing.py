@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from openagents_worker.errors import ModelRetryError
+from openagents_worker.models import instance_of
 from openagents_worker.runtime.original.errors import translated
 from openagents_worker.runtime.output import OutputMismatch, OutputType, parse_json_answer
 
@@ -65,7 +66,8 @@ def _accepting_text(model: type[BaseModel]) -> type[BaseModel]:
     class AcceptingText(model):  # type: ignore[misc,valid-type]
         @classmethod
         def model_validate(cls, obj: Any, **options: Any) -> Any:
-            return model.model_validate(_without_text(obj), **options)
+            value = _without_text(obj)
+            return model.model_validate(value, **options) if options else instance_of(model, value)
 
         @classmethod
         def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:

@@ -30,6 +30,11 @@ FORMATS = (
     "%d %b %Y",
 )
 _HAS_YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)")
+_MAIL_DATE = re.compile(
+    r"([a-z]+, *)?\d\d?[ -][a-z]+[ -]\d+ +\d\d?:\d\d(:\d\d)? +([+-]\d{4}|UTC?|GMT|[ECMP][SD]T)", re.IGNORECASE
+)
+"""A date of e-mails and HTTP headers. Their parser reads many other texts, too, and drops what it does not
+know, such as `PM` and CET."""
 _NOT_WHAT_IT_SAYS = re.compile(r"\d{4}-|.*[A-Za-z][+-]\d")
 """Forms that dateutil understands in its own way: 2024-13-01 as 13 January, UTC+3 as three hours west."""
 FORMATTED = "%Y-%m-%d %H:%M:%S"
@@ -133,7 +138,7 @@ def _time_zone(name: str) -> ZoneInfo:
 
 def _parse_time(text: str, tool_name: str) -> datetime:
     formats = (_format_parser(form) for form in FORMATS)
-    for parse in (iso_time, *formats, parsedate_to_datetime, _unambiguous_time):
+    for parse in (iso_time, *formats, _mail_date, _unambiguous_time):
         try:
             moment = parse(text.strip())
         except (ValueError, TypeError, IndexError, OverflowError):
@@ -148,6 +153,13 @@ def _parse_time(text: str, tool_name: str) -> datetime:
 
 def _format_parser(form: str) -> Callable[[str], datetime]:
     return lambda text: datetime.strptime(text, form).replace(tzinfo=UTC)
+
+
+def _mail_date(text: str) -> datetime:
+    """A date in the form of e-mails (RFC 5322). Raises ValueError for another form."""
+    if _MAIL_DATE.fullmatch(text) is None:
+        raise ValueError("not a date of an e-mail")
+    return parsedate_to_datetime(text)
 
 
 def _unambiguous_time(text: str) -> datetime:

@@ -91,11 +91,19 @@ class MinMax(TypedTool):
 
     def _numbers(self, text: str) -> list[Number]:
         try:
-            return [float(_within_limits(float(number))) for number in text.split(",")]
+            return [_within_limits(_number_in(number)) for number in text.split(",")]
         except (ValueError, OverflowError):
             raise ToolValidationError(
                 f"numbers: {text[:80]!r} is not a list of numbers", self.name, hint="for example 1, 2.5"
             ) from None
+
+
+def _number_in(text: str) -> Number:
+    """A number in a text. An integer stays one: a float of this size may be another number."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def evaluate(expression: str) -> Number:

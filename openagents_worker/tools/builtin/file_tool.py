@@ -80,14 +80,13 @@ class PathTool(TypedTool):
         self._make_root()
         try:
             absolute = self._absolute(path)
-            target = absolute.resolve()
             is_entry = absolute.name not in ("", "..")
-            unresolved = absolute.parent.resolve() / absolute.name if is_entry else target
+            unresolved = absolute.parent.resolve() / absolute.name if is_entry else absolute.resolve()
+            place = absolute.resolve() if follow else unresolved
         except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, circular links
             raise ToolValidationError(
                 f"path: {path[:200]!r} is not a usable path: {error}", self.name
             ) from None
-        place = target if follow else unresolved
         if self.limit is not None and not place.is_relative_to(self.root):
             raise ToolValidationError(
                 f"path: {path[:200]!r} is outside of root",

@@ -127,13 +127,14 @@ class ListFiles(FileTool):
             if not stat.S_ISDIR(top.stat().st_mode):
                 raise PermanentToolError(f"{args.path} is not a folder", self.name)
         found: list[dict[str, str]] = []
+        globs = list(search.globs_of(args.pattern))
         allowed_paths = self.allowed_paths
         for entry in (
             search.walk(top, allowed_paths) if args.recursive else _sorted_entries(top, allowed_paths)
         ):
             shown = search.escape_path(Path(entry.path).relative_to(top).as_posix())
             name = shown if "/" in args.pattern else search.escape_path(entry.name)
-            if not fnmatch.fnmatchcase(name, args.pattern):
+            if not any(fnmatch.fnmatchcase(name, glob) for glob in globs):
                 continue
             if len(found) == MAX_ENTRIES:
                 return {"path": args.path, "entries": _by_path(found), "truncated": True}

@@ -166,19 +166,22 @@ class HttpRequest(TypedTool):
         return request
 
     async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:
+        may_repeat = request.method in SAFE_METHODS  # a redirect of a POST is often a GET
         for _ in range(MAX_REDIRECTS + 1):
             response = await with_translated_errors(client.send(request, stream=True))
             try:
                 if response.next_request is None:
-                    return await self._result(request, response)
+                    return await self._result(request, response, may_repeat=may_repeat)
                 await check_redirect(str(response.next_request.url))
                 request = _redirected(request, response.next_request)
             finally:
                 await response.aclose()
         raise ReplyUnreadable(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _result(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
-        if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in SAFE_METHODS:
+    async def _result(
+        self, request: httpx.Request, response: httpx.Response, *, may_repeat: bool
+    ) -> dict[str, Any]:
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS and may_repeat:
             after_ms = retry_after_ms(response.headers, now=self._now())
             raise ToolRateLimitError(f"{request.url.host} asks for fewer requests", self.name, after_ms)
         body, truncated = await beginning_of(response, max_bytes=self.cfg.max_bytes)
@@ -236,4 +239,4 @@ def _nothing_was_sent(request: httpx.Request, error: Exception) -> bool:
     """Whether nothing was sent at all: the connection of the first request, not of a redirect, failed."""
     if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return False
-    return error.request.method == request.method and error.request.url.host == request.url.host
+    return error.request.method == request.method and error.request.url == request.url

@@ -23,6 +23,7 @@ from typing import Any
 
 MAX_VISITED = 100_000  # files and folders per search, so that a search from / ends
 MAX_LINE_CHARS = 500
+MAX_ANY_FOLDERS = 4  # `**/` in one glob; in one with more, each stands for one folder at least
 BINARY_PROBE_BYTES = 8192
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -71,12 +72,22 @@ def _names(path: str, root: str) -> list[str]:
 
 
 def _globs(configured: str) -> Iterator[str]:
-    """The globs for `fnmatch` that a configured glob stands for: `**/x` also matches an `x` in the root."""
-    glob = _normalized(configured).removeprefix("./").strip("/")
-    yield glob
-    while glob.startswith("**/"):
-        glob = glob.removeprefix("**/")
+    return globs_of(_normalized(configured).removeprefix("./").strip("/"))
+
+
+def globs_of(glob: str) -> Iterator[str]:
+    """The globs for `fnmatch` that a glob stands for: `**/` also stands for no folder at all.
+
+    >>> list(globs_of("src/**/*.py"))
+    ['src/**/*.py', 'src/*.py']
+    """
+    before, stars, after = glob.partition("**/")
+    if not stars or glob.count(stars) > MAX_ANY_FOLDERS:
         yield glob
+        return
+    for rest in globs_of(after):
+        yield before + stars + rest
+        yield before + rest
 
 
 def _normalized(name: str) -> str:

@@ -21,6 +21,8 @@ MAX_PORT = 65_535
 KEPT_IN_PATH = "/:@!$&'()*+,;=~%"  # characters that are allowed in a path (RFC 3986), and escapes
 KEPT_IN_QUERY = KEPT_IN_PATH + "?"
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_BEFORE_HOST = re.compile(rf"({SCHEME.pattern}:)?//")
+_NOT_AN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 HOST = re.compile(r"[A-Za-z0-9_~!$&'()*+,;=%.-]+|[^\W_][\w.-]*")
 """A host name: ASCII as in RFC 3986, or an international name."""
 
@@ -73,14 +75,14 @@ class URLBuild(TypedTool):
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         if SCHEME.fullmatch(args.scheme) is None:
             raise ToolValidationError(f"scheme: {args.scheme!r} is not a valid scheme", self.name)
-        path = quote(args.path, safe=KEPT_IN_PATH)
+        path = _escaped(args.path, KEPT_IN_PATH)
         if path and not path.startswith("/"):
             path = "/" + path
         url = f"{args.scheme}://{_checked_host(args.host, self.name)}{path}"
         if args.query:
             url += "?" + _query_text(args.query)
         if args.fragment:
-            url += "#" + quote(args.fragment, safe=KEPT_IN_QUERY)
+            url += "#" + _escaped(args.fragment, KEPT_IN_QUERY)
         if len(url) > MAX_URL_CHARS:
             raise ToolValidationError(
                 f"the URL has {len(url):,} characters; {MAX_URL_CHARS:,} are allowed", self.name
@@ -100,7 +102,8 @@ class QueryParam(TypedTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         try:
-            found = parse_qs(urlsplit(args.url).query, max_num_fields=MAX_PARAMETERS)
+            query = urlsplit(args.url).query
+            found = parse_qs(query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
         except ValueError as error:
             raise _not_a_url(error, self.name) from None
         if args.action == "list":
@@ -132,8 +135,10 @@ class HostLookup(TypedTool):
 
 
 def _split_with_host(url: str) -> SplitResult:
-    """The parts of a URL. Text without `//` begins with the host: `example.org:8080/a`."""
-    return urlsplit(url if "//" in url else f"//{url}")
+    """The parts of a URL. Text that does not begin with a scheme or `//` begins with the host:
+    `example.org:8080/a`."""
+    url = url.strip()
+    return urlsplit(url if _BEFORE_HOST.match(url) else f"//{url}")
 
 
 def _host_of(parts: SplitResult) -> str:
@@ -171,9 +176,14 @@ def _checked_host(host: str, tool_name: str) -> str:
     return f"{name}{separator}{port}"
 
 
+def _escaped(text: str, kept: str) -> str:
+    """A part of a URL with escapes for all other characters. Escapes that it contains are kept."""
+    return quote(_NOT_AN_ESCAPE.sub("%25", text), safe=kept)
+
+
 def _query_text(query: str | dict[str, Any]) -> str:
     if isinstance(query, str):
-        return quote(query.removeprefix("?"), safe=KEPT_IN_QUERY)
+        return _escaped(query.removeprefix("?"), KEPT_IN_QUERY)
     texts = {
         name: [_text(each) for each in value] if isinstance(value, list) else _text(value)
         for name, value in query.items()

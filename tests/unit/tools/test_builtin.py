@@ -183,9 +183,10 @@ SESSION = {
 }
 URL_WITH_QUERY = "https://[::1]/?a=x%26y&a=1&b=true"
 URL_WITH_PARTS = "https://a?q=a%20b#f"
+URL_WITH_PERCENT = "https://a/50%25%20off/%2F?q=9%25"
 
 
-def host(name: str, port: int, has_https: bool, domain: str) -> dict[str, Any]:
+def host(name: str, port: int | None, has_https: bool, domain: str) -> dict[str, Any]:
     return {"host": name, "port": port, "has_https": has_https, "domain": domain}
 
 
@@ -201,6 +202,7 @@ def host(name: str, port: int, has_https: bool, domain: str) -> dict[str, Any]:
         ("min_max", {"numbers": [3, 1.5, 2]}, {"min": 1.5, "max": 3}),
         ("min_max", {"numbers": [3, 1.5, 2], "action": "max"}, {"max": 3, "result": 3}),
         ("min_max", {"numbers": "1, 2.5,4", "action": "sum"}, {"sum": 7.5, "result": 7.5}),
+        ("min_max", {"numbers": "9007199254740993"}, {"min": 2**53 + 1, "max": 2**53 + 1}),
         ("min_max", {"numbers": [4, 1, 2], "action": "avg"}, {"avg": 7 / 3, "result": 7 / 3}),
         ("min_max", {"numbers": [4, 1, 2], "action": "median"}, {"median": 2, "result": 2}),
         ("builtin_search", {"query": "Session xyz"}, {"query": "Session xyz", "items": [SESSION]}),
@@ -208,11 +210,20 @@ def host(name: str, port: int, has_https: bool, domain: str) -> dict[str, Any]:
         ("url_build", {"host": "::1", "query": {"a": ["x&y", 1], "b": True}}, {"url": URL_WITH_QUERY}),
         ("url_build", {"host": "a", "path": "", "query": "q=a b", "fragment": "f"}, {"url": URL_WITH_PARTS}),
         ("query_param", {"url": "http://a/?b=1&b=2", "key": "b"}, {"key": "b", "value": ["1", "2"]}),
+        ("url_build", {"host": "a", "path": "50% off/%2F", "query": "q=9%"}, {"url": URL_WITH_PERCENT}),
         ("query_param", {"url": "http://a/?b=1", "key": "c"}, {"key": "c", "value": None}),
+        ("query_param", {"url": "http://a/?b=&c", "key": "b"}, {"key": "b", "value": ""}),
+        (
+            "query_param",
+            {"url": "http://a/?b&c=1&b=2", "action": "list"},
+            {"params": {"b": ["", "2"], "c": "1"}},
+        ),
         ("query_param", {"url": "http://a/?b=1&c=%20", "action": "list"}, {"params": {"b": "1", "c": " "}}),
         ("host_lookup", {"url": "https://u:pw@A.co.uk:8/x"}, host("A.co.uk", 8, True, "uk")),
         ("host_lookup", {"url": "a.org:80/x"}, host("a.org", 80, False, "org")),
         ("host_lookup", {"url": "http://[::1]:80/"}, host("::1", 80, False, "::1")),
+        ("host_lookup", {"url": "a.org:80/?next=https://b.com"}, host("a.org", 80, False, "org")),
+        ("host_lookup", {"url": "a.org/b//c"}, host("a.org", None, False, "org")),
         ("json_parse", {"text": '{"a": [1, null]}'}, {"value": {"a": [1, None]}}),
         ("text_transform", {"text": "hello World", "operation": "title"}, {"result": "Hello World"}),
         ("text_transform", {"text": "abc", "operation": "reverse"}, {"result": "cba"}),

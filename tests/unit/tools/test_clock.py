@@ -56,11 +56,21 @@ async def test_an_unknown_time_zone_is_refused(zone: str) -> None:
         "31/03/2024 12pm",
         "12:00 on 31st of March 2024",
         "March 31, 2024 2pm +0200",
+        "31 Mar 2024 12:00 PM",
+        "Sun, 31 Mar 2024 08:00 EDT",
+        "Sunday, 31-Mar-24 12:00:00 GMT",
+        "Sun Mar 31 12:00:00 2024",
     ],
 )
 async def test_one_moment_is_read_from_all_its_usual_forms(text: str) -> None:
     """ISO 8601, other unambiguous formats, and the date format of e-mails."""
     assert (await DateParse().invoke({"date": text}, None))["unix"] == NOON.timestamp()
+
+
+@pytest.mark.parametrize("text", ["31 Mar 2024 5:30 PM", "March 31, 2024 5:30 pm", "Mar 31 2024 05:30:00 PM"])
+async def test_an_hour_in_the_afternoon_is_one(text: str) -> None:
+    """With minutes, too."""
+    assert (await DateParse().invoke({"date": text}, None))["iso"] == "2024-03-31T17:30:00+00:00"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,7 @@ async def test_a_day_is_its_beginning_in_utc(text: str) -> None:
     [
         *("03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"),
         *("March 2024", "31/03/24", "5pm", "31 March", "31 March 2024 5pm IST", "31 March 2024 5pm UTC+3"),
+        *("31 Mar 2024 10:00 CET", "Sun, 31 Mar 2024 10:00:00 IST", "31 Mar 2024 10:00 BST"),
         "31 March 2024 " + "x" * 100,
     ],
 )

@@ -136,6 +136,13 @@ async def test_what_is_hidden_or_denied_is_reached_by_no_tool_and_no_spelling(
     assert fingerprint(guarded) == before
 
 
+@pytest.mark.parametrize("glob", ["**/prod", "conf/**/prod", "conf/**/deep/**/*.txt"])
+async def test_any_folders_of_a_denied_glob_may_be_none(guarded: Path, glob: str) -> None:
+    """As in other programs."""
+    with pytest.raises(ToolValidationError, match="is denied by"):
+        await call("read_file", guarded, {"deny": [glob]}, path="conf/prod/deep/x.txt")
+
+
 SHIPPED = Path(__file__).parents[3] / "config" / "agents.json"
 
 
@@ -366,7 +373,13 @@ async def test_a_folder_is_listed_in_order(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "paths"),
-    [("*.md", ["docs/b.md"]), ("docs/*", ["docs/b.md", "docs/c.py"]), ("*.[mt]*", ["a.txt", "docs/b.md"])],
+    [
+        ("*.md", ["docs/b.md"]),
+        ("docs/*", ["docs/b.md", "docs/c.py"]),
+        ("*.[mt]*", ["a.txt", "docs/b.md"]),
+        ("**/*.[mt]*", ["a.txt", "docs/b.md"]),  # any folders, also none
+        ("docs/**/*.md", ["docs/b.md"]),
+    ],
 )
 async def test_a_pattern_picks_names_or_paths(root: Path, pattern: str, paths: list[str]) -> None:
     """A glob without `/` is compared with names, a glob with `/` with whole paths."""
@@ -411,6 +424,13 @@ async def test_a_folder_is_deleted_only_if_recursive_is_set(root: Path) -> None:
     await call("delete_file", root, path="a.txt")
 
     assert sorted(entry.name for entry in root.iterdir()) == ["image.bin", "leak", "leaks"]
+
+
+async def test_a_link_to_itself_is_deleted(root: Path) -> None:
+    """Where it leads does not matter."""
+    (root / "loop").symlink_to("loop")
+    assert (await call("delete_file", root, path="loop"))["deleted"] is True
+    assert not (root / "loop").is_symlink()
 
 
 async def test_of_a_link_only_the_link_is_deleted(root: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.errors import ModelRetryError, PluginConfigError, ToolError, ToolValidationError
 from openagents_worker.tools import ToolContext, tool
-from tests.unit.run_fakes import FakeRun
+from tests.unit.run_fakes import FakeRun, traced
 
 REQUEST: ContextVar[str] = ContextVar("request")
 
@@ -28,6 +31,17 @@ class Address(BaseModel):
 class Receipt:
     order: str
     due: date
+
+
+class Kind(Enum):
+    ROOM = "room"
+
+
+class Booking(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    first: date
+    kind: Kind
 
 
 @tool
@@ -147,6 +161,80 @@ async def test_a_sync_function_runs_in_a_thread_with_the_context_variables_of_it
     asyncio.get_running_loop().call_soon(released.set)
 
     assert await running == ["r1", False]
+
+
+async def test_the_code_of_a_generator_does_not_run_on_the_event_loop() -> None:
+    """Its values are the result. An exception in it is that of the tool."""
+
+    @tool(description="Counts.")
+    def counting(end: int) -> Iterator[bool]:
+        for n in range(end):
+            if n == 2:
+                raise KeyError("two")
+            yield threading.current_thread() is threading.main_thread()
+
+    assert await counting.build().invoke({"end": 2}, None) == [False, False]
+    with pytest.raises(KeyError, match="two"):
+        await counting.build().invoke({"end": 3}, None)
+
+
+async def test_a_decorated_function_has_the_types_of_its_own_module() -> None:
+    """The decorator may be one of another module, where the names of the types mean nothing."""
+
+    @tool
+    @traced
+    async def deliver(to: Address) -> str:
+        """Delivers."""
+        return to.street
+
+    assert await deliver.build().invoke({"to": {"street": "Am Wall"}}, None) == "Am Wall"
+
+
+async def test_a_part_of_a_function_is_a_tool() -> None:
+    """With the name, the docstring and the types of the function. What was given is no argument."""
+
+    def deliver(client: Any, to: Address, *, token: str) -> str:
+        """Delivers.
+
+        Args:
+            to: Where to.
+        """
+        return f"{client} {to.street} {token}"
+
+    made = tool(partial(deliver, "fast", token="t")).build()
+
+    assert (made.name, made.description) == ("deliver", "Delivers.")
+    assert made.schema()["properties"] == {"to": {"$ref": "#/$defs/Address", "description": "Where to."}}
+    assert await made.invoke({"to": {"street": "Am Wall"}}, None) == "fast Am Wall t"
+
+
+class Deliverer:
+    """A client with a state of its own."""
+
+    async def __call__(self, to: Address) -> str:
+        return to.street
+
+
+async def test_an_object_that_can_be_called_is_a_tool() -> None:
+    """If it gets a name. Without one, the error says so."""
+    made = tool(name="deliver", description="Delivers.")(Deliverer()).build()
+    assert await made.invoke({"to": {"street": "Am Wall"}}, None) == "Am Wall"
+
+    with pytest.raises(PluginConfigError, match="has no name") as caught:
+        tool(Deliverer())
+    assert "name=" in str(caught.value.hint)
+
+
+async def test_a_strict_type_takes_what_json_has_for_it() -> None:
+    """The arguments come from a model as JSON, in which a date is a text."""
+
+    @tool(description="Books.")
+    async def book(days: Booking) -> str:
+        return f"{days.first:%d.%m.} {days.kind.name}"
+
+    assert await book.build().invoke({"days": {"first": "2024-03-31", "kind": "room"}}, None) == "31.03. ROOM"
+    with pytest.raises(ToolValidationError, match=r"days\.first"):
+        await book.build().invoke({"days": {"first": "soon", "kind": "room"}}, None)
 
 
 async def test_where_sync_functions_run_can_be_chosen() -> None:

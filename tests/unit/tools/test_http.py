@@ -260,6 +260,19 @@ async def test_without_a_connection_any_method_may_be_retried(method: str) -> No
         await call(url, method=method)
 
 
+@pytest.mark.parametrize("status", ["303 See Other", "307 Temporary Redirect"])
+async def test_a_write_redirected_to_a_closed_port_has_an_unknown_outcome(
+    server: Server, status: str
+) -> None:
+    """Also on the same host: the first server got the request."""
+    async with running(Server()) as gone:
+        elsewhere = gone.url
+    server.answer = reply(status, Location=elsewhere)
+
+    with pytest.raises(PermanentToolError, match="unknown"):
+        await call(server.url, method="POST")
+
+
 async def test_a_write_redirected_to_an_unreachable_host_has_an_unknown_outcome(server: Server) -> None:
     """The first server got the request, even if the second one is unreachable."""
     async with running(Server()) as gone:
@@ -297,6 +310,13 @@ async def test_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server
     """The model decides what to do; the runtime does not repeat writes."""
     server.answer = reply("429 Too Many Requests")
     assert (await call(server.url, method="POST"))["status"] == 429
+
+
+async def test_a_page_after_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server) -> None:
+    """The write has happened: a retryable error would ask for it again."""
+    async with running(Server(reply("429 Too Many Requests"))) as busy:
+        server.answer = reply("303 See Other", Location=busy.url)
+        assert (await call(server.url, method="POST"))["status"] == 429
 
 
 # --- what is never reached -------------------------------------------------------------------------------

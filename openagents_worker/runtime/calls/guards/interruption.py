@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from openagents_worker.runtime.calls.tool_call import Proceed, ToolCall, needed_if
+from openagents_worker.runtime.recorder import Recorder
 
 __all__ = ["LONGEST_BLOCK_S", "interruption"]
 
@@ -30,13 +32,28 @@ async def interruption(call: ToolCall, proceed: Proceed) -> Any:
         except asyncio.CancelledError:
             if working.cancelled():
                 raise
-            await asyncio.wait([working], timeout=0 if recorder.is_latched else LONGEST_BLOCK_S)
+            await _wait_at_most(working, LONGEST_BLOCK_S, recorder)
             if not working.done():
                 working.cancel()
-                await asyncio.gather(working, return_exceptions=True)  # its outcome is dropped
+                while not working.done():  # its outcome is dropped
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([working])
                 raise
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
             task.cancel()  # the cancellation takes effect once the outcome is recorded
             return working.result()
+
+
+async def _wait_at_most(working: asyncio.Task[Any], seconds: float, recorder: Recorder) -> None:
+    """Wait until the task has ended, also while the current one is cancelled again: otherwise the tool would
+    go on behind the back of its run. A run that stops has waited before."""
+    loop = asyncio.get_running_loop()
+    ends_at_s = loop.time() + seconds
+    while not working.done():
+        left_s = 0.0 if recorder.is_latched else max(0.0, ends_at_s - loop.time())
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([working], timeout=left_s)
+        if left_s == 0:
+            return
