@@ -17,6 +17,7 @@ from openagents_worker.memory.buffer import BufferMemory
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 from tests.support.diary import DIARY, note, read
+from tests.support.waiting import PATIENCE_S, until_cancelled
 
 TOGETHER_WITHIN_S = 10.0
 
@@ -47,10 +48,10 @@ def _have(what: str, context: ToolContext) -> int:
 
 @tool
 async def hang(context: ToolContext) -> None:
-    """Never return; record the cancellation."""
+    """Wait to be cancelled, and record the end."""
     note("begin", context, tool="hang")
     try:
-        await asyncio.Event().wait()
+        await until_cancelled(PATIENCE_S)
     finally:
         note("cancelled", context, tool="hang")
 
