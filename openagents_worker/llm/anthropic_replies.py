@@ -298,8 +298,8 @@ class StreamedMessage(BaseStreamReader):
                 self._append(index, "signature", delta["signature"])
             case "compaction_delta":
                 for name in ("content", "encrypted_content"):
-                    if isinstance(piece := delta.get(name), str):
-                        self._append(index, name, piece)
+                    if isinstance(summary := delta.get(name), str):
+                        self._append(index, name, summary)
             case "citations_delta":
                 self._add_size(len(dumps(replaced(delta["citation"]))))
                 self._citations.setdefault(index, []).append(delta["citation"])

@@ -175,7 +175,7 @@ class _Notes:
         self._call = call
         self.newest: Mapping[str, Any] | None = None if call is None else call.noted
 
-    async def note(self, value: Mapping[str, Any]) -> None:
+    async def keep(self, value: Mapping[str, Any]) -> None:
         self.newest = value
         if self._call is not None and self._call.note is not None:
             await self._call.note(value)
@@ -198,7 +198,7 @@ async def _respond(
             call,
             requests=call.requests + sent,
             noted=notes.newest,
-            note=call.note and notes.note,
+            note=call.note and notes.keep,
             idempotency_key=f"{call.idempotency_key}:fallback-{position}"
             if position
             else call.idempotency_key,
