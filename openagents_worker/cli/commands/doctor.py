@@ -90,9 +90,10 @@ def _agent_ids(settings: Settings) -> list[str]:
     from openagents_worker.agents.code import read_agents
 
     try:
-        return [agent.id for agent in read_agents(settings.config, may_be_absent=True).config.agents]
+        config = read_agents(settings.config, may_be_absent=True).config
     except OpenAgentsError:
         return []
+    return [agent.id for agent in config.agents] if config is not None else []
 
 
 def _defines_agents(settings: Settings) -> bool:
