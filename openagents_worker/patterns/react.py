@@ -73,7 +73,7 @@ class ReActPattern(PatternPlugin):
     async def _run_steps(self, *, plan_step: int | None = None, is_final: bool = True) -> str:
         """Run steps until the model answers. `is_final`: the answer is the run's output."""
         of_plan = {} if plan_step is None else {"plan_step": plan_step}
-        changed = {} if is_final else {"tools": tool_schemas(self.context.tools) or None}
+        changed: dict[str, Any] = {} if is_final else {"tools": tool_schemas(self.context.tools) or None}
         conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
         for step in count(self._steps + 1):

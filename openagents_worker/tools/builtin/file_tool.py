@@ -79,6 +79,8 @@ class PathTool(TypedTool):
             )
         self._make_root()
         try:
+            if "\0" in path:
+                raise ValueError("embedded null byte")
             absolute = self._absolute(path)
             is_entry = absolute.name not in ("", "..")
             unresolved = absolute.parent.resolve() / absolute.name if is_entry else absolute.resolve()
