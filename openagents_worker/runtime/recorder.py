@@ -307,7 +307,7 @@ class Recorder:
 
     def derived(self) -> bytes:
         """Random bytes that are the same in every attempt: they derive from the run and from the place."""
-        seed = f"{self._identity.run_id}\0{self._identity.uid}\0{self.rules.draw()}"
+        seed = f"{self._history.seeds.at(self.rules)}\0{self.rules.draw()}"
         return blake2b(seed.encode(errors="surrogatepass"), digest_size=32).digest()
 
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:

@@ -175,6 +175,11 @@ class Rules(ABC):
     def next_name(self, *, recorded: bool = False) -> str | None:
         """The name of the same call. With `recorded`, None for a call that has only begun."""
 
+    def next_position(self) -> int | None:
+        """The position of the first record that the current task, or one that it has started, has not asked
+        for. None if there is none, and under rules under which no run of a fork begins."""
+        return None
+
     @property
     @abstractmethod
     def is_replay_over(self) -> bool:
