@@ -185,6 +185,11 @@ class Rules(ABC):
     def is_replay_over(self) -> bool:
         """Whether every record was used: all further calls are new."""
 
+    @property
+    @abstractmethod
+    def has_unused(self) -> bool:
+        """Whether a record was not used, or a call that was begun was not continued."""
+
     @abstractmethod
     def call_begins(self) -> None:
         """A call is now being made."""

@@ -21,7 +21,7 @@ from openagents_worker.runtime.awaited import is_waiting_for
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.facts import RunFacts
-from openagents_worker.runtime.latch import Latch, RunLatched
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay_waits import QUIET_S
 from openagents_worker.runtime.rules import OpenCall, Rules
 from openagents_worker.runtime.writer import RunWriter
@@ -78,6 +78,7 @@ class Waits:
         facts.when_changed.append(self._look_for_facts)
         facts.when_closed = self._close
         calls.when_none_can_end = self._plan_to_park
+        latch.when_set = self._keep_intents
 
     async def until(
         self,
@@ -121,7 +122,8 @@ class Waits:
         the limit, the run asks again itself."""
         until_ms = self.clock.now_ms() + 2 * limit.delay_ms + LIMIT_SERVED_MS
         wait = Wait(WaitKind.LIMIT, limit.name, call_id, until_ms)
-        self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
+        with self._calls.waiting():  # this call, and those around it
+            self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
 
     def check_again(self, kind: WaitKind) -> None:
         """End the waits of a kind, also those that just begin, as if they had timed out: their calls look
@@ -144,6 +146,7 @@ class Waits:
         if self._timer is not None:
             self._timer.cancel()
         self._calls.when_none_can_end = lambda: None
+        self._latch.when_set = lambda: None
         self._open.clear()
 
     # --- one wait ----------------------------------------------------------------------------------------
@@ -244,6 +247,16 @@ class Waits:
         is_long = not park.due_ms or park.due_ms - self.clock.now_ms() > IN_PLACE_MS
         if is_long or any(opened.must_park for opened in self._open.values()):
             self._latch.set_parked(park)
+
+    def _keep_intents(self) -> None:
+        """The attempt stops. A call with effects that only waits begins again, as when the run parks. Any
+        other one goes on; if it is stopped before it ends, nobody knows whether it had its effect."""
+        is_parked = self._latch.reason is LatchReason.PARKED
+        waiting = {opened.task for opened in self._open.values()}
+        for call in self._calls.with_effects():
+            if not (call.blocked if is_parked else is_waiting_for(call.task, waiting)):
+                call.goes_on = True
+                self._writer.keep_intent(call.call_id)
 
     def _program_waits(self) -> bool:
         """Whether every task of the program waits for a call that waits."""

@@ -15,13 +15,14 @@ import pytest
 from openagents_worker import AsyncClient, Reconciled
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRecord, RunState, WaitKind
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import DecideAnswer, DecideResult
 from tests.runtime import plugins
-from tests.support.runner import Process, agent, crash, process
+from tests.support.runner import Process, agent, crash, due, process
 from tests.support.waiting import await_for
 
 REFUSED = "run.outcome_unknown"
@@ -218,7 +219,6 @@ async def test_a_run_waits_until_somebody_knows_what_became_of_its_call(redis_ur
         (waiting,) = record.waiting
         assert (waiting.kind, waiting.name, waiting.call_id) == (WaitKind.OUTCOME, "charge", call)
         assert begun() == 1
-        assert (await two.event_names()).count("run.outcome_unknown") == 1
         decided = await resolve(two, call, "rerun")
         assert [wake.run_id for wake in decided.wakes] == ["r1"]
         assert (await ended(two)).state is RunState.COMPLETED
@@ -421,6 +421,95 @@ async def test_a_call_that_parks_is_not_an_interrupted_one(redis_url: str) -> No
         assert (await ended(p)).state is RunState.COMPLETED
         assert plugins.executed("charge") == [0, 1]
         assert await facts(p) == {}
+
+
+def beside(pattern: str, tool: str, **fields: Any) -> dict[str, Any]:
+    """An agent that charges, and makes another call beside it. Interrupted charges fail the run."""
+    return agent(
+        pattern={"impl": f"tests.runtime.waiting.{pattern}"},
+        tools=[
+            {"id": "charge", "impl": tool, "on_interrupted": "fail"},
+            {"id": "beside", "impl": "tests.runtime.plugins.Charge"},
+        ],
+        **fields,
+    )
+
+
+def waits_in(p: Process) -> bool:
+    attempt = p.runner._attempts.get("r1")
+    return bool(attempt and attempt._recorder and attempt._recorder.waits._open)
+
+
+@pytest.mark.parametrize("reason", ["handover", "retry"])
+async def test_a_call_that_waits_is_not_interrupted_when_the_run_is_suspended(
+    redis_url: str, reason: str
+) -> None:
+    """Its worker stops, or a call beside it is retried. It begins again, as when it parks."""
+    definition = beside("Beside", "tests.runtime.plugins.Patient")
+    async with process(redis_url, definition) as p, AsyncClient(redis_url) as client:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: waits_in(p) and begun() == 2, "one call waits, and the other one is made")
+        if reason == "handover":
+            p.runner.latch("r1", LatchReason.HANDOVER)
+        else:
+            plugins.FAILURES["beside"] = [plugins.rate_limited()]
+        plugins.GATES["beside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert not any(name.startswith("intent:") for name in await facts(p))
+        if reason == "retry":
+            await due(p)
+        await client.send("r1", "go", 1)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert sorted(plugins.executed("charge")) == ["beside", "waits"]
+
+
+@pytest.mark.parametrize("reason", ["handover", "retry"])
+async def test_a_call_with_effects_ends_before_its_run_is_suspended(redis_url: str, reason: str) -> None:
+    """Also if it makes calls itself: nobody has to be asked about a call that could end."""
+    async with process(redis_url, beside("Beside", "tests.runtime.waiting.ChargesThenLooks")) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 2 and plugins.executed("charge") == ["waits"], "the effect")
+        if reason == "handover":
+            p.runner.latch("r1", LatchReason.HANDOVER)
+        else:
+            plugins.FAILURES["beside"] = [plugins.rate_limited()]
+        plugins.GATES["beside"].set()
+        await await_for(lambda: p.runner._attempts["r1"].latch.reason is not None, "the run stops")
+        plugins.GATES["inside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert not any(name.startswith("intent:") for name in await facts(p))
+        if reason == "retry":
+            await due(p)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert sorted(plugins.executed("charge")) == ["beside", "inside", "waits"]
+
+
+async def test_a_call_that_does_not_wait_is_interrupted_when_the_run_parks(redis_url: str) -> None:
+    """A call of a model beside it waits for the fleet. Nobody knows whether it has had its effect."""
+    llm = {"provider": "scripted", "script": [{"text": "hello"}] * 9, "limits": {"requests_per_minute": 1}}
+    definition = beside("BesideAModel", "tests.runtime.waiting.ChargesThenWaits", llm=llm)
+    async with process(redis_url, definition, agent("b", llm=llm)) as p:
+        await p.run("other", agent_id="b", session_id="other")
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.executed("charge") == ["once"], "the charge has had its effect")
+        plugins.GATES["ask"].set()
+
+        def is_parking() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            return attempt is not None and attempt.latch.reason is LatchReason.PARKED
+
+        await await_for(is_parking, "the call of the model waits for the fleet")
+        plugins.GATES["inside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert any(name.startswith("intent:") for name in await facts(p))
+        plugins.GATES["ask"].clear()
+        await p.store.redis.zadd(p.store.keys("timeouts"), {"r1": 1}, xx=True)
+        await p.store.run(scripts.wake(limit=10))
+        assert code_of(await ended(p)) == REFUSED
+        assert plugins.executed("charge") == ["once"]
 
 
 async def test_with_strict_durability_the_intent_is_on_disk_before_the_call(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ async def _started(call: ToolCall) -> Any:
     _emit(call, job, "submitted")
     if call.info.note is not None:
         await call.info.note(job.to_json(call))
-    call.run.writer.closed_at_park.discard(_wait_fact(call))  # when it parks, this call does not begin again
+    call.run.writer.closed_at_suspend.discard(_wait_fact(call))  # this call does not begin again
     return job
 
 
