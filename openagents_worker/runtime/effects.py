@@ -20,6 +20,7 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_outcome import NewRecords
 from openagents_worker.runtime.journal import Record, digest_of
+from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.rules import CallQuery, OpenCall
 from openagents_worker.runtime.writer import RunWriter, facts_of_intent
 from openagents_worker.store import scripts
@@ -163,11 +164,14 @@ class Effects:
         """The intent of a call stays when the run is suspended."""
         self._writer.keep_intent(call_id)
 
-    def not_executed(self, call_id: str) -> None:
-        """A call was certainly not executed: when the run is suspended, that is stored as a decision."""
+    def not_executed(self, info: CallInfo) -> None:
+        """A call was certainly not executed: when the run is suspended, that is stored as a decision. It is
+        reported if this worker has lost the run."""
         decision = {"action": ResolutionAction.RERUN, "by": LATE_OUTCOME, "at": _now()}
-        fact = Fact(FactKind.RESOLUTION, call_id, dumps(decision))
+        fact = Fact(FactKind.RESOLUTION, info.call_id, dumps(decision))
         self._writer.facts_at_suspend[fact.name] = fact
+        if self._writer.is_fenced:
+            self.report(info.call_id, info.name, {"action": ResolutionAction.RERUN})
 
     def report(self, call_id: str, tool_id: str, resolution: Mapping[str, Any]) -> None:
         """Tell the next owner of the run what this attempt knows about its call, in the background."""
@@ -218,11 +222,15 @@ class Effect:
         False if somebody has decided about an earlier intent: then `resolution` is that decision, and nothing
         is stored.
         """
-        decided = await self._effects.write_intent(self, info, params)
-        if decided is not None:
-            self.resolution = decided
-            return False
         self._is_written = True
+        try:
+            decided = await self._effects.write_intent(self, info, params)
+        except RunLatched:  # it may be stored, and only its answer lost
+            self.report_not_begun(info)
+            raise
+        if decided is not None:
+            self.resolution, self._is_written = decided, False
+            return False
         return True
 
     def failed(self, info: CallInfo, *, may_have_run: bool) -> None:
@@ -233,7 +241,7 @@ class Effect:
         if may_have_run:
             self._effects.keep(info.call_id)
         else:
-            self._effects.not_executed(info.call_id)
+            self._effects.not_executed(info)
 
     def report_outcome(self, info: CallInfo, record: str) -> None:
         """The call has ended, but another worker owns the run: give it the record (JSON)."""

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from openagents_worker import AsyncClient, Reconciled
+from openagents_worker.errors import ToolRateLimitError
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRecord, RunState, WaitKind
-from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
@@ -393,6 +395,65 @@ async def test_a_worker_that_lost_the_run_reports_the_outcome_of_its_call(redis_
         state = await two.store.redis.hgetall(two.store.keys("session_state", "s1"))
         assert json.loads(state["charged"]) == [0, 1], "the change of the state came with the outcome"
         assert "tool.outcome_resolved" in await two.event_names()
+
+
+async def reclaimed(p: Process, dead: Process) -> None:
+    """The lease of a worker is over, and another one has taken its runs."""
+    await p.store.redis.zadd(p.store.keys("workers"), {dead.lease.incarnation: 1})
+    await p.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+
+
+@pytest.mark.parametrize("outcome", ["made", "not executed"])
+async def test_a_worker_reports_before_the_run_has_changed_hands(redis_url: str, outcome: str) -> None:
+    """It stops its runs before its lease ends, and another worker takes them some time later."""
+    definition = paying("OnceOnly", on_interrupted="fail")
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        executing = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        if outcome == "not executed":
+            error = ToolRateLimitError("the bank is closed", "charge", retry_after_ms=1)
+            error.was_executed = False
+            plugins.FAILURES["0"] = [error]
+        one.runner.latch("r1", LatchReason.FENCED)
+        plugins.GATES["charge-0"].set()
+        assert (await executing).reason == "fenced"
+        await await_for(partial(is_resolved, two), "the outcome is reported")
+        await reclaimed(two, one)
+        plugins.GATES["charge-1"].set()
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+async def test_a_call_whose_intent_was_not_answered_was_not_begun(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has stored the intent, and the lease of the worker was over before it knew."""
+    write_ahead = FencedStore.write_ahead
+
+    async def lose_the_answer(store: FencedStore, call: Any) -> Any:
+        await write_ahead(store, call)
+        store.lose_run("the lease is over")
+        raise RunLatched(LatchReason.FENCED)
+
+    definition = paying("OnceOnly", on_interrupted="fail")
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        with monkeypatch.context() as lossy:
+            lossy.setattr(FencedStore, "write_ahead", lose_the_answer)
+            assert (await one.execute()).reason == "fenced"
+        await await_for(partial(is_resolved, two), "that it was not begun is reported")
+        await reclaimed(two, one)
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
 
 
 async def test_a_run_that_is_not_durable_writes_no_intent(redis_url: str) -> None:
