@@ -39,6 +39,7 @@ PARK_BUSY_AFTER_S = 2 * QUIET_S  # for a program that may do something else than
 
 @dataclass(slots=True, eq=False)
 class _OpenWait:
+    call_id: str
     wait: Wait
     fact: Fact
     """What is stored of the wait, so that the next attempt continues it."""
@@ -91,20 +92,29 @@ class Waits:
         needs_all: bool = False,
         begins_again: bool = False,
         must_park: bool = False,
+        shown_as: str = "",
     ) -> Fact | None:
         """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
 
         The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
         waits, or from now if it `begins_again`. Without a fact, this waits for the time only. The record of
-        the call replaces the fact. `must_park`: the fact comes only while the run is parked.
+        the call replaces the fact. `must_park`: the fact comes only while the run is parked. `shown_as`: the
+        id by which a person names the call, if it differs.
         """
         wait = self._wait_of(
-            info, kind, begins_again, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all
+            info,
+            kind,
+            begins_again,
+            call_id=shown_as or info.call_id,
+            name=name,
+            fact=fact,
+            timeout_ms=timeout_ms,
+            needs_all=needs_all,
         )
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
         if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
-            found = await self._wait(wait, must_park) or await self._look_again(wait)
+            found = await self._wait(info.call_id, wait, must_park) or await self._look_again(wait)
         if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
         return found
@@ -166,7 +176,7 @@ class Waits:
             until_ms = until_ms if isinstance(until_ms, int) else 0
         else:
             until_ms = 0 if timeout_ms is None else self.clock.now_ms() + max(0, timeout_ms)
-        return Wait(kind, call_id=info.call_id, until_ms=until_ms, **fields)
+        return Wait(kind, until_ms=until_ms, **fields)
 
     async def _look_again(self, wait: Wait) -> Fact | None:
         """The fact that ends the wait, if it is stored and was not announced yet."""
@@ -175,14 +185,14 @@ class Waits:
     def _is_over(self, wait: Wait) -> bool:
         return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
 
-    async def _wait(self, wait: Wait, must_park: bool) -> Fact | None:
+    async def _wait(self, call_id: str, wait: Wait, must_park: bool) -> Fact | None:
         if len(self._open) >= MAX_WAITS:
             raise PatternError(
                 f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
                 hint="use runs of their own, or let tasks wait one after another",
             )
-        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future(), must_park)
-        self._open[wait.call_id] = opened
+        opened = _OpenWait(call_id, wait, self._fact_of(call_id, wait), self._loop.create_future(), must_park)
+        self._open[call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact
         timer = None
         if wait.until_ms:
@@ -201,16 +211,16 @@ class Waits:
         finally:
             if timer is not None:
                 timer.cancel()
-            del self._open[wait.call_id]
+            del self._open[call_id]
             if not is_cut:
                 del self._writer.facts_at_suspend[opened.fact.name]
                 if opened.is_stored:
-                    self._taken.setdefault(wait.call_id, []).append(opened.fact.name)
+                    self._taken.setdefault(call_id, []).append(opened.fact.name)
 
-    def _fact_of(self, wait: Wait) -> Fact:
-        place = self._rules.place_of(wait.call_id)
+    def _fact_of(self, call_id: str, wait: Wait) -> Fact:
+        place = self._rules.place_of(call_id)
         value = {**wait.to_json(), "call_kind": place.kind, "node": place.node, "scope": place.scope}
-        return Fact.of(FactKind.WAIT, wait.call_id, value)
+        return Fact.of(FactKind.WAIT, call_id, value)
 
     def _look_for_facts(self) -> None:
         """New facts were read: end the waits for them, in the order in which they began."""

@@ -167,6 +167,7 @@ async def test_the_time_for_an_approval_does_not_limit_the_decision_about_its_ou
         await two.execute()
         (wait,) = (await two.record()).waiting
         assert (wait.kind, wait.until) == (WaitKind.OUTCOME, None)
+        assert (await two.event_names()).count("run.outcome_unknown") == 1
 
 
 KNOWING = ["Reconciling", "Till"]
@@ -221,6 +222,7 @@ async def test_a_run_waits_until_somebody_knows_what_became_of_its_call(redis_ur
         (waiting,) = record.waiting
         assert (waiting.kind, waiting.name, waiting.call_id) == (WaitKind.OUTCOME, "charge", call)
         assert begun() == 1
+        assert (await two.event_names()).count("run.outcome_unknown") == 1
         decided = await resolve(two, call, "rerun")
         assert [wake.run_id for wake in decided.wakes] == ["r1"]
         assert (await ended(two)).state is RunState.COMPLETED
@@ -363,6 +365,21 @@ async def test_an_interrupted_call_with_other_arguments_is_in_question_too(redis
         assert plugins.executed("charge") == ["at 2"]
         assert len({entry[3] for entry in plugins.LOG if entry[0] == "begin"}) == 1
         assert await facts(two) == {}
+
+
+async def test_a_run_that_waits_for_a_decision_names_the_call_that_was_begun(redis_url: str) -> None:
+    """The call that is made in its place has another id, because its arguments differ."""
+    plugins.Clocked.count = 0
+    async with (
+        interrupted(paying(pattern="Clocked"), redis_url) as (_, two),
+        AsyncClient(redis_url) as client,
+    ):
+        await two.execute()
+        (wait,) = (await two.record()).waiting
+        assert wait.call_id == await call_in_question(two)
+        await client.resolve("r1", wait.call_id, "rerun", by="anna")
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert not any(name.startswith("intent:") for name in await facts(two))
 
 
 async def test_other_arguments_without_a_decision_are_not_used(redis_url: str) -> None:
