@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import Agent
+from openagents_worker import Agent, AsyncClient
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime import waits
@@ -16,6 +16,7 @@ from openagents_worker.runtime.calls import waiting as calls_of_waits
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import PARKS
 from openagents_worker.store.scripts import ClaimAnswer, Claimed
@@ -429,3 +430,19 @@ async def test_an_answer_that_is_overtaken_by_a_later_one_changes_nothing(redis_
         gate.set()
         await first
         assert (facts.seen, facts.holds(signal_fact("go"))) == (1, True)
+
+
+async def test_a_value_that_was_accepted_is_received_whatever_its_size(redis_url: str) -> None:
+    """`send` has checked its size. With the rest of its record, it may be larger than an outcome may be."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "4096"}
+    value = "x" * 4_050
+    async with (
+        process(redis_url, waiting("Receives"), settings=load_settings(env)) as p,
+        AsyncClient(settings=load_settings(env)) as client,
+    ):
+        await p.submit()
+        await client.send("r1", "paid", value)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [value]
