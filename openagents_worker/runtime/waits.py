@@ -207,6 +207,7 @@ class Waits:
             is_cut = self._latch.reason is not None  # the suspension stores the wait
             if opened.ended.done() and not opened.ended.cancelled() and (fact := opened.ended.result()):
                 self.facts.give_back(fact)  # it came in the moment in which the program gave up
+                self._look_for_facts()  # another call may wait for it
             raise
         finally:
             if timer is not None:
@@ -284,6 +285,8 @@ class Waits:
 
     async def _write(self, waits: Iterable[_OpenWait]) -> None:
         for opened in waits:
+            if self._open.get(opened.call_id) is not opened:
+                continue  # it has ended meanwhile, and its record does not replace what is stored after it
             opened.is_stored = True
             try:
                 await self._writer.write_fact(opened.fact)
