@@ -167,9 +167,7 @@ def _decide(
     decision: Mapping[str, Any],
 ) -> Plan[Decision]:
     run_id = text_of_caller("run_id", run_id)
-    call = yield from _whole_call_id(
-        publishing.keys, run_id, text_of_caller("call_id", call_id), _FACT_OF[kind]
-    )
+    call = yield from _whole_call_id(publishing.keys, run_id, text_of_caller("call_id", call_id), kind)
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     value = {name: each for name, each in {**decision, "call_id": call, "at": at}.items() if each is not None}
     text = dumps(value)
@@ -191,14 +189,17 @@ def _decide(
     return Decision.model_validate(value)
 
 
-def _whole_call_id(keys: Keys, run_id: str, call_id: str, kind: FactKind) -> Plan[str]:
+def _whole_call_id(keys: Keys, run_id: str, call_id: str, kind: DecisionKind) -> Plan[str]:
     """The call that waits and whose id, in full or as displayed, begins with this text; else the text.
 
-    Raises `RequestInvalid` if there are several.
+    Calls that are decided about count only if no other one is found. Raises `RequestInvalid` if there are
+    several.
     """
-    names = yield lambda r: r.hkeys(keys("facts", run_id))
-    waiting = [name.removeprefix(f"{kind}:") for name in names if name.startswith(f"{kind}:")]
-    found = sorted(find_call(waiting, call_id))
+    names = frozenset((yield lambda r: r.hkeys(keys("facts", run_id))))
+    prefix = f"{_FACT_OF[kind]}:"
+    calls = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    undecided = [call for call in calls if f"{kind}:{call}" not in names]
+    found = sorted(find_call(undecided, call_id) or find_call(calls, call_id))
     if not found:
         return call_id
     if len(found) > 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from openagents_worker.errors import OpenAgentsError, StepTooLarge
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced, size_of
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import RunArtifact, RunUsage
@@ -42,6 +42,8 @@ class Outcome:
     """False if the call must not be repeated, although its error is retryable."""
     decision: Mapping[str, Any] | None = None
     """The decision about the approval of the call, as it is stored with the outcome."""
+    is_accepted: bool = False
+    """Whether the value came from outside and was accepted: its producer has got no error for its size."""
     is_stored_form: bool = False
     """Whether value, state and artifacts are already as they are stored, see `storable`."""
     waits_for: LimitWait | None = None
@@ -97,7 +99,7 @@ class NewRecords:
                 record = self.new(query, info, result, took_ms, **changed, **more)
                 text = record.to_json()
                 size = len(text.encode())
-            if size <= self._max_bytes:
+            if size <= self._max_bytes or size <= self._max_bytes + _accepted_bytes(outcome, size):
                 return record, text
             problem = f"the outcome of {call} has {size:,} bytes, {self._max_bytes:,} are allowed"
             not_stored: OpenAgentsError = StepTooLarge(
@@ -139,6 +141,13 @@ class NewRecords:
             life=self._life,
             v=self._rules.format,
         )
+
+
+def _accepted_bytes(outcome: Outcome, size: int) -> int:
+    """How many bytes of a record of this size were accepted before its call was made."""
+    if outcome.is_accepted:
+        return size
+    return 0 if outcome.decision is None else size_of(dict(outcome.decision))
 
 
 def took_ms(duration_s: float) -> int:

@@ -17,15 +17,18 @@ class CallInProgress:
     It is blocked while a call inside it waits for the run to stop, because then it cannot end by itself.
     """
 
-    __slots__ = ("_calls", "_token", "blocked", "may_repeat", "outer", "task")
+    __slots__ = ("_calls", "_token", "blocked", "call_id", "goes_on", "may_repeat", "outer", "task")
 
-    def __init__(self, calls: CallsInProgress, *, may_repeat: bool) -> None:
+    def __init__(self, calls: CallsInProgress, *, call_id: str, may_repeat: bool) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
         self.outer = _innermost_call.get()
+        self.call_id = call_id
         self.may_repeat = may_repeat
         self.blocked = 0
+        self.goes_on = False
+        """Whether calls inside it may begin although the run stops: else it could not end."""
         self._calls = calls
         self._token: Token[CallInProgress | None] | None = None
 
@@ -76,6 +79,18 @@ class CallsInProgress:
     def may_repeat(self) -> bool:
         """Whether every call may be made again, although it may have had side effects."""
         return all(call.may_repeat for call in self._calls)
+
+    def with_effects(self) -> list[CallInProgress]:
+        """The calls that must not be made again without permission."""
+        return [call for call in self._calls if not call.may_repeat]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the current code executes inside a call that goes on until it ends, or until the stop."""
+        call = None if self._stopping.is_set() else _innermost_call.get()
+        while call is not None and not call.goes_on:
+            call = call.outer
+        return call is not None
 
     async def wait_for_stop(self) -> None:
         """Wait until the calls of the run are cancelled. The calls around the current one are blocked."""

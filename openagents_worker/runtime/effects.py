@@ -20,8 +20,9 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_outcome import NewRecords
 from openagents_worker.runtime.journal import Record, digest_of
+from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.rules import CallQuery, OpenCall
-from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.runtime.writer import RunWriter, facts_of_intent
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import Fact, FactKind, Facts
 
@@ -114,7 +115,7 @@ class Effects:
         begun = self._interrupted.begun.get(begun_as)
         effect = Effect(query, begun, self._interrupted.resolutions.get(begun_as), self)
         if begun is not None:
-            self._stored[call_id] = _facts_of(begun_as)
+            self._stored[call_id] = facts_of_intent(begun_as)
         return effect
 
     def replaces(self, call_id: str, fact_name: str) -> None:
@@ -133,7 +134,7 @@ class Effects:
         names = self._stored.pop(record.call, None)
         if names is None:
             return others
-        self._writer.closed_at_park.difference_update(names)
+        self._writer.closed_at_suspend.difference_update(names)
         for name in names:
             self._writer.facts_at_suspend.pop(name, None)
         return others if record.is_cancelled or _is_unknown(record) else [*others, *names]
@@ -149,25 +150,28 @@ class Effects:
         digest = digest_of(canonical_json(params))
         begun = {"key": info.idempotency_key, "arguments": digest, "at": at}
         intent = self._records.new(effect.query, info, {"begun": begun})
-        own = _facts_of(info.call_id)
+        own = facts_of_intent(info.call_id)
         taken = [name for name in self._stored.get(info.call_id, ()) if name not in own]
         known = effect.resolution is not None
         decision = await self._writer.write_intent(info.call_id, intent.to_json(), known, taken)
         if decision:
             return Resolution.of(loads(decision))
         self._stored[info.call_id] = own
-        self._writer.closed_at_park.update(own)  # a call that parks begins again at its first line
+        self._writer.close_intent_at_suspend(info.call_id)
         return None
 
     def keep(self, call_id: str) -> None:
-        """The intent of a call stays when the run parks."""
-        self._writer.closed_at_park.difference_update(_facts_of(call_id))
+        """The intent of a call stays when the run is suspended."""
+        self._writer.keep_intent(call_id)
 
-    def not_executed(self, call_id: str) -> None:
-        """A call was certainly not executed: when the run is suspended, that is stored as a decision."""
+    def not_executed(self, info: CallInfo) -> None:
+        """A call was certainly not executed: when the run is suspended, that is stored as a decision. It is
+        reported if this worker has lost the run."""
         decision = {"action": ResolutionAction.RERUN, "by": LATE_OUTCOME, "at": _now()}
-        fact = Fact(FactKind.RESOLUTION, call_id, dumps(decision))
+        fact = Fact(FactKind.RESOLUTION, info.call_id, dumps(decision))
         self._writer.facts_at_suspend[fact.name] = fact
+        if self._writer.is_fenced:
+            self.report(info.call_id, info.name, {"action": ResolutionAction.RERUN})
 
     def report(self, call_id: str, tool_id: str, resolution: Mapping[str, Any]) -> None:
         """Tell the next owner of the run what this attempt knows about its call, in the background."""
@@ -218,11 +222,15 @@ class Effect:
         False if somebody has decided about an earlier intent: then `resolution` is that decision, and nothing
         is stored.
         """
-        decided = await self._effects.write_intent(self, info, params)
-        if decided is not None:
-            self.resolution = decided
-            return False
         self._is_written = True
+        try:
+            decided = await self._effects.write_intent(self, info, params)
+        except RunLatched:  # it may be stored, and only its answer lost
+            self.report_not_begun(info)
+            raise
+        if decided is not None:
+            self.resolution, self._is_written = decided, False
+            return False
         return True
 
     def failed(self, info: CallInfo, *, may_have_run: bool) -> None:
@@ -233,7 +241,7 @@ class Effect:
         if may_have_run:
             self._effects.keep(info.call_id)
         else:
-            self._effects.not_executed(info.call_id)
+            self._effects.not_executed(info)
 
     def report_outcome(self, info: CallInfo, record: str) -> None:
         """The call has ended, but another worker owns the run: give it the record (JSON)."""
@@ -249,11 +257,6 @@ class Effect:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _facts_of(call_id: str) -> list[str]:
-    kinds = (FactKind.INTENT, FactKind.FENCE, FactKind.RESOLUTION, FactKind.WAIT)
-    return [Fact(kind, call_id, "").name for kind in kinds]
 
 
 def _is_unknown(record: Record) -> bool:

@@ -21,6 +21,7 @@ from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import Tries
 from openagents_worker.runtime.rules import EXTEND, Rules
+from openagents_worker.runtime.seeds import Seeds
 from openagents_worker.runtime.waits import open_waits
 from openagents_worker.runtime.working_budget import limits_in
 from openagents_worker.store.facts import FactKind, Facts
@@ -103,6 +104,8 @@ class RunHistory:
     checks: Mapping[str, dict[str, Any]]
     """The recorded results of output checks, by digest of the output."""
     tries: Tries
+    seeds: Seeds
+    """From which its random values derive."""
     noted: Mapping[str, Mapping[str, Any]]
     """Calls that go on outside and are not recorded yet, by call id: responses of a model, jobs of a tool."""
     facts: Facts
@@ -167,6 +170,7 @@ async def read_history(
         usage=_usage(claimed, records),
         checks=checks_of(records, claimed.life),
         tries=tries,
+        seeds=Seeds.of(store.run_id, claimed),
         noted=_notes(facts),
         facts=facts,
         interrupted=interrupted,

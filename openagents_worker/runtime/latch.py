@@ -68,6 +68,8 @@ class Latch:
         self.park: Park | None = None
         """How the run is parked; set with the reason `PARKED`."""
         self.is_set: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.when_set: Callable[[], object] = lambda: None
+        """Called once, when the first reason is set."""
         self._stop_now = asyncio.Event()
         self._when_fenced: list[Callable[[], None]] = []
 
@@ -77,7 +79,10 @@ class Latch:
         """Set the reason, unless a graver or equal one is set."""
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
+        is_first = self.reason is None
         self.reason, self.error, self.call, self.detail = reason, error, call, detail
+        if is_first:
+            self.when_set()
         if not self.is_set.done():
             self.is_set.set_result(None)
         if not self.lets_calls_end:

@@ -237,10 +237,10 @@ class Recorder:
             limits=self.limits,
             effect=effect,
         )
-        with CallInProgress(self.in_progress, may_repeat=may_repeat):
+        with CallInProgress(self.in_progress, call_id=call_id, may_repeat=may_repeat):
             record, error = await self._make_and_record(query, info, make)
         if self._latch.reason is not None:
-            await self._stop_if_latched()  # stop before the program continues; the record is stored
+            await self._stop_if_latched(may_go_on=record is not None)  # before the program continues
         assert record is not None
         return self._answer_with(record, error)
 
@@ -261,8 +261,7 @@ class Recorder:
             self.waits.park_for_limit(info.call_id, outcome.waits_for)
             return None, None
         if outcome.error is not None and self._retries.should_retry(outcome.error, outcome, info):
-            requests = getattr(outcome.error, "requests", 1)
-            tries_key = self.rules.tries_fact(query, info.call_id, requests)
+            tries_key = self.rules.tries_fact(query, info.call_id, getattr(outcome.error, "requests", 1))
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)
@@ -308,7 +307,7 @@ class Recorder:
 
     def derived(self) -> bytes:
         """Random bytes that are the same in every attempt: they derive from the run and from the place."""
-        seed = f"{self._identity.run_id}\0{self._identity.uid}\0{self.rules.draw()}"
+        seed = f"{self._history.seeds.at(self.rules)}\0{self.rules.draw()}"
         return blake2b(seed.encode(errors="surrogatepass"), digest_size=32).digest()
 
     def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
@@ -344,7 +343,7 @@ class Recorder:
             self._apply(inner)
         self.checkpoints.usage = self.usage.plus(RunUsage(**record.usage))
         self._pattern_events.release_all_if_replayed()
-        await self._stop_if_latched()
+        await self._stop_if_latched(may_go_on=False)
         return self._answer_with(record)
 
     def _apply(self, record: Record) -> None:
@@ -381,12 +380,16 @@ class Recorder:
 
     # --- the end of the attempt --------------------------------------------------------------------------
 
-    async def _stop_if_latched(self) -> None:
-        """Raise `RunLatched` if the run is latched. If other calls may still end, wait for them first: an
-        error in this call now would make the program cancel them."""
+    async def _stop_if_latched(self, *, may_go_on: bool = True) -> None:
+        """Raise `RunLatched` if the run is latched. A call with effects may go on, with the calls in it.
+
+        If other calls may still end, wait for them. An error now would make the program cancel them.
+        """
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
+            if may_go_on and self.in_progress.goes_on and not self.rules.has_unused:
+                return
             await self.in_progress.wait_for_stop()
         raise RunLatched(self._latch.reason)
 

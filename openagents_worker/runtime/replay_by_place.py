@@ -156,6 +156,10 @@ class ReplayByPlace(Rules):
     def is_replay_over(self) -> bool:
         return not self._records
 
+    @property
+    def has_unused(self) -> bool:
+        return bool(self._records)
+
     def _take(self, call: str) -> Record | None:
         """Remove a record and the records of calls inside it. It answers a call now."""
         record = self._records.pop(call, None)

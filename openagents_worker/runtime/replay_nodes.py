@@ -10,12 +10,15 @@ from typing import Any
 from openagents_worker.runtime.call_ids import Node, Nodes
 from openagents_worker.runtime.prompts import PromptDigests
 from openagents_worker.runtime.rules import OpenCall, Rules
+from openagents_worker.runtime.unused_records import UnusedRecords
 
 __all__ = ["RulesOfNodes"]
 
 
 class RulesOfNodes(Rules):
     """The part of the rules that follows from the current task and the calls around it."""
+
+    _unused: UnusedRecords
 
     def __init__(self) -> None:
         self._nodes = Nodes(self)
@@ -45,6 +48,13 @@ class RulesOfNodes(Rules):
 
     def draw(self) -> str:
         return self._nodes.current_frame().draw()
+
+    def next_position(self) -> int | None:
+        return self._unused.next_position(self._nodes.current_frame().node.path)
+
+    @property
+    def has_unused(self) -> bool:
+        return not self._unused.is_empty
 
     def tasks(self) -> Collection[asyncio.Task[Any]]:
         return self._nodes.tasks()

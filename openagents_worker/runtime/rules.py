@@ -175,10 +175,20 @@ class Rules(ABC):
     def next_name(self, *, recorded: bool = False) -> str | None:
         """The name of the same call. With `recorded`, None for a call that has only begun."""
 
+    def next_position(self) -> int | None:
+        """The position of the first record that the current task, or one that it has started, has not asked
+        for. None if there is none, and under rules under which no run of a fork begins."""
+        return None
+
     @property
     @abstractmethod
     def is_replay_over(self) -> bool:
         """Whether every record was used: all further calls are new."""
+
+    @property
+    @abstractmethod
+    def has_unused(self) -> bool:
+        """Whether a record was not used, or a call that was begun was not continued."""
 
     @abstractmethod
     def call_begins(self) -> None:

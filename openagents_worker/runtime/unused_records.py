@@ -126,6 +126,14 @@ class UnusedRecords:
                     return call
         return None
 
+    def next_position(self, node: str) -> int | None:
+        """The position of the first record of a node or of the nodes below it that was not cancelled."""
+        below = f"{node}/"
+        for record in self._records.values():
+            if not record.is_cancelled and (record.node == node or record.node.startswith(below)):
+                return record.position
+        return None
+
     def described(self, part: str) -> list[str]:
         """The calls, in the parts up to this one, that the program has not made: one text each."""
         unused = [

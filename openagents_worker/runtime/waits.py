@@ -21,7 +21,7 @@ from openagents_worker.runtime.awaited import is_waiting_for
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.facts import RunFacts
-from openagents_worker.runtime.latch import Latch, RunLatched
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay_waits import QUIET_S
 from openagents_worker.runtime.rules import OpenCall, Rules
 from openagents_worker.runtime.writer import RunWriter
@@ -39,6 +39,7 @@ PARK_BUSY_AFTER_S = 2 * QUIET_S  # for a program that may do something else than
 
 @dataclass(slots=True, eq=False)
 class _OpenWait:
+    call_id: str
     wait: Wait
     fact: Fact
     """What is stored of the wait, so that the next attempt continues it."""
@@ -78,6 +79,7 @@ class Waits:
         facts.when_changed.append(self._look_for_facts)
         facts.when_closed = self._close
         calls.when_none_can_end = self._plan_to_park
+        latch.when_set = self._keep_intents
 
     async def until(
         self,
@@ -90,20 +92,29 @@ class Waits:
         needs_all: bool = False,
         begins_again: bool = False,
         must_park: bool = False,
+        shown_as: str = "",
     ) -> Fact | None:
         """Wait inside the recorded call `info` until this fact is there, and take it. None: it timed out.
 
         The arguments are those of `store.parking.Wait`; the time-out is counted from the first attempt that
         waits, or from now if it `begins_again`. Without a fact, this waits for the time only. The record of
-        the call replaces the fact. `must_park`: the fact comes only while the run is parked.
+        the call replaces the fact. `must_park`: the fact comes only while the run is parked. `shown_as`: the
+        id by which a person names the call, if it differs.
         """
         wait = self._wait_of(
-            info, kind, begins_again, name=name, fact=fact, timeout_ms=timeout_ms, needs_all=needs_all
+            info,
+            kind,
+            begins_again,
+            call_id=shown_as or info.call_id,
+            name=name,
+            fact=fact,
+            timeout_ms=timeout_ms,
+            needs_all=needs_all,
         )
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)
         if found is None and not self._is_over(wait) and self._checked_again[kind] == checks:
-            found = await self._wait(wait, must_park) or await self._look_again(wait)
+            found = await self._wait(info.call_id, wait, must_park) or await self._look_again(wait)
         if found is not None:
             self._taken.setdefault(info.call_id, []).append(found.name)
         return found
@@ -121,7 +132,8 @@ class Waits:
         the limit, the run asks again itself."""
         until_ms = self.clock.now_ms() + 2 * limit.delay_ms + LIMIT_SERVED_MS
         wait = Wait(WaitKind.LIMIT, limit.name, call_id, until_ms)
-        self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
+        with self._calls.waiting():  # this call, and those around it
+            self._latch.set_parked(Park([wait], self.facts.seen, limit=limit.name, tenant=limit.tenant))
 
     def check_again(self, kind: WaitKind) -> None:
         """End the waits of a kind, also those that just begin, as if they had timed out: their calls look
@@ -144,6 +156,7 @@ class Waits:
         if self._timer is not None:
             self._timer.cancel()
         self._calls.when_none_can_end = lambda: None
+        self._latch.when_set = lambda: None
         self._open.clear()
 
     # --- one wait ----------------------------------------------------------------------------------------
@@ -163,7 +176,7 @@ class Waits:
             until_ms = until_ms if isinstance(until_ms, int) else 0
         else:
             until_ms = 0 if timeout_ms is None else self.clock.now_ms() + max(0, timeout_ms)
-        return Wait(kind, call_id=info.call_id, until_ms=until_ms, **fields)
+        return Wait(kind, until_ms=until_ms, **fields)
 
     async def _look_again(self, wait: Wait) -> Fact | None:
         """The fact that ends the wait, if it is stored and was not announced yet."""
@@ -172,14 +185,14 @@ class Waits:
     def _is_over(self, wait: Wait) -> bool:
         return bool(wait.until_ms) and wait.until_ms <= self.clock.now_ms()
 
-    async def _wait(self, wait: Wait, must_park: bool) -> Fact | None:
+    async def _wait(self, call_id: str, wait: Wait, must_park: bool) -> Fact | None:
         if len(self._open) >= MAX_WAITS:
             raise PatternError(
                 f"a run cannot wait for more than {MAX_WAITS:,} signals and times at once",
                 hint="use runs of their own, or let tasks wait one after another",
             )
-        opened = _OpenWait(wait, self._fact_of(wait), self._loop.create_future(), must_park)
-        self._open[wait.call_id] = opened
+        opened = _OpenWait(call_id, wait, self._fact_of(call_id, wait), self._loop.create_future(), must_park)
+        self._open[call_id] = opened
         self._writer.facts_at_suspend[opened.fact.name] = opened.fact
         timer = None
         if wait.until_ms:
@@ -194,20 +207,21 @@ class Waits:
             is_cut = self._latch.reason is not None  # the suspension stores the wait
             if opened.ended.done() and not opened.ended.cancelled() and (fact := opened.ended.result()):
                 self.facts.give_back(fact)  # it came in the moment in which the program gave up
+                self._look_for_facts()  # another call may wait for it
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            del self._open[wait.call_id]
+            del self._open[call_id]
             if not is_cut:
                 del self._writer.facts_at_suspend[opened.fact.name]
                 if opened.is_stored:
-                    self._taken.setdefault(wait.call_id, []).append(opened.fact.name)
+                    self._taken.setdefault(call_id, []).append(opened.fact.name)
 
-    def _fact_of(self, wait: Wait) -> Fact:
-        place = self._rules.place_of(wait.call_id)
+    def _fact_of(self, call_id: str, wait: Wait) -> Fact:
+        place = self._rules.place_of(call_id)
         value = {**wait.to_json(), "call_kind": place.kind, "node": place.node, "scope": place.scope}
-        return Fact.of(FactKind.WAIT, wait.call_id, value)
+        return Fact.of(FactKind.WAIT, call_id, value)
 
     def _look_for_facts(self) -> None:
         """New facts were read: end the waits for them, in the order in which they began."""
@@ -245,6 +259,16 @@ class Waits:
         if is_long or any(opened.must_park for opened in self._open.values()):
             self._latch.set_parked(park)
 
+    def _keep_intents(self) -> None:
+        """The attempt stops. A call with effects that only waits begins again, as when the run parks. Any
+        other one goes on; if it is stopped before it ends, nobody knows whether it had its effect."""
+        is_parked = self._latch.reason is LatchReason.PARKED
+        waiting = {opened.task for opened in self._open.values()}
+        for call in self._calls.with_effects():
+            if not (call.blocked if is_parked else is_waiting_for(call.task, waiting)):
+                call.goes_on = True
+                self._writer.keep_intent(call.call_id)
+
     def _program_waits(self) -> bool:
         """Whether every task of the program waits for a call that waits."""
         waiting = {opened.task for opened in self._open.values()}
@@ -261,6 +285,8 @@ class Waits:
 
     async def _write(self, waits: Iterable[_OpenWait]) -> None:
         for opened in waits:
+            if self._open.get(opened.call_id) is not opened:
+                continue  # it has ended meanwhile, and its record does not replace what is stored after it
             opened.is_stored = True
             try:
                 await self._writer.write_fact(opened.fact)

@@ -37,6 +37,8 @@ class WorkingBudget:
         """Take an extension. A limit is never lowered."""
         for name, limit in limits.items():
             self.extended[name] = max(limit, self.extended.get(name, limit))
+        if self.clock is not None:  # the deadline of the attempt, too
+            self.clock.extend(limits.get(TIME))
 
 
 def limits_in(value: Any) -> dict[str, float]:

@@ -16,15 +16,15 @@ from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.event_writer import FLUSH_S, Event, EventWriter
 from openagents_worker.runtime.fenced_store import FencedStore
 from openagents_worker.runtime.identity import RunIdentity
-from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.services import Services
 from openagents_worker.store import scripts
-from openagents_worker.store.facts import Fact
+from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import PARKS, WRITTEN
 from openagents_worker.store.parking import Park
 from openagents_worker.store.scripts import DelegateAnswer, Delegated, ScriptCall, SuspendKind, WriteResult
 
-__all__ = ["RunWriter"]
+__all__ = ["RunWriter", "facts_of_intent"]
 
 
 @quick_init
@@ -60,8 +60,8 @@ class RunWriter(EventWriter):
         """The format of the records of this run. A worker that cannot read it skips the run."""
         self.facts_at_suspend: dict[str, Fact] = {}
         """Facts, by name, that are stored when the run is suspended, whatever the reason: its open waits."""
-        self.closed_at_park: set[str] = set()
-        """Names of facts that are deleted when the run is parked: what they say begins again afterwards."""
+        self.closed_at_suspend: set[str] = set()
+        """Names of facts that are deleted when the run is suspended: what they say begins again."""
 
     @property
     def _has_deferred(self) -> bool:
@@ -161,6 +161,20 @@ class RunWriter(EventWriter):
             )
             self._acknowledged = self._batch_no
             return begun.decision
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether nothing can be written any more: another worker owns the run, or will recover it."""
+        return self._latch.reason is LatchReason.FENCED
+
+    def close_intent_at_suspend(self, call: str) -> None:
+        """If the run is suspended while this call only waits, the call begins again at its first line."""
+        if self._latch.reason is None:  # else nobody knows how far the call will come
+            self.closed_at_suspend.update(facts_of_intent(call))
+
+    def keep_intent(self, call: str) -> None:
+        """The intent of a call stays when the run is suspended."""
+        self.closed_at_suspend.difference_update(facts_of_intent(call))
 
     async def ask(self, call: str, question: str) -> None:
         """Store what is asked about a call (JSON), after all queued events."""
@@ -307,6 +321,7 @@ class RunWriter(EventWriter):
                     left_max_ms=left_max_ms,
                     error_details=error_details,
                     facts=list(facts),
+                    closed=sorted(self.closed_at_suspend),
                     **({} if park is None else self._parked(park)),
                 )
             )
@@ -319,7 +334,6 @@ class RunWriter(EventWriter):
             "acknowledged": self._acknowledged,
             "waiting_payload": park.event_payload,
             "due_ms": park.due_ms,
-            "closed": sorted(self.closed_at_park),
             "facts_seen": park.facts_seen,
             "limit": park.limit,
             "tenant": park.tenant,
@@ -339,3 +353,9 @@ class RunWriter(EventWriter):
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
             )
+
+
+def facts_of_intent(call: str) -> list[str]:
+    """The names of the facts that belong to the intent of a call: its record replaces all of them."""
+    kinds = (FactKind.INTENT, FactKind.FENCE, FactKind.RESOLUTION, FactKind.WAIT)
+    return [Fact(kind, call, "").name for kind in kinds]

@@ -59,10 +59,16 @@ def test_a_beginning_of_several_calls_is_refused(interrupted: Client) -> None:
         interrupted.resolve("r1", "", "rerun", by="anna")
 
 
+def test_the_beginning_of_the_call_that_is_left_is_enough(interrupted: Client) -> None:
+    """Others with the same beginning may be decided already: a run goes on when all of a turn are."""
+    assert interrupted.resolve("r1", "p", "rerun", by="anna").call_id == PAY
+    assert interrupted.resolve("r1", "", "rerun", by="anna").call_id == REFUND
+
+
 def test_the_second_decision_gets_the_first_one(interrupted: Client) -> None:
     interrupted.resolve("r1", PAY, "skip", by="anna", result=1)
     with pytest.raises(ApprovalNotPending, match="anna has already decided: skip") as caught:
-        interrupted.resolve("r1", PAY, "rerun", by="bert")
+        interrupted.resolve("r1", "pay", "rerun", by="bert")
     assert caught.value.decision.by == "anna"
     assert (caught.value.call_id, caught.value.run_id) == (PAY, "r1")
 

@@ -128,7 +128,7 @@ class PaymentsTruth:
 
 def _is_in_question(run: Run, fence: str) -> bool:
     begun_by = run.facts.get(FENCE)
-    is_being_made = run.state == "running" and run.fence == begun_by
+    is_being_made = run.state == "running" and run.fence == begun_by and not fence
     return begun_by is not None and fence in ("", begun_by) and not is_being_made
 
 

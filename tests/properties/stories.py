@@ -640,6 +640,15 @@ class Stories(_Words):
         self.work("pay")
         self._pays_and_dies_again()
 
+    def a_worker_reports_its_payment_before_its_run_is_reclaimed(self) -> None:
+        """It has stopped the run itself. The next worker pays nothing."""
+        self.submit()
+        self.deliver(NEW)
+        self.work("pay")
+        self.m.stop_itself(NEW)
+        self.m.report(0, lost=False)
+        self.m.holds()
+
     def _pays_and_dies_again(self) -> None:
         self.work("pay")
         self.die()

@@ -896,6 +896,11 @@ GUARDS += (
         story="a_worker_reports_what_became_of_its_payment",
     ),
     Guard(
+        "a worker may report its call before another one has the run",
+        ("  if fence ~= '' then return true end -- also before another worker has the run\n", ""),
+        story="a_worker_reports_its_payment_before_its_run_is_reclaimed",
+    ),
+    Guard(
         "only a call that was asked about is approved",
         ("return redis.call('HEXISTS', facts, FACT.ask .. call) == 1 end", "return true end"),
         story="an_approval_is_decided_once",

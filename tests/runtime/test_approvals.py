@@ -13,6 +13,7 @@ from openagents_worker.models import RunRecord, RunState, WaitKind
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import approvals, scripts
 from tests.runtime import plugins
+from tests.runtime.waiting import Fickle
 from tests.support.runner import Process, agent, calls, process, scripted
 
 ALWAYS = {"approval": "always"}
@@ -300,3 +301,19 @@ async def test_the_next_life_of_a_run_asks_only_about_what_was_not_decided(redis
         await client.approve("r1", ben.call_id, by="bob")
         assert (await ended(p)).state is RunState.COMPLETED
         assert sorted(plugins.executed("charge")) == ["ann", "ben"]
+
+
+@pytest.mark.parametrize("decision", ["deny", "approve"])
+async def test_a_call_that_was_asked_about_is_made_only_as_it_was_decided(
+    redis_url: str, decision: str
+) -> None:
+    """Also if its tool says meanwhile that it needs no approval."""
+    Fickle.asked = 0
+    definition = refunding(charge("ann"), approval=None)
+    definition["tools"][0]["impl"] = "tests.runtime.waiting.Fickle"
+    async with process(redis_url, definition) as p, AsyncClient(redis_url) as client:
+        await p.submit()
+        (asked,) = await pending(p, client)
+        await getattr(client, decision)("r1", asked.call_id, by="bob")
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == (["ann"] if decision == "approve" else [])

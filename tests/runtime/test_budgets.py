@@ -281,6 +281,23 @@ async def test_an_extension_of_the_time_lets_a_call_go_on(redis_url: str, now: S
     assert plugins.executed("charge") == [0, 1]
 
 
+async def test_an_extension_that_was_taken_for_another_limit_extends_the_time(redis_url: str) -> None:
+    """A run that has got both with one extension does not end when the first time is over."""
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=2)) as p:
+        await p.submit(budget={"max_tool_calls": 1, "max_duration_ms": 500})
+        await extend(p, max_tool_calls=9, max_duration_ms=600_000)
+        open_gates("charge-0")
+        begun = ("begin", "charge", 1)
+        executing = await executed_until(p, lambda: any(e[:3] == begun for e in plugins.LOG), "a call begins")
+        own_clock = p.runner._attempts["r1"]._clock
+        await await_for(lambda: executing.done() or own_clock.active_ms > 700, "the first time is over")
+        open_gates("charge-1")
+        await executing
+        record = await p.record()
+
+    assert record.state is RunState.COMPLETED, record.result
+
+
 @pytest.mark.parametrize("on_breach", ["end", "pause"])
 async def test_a_limit_is_reached_beside_a_call_in_progress(redis_url: str, on_breach: str) -> None:
     """A run that ends cancels the call. A run that is paused lets it end, and does not make it again."""

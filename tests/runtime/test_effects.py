@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 
 from openagents_worker import AsyncClient, Reconciled
+from openagents_worker.errors import ToolRateLimitError
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRecord, RunState, WaitKind
+from openagents_worker.runtime.fenced_store import FencedStore
+from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import DecideAnswer, DecideResult
 from tests.runtime import plugins
-from tests.support.runner import Process, agent, crash, process
+from tests.support.runner import Process, agent, crash, due, process
 from tests.support.waiting import await_for
 
 REFUSED = "run.outcome_unknown"
@@ -164,6 +167,7 @@ async def test_the_time_for_an_approval_does_not_limit_the_decision_about_its_ou
         await two.execute()
         (wait,) = (await two.record()).waiting
         assert (wait.kind, wait.until) == (WaitKind.OUTCOME, None)
+        assert (await two.event_names()).count("run.outcome_unknown") == 1
 
 
 KNOWING = ["Reconciling", "Till"]
@@ -363,6 +367,21 @@ async def test_an_interrupted_call_with_other_arguments_is_in_question_too(redis
         assert await facts(two) == {}
 
 
+async def test_a_run_that_waits_for_a_decision_names_the_call_that_was_begun(redis_url: str) -> None:
+    """The call that is made in its place has another id, because its arguments differ."""
+    plugins.Clocked.count = 0
+    async with (
+        interrupted(paying(pattern="Clocked"), redis_url) as (_, two),
+        AsyncClient(redis_url) as client,
+    ):
+        await two.execute()
+        (wait,) = (await two.record()).waiting
+        assert wait.call_id == await call_in_question(two)
+        await client.resolve("r1", wait.call_id, "rerun", by="anna")
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert not any(name.startswith("intent:") for name in await facts(two))
+
+
 async def test_other_arguments_without_a_decision_are_not_used(redis_url: str) -> None:
     plugins.Clocked.count = 0
     async with interrupted(paying(pattern="Clocked", on_interrupted="fail"), redis_url) as (_, two):
@@ -395,6 +414,65 @@ async def test_a_worker_that_lost_the_run_reports_the_outcome_of_its_call(redis_
         assert "tool.outcome_resolved" in await two.event_names()
 
 
+async def reclaimed(p: Process, dead: Process) -> None:
+    """The lease of a worker is over, and another one has taken its runs."""
+    await p.store.redis.zadd(p.store.keys("workers"), {dead.lease.incarnation: 1})
+    await p.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+
+
+@pytest.mark.parametrize("outcome", ["made", "not executed"])
+async def test_a_worker_reports_before_the_run_has_changed_hands(redis_url: str, outcome: str) -> None:
+    """It stops its runs before its lease ends, and another worker takes them some time later."""
+    definition = paying("OnceOnly", on_interrupted="fail")
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        executing = asyncio.create_task(one.execute())
+        await await_for(lambda: begun() == 1, "the charge begins")
+        if outcome == "not executed":
+            error = ToolRateLimitError("the bank is closed", "charge", retry_after_ms=1)
+            error.was_executed = False
+            plugins.FAILURES["0"] = [error]
+        one.runner.latch("r1", LatchReason.FENCED)
+        plugins.GATES["charge-0"].set()
+        assert (await executing).reason == "fenced"
+        await await_for(partial(is_resolved, two), "the outcome is reported")
+        await reclaimed(two, one)
+        plugins.GATES["charge-1"].set()
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
+async def test_a_call_whose_intent_was_not_answered_was_not_begun(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has stored the intent, and the lease of the worker was over before it knew."""
+    write_ahead = FencedStore.write_ahead
+
+    async def lose_the_answer(store: FencedStore, call: Any) -> Any:
+        await write_ahead(store, call)
+        store.lose_run("the lease is over")
+        raise RunLatched(LatchReason.FENCED)
+
+    definition = paying("OnceOnly", on_interrupted="fail")
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        with monkeypatch.context() as lossy:
+            lossy.setattr(FencedStore, "write_ahead", lose_the_answer)
+            assert (await one.execute()).reason == "fenced"
+        await await_for(partial(is_resolved, two), "that it was not begun is reported")
+        await reclaimed(two, one)
+        for number in range(2):
+            plugins.GATES[f"charge-{number}"].set()
+        assert (await ended(two)).state is RunState.COMPLETED
+        assert plugins.executed("charge") == [0, 1]
+
+
 async def test_a_run_that_is_not_durable_writes_no_intent(redis_url: str) -> None:
     async with process(redis_url, paying()) as p:
         await p.submit(durable=False)
@@ -421,6 +499,95 @@ async def test_a_call_that_parks_is_not_an_interrupted_one(redis_url: str) -> No
         assert (await ended(p)).state is RunState.COMPLETED
         assert plugins.executed("charge") == [0, 1]
         assert await facts(p) == {}
+
+
+def beside(pattern: str, tool: str, **fields: Any) -> dict[str, Any]:
+    """An agent that charges, and makes another call beside it. Interrupted charges fail the run."""
+    return agent(
+        pattern={"impl": f"tests.runtime.waiting.{pattern}"},
+        tools=[
+            {"id": "charge", "impl": tool, "on_interrupted": "fail"},
+            {"id": "beside", "impl": "tests.runtime.plugins.Charge"},
+        ],
+        **fields,
+    )
+
+
+def waits_in(p: Process) -> bool:
+    attempt = p.runner._attempts.get("r1")
+    return bool(attempt and attempt._recorder and attempt._recorder.waits._open)
+
+
+@pytest.mark.parametrize("reason", ["handover", "retry"])
+async def test_a_call_that_waits_is_not_interrupted_when_the_run_is_suspended(
+    redis_url: str, reason: str
+) -> None:
+    """Its worker stops, or a call beside it is retried. It begins again, as when it parks."""
+    definition = beside("Beside", "tests.runtime.plugins.Patient")
+    async with process(redis_url, definition) as p, AsyncClient(redis_url) as client:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: waits_in(p) and begun() == 2, "one call waits, and the other one is made")
+        if reason == "handover":
+            p.runner.latch("r1", LatchReason.HANDOVER)
+        else:
+            plugins.FAILURES["beside"] = [plugins.rate_limited()]
+        plugins.GATES["beside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert not any(name.startswith("intent:") for name in await facts(p))
+        if reason == "retry":
+            await due(p)
+        await client.send("r1", "go", 1)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert sorted(plugins.executed("charge")) == ["beside", "waits"]
+
+
+@pytest.mark.parametrize("reason", ["handover", "retry"])
+async def test_a_call_with_effects_ends_before_its_run_is_suspended(redis_url: str, reason: str) -> None:
+    """Also if it makes calls itself: nobody has to be asked about a call that could end."""
+    async with process(redis_url, beside("Beside", "tests.runtime.waiting.ChargesThenLooks")) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: begun() == 2 and plugins.executed("charge") == ["waits"], "the effect")
+        if reason == "handover":
+            p.runner.latch("r1", LatchReason.HANDOVER)
+        else:
+            plugins.FAILURES["beside"] = [plugins.rate_limited()]
+        plugins.GATES["beside"].set()
+        await await_for(lambda: p.runner._attempts["r1"].latch.reason is not None, "the run stops")
+        plugins.GATES["inside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert not any(name.startswith("intent:") for name in await facts(p))
+        if reason == "retry":
+            await due(p)
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert sorted(plugins.executed("charge")) == ["beside", "inside", "waits"]
+
+
+async def test_a_call_that_does_not_wait_is_interrupted_when_the_run_parks(redis_url: str) -> None:
+    """A call of a model beside it waits for the fleet. Nobody knows whether it has had its effect."""
+    llm = {"provider": "scripted", "script": [{"text": "hello"}] * 9, "limits": {"requests_per_minute": 1}}
+    definition = beside("BesideAModel", "tests.runtime.waiting.ChargesThenWaits", llm=llm)
+    async with process(redis_url, definition, agent("b", llm=llm)) as p:
+        await p.run("other", agent_id="b", session_id="other")
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: plugins.executed("charge") == ["once"], "the charge has had its effect")
+        plugins.GATES["ask"].set()
+
+        def is_parking() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            return attempt is not None and attempt.latch.reason is LatchReason.PARKED
+
+        await await_for(is_parking, "the call of the model waits for the fleet")
+        plugins.GATES["inside"].set()
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
+        assert any(name.startswith("intent:") for name in await facts(p))
+        plugins.GATES["ask"].clear()
+        await p.store.redis.zadd(p.store.keys("timeouts"), {"r1": 1}, xx=True)
+        await p.store.run(scripts.wake(limit=10))
+        assert code_of(await ended(p)) == REFUSED
+        assert plugins.executed("charge") == ["once"]
 
 
 async def test_with_strict_durability_the_intent_is_on_disk_before_the_call(tmp_path: Path) -> None:

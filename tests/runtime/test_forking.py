@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from openagents_worker.models import RunState
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
 from openagents_worker.submission.submit import forking
 from openagents_worker.testing.model_server import ModelServer
-from tests.runtime import talking
+from tests.runtime import plugins, talking
 from tests.runtime.talking import Script, talker
-from tests.support.runner import Process, calls, process
+from tests.support.runner import Process, agent, calls, process
+from tests.support.waiting import await_for
 
 ANSWER = {"text": "Here you are."}
 OTHER = {"text": "Something else."}
@@ -137,3 +140,45 @@ async def test_a_fork_can_be_resumed_and_forked(redis_url: str) -> None:
             "model",
         ]
         assert (await p.record("g")).forked_from == "f:step:4"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+async def test_a_fork_draws_the_values_of_its_source_up_to_the_checkpoint(redis_url: str, steps: int) -> None:
+    """Else the calls before it would have other arguments than their records. Afterwards it draws values of
+    its own, the same in every attempt."""
+    definition = agent(
+        pattern={"impl": "tests.runtime.waiting.DrawsIds"},
+        tools=[{"id": "charge", "impl": "tests.runtime.plugins.Charge"}],
+    )
+    async with process(redis_url, definition) as p:
+        plugins.GATES["charge"].set()
+        source = output_of(await p.run("r1"))
+        await fork(p, redis_url, f"r1:step:{steps}", run_id="f")
+        plugins.GATES["charge"].clear()
+        executing = asyncio.create_task(p.execute("f"))
+        if steps < 4:
+            await await_for(lambda: len(begun()) > 4, "a call after the checkpoint")
+            p.runner.latch("f", LatchReason.HANDOVER)
+        plugins.GATES["charge"].set()
+        await executing
+        await p.execute("f")
+        forked = output_of(await p.record("f"))
+        await fork(p, redis_url, "f:step:4", run_id="g")
+        await p.execute("g")
+        again = output_of(await p.record("g"))
+
+    assert forked[:steps] == source[:steps]
+    assert not set(forked[steps:]) & set(source)
+    assert begun() == [*source, *forked[steps:]]
+    assert again == forked
+
+
+def begun() -> list[str]:
+    return [entry[2] for entry in plugins.LOG if entry[0] == "begin"]
+
+
+def output_of(record: RunRecord) -> list[str]:
+    assert record.result is not None, record
+    assert record.state is RunState.COMPLETED, record.result
+    output: list[str] = record.result.final_output
+    return output

@@ -13,6 +13,7 @@ import pytest
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import RunState
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.facts import FactKind
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
@@ -242,6 +243,25 @@ async def test_a_model_call_of_a_tool_takes_no_messages(redis_url: str) -> None:
 
     assert [message["content"] for message in of_tool.body["messages"]] == ["Sum up."]
     assert messages_of(of_pattern)[-1] == ("user", "Only German ones?")
+
+
+async def test_messages_that_are_large_together_are_taken_together(redis_url: str) -> None:
+    """Each was accepted alone, so that they do not fail the run."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "4096"}
+    script = Script()
+    script.by_run = {"r1": [ANSWER]}
+    texts = [letter * 3_000 for letter in "ab"]
+    async with (
+        ModelServer(script) as server,
+        process(redis_url, talker(server.url), settings=load_settings(env)) as p,
+    ):
+        await p.submit("r1", input_text="Find books.")
+        for text in texts:
+            await steer(p, text)
+        await p.execute("r1")
+        assert (await p.record("r1")).state is RunState.COMPLETED
+        [asked] = script.asked["r1"]
+        assert messages_of(asked)[-1] == ("user", "\n\n".join(["Find books.", *texts]))
 
 
 async def test_a_message_for_a_run_that_is_over_is_refused(redis_url: str) -> None:

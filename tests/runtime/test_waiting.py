@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from openagents_worker import Agent
+from openagents_worker import Agent, AsyncClient
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import WaitKind
 from openagents_worker.runtime import waits
@@ -18,7 +18,10 @@ from openagents_worker.runtime.calls import waiting as calls_of_waits
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.facts import Fact
 from openagents_worker.store.formats import PARKS
 from openagents_worker.store.scripts import ClaimAnswer, Claimed
 from openagents_worker.store.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, signal_fact
@@ -426,6 +429,34 @@ async def test_a_value_that_was_sent_is_read_in_its_type(redis_url: str) -> None
     assert record.result.final_output == "31.01.2026"
 
 
+async def test_a_value_that_comes_when_one_call_gives_up_is_for_another_one_that_waits(
+    redis_url: str,
+) -> None:
+    """Otherwise a run would park, although the value that it waits for is stored."""
+    first: list[asyncio.Task[Any]] = []
+
+    async def gives_up(context: Any) -> Any:
+        first.append(retrieved(context.receive("go")))
+        second = retrieved(context.receive("go"))
+        await asyncio.wait(first)
+        return [first[0].cancelled(), await second]
+
+    own = Agent("gives_up", pattern=gives_up, llm={"provider": "mock"})
+    async with process(redis_url, own) as p:
+        await p.submit(agent_id="gives_up", durable=False)
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: first, "the first call")
+        facts = p.runner._attempts["r1"].facts
+        await await_for(lambda: len(p.runner._attempts["r1"]._recorder.waits._open) == 2, "both wait")
+        facts.when_changed.append(lambda: first[0].cancel())
+        await send(p, "go", "now")
+        p.runner.announce_fact("r1", 1)
+        await await_for(executing.done, "the other call has the value")
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [True, "now"]
+
+
 async def test_an_answer_that_is_overtaken_by_a_later_one_changes_nothing(redis_url: str) -> None:
     """Two connections may deliver their answers in another order than Redis has given them."""
     async with process(redis_url) as p:
@@ -453,3 +484,50 @@ async def test_an_answer_that_is_overtaken_by_a_later_one_changes_nothing(redis_
         gate.set()
         await first
         assert (facts.seen, facts.holds(signal_fact("go"))) == (1, True)
+
+
+async def test_a_value_that_was_accepted_is_received_whatever_its_size(redis_url: str) -> None:
+    """`send` has checked its size. With the rest of its record, it may be larger than an outcome may be."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "4096"}
+    value = "x" * 4_050
+    async with (
+        process(redis_url, waiting("Receives"), settings=load_settings(env)) as p,
+        AsyncClient(settings=load_settings(env)) as client,
+    ):
+        await p.submit()
+        await client.send("r1", "paid", value)
+        await p.execute()
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.final_output == [value]
+
+
+async def test_a_wait_that_ends_before_it_is_stored_leaves_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waits beside a call are stored one after the other. One ends while the first is being stored."""
+    write, may_write = RunWriter.write_fact, asyncio.Event()
+
+    async def write_later(writer: RunWriter, fact: Fact, format_: int = 0) -> None:
+        await may_write.wait()
+        await write(writer, fact, format_)
+
+    monkeypatch.setattr(RunWriter, "write_fact", write_later)
+    names = ["charge1", "sleep3600", "sleep0.5"]
+    async with process(redis_url, waiting("Branches", names=names)) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+
+        async def is_over() -> bool:
+            return any(record["kind"] == "sleep" for record in await p.journal())
+
+        async def stored() -> list[str]:
+            return [name for name in await p.store.redis.hkeys(p.store.keys("facts", "r1")) if "wait" in name]
+
+        await await_for(is_over, "the short sleep is recorded")
+        may_write.set()
+        await await_for(stored, "the long sleep is stored")
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        plugins.GATES["charge1"].set()
+        assert (await executing).reason == "handover"
+        assert len(await stored()) == 1

@@ -123,3 +123,69 @@ class AskTool:
         value = await context.receive("answer")
         await context.tools["charge"].invoke({"who": "inside again"})
         return {"answer": value}
+
+
+class Beside(_Pattern):
+    """A charge that waits for a value, and another call beside it."""
+
+    async def execute(self) -> Any:
+        tools = self.context.tools
+        return await asyncio.gather(
+            tools["charge"].invoke({"who": "waits"}),
+            tools["beside"].invoke({"who": "beside", "gate": "beside"}),
+        )
+
+
+class ChargesThenLooks(plugins.OnceOnly):
+    """Has its effect, waits for the gate `inside`, and calls another tool."""
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        charged = await super().invoke(params, context)
+        await plugins.GATES["inside"].wait()
+        await self.then(context)
+        return charged
+
+    async def then(self, context: Any) -> None:
+        await context.tools["beside"].invoke({"who": "inside"})
+
+
+class ChargesThenWaits(ChargesThenLooks):
+    """Has its effect, waits for the gate `inside`, and for a value."""
+
+    async def then(self, context: Any) -> None:
+        await context.receive("go")
+
+
+class BesideAModel(_Pattern):
+    """A charge, and a call of a model beside it."""
+
+    async def execute(self) -> Any:
+        async def ask() -> Any:
+            await plugins.GATES["ask"].wait()
+            return await self.context.llm_client.generate(messages=[{"role": "user", "content": "hi"}])
+
+        charged, _ = await asyncio.gather(self.context.tools["charge"].invoke({"who": "once"}), ask())
+        return charged
+
+
+class Fickle(plugins.Charge):
+    """Needs an approval the first time it is asked, and none afterwards."""
+
+    asked = 0
+
+    def requires_approval(self, params: dict[str, Any], context: Any) -> bool:
+        Fickle.asked += 1
+        return Fickle.asked == 1
+
+
+class DrawsIds(_Pattern):
+    """Charges under ids that it draws: one after the other, then two side by side."""
+
+    async def execute(self) -> Any:
+        async def charge(who: str) -> str:
+            await self.context.tools["charge"].invoke({"who": who, "gate": "charge"})
+            return who
+
+        one = [await charge(str(self.context.uuid4())) for _ in range(2)]
+        ids = [f"{self.context.random().random()}" for _ in range(2)]
+        return [*one, *await asyncio.gather(*map(charge, ids))]

@@ -108,6 +108,14 @@ def test_a_call_that_is_being_made_is_not_decided(bench: Bench) -> None:
     assert bench.do("decide").answer is DecideAnswer.OK
 
 
+def test_a_worker_that_gives_a_call_up_reports_it_before_the_run_has_changed_hands(bench: Bench) -> None:
+    """Its lease is over for itself first. A report that came too early would be lost."""
+    fence = bench.do("claim").fence
+    bench.do("intent", fence=fence)
+    assert bench.do("decide", fence=fence, value=SKIP).answer is DecideAnswer.OK
+    assert facts(bench)[f"resolution:{CALL}"] == SKIP
+
+
 def test_a_worker_reports_only_the_call_that_it_made(bench: Bench) -> None:
     """Once another worker has made the call again, the outcome of the first one is not that of the call."""
     first = begun(bench)

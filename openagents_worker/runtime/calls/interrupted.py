@@ -123,10 +123,11 @@ class CallWithEffect:
         waits, name = self.recorder.waits, self.info.name
         assert self.effect.interrupted is not None
         begun_as = self.effect.interrupted.call
-        if waits.facts.stored_wait(self.info.call_id) is None:  # an earlier attempt has not asked yet
+        stored = waits.facts.stored_wait(self.info.call_id)  # perhaps of its approval
+        if stored is None or stored.get("kind") != WaitKind.OUTCOME.value:  # nobody has asked yet
             self.emit("run.outcome_unknown", {"tool_id": name, "call_id": begun_as})
         fact_name = Fact(FactKind.RESOLUTION, begun_as, "").name
-        fact = await waits.until(self.info, WaitKind.OUTCOME, name=name, fact=fact_name)
+        fact = await waits.until(self.info, WaitKind.OUTCOME, name=name, fact=fact_name, shown_as=begun_as)
         assert fact is not None, "the wait has no time-out"
         return Resolution.of(fact.value(run_id=self.recorder.run_id))
 

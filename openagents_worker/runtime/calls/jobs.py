@@ -128,7 +128,7 @@ async def _started(call: ToolCall) -> Any:
         except asyncio.CancelledError:
             await _cancel_if_given_up(call, job)
             raise
-    call.run.writer.closed_at_park.discard(_wait_fact(call))  # when it parks, this call does not begin again
+    call.run.writer.closed_at_suspend.discard(_wait_fact(call))  # this call does not begin again
     return job
 
 

@@ -33,6 +33,7 @@ async def take_steering(recorder: Recorder, *, new: bool = True) -> list[str]:
             value=messages,
             events=[("run.steered", message) for message in messages],
             taken=[fact.name for fact in facts],
+            is_accepted=True,
         )
 
     return [message["text"] for message in await recorder.call(STEER, STEER, "", make)]

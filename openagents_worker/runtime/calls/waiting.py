@@ -49,7 +49,8 @@ async def receive(
         )
         if fact is not None:
             received = ("signal.received", {"name": name, "call_id": info.call_id})
-            return Outcome(value={"value": fact.value(run_id=recorder.run_id)}, events=[received])
+            value = {"value": fact.value(run_id=recorder.run_id)}
+            return Outcome(value=value, events=[received], is_accepted=True)
         if default is not ...:
             return Outcome(value={"timed_out": True})
         return Outcome(error=_timed_out(name, timeout_ms or 0), may_retry=False)

@@ -58,13 +58,13 @@ local function claimed(run, found)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
   local state_bytes = 0
   for _, text in ipairs(found.state) do state_bytes = state_bytes + #text end
-  local request, last_error, facts_no = unpack(redis.call('HMGET', k.run(run_id), 'request', 'last_error', 'facts_no'))
+  local request, last_error, facts_no, seeds = unpack(redis.call('HMGET', k.run(run_id), 'request', 'last_error', 'facts_no', 'seeds'))
   return reply{answer = 'CLAIMED', fence = run.fence, request = request, attempt = run.attempt, life = run.life, retries = run.retries,
     recoveries = run.recoveries, uid = run.uid, usage = run.usage, queue = run.queue, canvas = run.canvas, last_error = last_error,
     active_ms = count_of(run.active_ms), durable = run.durable ~= '0', facts = small_facts(found.facts), facts_no = whole(facts_no), now_ms = digits(NOW_MS),
     journal_length = found.journal,
     journal = page, messages = found.messages, artifacts = found.artifacts,
-    is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, held = run.format >= HOLDS_TURNS and held_by_stack(run) or {},
+    seeds = seeds or '', is_interrupted = says_so_itself(run), epoch = epoch, compacted = compacted, compaction = compaction, held = run.format >= HOLDS_TURNS and held_by_stack(run) or {},
     session_state = state_bytes <= page_bytes and found.state or nil} -- the worker reads larger ones separately
 end
 

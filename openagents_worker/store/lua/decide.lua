@@ -1,6 +1,6 @@
 -- Decides about a call. kind `approval`: a call that waits for an approval. kind `resolution`: a call with effects that was interrupted before its
 -- outcome was stored; the worker that made it passes its fence when it learns the outcome, everybody else passes ''. A call that an attempt is
--- making is not pending. The first decision counts: it is stored as a fact, and kept with the run.
+-- making is not pending for others. The first decision counts: it is stored as a fact, and kept with the run.
 -- Returns `DecideResult`. Event `event` with `payload`.
 --#include parked
 --#include index
@@ -14,6 +14,7 @@ local function is_pending()
   if kind == 'approval' then return redis.call('HEXISTS', facts, FACT.ask .. call) == 1 end
   local begun_by = redis.call('HGET', facts, FACT.fence .. call)
   if not begun_by or (fence ~= '' and begun_by ~= fence) then return false end
+  if fence ~= '' then return true end -- also before another worker has the run
   return not (run.state == STATE.running and begun_by == run.fence)
 end
 

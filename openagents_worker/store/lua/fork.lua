@@ -1,7 +1,8 @@
 -- Creates a run that continues from a checkpoint of another run. Its journal is a copy of the records up to `steps`, so none of these calls is made
 -- again. Facts are not copied: a later approval does not hold for it, and a call that has begun is not known to it.
 -- In another session than that of the source, it creates this session, with the first `messages` and `artifacts` of the source's session: what there
--- was when the source began. `input_text` is a digest. Returns `Forked`. Events run.forked, then run.queued or run.waiting_session.
+-- was when the source began. The field `seeds` names the runs from which its records are copied. `input_text` is a digest.
+-- Returns `Forked`. Events run.forked, then run.queued or run.waiting_session.
 --#include session_copy
 --#include new_run
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
@@ -33,7 +34,8 @@ if is_new_session then copy_session(source.session, session_id, messages, artifa
 local checkpoint_id = from_run_id .. ':step:' .. digits(steps)
 local run = new_run(run_id, {format = source.format, state = STATE.queued, queue = source.queue, agent = source.agent, session = session_id,
   parent = '', digest = digest, uid = uid, request = request, canvas = '', tell = tell, durable = source.durable ~= '' and source.durable or 1,
-  input_digest = input_text, lists = #lists > 0 and cjson.encode(lists), forked_from = checkpoint_id},
+  input_digest = input_text, lists = #lists > 0 and cjson.encode(lists), forked_from = checkpoint_id,
+  seeds = (field_of(from_run_id, 'seeds') or '') .. digits(steps) .. ' ' .. source.uid .. ' ' .. from_run_id .. '\n'},
   lists_of({agent = source.agent, session = session_id}, lists))
 redis.call('HSET', k.run(run_id), 'steps', digits(steps))
 run.steps = steps

@@ -78,7 +78,8 @@ class Claimed:
     `facts` and `session_state` are None if they are too large for this answer. `compaction` is the summary
     (JSON) that stands for the first `compacted` messages of the session, `epoch` its number; 0: none.
     `held` is what the run and the runs above it hold for shared children (`store.held_turns`): run id, first
-    position, end, run id …
+    position, end, run id … `seeds` has a line for each run from which records of a fork are copied, the
+    oldest first: the last position, the uid of the run, its id.
     """
 
     answer: ClaimAnswer
@@ -111,6 +112,7 @@ class Claimed:
     compacted: int = 0
     compaction: Payload = ""
     held: tuple[str, ...] = ()
+    seeds: str = ""
 
 
 @script_function

@@ -21,11 +21,12 @@ log = get_logger(__name__)
 async def approval(call: ToolCall, proceed: Proceed) -> Any:
     """Waits for a decision about a call that needs an approval; the run holds no slot meanwhile.
 
-    A decision in the request (`context_hints`) counts first. Raises `PermanentToolError` for a call that was
+    A decision in the request (`context_hints`) counts first. A call that somebody was asked about needs the
+    decision, also if the tool now says that it needs none. Raises `PermanentToolError` for a call that was
     denied, as an error for the model, and `ApprovalTimeout` to end the run.
     """
     gate = _gate(call)
-    if gate is False:
+    if gate is False and not _was_asked(call):
         return await proceed(call)
     given = _given_by_request(call)
     if given == "allow":  # no other value allows the call
@@ -34,6 +35,13 @@ async def approval(call: ToolCall, proceed: Proceed) -> Any:
         raise _refused(call, "no decision was given" if given is None else f"the decision is {given!r}")
     call.decision = decision = await _decided(call)
     return await _follow(decision, call, proceed)
+
+
+def _was_asked(call: ToolCall) -> bool:
+    """Whether an earlier attempt has asked about the call, or an earlier life has its decision."""
+    recorder, call_id = call.run.context.recorder, call.info.call_id
+    decision = Fact(FactKind.APPROVAL, call_id, "").name
+    return recorder.approvals.asked(call_id) is not None or recorder.waits.facts.holds(decision)
 
 
 def _gate(call: ToolCall) -> bool | None:

@@ -1,7 +1,7 @@
 --#include run
 --#include index
 -- The birth of a run: the only code that creates the record of one.
-local OWN_FIELDS = {'format', 'state', 'queue', 'agent', 'session', 'parent', 'digest', 'uid', 'request', 'input_digest', 'canvas', 'tell', 'durable', 'expires', 'lists', 'on_busy', 'forked_from',
+local OWN_FIELDS = {'format', 'state', 'queue', 'agent', 'session', 'parent', 'digest', 'uid', 'request', 'input_digest', 'canvas', 'tell', 'durable', 'expires', 'lists', 'on_busy', 'forked_from', 'seeds',
   'parent_call', 'parent_life', 'mode', 'background'}
 
 -- new_run(R, own, indexes): creates the record of a run, adds it to the indexes, and returns it. `own` are the fields in which runs differ, by
