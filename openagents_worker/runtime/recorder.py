@@ -314,8 +314,6 @@ class Recorder:
         """Suspend the run for a retry, because a part of the pattern failed. False if that is refused."""
         return self._retries.suspend(error, part)
 
-    # --- records -----------------------------------------------------------------------------------------
-
     async def _commit(self, record: Record, text: str, outcome: Outcome, taken: Sequence[str]) -> None:
         """Store a record, even if the task that made the call is cancelled."""
         try:
