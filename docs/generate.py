@@ -23,18 +23,7 @@ from door_limits import (  # noqa: E402 - as the next one
     door_limit_rows,
     whole_read_rows,
 )
-from reference import filled  # noqa: E402 - it stands beside this file, which is no package
-
-PAGES_WITH_TABLES = (
-    "agents-file.md",
-    "command-line.md",
-    "mcp.md",
-    "memory.md",
-    "metrics.md",
-    "producer.md",
-    "settings.md",
-    "tools.md",
-)
+from reference import filled, has_tables  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
 
@@ -202,9 +191,10 @@ INDEPENDENT_OF_THE_LEASE = (
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Every page with its text."""
-    for name in PAGES_WITH_TABLES:
-        yield HERE / name, filled(HERE / name)
+    """Every page that is generated, or has generated parts, with its text."""
+    for page in sorted(HERE.glob("*.md")):
+        if has_tables(page):
+            yield page, filled(page)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
     yield (
