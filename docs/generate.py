@@ -174,7 +174,7 @@ INDEPENDENT_OF_THE_LEASE = (
     (
         "worker.stall_monitor_process",
         "REPORT_S",
-        "the time to name and log the run, in addition to `accuse_s`; then the stall monitor kills the worker",
+        "the time to name and log the run, in addition to `accuse_s`; then the worker is killed",
     ),
     ("runtime.event_writer", "FLUSH_S", "events are collected for this time and stored together"),
     ("runtime.event_writer", "MAX_FLUSH_S", "the same, if the process is too busy to store them in time"),
