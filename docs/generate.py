@@ -48,9 +48,12 @@ Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session
 percent-encoded), and stored in one stream per run ([keys.md](keys.md)). Payload keys in brackets are
 optional. [streaming.md](streaming.md) describes how to watch events.
 
-The journal of a run contains the complete replies of models and results of tools. The events contain only
-the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. To read
-everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call.
+The journal of a run contains the complete replies of models and results of tools. The events of a call
+contain only the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice.
+To read everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call. Other texts in
+events of the library are cut after 10,000 characters, also the answer in `run.completed`. The complete answer
+is in the result of the run ([producer.md](producer.md#wait-and-get)). Secrets are masked
+([logging.md](logging.md#redaction)).
 
 | name | meaning | payload |
 |---|---|---|
