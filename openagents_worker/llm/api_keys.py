@@ -103,7 +103,7 @@ def key_resolver() -> KeyResolver | None:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentKey:
-    """The key of an environment variable, read at start. A registered function goes before it, unless the
+    """The key of an environment variable, read at start. A registered function takes precedence, unless the
     agent names the variable."""
 
     variable: str
