@@ -151,7 +151,9 @@ def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
 
 
 def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
-    blocks = [wire for block in content_blocks(message.get("content")) if (wire := _said(block)) is not None]
+    blocks = [
+        wire for block in content_blocks(message.get("content")) if (wire := _reply_block(block)) is not None
+    ]
     calls = [_tool_use(call, ids) for call in message.get("tool_calls") or ()]
     places = fields_of_format(message, WIRE_FORMAT).get(CALLS_AT)
     if isinstance(places, list) and len(places) == len(calls):
@@ -161,8 +163,8 @@ def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
     return blocks + calls
 
 
-def _said(block: Block) -> Wire | None:
-    """A block of a reply. The reasoning of other wire formats is left out."""
+def _reply_block(block: Block) -> Wire | None:
+    """A block of an earlier reply, as the API takes it back. None for reasoning of another wire format."""
     match block.get("type"):
         case "text" if block.get("citations"):
             return _text_block(block["text"]) | {"citations": list(block["citations"])}

@@ -65,15 +65,15 @@ def items_to_wire(messages: Sequence[Message]) -> list[Wire]:
 def _items_of_message(message: Message) -> list[Wire]:
     role, content = message["role"], message.get("content")
     if role == "tool":
-        output = _shown(content) if has_content(content) else ""
+        output = _input_content(content) if has_content(content) else ""
         call_id = str(message.get("tool_call_id"))
         return [{"type": "function_call_output", "call_id": call_id, "output": output}]
     if role == "assistant":
         return _assistant_items(message)
-    return [{"role": role, "content": _shown(content)}]
+    return [{"role": role, "content": _input_content(content)}]
 
 
-def _shown(content: Any) -> Any:
+def _input_content(content: Any) -> Any:
     """The content of a user's message or a tool's result: a text, or parts."""
     if isinstance(content, str):
         return content
