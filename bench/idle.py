@@ -5,7 +5,7 @@ per second: first without runs; then with a thousand runs that wait for a retry;
 parked runs, each of which waits for a value or for an hour; then also with ten thousand runs in a queue that
 this worker does not consume; then also with a thousand runs that it executes and that wait for their model.
 The differences are the costs of the waiting runs. The CPU time is that of each thread, according to the
-operating system, and includes the guard process of the worker.
+operating system, and includes the process of the stall monitor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from openagents_worker.store.formats import PARKS
 from openagents_worker.store.parking import Park, Wait
 from openagents_worker.store.signals import signal_fact
 
-HEARTBEAT, GUARD_PROCESS = "openagents-heartbeat", "the guard's process"
+HEARTBEAT, STALL_MONITOR_PROCESS = "openagents-heartbeat", "process of the stall monitor"
 MAX_IDLE_CPU, MAX_COMMANDS = 0.35, 4.5  # percent of a core; a second
 MAX_LIVE_CPU, MAX_BEAT_CPU = 0.8, 0.08  # percent of a core, for a thousand runs
 NOISE_CPU = 0.2  # percent of a core: two idle measurements of one worker differ by up to this
@@ -123,9 +123,9 @@ class _Bench:
         time.sleep(self._seconds)
         took = time.monotonic() - began
         children = self._worker.children()
-        threads = dict.fromkeys([HEARTBEAT, GUARD_PROCESS], 0.0)
+        threads = dict.fromkeys([HEARTBEAT, STALL_MONITOR_PROCESS], 0.0)
         for number, used_s in self._worker.cpu_s_by_thread().items():
-            name = self._names.get(number, GUARD_PROCESS if number in children else "others")
+            name = self._names.get(number, STALL_MONITOR_PROCESS if number in children else "others")
             threads[name] = threads.get(name, 0.0) + 100 * (used_s - before.get(number, 0.0)) / took
         counts = {
             name.removeprefix("cmdstat_"): stat["calls"]

@@ -36,7 +36,7 @@ of runs. These keys are read with one command, because something else bounds the
 """
 
 RUNS_OF_A_WORKER = "the runs of one process: `OPENAGENTS_CONCURRENCY`"
-WORKERS = "the worker processes of the cell; those that are gone leave it"
+WORKERS = "the worker processes of the cell; a process that has ended is removed"
 
 OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "agents": (
@@ -53,8 +53,8 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (("store/lua/lib/end_run.lua", "SMEMBERS"),),
     ),
     "facts": (
-        "what was decided for one run: one entry a call, approval or child of it, and "
-        f"{MAX_SIGNALS:,} values that were sent to it and that it did not receive yet",
+        "one entry for each decided call, each approval and each child of the run, and "
+        f"{MAX_SIGNALS:,} values that were sent to the run and that it did not receive yet",
         (
             ("store/lua/claim.lua", "HGETALL"),
             ("store/lua/claim.lua", "HKEYS"),
@@ -89,7 +89,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (("store/lua/lib/deaths.lua", "ZRANGEBYSCORE"),),
     ),
     "recipients": (
-        "the kinds of recipients that workers serve, besides Celery",
+        "the kinds of recipients of ended runs that workers serve, besides Celery",
         (("store/lua/lib/end_run.lua", "ZRANGEBYSCORE"),),
     ),
     "reply": ("the fields of the one reply that streams", (("store/watch.py", "HGETALL"),)),
@@ -100,7 +100,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (("store/lua/lib/session.lua", "ZRANGEBYSCORE"),),
     ),
     "session_state": (
-        "what the session's runs keep in it; a run leaves `LARGEST_ENDING_BYTES` at most",
+        "what the runs of the session store in it; one run stores at most `LARGEST_ENDING_BYTES`",
         (("store/lua/claim.lua", "HGETALL"), ("store/sessions.py", "HGETALL")),
     ),
     "watched": (WORKERS, (("store/lua/look.lua", "HKEYS"),)),
@@ -183,7 +183,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("agents file", "the file", "agents.loading.MAX_FILE_BYTES", "bytes", "", "`config.load`"),
     ("agents file", "agents", "agents.loading.MAX_AGENTS", "", "", "`config.validation`"),
     ("agents file", "nesting", "agents.positions.MAX_DEPTH", "levels", "", "`config.load`"),
-    ("agents file", "problems that are listed", "agents.loading.MAX_PROBLEMS", "", "", "counted"),
+    ("agents file", "problems that are listed", "agents.loading.MAX_PROBLEMS", "", "", "only counted"),
     ("model reply", "a whole reply", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     ("model reply", "text and tool calls of a stream", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     (
@@ -378,17 +378,17 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "`request.invalid`",
     ),
     (
-        "task of a delegation tool",
-        "characters",
+        "`delegate`, `transfer`",
+        "the task",
         "tools.builtin.delegation.MAX_TASK_CHARS",
-        "",
+        "characters",
         "",
         "`tool.validation`",
     ),
     ("event", "values in it", "redaction.MAX_VALUES", "", "", "`step.too_large`, where it is emitted"),
     (
         "event",
-        "in one script call",
+        "events in one script call",
         "runtime.event_writer.BATCH_EVENTS",
         "events",
         "",
@@ -396,14 +396,21 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ),
     (
         "event",
-        "in one script call",
+        "text of the events in one script call",
         "runtime.event_writer.BATCH_BYTES",
         "characters",
         "",
         "the next script call",
     ),
-    ("event", "not stored yet", "runtime.event_writer.PENDING_EVENTS", "events", "", "`emit` waits"),
-    ("event", "not stored yet", "runtime.event_writer.PENDING_BYTES", "characters", "", "`emit` waits"),
+    (
+        "event",
+        "events that are not stored yet",
+        "runtime.event_writer.PENDING_EVENTS",
+        "events",
+        "",
+        "`emit` waits",
+    ),
+    ("event", "text of these events", "runtime.event_writer.PENDING_BYTES", "characters", "", "`emit` waits"),
     ("event", "one piece of a reply", "runtime.reply_stream.DELTA_CHARS", "characters", "", "the next piece"),
     (
         "event",
@@ -415,7 +422,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ),
     (
         "watcher",
-        "that follow runs' events, in one process",
+        "watchers of runs in one process",
         "max_watchers",
         "",
         "OPENAGENTS_MAX_WATCHERS",
@@ -440,7 +447,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("page", "digits of `Last-Event-ID`", "producer.sse.MAX_DIGITS", "digits", "", "`request.invalid`"),
     (
         "put aside",
-        "of an item that is not a message",
+        "the stored part of an item that is not a message",
         "store.dead_letters.MAX_ITEM_CHARS",
         "characters",
         "",
@@ -458,7 +465,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("skill", "references", "tools.skills.packages.MAX_FILES", "", "", "`plugin.config`"),
     (
         "diagnostics",
-        "reports that wait for an exporter in a worker",
+        "reports that wait in a worker for its exporter",
         "worker.run_export.MAX_WAITING",
         "",
         "",
@@ -468,7 +475,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("journal", "records in one answer", "store.scripts.PAGE_BYTES", "bytes", "", "the next page"),
     (
         "slots",
-        "share of the free slots for notifications of ended runs: one in",
+        "free slots for each notification of an ended run, at least",
         "celery.completion_messages.MAX_SHARE_DIVISOR",
         "",
         "",

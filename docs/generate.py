@@ -23,18 +23,7 @@ from door_limits import (  # noqa: E402 - as the next one
     door_limit_rows,
     whole_read_rows,
 )
-from reference import filled  # noqa: E402 - it stands beside this file, which is no package
-
-PAGES_WITH_TABLES = (
-    "agents-file.md",
-    "command-line.md",
-    "mcp.md",
-    "memory.md",
-    "metrics.md",
-    "producer.md",
-    "settings.md",
-    "tools.md",
-)
+from reference import filled, has_tables  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
 
@@ -59,9 +48,12 @@ Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session
 percent-encoded), and stored in one stream per run ([keys.md](keys.md)). Payload keys in brackets are
 optional. [streaming.md](streaming.md) describes how to watch events.
 
-The journal of a run contains the complete replies of models and results of tools. The events contain only
-the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. To read
-everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call.
+The journal of a run contains the complete replies of models and results of tools. The events of a call
+contain only the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice.
+To read everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call. Other texts in
+events of the library are cut after 10,000 characters, also the answer in `run.completed`. The complete answer
+is in the result of the run ([producer.md](producer.md#wait-and-get)). Secrets are masked
+([logging.md](logging.md#redaction)).
 
 | name | meaning | payload |
 |---|---|---|
@@ -79,7 +71,8 @@ tag (`oa:{c1}`).
 
 LIMITS = """# Limits
 
-This page lists the time limits of a worker process and the [limits of input](#limits-of-input).
+This page lists the time limits of a worker process, the [limits of input](#limits-of-input), and the
+[keys that are read whole](#keys-that-are-read-whole).
 
 ## Time limits of a worker
 
@@ -145,7 +138,7 @@ INDEPENDENT_OF_THE_LEASE = (
     (
         "worker.control_channel",
         "RETRY_S",
-        "the pause before subscribing to cancel requests again; a missed one arrives with the next heartbeat",
+        "the pause before subscribing to cancel requests again; the next heartbeat gets a missed one",
     ),
     ("worker.heartbeat", "LOG_AGAIN_S", "the shortest time between two log lines about an unreachable Redis"),
     (
@@ -156,17 +149,21 @@ INDEPENDENT_OF_THE_LEASE = (
     (
         "worker.loop_thread",
         "STOP_TIMEOUT_S",
-        "for cancelled tasks to stop when the process ends; the lease has ended before",
+        "the time for cancelled tasks to stop when the process ends; the lease has ended before",
     ),
-    ("worker.watchdog", "IDLE_TICK_S", "between two checks of the watchdog while no run is executed"),
+    (
+        "worker.watchdog",
+        "IDLE_TICK_S",
+        "the time between two checks of the watchdog while no run is executed",
+    ),
     (
         "worker.stall_monitor",
         "BEAT_S",
-        "between two signs of life that the worker gives to the stall monitor",
+        "the time between two signals of the worker to the stall monitor that it is alive",
     ),
     ("worker.stall_monitor", "IDLE_BEAT_S", "the same while no run is executed"),
-    ("worker.stall_monitor", "START_AGAIN_S", "until a stall monitor that died is started again"),
-    ("worker.stall_monitor_process", "CHECK_S", "between two checks of the stall monitor"),
+    ("worker.stall_monitor", "START_AGAIN_S", "the pause before a stall monitor that died is started again"),
+    ("worker.stall_monitor_process", "CHECK_S", "the time between two checks of the stall monitor"),
     (
         "worker.stall_monitor_process",
         "IDLE_CHECK_S",
@@ -175,12 +172,12 @@ INDEPENDENT_OF_THE_LEASE = (
     (
         "worker.stall_monitor_process",
         "SHORTEST_HELD_S",
-        "the stall monitor never acts on a call that holds the interpreter for less than this",
+        "the stall monitor never acts if a call holds the interpreter for less than this",
     ),
     (
         "worker.stall_monitor_process",
         "REPORT_S",
-        "for the stall monitor to name the run and log it, besides `accuse_s`; then it kills the worker",
+        "the time to name and log the run, in addition to `accuse_s`; then the worker is killed",
     ),
     ("runtime.event_writer", "FLUSH_S", "events are collected for this time and stored together"),
     ("runtime.event_writer", "MAX_FLUSH_S", "the same, if the process is too busy to store them in time"),
@@ -190,21 +187,26 @@ INDEPENDENT_OF_THE_LEASE = (
         "pieces of a streamed reply are collected for this time and sent together",
     ),
     ("runtime.reply_stream", "MAX_PUBLISH_S", "the same, if a process streams very many replies at once"),
-    ("runtime.deps", "LIMIT_S", "for the factory of `context.deps` to open or close"),
-    ("store.client", "CONNECT_TIMEOUT_S", "to open a connection to Redis; the end of the lease aborts it"),
+    ("runtime.deps", "LIMIT_S", "timeout for the factory of `context.deps` to open or close"),
+    (
+        "store.client",
+        "CONNECT_TIMEOUT_S",
+        "timeout for opening a connection to Redis; the end of the lease aborts it, too",
+    ),
     (
         "store.client",
         "POOL_TIMEOUT_S",
-        "to wait for a free connection of the pool; the end of the lease aborts it",
+        "the longest wait for a free connection of the pool; the end of the lease aborts it, too",
     ),
-    ("store.client", "ANSWER_TIMEOUT_S", "for Redis to answer a command of a producer"),
+    ("store.client", "ANSWER_TIMEOUT_S", "timeout for the answer of Redis to a command of a producer"),
 )
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Every page with its text."""
-    for name in PAGES_WITH_TABLES:
-        yield HERE / name, filled(HERE / name)
+    """Every page that is generated, or has generated parts, with its text."""
+    for page in sorted(HERE.glob("*.md")):
+        if has_tables(page):
+            yield page, filled(page)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
     yield (

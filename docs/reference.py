@@ -31,7 +31,7 @@ from openagents_worker.time_limits import default_heartbeat_ms
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions, ServerOptions
 
-__all__ = ["TABLES", "filled", "settings_without_advice"]
+__all__ = ["TABLES", "filled", "has_tables", "settings_without_advice", "texts_without_reader"]
 
 _MARKED = re.compile(r"(<!-- generated: (?P<name>[\w. ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -39,7 +39,7 @@ TEXTS = tomllib.loads((Path(__file__).parent / "reference.toml").read_text())
 WHEN_TO_CHANGE: Mapping[str, Mapping[str, str]] = TEXTS["settings"]
 """Advice on each setting, by subject. A setting that is missing there fails tests/docs/test_reference.py."""
 FIELDS: Mapping[str, Mapping[str, str]] = TEXTS["fields"]
-"""What a field means, where its model does not say so itself (`Field(description=…)` goes before this)."""
+"""What a field means whose model does not say so itself by `Field(description=…)`."""
 
 PATTERN_FIRST = ("system_prompt", "max_steps", "step_timeout_ms")
 
@@ -53,13 +53,24 @@ def settings_without_advice() -> list[str]:
     return sorted(Settings.model_fields.keys() - known)
 
 
+def texts_without_reader() -> list[str]:
+    """Texts of reference.toml about a setting or field that does not exist, or that describes itself."""
+    advice = {name for subject in WHEN_TO_CHANGE.values() for name in subject}
+    fields = {model.__name__: model.model_fields for model in (RunRequest, RunResult, RunUsage)}
+    unread = [
+        f"{owner}.{name}"
+        for owner, texts in FIELDS.items()
+        for name in texts
+        if name not in fields.get(owner, {}) or fields[owner][name].description
+    ]
+    return sorted(advice - Settings.model_fields.keys()) + unread
+
+
 def _settings() -> Iterator[str]:
     fields = Settings.model_fields
     for subject, advice in WHEN_TO_CHANGE.items():
-        names = [name for name in advice if name in fields]
-        if names:
-            yield f"\n## {subject}\n\n| variable | default | meaning | change it when |\n|---|---|---|---|\n"
-        for name in names:
+        yield f"\n## {subject}\n\n| variable | default | meaning | change it when |\n|---|---|---|---|\n"
+        for name in advice:
             meaning = f"{_first_upper(fields[name].description or '')} {_bounds(Settings, name)}".strip()
             row = (f"`{PREFIX}{name.upper()}`", _default(name), meaning, advice[name])
             yield f"| {' | '.join(map(_cell, row))} |\n"
@@ -115,7 +126,7 @@ def _fields(
             field = model.model_fields[name]
             value = _value(schema["properties"][name], schema.get("$defs", {}))
             section = SECTIONS.get(f"{model.__name__}.{name}") or SECTIONS.get(name)
-            value = f"[{value}](#{section})" if "object" in value and section else value
+            value = f"[{value}]({section})" if "object" in value and section else value
             meaning = field.description or _text(named or model.__name__, name)
             yield f"| `{name}` | {value} | {_shown(field)} | {_cell(_first_upper(meaning))} |\n"
 
@@ -123,8 +134,8 @@ def _fields(
 
 
 def _text(owner: str, field: str) -> str:
-    """What reference.toml says of a field; what plugins have in common stands under PluginRef."""
-    return FIELDS.get(owner, {}).get(field) or FIELDS["PluginRef"].get(field, "")
+    """What reference.toml says of a field."""
+    return FIELDS.get(owner, {}).get(field, "")
 
 
 def _config_of(plugins: Mapping[str, type[Any]], name: str, **options: Any) -> Callable[[], Iterator[str]]:
@@ -133,19 +144,25 @@ def _config_of(plugins: Mapping[str, type[Any]], name: str, **options: Any) -> C
 
 
 SECTIONS = {
-    "agents": "an-agent",
-    "context_assembler": "context_assembler",
-    "limits": "limits",
-    "llm": "llm",
-    "LLMOptions.limits": "llmlimits",
-    "logging": "logging",
-    "memory": "memory",
-    "pattern": "pattern",
-    "pricing": "llmpricing",
-    "retry": "llmretry",
-    "tools": "tools",
+    "agents": "#an-agent",
+    "context_assembler": "#context_assembler",
+    "diagnostics": "diagnostics.md",
+    "limits": "#limits",
+    "llm": "#llm",
+    "LLMOptions.limits": "#llmlimits",
+    "logging": "#logging",
+    "McpOptions.server": "#server",
+    "memory": "#memory",
+    "multi_agent": "children.md#what-a-child-gets-and-what-it-returns",
+    "pattern": "#pattern",
+    "pricing": "#llmpricing",
+    "retry": "#llmretry",
+    "runtime": "#runtime",
+    "skills": "skills.md#give-an-agent-skills",
+    "tool_executor": "tools.md#executors-how-the-calls-of-an-agents-tools-are-made",
+    "tools": "#tools",
 }
-"""Fields that a section of the page explains."""
+"""Fields that a section explains, of the same page or of another one."""
 
 
 def _shown(field: FieldInfo) -> str:
@@ -265,12 +282,13 @@ def _as_written(part: str) -> str:
 
 EXITS = {
     Exit.SUCCESS: "The command did what it says.",
-    Exit.USAGE: "The command line is wrong: an unknown command or option, a missing argument.",
+    Exit.USAGE: "The command line is wrong: an unknown command or option, a missing argument. Or the command "
+    "has a bug; then it prints a traceback.",
     Exit.INVALID: "The agents file, a setting, a plugin or the request is not valid.",
     Exit.RUN_FAILED: "The run failed or was cancelled (`run`, `watch`), the worker is not healthy "
-    "(`health`), or an error of another kind.",
+    "(`health`), a process of `dev` has ended, or there is an error of another kind.",
     Exit.NO_REDIS: "Redis cannot be reached, has refused a command, or its answer was lost.",
-    Exit.INTERRUPTED: "Ctrl-C. The run continues.",
+    Exit.INTERRUPTED: "Ctrl-C. The run continues. (`dev` ends with 0.)",
 }
 
 
@@ -361,6 +379,11 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "mcp limits": _fields(McpLimits),
     "memory": _fields(agents.MemoryRef, first=("type", "impl", "config")),
 }
+
+
+def has_tables(page: Path) -> bool:
+    """Whether the page has parts that `filled` writes."""
+    return _MARKED.search(page.read_text()) is not None
 
 
 def filled(page: Path) -> str:

@@ -571,7 +571,7 @@ class SignalTimeout(ExecutionError):
 
 
 class DelegationTooDeep(ExecutionError):
-    """A run that was itself delegated to cannot delegate: the chain of agents has its greatest length."""
+    """The run cannot delegate: as many runs are above it as `multi_agent.max_delegation_depth` allows."""
 
     code = "delegation.depth"
     http_status = 422

@@ -260,7 +260,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def has_at_most(value: Any, count: int) -> bool:
-    """Whether at most `count` values are inside a value, counted as in its JSON text, also if it has circles.
+    """Whether at most `count` values are inside a value, counted as in its JSON text. It may contain itself.
 
     >>> has_at_most([1, {"a": [2, 3]}], 5), has_at_most([1, {"a": [2, 3]}], 4)
     (True, False)

@@ -199,6 +199,7 @@ def _register_fork_hook() -> None:
 
 
 def _start_afresh_in_child() -> None:
+    """Called in the child after each fork of this process."""
     global _lock
     _lock = threading.Lock()  # another thread of the parent may have held it
     for owner in list(_restarted_after_fork):

@@ -64,7 +64,7 @@ OTHER_VARIABLES = {
     "REDIS_PASSWORD": "docker compose: the password of Redis. It is part of a URL: letters, digits, - and _.",
     "REDIS_MAXMEMORY": "docker compose: the memory of Redis (1gb), at most half of its container's memory.",
     "FLOWER_BASIC_AUTH": "user:password for Flower. Without it, Flower listens on this machine only.",
-    "FLOWER_READ_ONLY": "0: users of Flower can decide about runs, revoke them, and shut down workers.",
+    "FLOWER_READ_ONLY": "0: users of Flower can approve, cancel and resume runs, and shut down workers.",
     "FLOWER_HOSTS": "The names under which browsers reach Flower, separated by commas. Others are refused.",
 }
 """Variables that other parts of a deployment read. `.env.example` contains them, too."""
@@ -186,7 +186,9 @@ class Settings(BaseSettings):
     result_backend: Annotated[str, AfterValidator(_any_url)] | None = Field(
         default=None, description="Celery's result backend. Only chords need one."
     )
-    config: str = Field(default="config/agents.json", min_length=1, description="The agents file.")
+    config: str = Field(
+        default="config/agents.json", min_length=1, description="The path of the agents file."
+    )
     imports: Names = Field(
         default=(),
         description="Modules that the worker imports at start, separated by commas.",
@@ -261,16 +263,17 @@ class Settings(BaseSettings):
     )
     durability: Literal["normal", "strict"] = Field(
         default="normal",
-        description="strict: a run is accepted only when Redis has it on disk (WAITAOF; up to a second with "
-        "appendfsync everysec). A worker does not start with a Redis that cannot confirm this.",
+        description="When a run is accepted. normal: when Redis has it in memory. strict: when Redis has it "
+        "on disk (WAITAOF), which takes up to a second with appendfsync everysec. With strict, a worker does "
+        "not start with a Redis that cannot confirm this.",
     )
     max_recoveries: int = Field(
         default=5,
         ge=1,
         le=1_000,
-        description="How often in a row the worker of a run may die without a commit in between. After one "
-        "more death, the run is poisoned if it was the only run of the process. If it was the only suspect "
-        "among other runs, it is executed alone first.",
+        description="How many workers of a run may die in a row without a commit of the run. After one more "
+        "death, the run is poisoned if it was the only run of the process. If it was the only suspect among "
+        "other runs, it is executed alone first.",
     )
     left_to_others_max_s: float = Field(
         default=3600,
@@ -283,8 +286,8 @@ class Settings(BaseSettings):
         default=3_600_000,
         ge=0,
         le=MAX_RETRY_AFTER_MS,
-        description="How long a run waits at most because a provider or a tool asks for it (`Retry-After`), "
-        "in milliseconds.",
+        description="The longest wait that a provider or a tool may ask for (`Retry-After`). A longer one is "
+        "shortened to this.",
     )
     stop_grace_s: float = Field(
         default=30,
@@ -315,13 +318,13 @@ class Settings(BaseSettings):
         default=10_000,
         ge=1,
         le=10_000_000,
-        description="The number of events that are kept of one run. Older ones are trimmed.",
+        description="The number of events that are kept for each run. Older ones are trimmed.",
     )
     event_preview_chars: int = Field(
         default=300,
         ge=0,
         le=1_000_000,
-        description="The longest text of arguments or results in an event. The journal has all of it.",
+        description="The longest text of arguments or results in an event. The journal has the whole text.",
     )
     max_payload_bytes: int = Field(
         default=DEFAULT_MAX_PAYLOAD_BYTES,
@@ -355,27 +358,42 @@ class Settings(BaseSettings):
         description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: the level in the agents file, or INFO.",
     )
     log_levels: Annotated[dict[str, LogLevel], BeforeValidator(_logger_levels)] | None = Field(
-        default=None, description="Levels of single loggers: openagents_worker.llm=DEBUG,…"
+        default=None,
+        description="Levels of single loggers, as in openagents_worker.llm=DEBUG,openagents_worker=INFO. "
+        "Empty: those in the agents file.",
     )
     log_autoconfigure: bool | None = Field(
         default=None,
-        description="Whether our handler writes our lines even if the application configures logging.",
+        description="Whether the library writes its lines even if the application configures logging. Empty: "
+        "as in the agents file, or false.",
     )
     log_pretty: bool | None = Field(
-        default=None, description="Whether text lines have each field on a separate line."
+        default=None,
+        description="Whether text lines have each field on a separate line. Empty: as in the agents file, or "
+        "false.",
     )
-    log_stream: Literal["stderr", "stdout"] | None = Field(default=None, description="Where log lines go.")
+    log_stream: Literal["stderr", "stdout"] | None = Field(
+        default=None, description="Where log lines go. Empty: as in the agents file, or stderr."
+    )
     log_include: Names | None = Field(
-        default=None, description="Only loggers whose names begin with one of these, separated by commas."
+        default=None,
+        description="Only loggers whose names begin with one of these, separated by commas. Empty: as in the "
+        "agents file, or all.",
     )
     log_exclude: Names | None = Field(
-        default=None, description="No loggers whose names begin with one of these, separated by commas."
+        default=None,
+        description="Not the loggers whose names begin with one of these, separated by commas. Empty: as in "
+        "the agents file, or none.",
     )
     log_redact: Names | None = Field(
         default=None, description="Further words in names of fields with secret values, separated by commas."
     )
     log_max_value_length: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="The longest text of a field in a log line."
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="The longest text of a field in a log line, in characters. Empty: as in the agents file, "
+        "or 500.",
     )
 
     @classmethod
@@ -498,12 +516,15 @@ def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
     return [(PREFIX + name, guess and PREFIX + guess) for name, guess in zip(unknown, near, strict=True)]
 
 
+UNITS = "# Names end with the unit: _MS milliseconds, _S seconds, _BYTES bytes, _CHARS characters."
+
+
 def env_example() -> str:
     """The text of `config/.env.example`: every variable with its description and its default."""
     lines = [
         "# Copy to .env at the root of the project. Docker compose and honcho read it there. In a shell:"
     ]
-    lines += ["#   set -a; . ./.env; set +a", "# The values in comments are the defaults.", ""]
+    lines += ["#   set -a; . ./.env; set +a", "# The values in comments are the defaults.", UNITS, ""]
     for name, field in Settings.model_fields.items():
         lines += [*_comment(field.description or ""), f"#{_variable(name)}={_shown(field.default)}", ""]
     lines += ["# --- read by other parts of a deployment ---", ""]

@@ -54,12 +54,12 @@ class TimeLimits:
     )
     margin_s: float = _limit(
         "a fifth of the lease; below a lease of 5 s one second, at most a third of the lease",
-        "The worker stops its runs so long before its lease ends.",
+        "How long before the end of its lease the worker stops its runs.",
     )
     local_lease_s: float = _limit(
         "the lease without the margin",
-        "After this time without a successful renewal, the worker begins no call and writes nothing. It "
-        "counts from the moment in which the last successful renewal was sent.",
+        "After this time without a successful renewal, the worker begins no call and writes nothing. The "
+        "time is counted from the sending of the last successful renewal.",
     )
     confirm_s: float = _limit(
         "the margin, and at least one second",
@@ -71,16 +71,16 @@ class TimeLimits:
         "The time for the code of one run to stop after it was cancelled for any reason.",
     )
     renewal_connect_s: float = _limit(
-        "a third of the local lease minus one heartbeat, at most 1.5 s",
+        "(the local lease minus one heartbeat) / 3, at most 1.5 s",
         "Timeout for opening the connection of the heartbeat.",
     )
     renewal_answer_s: float = _limit(
-        "a third of the local lease minus one heartbeat, at most 2 s",
+        "(the local lease minus one heartbeat) / 3, at most 2 s",
         "Timeout for the answer to a renewal. After a failed heartbeat, including a new connection, there "
         "is time for another one.",
     )
     renewal_pause_s: float = _limit(
-        "a sixth of the local lease minus one heartbeat, at most 0.25 s and one heartbeat",
+        "(the local lease minus one heartbeat) / 6, at most 0.25 s, and at most one heartbeat",
         "The pause between two attempts to reach Redis.",
     )
     run_answer_s: float = _limit(
@@ -90,9 +90,9 @@ class TimeLimits:
     )
     claim_patience_s: float = _limit(
         "one and a half leases",
-        "How long a worker tries to claim a run. It is longer than a lease: if Redis does not answer for "
-        "so long that the lease ends, the new incarnation makes the claim. After that, the message is "
-        "dropped, and the rescue loop sends another one.",
+        "How long a worker tries to claim a run. After that, it drops the message, and the rescue loop "
+        "sends another one. The time is longer than a lease: if the lease ends because Redis does not "
+        "answer, the new incarnation still makes the claim.",
     )
     publish_patience_s: float = _limit(
         "half of the margin",
@@ -122,9 +122,9 @@ class TimeLimits:
     )
     loop_dead_s: float = _limit(
         "`OPENAGENTS_LOOP_DEAD_S`",
-        "If the event loop is blocked for so long, the process ends. This does not depend on the lease, "
-        "because a separate thread renews it. A call that holds the GIL stops this thread, too. Then the "
-        "process ends with its lease, if that is earlier.",
+        "If the event loop is blocked for this long, the process ends. The limit does not depend on the "
+        "lease, because a separate thread renews the lease. A call that holds the GIL stops this thread, "
+        "too. Then the process ends with its lease, if the lease ends earlier.",
     )
 
     @classmethod

@@ -21,7 +21,7 @@ RESERVED_BODY = frozenset({"input", "messages", "stream"})
 
 class LLMPricing(Part):
     """Prices in USD per million tokens. None: the price in the built-in table, if there is one. A cost that
-    the provider states in its reply goes before both."""
+    the provider states in its reply takes precedence."""
 
     input: float | None = Field(
         default=None,
@@ -36,17 +36,17 @@ class LLMPricing(Part):
     cached_read: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens that the provider read from its cache. null: see input.",
+        description="USD per million input tokens that the provider read from its cache. null: as for input.",
     )
     cached_write: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens that the provider wrote to its cache. null: see input.",
+        description="USD per million input tokens that the provider wrote to its cache. null: as for input.",
     )
     cached_write_long: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens written to its cache for an hour. null: see input.",
+        description="USD per million input tokens written to its cache for an hour. null: as for input.",
     )
     reasoning: float | None = Field(
         default=None, ge=0, description="USD per million tokens of reasoning. null: as other output."
@@ -81,7 +81,7 @@ class LLMRetryOptions(Part):
         default=2_000,
         ge=0,
         le=LONGEST_MS,
-        description="Longest time before a try that is waited for inside the call, in milliseconds. For a "
+        description="Longest pause before a try for which the call waits, in milliseconds. For a "
         "longer one, the run is suspended.",
     )
     backoff_multiplier: float = Field(
@@ -159,7 +159,7 @@ class LLMOptions(Part):
         default=None,
         min_length=1,
         description="A file with the key, which is read again when it was replaced. null: none. Without it "
-        "and without api_key_env, the function of register_api_keys is asked, if there is one.",
+        "and without api_key_env, the function of register_api_keys returns the key, if there is one.",
     )
     temperature: float | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Registration: the only place that adds our tasks to a Celery app, our own app or an existing one.
+"""Registration: the only place that adds the tasks of this library to a Celery app, its own or another one.
 
 The parts of a worker are imported when a worker of the app starts. A web process that imports the app to
 submit runs imports only the producer.
@@ -32,14 +32,14 @@ __all__ = ["install", "register"]
 
 
 def register(app: Celery, queue: str = "agents") -> AgentTask:
-    """Add our tasks, our remote control and our bootsteps to a Celery app; returns its task `run_agent`.
+    """Add runs to a Celery app: tasks, remote control commands and bootsteps. Returns its task `run_agent`.
 
-    No setting of the app is changed: our tasks have their own settings. A process that submits runs needs the
-    Redis settings of the environment (`OPENAGENTS_REDIS_URL`); a worker that consumes `queue` also needs the
-    others. A worker of the app that does not consume `queue` starts no part of this library. From then on
-    `openagents_worker.run_agent` is the task of this app. A second call with the same queue changes nothing.
-    Raises `ConfigError` for a second call with another queue, and `ConfigValidationError` for an invalid
-    queue name.
+    No setting of the app is changed: the added tasks have their own settings. A process that submits runs
+    needs the Redis settings of the environment (`OPENAGENTS_REDIS_URL`); a worker that consumes `queue` also
+    needs the others. A worker of the app that does not consume `queue` starts no part of this library. From
+    then on `openagents_worker.run_agent` is the task of this app. A second call with the same queue changes
+    nothing. Raises `ConfigError` for a second call with another queue, and `ConfigValidationError` for an
+    invalid queue name.
 
     ```python
     app = Celery("shop")

@@ -105,7 +105,7 @@ class ContextAssemblyResult(BaseModel):
 
 
 class ContextAssemblerPlugin(Plugin):
-    """Base class of context assemblers. It is optional: a class with `assemble` and `finalize` works too."""
+    """Base class of context assemblers. It is optional: a class with `assemble` works too."""
 
     counts_tokens: ClassVar[bool] = False
     """Whether the assembler selects by tokens. The library gives it a counter for the model of its agent."""
@@ -124,4 +124,5 @@ class ContextAssemblerPlugin(Plugin):
     async def finalize(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader, result: Any
     ) -> Any:
+        """Never called. It exists because assemblers of the original SDK call it with `super()`."""
         return result

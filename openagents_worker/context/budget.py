@@ -243,6 +243,7 @@ class ImportanceWeightedAssembler(TokenBudgetAssembler):
     strategy = "importance_weighted"
 
     async def kept_turns(self, reading: Reading, budget: int) -> list[StoredTurn]:
+        """The most important ones of the newest turns and the first turn that fit into `budget` tokens."""
         turns = await reading.newest(CANDIDATES * budget)
         async for first in reading.session.oldest_turns(reading.session_id):
             if all(first.begin != turn.begin for turn in turns):

@@ -162,7 +162,9 @@ def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
 
 def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
     own = fields_of_format(message, WIRE_FORMAT)
-    blocks = [wire for block in content_blocks(message.get("content")) if (wire := _said(block)) is not None]
+    blocks = [
+        wire for block in content_blocks(message.get("content")) if (wire := _reply_block(block)) is not None
+    ]
     thinks = any(block.get("type") in _NOT_CACHED for block in blocks)
     if isinstance(thinking := own.get(THINKING), str) and not thinks:
         blocks.insert(0, {"type": "thinking", "thinking": thinking, "signature": ""})
@@ -175,8 +177,8 @@ def _assistant_blocks(message: Message, ids: _ValidCallIds) -> list[Wire]:
     return blocks + calls
 
 
-def _said(block: Block) -> Wire | None:
-    """A block of a reply. The reasoning of other wire formats is left out."""
+def _reply_block(block: Block) -> Wire | None:
+    """A block of an earlier reply, as the API takes it back. None for reasoning of another wire format."""
     match block.get("type"):
         case "text" if block.get("citations"):
             return _text_block(block["text"]) | {"citations": list(block["citations"])}

@@ -103,7 +103,7 @@ def key_resolver() -> KeyResolver | None:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentKey:
-    """The key of an environment variable, read at start. A registered function goes before it, unless the
+    """The key of an environment variable, read at start. A registered function takes precedence, unless the
     agent names the variable."""
 
     variable: str
@@ -130,7 +130,7 @@ async def _resolved(resolver: KeyResolver, provider: str, tenant: str | None) ->
     whose = f"the provider {provider!r} and " + ("no tenant" if tenant is None else f"the tenant {tenant!r}")
     try:
         async with asyncio.timeout(RESOLVER_TIMEOUT_S) as limit:
-            key = await _answer(resolver, provider, tenant)
+            key = await _ask_resolver(resolver, provider, tenant)
     except TimeoutError as error:
         if not limit.expired():
             raise _failed(whose, error) from error
@@ -157,7 +157,8 @@ def _failed(whose: str, error: Exception) -> LLMConnectionError:
     return LLMConnectionError(text)
 
 
-async def _answer(resolver: KeyResolver, provider: str, tenant: str | None) -> Any:
+async def _ask_resolver(resolver: KeyResolver, provider: str, tenant: str | None) -> Any:
+    """What the function returns. A function that is not async is called in a thread."""
     call = getattr(resolver, "__call__", None)  # noqa: B004 - an object whose method is async
     if inspect.iscoroutinefunction(resolver) or inspect.iscoroutinefunction(call):
         return await cast("Awaitable[str]", resolver(provider, tenant))

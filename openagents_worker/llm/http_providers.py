@@ -57,7 +57,7 @@ def anthropic(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
 
 
 def litellm(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    """LiteLLM finds the key in a variable of its provider, unless the agent or a function has one."""
+    """The client for LiteLLM. Without a key of the agent or a function, LiteLLM reads its own variables."""
     from openagents_worker.llm.litellm_client import NO_KEY, UNUSED_URL, LiteLLMClient
 
     keys, problems = _keys(options, env, NO_KEY, owner=UNUSED_URL)

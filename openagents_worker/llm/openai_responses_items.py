@@ -66,7 +66,7 @@ def _items_of_message(message: Message, callers: dict[str, Any]) -> list[Wire]:
     """The items of a message. `callers`: the programs of the provider that wait for results, by call id."""
     role, content = message["role"], message.get("content")
     if role == "tool":
-        output = _shown(content) if has_content(content) else ""
+        output = _input_content(content) if has_content(content) else ""
         call_id = str(message.get("tool_call_id"))
         item = {"type": "function_call_output", "call_id": call_id, "output": output}
         return [item | ({"caller": callers[call_id]} if call_id in callers else {})]
@@ -76,10 +76,10 @@ def _items_of_message(message: Message, callers: dict[str, Any]) -> list[Wire]:
             item["call_id"]: item["caller"] for item in items if "caller" in item and "call_id" in item
         }
         return items
-    return [{"role": role, "content": _shown(content)}]
+    return [{"role": role, "content": _input_content(content)}]
 
 
-def _shown(content: Any) -> Any:
+def _input_content(content: Any) -> Any:
     """The content of a user's message or a tool's result: a text, or parts."""
     if isinstance(content, str):
         return content

@@ -153,7 +153,7 @@ class ReplyReading:
         return bytes(body)
 
     def _check_whole(self, body: Any, response: httpx.Response, exchange: Exchange) -> None:
-        """Raises the error that a whole body is, if it is not a reply."""
+        """Raises the error that the body describes, or `not_a_reply`, unless the body is a reply."""
         if isinstance(body, dict) and self._codec.is_reply(body):
             return
         if (error := error_in(body)) is not None:

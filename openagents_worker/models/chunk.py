@@ -34,8 +34,8 @@ class RunStreamChunk(StoredModel):
     """A piece of a stream.
 
     `sequence` is the number of the last stored event up to here: `stream(after=chunk.sequence)` continues
-    behind it. `timestamp_ms` is in milliseconds since the epoch. `payload` is that of the event; for an
-    `artifact` it has the fields of `RunArtifact`. `result` stands in the last piece, `run.finished`, alone.
+    after it. `timestamp_ms` is in milliseconds since 1970. `payload` is that of the event; for an `artifact`
+    it has the fields of `RunArtifact`. Only the last piece, `run.finished`, has a `result`.
     """
 
     kind: ChunkKind

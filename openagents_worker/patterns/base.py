@@ -47,15 +47,24 @@ class RunContext(RecordedCalls, Protocol):
     run_id: str
     input_text: str
     state: dict[str, Any]
+    """The state of the session. Changes are stored in the session when the run completes."""
     deps: Any
+    """What the factory returned that the request names with `deps` (`register_deps`); else None."""
     tools: dict[str, RunTool]
+    """The tools of the agent, by id."""
     llm_client: LLMClient
+    """The model of the agent. Its calls are recorded."""
     llm_options: Any
     memory_view: dict[str, Any]
+    """What the memory has added, by key."""
     tool_results: list[dict[str, Any]]
+    """The results of the tools that the built-in patterns have called in this run."""
     scratch: dict[str, Any]
+    """For the pattern's own use. It is not stored: each attempt begins with an empty one."""
     system_prompt_fragments: list[str]
+    """Texts that the built-in patterns add to the system prompt."""
     transcript: list[dict[str, Any]]
+    """The messages of the session that the context assembler has selected, oldest first."""
     shown_turns: int | None
     """The number of the transcript's newest turns that are sent to the model. None: all."""
     conversation_keys: frozenset[str]
@@ -67,11 +76,15 @@ class RunContext(RecordedCalls, Protocol):
     usage: Any
     artifacts: list[Any]
 
-    async def emit(self, event_name: str, **payload: Any) -> None: ...
+    async def emit(self, event_name: str, **payload: Any) -> None:
+        """Add an event to the run. `payload` is stored as JSON. Raises `StepTooLarge`."""
+        ...
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
-    ) -> None: ...
+    ) -> None:
+        """Add a named output beside the answer, such as a report."""
+        ...
 
     async def call_llm(
         self,
@@ -111,7 +124,7 @@ class RunContext(RecordedCalls, Protocol):
         raises its error. The child gets the tenant, the durability, the labels and the deps of this run, and
         at most what is left of its budget; its usage is added to that of this run. `session_isolation`:
         `isolated` (a new session), `forked` (a copy of the session) or `shared` (the session itself; such
-        children work one after the other). With `background`, the result has only a `task_id`, for
+        children are executed one after the other). With `background`, the result has only a `task_id`, for
         `task_status`. Raises `AgentNotFoundError`, `RequestInvalid`, `BudgetExhausted`, and
         `DelegationTooDeep` if too many runs are above this one.
         """
@@ -125,9 +138,10 @@ class RunContext(RecordedCalls, Protocol):
     ) -> list[RunResult[Any]]:
         """The results of several agents, in the order of the requests; at most 1,000.
 
-        They work side by side, at most `max_concurrency` at once (None: all). One that fails does not stop
-        the others: its result says so. What is left of the budget is shared evenly among those that work at
-        once and have no budget of their own. Raises `RequestInvalid`, `DelegationTooDeep`, `BudgetExhausted`.
+        They are executed at the same time, at most `max_concurrency` of them (None: all). One that fails does
+        not stop the others: its result has the error. What is left of the budget is shared evenly among those
+        that are executed at the same time and have no budget of their own. Raises `RequestInvalid`,
+        `DelegationTooDeep`, `BudgetExhausted`.
         """
         ...
 
@@ -144,10 +158,10 @@ class RunContext(RecordedCalls, Protocol):
         budget: RunBudget | None = None,
         deps: str | None = None,
     ) -> NoReturn:
-        """Let another agent end the run: its output, its stop reason and its error become those of this run.
+        """Let another agent finish the run: its output, stop reason and error become those of this run.
 
         It does not return: the pattern is left when the other agent has ended. The metadata of the result has
-        the id of its run as `handoff_from`. Raises as `delegate` does, before the other agent has begun.
+        the id of the other run as `handoff_from`. Raises as `delegate` does, before the other agent begins.
         """
         ...
 

@@ -59,7 +59,7 @@ def resolve(
     result: JsonValue = None,
     note: str | None = None,
 ) -> Plan[Decision]:
-    """Decide what becomes of a call whose outcome is unknown: its worker died while it made the call.
+    """Decide about a call whose outcome is unknown, because its worker died while it made the call.
 
     `rerun` makes the call again, with the same idempotency key. `skip` continues with `result` as the
     result of the call. `fail` ends the run as failed. `call_id` may be the beginning of the id. Raises
@@ -96,10 +96,10 @@ def approve(
     arguments: Mapping[str, JsonValue] | None = None,
     note: str | None = None,
 ) -> Plan[Decision]:
-    """Approve a call that waits for it. The run goes on when all calls of its turn are decided.
+    """Approve a call that waits for an approval. The run continues when all calls of its turn are decided.
 
-    `arguments` replace those of the model: give all of them. The worker checks them. `by` names who
-    decides, for the events of the run. `call_id` may be the beginning of the id. Raises `RunNotFound`,
+    `arguments` replaces all arguments of the model. The worker checks them. `by` is the name of the person
+    who decides, for the events of the run. `call_id` may be the beginning of the id. Raises `RunNotFound`,
     `RequestInvalid` and, if somebody else has decided before, `ApprovalNotPending`.
     """
     if arguments is not None and not isinstance(arguments, Mapping):

@@ -155,7 +155,7 @@ class SummaryOfEvents:
                 call.outcome, call.ended_at = CallState.RUNNING, None
 
     def _end_calls(self, event: RunEvent) -> None:
-        """The calls that this event, the end of an attempt or of the run, has interrupted or parked."""
+        """Mark the calls that this event has interrupted or parked: the end of an attempt or of the run."""
         parks = event.name == "run.waiting"
         waits = _waits(event.payload) if parks else []
         waiting = {str(wait.get("call_id")) for wait in waits}

@@ -52,7 +52,7 @@ def send(
     """Send a value to the run, which it gets from `context.receive(name)`. It is kept until then.
 
     The same `message_id` counts once: give one if you repeat a call. Raises `RunNotFound`, `RunConflict`
-    if the run is over, `RequestInvalid`, and `RequestTooLarge`.
+    if the run has ended, `RequestInvalid`, and `RequestTooLarge`.
     """
     check_signal_name(name)
     check_message_id(message_id)
@@ -68,10 +68,10 @@ def steer(
     by: str | None = None,
     message_id: str | None = None,
 ) -> Plan[None]:
-    """Put a user message into the run: the model sees it in its next call, in every pattern of ours.
+    """Give the run a further message of the user. In the built-in patterns, the next model call has it.
 
-    It does not interrupt anything. The event `run.steered` says that the run has it. A message that
-    arrives after the last call of the model is not used. Arguments and errors as those of `send`.
+    Nothing is interrupted. The event `run.steered` reports that the run has taken the message. A message
+    that arrives after the last model call is not used. Arguments and errors as those of `send`.
     """
     if not isinstance(text, str) or not text.strip():
         raise RequestInvalid("the text of steer must be a text that is not empty")

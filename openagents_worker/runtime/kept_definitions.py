@@ -129,7 +129,7 @@ class DefinitionKeeper:
 
     @classmethod
     def of(cls, file: AgentsFile, settings: Settings, env: Mapping[str, str]) -> DefinitionKeeper:
-        """That of a worker with these agents."""
+        """The keeper of a worker with these agents."""
         redact_keys = file.config.redact_keys if file.config is not None else DEFAULT_REDACT_KEYS
         return cls(
             sources_of(file),

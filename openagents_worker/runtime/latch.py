@@ -76,7 +76,7 @@ class Latch:
     def set(
         self, reason: LatchReason, *, error: OpenAgentsError | None = None, call: str = "", detail: str = ""
     ) -> None:
-        """Set the reason, unless a graver or equal one is set."""
+        """Set the reason, unless an equal or more severe one is set."""
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
         is_first = self.reason is None

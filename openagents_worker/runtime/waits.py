@@ -164,7 +164,7 @@ class Waits:
     def _wait_of(
         self, info: CallInfo, kind: WaitKind, begins_again: bool, *, timeout_ms: int | None, **fields: Any
     ) -> Wait:
-        """The wait of a call. An earlier attempt may have begun it: then its time-out is that of before.
+        """The wait of a call. If an earlier attempt has begun this wait, its time-out stays as it was.
 
         A call may have waited for something else before, such as an approval.
         """

@@ -113,11 +113,12 @@ class RunWriter(EventWriter):
     async def write_fact(self, fact: Fact, format_: int = 0) -> None:
         """Store a fact ahead of the record that will replace it, after all queued events.
 
-        `format_`: a worker must be able to read it to execute the run from now on.
+        `format_`: the format of the run from now on. Only workers that can read it execute the run.
         """
         await self._write_facts(facts=[fact.name, fact.text], format_=format_)
 
     async def _write_facts(self, *, format_: int = 0, **facts: Sequence[str]) -> None:
+        """Store all queued events and change the facts of the run, with one script at last."""
         async with self._write_lock:
             await self._store_full_batches()
             batch = self._take_batch()

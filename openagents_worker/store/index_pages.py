@@ -162,12 +162,12 @@ def for_each_id(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> 
     An answer may be an exception.
     """
 
-    def question(client: Any) -> Any:
+    def send(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for id_ in ids:
             for command in commands:
                 command(pipeline, id_)
         return pipeline.execute(raise_on_error=False)
 
-    answers = yield question
+    answers = yield send
     return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]

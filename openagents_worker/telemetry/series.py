@@ -81,7 +81,7 @@ def _gauge(name: str, help_: str, *labels: str) -> Series:
     return Series(name=name, kind=SeriesKind.GAUGE, help=help_, labels={label: label for label in labels})
 
 
-def _times(name: str, help_: str, buckets: tuple[float, ...], *, signal: str, **labels: str) -> Series:
+def _duration(name: str, help_: str, buckets: tuple[float, ...], *, signal: str, **labels: str) -> Series:
     return Series(
         name=f"{name}_seconds",
         kind=SeriesKind.HISTOGRAM,
@@ -103,7 +103,7 @@ PROCESS_SERIES = (
         agent=AGENT,
         stop_reason="openagents.stop_reason",
     ),
-    _times(
+    _duration(
         "openagents_run_active",
         "Time for which workers have executed a run that has ended, over all its attempts.",
         RUN_S,
@@ -136,7 +136,7 @@ PROCESS_SERIES = (
         kind=KIND,
         code=CODE,
     ),
-    _times(
+    _duration(
         "openagents_call_duration",
         "Duration of a step: a recorded call that was made, by kind.",
         LONG_S,
@@ -149,14 +149,14 @@ PROCESS_SERIES = (
         signal="openagents.calls.replayed",
         kind=KIND,
     ),
-    _times(
+    _duration(
         "openagents_model_call_duration",
         "Duration of a model call, with its own retries and its wait for a limit of the fleet.",
         LONG_S,
         signal="gen_ai.client.operation.duration",
         model=MODEL,
     ),
-    _times(
+    _duration(
         "openagents_model_time_to_first_token",
         "Time from the request to the first piece of a streamed reply.",
         LONG_S,
@@ -199,7 +199,7 @@ PROCESS_SERIES = (
         agent=AGENT,
         model=MODEL,
     ),
-    _times(
+    _duration(
         "openagents_tool_call_duration",
         "Duration of a tool call.",
         LONG_S,
@@ -228,7 +228,7 @@ PROCESS_SERIES = (
         signal="openagents.writes.refused",
         answer="openagents.answer",
     ),
-    _times(
+    _duration(
         "openagents_recovery_delay",
         "Time from the end of the lease of a dead worker to the moment when this worker has taken its run. "
         "The count is the number of recovered runs.",
@@ -245,7 +245,7 @@ PROCESS_SERIES = (
         "Leases that this process has lost. It has stopped its runs and has registered again.",
         signal="openagents.leases.lost",
     ),
-    _times(
+    _duration(
         "openagents_lease_renewal",
         "Time in which Redis has answered a renewal of the lease.",
         SHORT_S,

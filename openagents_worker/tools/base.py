@@ -34,7 +34,7 @@ class ToolExecutionSpec(BaseModel):
 
     concurrency_safe: bool = False
     interrupt_behavior: Literal["cancel", "block"] = "cancel"
-    """`block`: a call ends, within ten seconds, before a cancellation takes effect. Its timeout holds."""
+    """`block`: a call that is cancelled gets ten seconds to end, and is recorded. Its timeout holds."""
     side_effects: str = "unknown"
     """`none`, `network`, `files`, `processes`, `state` or another word: what calls affect, for executors."""
     approval_mode: Literal["inherit", "always", "never"] = "inherit"
@@ -50,7 +50,7 @@ class ToolExecutionSpec(BaseModel):
 
 
 class WaitingContext(Protocol):
-    """What the contexts of patterns and tools have in common: waiting, time and chance, recorded."""
+    """What the contexts of patterns and tools have in common: recorded waits, times and random values."""
 
     async def sleep(self, delay: float | timedelta) -> None:
         """Wait for seconds or a `timedelta`. A long wait parks the run."""
@@ -85,9 +85,9 @@ class RecordedCalls(WaitingContext, Protocol):
     async def call_tool_batch(self, requests: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[Any]:
         """The results of several tool calls, in the order of the requests: pairs of tool id and arguments.
 
-        Consecutive calls of `concurrency_safe` tools run concurrently, the others one after the other; calls
-        that need an approval are asked about together. Each item has a record of its own: after a crash,
-        only the missing ones are made. A call that fails leaves its coded error, an exception, in its place.
+        Consecutive calls of `concurrency_safe` tools run concurrently, the others one after the other. Calls
+        that need an approval wait for it at the same time. Each call has a record of its own: after a crash,
+        only calls without a record are made. A failed call puts its coded error, an exception, in its place.
         Raises `RequestInvalid` for more than 1,000 items, and errors of the run such as `MaxStepsExceeded`.
         """
         ...
@@ -150,7 +150,7 @@ class RecordedCalls(WaitingContext, Protocol):
 
         `name`: the name of the function. `idempotent=False`: others see its effect, so it is not repeated
         after an error. If a worker dies before its outcome is stored, the run parks until somebody decides.
-        `timeout`, in seconds: after that the call raises `StepTimeoutError`, which is retryable.
+        `timeout`, in seconds or a `timedelta`: after it, the call raises the retryable `StepTimeoutError`.
         `result_type` replaces the declared type of the result.
         """
         ...
@@ -177,9 +177,13 @@ class ToolContext(RecordedCalls, Protocol):
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
-    ) -> None: ...
+    ) -> None:
+        """Add a named output of the run beside its answer. It is stored when the call is committed."""
+        ...
 
-    async def emit(self, event_name: str, **payload: Any) -> None: ...
+    async def emit(self, event_name: str, **payload: Any) -> None:
+        """Add an event to the run. `payload` is stored as JSON. Raises `StepTooLarge`."""
+        ...
 
     async def call_llm(self, prompt: str | list[Any], **options: Any) -> Any:
         """The reply of the agent's model; see `openagents_worker.RunContext`."""
@@ -225,7 +229,7 @@ class ToolPlugin(Plugin):
     name: str = ""
     description: str = ""
     durable_idempotent: bool = True
-    """Whether the call may run again if its outcome was lost. Set it to False for visible side effects."""
+    """Whether a call may be made again if its outcome was lost. False: it has an effect outside the run."""
 
     @property
     def tool_name(self) -> str:
@@ -236,6 +240,7 @@ class ToolPlugin(Plugin):
         raise NotImplementedError
 
     def execution_spec(self) -> ToolExecutionSpec:
+        """How the tool is executed: whether calls may run concurrently, what they affect, their timeout."""
         return ToolExecutionSpec()
 
     def schema(self) -> dict[str, Any]:
@@ -279,6 +284,7 @@ class ToolPlugin(Plugin):
         return Reconciled.unknown()
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
+        """Whether this call waits until somebody approves it. An exception denies the call."""
         return self.execution_spec().approval_mode == "always"
 
     async def invoke_background(self, params: dict[str, Any], context: ToolContext | None) -> JobHandle:

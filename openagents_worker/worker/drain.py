@@ -36,21 +36,21 @@ async def drain(run_host: DrainableHost, limits: TimeLimits) -> bool:
     runs = len(run_host.known())
     if runs:  # from here on, no run goes on after its next commit
         log.info("worker.draining", runs=runs, at_most_s=limits.drain_s)
-    handed_over = await _within(limits.drain_s, run_host.latch_all(LatchReason.HANDOVER))
+    handed_over = await _ends_within(limits.drain_s, run_host.latch_all(LatchReason.HANDOVER))
     if not handed_over:
         log.info("worker.hurries", runs=len(run_host.known()))
-        handed_over = await _within(limits.let_go_s, run_host.hurry_all())
+        handed_over = await _ends_within(limits.let_go_s, run_host.hurry_all())
     log.info("worker.drained", runs=runs, left=len(run_host.known()))
     return handed_over
 
 
 async def stop_runs(run_host: RunHost, limits: TimeLimits) -> bool:
     """Stop all remaining runs and fence their writes. Returns False if some cannot be stopped."""
-    return await _within(limits.confirm_s, run_host.latch_all(LatchReason.FENCED))
+    return await _ends_within(limits.confirm_s, run_host.latch_all(LatchReason.FENCED))
 
 
-async def _within(timeout_s: float, work: Awaitable[None]) -> bool:
-    """Whether the work was done within the time-out."""
+async def _ends_within(timeout_s: float, work: Awaitable[None]) -> bool:
+    """Wait for the work. Returns whether it has ended within the time-out; otherwise it is cancelled."""
     try:
         async with asyncio.timeout(timeout_s):
             await work

@@ -20,6 +20,8 @@ FIGURES = {
     ("listing.md", r"examines at most ([\d,]+) runs"): "store.index_pages.MAX_SCANNED",
     ("listing.md", r"searches the ([\d,]+) most"): "store.listing.SCANNED_FOR_PROBLEMS",
     ("logging.md", r"again after (\d+) s"): "worker.stall_monitor.START_AGAIN_S",
+    ("streaming.md", r"contains the first ([\d,]+) characters"): "redaction.MAX_CHARS",
+    ("events.md", r"cut after ([\d,]+) characters"): "redaction.MAX_CHARS",
     ("streaming.md", r"unreachable for more than (\d+) seconds"): "store.watch.RECONNECT_S",
     ("streaming.md", r"Up to (\d+) messages wait"): "store.pubsub.INBOX_MESSAGES",
     ("sentinel.md", r"survives up to (\d+) s without"): "store.watch.RECONNECT_S",

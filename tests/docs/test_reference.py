@@ -32,6 +32,11 @@ def test_every_setting_has_advice(reference: ModuleType) -> None:
     assert reference.settings_without_advice() == []
 
 
+def test_every_text_beside_the_code_is_shown(reference: ModuleType) -> None:
+    """A text about a setting or a field that is gone, or that describes itself, is shown nowhere."""
+    assert reference.texts_without_reader() == []
+
+
 def test_the_page_of_settings_names_each_of_them() -> None:
     """With a meaning and advice: no cell is empty."""
     page = (DOCS / "settings.md").read_text()

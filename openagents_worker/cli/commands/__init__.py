@@ -135,7 +135,8 @@ def commands() -> None:
     openagents-worker status                               workers, queues, problems
     openagents-worker doctor                               what is wrong, and what to do
 
-    Settings come from OPENAGENTS_ variables; config/.env.example explains them. Every command takes --json.
+    Settings come from OPENAGENTS_ variables; config/.env.example explains them.
+    All commands except worker take --json.
     Exit codes: 0 success, 1 usage, 2 invalid input, 3 the run failed, 4 no Redis, 130 interrupted.
     """
 

@@ -71,15 +71,15 @@ def status(as_json: bool) -> None:
     default=2.0,
     show_default=True,
     type=click.FloatRange(0.2, 3600),
-    help="Seconds between two looks.",
+    help="Seconds between two updates.",
 )
-@click.option("--count", type=click.IntRange(min=1), default=None, help="End after so many looks.")
+@click.option("--count", type=click.IntRange(min=1), default=None, help="End after this many updates.")
 @as_json_option
 def top(interval: float, count: int | None, as_json: bool) -> None:
-    """Show workers, queues, and the runs at work, until Ctrl-C.
+    """Show workers, queues, and the runs that are executed, until Ctrl-C.
 
-    On a terminal, the picture changes in place. Otherwise it is printed once, or as often as --count says.
-    With --json, each look is one line of JSON.
+    On a terminal, the display is updated in place. Without a terminal, it is printed once; with --count, it
+    is printed that many times. With --json, each update is one line of JSON.
     """
     with Client() as client:
         reader = SnapshotReader(client)

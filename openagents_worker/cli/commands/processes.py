@@ -112,8 +112,8 @@ def dev(
     Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file and
     OPENAGENTS_IMPORTS, an example file with one agent, `assistant`, is used.
 
-    When the agents file or a source file below the current folder changes, a new worker takes the place of
-    the old one. Runs continue in it. If it does not start, the old one stays, and the error is printed.
+    When the agents file or a source file below the current folder changes, a new worker replaces the old one,
+    and runs continue in it. If the new worker does not start, the old one continues. The error is printed.
     """
     require_extras("worker", "flower")
     redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None

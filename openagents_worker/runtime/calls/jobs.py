@@ -2,7 +2,7 @@
 
 The handle of the job is stored before anything else happens (`CallInfo.note`), so a later attempt of the call
 asks for this job in place of starting another one. Between two questions the run is parked. A job whose call
-ends before it is cancelled: here if the pattern gives the call up, and by `worker.open_jobs` if the run ends.
+ends before it is cancelled: here if the pattern cancels the call, by `worker.open_jobs` if the run ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_S = 60.0  # one start or one question; the job itself may take days
-CANCEL_S = 3.0  # the pattern that gives the call up waits so long for the service
+CANCEL_S = 3.0  # a pattern that cancels the call waits at most so long for the service
 FIRST_POLL_MS = 1_000
 LAST_POLL_MS = 300_000
 PART_OF_AGE = 4  # a job that takes an hour is known to have ended after a quarter of an hour at the latest
@@ -49,7 +49,7 @@ class _StartedJob:
     life: int
 
     def to_json(self, call: ToolCall) -> dict[str, Any]:
-        """The note. `worker.open_jobs` reads it too."""
+        """The note of the call: how to find the job again. `worker.open_jobs` reads it, too."""
         toolset_id = getattr(call.tool.plugin, "toolset_id", None)
         return {
             "handle": self.handle.model_dump(mode="json"),
@@ -63,25 +63,25 @@ class _StartedJob:
 
 async def run_job(call: ToolCall) -> Any:
     """The result of the job of a call. Raises the coded error of a job that has failed."""
-    job = _noted(call)
+    job = _stored_job(call)
     if job is not None:
-        await _wait_as_before(call, job)
+        await _continue_wait(call, job)
     while True:
-        started = job or await _started(call)
+        started = job or await _start_job(call)
         if not isinstance(started, _StartedJob):
             return started
         call.has_job = True
-        status = await _watched(call, started)
-        is_of_before = started.life < call.run.context.recorder.life
-        if not (is_of_before and status.status == "cancelled"):
+        status = await _wait_for_end(call, started)
+        is_of_earlier_life = started.life < call.run.context.recorder.life
+        if not (is_of_earlier_life and status.status == "cancelled"):
             return _outcome(call, started, status)
-        job = None  # it was cancelled with the life of the run that has started it
+        job = None  # cancelled when the life ended that had started it: start another one
 
 
-async def _watched(call: ToolCall, job: _StartedJob) -> JobStatus:
+async def _wait_for_end(call: ToolCall, job: _StartedJob) -> JobStatus:
     """The state in which the job has ended. It is cancelled if nobody else can do that."""
     try:
-        return await _ended(call, job)
+        return await _poll_until_end(call, job)
     except asyncio.CancelledError:
         await _cancel_if_given_up(call, job)
         raise
@@ -96,7 +96,7 @@ async def _cancel_if_given_up(call: ToolCall, job: _StartedJob) -> None:
 # --- the start ----------------------------------------------------------------------------------------------
 
 
-def _noted(call: ToolCall) -> _StartedJob | None:
+def _stored_job(call: ToolCall) -> _StartedJob | None:
     """The job that an earlier attempt of this call has started."""
     note = call.info.noted
     if note is None:
@@ -107,7 +107,7 @@ def _noted(call: ToolCall) -> _StartedJob | None:
     return _StartedJob(handle_of(handle, call.tool_id), started_ms, life)
 
 
-async def _started(call: ToolCall) -> Any:
+async def _start_job(call: ToolCall) -> Any:
     """The job, started now. If the call has effects and was interrupted before: its known outcome."""
     known = await begin_effect(call)
     if known is not None:
@@ -135,13 +135,13 @@ async def _started(call: ToolCall) -> Any:
 # --- waiting ------------------------------------------------------------------------------------------------
 
 
-async def _ended(call: ToolCall, job: _StartedJob) -> JobStatus:
+async def _poll_until_end(call: ToolCall, job: _StartedJob) -> JobStatus:
     """Ask for the job until it has ended. A retryable error means that its state is not known yet."""
     clock, limit_ms = call.run.context.recorder.waits.clock, _limit_ms(call)
     while True:
         after_ms: int | None = None
         try:
-            status = await _polled(call, job)
+            status = await _poll(call, job)
         except OpenAgentsError as error:
             if not error.retryable:
                 await _cancel(call, job)
@@ -151,7 +151,7 @@ async def _ended(call: ToolCall, job: _StartedJob) -> JobStatus:
             _emit(call, job, "polled", status="unknown", error=error.code)
         else:
             if status.status not in ("pending", "running"):
-                _completed(call, job, status.status)
+                _report_end(call, job, status.status)
                 return status
             after_ms = status.poll_after_ms
             progress = {} if status.progress is None else {"progress": status.progress}
@@ -167,7 +167,7 @@ async def _ended(call: ToolCall, job: _StartedJob) -> JobStatus:
         await _wait(call, min(_delay_ms(age_ms, after_ms), limit_ms - age_ms))
 
 
-async def _polled(call: ToolCall, job: _StartedJob) -> JobStatus:
+async def _poll(call: ToolCall, job: _StartedJob) -> JobStatus:
     """The state of the job. Raises a coded error."""
     try:
         plugin = call.tool.plugin
@@ -181,18 +181,18 @@ async def _polled(call: ToolCall, job: _StartedJob) -> JobStatus:
 
 
 async def _wait(call: ToolCall, delay_ms: int) -> None:
-    """Wait in Redis: the run is parked, unless something else of it goes on."""
+    """Wait in Redis. The run is parked, unless something else of it is executed meanwhile."""
     waits = call.run.context.recorder.waits
     await waits.until(call.info, WaitKind.JOB, name=call.tool_id, timeout_ms=delay_ms)
-    waits.facts.forget([_wait_fact(call)])  # the next wait is another one
+    waits.facts.forget([_wait_fact(call)])  # the end of this wait must not end the next one
 
 
 def _wait_fact(call: ToolCall) -> str:
     return Fact(FactKind.WAIT, call.info.call_id, "").name
 
 
-async def _wait_as_before(call: ToolCall, job: _StartedJob) -> None:
-    """Continue the wait of an earlier attempt, if it was interrupted by something else than its end."""
+async def _continue_wait(call: ToolCall, job: _StartedJob) -> None:
+    """Continue the wait of an earlier attempt, if this attempt began before the wait had ended."""
     recorder = call.run.context.recorder
     facts = recorder.waits.facts
     if job.life != recorder.life:  # the job was perhaps cancelled in between
@@ -251,11 +251,11 @@ async def _cancel(call: ToolCall, job: _StartedJob) -> None:
     except Exception as error:  # noqa: BLE001 - code of a tool may raise anything
         log.warning("tool.job_not_cancelled", **_ids(call, job), error=type(error).__name__)
         return
-    _completed(call, job, "cancelled")
+    _report_end(call, job, "cancelled")
 
 
-def _completed(call: ToolCall, job: _StartedJob, status: str) -> None:
-    """The job has ended. The record of the call replaces its note; otherwise it stays until the run ends."""
+def _report_end(call: ToolCall, job: _StartedJob, status: str) -> None:
+    """Emit the end of the job, and let the record of the call replace the note of the job."""
     _emit(call, job, "completed", status=status)
     if call.info.note is not None:
         name = Fact(FactKind.JOB, call.info.call_id, "").name

@@ -63,7 +63,7 @@ async def run_command(command: Command, tool_name: str) -> CommandOutcome:
         env={}, start_new_session=True,
     )  # fmt: skip
     try:
-        output = await _exchanged(process, {**asdict(command), "worker_pid": os.getpid()})
+        output = await _exchange(process, {**asdict(command), "worker_pid": os.getpid()})
     finally:
         await _until_done(asyncio.create_task(_stop(process), name="stop command"))
     messages = [message for line in output.splitlines() if (message := _message(line)) is not None]
@@ -92,7 +92,7 @@ def _kill_group(pid: int | None) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-async def _exchanged(process: asyncio.subprocess.Process, request: dict[str, Any]) -> bytes:
+async def _exchange(process: asyncio.subprocess.Process, request: dict[str, Any]) -> bytes:
     """Send the request, and return what the supervisor has printed until its end."""
     assert process.stdin is not None
     assert process.stdout is not None

@@ -52,10 +52,11 @@ class TavilySearch(KeyedTool):
             "TAVILY_API_KEY", min_length=1, description="The environment variable with the API key."
         )
         default_max_results: int = Field(
-            5, ge=1, le=MAX_RESULTS, description="How many pages, unless the call says so."
+            5, ge=1, le=MAX_RESULTS, description="Number of pages, unless the call gives one."
         )
         default_search_depth: Literal["basic", "advanced"] = Field(
-            "basic", description="How thorough, unless the call says so: `advanced` costs two credits."
+            "basic",
+            description="Depth of the search, unless the call gives one: `advanced` costs two credits.",
         )
         timeout_ms: int = Field(
             15_000, ge=1, le=LONGEST_TIMEOUT_MS, description="Timeout of a search in milliseconds."
