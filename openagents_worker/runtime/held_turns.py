@@ -17,6 +17,7 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.state import Overlay
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.held_turns import (
+    HELD,
     HeldRange,
     HeldTurn,
     load_held_turns,
@@ -27,9 +28,6 @@ from openagents_worker.store.scripts import Claimed
 from openagents_worker.store.sessions import SessionStore
 
 __all__ = ["RunHeldTurns"]
-
-HELD = "held"
-"""The key in the recorded value of a delegation: which turns its changes of the state are those of."""
 
 
 class RunHeldTurns:
@@ -51,6 +49,8 @@ class RunHeldTurns:
         """Up to which position the state of the run has the changes of its children."""
         self._taken = 0
         """The same, with the results that are being recorded."""
+        self._inherited: dict[str, int] = {}
+        """In a fork: by call, up to which position its state has the changes of children of its source."""
         self._store = store
         self._loaded: dict[HeldRange, list[HeldTurn]] = {}
         self._own_turns: Sequence[HeldTurn] | None = None
@@ -82,15 +82,24 @@ class RunHeldTurns:
         not_seen = {record.call.removesuffix("!") for record in records if record.kind == "cancelled"}
         for record in records:
             if record.kind == "delegate" and record.call not in not_seen:
-                self.has_result(record.outcome.get("ok"))
+                held = self._range_in(record.outcome.get("ok"))
+                if held is not None and held.run_id != self._own.run_id:
+                    self._inherited[record.call] = held.end
+                self._has_range(held)
 
     def has_result(self, value: Any) -> None:
         """The program has got this recorded value of a delegation."""
+        self._has_range(self._range_in(value))
+
+    def _range_in(self, value: Any) -> HeldRange | None:
         if not self._own.end or not isinstance(value, Mapping) or HELD not in value:
-            return
+            return None
         with translate_parse_errors(WRITTEN, run_id=self._own.run_id):
             [held] = ranges_of(value[HELD])
-        if held.run_id == self._own.run_id:  # a fork has the records of another run
+        return held
+
+    def _has_range(self, held: HeldRange | None) -> None:
+        if held is not None and held.run_id == self._own.run_id:
             self._merged = max(self._merged, held.end)
             self._taken = max(self._taken, held.end)
 
@@ -114,10 +123,15 @@ class RunHeldTurns:
         return {HELD: [taken.run_id, taken.begin, taken.end]}, overlay.changes()
 
     async def _turns(self) -> Sequence[HeldTurn]:
-        """The turns that the run holds. They are read once, without those whose changes it has already."""
+        """The turns that the run holds. They are read once, without those whose changes it has already.
+
+        A fork holds copies of turns of its source, at the same positions. An earlier version made none.
+        """
         if self._own_turns is None:
             new = HeldRange(self._own.run_id, self._merged, self._own.end)
-            self._own_turns = await self.load([new]) if new.begin < new.end else ()
+            turns = await self.load([new]) if new.begin < new.end else []
+            copied = [turn.end for turn in turns if self._inherited.get(turn.call) == turn.end]
+            self._own_turns = [turn for turn in turns if turn.end > max(copied, default=0)]
         return self._own_turns
 
     async def take_rest(self, before: Mapping[str, str], state: MutableMapping[str, Any]) -> None:
