@@ -45,10 +45,11 @@ class RunHeldTurns:
         self._state_above = [replace(each, begin=0) for each in above]
         own = next((each for each in held if each.run_id == store.run_id), None)
         self._own = HeldRange(store.run_id, 0, own.end if own is not None else 0)
-        self._merged = 0
-        """Up to which position the state of the run has the changes of its children."""
+        self._merged: list[HeldRange] = []
+        """The turns whose changes the state of the run has. A result that is too large for its record leaves
+        a gap: the turns behind it may have been taken at the same time."""
         self._taken = 0
-        """The same, with the results that are being recorded."""
+        """Up to which position results were taken, with those that are being recorded."""
         self._inherited: dict[str, int] = {}
         """In a fork: by call, up to which position its state has the changes of children of its source."""
         self._store = store
@@ -100,8 +101,20 @@ class RunHeldTurns:
 
     def _has_range(self, held: HeldRange | None) -> None:
         if held is not None and held.run_id == self._own.run_id:
-            self._merged = max(self._merged, held.end)
+            self._merged.append(held)
             self._taken = max(self._taken, held.end)
+
+    @property
+    def _merged_to(self) -> int:
+        """Up to which position the state has all changes."""
+        position = 0
+        for held in sorted(self._merged, key=lambda held: held.begin):
+            if held.begin <= position:
+                position = max(position, held.end)
+        return position
+
+    def _has_changes_of(self, turn: HeldTurn) -> bool:
+        return any(held.begin < turn.end <= held.end for held in self._merged)
 
     async def take(self, call_id: str, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The changes by the child of this call, and by those before it, that the run has not got yet.
@@ -128,10 +141,12 @@ class RunHeldTurns:
         A fork holds copies of turns of its source, at the same positions. An earlier version made none.
         """
         if self._own_turns is None:
-            new = HeldRange(self._own.run_id, self._merged, self._own.end)
+            new = HeldRange(self._own.run_id, self._merged_to, self._own.end)
             turns = await self.load([new]) if new.begin < new.end else []
             copied = [turn.end for turn in turns if self._inherited.get(turn.call) == turn.end]
-            self._own_turns = [turn for turn in turns if turn.end > max(copied, default=0)]
+            self._own_turns = [
+                turn for turn in turns if turn.end > max(copied, default=0) and not self._has_changes_of(turn)
+            ]
         return self._own_turns
 
     async def take_rest(self, before: Mapping[str, str], state: MutableMapping[str, Any]) -> None:
@@ -139,10 +154,10 @@ class RunHeldTurns:
 
         Keys that the run has changed itself keep their values. `before` is the state at the start.
         """
-        if self._merged >= self._own.end:
+        if self._merged_to >= self._own.end:
             return
         with translate_parse_errors(WRITTEN, run_id=self._own.run_id):
-            rest = [turn for turn in await self._turns() if turn.end > self._merged]
+            rest = [turn for turn in await self._turns() if not self._has_changes_of(turn)]
             changed = {key for turn in rest for key in turn.changes if not _is_unchanged(key, before, state)}
             for turn in rest:
                 _apply(turn, state, but=changed)
