@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 from openagents_worker import Agent
 from openagents_worker.errors import HeldTurnsExpired
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
 from openagents_worker.store.sessions import SessionStore
 from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.submission.fork import fork_of
 from tests.runtime import delegating
-from tests.runtime.delegating import charge
-from tests.runtime.test_children import begin, children_of, finish, resume
+from tests.runtime.delegating import charge, execute_all
+from tests.runtime.test_children import begin, cancel, children_of, finish, resume
+from tests.runtime.test_compaction import LONG, Model, compacting, model, summary_of  # noqa: F401 - a fixture
 from tests.runtime.test_held_turns import contents, family, first_child_ends, shared, state_of
 from tests.support.runner import Process, process
 
@@ -169,3 +172,29 @@ async def test_a_child_needs_the_turns_that_it_saw_when_it_began(redis_url: str)
         with pytest.raises(HeldTurnsExpired, match="'r1'"):
             await forked(p, child, 0, "f1")
         assert await p.store.redis.exists(p.store.keys("run", "f1")) == 0
+
+
+async def test_a_summary_of_turns_that_are_not_in_the_session_is_not_stored(
+    redis_url: str,
+    model: Model,  # noqa: F811 - the fixture
+) -> None:
+    """They were those of children of a run that has failed. Messages of others have their positions now."""
+    async with process(redis_url, *family(), compacting()) as p:
+        model.held = 5  # the answer of the last child, behind its summary
+        await begin(p, "parent", [shared(f"q{n} {LONG}", "a") for n in range(4)])
+        executing = asyncio.create_task(execute_all(p))
+        await model.is_asked(5)
+        last = (await children_of(p))[3].run_id
+        await cancel(p)
+        p.runner.latch(last, LatchReason.CANCELLED)
+        await executing
+        assert [(await p.record(id_)).state for id_ in ("r1", last)] == [RunState.CANCELLED] * 2
+        await p.run("r2", agent_id="worker", input_text="next")
+
+        await resume(p, last)
+        record = await p.record(last)
+        assert record.result is not None, record
+        assert record.result.final_output == "second"
+        assert "compact" in [entry["name"] for entry in await p.journal(last)]
+        assert len(await contents(p)) == 4
+        assert await summary_of(p) is None
