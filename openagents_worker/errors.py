@@ -591,6 +591,13 @@ class RecordUnreadable(ExecutionError):
     code = "record.unreadable"
 
 
+class HeldTurnsExpired(ExecutionError):
+    """A run needs turns that shared children have left with another run, which is not stored any more."""
+
+    code = "run.held_turns_expired"
+    http_status = 410
+
+
 class WorkerLost(ExecutionError):
     """The worker died while it executed a run that is not durable."""
 

@@ -165,13 +165,13 @@ class Attempt:
                     try:
                         prepared = await self._prepare(parts, deps)
                         output = await self._think(prepared)
+                        stored_output = checked_output(output, self._settings.max_payload_bytes)
                         await self._remember(prepared, output)
                         await self.facts.held.take_rest(self._state_before, prepared.context.state)
                     finally:
                         if self._recorder is not None:
                             self._recorder.end_parts()
-                    output = checked_output(output, self._settings.max_payload_bytes)
-                return self._ending(output=output)
+                return self._ending(output=stored_output)
         except RunLatched:
             return None
         except OpenAgentsError as error:
@@ -216,7 +216,7 @@ class Attempt:
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         state = loaded_state(self._state_before, self.identity.session_id)
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        give_children(context, self.identity, self._writer, self._services)
+        give_children(context, self.identity, self._writer, self._services, history.given_up)
         self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()

@@ -93,6 +93,13 @@ class Children:
         """Whether the agents file switches the router of the original SDK on."""
         return self._config.enabled
 
+    def cancel_again(self, calls: Sequence[str]) -> None:
+        """Cancel the children of these calls, which the program has given up: an attempt that has died may
+        not have done so. A child that is waited for again goes on."""
+        for call in calls:
+            if call not in self._runs.pending:
+                self._runs.cancel_soon(self._runs.child_id(call))
+
     # --- delegate ----------------------------------------------------------------------------------------
 
     async def delegate(

@@ -17,6 +17,7 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.state import Overlay
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.held_turns import (
+    HELD,
     HeldRange,
     HeldTurn,
     load_held_turns,
@@ -27,9 +28,6 @@ from openagents_worker.store.scripts import Claimed
 from openagents_worker.store.sessions import SessionStore
 
 __all__ = ["RunHeldTurns"]
-
-HELD = "held"
-"""The key in the recorded value of a delegation: which turns its changes of the state are those of."""
 
 
 class RunHeldTurns:
@@ -47,10 +45,13 @@ class RunHeldTurns:
         self._state_above = [replace(each, begin=0) for each in above]
         own = next((each for each in held if each.run_id == store.run_id), None)
         self._own = HeldRange(store.run_id, 0, own.end if own is not None else 0)
-        self._merged = 0
-        """Up to which position the state of the run has the changes of its children."""
+        self._merged: list[HeldRange] = []
+        """The turns whose changes the state of the run has. A result that is too large for its record leaves
+        a gap: the turns behind it may have been taken at the same time."""
         self._taken = 0
-        """The same, with the results that are being recorded."""
+        """Up to which position results were taken, with those that are being recorded."""
+        self._inherited: dict[str, int] = {}
+        """In a fork: by call, up to which position its state has the changes of children of its source."""
         self._store = store
         self._loaded: dict[HeldRange, list[HeldTurn]] = {}
         self._own_turns: Sequence[HeldTurn] | None = None
@@ -82,17 +83,38 @@ class RunHeldTurns:
         not_seen = {record.call.removesuffix("!") for record in records if record.kind == "cancelled"}
         for record in records:
             if record.kind == "delegate" and record.call not in not_seen:
-                self.has_result(record.outcome.get("ok"))
+                held = self._range_in(record.outcome.get("ok"))
+                if held is not None and held.run_id != self._own.run_id:
+                    self._inherited[record.call] = held.end
+                self._has_range(held)
 
     def has_result(self, value: Any) -> None:
         """The program has got this recorded value of a delegation."""
+        self._has_range(self._range_in(value))
+
+    def _range_in(self, value: Any) -> HeldRange | None:
         if not self._own.end or not isinstance(value, Mapping) or HELD not in value:
-            return
+            return None
         with translate_parse_errors(WRITTEN, run_id=self._own.run_id):
             [held] = ranges_of(value[HELD])
-        if held.run_id == self._own.run_id:  # a fork has the records of another run
-            self._merged = max(self._merged, held.end)
+        return held
+
+    def _has_range(self, held: HeldRange | None) -> None:
+        if held is not None and held.run_id == self._own.run_id:
+            self._merged.append(held)
             self._taken = max(self._taken, held.end)
+
+    @property
+    def _merged_to(self) -> int:
+        """Up to which position the state has all changes."""
+        position = 0
+        for held in sorted(self._merged, key=lambda held: held.begin):
+            if held.begin <= position:
+                position = max(position, held.end)
+        return position
+
+    def _has_changes_of(self, turn: HeldTurn) -> bool:
+        return any(held.begin < turn.end <= held.end for held in self._merged)
 
     async def take(self, call_id: str, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The changes by the child of this call, and by those before it, that the run has not got yet.
@@ -114,10 +136,17 @@ class RunHeldTurns:
         return {HELD: [taken.run_id, taken.begin, taken.end]}, overlay.changes()
 
     async def _turns(self) -> Sequence[HeldTurn]:
-        """The turns that the run holds. They are read once, without those whose changes it has already."""
+        """The turns that the run holds. They are read once, without those whose changes it has already.
+
+        A fork holds copies of turns of its source, at the same positions. An earlier version made none.
+        """
         if self._own_turns is None:
-            new = HeldRange(self._own.run_id, self._merged, self._own.end)
-            self._own_turns = await self.load([new]) if new.begin < new.end else ()
+            new = HeldRange(self._own.run_id, self._merged_to, self._own.end)
+            turns = await self.load([new]) if new.begin < new.end else []
+            copied = [turn.end for turn in turns if self._inherited.get(turn.call) == turn.end]
+            self._own_turns = [
+                turn for turn in turns if turn.end > max(copied, default=0) and not self._has_changes_of(turn)
+            ]
         return self._own_turns
 
     async def take_rest(self, before: Mapping[str, str], state: MutableMapping[str, Any]) -> None:
@@ -125,10 +154,10 @@ class RunHeldTurns:
 
         Keys that the run has changed itself keep their values. `before` is the state at the start.
         """
-        if self._merged >= self._own.end:
+        if self._merged_to >= self._own.end:
             return
         with translate_parse_errors(WRITTEN, run_id=self._own.run_id):
-            rest = [turn for turn in await self._turns() if turn.end > self._merged]
+            rest = [turn for turn in await self._turns() if not self._has_changes_of(turn)]
             changed = {key for turn in rest for key in turn.changes if not _is_unchanged(key, before, state)}
             for turn in rest:
                 _apply(turn, state, but=changed)

@@ -32,6 +32,8 @@ from openagents_worker.store.sessions import SessionStore, TranscriptSummary, su
 
 __all__ = ["RunHistory", "RunStart", "read_history"]
 
+MOST_GIVEN_UP = 100  # each attempt sends a command for each of them
+
 
 @quick_init
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class RunHistory:
     """The largest value of each limit in the recorded extensions of the budget."""
     definition_changed: bool
     """Whether the definition of the agent has changed since the run began."""
+    given_up: Sequence[str]
+    """The newest delegations that the program has cancelled in this life, by call id."""
 
     def mismatch(self, problem: str, run_id: str, changed_tools: Sequence[str] = ()) -> ReplayMismatch:
         """The error for a program that contradicts this history.
@@ -176,6 +180,7 @@ async def read_history(
         interrupted=interrupted,
         extended=_extended(records),
         definition_changed=start.definition_hash != current_start.definition_hash,
+        given_up=_given_up(records, claimed.life),
     )
 
 
@@ -189,6 +194,11 @@ def _usage(claimed: Claimed, records: Sequence[Record]) -> RunUsage:
     for record in records:
         usage = usage.plus(RunUsage(**record.usage)) if record.usage else usage
     return usage
+
+
+def _given_up(records: Sequence[Record], life: int) -> Sequence[str]:
+    last = {each.call: each for each in records if each.kind == "delegate" and each.life == life}
+    return [call for call, record in last.items() if record.is_cancelled][-MOST_GIVEN_UP:]
 
 
 def _extended(records: Sequence[Record]) -> dict[str, float]:

@@ -218,7 +218,9 @@ class Preparation:
             value = await self._recorder.call("context", "compact", "", partial(self._compact, compact, {}))
         summary = summary_from(value, self._session)
         if summary is not None:
-            self._session.current_summary = self._context.new_summary = summary
+            self._session.current_summary = summary
+            if summary.messages <= self._start.transcript_length:  # held turns have no place in it yet
+                self._context.new_summary = summary
 
     async def _compact(
         self, compact: Callable[..., Awaitable[Any]], arguments: dict[str, Any], _: CallInfo

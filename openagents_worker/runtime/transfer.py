@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,18 @@ __all__ = ["ended_by_transfer", "give_children", "output_of"]
 
 
 def give_children(
-    context: AttemptContext, identity: RunIdentity, writer: RunWriter, services: Services
+    context: AttemptContext,
+    identity: RunIdentity,
+    writer: RunWriter,
+    services: Services,
+    given_up: Sequence[str],
 ) -> None:
-    """Let the run delegate, also by the router of the original SDK if the agents file says so."""
+    """Let the run delegate, also by the router of the original SDK if the agents file says so.
+
+    `given_up` are calls of children that the program has cancelled.
+    """
     children = Children(identity, context.run_request, context.recorder, writer=writer, services=services)
+    children.cancel_again(given_up)
     context.children = children
     if children.is_router:
         context.agent_router = AgentRouter(context)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from openagents_worker.errors import RecordUnreadable
+from openagents_worker.errors import HeldTurnsExpired
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunArtifact
 from openagents_worker.store.client import Reader
@@ -21,8 +21,21 @@ from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.paging import PageSize
 
-__all__ = ["HeldRange", "HeldTurn", "load_held_turns", "ranges_of", "state_after"]
+__all__ = [
+    "HELD",
+    "HeldRange",
+    "HeldTurn",
+    "TakenTurns",
+    "load_held_turns",
+    "ranges_of",
+    "state_after",
+    "taken_turns",
+    "turns_expired",
+]
 
+HELD = "held"
+"""The key of ranges in records: in the value of a delegation, the turns whose changes of the state it has; in
+the context of checkpoint 0, the turns that the run saw when it began."""
 FIRST_PAGE_ITEMS = 20  # a message may have a megabyte
 MAX_PAGE_ITEMS = 200
 
@@ -78,8 +91,40 @@ def state_after(turns: Iterable[HeldTurn], texts: Mapping[str, str]) -> dict[str
     return {key: text for key, text in state.items() if text is not None}
 
 
+class TakenTurns(NamedTuple):
+    """The turns that a run has got with a recorded delegation, and before it.
+
+    `end` is the position behind the last one, `call` the call of the run that has created its child.
+    """
+
+    end: int = 0
+    call: str = ""
+
+
+def taken_turns(record: str) -> TakenTurns:
+    """Those that a record (JSON) says the run has got. Raises the errors of parsing."""
+    if f'"{HELD}"' not in record:
+        return TakenTurns()
+    fields = loads(record)
+    value = fields["outcome"].get("ok") if fields["kind"] == "delegate" else None
+    if not isinstance(value, Mapping) or HELD not in value:
+        return TakenTurns()
+    [held] = ranges_of(value[HELD])
+    return TakenTurns(held.end, str(fields["call"]))
+
+
+def turns_expired(lender: str) -> HeldTurnsExpired:
+    """The error for a run that needs turns which the run `lender` has held."""
+    return HeldTurnsExpired(
+        f"the run needs the turns that shared children have left with the run {lender!r}, and they are not "
+        "stored any more",
+        hint="they expire OPENAGENTS_RUN_TTL_S after the end of that run; submit the task as a new run",
+    )
+
+
 async def load_held_turns(store: Reader, held: HeldRange) -> list[HeldTurn]:
-    """The turns in this range. Raises `RecordUnreadable`, also if they are not stored any more."""
+    """The turns in this range. Raises `RecordUnreadable`, or `HeldTurnsExpired` if they are not stored any
+    more."""
     items = await _load_items(store, held)
     with translate_parse_errors(WRITTEN, run_id=held.run_id):
         return _turns_of(items, held.begin, store.codec)
@@ -118,11 +163,7 @@ async def _load_items(store: Reader, held: HeldRange) -> list[str]:
         to = min(at + size.count, held.end)
         page: list[str] = await store.ask(partial(_page, key, at, to))
         if not page:
-            raise RecordUnreadable(
-                f"the turns of the shared children of the run {held.run_id!r} are not stored any more",
-                hint="they expire with that run; submit the task again",
-                run_id=held.run_id,
-            )
+            raise turns_expired(held.run_id)
         size.learn(len(page), sum(map(len, page)))
         items += page
     return items

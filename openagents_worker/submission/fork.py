@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import ConfigError, RequestInvalid, RunConflict, SessionNotFound
+from openagents_worker.jsontext import loads
 from openagents_worker.models import RunRecord, RunRequest, parse_request
 from openagents_worker.models.fields import MAX_ID_CHARS, problem_with_id
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint
+from openagents_worker.store.formats import HOLDS_TURNS, WRITTEN, stored_format, translate_parse_errors
+from openagents_worker.store.held_turns import HELD, TakenTurns, taken_turns, turns_expired
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.listing import extra_indexes
 from openagents_worker.store.plan import Plan
@@ -30,6 +34,17 @@ SUFFIX_CHARS = 32  # of the id of a forked session, which begins with that of th
 
 
 @dataclass(frozen=True, slots=True)
+class _HeldTurns:
+    """What a fork gets of turns that are not written to a session yet (`store.held_turns`).
+
+    `above` are those that the source saw when it began, `taken` those of its own shared children.
+    """
+
+    above: Sequence[str]
+    taken: TakenTurns
+
+
+@dataclass(frozen=True, slots=True)
 class Fork:
     """The fork of a run. `request` is that of the new run.
 
@@ -41,6 +56,7 @@ class Fork:
     steps: int
     messages: int
     artifacts: int
+    turns: _HeldTurns
 
     @property
     def checkpoint_id(self) -> str:
@@ -62,6 +78,9 @@ class Fork:
             lists=extra_indexes(request.tenant, request.labels),
             tell=True,
             input_text=request.input_text,
+            above=self.turns.above,
+            held_to=self.turns.taken.end,
+            held_call=self.turns.taken.call,
         )
 
     def accepted(self, answer: Forked) -> Accepted:
@@ -88,6 +107,8 @@ class Fork:
                     f"the run {self.from_run_id!r} has no checkpoint {self.checkpoint_id!r}",
                     f"its last checkpoint is {answer.detail!r}",
                 )
+            case ForkAnswer.HELD_EXPIRED:
+                raise turns_expired(answer.detail)
             case ForkAnswer.SESSION_EXISTS:
                 raise error_of(
                     request,
@@ -111,6 +132,7 @@ def fork_of(
     """A plan that returns the fork of a run, from what is stored about the run.
 
     Raises `RequestInvalid`, `RequestTooLarge`, `RunNotFound`, or `ConfigError` if the run has no checkpoint.
+    `accepted` of the fork raises `HeldTurnsExpired`, too.
     """
     from_run_id, steps = _parts_of(checkpoint_id)
     run_id = optional_text("run_id", run_id) or str(uuid.uuid4())
@@ -126,7 +148,26 @@ def fork_of(
         steps,
         _count_in(start, "transcript_length"),
         _count_in(start, "artifact_count"),
+        (yield from _held_turns(keys, from_run_id, steps)),
     )
+
+
+def _held_turns(keys: Keys, run_id: str, steps: int) -> Plan[_HeldTurns]:
+    """Reads the records of a run up to a checkpoint, if it may have held turns. Raises `RecordUnreadable`."""
+    above: Sequence[str] = ()
+    taken = TakenTurns()
+    format_ = yield lambda r: r.hget(keys("run", run_id), "format")
+    position = 0 if stored_format(format_) >= HOLDS_TURNS else steps + 1
+    while position <= steps:
+        texts = yield scripts.page(run_id=run_id, position=position, page_bytes=scripts.PAGE_BYTES)
+        if not texts:
+            break
+        with translate_parse_errors(WRITTEN, run_id=run_id):
+            if position == 0:
+                above = [str(part) for part in loads(texts[0])["outcome"].get("context", {}).get(HELD, ())]
+            taken = max(taken, *map(taken_turns, texts[: steps + 1 - position]))
+        position += len(texts)
+    return _HeldTurns(above, taken)
 
 
 def _forked_request(

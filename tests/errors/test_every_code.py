@@ -32,7 +32,7 @@ from openagents_worker.producer.sse import sse
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.formats import NEWEST_READ
+from openagents_worker.store.formats import HOLDS_TURNS, NEWEST_READ
 from tests.errors.plugins import HINT, PAYMENTS
 from tests.support import runner as harness
 from tests.support.deployment import PATIENCE_S, Installation, agent, call, installed
@@ -119,6 +119,19 @@ def somebody_else_writes_into_a_record(shop: Installation) -> Met:
     redis.hset(key, "created", created or "")
     taken.cancel()
     return met
+
+
+@provokes("run.held_turns_expired")
+def a_run_began_with_the_turns_of_a_run_that_has_expired(shop: Installation) -> Met:
+    shop.model.will_say({"text": "done"})
+    child = shop.submit("clerk")
+    child.wait(timeout=PATIENCE_S)
+    redis, keys = shop.client.store.redis, shop.client.store.keys
+    start = json.loads(redis.lindex(keys("journal", child.id), 0) or "")
+    start["outcome"]["context"] = {"held": ["expired", 0, 2]}
+    redis.lset(keys("journal", child.id), 0, json.dumps(start))
+    redis.hset(keys("run", child.id), "format", HOLDS_TURNS)
+    return raised(lambda: child.fork(f"{child.id}:step:0"))
 
 
 @provokes("agent.unavailable")

@@ -175,6 +175,19 @@ async def test_a_call_that_a_worker_repeats_is_one_run(installation: Installatio
     assert first == second
 
 
+async def test_a_session_that_is_not_an_id_is_an_error_of_the_call(installation: Installation) -> None:
+    """A model names it. The error says what is wrong, so that the model can try again."""
+
+    async def report(_: str) -> None: ...
+
+    asked = ToolRequest("greeter_v2", {"input": "hi", "session": "my session"}, {}, report)
+    async with AsyncClient(installation.stack.redis_url) as client:
+        refused = await AgentTools(client, [ServedAgent("greeter.v2", "Greets.")], by="test").call(asked)
+    assert (refused["isError"], refused["structuredContent"]) == (True, {"code": "request.invalid"})
+    assert "session_id" in refused["content"][0]["text"]
+    assert "whitespace" in refused["content"][0]["text"]
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from openagents_worker.errors import (
     ConfigError,
+    HeldTurnsExpired,
     OpenAgentsError,
     RequestInvalid,
     RunConflict,
@@ -18,10 +19,18 @@ from openagents_worker.errors import (
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store.facts import FactKind
+from openagents_worker.store.formats import HOLDS_TURNS
 from tests.support.scripts import Hand
 
 
-def begun(hand: Hand, *, messages: int = 2, steps: int = 3, session_id: str = "s1") -> None:
+def begun(
+    hand: Hand,
+    *,
+    messages: int = 2,
+    steps: int = 3,
+    session_id: str = "s1",
+    context: dict[str, Any] | None = None,
+) -> None:
     """The run r1 with some steps. Its session had two messages when it began, and has four now."""
     hand.store.redis.rpush(hand.store.keys("transcript", session_id), *map(json.dumps, MESSAGES))
     state = {"color": '"red"', "memory_buffer": "[]"}
@@ -29,7 +38,8 @@ def begun(hand: Hand, *, messages: int = 2, steps: int = 3, session_id: str = "s
     hand.submit("r1", session_id)
     hand.claim("r1")
     start = {"transcript_length": messages, "artifact_count": 0, "definition_hash": "h"}
-    record = {"call": "prepare", "v": 2, "kind": "prepare", "name": "", "outcome": {"ok": start}}
+    outcome = {"ok": start, "context": context or {}}
+    record = {"call": "prepare", "v": 2, "kind": "prepare", "name": "", "outcome": outcome}
     hand.commit_texts(
         "r1", json.dumps(record), *(json.dumps({"call": f"c:{n}"}) for n in range(1, steps + 1))
     )
@@ -125,6 +135,16 @@ def test_what_is_not_recorded_is_not_known_to_a_fork(redis_url: str, hand: Hand,
 
     assert not hand.store.redis.exists(hand.store.keys("facts", handle.id))
     assert next(iter(handle.events())).payload["dropped_intents"] == ["pay:0a:1"]
+
+
+def test_a_fork_needs_the_turns_that_its_source_saw(redis_url: str, hand: Hand, client: Client) -> None:
+    """A shared child sees turns that its parent holds. They expire with the parent."""
+    begun(hand, context={"held": ["gone", 0, 2]})
+    hand.store.redis.hset(hand.store.keys("run", "r1"), "format", str(HOLDS_TURNS))
+    with pytest.raises(HeldTurnsExpired, match="'gone'") as expired:
+        client.fork("r1", "r1:step:0", run_id="r2")
+    assert "new run" in str(expired.value.hint)
+    assert {run.run_id for run in client.runs()} == {"r1"}
 
 
 @pytest.mark.parametrize(

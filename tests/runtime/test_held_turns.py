@@ -11,6 +11,7 @@ import pytest
 
 from openagents_worker import Agent
 from openagents_worker.models import RunState
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import DELEGATES, HOLDS_TURNS
@@ -262,6 +263,27 @@ async def test_a_child_whose_result_nobody_takes_has_its_turn(redis_url: str) ->
         assert record.result.final_output == "gave up"
         assert (await contents(p))[::2] == ['{"n": 1, "m": 1}', "x"]
         assert await state_of(p) == {"n": 5, "m": 1}
+
+
+async def test_a_child_whose_result_is_too_large_for_its_record_has_its_turn(redis_url: str) -> None:
+    """Also if the result of the child behind it is recorded at the same time."""
+
+    async def large(context: Any) -> str:
+        context.state["n"] = 1
+        for name in ("a", "b"):
+            context.add_artifact(name, "text", "x" * 12_000)
+        return "large"
+
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "20000"})
+    own = Agent("large", pattern=large, llm={"provider": "mock"})
+    async with process(redis_url, *family(), own, settings=settings) as p:
+        requests = [shared("go", "large"), shared('{"m": 2}', "writes")]
+        await begin(p, "many", {"requests": requests})
+        record = await finish(p)
+        assert record.result is not None, record
+        assert record.result.final_output == ["step.too_large", "['go'] [('n', 1)] 2"]
+        assert (await contents(p))[::2][:2] == ["go", '{"m": 2}']
+        assert await state_of(p) == {"n": 1, "m": 2}
 
 
 async def test_a_forked_child_sees_the_turns_of_shared_children_before_it(redis_url: str) -> None:

@@ -226,6 +226,29 @@ async def test_a_member_that_fails_follows_its_own_rule_or_that_of_the_chain(
         assert "memory.inject_failed" in await p.event_names("r1")
 
 
+class Endless:
+    """A pattern whose output is larger than a run may store."""
+
+    context: Any
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None: ...
+
+    async def execute(self) -> str:
+        return "x" * 3_000_000
+
+
+async def test_a_memory_with_its_own_store_never_gets_an_output_that_cannot_be_stored(redis_url: str) -> None:
+    """The run fails, and a failed run leaves no turn: neither in its session nor elsewhere."""
+    endless = agent(memory=noting("a"), pattern={"impl": f"{__name__}.Endless"})
+    async with process(redis_url, endless) as p:
+        record = await p.run("r1")
+
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.code == "step.too_large"
+    assert noted() == [("inject", "a")]
+
+
 async def test_each_member_of_a_chain_gets_what_the_run_notes(redis_url: str, tmp_path: Path) -> None:
     """The first member that stores the notes takes them from the state; the others get them too."""
     in_files = {"type": "markdown_memory", "config": {"store": "directory", "memory_dir": str(tmp_path)}}

@@ -115,6 +115,21 @@ def blocks() -> list[dict[str, Any]]:
     ]
 
 
+def wait_for_go() -> None:
+    while not os.path.exists(f"{LOG}.go"):  # noqa: PTH110 - the standard library's fastest
+        time.sleep(0.005)
+
+
+def say_changed_later(out: Any) -> None:
+    wait_for_go()
+    say_changed(out)
+
+
+def say_changed(out: Any) -> None:
+    out.write(json.dumps({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}).encode() + b"\n")
+    out.flush()
+
+
 def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any) -> Any:
     key = (params.get("_meta") or {}).get("openagents-worker/idempotencyKey")
     log("call", tool=name, key=key, arguments=arguments)
@@ -135,8 +150,7 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
         case "hang":
             return None
         case "slow":
-            while not os.path.exists(f"{LOG}.go"):  # noqa: PTH110 - the standard library's fastest
-                time.sleep(0.005)
+            wait_for_go()
             return text("went")
         case "garbage":
             out.write(b"Listening on stdio...\n{not json\n")
@@ -168,9 +182,10 @@ def call(name: str, arguments: dict[str, Any], params: dict[str, Any], out: Any)
         case "change":
             hidden.add("put")
             added.append("brand_new")
-            out.write(
-                json.dumps({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}).encode() + b"\n"
-            )
+            if arguments.get("later"):
+                threading.Thread(target=say_changed_later, args=(out,), daemon=True).start()
+            else:
+                say_changed(out)
             return text("changed")
         case "spawn":
             child = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -200,6 +215,8 @@ def answer(message: dict[str, Any], out: Any) -> dict[str, Any] | None:
             reply["result"] = {"tools": odd_tools(), "nextCursor": "again"}
         case "tools/list":
             log("list")
+            if "CHANGES" in os.environ:
+                say_changed(out)
             page, size = int(params.get("cursor") or 0), int(os.environ.get("PAGE", "10"))
             found = tools() + further_tools()
             reply["result"] = {"tools": found[page : page + size]}

@@ -14,7 +14,7 @@ from openagents_worker.cli.mcp.protocol import ToolRequest
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_INTEGER, dumps
-from openagents_worker.models import RunRecord, RunRequest, RunResult, StopReason, WaitKind
+from openagents_worker.models import RunRecord, RunResult, StopReason, WaitKind
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.handle import AsyncRunHandle
 from openagents_worker.store.watch import history
@@ -139,15 +139,16 @@ class AgentTools:
     async def _run(self, agent: ServedAgent, asked: ToolRequest) -> dict[str, Any]:
         key = asked.meta.get(KEY)
         of_key = f"mcp-{sha256(key.encode()).hexdigest()[:32]}" if isinstance(key, str) else None
-        request = RunRequest(
-            agent_id=agent.id,
-            session_id=_text(asked, "session") or f"mcp-{of_key or uuid.uuid4().hex}",
-            input_text=_text(asked, "input", required=True),
+        session_id = _text(asked, "session") or f"mcp-{of_key or uuid.uuid4().hex}"
+        request = {
+            "agent_id": agent.id,
+            "session_id": session_id,
+            "input_text": _text(asked, "input", required=True),
             **({"run_id": of_key} if of_key else {}),
-        )
-        handle = await self._client.submit(request)
+        }
+        handle = await self._client.submit(request)  # a model may have named a session that is not an id
         if asked.arguments.get("wait") is False:
-            return _result({"run_id": handle.id, "session": request.session_id, "state": "queued"})
+            return _result({"run_id": handle.id, "session": session_id, "state": "queued"})
         return await self._watched(handle, asked, cancels=True)
 
     async def _watched(

@@ -3,8 +3,11 @@
 -- In another session than that of the source, it creates this session, with the first `messages` and `artifacts` of the source's session: what there
 -- was when the source began. The field `seeds` names the runs from which its records are copied. `input_text` is a digest.
 -- Returns `Forked`. Events run.forked, then run.queued or run.waiting_session.
+-- Of what shared children have left with the source, the fork holds the first `held_to` items, the last of which is that of the call `held_call`.
+-- `above` are the held turns that the source itself saw when it began: the id of a run, the first position, the one behind the last, the next id, …
 --#include session_copy
 --#include new_run
+--#include held
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
 if known_digest then
   if known_digest ~= digest then return reply{answer = 'CONFLICT'} end
@@ -19,6 +22,12 @@ needs(k.facts(from_run_id), 'hash')
 local length = journal_length(from_run_id)
 if length == 0 then return reply{answer = 'NO_CHECKPOINT'} end
 if steps >= length then return reply{answer = 'OTHER_CHECKPOINT', detail = from_run_id .. ':step:' .. digits(length - 1)} end
+for i = 1, #above, 3 do
+  needs(k.held(above[i]), 'list')
+  if redis.call('LLEN', k.held(above[i])) < tonumber(above[i + 2]) then return reply{answer = 'HELD_EXPIRED', detail = above[i]} end
+end
+needs(k.held(from_run_id), 'list')
+local holds = held_to > 0 and redis.call('LINDEX', k.held(from_run_id), held_to - 1) == 't' .. held_call
 local is_new_session = session_id ~= source.session
 if is_new_session then
   if session_exists(session_id) then return reply{answer = 'SESSION_EXISTS'} end
@@ -30,7 +39,18 @@ end
 redis.call('COPY', k.journal(from_run_id), k.journal(run_id), 'REPLACE')
 redis.call('LTRIM', k.journal(run_id), 0, steps)
 redis.call('PERSIST', k.journal(run_id))
-if is_new_session then copy_session(source.session, session_id, messages, artifacts) end
+if is_new_session then
+  copy_session(source.session, session_id, messages, artifacts)
+  for i = 1, #above, 3 do
+    local id, to = above[i], tonumber(above[i + 2])
+    if to > (held_range(id)) then change_held_state(id, session_id, to) end -- else the state of the session has them
+    write_held(id, session_id, tonumber(above[i + 1]), to)
+  end
+end
+if holds then
+  keep_first(k.held(from_run_id), k.held(run_id), held_to)
+  redis.call('PERSIST', k.held(run_id))
+end
 local checkpoint_id = from_run_id .. ':step:' .. digits(steps)
 local run = new_run(run_id, {format = source.format, state = STATE.queued, queue = source.queue, agent = source.agent, session = session_id,
   parent = '', digest = digest, uid = uid, request = request, canvas = '', tell = tell, durable = source.durable ~= '' and source.durable or 1,

@@ -17,7 +17,8 @@ class ForkAnswer(StrEnum):
     """SAME: the fork exists. CONFLICT: its id belongs to another request. UNKNOWN: there is no source run.
 
     NO_CHECKPOINT: the source has no records. OTHER_CHECKPOINT: it has no record with this number.
-    SESSION_EXISTS: the session of the fork exists, and it is not that of the source.
+    SESSION_EXISTS: the session of the fork exists, and it is not that of the source. HELD_EXPIRED: turns of
+    `above` are not stored any more.
     """
 
     NEW = "NEW"
@@ -27,11 +28,13 @@ class ForkAnswer(StrEnum):
     NO_CHECKPOINT = "NO_CHECKPOINT"
     OTHER_CHECKPOINT = "OTHER_CHECKPOINT"
     SESSION_EXISTS = "SESSION_EXISTS"
+    HELD_EXPIRED = "HELD_EXPIRED"
 
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """The answer of `fork`. `detail` is the last checkpoint of the source (OTHER_CHECKPOINT).
+    """The answer of `fork`. `detail` is the last checkpoint of the source (OTHER_CHECKPOINT), or the run
+    whose held turns are gone (HELD_EXPIRED).
 
     `sent_us` is set if the first message must be sent now. `also` are other runs that must be woken.
     """
@@ -59,11 +62,16 @@ def fork(
     lists: Sequence[str] = (),
     tell: bool = False,
     input_text: Digested = "",
+    above: Sequence[str] = (),
+    held_to: int = 0,
+    held_call: str = "",
 ) -> Forked:
     """Create a run with the records 0 to `steps` of another run.
 
     `messages` and `artifacts` are the numbers of items in the session when the source began. `lists`,
-    `digest`, `tell` and `input_text` are as those of `submit`.
+    `digest`, `tell` and `input_text` are as those of `submit`. `above` are the held turns that the source saw
+    when it began: run id, begin, end, run id, … (`store.held_turns`). The fork gets the first `held_to` items
+    that the source holds, up to those of the call `held_call`.
     """
 
 

@@ -7,7 +7,7 @@ made from other tasks. A call that fails says whether the server can have execut
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.mcp.http import (
     KEY,
     SESSION_GONE,
+    SESSION_MAY_BE_GONE,
     HttpFailure,
     client_factory,
     request_key,
@@ -34,6 +35,7 @@ log = get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 20.0  # a server is killed after a few seconds; then this is only for the system
 CANCEL_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 5.0  # for a server that has left a call without an answer
 MAX_TEXT = 500
 NOT_STREAMABLE = frozenset({400, 404, 405, 406})  # the server may speak the older protocol, SSE
 
@@ -77,6 +79,8 @@ class McpConnection:
         self.capabilities: dict[str, Any] = {}
         self.has_changed_tools = False
         """Whether the server has said that its list of tools is another one now."""
+        self.when_tools_change: Callable[[], object] = lambda: None
+        """Called when it says so."""
         self.pid: int | None = None
         self._sdk: Sdk
         self._session: Any = None
@@ -93,10 +97,34 @@ class McpConnection:
         self._sent: dict[str, Any] = {}
         """The ids of the requests of these calls that were handed to the transport."""
         self._invalid_messages = 0
+        self._is_doubted = self._is_silent = False
+        self._pinging: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
         return self._session is not None and not (self._closing.is_set() or self._lost.is_set())
+
+    async def answers(self) -> bool:
+        """Whether the connection can be used for another call.
+
+        A server may hang, or may have been restarted and reject all requests with status 400. So it gets a
+        ping first if a call was given up or rejected, and nothing was answered since then. Not while other
+        calls wait for their answers: a server may make one call after the other.
+        """
+        if self._pinging is None and self._is_doubted and not (self._is_silent or self._waiting):
+            self._pinging = asyncio.create_task(self._ping(), name="mcp ping", context=Context())
+        if self._pinging is not None:
+            await asyncio.wait({self._pinging})
+        return self.is_open and not self._is_silent
+
+    async def _ping(self) -> None:
+        try:
+            with suppress(TimeoutError, ConnectionFailed, RequestFailed):
+                async with asyncio.timeout(PING_TIMEOUT_S):
+                    await self.request("ping")
+        finally:
+            self._is_silent = self._is_doubted
+            self._pinging = None
 
     # --- open and close ----------------------------------------------------------------------------------
 
@@ -117,6 +145,8 @@ class McpConnection:
     async def close(self) -> None:
         """Close the connection. Afterwards no process of the server is left."""
         self._closing.set()
+        if self._pinging is not None:
+            await _ended(self._pinging)
         task = self._task
         if task is None:
             return
@@ -245,6 +275,7 @@ class McpConnection:
                 await asyncio.wait({asking}, timeout=0)  # the end of the connection ends its requests
             return self._outcome(asking, failure, key)
         except asyncio.CancelledError:
+            self._is_doubted = True
             self._cancel_at_server(key)
             raise
         finally:
@@ -263,8 +294,10 @@ class McpConnection:
             raise ConnectionFailed(reason, seen.may_have_run, seen.status, seen.retry_after_ms, seen.is_final)
         error = asking.exception() if asking.done() and not asking.cancelled() else None
         if asking.done() and error is None and not asking.cancelled():
+            self._is_doubted = self._is_silent = False
             return asking.result()
         if isinstance(error, RequestFailed) and not error.is_closed:
+            self._is_doubted = self._is_silent = False
             raise error
         if isinstance(error, RequestFailed) and self.is_open:  # only this answer was lost
             reason = f"the MCP server {self.shown} has failed: {safe_message(error.message, MAX_TEXT)}"
@@ -301,6 +334,7 @@ class McpConnection:
         waiting = self._waiting.get(failure.key) if failure.key is not None else None
         if waiting is not None and not waiting.done():
             waiting.set_result(failure)
+        self._is_doubted |= failure.status == SESSION_MAY_BE_GONE
         # An answer that is too large is the failure of its call. Others may use the connection.
         is_lost = failure.status in (None, SESSION_GONE) and not failure.is_final
         if is_lost or not self._is_ready:
@@ -315,6 +349,7 @@ class McpConnection:
             log_invalid_message(self.shown, self._invalid_messages, safe_message(str(message), MAX_TEXT))
         elif self._sdk.is_list_change(message):
             self.has_changed_tools = True
+            self.when_tools_change()
 
     def _failed(self, error: BaseException | None) -> ConnectionFailed:
         """Why the connection is lost, as far as it is known."""

@@ -75,23 +75,39 @@ class Connections:
                 self._end(connection)
                 raise
             return ConnectionLease(connection), True
-        entry = self._pooled.get(key)
-        if entry is not None and entry.opening.done() and not entry.connection.is_open:
-            self._drop(entry)
-            entry = None
-        is_new = entry is None
-        if entry is None:
-            entry = self._open(endpoint, key)
+        while True:
+            entry = self._pooled.get(key)
+            if entry is not None and entry.opening.done() and not entry.connection.is_open:
+                self._drop(entry)
+                entry = None
+            is_new = entry is None
+            if entry is None:
+                entry = self._open(endpoint, key)
+            if await self._entered(entry) or is_new:
+                return ConnectionLease(entry.connection, entry), is_new
+            self._replace(entry)
+            self._leave(entry)
+            if self._is_closed:
+                raise RuntimeError("the worker is stopping")
+
+    async def _entered(self, entry: _Entry) -> bool:
+        """Begin to use a connection. Returns whether its server answers."""
         entry.users += 1
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
         try:
             await asyncio.shield(entry.opening)
+            return await entry.connection.answers()
         except BaseException:
             self._leave(entry)
             raise
-        return ConnectionLease(entry.connection, entry), is_new
+
+    def _replace(self, entry: _Entry) -> None:
+        """Give a connection to nobody else. It is closed when its last user leaves it (M02)."""
+        if self._pooled.get(entry.key) is entry:
+            del self._pooled[entry.key]
+            self._single.add(entry.connection)
 
     def release(self, lease: ConnectionLease) -> None:
         """End a use. A connection that is not shared is closed, in the background: a server that does not
@@ -124,7 +140,10 @@ class Connections:
     def _leave(self, entry: _Entry) -> None:
         entry.users -= 1
         entry.last_used = self._clock()
-        if entry.users or self._pooled.get(entry.key) is not entry:
+        if entry.users:
+            return
+        if self._pooled.get(entry.key) is not entry:
+            self._end(entry.connection)
             return
         if not entry.connection.is_open:
             self._drop(entry)

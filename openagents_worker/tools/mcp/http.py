@@ -20,11 +20,20 @@ from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.mcp.stdio import MAX_MESSAGE_BYTES
 from openagents_worker.tools.mcp.streams import mend
 
-__all__ = ["KEY", "SESSION_GONE", "HttpFailure", "client_factory", "request_key", "trusted_certificates"]
+__all__ = [
+    "KEY",
+    "SESSION_GONE",
+    "SESSION_MAY_BE_GONE",
+    "HttpFailure",
+    "client_factory",
+    "request_key",
+    "trusted_certificates",
+]
 
 CONNECT_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 60.0
 SESSION_GONE = 404
+SESSION_MAY_BE_GONE = 400  # so do many servers that should say 404
 REFUSED = frozenset({400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429})
 """Statuses of requests that were not executed."""
 MAX_REASON_CHARS = 300

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -24,6 +25,7 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.tools.builtin.environment import may_read
 from openagents_worker.tools.mcp.connection import ConnectionFailed, McpConnection, McpEndpoint
 from openagents_worker.tools.mcp.connections import ConnectionLease, Connections, McpServers
+from openagents_worker.tools.mcp.http import SESSION_MAY_BE_GONE
 from openagents_worker.tools.mcp.listed import McpTool, listed_tools
 from openagents_worker.tools.mcp.lists import MAX_LISTED, Found, all_pages, all_tools
 from openagents_worker.tools.mcp.options import McpOptions, check_installed, find_command
@@ -107,7 +109,9 @@ class McpToolset(Plugin):
         if self.options.prelaunch == "eager":
             key, endpoint = await self._endpoint(context)
             async with self._translated():
-                await self._lease(context, key, endpoint)
+                lease = await self._lease(context, key, endpoint)
+            if lease.entry is None:  # all places of the pool are taken
+                self._connections.release(lease)
 
     async def call(self, tool_id: str, params: dict[str, Any], context: Any) -> Any:
         """The result of a tool. Raises `ToolError` and its subclasses."""
@@ -198,7 +202,10 @@ class McpToolset(Plugin):
                 return await self._asked(ask, key, lease)
             except ConnectionFailed as failed:
                 self._connections.forget_tools(key)
-                if not failed.is_gone or (failed.may_have_run and not may_repeat):
+                if failed.may_have_run and not may_repeat:
+                    raise
+                may_be_gone = failed.status == SESSION_MAY_BE_GONE and lease.entry is not None
+                if not failed.is_gone and not (may_be_gone and not await lease.connection.answers()):
                     raise
             return await self._asked(ask, key, await self._lease(context, key, endpoint))
 
@@ -206,13 +213,10 @@ class McpToolset(Plugin):
         self, ask: Callable[[McpConnection], Coroutine[Any, Any, Any]], key: str, lease: ConnectionLease
     ) -> Any:
         """The answer over one connection. It is given back if it is for this call only, or is lost."""
-        connection = lease.connection
         try:
-            return await ask(connection)
+            return await ask(lease.connection)
         finally:
-            if connection.has_changed_tools:
-                self._connections.forget_tools(key)
-            if lease.entry is None or not connection.is_open:
+            if lease.entry is None or not lease.connection.is_open:
                 self._give_back(key, lease)
 
     async def _shared(self, key: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -252,22 +256,29 @@ class McpToolset(Plugin):
     async def _lease(self, context: Any, key: str, endpoint: McpEndpoint) -> ConnectionLease:
         """A connection for a call. A pooled one is kept until the end of the attempt."""
         if self.options.connection_mode == "per_call":
-            lease, _ = await self._connections.acquire(endpoint, None)
-            await self._emit_connect(context)
-            return lease
+            return await self._take(context, key, endpoint, None)
         async with self._leasing:
-            lease = self._leases.get(key)  # type: ignore[assignment]
-            if lease is not None and lease.connection.is_open:
-                return lease
-            if lease is not None:
-                self._give_back(key, lease)
+            kept = self._leases.get(key)
+            if kept is not None and await kept.connection.answers():
+                return kept
+            if kept is not None:
+                self._give_back(key, kept)
             shared = context.session_id if self.options.pool_scope == "session" else ""
-            lease, is_new = await self._connections.acquire(endpoint, f"{key} {shared}")
+            lease = await self._take(context, key, endpoint, f"{key} {shared}")
             if lease.entry is not None:
                 self._leases[key] = lease
-            if is_new:
-                await self._emit_connect(context)
             return lease
+
+    async def _take(self, context: Any, key: str, endpoint: McpEndpoint, pool: str | None) -> ConnectionLease:
+        lease, is_new = await self._connections.acquire(endpoint, pool)
+        lease.connection.when_tools_change = partial(self._connections.forget_tools, key)
+        if is_new:
+            try:
+                await self._emit_connect(context)
+            except BaseException:  # the attempt stops: nobody else knows the connection
+                self._connections.release(lease)
+                raise
+        return lease
 
     def _give_back(self, key: str, lease: ConnectionLease) -> None:
         if lease.entry is not None and self._leases.get(key) is not lease:
@@ -277,13 +288,16 @@ class McpToolset(Plugin):
         self._connections.release(lease)
 
     async def _asked_for_tools(self, context: Any, key: str, endpoint: McpEndpoint) -> Found:
-        async def ask(connection: McpConnection) -> Found:
+        async def ask(connection: McpConnection) -> tuple[Found, bool]:
             connection.has_changed_tools = False
             async with asyncio.timeout(self.options.server.init_timeout_s):
-                return await all_tools(connection)
+                found = await all_tools(connection)
+            return found, connection.has_changed_tools
 
-        found: Found = await self._with_connection(context, ask, may_repeat=True)
-        self._connections.remember_tools(key, found)
+        listed: tuple[Found, bool] = await self._with_connection(context, ask, may_repeat=True)
+        found, has_changed_meanwhile = listed
+        if not has_changed_meanwhile:
+            self._connections.remember_tools(key, found)
         return found
 
     async def _is_gone(self, connection: McpConnection, remote: str) -> bool:

@@ -9,9 +9,9 @@ local PAGE_ITEMS = 100 -- so many are read at once: each of them may have a mega
 -- held_range(R): the positions of the messages and artifacts to write: the first one, and the one behind the last
 local function held_range(R) return count_of(field_of(R, 'held_from')), redis.call('LLEN', k.held(R)) end
 
--- each_held(R, from, take): calls take(kind, text, item, position) for the items from a position on
-local function each_held(R, from, take)
-  local to = redis.call('LLEN', k.held(R))
+-- each_held(R, from, take, to): calls take(kind, text, item, position) for the items from a position on, until the end or before another position
+local function each_held(R, from, take, to)
+  to = to or redis.call('LLEN', k.held(R))
   for first = from, to - 1, PAGE_ITEMS do
     for i, item in ipairs(redis.call('LRANGE', k.held(R), first, math.min(first + PAGE_ITEMS, to) - 1)) do
       take(string.sub(item, 1, 1), string.sub(item, 2), item, first + i - 1)
@@ -25,22 +25,23 @@ local function held_is_written(R)
   if length > 0 then redis.call('HSET', k.run(R), 'held_from', length) end
 end
 
--- write_held(R, S): writes the messages and artifacts that the run holds into the session S
-local function write_held(R, S)
-  each_held(R, (held_range(R)), function(kind, text)
+-- write_held(R, S, from, to): writes the messages and artifacts that the run holds into the session S: those between two positions, or those that
+-- are not written yet
+local function write_held(R, S, from, to)
+  each_held(R, from or (held_range(R)), function(kind, text)
     if kind == 'm' then redis.call('RPUSH', k.transcript(S), text) end
     if kind == 'a' then redis.call('RPUSH', k.artifacts(S), text) end
-  end)
+  end, to)
 end
 
--- change_held_state(R, S): makes the changes of the state that the run holds in the state of the session S, a copy
-local function change_held_state(R, S)
+-- change_held_state(R, S, to): makes the changes of the state that the run holds in the state of the session S, a copy
+local function change_held_state(R, S, to)
   local name
   each_held(R, 0, function(kind, text)
     if kind == 's' then name = text end
     if kind == 'v' then redis.call('HSET', k.session_state(S), name, text) end
     if kind == 'g' then redis.call('HDEL', k.session_state(S), text) end
-  end)
+  end, to)
 end
 
 -- hold(run, turn): the parent of a shared child holds its turn: the messages and artifacts that the child itself holds, then the items `turn`. If the
