@@ -282,11 +282,10 @@ def _as_written(part: str) -> str:
 
 EXITS = {
     Exit.SUCCESS: "The command did what it says.",
-    Exit.USAGE: "The command line is wrong: an unknown command or option, a missing argument. Or the command "
-    "has a bug; then it prints a traceback.",
+    Exit.USAGE: "The command line is wrong: an unknown command or option, a missing argument.",
     Exit.INVALID: "The agents file, a setting, a plugin or the request is not valid.",
     Exit.RUN_FAILED: "The run failed or was cancelled (`run`, `watch`), the worker is not healthy "
-    "(`health`), a process of `dev` has ended, or there is an error of another kind.",
+    "(`health`), a process of `dev` has ended, or there is an error of another kind, such as a bug.",
     Exit.NO_REDIS: "Redis cannot be reached, has refused a command, or its answer was lost.",
     Exit.INTERRUPTED: "Ctrl-C. The run continues. (`dev` ends with 0.)",
 }

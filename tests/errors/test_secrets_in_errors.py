@@ -14,6 +14,7 @@ from openagents_worker import secret_forms, secret_text
 from openagents_worker.agents import LoggingConfig, load_agents
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.cli.commands import fleet, run
+from openagents_worker.cli.exits import Exit
 from openagents_worker.errors import (
     LONGEST_TEXT_CHARS,
     ConfigValidationError,
@@ -175,7 +176,7 @@ def test_a_defect_of_a_command_is_shown_masked_and_printable(
         run()
 
     shown = capsys.readouterr().err
-    assert ended.value.code == 1
+    assert ended.value.code == Exit.RUN_FAILED
     assert "RuntimeError" in shown
     assert PASSWORD not in shown
     assert printable(shown) == shown
