@@ -24,7 +24,7 @@ test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the imag
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m extras $(ARGS)
 
 hostile: $(INSTALLED) ## every input that is meant to harm, and the table of them (make test takes a sample)
-	$(BIN)/pytest -q -n 2 --dist loadfile tests/hostile $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not ui and not extras' tests/hostile $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || \
