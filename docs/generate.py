@@ -16,14 +16,14 @@ from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 HERE = Path(__file__).parent
 PLACEHOLDER = "REPLACE-THIS-PASSWORD"
 sys.path.insert(0, str(HERE))
-from dashboard import dashboard_text  # noqa: E402 - it stands beside this file, which is no package
+from dashboard import dashboard_text  # noqa: E402 - docs is not a package
 from door_limits import (  # noqa: E402 - as the next one
     DOOR_LIMITS,
     WHOLE_READS,
     door_limit_rows,
     whole_read_rows,
 )
-from reference import filled, has_tables  # noqa: E402 - it stands beside this file, which is no package
+from reference import filled, has_tables  # noqa: E402 - docs is not a package
 
 ERRORS = """# Error codes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Protocol, TypeVar
 
 import redis
@@ -25,12 +25,7 @@ from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import Commands, Emit, EmitNext, OnDisk, Plan, PlanSteps, pipelined
 from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
-from openagents_worker.store.redis_errors import (
-    AnswerLost,
-    connection_broke,
-    executed_plan,
-    translate_errors,
-)
+from openagents_worker.store.redis_errors import AnswerLost, connection_broke, translate_errors
 from openagents_worker.store.script_runs import ScriptRuns, persistence
 from openagents_worker.store.scripts import ScriptCall
 from openagents_worker.telemetry.signals import in_inner_span, inner_span, is_enabled
@@ -47,6 +42,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+IN_ANSWERS = (exceptions.ResponseError,)
+"""Errors that an answer of a pipeline may contain. A plan raises them, so no step has translated them."""
+
 ExecuteStep = Callable[[Any], object]
 """Executes a step of a plan that is not an operation of the store, and returns its answer."""
 ExecuteStepAsync = Callable[[Any], Awaitable[object]]
@@ -137,7 +136,7 @@ class Store:
 
         `execute_other` gets the steps that are not operations of the store.
         """
-        with executed_plan(plan, self.cell.url):
+        with translate_errors(self.cell.url, IN_ANSWERS), closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -146,7 +145,7 @@ class Store:
 
     def stream(self, plan: Plan[None], execute_other: ExecuteStep | None = None) -> Generator[Any]:
         """Execute the steps of a plan, as `execute` does, and yield the items (`Emit`, `EmitNext`)."""
-        with executed_plan(plan, self.cell.url):
+        with translate_errors(self.cell.url, IN_ANSWERS), closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):
@@ -332,7 +331,7 @@ class AsyncStore:
 
     async def execute(self, plan: Plan[T], execute_other: ExecuteStepAsync | None = None) -> T:
         """As `Store.execute`."""
-        with executed_plan(plan, self.cell.url):
+        with translate_errors(self.cell.url, IN_ANSWERS), closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 with steps:
@@ -343,7 +342,7 @@ class AsyncStore:
         self, plan: Plan[None], execute_other: ExecuteStepAsync | None = None
     ) -> AsyncGenerator[Any]:
         """As `Store.stream`."""
-        with executed_plan(plan, self.cell.url):
+        with translate_errors(self.cell.url, IN_ANSWERS), closing(plan):
             steps = PlanSteps(plan, self.cell.codec)
             for step in steps:
                 if not isinstance(step, Emit):

@@ -20,7 +20,6 @@ from redis import exceptions
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.permission import is_permission_error, permission_error, set_refused_command
-from openagents_worker.store.plan import Plan
 from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "NotSent",
     "TlsFailed",
     "connection_broke",
-    "executed_plan",
     "failure_of",
     "is_wrong_type",
     "translate_connect_errors",
@@ -236,14 +234,16 @@ def translate_connect_errors() -> Iterator[None]:
 class translate_errors:
     """Turn the errors of redis-py in this block into errors of the library. Other exceptions are not changed.
 
-    `url` is that of the Redis; the error contains it without its password. A class and not a generator,
-    because it is entered for every command.
+    `url` is that of the Redis; the error contains it without its password. `kinds` are the errors to turn: by
+    default those of a command, also of its connection. A class and not a generator, because it is entered for
+    every command.
     """
 
-    __slots__ = ("_url",)
+    __slots__ = ("_kinds", "_url")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, kinds: tuple[type[Exception], ...] = _ERRORS) -> None:
         self._url = url
+        self._kinds = kinds
 
     def __enter__(self) -> None:
         return None
@@ -251,30 +251,7 @@ class translate_errors:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        if isinstance(error, _ERRORS):
-            raise _translate(error, safe_url(self._url), self._url) from error
-
-
-class executed_plan:
-    """Close a plan at the end of this block, and translate an error of Redis that leaves the plan.
-
-    An answer of a pipeline may be such an error: the plan raises it, and no step has translated it.
-    """
-
-    __slots__ = ("_plan", "_url")
-
-    def __init__(self, plan: Plan[Any], url: str) -> None:
-        self._plan = plan
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._plan.close()
-        if isinstance(error, exceptions.ResponseError):
+        if isinstance(error, self._kinds):
             raise _translate(error, safe_url(self._url), self._url) from error
 
 

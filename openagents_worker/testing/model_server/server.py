@@ -61,8 +61,8 @@ class ModelServer:
     """The model server. `reply` is a script (a list of entries) or a function from a request to one entry.
 
     A script answers turn n of a conversation with its n-th reply. The faults before that reply are used for
-    the first tries of the turn. Tries of a call are recognised by `Idempotency-Key`, or by the messages if
-    there is no key; those of a fallback belong to its call. `latency_ms` passes before a reply,
+    the first tries of the turn. Tries of a call are recognised by `Idempotency-Key`, or by the messages of
+    a request without this header; those of a fallback belong to its call. `latency_ms` passes before a reply,
     `token_delay_ms` between the pieces of a streamed one. `before_piece(request, number)`, if set, is awaited
     before each piece instead, so that a test can pause a reply. A function of a background
     response that breaks is called again for the reply itself.
