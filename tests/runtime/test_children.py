@@ -434,18 +434,22 @@ async def test_a_parent_that_is_resumed_gets_its_session_when_its_shared_child_h
     redis_url: str,
 ) -> None:
     """The child is still being executed when its parent is cancelled and resumed."""
-    gate = asyncio.Event()
+    waits, gate = asyncio.Event(), asyncio.Event()
+
+    async def at_the_gate() -> None:
+        waits.set()
+        await gate.wait()
 
     async def slow(context: Any) -> str:
-        await context.step("wait", gate.wait)
+        await context.step("wait", at_the_gate)
         return "slow"
 
     async with process(redis_url, *agents(), Agent("slow", pattern=slow, llm={"provider": "mock"})) as p:
         await begin(p, "parent", [to("one", "slow", session_isolation="shared")])
         [child] = await children_of(p)
         executing = asyncio.create_task(p.execute(child.run_id))
-        started = p.store.keys("run", child.run_id)
-        await await_for(lambda: p.store.redis.hget(started, "owner"), what="the child is executed")
+        # In its step it sends no command. The answer to one would tell it that it is cancelled, and it would end.
+        await await_for(waits.is_set, what="the child is in its step")
         await cancel(p)
         p.wakes.clear()
         await p.store.run(
