@@ -4,8 +4,9 @@ Two real runs, one completed and one failed, are executed and copied byte for by
 asked for, each in a session of its own. Beside each list stands what reads the same rows without a filter:
 one ZREVRANGE and one HMGET for each row, in one pipeline. The filters have to find rare runs: one run in a
 hundred is of the agent and has the label, and one in a thousand has failed, so a page of failed runs ends
-after the 10,000 runs that are examined. Exits with 1 if a page of Flower takes more than 300 ms, or a page of
-runs more than 60 commands of Redis.
+after the 10,000 runs that are examined. Then each other page of Flower is read; one run in a hundred is in the
+queue. Exits with 1 if a page of Flower takes more than 300 ms, or more than 60 commands of Redis. A script
+counts as one command, and a pipeline as all of its commands.
 """
 
 from __future__ import annotations
@@ -49,10 +50,9 @@ MOST_MS = 300.0
 MOST_COMMANDS = 60
 BATCH = 500  # runs that are copied with one pipeline
 COPIED = ("run", "session", "transcript")
-OF_SCRIPTS = (
-    "cmdstat_hget",
-    "cmdstat_info",
-)  # sent by the script of the lists of runs, and by this measurement
+PAGES = ("overview", "approvals", "fleet", "session/{}", "run/{}")
+"""The other pages; `{}` is the id of the newest run, which is that of its session, too."""
+END = "openagents-bench: the page is read"
 FAILS = {"error": "response", "message": "the model server has no such model"}
 
 
@@ -101,10 +101,12 @@ def main(arguments: Sequence[str] = ()) -> int:
         asyncio.run(_make(server.url, options.runs))
         flower = stack.start_flower()
         rows = [_measure(each, client, flower, options.rounds) for each in FILTERS]
+        pages = [_measure_page(each, client, flower, options.rounds) for each in PAGES]
         start_ms = _median_ms(options.rounds, lambda: _command(server.url, "runs", "--help"))
     _print(rows, options.runs, start_ms)
-    slowest = max(row.flower_ms or 0.0 for row in rows)
-    most = max(row.commands or 0 for row in rows if row.name != "sessions")
+    _print_pages(pages)
+    slowest = max([row.flower_ms or 0.0 for row in rows] + [page.flower_ms for page in pages])
+    most = max([row.commands or 0 for row in rows] + [page.commands for page in pages])
     return int(slowest > MOST_MS or most > MOST_COMMANDS)
 
 
@@ -154,6 +156,8 @@ def _copy(
     lists = ["all", "sessions", f"session={id_}", "agent=rare" if is_rare else "agent=steady"]
     for index in [*lists, "label=team=north"] if is_rare else lists:
         pipe.zadd(keys("index", index), {id_: at_ms})
+    if is_rare:
+        pipe.zadd(keys("sent", "agents"), {id_: at_ms * 1000})
 
 
 # --- the lists -------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def _measure(each: Filter, client: Client, flower: str, rounds: int) -> Measured
         address = f"{flower}/{each.kind}?{urlencode(each.page)}"
         flower_ms = _median_ms(rounds, lambda: _read(address))
         # Flower sends commands of its own from time to time: the least is that of the page.
-        commands = min(_commands_of(lambda: _read(address), client, each.kind) for _ in range(3))
+        commands = min(_commands_of(lambda: _read(address), url) for _ in range(3))
     return Measured(
         each.name,
         len(ids),
@@ -236,17 +240,32 @@ def _median_ms(rounds: int, work: Callable[[], object]) -> float:
     return median(taken[1:])
 
 
-def _commands_of(work: Callable[[], object], client: Client, kind: str) -> int:
-    """How many commands are sent to Redis in the meantime."""
-    left_out = OF_SCRIPTS if kind == "runs" else OF_SCRIPTS[1:]
+@dataclass(frozen=True)
+class MeasuredPage:
+    """The median of one of the other pages, and the commands that it sends."""
 
-    def count() -> int:
-        stats = client.store.ask(lambda r: r.info("commandstats"))
-        return sum(each["calls"] for name, each in stats.items() if name not in left_out)
+    path: str
+    flower_ms: float
+    commands: int
 
-    before = count()
-    work()
-    return count() - before
+
+def _measure_page(path: str, client: Client, flower: str, rounds: int) -> MeasuredPage:
+    newest = client.runs(limit=1).items[0].run_id
+    address = f"{flower}/{path.format(newest)}"
+    flower_ms = _median_ms(rounds, lambda: _read(address))
+    commands = min(_commands_of(lambda: _read(address), client.settings.redis_url) for _ in range(3))
+    return MeasuredPage(path.format("…"), flower_ms, commands)
+
+
+def _commands_of(work: Callable[[], object], url: str) -> int:
+    """How many commands are sent to Redis in the meantime, without those that scripts execute."""
+    sent = 0
+    with redis.Redis.from_url(url) as client, client.monitor() as monitor:
+        work()
+        client.echo(END)
+        while (said := monitor.next_command())["command"] != f"ECHO {END}":
+            sent += said["client_type"] != "lua"
+    return sent
 
 
 def _print(rows: Sequence[Measured], runs: int, start_ms: float) -> None:
@@ -260,3 +279,11 @@ def _print(rows: Sequence[Measured], runs: int, start_ms: float) -> None:
             f"| {page} | {'-' if row.commands is None else row.commands} |"
         )
     print(f"\nThe command line alone (`runs --help`) takes {start_ms:.0f} ms.")
+
+
+def _print_pages(pages: Sequence[MeasuredPage]) -> None:
+    print("\nThe other pages of Flower, in milliseconds\n")
+    print("| page | Flower | its commands |")
+    print("|---|---|---|")
+    for page in pages:
+        print(f"| {page.path} | {page.flower_ms:.1f} | {page.commands} |")

@@ -11,6 +11,8 @@ from openagents_worker.dashboard.page import PageHandler, with_values
 from openagents_worker.dashboard.run_page import approval_forms
 from openagents_worker.dashboard.shown_text import ago_text, ms_of, now_ms, time_text
 from openagents_worker.models import Approval
+from openagents_worker.store.approvals import ApprovalFilters, list_approvals
+from openagents_worker.store.row_reads import ReadBy
 
 __all__ = ["ApprovalsPage"]
 
@@ -26,8 +28,10 @@ class ApprovalsPage(PageHandler):
     async def get(self) -> None:
         values = {name: self.query(name) for name in ("agent", "tenant")}
         cursor = self.get_query_argument("cursor", "") or None
-        page = await self.client.approvals(
-            limit=ROWS, cursor=cursor, agent_id=values["agent"], tenant=values["tenant"]
+        store = self.client.store
+        filters: ApprovalFilters = {"agent_id": values["agent"], "tenant": values["tenant"]}
+        page = await store.execute(
+            list_approvals(store.keys, filters, limit=ROWS, cursor=cursor, read_by=ReadBy.SCRIPT)
         )
         path = f"{self.prefix}/approvals"
         self.show(

@@ -6,6 +6,7 @@ from openagents_worker.dashboard.page import PageHandler
 from openagents_worker.dashboard.shown_text import ago_text, long_text, ms_of, now_ms, short_text, took_text
 from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
 from openagents_worker.store.fleet import Fleet, QueueInfo, read_fleet
+from openagents_worker.store.row_reads import ReadBy
 
 __all__ = ["FleetPage"]
 
@@ -21,7 +22,9 @@ class FleetPage(PageHandler):
 
     async def get(self) -> None:
         store = self.client.store
-        fleet = await store.execute(read_fleet(store.keys, self.client.settings.queue, scans_queues=False))
+        fleet = await store.execute(
+            read_fleet(store.keys, self.client.settings.queue, scans_queues=False, read_by=ReadBy.SCRIPT)
+        )
         aside = await self.client.put_aside()
         now = now_ms()
         self.show(

@@ -16,8 +16,10 @@ from openagents_worker.dashboard.shown_text import (
     took_text,
 )
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.approvals import count_asking_runs
 from openagents_worker.store.fleet import read_fleet
-from openagents_worker.store.listing import RunFilter, list_runs
+from openagents_worker.store.row_reads import ReadBy
+from openagents_worker.store.run_figures import newest_figures
 
 __all__ = [
     "AgentFigures",
@@ -34,7 +36,6 @@ SAMPLE = 200  # newest runs
 COLUMNS = 24
 AGENTS = 12
 CODES = 10
-MAX_APPROVALS = 100
 TONES = ("good", "bad", "off", "wait", "busy", "idle")
 """The order of the parts of a column, from the bottom."""
 
@@ -79,14 +80,13 @@ class OverviewPage(PageHandler):
 
     async def get(self) -> None:
         store, now = self.client.store, now_ms()
-        everything = RunFilter.of({})
-        page = await store.execute(
-            list_runs(store.keys, everything, limit=SAMPLE, cursor=None, max_scanned=SAMPLE)
+        page = await store.execute(newest_figures(store.keys, SAMPLE))
+        fleet = await store.execute(
+            read_fleet(store.keys, self.client.settings.queue, scans_queues=False, read_by=ReadBy.SCRIPT)
         )
-        fleet = await store.execute(read_fleet(store.keys, self.client.settings.queue, scans_queues=False))
-        pending = await self.client.approvals(limit=MAX_APPROVALS)
-        records = page.items
-        codes = Counter(record.reason_code for record in records if record.reason_code)
+        asking = await store.execute(count_asking_runs(store.keys))
+        records = [run.record for run in page]
+        codes = Counter(run.code for run in page if run.code)
         alive = [worker for worker in fleet.workers if worker.is_alive]
         self.show(
             "overview.html",
@@ -104,8 +104,7 @@ class OverviewPage(PageHandler):
                 (code, count, 100 * count / max(codes.values())) for code, count in codes.most_common(CODES)
             ],
             throughput=_throughput_text(records, now),
-            approvals=len(pending.items),
-            has_more_approvals=pending.next_cursor is not None,
+            asking=asking,
             workers=len(alive),
             dead_workers=len(fleet.workers) - len(alive),
             active=sum(worker.runs for worker in alive),

@@ -29,6 +29,7 @@ from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.run_summary import RunSummary, summarize_events
 from openagents_worker.producer.waiting_reason import read_waiting_reason
 from openagents_worker.store.checkpoints import Checkpoint, newest_checkpoints
+from openagents_worker.store.row_reads import ReadBy
 from openagents_worker.store.watch import history
 
 __all__ = ["RunPage", "RunView", "approval_forms", "read_run"]
@@ -88,7 +89,7 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
     store = client.store
     record = await client.record(run_id)
     events = await store.execute(history(store.keys, run_id, MAX_EVENTS))
-    reason = await store.execute(read_waiting_reason(store.keys, record))
+    reason = await store.execute(read_waiting_reason(store.keys, record, ReadBy.SCRIPT))
     checkpoints, problem = await _checkpoints(client, record)
     pending = await client.handle(run_id).approvals() if record.state is RunState.AWAITING_APPROVAL else []
     summary = summarize_events(events)

@@ -6,6 +6,8 @@ from openagents_worker.dashboard.conversation import messages_of_transcript
 from openagents_worker.dashboard.page import PageHandler, with_values
 from openagents_worker.dashboard.runs_page import run_rows
 from openagents_worker.dashboard.shown_text import ago_text, count_text, long_text, now_ms, short_text
+from openagents_worker.store.listing import list_sessions
+from openagents_worker.store.row_reads import ReadBy
 from openagents_worker.store.sessions import SessionStore, session_plan
 
 __all__ = ["SessionPage", "SessionsPage"]
@@ -27,7 +29,10 @@ class SessionsPage(PageHandler):
             self.redirect(self.session_path(session_id))
             return
         cursor = self.get_query_argument("cursor", "") or None
-        page = await self.client.sessions(limit=ROWS, cursor=cursor)
+        store = self.client.store
+        page = await store.execute(
+            list_sessions(store.keys, limit=ROWS, cursor=cursor, read_by=ReadBy.SCRIPT)
+        )
         now = now_ms()
         path = f"{self.prefix}/sessions"
         self.show(

@@ -12,6 +12,7 @@ from openagents_worker.producer.time_text import age_text, clock_time
 from openagents_worker.store.client import Plan
 from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.row_reads import ReadBy
 
 __all__ = ["ReasonKind", "WaitingReason", "why_no_free_slot", "why_not_served", "read_waiting_reason"]
 
@@ -38,7 +39,9 @@ class WaitingReason:
     behind: str | None = None
 
 
-def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None]:
+def read_waiting_reason(
+    keys: Keys, run: RunRecord, read_by: ReadBy = ReadBy.COMMANDS
+) -> Plan[WaitingReason | None]:
     """Read why the run waits. None: it is being executed or has ended."""
     match run.state:
         case RunState.SCHEDULED:
@@ -55,7 +58,7 @@ def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None
         case RunState.WAITING_SESSION:
             return (yield from _session_reason(keys, run))
         case RunState.QUEUED:
-            workers = yield from read_workers(keys)
+            workers = yield from read_workers(keys, read_by)
             problem = why_not_served(workers, run.queue, run.agent_id) or why_no_free_slot(workers, run.queue)
             text = problem or f"no worker of queue {run.queue} has started it yet"
             return WaitingReason(ReasonKind.WORKER, text)

@@ -19,17 +19,22 @@ from openagents_worker.store.index_pages import (
     UnreadableEntry,
     check_limit,
     for_each_id,
+    in_all_indexes,
     read_index_page,
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record, record_plan
-from openagents_worker.store.redis_errors import is_wrong_type
+from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type
+from openagents_worker.store.row_reads import ReadBy, RowRead, read_each
 
-__all__ = ["ApprovalFilters", "list_approvals", "run_approvals"]
+__all__ = ["ApprovalFilters", "count_asking_runs", "list_approvals", "run_approvals"]
 
 INDEX = "approvals"
 FEWEST_RUNS = 20  # in one round trip: those that were decided meanwhile are skipped
+FILTERED_CHUNK = 2000  # ids that are looked up in the indexes of the filters: Redis needs a millisecond
+_INDEX_OF = {"agent_id": "agent", "session_id": "session", "tenant": "tenant"}
+"""The index of runs that each filter names."""
 _ASK = f"{FactKind.ASK}:"
 
 
@@ -42,7 +47,12 @@ class ApprovalFilters(TypedDict, total=False):
 
 
 def list_approvals(
-    keys: Keys, filters: ApprovalFilters, *, limit: int, cursor: str | None
+    keys: Keys,
+    filters: ApprovalFilters,
+    *,
+    limit: int,
+    cursor: str | None,
+    read_by: ReadBy = ReadBy.COMMANDS,
 ) -> Plan[Page[Approval]]:
     """A page of the calls that wait for an approval. The run that asked last is the first.
 
@@ -51,35 +61,72 @@ def list_approvals(
     """
     check_limit(limit)
     wanted = {name: optional_text(name, value) for name, value in filters.items() if value is not None}
+    indexes = [f"{_INDEX_OF[name]}={value}" for name, value in wanted.items()]
+    batch_size = min(limit, CHUNK)
     codec: PayloadCodec = yield CODEC
 
     def read(ids: Sequence[str]) -> Plan[list[tuple[Approval, ...] | UnreadableEntry | None]]:
-        rows = yield from for_each_id(
-            ids,
-            lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
-            lambda r, id_: r.hkeys(keys("facts", id_)),
-        )
+        left = yield from in_all_indexes(keys, indexes, ids)
         found: dict[str, tuple[Approval, ...] | UnreadableEntry | None] = {}
-        asking: dict[str, tuple[RunRecord, list[str]]] = {}
-        for id_, (values, names) in zip(ids, rows, strict=True):
-            run = _asking_run(keys, id_, values, names, wanted, codec)
-            if isinstance(run, tuple):
-                asking[id_] = run
-            else:
-                found[id_] = run
-        answers = yield from for_each_id(
-            list(asking), lambda r, id_: r.hmget(keys("facts", id_), _ask_fields(asking[id_][1]))
-        )
-        for (id_, (record, calls)), (texts,) in zip(asking.items(), answers, strict=True):
-            found[id_] = _approvals_or_problem(keys, record, calls, texts, codec)
-        return [found[id_] for id_ in ids]
+        matches = 0
+        while left and matches < limit:  # what follows them in the index is not read
+            batch, left = left[:batch_size], left[batch_size:]
+            some = yield from _approvals_of_runs(keys, batch, wanted, codec, read_by)
+            matches += sum(isinstance(each, tuple) for each in some.values())
+            found |= some
+        return [found.get(id_) for id_ in ids]
 
     # Nearly every entry is an item of the page, unless there are filters.
-    chunk = CHUNK if wanted else min(max(limit, FEWEST_RUNS), CHUNK)
+    chunk = FILTERED_CHUNK if wanted else min(max(limit, FEWEST_RUNS), CHUNK)
     page = yield from read_index_page(keys("index", INDEX), read, None, None, limit, cursor, chunk=chunk)
     return Page(
         tuple(approval for approvals in page for approval in approvals), page.next_cursor, page.problems
     )
+
+
+def count_asking_runs(keys: Keys) -> Plan[int]:
+    """A plan that returns the number of runs with calls that wait for an approval."""
+    ((count,),) = yield from for_each_id([keys("index", INDEX)], lambda r, key: r.zcard(key))
+    return int(default_if_wrong_type(count, 0))
+
+
+def _approvals_of_runs(
+    keys: Keys, ids: Sequence[str], wanted: Mapping[str, str | None], codec: PayloadCodec, read_by: ReadBy
+) -> Plan[dict[str, tuple[Approval, ...] | UnreadableEntry | None]]:
+    """The approvals of each of these runs; None if it does not match, or waits for none."""
+    rows = yield from _records_and_facts(keys, ids, read_by)
+    found: dict[str, tuple[Approval, ...] | UnreadableEntry | None] = {}
+    asking: dict[str, tuple[RunRecord, list[str]]] = {}
+    for id_, (values, names) in zip(ids, rows, strict=True):
+        run = _asking_run(keys, id_, values, names, wanted, codec)
+        if isinstance(run, tuple):
+            asking[id_] = run
+        else:
+            found[id_] = run
+    answers = yield from for_each_id(
+        list(asking), lambda r, id_: r.hmget(keys("facts", id_), _ask_fields(asking[id_][1]))
+    )
+    for (id_, (record, calls)), (texts,) in zip(asking.items(), answers, strict=True):
+        found[id_] = _approvals_or_problem(keys, record, calls, texts, codec)
+    return found
+
+
+def _records_and_facts(keys: Keys, ids: Sequence[str], read_by: ReadBy) -> Plan[list[tuple[Any, Any]]]:
+    """The record and the names of the facts of each run. Each of the two may be an exception.
+
+    Records may be large, so no script reads them: Redis would serve nobody else in the meantime.
+    """
+
+    def record(client: Any, id_: str) -> object:
+        return client.hmget(keys("run", id_), RECORD_FIELDS)
+
+    facts = RowRead("facts", (lambda r, id_: r.hkeys(keys("facts", id_)),))
+    if read_by is ReadBy.COMMANDS:
+        rows = yield from for_each_id(ids, record, *facts.commands)
+        return [(values, names) for values, names in rows]
+    records = yield from for_each_id(ids, record)
+    all_names = yield from read_each(facts, ids, read_by)
+    return [(values, names) for (values,), (names,) in zip(records, all_names, strict=True)]
 
 
 def run_approvals(keys: Keys, run_id: str) -> Plan[list[Approval]]:

@@ -19,6 +19,7 @@ from openagents_worker.store.keys import Keys, decode_id
 from openagents_worker.store.limits import LimitInfo, read_limits
 from openagents_worker.store.part_health import PartHealth, parse_parts
 from openagents_worker.store.redis_errors import default_if_wrong_type
+from openagents_worker.store.row_reads import ReadBy, RowRead, read_each
 
 __all__ = [
     "AgentInfo",
@@ -35,6 +36,7 @@ __all__ = [
 
 LATEST_MS = 253_402_300_799_000  # the end of the year 9999, the largest `datetime`
 MAX_CHECKED_MESSAGES = 1000  # the oldest messages of a queue for which we check whether their runs are over
+LEAST_CHECKED_MESSAGES = 10  # of one long queue among many, for a page
 SCAN_COUNT = 1000  # keys that Redis examines for one answer of SCAN: less than a millisecond
 
 
@@ -139,7 +141,7 @@ class Fleet:
     limits: tuple[LimitInfo, ...] = ()
 
 
-def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
+def read_workers(keys: Keys, read_by: ReadBy = ReadBy.COMMANDS) -> Plan[tuple[WorkerInfo, ...]]:
     """A plan that returns the workers, ordered by their start, the newest one last."""
 
     def question(client: Any) -> Any:
@@ -158,12 +160,19 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
     cards, lags = default_if_wrong_type(answers[2], {}), default_if_wrong_type(answers[3], {})
     now_ms = seconds * 1000 + micros // 1000
     leases = [(incarnation, min(max(at, 0.0), LATEST_MS)) for incarnation, at in leases]
-    answers = yield _read_each_worker(keys, [incarnation for incarnation, _ in leases])
+    of_each = RowRead(
+        "worker",
+        (
+            lambda r, incarnation: r.scard(keys("worker_runs", incarnation)),
+            lambda r, incarnation: r.get(keys("worker_parts", incarnation)),
+        ),
+    )
+    rows = yield from read_each(of_each, [incarnation for incarnation, _ in leases], read_by)
     found = [
         _worker_info(
             incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms), parts
         )
-        for (incarnation, deadline), runs, parts in zip(leases, answers[::2], answers[1::2], strict=True)
+        for (incarnation, deadline), (runs, parts) in zip(leases, rows, strict=True)
     ]
     return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
@@ -174,36 +183,25 @@ def read_announced_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInf
     return (yield from _agents_of(keys, default_queue, workers))
 
 
-def read_fleet(keys: Keys, default_queue: str, *, scans_queues: bool = True) -> Plan[Fleet]:
+def read_fleet(
+    keys: Keys, default_queue: str, *, scans_queues: bool = True, read_by: ReadBy = ReadBy.COMMANDS
+) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
     Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
     scanned, unless `scans_queues` is false.
     """
-    workers = yield from read_workers(keys)
+    workers = yield from read_workers(keys, read_by)
     agents = yield from _agents_of(keys, default_queue, workers)
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
-    queues = yield from _read_queues(keys, sorted(names), workers)
-    limits = yield from read_limits(keys)
+    queues = yield from _read_queues(keys, sorted(names), workers, read_by)
+    limits = yield from read_limits(keys, read_by)
     return Fleet(workers, queues, agents, limits)
 
 
 _UNKNOWN_START = datetime.fromtimestamp(0, UTC)
-
-
-def _read_each_worker(keys: Keys, incarnations: Sequence[str]) -> Any:
-    """The number of its runs and the problems of its parts, for each worker."""
-
-    def question(client: Any) -> Any:
-        pipeline = client.pipeline(transaction=False)
-        for incarnation in incarnations:
-            pipeline.scard(keys("worker_runs", incarnation))
-            pipeline.get(keys("worker_parts", incarnation))
-        return pipeline.execute(raise_on_error=False)
-
-    return question
 
 
 def _agents_of(keys: Keys, default_queue: str, workers: Sequence[WorkerInfo]) -> Plan[tuple[AgentInfo, ...]]:
@@ -297,39 +295,81 @@ _ESCAPED_IN_PATTERN = str.maketrans({c: f"\\{c}" for c in "\\*?[]^"})
 
 
 def _read_queues(
-    keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]
+    keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo], read_by: ReadBy
 ) -> Plan[tuple[QueueInfo, ...]]:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         pipeline.time()
         pipeline.hgetall(keys("sent_again"))
-        for name in names:
-            pipeline.zcard(keys("sent", name))
-            pipeline.zrange(keys("sent", name), 0, MAX_CHECKED_MESSAGES - 1, withscores=True)
         return pipeline.execute(raise_on_error=False)
 
-    (seconds, micros), sent_again, *answers = yield question
+    (seconds, micros), sent_again = yield question
     sent_again = default_if_wrong_type(sent_again, {})
     now_us = seconds * 1_000_000 + micros
-    oldest_messages = [default_if_wrong_type(messages, []) for messages in answers[1::2]]
+    of_each = RowRead("queue", (lambda r, name: r.zcard(keys("sent", name)),))
+    counts = [default_if_wrong_type(count, 0) for (count,) in (yield from read_each(of_each, names, read_by))]
+    oldest_messages = yield from _read_oldest_messages(keys, names, counts, read_by)
     ended = yield from _read_ended_runs(
-        keys, [run_id for messages in oldest_messages for run_id, _ in messages]
+        keys, [run_id for messages in oldest_messages for run_id, _ in messages], read_by
     )
 
-    def age_ms(messages: Sequence[tuple[str, float]]) -> int | None:
+    def age_ms(messages: Messages) -> int | None:
         since_us = (at_us for run_id, at_us in messages if run_id not in ended)
         return next((message_age_ms(at_us, now_us) for at_us in since_us), None)
 
     return tuple(
         QueueInfo(
             name,
-            max(0, default_if_wrong_type(count, 0) - sum(run_id in ended for run_id, _ in messages)),
+            max(0, count - sum(run_id in ended for run_id, _ in messages)),
             age_ms(messages),
             tuple(worker.incarnation for worker in workers if worker.serves(name)),
             _number(sent_again.get(name)) or 0,
         )
-        for name, count, messages in zip(names, answers[::2], oldest_messages, strict=True)
+        for name, count, messages in zip(names, counts, oldest_messages, strict=True)
     )
+
+
+Messages = Sequence[tuple[str, float]]
+"""Ids of runs, each with the time at which its message was sent, in microseconds since 1970."""
+
+
+def _read_oldest_messages(
+    keys: Keys, names: Sequence[str], counts: Sequence[int], read_by: ReadBy
+) -> Plan[list[Messages]]:
+    """A plan that returns the oldest messages of each queue, which has as many as `counts` says."""
+    last = _checked_messages(counts, read_by) - 1
+    oldest = RowRead(
+        "messages",
+        (lambda r, name: r.zrange(keys("sent", name), 0, last, withscores=True),),
+        words=(str(last),),
+    )
+    rows = yield from read_each(oldest, names, read_by)
+    return [_messages(default_if_wrong_type(messages, [])) for (messages,) in rows]
+
+
+def _checked_messages(counts: Sequence[int], read_by: ReadBy) -> int:
+    """How many of the oldest messages of a queue are checked, at most. `counts`: the messages of each queue.
+
+    A page checks so many in all, and what short queues do not need is left for the others.
+
+    >>> _checked_messages([300, 0], ReadBy.SCRIPT), _checked_messages([5_000, 100, 5_000], ReadBy.SCRIPT)
+    (1000, 450)
+    """
+    left = MAX_CHECKED_MESSAGES
+    if read_by is ReadBy.SCRIPT:
+        for at, count in enumerate(sorted(counts)):
+            share = left // (len(counts) - at)
+            if count > share:
+                return max(share, LEAST_CHECKED_MESSAGES)
+            left -= count
+    return MAX_CHECKED_MESSAGES
+
+
+def _messages(answer: Sequence[Any]) -> Messages:
+    """A script answers with ids and times in turn, as text."""
+    if not answer or isinstance(answer[0], tuple | list):
+        return answer
+    return [(run_id, float(at_us)) for run_id, at_us in zip(answer[::2], answer[1::2], strict=True)]
 
 
 def message_age_ms(at_us: float, now_us: int) -> int:
@@ -337,18 +377,12 @@ def message_age_ms(at_us: float, now_us: int) -> int:
     return max(0, round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000))
 
 
-def _read_ended_runs(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
+def _read_ended_runs(keys: Keys, run_ids: Sequence[str], read_by: ReadBy) -> Plan[set[str]]:
     """A plan that returns the runs that have ended: their message is only for the notification of Celery."""
-
-    def question(client: Any) -> Any:
-        pipeline = client.pipeline(transaction=False)
-        for run_id in run_ids:
-            pipeline.hget(keys("run", run_id), "untold")
-        return pipeline.execute(raise_on_error=False)
-
-    answers = (yield question) if run_ids else []
+    of_each = RowRead("run", (lambda r, id_: r.hmget(keys("run", id_), ["untold"]),), words=("untold",))
+    rows = yield from read_each(of_each, run_ids, read_by)
     return {
         run_id
-        for run_id, notify_pending in zip(run_ids, answers, strict=True)
-        if default_if_wrong_type(notify_pending, None) == "1"
+        for run_id, (fields,) in zip(run_ids, rows, strict=True)
+        if default_if_wrong_type(fields, (None,))[0] == "1"
     }

@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RequestInvalid
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.plan import Plan
+from openagents_worker.store.redis_errors import default_if_wrong_type, wrong_type_error
 
 __all__ = [
     "CHUNK",
@@ -22,6 +24,7 @@ __all__ = [
     "UnreadableEntry",
     "check_limit",
     "for_each_id",
+    "in_all_indexes",
     "read_index_page",
 ]
 
@@ -171,3 +174,18 @@ def for_each_id(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> 
 
     answers = yield send
     return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]
+
+
+def in_all_indexes(keys: Keys, names: Sequence[str], ids: Sequence[str]) -> Plan[list[str]]:
+    """The ids that are in all of these indexes: one command for each index."""
+    if not names or not ids:
+        return list(ids)
+    answers = yield from for_each_id(names, lambda r, name: r.zmscore(keys("index", name), list(ids)))
+    for name, (scores,) in zip(names, answers, strict=True):
+        if default_if_wrong_type(scores, None) is None:
+            raise wrong_type_error(keys("index", name))
+    return [
+        id_
+        for id_, scores in zip(ids, zip(*(row for (row,) in answers), strict=True), strict=True)
+        if None not in scores
+    ]

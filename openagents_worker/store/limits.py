@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from openagents_worker.store.client import Plan
+from openagents_worker.store.index_pages import for_each_id
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.redis_errors import default_if_wrong_type
+from openagents_worker.store.row_reads import ReadBy, RowRead, read_each
 
 __all__ = ["LimitInfo", "read_limits"]
 
@@ -25,23 +25,19 @@ class LimitInfo:
     in_use: int
 
 
-def read_limits(keys: Keys) -> Plan[tuple[LimitInfo, ...]]:
+def read_limits(keys: Keys, read_by: ReadBy = ReadBy.COMMANDS) -> Plan[tuple[LimitInfo, ...]]:
     """A plan that returns the limits for which runs wait, the first thousand of them, by name."""
-    answer = yield lambda client: _together(client, lambda p: p.zrange(keys("limits"), 0, MOST_SHOWN - 1))
-    names = sorted(default_if_wrong_type(answer[0], []))
-
-    def counts(pipeline: Any) -> None:
-        for name in names:
-            pipeline.zcard(keys("limit_queue", name))
-            pipeline.zcard(keys("limit_calls", name))
-
-    found = yield lambda client: _together(client, counts)
-    numbers = [default_if_wrong_type(number, 0) for number in found]
-    return tuple(map(LimitInfo, names, numbers[::2], numbers[1::2]))
-
-
-def _together(client: Any, ask: Any) -> Sequence[Any]:
-    pipeline = client.pipeline(transaction=False)
-    ask(pipeline)
-    answers: Sequence[Any] = pipeline.execute(raise_on_error=False)
-    return answers
+    ((answer,),) = yield from for_each_id([keys("limits")], lambda r, key: r.zrange(key, 0, MOST_SHOWN - 1))
+    names = sorted(default_if_wrong_type(answer, []))
+    counts = RowRead(
+        "limit",
+        (
+            lambda r, name: r.zcard(keys("limit_queue", name)),
+            lambda r, name: r.zcard(keys("limit_calls", name)),
+        ),
+    )
+    rows = yield from read_each(counts, names, read_by)
+    return tuple(
+        LimitInfo(name, *(default_if_wrong_type(number, 0) for number in row))
+        for name, row in zip(names, rows, strict=True)
+    )

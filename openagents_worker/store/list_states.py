@@ -17,9 +17,11 @@ from openagents_worker.store.plan import Plan
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type
 from openagents_worker.store.scripts import UNKNOWN_CODE, RunsInStates, in_states
 
-__all__ = ["CompareBy", "runs_in_states"]
+__all__ = ["WITH_CODE", "CompareBy", "runs_in_states"]
 
 COMPARED_FIELDS = ("state", "life", "end_code", "last_error")
+WITH_CODE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.RETRYING})
+"""The states of runs that have an error code (`RunRecord.reason_code`)."""
 
 
 class CompareBy(StrEnum):

@@ -29,13 +29,15 @@ from openagents_worker.store.index_pages import (
     UnreadableEntry,
     check_limit,
     for_each_id,
+    in_all_indexes,
     read_index_page,
 )
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.list_states import CompareBy, runs_in_states
+from openagents_worker.store.list_states import WITH_CODE, CompareBy, runs_in_states
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type, wrong_type_error
+from openagents_worker.store.row_reads import ReadBy, RowRead, read_each
 from openagents_worker.store.scripts import Pruned, prune
 
 __all__ = [
@@ -57,8 +59,6 @@ T = TypeVar("T")
 ALL = "all"
 SESSIONS = "sessions"
 MAX_GLOB_CHARS = 200  # matching a glob takes time proportional to the square of its length
-WITH_CODE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.RETRYING})
-"""The states of runs that have an error code (`RunRecord.reason_code`)."""
 SCRIPT_CHUNK = 1000  # states that a script compares: Redis needs a millisecond
 STATES_CHUNK = 500  # states and codes that are read in one round trip
 PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
@@ -215,7 +215,7 @@ def list_runs(
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
         part = filters.id_part or ""
-        wanted = yield from _in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
+        wanted = yield from in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
         if wanted and filters.needs_records and not reads_all:
             states = filters.possible_states
             wanted = yield from runs_in_states(keys, wanted, states, filters.code, compare_by)
@@ -250,35 +250,25 @@ def _chunk(filters: RunFilter, compare_by: CompareBy) -> int:
             assert_never(compare_by)
 
 
-def _in_all_indexes(keys: Keys, names: Sequence[str], ids: Sequence[str]) -> Plan[list[str]]:
-    """The ids that are in all of these indexes: one command for each index."""
-    if not names or not ids:
-        return list(ids)
-    answers = yield from for_each_id(names, lambda r, name: r.zmscore(keys("index", name), list(ids)))
-    for name, (scores,) in zip(names, answers, strict=True):
-        if default_if_wrong_type(scores, None) is None:
-            raise wrong_type_error(keys("index", name))
-    return [
-        id_
-        for id_, scores in zip(ids, zip(*(row for (row,) in answers), strict=True), strict=True)
-        if None not in scores
-    ]
-
-
-def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:
+def list_sessions(
+    keys: Keys, *, limit: int, cursor: str | None, read_by: ReadBy = ReadBy.COMMANDS
+) -> Plan[Page[SessionSummary]]:
     """A plan that returns a page of sessions, the one with the newest run first. Raises as `list_runs`."""
     key = keys("index", SESSIONS)
-
-    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | UnreadableEntry | None]]:
-        answers = yield from for_each_id(
-            ids,
+    rows = RowRead(
+        "session",
+        (
             lambda r, id_: r.exists(keys("session", id_)),
             lambda r, id_: r.zscore(key, id_),
             lambda r, id_: r.hget(keys("session", id_), "holder"),
             lambda r, id_: r.zcard(keys("session_queue", id_)),
             lambda r, id_: r.llen(keys("transcript", id_)),
             lambda r, id_: r.llen(keys("artifacts", id_)),
-        )
+        ),
+    )
+
+    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | UnreadableEntry | None]]:
+        answers = yield from read_each(rows, ids, read_by)
         return [_session_summary(keys, id_, row) for id_, row in zip(ids, answers, strict=True)]
 
     check_limit(limit)
@@ -350,4 +340,4 @@ def _session_summary(
     exists, last_ms, holder, waiting, messages, artifacts = row
     if not exists or last_ms is None:
         return None
-    return SessionSummary(session_id, int(last_ms), holder, waiting, messages, artifacts)
+    return SessionSummary(session_id, int(float(last_ms)), holder, waiting, messages, artifacts)

@@ -161,7 +161,7 @@ OPERATOR = replace(
     PRODUCER,
     name=RoleName.OPERATOR,
     task="does everything that a producer does, reads the whole fleet, and prunes the indexes",
-    scripts=(*PRODUCER.scripts, "prune"),
+    scripts=(*PRODUCER.scripts, "prune", "read_rows"),
     plain=PRODUCER.plain | {"SCAN"},
 )
 _QUEUE_OF_ONE = ("BRPOP", "LPUSH", "LLEN", "DEL")

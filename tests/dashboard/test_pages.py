@@ -344,7 +344,7 @@ async def test_the_overview_counts_the_newest_runs(server: Server, redis_url: st
 
     page = words_of(await server.text("/overview"))
 
-    assert "1 waiting approval" in page
+    assert "1 run waits for approval" in page
     assert "All 3 runs" in page
     assert "failed 1" in page
     assert "llm.response 1" in page

@@ -448,7 +448,7 @@ async def test_a_parent_that_is_resumed_gets_its_session_when_its_shared_child_h
         await begin(p, "parent", [to("one", "slow", session_isolation="shared")])
         [child] = await children_of(p)
         executing = asyncio.create_task(p.execute(child.run_id))
-        # In its step it sends no command. The answer to one would tell it that it is cancelled, and it would end.
+        # In its step it sends no command: the answer would tell it that it is cancelled, and it would end.
         await await_for(waits.is_set, what="the child is in its step")
         await cancel(p)
         p.wakes.clear()

@@ -9,12 +9,15 @@ import pytest
 
 from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import watch as events
+from openagents_worker.store.approvals import list_approvals
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.dead_letters import parse_entries, read_put_aside
 from openagents_worker.store.fleet import read_fleet, read_workers
 from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
 from openagents_worker.store.records import read_record, read_states
+from openagents_worker.store.row_reads import ReadBy
+from openagents_worker.store.run_figures import newest_figures
 from openagents_worker.store.sessions import read_session
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
@@ -49,9 +52,13 @@ def runs(store: Store, **filters: Any) -> Any:
 def readable(store: Store) -> None:
     """Every reader of many items shows the second run, its session, its worker and its state."""
     assert "r2" in [record.run_id for record in runs(store)]
-    assert "s2" in [one.session_id for one in store.execute(list_sessions(keys, limit=10, cursor=None))]
-    assert "w2" in [worker.incarnation for worker in store.execute(read_workers(keys))]
-    assert "q" in [queue.name for queue in store.execute(read_fleet(keys, "q")).queues]
+    assert "r2" in [run.record.run_id for run in store.execute(newest_figures(keys, 10))]
+    for read_by in ReadBy:
+        sessions = store.execute(list_sessions(keys, limit=10, cursor=None, read_by=read_by))
+        assert "s2" in [one.session_id for one in sessions]
+        assert "w2" in [worker.incarnation for worker in store.execute(read_workers(keys, read_by))]
+        assert "q" in [queue.name for queue in store.execute(read_fleet(keys, "q", read_by=read_by)).queues]
+        assert store.execute(list_approvals(keys, {}, limit=10, cursor=None, read_by=read_by)) is not None
     assert read_states(store, ["r1", "r2"])["r2"] == "queued"
     assert store.execute(list_problems(keys)) is not None
     assert store.execute(read_put_aside(keys)) is not None

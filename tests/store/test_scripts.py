@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.keys import encode_id, spec_of
+from openagents_worker.store.redis_errors import is_wrong_type
 from openagents_worker.store.scripts import (
     UNKNOWN_CODE,
     CancelAnswer,
@@ -1557,3 +1558,20 @@ def test_the_error_code_of_another_life_is_not_the_code_of_a_run(bench: Bench) -
     found = bench.do("in_states", ids=["r1"], states=["failed"], with_codes=True)
 
     assert (found.ids, found.codes) == (("r1",), (UNKNOWN_CODE,))
+
+
+def test_the_rows_of_a_list_are_read_at_once(bench: Bench) -> None:
+    """A row for each id, with the answers that commands get: also for a missing key or one of a wrong type."""
+    bench.do("submit", run_id="r1", session_id="s1")
+    bench.do("submit", run_id="r2", session_id="s1")
+    bench.redis.set("oa:sess:s1:artifacts", "text")
+
+    (exists, at_ms, holder, waiting, messages, wrong), nobody = bench.do("read_rows", ids=["s1", "nobody"])
+    states = bench.do("read_rows", kind="run", ids=["r1", "nobody"], words=["state", "nothing"])
+
+    assert (exists, holder, waiting, messages) == (1, "r1", 1, 0)
+    assert float(at_ms) > 0
+    assert is_wrong_type(wrong)
+    assert nobody == (0, None, None, 0, 0, 0)
+    assert [list(fields) for (fields,) in states] == [["queued", None], [None, None]]
+    bench.redis.delete("oa:sess:s1:artifacts")

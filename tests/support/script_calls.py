@@ -47,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
     "in_states": {"ids": ["r1"], "states": ["queued"]},
     "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
+    "read_rows": {"kind": "session", "ids": ["s1"]},
     "release": {"run_id": "r1", "incarnation": "w1", "kind": "handover"},
     "ask": {"run_id": "r1", "call": "pay:aa:1", "value": "{}", "batch_no": 1, "events": []},
     "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},

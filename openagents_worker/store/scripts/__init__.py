@@ -73,6 +73,7 @@ from openagents_worker.store.scripts.maintenance import (
     put_aside,
 )
 from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, outbox_take
+from openagents_worker.store.scripts.rows import read_rows
 from openagents_worker.store.scripts.sending import (
     confirm_completion,
     first_due,
@@ -181,6 +182,7 @@ __all__ = [
     "page",
     "prune",
     "put_aside",
+    "read_rows",
     "reclaim",
     "register",
     "reject",
