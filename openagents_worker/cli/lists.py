@@ -9,19 +9,26 @@ from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.models import Approval, RunRecord
 from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.producer.time_text import age_text, clock_time
+from openagents_worker.producer.waiting_reason import short_reason
+from openagents_worker.store.fleet import WorkerInfo
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.sessions import SessionView
 
 __all__ = ["approval_table", "missing_run_line", "run_table", "session_lines", "session_table"]
 
 
-def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
-    """A table of runs: age, state, reason, ids and used tokens. `now_ms` is the time of Redis."""
+def run_table(
+    runs: Sequence[RunRecord], now_ms: int, workers: Sequence[WorkerInfo] | None = None
+) -> list[Safe]:
+    """A table of runs: age, state, reason, ids and used tokens. `now_ms` is the time of Redis.
+
+    `workers` are those of `read_workers_for`. Without them, the reason of a queued run is not said.
+    """
     rows = [
         (
             "-" if run.created_ms is None else age_text(now_ms - run.created_ms),
             styled(run.state, fg=STATE_COLOURS.get(run.state)),
-            run.reason_code or ", ".join(dict.fromkeys(map(str, run.waiting))),
+            short_reason(run, workers),
             run.run_id,
             run.agent_id,
             run.session_id,

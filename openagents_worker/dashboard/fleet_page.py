@@ -8,7 +8,7 @@ from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_
 from openagents_worker.store.fleet import Fleet, QueueInfo, read_fleet
 from openagents_worker.store.row_reads import ReadBy
 
-__all__ = ["FleetPage"]
+__all__ = ["FleetPage", "problem_of"]
 
 WORKERS = 100
 ASIDE = 20
@@ -41,7 +41,7 @@ class FleetPage(PageHandler):
             ],
             more_workers=max(0, len(fleet.workers) - WORKERS),
             queues=[
-                (queue, took_text(queue.oldest_age_ms), _problem_of(fleet, queue))
+                (queue, took_text(queue.oldest_age_ms), problem_of(fleet, queue))
                 for queue in fleet.queues[:WORKERS]
             ],
             limits=fleet.limits[:WORKERS],
@@ -52,7 +52,7 @@ class FleetPage(PageHandler):
         )
 
 
-def _problem_of(fleet: Fleet, queue: QueueInfo) -> str:
+def problem_of(fleet: Fleet, queue: QueueInfo) -> str:
     """Why the runs of the queue wait: nobody serves it, or all who do are full. '' if neither is so."""
     problem = why_not_served(fleet.workers, queue.name)
     if problem is None and queue.waiting:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from openagents_worker.dashboard.fleet_page import problem_of
 from openagents_worker.dashboard.page import TONE_OF, PageHandler
 from openagents_worker.dashboard.shown_text import (
     ago_text,
@@ -36,6 +37,7 @@ SAMPLE = 200  # newest runs
 COLUMNS = 24
 AGENTS = 12
 CODES = 10
+QUEUES = 5  # whose problem is shown
 TONES = ("good", "bad", "off", "wait", "busy", "idle")
 """The order of the parts of a column, from the bottom."""
 
@@ -81,11 +83,18 @@ class OverviewPage(PageHandler):
     async def get(self) -> None:
         store, now = self.client.store, now_ms()
         page = await store.execute(newest_figures(store.keys, SAMPLE))
+        records = [run.record for run in page]
+        queued = {record.queue for record in records if record.state is RunState.QUEUED}
         fleet = await store.execute(
-            read_fleet(store.keys, self.client.settings.queue, scans_queues=False, read_by=ReadBy.SCRIPT)
+            read_fleet(
+                store.keys,
+                self.client.settings.queue,
+                scans_queues=False,
+                queues=queued,
+                read_by=ReadBy.SCRIPT,
+            )
         )
         asking = await store.execute(count_asking_runs(store.keys))
-        records = [run.record for run in page]
         codes = Counter(run.code for run in page if run.code)
         alive = [worker for worker in fleet.workers if worker.is_alive]
         self.show(
@@ -105,6 +114,11 @@ class OverviewPage(PageHandler):
             ],
             throughput=_throughput_text(records, now),
             asking=asking,
+            unserved=[
+                (queue, problem)
+                for queue in fleet.queues
+                if queue.waiting and (problem := problem_of(fleet, queue))
+            ][:QUEUES],
             workers=len(alive),
             dead_workers=len(fleet.workers) - len(alive),
             active=sum(worker.runs for worker in alive),

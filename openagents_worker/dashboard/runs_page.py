@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from openagents_worker.dashboard.page import PageHandler, with_values
 from openagents_worker.dashboard.shown_text import cost_text, now_ms, short_text, took_text
 from openagents_worker.errors import RequestInvalid, RunNotFound
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.waiting_reason import read_workers_for, short_reason
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.fleet import WorkerInfo
 from openagents_worker.store.list_states import CompareBy
 from openagents_worker.store.listing import RunFilter, list_runs
+from openagents_worker.store.row_reads import ReadBy
 
 __all__ = ["RunRow", "RunsPage", "run_rows"]
 
@@ -53,7 +56,7 @@ class RunsPage(PageHandler):
         path = f"{self.prefix}/runs"
         self.show(
             "runs.html",
-            rows=list(run_rows(page)),
+            rows=await run_rows(self.client.store, page.items),
             values=values,
             states=list(RunState),
             problems=page.problems,
@@ -95,24 +98,20 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
-def run_rows(records: Any) -> Iterator[RunRow]:
-    """The rows of a list of runs."""
+async def run_rows(store: AsyncStore, records: Sequence[RunRecord]) -> list[RunRow]:
+    """The rows of a list of runs. Reads why its queued runs wait."""
+    workers = await store.execute(read_workers_for(store.keys, records, ReadBy.SCRIPT))
     now = now_ms()
-    for record in records:
-        began = record.started_ms or record.created_ms
-        ended = record.ended_ms or now
-        request = record.request
-        yield RunRow(
-            record,
-            short_text(request.input_text) if request is not None else "",
-            _reason(record),
-            took_text(ended - began) if began else "-",
-            cost_text(record.usage.cost_usd),
-        )
+    return [_row(record, workers, now) for record in records]
 
 
-def _reason(record: RunRecord) -> str:
-    """Why the run ended or waits, in a few words."""
-    if record.reason_code:
-        return record.reason_code
-    return short_text(", ".join(dict.fromkeys(map(str, record.waiting))), 80)
+def _row(record: RunRecord, workers: Sequence[WorkerInfo] | None, now: int) -> RunRow:
+    began = record.started_ms or record.created_ms
+    request = record.request
+    return RunRow(
+        record,
+        short_text(request.input_text) if request is not None else "",
+        short_text(short_reason(record, workers), 80),
+        took_text((record.ended_ms or now) - began) if began else "-",
+        cost_text(record.usage.cost_usd),
+    )

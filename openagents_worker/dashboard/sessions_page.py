@@ -62,7 +62,7 @@ class SessionPage(PageHandler):
             left_out=max(0, messages - len(session.transcript)),
             waiting=session.waiting[:WAITING],
             more_waiting=max(0, len(session.waiting) - WAITING),
-            rows=list(run_rows(runs)),
+            rows=await run_rows(store, runs.items),
             problems=runs.problems,
             artifacts=[
                 (short_text(each.name), short_text(each.kind), long_text(each.payload, VALUE_CHARS))

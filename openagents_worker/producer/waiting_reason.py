@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.time_text import age_text, clock_time
@@ -14,7 +14,15 @@ from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.row_reads import ReadBy
 
-__all__ = ["ReasonKind", "WaitingReason", "why_no_free_slot", "why_not_served", "read_waiting_reason"]
+__all__ = [
+    "ReasonKind",
+    "WaitingReason",
+    "read_waiting_reason",
+    "read_workers_for",
+    "short_reason",
+    "why_no_free_slot",
+    "why_not_served",
+]
 
 
 class ReasonKind(StrEnum):
@@ -72,6 +80,28 @@ def read_waiting_reason(
             assert_never(run.state)
 
 
+def read_workers_for(
+    keys: Keys, runs: Iterable[RunRecord], read_by: ReadBy = ReadBy.COMMANDS
+) -> Plan[Sequence[WorkerInfo] | None]:
+    """Read what `short_reason` needs for these runs: the workers, if one of the runs is queued."""
+    if all(run.state is not RunState.QUEUED for run in runs):
+        return None
+    return (yield from read_workers(keys, read_by))
+
+
+def short_reason(run: RunRecord, workers: Sequence[WorkerInfo] | None) -> str:
+    """Why the run ended or waits, in a few words, for a row of a list; '' if its state says it all.
+
+    `workers` are those of `read_workers_for`. None: whether a worker serves the run is not said.
+    """
+    if run.reason_code:
+        return run.reason_code
+    if run.state is RunState.QUEUED and workers is not None:
+        problem = _unserved(workers, run.queue, run.agent_id)
+        return problem.what if problem is not None else ""
+    return ", ".join(dict.fromkeys(map(str, run.waiting)))
+
+
 def _waited_for(run: RunRecord) -> str:
     """What a parked run waits for: `waits for signal paid and for a timer`."""
     each = [f"for {wait}" if wait.name else f"for a {wait}" for wait in run.waiting]
@@ -80,20 +110,32 @@ def _waited_for(run: RunRecord) -> str:
 
 def why_not_served(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:
     """Why no live worker can execute a run of this queue and agent. None: a worker may be able to."""
+    problem = _unserved(workers, queue, agent_id)
+    return f"{problem.what}: {problem.more}" if problem is not None else None
+
+
+class _Unserved(NamedTuple):
+    """That no worker serves a run: in a few words, and what there is instead."""
+
+    what: str
+    more: str
+
+
+def _unserved(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None) -> _Unserved | None:
     alive = [worker for worker in workers if worker.is_alive]
-    start = f"start one: openagents-worker worker --queues {queue}"
+    what, start = f"no worker serves queue {queue}", f"start one: openagents-worker worker --queues {queue}"
     if not alive:
-        return f"no worker serves queue {queue}: no worker is alive; {start}"
+        return _Unserved(what, f"no worker is alive; {start}")
     if not all(worker.says_what_it_serves for worker in alive):
         return None
     consuming = [worker for worker in alive if queue in worker.queues]
     if not consuming:
         others = ", ".join(sorted({name for worker in alive for name in worker.queues})) or "none"
         count = f"{len(alive)} {'worker is' if len(alive) == 1 else 'workers are'} alive"
-        return f"no worker serves queue {queue}: {count}, with the queues {others}; {start}"
+        return _Unserved(what, f"{count}, with the queues {others}; {start}")
     if agent_id is not None and not any(agent_id in worker.agents for worker in consuming):
         known = ", ".join(sorted({id_ for worker in consuming for id_ in worker.agents})) or "none"
-        return f"no worker of queue {queue} has the agent {agent_id}: their agents are {known}"
+        return _Unserved(f"no worker of queue {queue} has the agent {agent_id}", f"their agents are {known}")
     return None
 
 

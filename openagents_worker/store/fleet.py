@@ -6,7 +6,7 @@ each heartbeat. A worker of an earlier version stores nothing: it is listed, but
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -184,16 +184,22 @@ def read_announced_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInf
 
 
 def read_fleet(
-    keys: Keys, default_queue: str, *, scans_queues: bool = True, read_by: ReadBy = ReadBy.COMMANDS
+    keys: Keys,
+    default_queue: str,
+    *,
+    scans_queues: bool = True,
+    queues: Collection[str] = (),
+    read_by: ReadBy = ReadBy.COMMANDS,
 ) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
     Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
-    scanned, unless `scans_queues` is false.
+    scanned, unless `scans_queues` is false. Then only those of `queues` are found.
     """
     workers = yield from read_workers(keys, read_by)
     agents = yield from _agents_of(keys, default_queue, workers)
-    names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
+    of_workers = (queue for worker in workers for queue in worker.queues)
+    names = {default_queue, *(agent.queue for agent in agents), *of_workers, *queues}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
     queues = yield from _read_queues(keys, sorted(names), workers, read_by)

@@ -172,7 +172,10 @@ def test_status_lists_the_problems(command: Command, client: Client, hand: Hand)
     client.store.run(scripts.retire(incarnation=hand.incarnation))
     fleet = command("status")
     as_json = command("status", "--json").json
+    runs = {line.split()[1]: line for line in command("runs").out.splitlines()[1:]}
 
+    assert runs.keys() == {"cancelled", "queued"}
+    assert "no worker serves queue typo" in runs["queued"]
     assert "2 runs wait in queue typo" in fleet.out
     assert "no worker serves queue typo" in fleet.out
     assert "no worker serves the agent porter" in fleet.out

@@ -318,6 +318,25 @@ async def test_the_workers_page_shows_leases_queues_and_problems(server: Server,
         assert "agents 1" in page
 
 
+async def test_pages_say_of_a_queued_run_that_no_worker_serves_its_queue(
+    server: Server, redis_url: str
+) -> None:
+    """No worker has announced the queue: the overview finds it by its run."""
+    async with process(redis_url) as worker:
+        await worker.submit()
+        request = {"agent_id": "a", "session_id": "s2", "run_id": "r2", "input_text": "hi"}
+        await server.app.client.submit(request, queue="typo")
+        overview, runs, session = [
+            words_of(await server.text(path)) for path in ("/overview", "/runs", "/session/s2")
+        ]
+
+    assert "1 run in queue typo: no worker serves queue typo: 1 worker is alive" in overview
+    assert "in queue agents" not in overview
+    assert "2 runs in queues" in overview
+    assert runs.count("no worker serves queue") == 1
+    assert "no worker serves queue typo" in session
+
+
 async def test_the_workers_page_says_that_all_workers_are_full(server: Server, redis_url: str) -> None:
     """A run waits, and the only worker of its queue executes as many as it can."""
     client, worker = server.app.client, "w1@box:a1b2c3"

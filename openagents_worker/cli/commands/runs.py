@@ -33,6 +33,7 @@ from openagents_worker.producer.call_names import find_call, short_call_id
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.run_summary import CallSummary
+from openagents_worker.producer.waiting_reason import read_workers_for
 from openagents_worker.store.scripts import CancelAnswer
 
 __all__ = ["COMMANDS"]
@@ -208,7 +209,7 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None
     """List runs, newest first.
 
     AGE is the time since the run was accepted. REASON is the code of the error with which it failed or for
-    which it waits, or what a parked run waits for.
+    which it waits, what a parked run waits for, or that no worker serves a queued run.
 
     \b
     openagents-worker runs --state failed --since 1h
@@ -216,11 +217,12 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None
     """
     with Client() as client:
         page = client.runs(limit=limit, cursor=cursor, **to_run_filters(options))
+        workers = client.store.execute(read_workers_for(client.store.keys, page.items))
     now_ms = round(time.time() * 1000)
     show_page(
         page,
         lambda record: record.model_dump(mode="json"),
-        lambda records: run_table(records, now_ms),
+        lambda records: run_table(records, now_ms, workers),
         as_json=as_json,
     )
 
