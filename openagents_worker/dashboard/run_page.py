@@ -40,6 +40,14 @@ MAX_STEPS = 100  # of the conversation
 MAX_APPROVALS = 20
 TRACEBACK_CHARS = 8_000
 QUESTION_CHARS = 240
+LIMITS = (
+    ("max_steps", "Steps"),
+    ("max_tool_calls", "Tool calls"),
+    ("max_cost_usd", "Cost in USD"),
+    ("max_total_tokens", "Tokens"),
+    ("max_duration_ms", "Time of work in milliseconds"),
+)
+"""The limits that the form extends: field and label."""
 HIDDEN_FIELDS = frozenset({"error_details", "_metrics", "agent_id", "session_id", "run_id"})
 """Fields of a payload that the page shows elsewhere."""
 
@@ -81,7 +89,7 @@ class RunPage(PageHandler):
 
     async def get(self, run_id: str) -> None:
         view = await read_run(self.client, run_id)
-        self.show("run.html", run=view, record=view.record, names=sorted(EVENT_SCHEMAS))
+        self.show("run.html", run=view, record=view.record, names=sorted(EVENT_SCHEMAS), limits=LIMITS)
 
 
 async def read_run(client: AsyncClient, run_id: str) -> RunView:
