@@ -29,8 +29,8 @@ from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.run_summary import RunSummary, summarize_events
 from openagents_worker.producer.waiting_reason import read_waiting_reason
 from openagents_worker.store.checkpoints import Checkpoint, newest_checkpoints
+from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.row_reads import ReadBy
-from openagents_worker.store.watch import history
 
 __all__ = ["RunPage", "RunView", "approval_forms", "read_run"]
 
@@ -74,6 +74,7 @@ class RunView:
     error: ShownError | None
     waits: str
     timeline: Timeline
+    read_events: int
     messages: tuple[ShownMessage, ...]
     no_messages: str
     left_out_steps: int
@@ -96,7 +97,7 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
     """Read a run. Raises `RunNotFound`."""
     store = client.store
     record = await client.record(run_id)
-    events = await store.execute(history(store.keys, run_id, MAX_EVENTS))
+    events = await store.execute(newest_events(store.keys, run_id, MAX_EVENTS))
     reason = await store.execute(read_waiting_reason(store.keys, record, ReadBy.SCRIPT))
     checkpoints, problem = await _checkpoints(client, record)
     pending = await client.handle(run_id).approvals() if record.state is RunState.AWAITING_APPROVAL else []
@@ -110,6 +111,7 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
         _error(record, timeline.rows),
         reason.text if reason is not None else "",
         timeline,
+        len(events),
         tuple(conversation_of(record, checkpoints)),
         problem,
         max(0, record.steps - len(checkpoints)) if not problem else 0,
