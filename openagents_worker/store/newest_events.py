@@ -15,14 +15,12 @@ from openagents_worker.store.event_cursor import (
     parse_head,
 )
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.paging import PageSize
+from openagents_worker.store.paging import NEWEST_BYTES, PageSize
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import run_not_found
 
-__all__ = ["NEWEST_BYTES", "newest_events"]
+__all__ = ["newest_events"]
 
-NEWEST_BYTES = 4 * 1024 * 1024
-"""A page shows the beginning of each event, and is made again several times a second."""
 FIRST_EVENTS = 50  # their size is not known yet
 
 

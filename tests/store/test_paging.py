@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from openagents_worker.store import newest_events as newest_events_module
-from openagents_worker.store import scripts
+from openagents_worker.store import scripts, sessions
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.paging import IDS_PER_PAGE, PAGE_BYTES, PageSize
 from openagents_worker.store.scripts import DeleteAnswer
-from openagents_worker.store.sessions import SessionStore, read_session
+from openagents_worker.store.sessions import SessionStore, read_session, session_plan
 from openagents_worker.store.watch import history, watch
 from tests.support.script_calls import call
 from tests.support.scripts import Hand
@@ -112,6 +112,28 @@ def _with_events(hand: Hand, count: int, text: str = "") -> None:
     for batch in range(1, count // 200 + 1):
         events = [word for n in range(200) for word in ("said", json.dumps({"n": n, "x": text}))]
         hand.store.run(scripts.emit(run_id="r1", fence=_fence(hand), batch_no=batch, events=events))
+
+
+def test_the_last_messages_of_a_session_are_read_without_the_others(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many, and no more than a few megabytes, for a page. A client gets them all."""
+    store, keys = hand.store, hand.store.keys
+    hand.submit("r1")
+    hand.claim("r1")
+    texts = [json.dumps({"role": "user", "content": f"{n} {'x' * 1_000}"}) for n in range(300)]
+    store.redis.rpush(keys("transcript", "s1"), *texts)
+
+    def shown(newest: int | None) -> list[int]:
+        session = store.execute(session_plan(keys, "s1", newest))
+        return [int(message["content"].split()[0]) for message in session.transcript]
+
+    assert shown(None) == list(range(300))
+    assert shown(250) == list(range(50, 300))
+    assert shown(1_000) == list(range(300))
+    monkeypatch.setattr(sessions, "NEWEST_BYTES", 1)
+    assert shown(250) == list(range(280, 300))
+    store.redis.delete(keys("transcript", "s1"))
 
 
 def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
