@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from openagents_worker.errors import SessionNotFound
@@ -119,9 +118,8 @@ def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan
     record, state, waiting, message_count, artifact_count, *sizes = replies
     if len(waiting) == IDS_PER_PAGE and newest is None:
         waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
-    read = _all_items if newest is None else partial(_newest_items, newest=newest)
-    transcript = yield from read(keys("transcript", session_id), message_count)
-    artifacts = yield from read(keys("artifacts", session_id), artifact_count)
+    transcript = yield from _items(keys("transcript", session_id), message_count, newest)
+    artifacts = yield from _items(keys("artifacts", session_id), artifact_count, newest)
     codec: PayloadCodec = yield CODEC
     with translate_parse_errors(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
@@ -149,6 +147,10 @@ def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> Transcrip
     return summary_of(epoch, int(record.get(f"compacted:{epoch}", 0)), text)
 
 
+def _items(key: str, count: int, newest: int | None) -> Plan[list[str]]:
+    return _all_items(key, count) if newest is None else _newest_items(key, count, newest)
+
+
 def _all_items(key: str, count: int) -> Plan[list[str]]:
     """The first `count` items of a list, read in pages. Fewer if the list is deleted in the meantime."""
     items: list[str] = []
@@ -163,7 +165,7 @@ def _all_items(key: str, count: int) -> Plan[list[str]]:
     return items
 
 
-def _newest_items(key: str, count: int, *, newest: int) -> Plan[list[str]]:
+def _newest_items(key: str, count: int, newest: int) -> Plan[list[str]]:
     """The last of these items, at most `newest`, as far as `NEWEST_BYTES` are enough for them."""
     items: list[str] = []
     read_bytes, end = 0, count
