@@ -184,21 +184,26 @@ def read_announced_agents(keys: Keys, default_queue: str) -> Plan[tuple[AgentInf
 
 
 def read_fleet(
-    keys: Keys, default_queue: str, *, scans_queues: bool = True, read_by: ReadBy = ReadBy.COMMANDS
+    keys: Keys,
+    default_queue: str,
+    *,
+    scans_queues: bool = True,
+    queues: Iterable[str] = (),
+    read_by: ReadBy = ReadBy.COMMANDS,
 ) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
     Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
-    scanned, unless `scans_queues` is false.
+    scanned, unless `scans_queues` is false. `queues` are read in any case.
     """
     workers = yield from read_workers(keys, read_by)
     agents = yield from _agents_of(keys, default_queue, workers)
-    names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
+    names = {default_queue, *queues, *(a.queue for a in agents), *(q for w in workers for q in w.queues)}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
-    queues = yield from _read_queues(keys, sorted(names), workers, read_by)
+    found = yield from _read_queues(keys, sorted(names), workers, read_by)
     limits = yield from read_limits(keys, read_by)
-    return Fleet(workers, queues, agents, limits)
+    return Fleet(workers, found, agents, limits)
 
 
 _UNKNOWN_START = datetime.fromtimestamp(0, UTC)
