@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-extras test-ui hostile chaos check docs dev bench clean
+.PHONY: help demo lint test test-long test-extras test-ui hostile chaos check docs dev bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
+
+lint: $(INSTALLED) ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
 	$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -38,11 +44,7 @@ CHAOS := $(if $(SEED)$(MINUTES),python -m chaos --seed $(or $(SEED),1) --minutes
 chaos: $(INSTALLED) ## the long fault tests (an hour), or one repeatable chaos run: make chaos SEED=7 MINUTES=10
 	$(BIN)/$(CHAOS) $(ARGS)
 
-check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts, tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+check: lint ## make lint and make test, and what the tests execute least
 	@rm -rf .coverage && mkdir .coverage
 	$(BIN)/coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 	@echo 'The ten modules of which the tests execute the least (a report; nothing fails by it):'

@@ -4,7 +4,7 @@ Two real runs, one completed and one failed, are executed and copied byte for by
 asked for, each in a session of its own. Beside each list stands what reads the same rows without a filter:
 one ZREVRANGE and one HMGET for each row, in one pipeline. The filters have to find rare runs: one run in a
 hundred is of the agent and has the label, and one in a thousand has failed, so a page of failed runs ends
-after the 10,000 runs that are examined. Then each other page of Flower is read; one run in a hundred is in the
+after the 10,000 runs that are examined. Then each other page of Flower is read; one run in a hundred is in a
 queue. Exits with 1 if a page of Flower takes more than 300 ms, or more than 60 commands of Redis. A script
 counts as one command, and a pipeline as all of its commands.
 """

@@ -24,10 +24,12 @@ from openagents_worker.errors import (
     RedisUnsafe,
 )
 from openagents_worker.local.redis_server import keeps_nothing
+from openagents_worker.producer.broker_check import ask_broker
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
 from openagents_worker.producer.waiting_reason import why_not_served
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_url import is_redis_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.durability import PersistenceInfo
@@ -42,6 +44,7 @@ UNSET = re.compile(r"the environment variable \S+ is not set$")
 POSITION = re.compile(r"agents\[(\d+)\]")
 HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
+BROKER_TODO = "check that the broker is running, and that OPENAGENTS_BROKER_URL is correct"
 
 
 class FindingKind(StrEnum):
@@ -79,7 +82,7 @@ class Finding:
 def examine(
     client: Client, config: AppConfig | None, env: Mapping[str, str], *, checks_rights: bool
 ) -> Iterator[Finding]:
-    """All findings about Redis, rights, workers, queues and Flower, in this order.
+    """All findings about Flower, Redis, rights, the broker, workers and queues, in this order.
 
     `config` is the agents file of this machine, None if there is none. `checks_rights`: this machine runs
     workers with the Redis user of the settings, so check that the user has the rights of a worker. Raises
@@ -90,6 +93,8 @@ def examine(
     yield from _made("redis", lambda: _redis_findings(read_server(store), settings))
     if checks_rights:
         yield from _rights_or_broker(settings)
+    if not _is_checked_with_rights(settings, checks_rights):
+        yield from _made("broker", lambda: _broker_findings(client))
     yield from _made("workers", lambda: _fleet_findings(client, config))
 
 
@@ -303,8 +308,23 @@ def _rights_or_broker(settings: Settings) -> list[Finding]:
     except RedisUnreachable as error:
         if settings.broker_url == settings.redis_url:
             raise
-        todo = "check that the broker is running, and that OPENAGENTS_BROKER_URL is correct"
-        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", todo)]
+        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", BROKER_TODO)]
+
+
+def _is_checked_with_rights(settings: Settings, checks_rights: bool) -> bool:
+    """Whether the checks of Redis and of the rights include the broker: it is a Redis, too."""
+    is_redis = is_redis_url(settings.broker_url)
+    return is_redis and (checks_rights or settings.broker_url == settings.redis_url)
+
+
+def _broker_findings(client: Client) -> Iterator[Finding]:
+    """Whether the broker answers. Until it does, runs are accepted, but no worker hears of them."""
+    answer = ask_broker(client.app)
+    if answer.problem is None:
+        yield Finding(FindingKind.OK, "broker", f"{answer.where} answers")
+    else:
+        text = f"the broker of Celery does not answer at {answer.where}: {answer.problem}"
+        yield Finding(FindingKind.PROBLEM, "broker", text, BROKER_TODO)
 
 
 def _rights_findings(settings: Settings) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -42,12 +42,15 @@ def problems_of(fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[Put
     ]
 
 
-def read_known_fleet(client: Client) -> Fleet:
+def read_known_fleet(client: Client, queues: Iterable[str] | None = None) -> Fleet:
     """The fleet without agents that were taken out of the agents file: no worker and no open run has them.
 
-    All agents are kept while no worker is alive, or while one does not announce what it serves.
+    All agents are kept while no worker is alive, or while one does not announce what it serves. `queues` are
+    those that no worker announces; None: search all keys of Redis for them.
     """
-    fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
+    fleet = client.store.execute(
+        read_fleet(client.store.keys, client.settings.queue, scans_queues=queues is None, queues=queues or ())
+    )
     alive = [worker for worker in fleet.workers if worker.is_alive]
     if not alive or not all(worker.says_what_it_serves for worker in alive):
         return fleet

@@ -65,22 +65,27 @@ class Snapshot:
 class SnapshotReader:
     """Reads the state of the deployment from Redis, again and again.
 
-    Unreadable records are looked for every `LOOK_FOR_PROBLEMS_S` seconds: that reads 1,000 runs completely.
+    Every `LOOK_FOR_PROBLEMS_S` seconds, unreadable records are looked for, which reads 1,000 runs completely,
+    and queues that no worker announces, which reads the names of all keys.
     """
 
     def __init__(self, client: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._clock = clock
         self._unreadable: Sequence[Problem] = ()
+        self._queues: Sequence[str] = ()
         self._looked_at_s = -LOOK_FOR_PROBLEMS_S
 
     def read(self) -> Snapshot:
         """The state at this moment. Raises `RedisUnreachable`."""
         client = self._client
-        fleet = read_known_fleet(client)
+        now_s = self._clock()
+        looks = now_s - self._looked_at_s >= LOOK_FOR_PROBLEMS_S
+        fleet = read_known_fleet(client, None if looks else self._queues)
         page = client.runs(state=[RunState.RUNNING], limit=MAX_RUNS)
         seconds, micros = client.store.ask(lambda redis: redis.time())
-        if (now_s := self._clock()) - self._looked_at_s >= LOOK_FOR_PROBLEMS_S:
-            self._unreadable, self._looked_at_s = client.problems(), now_s
+        if looks:
+            self._unreadable, self._queues = client.problems(), [queue.name for queue in fleet.queues]
+            self._looked_at_s = now_s
         at_ms, has_more_runs = round(seconds * 1000 + micros / 1000), page.next_cursor is not None
         return Snapshot(at_ms, fleet, self._unreadable, page.items, has_more_runs)

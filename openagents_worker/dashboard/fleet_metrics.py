@@ -1,7 +1,7 @@
 """Fleet metrics: the only place that adds the figures of the fleet to the metrics of Flower.
 
-Flower serves them at `/metrics` beside its own. Its other pages ask for a password if one is set. This one
-did not ask, so it is changed here.
+Flower serves them at `/metrics` beside its own. A Flower with our pages does so by itself. Flower's other
+pages ask for a password if one is set. This one did not ask, so it is changed here.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from flower.views.monitor import Metrics
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.fleet_samples import FleetSamples
-from openagents_worker.telemetry.prometheus import SampleCollector
+from openagents_worker.telemetry.prometheus import SampleCollector, new_registry
 
-__all__ = ["serve_fleet_metrics"]
+__all__ = ["fleet_registry", "metrics_with_fleet", "serve_fleet_metrics"]
 
 OURS = "_openagents_asks_for_password"
 _served: set[tuple[str, str]] = set()
@@ -33,6 +33,19 @@ def serve_fleet_metrics(settings: Settings | None = None) -> None:
     if fleet not in _served:
         _served.add(fleet)
         REGISTRY.register(SampleCollector(FleetSamples(cell_of(settings), settings.queue)))
+
+
+def fleet_registry(settings: Settings) -> CollectorRegistry:
+    """The figures of the fleet with these settings. Redis is not asked before the first scrape."""
+    return new_registry(SampleCollector(FleetSamples(cell_of(settings), settings.queue)))
+
+
+def metrics_with_fleet(fleet: CollectorRegistry) -> bytes:
+    """Flower's metrics and those of the fleet, unless a configuration file has added a fleet to them.
+
+    This may wait for Redis, for a few seconds if it does not answer.
+    """
+    return generate_latest() + (b"" if _served else generate_latest(fleet))
 
 
 def _require_password() -> None:

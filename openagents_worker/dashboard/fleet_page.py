@@ -44,8 +44,11 @@ class FleetPage(PageHandler):
                 (queue, took_text(queue.oldest_age_ms), problem_of(fleet, queue))
                 for queue in fleet.queues[:WORKERS]
             ],
+            more_queues=max(0, len(fleet.queues) - WORKERS),
             limits=fleet.limits[:WORKERS],
+            more_limits=max(0, len(fleet.limits) - WORKERS),
             aside=[(each, long_text(each.item, 500)) for each in aside[:ASIDE]],
+            more_aside=max(0, len(aside) - ASIDE),
             problems=[
                 (worker.incarnation, part) for worker in fleet.workers[:WORKERS] for part in worker.parts
             ],

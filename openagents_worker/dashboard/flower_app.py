@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from typing import Any
@@ -13,6 +14,7 @@ from tornado import web
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 
 from openagents_worker.dashboard.access import HOSTS_VARIABLE, AllowedHosts, can_be_compared, check_listening
+from openagents_worker.dashboard.fleet_metrics import fleet_registry, metrics_with_fleet
 from openagents_worker.dashboard.flower_options import format_task, tasks_columns
 from openagents_worker.dashboard.log_text import escape_log_lines
 from openagents_worker.dashboard.routes import PAGES
@@ -62,6 +64,7 @@ class FlowerWithPages(Flower):  # type: ignore[misc]  # Flower has no types
         super().__init__(capp=capp, options=options, **settings)
         self.allowed_hosts = AllowedHosts.of(options)
         self.client = AsyncClient.over(connection_of(capp).for_asyncio)
+        self.fleet = fleet_registry(self.client.settings)
         pages = [*PAGES, web.url(r"/metrics", GuardedMetrics)]
         if options.url_prefix:
             pages = [rewrite_handler(page, options.url_prefix) for page in pages]
@@ -110,9 +113,16 @@ class WrongPassword(web.RequestHandler):
 
 
 class GuardedMetrics(monitor.Metrics):  # type: ignore[misc]  # as above
-    """Flower's metrics. They ask for the password of Flower, if it has one."""
+    """Flower's metrics, and those of the fleet. They ask for the password of Flower, if it has one."""
 
     def prepare(self) -> Awaitable[None] | None:
         if self.application.options.basic_auth:
             BaseHandler.get_current_user(self)  # raises HTTPError 401
         return None
+
+    async def get(self) -> None:
+        """In a thread, so that no page waits while Redis does not answer."""
+        self.application.purge_offline_worker_metrics()
+        fleet = self.application.fleet
+        self.write(await asyncio.get_running_loop().run_in_executor(None, metrics_with_fleet, fleet))
+        self.set_header("Content-Type", "text/plain")

@@ -12,7 +12,6 @@ from openagents_worker.dashboard.shown_text import (
     ago_text,
     cost_text,
     now_ms,
-    short_text,
     time_text,
     took_text,
 )
@@ -109,6 +108,7 @@ class OverviewPage(PageHandler):
             ends=Counter(record.state for record in records if record.state.is_terminal).most_common(),
             tones=TONES,
             agents=figures_of(records),
+            more_agents=max(0, len({record.agent_id for record in records}) - AGENTS),
             codes=[
                 (code, count, 100 * count / max(codes.values())) for code, count in codes.most_common(CODES)
             ],
@@ -190,7 +190,7 @@ def _figures(agent_id: str, own: Sequence[RunRecord], most_runs: int, most_token
     )
     costs = [record.usage.cost_usd for record in own if record.usage.cost_usd is not None]
     return AgentFigures(
-        short_text(agent_id, 60),
+        agent_id,
         len(own),
         sum(TONE_OF.get(record.state) == "bad" for record in own),
         took_text(percentile(took, 50)),
@@ -220,6 +220,6 @@ def _throughput_text(records: Sequence[RunRecord], now: int) -> str:
     times = [record.created_ms for record in records if record.created_ms is not None]
     ended = sum(record.state.is_terminal for record in records)
     if not times or not ended:
-        return "-"
+        return "0"
     per_minute = ended / max((now - min(times)) / 60_000, 1 / 60)
     return f"{per_minute:,.0f} / min" if per_minute >= 10 else f"{per_minute:.2g} / min"

@@ -21,7 +21,7 @@ from openagents_worker.producer.client import AsyncClient
 __all__ = ["ActionHandler", "PageHandler"]
 
 MAX_FIELD_CHARS = 100_000  # of one field of a form
-MAX_TEXT_CHARS = 300  # of a filter
+MAX_TEXT_CHARS = 600  # of a filter: a label has a name and a value
 ANONYMOUS = "flower"
 """Who decides, in the events of a run, if Flower has no password."""
 

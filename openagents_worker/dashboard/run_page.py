@@ -29,8 +29,8 @@ from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.run_summary import RunSummary, summarize_events
 from openagents_worker.producer.waiting_reason import read_waiting_reason
 from openagents_worker.store.checkpoints import Checkpoint, newest_checkpoints
+from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.row_reads import ReadBy
-from openagents_worker.store.watch import history
 
 __all__ = ["RunPage", "RunView", "approval_forms", "read_run"]
 
@@ -40,6 +40,14 @@ MAX_STEPS = 100  # of the conversation
 MAX_APPROVALS = 20
 TRACEBACK_CHARS = 8_000
 QUESTION_CHARS = 240
+LIMITS = (
+    ("max_steps", "Steps"),
+    ("max_tool_calls", "Tool calls"),
+    ("max_cost_usd", "Cost in USD"),
+    ("max_total_tokens", "Tokens"),
+    ("max_duration_ms", "Time of work in milliseconds"),
+)
+"""The limits that the form extends: field and label."""
 HIDDEN_FIELDS = frozenset({"error_details", "_metrics", "agent_id", "session_id", "run_id"})
 """Fields of a payload that the page shows elsewhere."""
 
@@ -66,6 +74,7 @@ class RunView:
     error: ShownError | None
     waits: str
     timeline: Timeline
+    read_events: int
     messages: tuple[ShownMessage, ...]
     no_messages: str
     left_out_steps: int
@@ -81,14 +90,14 @@ class RunPage(PageHandler):
 
     async def get(self, run_id: str) -> None:
         view = await read_run(self.client, run_id)
-        self.show("run.html", run=view, record=view.record, names=sorted(EVENT_SCHEMAS))
+        self.show("run.html", run=view, record=view.record, names=sorted(EVENT_SCHEMAS), limits=LIMITS)
 
 
 async def read_run(client: AsyncClient, run_id: str) -> RunView:
     """Read a run. Raises `RunNotFound`."""
     store = client.store
     record = await client.record(run_id)
-    events = await store.execute(history(store.keys, run_id, MAX_EVENTS))
+    events = await store.execute(newest_events(store.keys, run_id, MAX_EVENTS))
     reason = await store.execute(read_waiting_reason(store.keys, record, ReadBy.SCRIPT))
     checkpoints, problem = await _checkpoints(client, record)
     pending = await client.handle(run_id).approvals() if record.state is RunState.AWAITING_APPROVAL else []
@@ -102,6 +111,7 @@ async def read_run(client: AsyncClient, run_id: str) -> RunView:
         _error(record, timeline.rows),
         reason.text if reason is not None else "",
         timeline,
+        len(events),
         tuple(conversation_of(record, checkpoints)),
         problem,
         max(0, record.steps - len(checkpoints)) if not problem else 0,

@@ -53,6 +53,7 @@ class SessionPage(PageHandler):
         store = self.client.store
         session = await store.execute(session_plan(store.keys, session_id, MESSAGES))
         messages = await SessionStore(store).count_messages(session_id)
+        waiting = await store.ask(lambda r: r.zcard(store.keys("session_queue", session_id)))
         runs = await self.client.runs(session_id=session_id, limit=ROWS)
         self.show(
             "session.html",
@@ -61,7 +62,7 @@ class SessionPage(PageHandler):
             messages=messages_of_transcript(session.transcript),
             left_out=max(0, messages - len(session.transcript)),
             waiting=session.waiting[:WAITING],
-            more_waiting=max(0, len(session.waiting) - WAITING),
+            more_waiting=max(0, waiting - len(session.waiting[:WAITING])),
             rows=await run_rows(store, runs.items),
             problems=runs.problems,
             artifacts=[

@@ -18,6 +18,8 @@ from openagents_worker.secret_forms import remember_secret
 __all__ = ["LangfuseExporter"]
 
 PATH = "/api/public/otel/v1/traces"
+LABEL = "label."
+"""Before the name of a label that is also a key of ours, such as `run_id`."""
 
 
 class LangfuseExporter(OtlpExporter):
@@ -66,8 +68,8 @@ class LangfuseExporter(OtlpExporter):
             "llm_retry_count": usage.llm_retry_count,
             "ttft_ms": usage.ttft_ms,
             **{name: snapshot.get(name) for name in ("error_type", "error_code", "error_message")},
-            **report.labels,
         }
+        metadata |= {_label_key(name, metadata): value for name, value in report.labels.items()}
         return {
             "langfuse.trace.name": f"invoke_agent {report.agent_id}",
             "session.id": report.session_id,
@@ -94,6 +96,11 @@ class LangfuseExporter(OtlpExporter):
             **_level(metrics.error),
             **{f"langfuse.observation.metadata.{k}": v for k, v in shown.items() if v is not None},
         }
+
+
+def _label_key(name: str, ours: Mapping[str, object]) -> str:
+    """The key of a label in the metadata. A label has its own name there, unless that is a key of ours."""
+    return f"{LABEL}{name}" if name in ours or name.startswith(LABEL) else name
 
 
 def _level(error: str | None) -> Attributes:

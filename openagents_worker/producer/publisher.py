@@ -54,6 +54,7 @@ __all__ = [
     "WakesFirst",
     "close_producers",
     "make_app",
+    "publishing_connection",
     "send_first",
     "send_wakes",
     "wake_queue",
@@ -311,14 +312,14 @@ def _producers(app: Celery) -> Any:
     by_process = binding_of(app).producers
     found = by_process.get(os.getpid())
     if found is None:
-        connections = _publishing_connection(app).Pool(MAX_PRODUCERS)
+        connections = publishing_connection(app).Pool(MAX_PRODUCERS)
         made = pools.ProducerPool(connections, limit=MAX_PRODUCERS)  # type: ignore[no-untyped-call]  # kombu
         found = by_process.setdefault(os.getpid(), made)
     return found
 
 
-def _publishing_connection(app: Celery) -> Any:
-    """A connection with timeouts for publishing. A consumer blocks for long, so it must not use them."""
+def publishing_connection(app: Celery) -> Any:
+    """A new connection with timeouts for publishing. A consumer blocks for long, so it must not use them."""
     options = {**app.conf.broker_transport_options, "max_retries": 0}
     driver = _driver(app)
     if driver == "redis":

@@ -62,17 +62,18 @@ def list_approvals(
     check_limit(limit)
     wanted = {name: optional_text(name, value) for name, value in filters.items() if value is not None}
     indexes = [f"{_INDEX_OF[name]}={value}" for name, value in wanted.items()]
-    batch_size = min(limit, CHUNK)
+    missing = limit
     codec: PayloadCodec = yield CODEC
 
     def read(ids: Sequence[str]) -> Plan[list[tuple[Approval, ...] | UnreadableEntry | None]]:
+        nonlocal missing
         left = yield from in_all_indexes(keys, indexes, ids)
         found: dict[str, tuple[Approval, ...] | UnreadableEntry | None] = {}
-        matches = 0
-        while left and matches < limit:  # what follows them in the index is not read
-            batch, left = left[:batch_size], left[batch_size:]
+        while left and missing > 0:  # what follows them in the index is not read
+            count = min(missing, CHUNK)
+            batch, left = left[:count], left[count:]
             some = yield from _approvals_of_runs(keys, batch, wanted, codec, read_by)
-            matches += sum(isinstance(each, tuple) for each in some.values())
+            missing -= sum(isinstance(each, tuple) for each in some.values())
             found |= some
         return [found.get(id_) for id_ in ids]
 

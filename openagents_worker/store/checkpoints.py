@@ -11,14 +11,13 @@ from openagents_worker.models import ErrorDetails, RunRecord, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.paging import NEWEST_BYTES
 from openagents_worker.store.plan import Emit, Plan
 from openagents_worker.store.records import record_plan
 from openagents_worker.store.scripts import PAGE_BYTES, page
 
-__all__ = ["NEWEST_BYTES", "Checkpoint", "acheckpoints", "checkpoints", "newest_checkpoints"]
+__all__ = ["Checkpoint", "acheckpoints", "checkpoints", "newest_checkpoints"]
 
-NEWEST_BYTES = 4 * 1024 * 1024
-"""A page shows the beginning of each value, and is made again several times a second."""
 WINDOW = 8  # checkpoints: read from the end, since the last ones matter most
 
 

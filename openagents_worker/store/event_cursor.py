@@ -19,6 +19,7 @@ from openagents_worker.store.published import PublishedMessage
 
 __all__ = [
     "HEAD_FIELDS",
+    "MAX_PAGE_EVENTS",
     "Entry",
     "EventCursor",
     "RunHead",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 FIRST_PAGE = 100
-PAGE = 500
+MAX_PAGE_EVENTS = 500
 
 Entry = tuple[str, Mapping[str, str]]  # a stream entry: id ({seq}-0) and fields, see `stored_event`
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,7 +104,7 @@ def event_or_none(head: RunHead, entry: Entry, codec: PayloadCodec) -> RunEvent 
 
 
 def first_page_size() -> PageSize:
-    return PageSize(first=FIRST_PAGE, max_count=PAGE)
+    return PageSize(first=FIRST_PAGE, max_count=MAX_PAGE_EVENTS)
 
 
 def bytes_of(page: Sequence[Entry]) -> int:

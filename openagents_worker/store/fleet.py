@@ -6,7 +6,7 @@ each heartbeat. A worker of an earlier version stores nothing: it is listed, but
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -188,23 +188,22 @@ def read_fleet(
     default_queue: str,
     *,
     scans_queues: bool = True,
-    queues: Collection[str] = (),
+    queues: Iterable[str] = (),
     read_by: ReadBy = ReadBy.COMMANDS,
 ) -> Plan[Fleet]:
     """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
     Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
-    scanned, unless `scans_queues` is false. Then only those of `queues` are found.
+    scanned, unless `scans_queues` is false. `queues` are read in any case.
     """
     workers = yield from read_workers(keys, read_by)
     agents = yield from _agents_of(keys, default_queue, workers)
-    of_workers = (queue for worker in workers for queue in worker.queues)
-    names = {default_queue, *(agent.queue for agent in agents), *of_workers, *queues}
+    names = {default_queue, *queues, *(a.queue for a in agents), *(q for w in workers for q in w.queues)}
     if scans_queues:
         names |= yield from _queues_with_runs(keys)
-    queues = yield from _read_queues(keys, sorted(names), workers, read_by)
+    found = yield from _read_queues(keys, sorted(names), workers, read_by)
     limits = yield from read_limits(keys, read_by)
-    return Fleet(workers, queues, agents, limits)
+    return Fleet(workers, found, agents, limits)
 
 
 _UNKNOWN_START = datetime.fromtimestamp(0, UTC)

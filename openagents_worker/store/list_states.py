@@ -6,10 +6,12 @@ No index covers these filters. Only a few fields of each run are read here, not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
+from openagents_worker.errors import RedisNoPermission
 from openagents_worker.models import RunState
 from openagents_worker.store.index_pages import for_each_id
 from openagents_worker.store.keys import Keys
@@ -30,7 +32,8 @@ class CompareBy(StrEnum):
     STATES = "states"
     """A few fields of each run are read, then the records of those that match."""
     SCRIPT = "script"
-    """The same in few commands: a script compares a thousand runs. The role `watcher` may not run scripts."""
+    """The same in few commands: a script compares a thousand runs. It is STATES for a user who may not run
+    scripts."""
     RECORDS = "records"
     """All records are read, so that each unreadable one is found."""
 
@@ -44,10 +47,12 @@ def runs_in_states(
     """
     if not states:
         return []
+    pairs: list[tuple[str, str]] | None = None
     if compare_by is CompareBy.SCRIPT:
-        found: RunsInStates = yield in_states(ids=ids, states=states, with_codes=code is not None)
-        pairs = list(zip(found.ids, found.codes or (UNKNOWN_CODE,) * len(found.ids), strict=True))
-    else:
+        with suppress(RedisNoPermission):
+            found: RunsInStates = yield in_states(ids=ids, states=states, with_codes=code is not None)
+            pairs = list(zip(found.ids, found.codes or (UNKNOWN_CODE,) * len(found.ids), strict=True))
+    if pairs is None:
         rows = yield from for_each_id(ids, lambda r, id_: r.hmget(keys("run", id_), COMPARED_FIELDS))
         codes = [_code_in_states(values, states) for (values,) in rows]
         pairs = [(id_, own) for id_, own in zip(ids, codes, strict=True) if own is not None]

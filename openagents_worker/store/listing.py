@@ -59,7 +59,7 @@ T = TypeVar("T")
 ALL = "all"
 SESSIONS = "sessions"
 MAX_GLOB_CHARS = 200  # matching a glob takes time proportional to the square of its length
-SCRIPT_CHUNK = 1000  # states that a script compares: Redis needs a millisecond
+SCRIPT_CHUNK = 2000  # states that a script compares: Redis needs two milliseconds
 STATES_CHUNK = 500  # states and codes that are read in one round trip
 PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
 MAX_PRUNE_CALLS = 1000
@@ -211,22 +211,23 @@ def list_runs(
 
     codec: PayloadCodec = yield CODEC
     reads_all = filters.needs_records and compare_by is CompareBy.RECORDS
-    batch_size = CHUNK if reads_all else min(limit, CHUNK)
+    missing = limit
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | UnreadableEntry | None]]:
+        nonlocal missing
         part = filters.id_part or ""
         wanted = yield from in_all_indexes(keys, others, [id_ for id_ in ids if part in id_])
         if wanted and filters.needs_records and not reads_all:
             states = filters.possible_states
             wanted = yield from runs_in_states(keys, wanted, states, filters.code, compare_by)
         found: dict[str, RunRecord | UnreadableEntry | None] = {}
-        matches = 0
-        while wanted and matches < limit:  # what follows them in the index is not read
-            batch, wanted = wanted[:batch_size], wanted[batch_size:]
+        while wanted and missing > 0:  # what follows them in the index is not read
+            count = CHUNK if reads_all else min(missing, CHUNK)
+            batch, wanted = wanted[:count], wanted[count:]
             rows = yield from for_each_id(batch, lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS))
             for id_, (values,) in zip(batch, rows, strict=True):
                 found[id_] = _matching_record(keys, id_, values, filters, codec)
-                matches += isinstance(found[id_], RunRecord)
+                missing -= isinstance(found[id_], RunRecord)
         return [found.get(id_) for id_ in ids]
 
     index, chunk = keys("index", shortest), _chunk(filters, compare_by)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from openagents_worker.store.plan import Plan
 
-__all__ = ["IDS_PER_PAGE", "PageSize", "read_ids"]
+__all__ = ["IDS_PER_PAGE", "NEWEST_BYTES", "PageSize", "read_ids"]
 
 PAGE_BYTES = 1024 * 1024  # Redis writes an answer of this size in a millisecond
 IDS_PER_PAGE = 1000  # run ids: 40 KB
+NEWEST_BYTES = 4 * 1024 * 1024
+"""Of the last entries that are read for a page in Flower, which is read again every few seconds."""
 
 
 class PageSize:

@@ -17,7 +17,7 @@ from openagents_worker.store.index_pages import for_each_id
 from openagents_worker.store.plan import Plan
 from openagents_worker.store.scripts import read_rows
 
-__all__ = ["IDS_PER_SCRIPT", "ReadBy", "RowRead", "in_turn", "read_each"]
+__all__ = ["ReadBy", "RowRead", "read_each"]
 
 IDS_PER_SCRIPT = 1000  # Redis needs a millisecond
 
@@ -48,7 +48,7 @@ def read_each(read: RowRead, ids: Sequence[str], read_by: ReadBy) -> Plan[list[S
     rows: list[Sequence[Any]] = []
     if read_by is ReadBy.SCRIPT:
         try:
-            for some in in_turn(ids, IDS_PER_SCRIPT):
+            for some in _in_turn(ids, IDS_PER_SCRIPT):
                 rows += yield read_rows(kind=read.kind, ids=some, words=read.words)
             return rows
         except RedisNoPermission:
@@ -56,10 +56,10 @@ def read_each(read: RowRead, ids: Sequence[str], read_by: ReadBy) -> Plan[list[S
     return (yield from for_each_id(ids, *read.commands)) if ids else []
 
 
-def in_turn(ids: Sequence[str], count: int) -> list[Sequence[str]]:
+def _in_turn(ids: Sequence[str], count: int) -> list[Sequence[str]]:
     """The ids, at most so many at a time.
 
-    >>> in_turn("abcde", 2)
+    >>> _in_turn("abcde", 2)
     ['ab', 'cd', 'e']
     """
     return [ids[at : at + count] for at in range(0, len(ids), count)]

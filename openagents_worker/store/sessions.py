@@ -14,7 +14,7 @@ from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.paging import IDS_PER_PAGE, PageSize, read_ids
+from openagents_worker.store.paging import IDS_PER_PAGE, NEWEST_BYTES, PageSize, read_ids
 from openagents_worker.store.plan import CODEC
 
 __all__ = [
@@ -88,7 +88,8 @@ def aread_session(store: AsyncStore, session_id: str) -> Awaitable[SessionView]:
 
 
 def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan[SessionView]:
-    """With `newest`: at most so many messages and so many artifacts, the last ones.
+    """With `newest`: at most so many messages and so many artifacts, the last ones (fewer if they are large),
+    and the first thousand waiting runs.
 
     Reads short values and the lengths of the lists in one transaction, then the lists up to these lengths.
 
@@ -115,7 +116,7 @@ def session_plan(keys: Keys, session_id: str, newest: int | None = None) -> Plan
             session_id=session_id,
         )
     record, state, waiting, message_count, artifact_count, *sizes = replies
-    if len(waiting) == IDS_PER_PAGE:
+    if len(waiting) == IDS_PER_PAGE and newest is None:
         waiting += yield from read_ids(keys("session_queue", session_id), begin=IDS_PER_PAGE)
     transcript = yield from _items(keys("transcript", session_id), message_count, newest)
     artifacts = yield from _items(keys("artifacts", session_id), artifact_count, newest)
@@ -147,21 +148,36 @@ def _newest_summary(record: Mapping[str, str], codec: PayloadCodec) -> Transcrip
 
 
 def _items(key: str, count: int, newest: int | None) -> Plan[list[str]]:
-    """The first `count` items of a list, or the `newest` of them, read in pages.
+    return _all_items(key, count) if newest is None else _newest_items(key, count, newest)
 
-    Fewer if the list is deleted in the meantime.
-    """
+
+def _all_items(key: str, count: int) -> Plan[list[str]]:
+    """The first `count` items of a list, read in pages. Fewer if the list is deleted in the meantime."""
     items: list[str] = []
-    first = 0 if newest is None else max(0, count - newest)
     size = PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS)
-    while first + len(items) < count:
-        at = first + len(items)
-        to = min(at + size.count, count)
+    while len(items) < count:
+        at, to = len(items), min(len(items) + size.count, count)
         page = yield lambda r, at=at, to=to: r.lrange(key, at, to - 1)
         if not page:
             break
         size.learn(len(page), sum(map(len, page)))
         items += page
+    return items
+
+
+def _newest_items(key: str, count: int, newest: int) -> Plan[list[str]]:
+    """The last of these items, at most `newest`, as far as `NEWEST_BYTES` are enough for them."""
+    items: list[str] = []
+    read_bytes, end = 0, count
+    size = PageSize(first=FIRST_PAGE_ITEMS, max_count=MAX_PAGE_ITEMS)
+    while end > max(0, count - newest) and read_bytes < NEWEST_BYTES:
+        begin = max(0, count - newest, end - size.count)
+        page = yield lambda r, begin=begin, end=end: r.lrange(key, begin, end - 1)
+        if not page:
+            break
+        page_bytes = sum(map(len, page))
+        size.learn(len(page), page_bytes)
+        items, read_bytes, end = [*page, *items], read_bytes + page_bytes, begin
     return items
 
 

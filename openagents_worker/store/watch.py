@@ -62,18 +62,17 @@ RETRY_PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
 
 
-def history(
-    keys: Keys, run_id: str, newest: int | None = None, *, after: int = 0, most: int | None = None
-) -> Plan[list[RunEvent]]:
-    """A plan: the stored events of a run behind number `after`, oldest first: the `newest` last ones, and of
-    them the `most` first ones. Raises `RunNotFound`."""
+def history(keys: Keys, run_id: str, *, after: int = 0, most: int | None = None) -> Plan[list[RunEvent]]:
+    """A plan: the stored events of a run behind number `after`, oldest first, at most `most`.
+
+    Raises `RunNotFound`.
+    """
     head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
     codec: PayloadCodec = yield CODEC
     events: list[RunEvent] = []
-    first = max(after, 0 if newest is None else head.seq - newest)
-    start, size = f"({first}-0" if first > 0 else "-", first_page_size()
+    start, size = f"({after}-0" if after > 0 else "-", first_page_size()
     while most is None or len(events) < most:
         page = yield lambda r, start=start, count=size.count: r.xrange(
             keys("events", run_id), start, "+", count

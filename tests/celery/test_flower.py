@@ -137,3 +137,21 @@ def test_a_person_terminates_a_run(shop: Shop, flower: str, tmp_path: Path) -> N
         assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
     finally:
         browser.quit()
+
+
+def test_a_bare_flower_serves_the_figures_of_the_fleet(shop: Shop) -> None:
+    """Beside its own. The configuration file of this repository is not needed for them."""
+    flower = shop.start_flower()
+
+    text = str(ask(f"{flower}/metrics"))
+
+    assert "openagents_fleet_up 1.0" in text
+    assert 'openagents_fleet_workers{state="alive"}' in text
+    assert "flower_events_total" in text
+
+
+def test_the_figures_of_the_fleet_are_served_once(shop: Shop, flower: str) -> None:
+    """Prometheus refuses series that come twice."""
+    text = str(ask(f"{flower}/metrics"))
+
+    assert text.count("\nopenagents_fleet_up ") == 1

@@ -18,6 +18,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.store import server
 from openagents_worker.store.dead_letters import put_key_aside
 from tests.cli.conftest import Command, Done, node_of_a_cluster, register, retire, typed
+from tests.support.lossy_proxy import silent_port
 from tests.support.scripts import Hand
 from tests.support.waiting import wait_for
 
@@ -360,6 +361,41 @@ def test_a_broker_that_does_not_answer(
     assert "OPENAGENTS_BROKER_URL" in broker["todo"]
     assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
     assert done.code == 2
+
+
+def test_another_broker_that_answers(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kind it is: the check is Celery's own connection."""
+    monkeypatch.setenv("OPENAGENTS_BROKER_URL", "memory://")
+    done = examined()
+    [(kind, text)] = found(done, "broker")
+    assert (kind, text, done.code) == ("ok", "memory:// answers", 0)
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+@pytest.mark.parametrize("is_silent", [False, True], ids=["closed", "silent"])
+def test_another_broker_that_does_not_answer(
+    examined: Command, monkeypatch: pytest.MonkeyPatch, scheme: str, is_silent: bool
+) -> None:
+    """Also on the machine of a producer, and if the port is open: the checks after it are made."""
+    with silent_port() as silent:
+        port = silent if is_silent else 1
+        monkeypatch.setenv("OPENAGENTS_BROKER_URL", f"{scheme}://guest:hush@127.0.0.1:{port}/0")
+        done = examined()
+
+    broker = problem(done, "broker")
+    assert broker["text"].startswith(f"the broker of Celery does not answer at {scheme}://")
+    assert f"127.0.0.1:{port}" in broker["text"]
+    assert ("refused" in broker["text"]) is not is_silent, broker["text"]
+    assert "OPENAGENTS_BROKER_URL" in broker["todo"]
+    assert "hush" not in done.out
+    assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
+    assert done.code == 2
+
+
+def test_a_broker_that_celery_cannot_use(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no such transport, or its library is missing."""
+    monkeypatch.setenv("OPENAGENTS_BROKER_URL", "nothing://127.0.0.1:1/0")
+    assert problem_text(examined(), "broker").startswith("config.broker: Celery cannot use the broker")
 
 
 def test_clocks_that_differ(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,27 @@ def test_top_does_not_look_for_unreadable_records_at_each_look(client: Client) -
         client.cancel(name)
 
 
+def test_top_does_not_read_the_names_of_all_keys_at_each_look(client: Client) -> None:
+    """A queue without a worker is found once in half a minute, and shown from then on."""
+    now_s = 0.0
+    reader = top.SnapshotReader(client, clock=lambda: now_s)
+
+    def shown() -> tuple[bool, int]:
+        client.store.redis.config_resetstat()
+        names = [queue.name for queue in reader.read().fleet.queues]
+        scans = client.store.redis.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"]
+        return "reports" in names, int(scans)
+
+    assert shown()[1] > 0
+    ids = {"agent_id": "echo", "session_id": "s1", "run_id": "r1"}
+    client.submit({**ids, "input_text": "hi"}, queue="reports")
+    assert shown() == (False, 0)
+    now_s = top.LOOK_FOR_PROBLEMS_S
+    assert shown()[0]
+    assert shown() == (True, 0)
+    client.cancel("r1")
+
+
 def test_top_without_a_terminal_is_printed_as_often_as_asked(command: Command, client: Client) -> None:
     """As text or as lines of JSON."""
     register(client, agents=("echo",))

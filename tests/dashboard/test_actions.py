@@ -7,6 +7,7 @@ import re
 from html import unescape
 
 from openagents_worker.models import RunState
+from openagents_worker.models.budget import EXTENDABLE
 from tests.dashboard.reading import ASKS, USES, asking, words_of
 from tests.dashboard.server import Server, serving
 from tests.runtime import plugins
@@ -84,7 +85,10 @@ async def test_a_run_gets_messages_values_and_a_larger_budget(server: Server, re
         for action, form in (
             ("steer", {"text": "be short"}),
             ("send", {"name": "paid", "value": '{"cents": 5}'}),
-            ("extend", {"max_steps": "7", "max_cost_usd": "0.5", "max_tool_calls": ""}),
+            (
+                "extend",
+                {"max_steps": "7", "max_cost_usd": "0.5", "max_tool_calls": "", "max_duration_ms": "9000"},
+            ),
         ):
             answer = await server.post(f"/run/r1/{action}", **form)
             assert answer.status_code == 303, answer.text
@@ -95,6 +99,17 @@ async def test_a_run_gets_messages_values_and_a_larger_budget(server: Server, re
     assert '"cents":5' in stored
     assert '"max_steps":7' in stored
     assert '"max_cost_usd":0.5' in stored
+    assert '"max_duration_ms":9000' in stored
+
+
+async def test_every_limit_that_can_be_extended_has_a_field(server: Server, redis_url: str) -> None:
+    """The same limits as in `extend` of the client and of the command line."""
+    async with process(redis_url) as worker:
+        await worker.submit()
+        page = await server.text("/run/r1")
+
+    form = page[page.index('action="/run/r1/extend"') :].partition("</form>")[0]
+    assert tuple(re.findall(r'<input name="(\w+)"', form)) == EXTENDABLE
 
 
 async def test_an_unknown_outcome_is_resolved(server: Server, redis_url: str) -> None:

@@ -26,6 +26,7 @@ MOST_COMMANDS = 60
 """A page is read again every few seconds by everybody who has it open, so it must cost Redis little."""
 
 WAITING, ASKING, FAILED, WORKERS, QUEUES, LIMITS, STEPS = 300, 60, 30, 40, 50, 70, 2_000
+SCANNED = 10_000  # runs that a page examines at most; they match all filters but the one by state
 BATCH = 100
 
 PATHS = (
@@ -35,6 +36,7 @@ PATHS = (
     "/runs?code=tool.*",
     "/runs?agent=a&tenant=acme&state=queued",
     "/runs?id=waits",
+    "/runs?agent=b&tenant=t&label=x%3Dy&session=s&state=failed",
     "/approvals",
     "/approvals?agent=a&tenant=acme",
     "/approvals?tenant=nobody",
@@ -94,6 +96,8 @@ async def _fill(store: AsyncStore) -> None:
         result = _failure(f"fails-{number}")
         await store.run(call("finish", run_id=f"fails-{number}", fence=fence, result=result, **ending))
     await _execute_long_run(store)
+    for index in ("agent=b", "tenant=t", "label=x=y", "session=s"):
+        await store.redis.zadd(store.keys("index", index), {f"none-{at}": at for at in range(SCANNED)})
     await store.redis.zadd(store.keys("limits"), {f"limit-{at}": at for at in range(LIMITS)})
 
 

@@ -105,7 +105,7 @@ WRONG_FILTERS = {
     "label=north": "write name=value",
     "cursor=x": "is not a valid cursor",
     f"code={'x' * 250}": "the glob in code has 250 characters",
-    f"agent={'x' * 400}": "at most 300 are allowed",
+    f"agent={'x' * 700}": "at most 600 are allowed",
 }
 
 
@@ -220,7 +220,7 @@ async def test_a_page_of_a_long_run_is_bounded(
     page = await server.text("/run/r1")
 
     assert f"{steps - 2} older steps are not shown" in page
-    assert "trimmed events" in page
+    assert "and what was before the last 20 events" in page
     assert page.count('<li class="oa-row') == 3
     assert page.count("<li><span>") == 5
 
@@ -491,3 +491,40 @@ async def _commands(redis: Any) -> int:
     """The commands that clients have sent. HGET is sent by the script only."""
     stats = await redis.info("commandstats")
     return sum(each["calls"] for name, each in stats.items() if name not in ("cmdstat_hget", "cmdstat_info"))
+
+
+LONG_ID = "agent-<b>" + "x" * 200
+
+
+async def test_an_agent_with_a_long_id_leads_to_its_runs(server: Server, redis_url: str) -> None:
+    """The overview shows the beginning of the id; the link has all of it."""
+    async with process(redis_url, agent(LONG_ID)) as worker:
+        await worker.run(agent_id=LONG_ID)
+        overview_page = await server.text("/overview")
+        link = unescape(re.search(r'href="(/runs\?agent=[^"]+)"', overview_page)[1])  # type: ignore[index]
+
+        assert ids_of(await server.text(link)) == ["r1"]
+        for page in (overview_page, await server.text("/run/r1"), await server.text("/runs")):
+            assert "<b>x" not in page
+            assert LONG_ID not in words_of(page)
+
+
+async def test_lists_that_are_cut_say_so(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "AGENTS", 1)
+    monkeypatch.setattr(fleet_page, "WORKERS", 1)
+    client = server.app.client
+    for number in range(3):
+        ids = {"agent_id": f"a{number}", "session_id": f"s{number}", "run_id": f"r{number}"}
+        await client.submit({**ids, "input_text": "hi"})
+        card = WorkerCard("box", 17, (f"q{number}",), {}, 1, "9.9").to_json()
+        await client.store.run(call("register", incarnation=f"w{number}", info=card))
+    await client.store.redis.zadd(client.store.keys("limits"), {"one": 1, "two": 2})
+
+    agents, fleet = words_of(await server.text("/overview")), words_of(await server.text("/fleet"))
+
+    assert "2 more agents with fewer runs are not shown." in agents
+    for said in ("2 more workers are", "3 more queues are", "1 more limit is"):
+        assert f"{said} not shown." in fleet
+    await client.store.redis.flushall()

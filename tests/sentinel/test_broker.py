@@ -10,7 +10,7 @@ from celery import Celery
 
 from openagents_worker.celery.bootsteps import _settings_with_broker
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.publisher import _publishing_connection, make_app, send_first
+from openagents_worker.producer.publisher import make_app, publishing_connection, send_first
 from openagents_worker.producer.redis_transport import SentinelPublishingTransport
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.scripts import Wake
@@ -61,7 +61,7 @@ def test_a_worker_waits_for_messages_without_limit_and_for_a_connection_with_one
 
 def test_a_producer_publishes_through_our_transport(app: Celery) -> None:
     """It keeps one client, and hears of a silent broker."""
-    with _publishing_connection(app) as connection:
+    with publishing_connection(app) as connection:
         assert isinstance(connection.transport, SentinelPublishingTransport)
         assert connection.default_channel.socket_timeout is not None
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store import scripts
+from openagents_worker.store import newest_events as newest_events_module
+from openagents_worker.store import scripts, sessions
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.paging import IDS_PER_PAGE, PAGE_BYTES, PageSize
 from openagents_worker.store.scripts import DeleteAnswer
-from openagents_worker.store.sessions import SessionStore, read_session
+from openagents_worker.store.sessions import SessionStore, read_session, session_plan
 from openagents_worker.store.watch import history, watch
 from tests.support.script_calls import call
 from tests.support.scripts import Hand
@@ -57,7 +59,7 @@ async def test_a_transcript_of_large_messages_is_read_in_small_pages(redis_url: 
 
 
 def test_a_part_of_the_history_is_read_without_the_rest(hand: Hand) -> None:
-    """From a number on, and only so many events, or the last ones."""
+    """From a number on, and only so many events."""
     hand.submit("r1")
     hand.claim("r1")
     for batch in range(1, 7):
@@ -72,10 +74,66 @@ def test_a_part_of_the_history_is_read_without_the_rest(hand: Hand) -> None:
 
     assert begin["length"] == len(whole) > 1_200
     assert seqs(after=700, most=100) == list(range(701, 801))
-    assert seqs(newest=50) == whole[-50:]
-    assert seqs(after=len(whole) - 10, newest=50) == whole[-10:]
+    assert seqs(after=len(whole) - 10) == whole[-10:]
     assert seqs(after=2**63 - 1, most=3) == []
     assert seqs(most=3) == whole[:3]
+
+
+@pytest.mark.parametrize("trimmed", [0, 900])
+def test_the_last_events_of_a_run_are_read_without_the_others(hand: Hand, trimmed: int) -> None:
+    """However many they are, and whatever their number: also those that were trimmed."""
+    _with_events(hand, 1_200)
+    keys = hand.store.keys
+    hand.store.redis.xtrim(keys("events", "r1"), minid=f"{trimmed}-0", approximate=False)
+    whole = [event.seq for event in hand.store.execute(history(keys, "r1"))]
+
+    for newest in (1, 49, 50, 51, 1_000, 5_000):
+        found = hand.store.execute(newest_events(keys, "r1", newest))
+        assert [event.seq for event in found] == whole[-newest:]
+
+
+def test_large_last_events_are_not_all_read(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is made again several times a second."""
+    monkeypatch.setattr(newest_events_module, "NEWEST_BYTES", 100_000)
+    _with_events(hand, 1_200, "x" * 1_000)
+
+    found = hand.store.execute(newest_events(hand.store.keys, "r1", 1_200))
+
+    seqs = [event.seq or 0 for event in found]
+    assert 100 <= len(seqs) < 1_200
+    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+    assert seqs[-1] == hand.store.execute(history(hand.store.keys, "r1"))[-1].seq
+
+
+def _with_events(hand: Hand, count: int, text: str = "") -> None:
+    """A run that has emitted so many events."""
+    hand.submit("r1")
+    hand.claim("r1")
+    for batch in range(1, count // 200 + 1):
+        events = [word for n in range(200) for word in ("said", json.dumps({"n": n, "x": text}))]
+        hand.store.run(scripts.emit(run_id="r1", fence=_fence(hand), batch_no=batch, events=events))
+
+
+def test_the_last_messages_of_a_session_are_read_without_the_others(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many, and no more than a few megabytes, for a page. A client gets them all."""
+    store, keys = hand.store, hand.store.keys
+    hand.submit("r1")
+    hand.claim("r1")
+    texts = [json.dumps({"role": "user", "content": f"{n} {'x' * 1_000}"}) for n in range(300)]
+    store.redis.rpush(keys("transcript", "s1"), *texts)
+
+    def shown(newest: int | None) -> list[int]:
+        session = store.execute(session_plan(keys, "s1", newest))
+        return [int(message["content"].split()[0]) for message in session.transcript]
+
+    assert shown(None) == list(range(300))
+    assert shown(250) == list(range(50, 300))
+    assert shown(1_000) == list(range(300))
+    monkeypatch.setattr(sessions, "NEWEST_BYTES", 1)
+    assert shown(250) == list(range(280, 300))
+    store.redis.delete(keys("transcript", "s1"))
 
 
 def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1561,7 +1561,7 @@ def test_the_error_code_of_another_life_is_not_the_code_of_a_run(bench: Bench) -
 
 
 def test_the_rows_of_a_list_are_read_at_once(bench: Bench) -> None:
-    """A row for each id, with the answers that commands get: also for a missing key or one of a wrong type."""
+    """A row for each id, with the answers that commands get, also for a key that is missing or wrong."""
     bench.do("submit", run_id="r1", session_id="s1")
     bench.do("submit", run_id="r2", session_id="s1")
     bench.redis.set("oa:sess:s1:artifacts", "text")

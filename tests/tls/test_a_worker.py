@@ -17,7 +17,7 @@ from openagents_worker.celery.register import register
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.app_binding import binding_of
 from openagents_worker.producer.client import Client, client_of
-from openagents_worker.producer.publisher import _publishing_connection, send_first
+from openagents_worker.producer.publisher import publishing_connection, send_first
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import Backlog
@@ -86,7 +86,7 @@ def test_messages_of_a_products_app_use_the_tls_of_that_app(servers: Servers) ->
             set_as_current=False,
         )
         app.conf.broker_use_ssl = use_ssl
-        with _publishing_connection(app) as connection:
+        with publishing_connection(app) as connection:
             connection.default_channel.client.lpush("hello", "TLS")
         with servers.inside(servers.locked, 1) as inside:
             assert inside.rpop("hello") == "TLS"

@@ -20,9 +20,9 @@ from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.client import AsyncClient, Client, cell_of
 from openagents_worker.producer.publisher import (
-    _publishing_connection,
     close_producers,
     make_app,
+    publishing_connection,
     send_first,
 )
 from openagents_worker.settings import Settings, load_settings
@@ -185,7 +185,7 @@ def test_time_limits_and_the_name_of_the_client_reach_every_connection(name: str
     with (
         closing(Store(cell_of(settings), answer_timeout_s=9)) as store,
         app.connection_for_read() as reading,
-        _publishing_connection(app) as publishing,
+        publishing_connection(app) as publishing,
     ):
         clients: list[tuple[Any, float]] = [
             (store.redis, 5),

@@ -311,7 +311,18 @@ def test_make_names_a_browser_that_is_missing(tmp_path: Path) -> None:
 def test_make_lists_its_targets() -> None:
     """`make` alone explains itself."""
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30).stdout
-    for target in ("demo", "test", "test-long", "test-extras", "test-ui", "check", "dev", "bench", "clean"):
+    for target in (
+        "demo",
+        "lint",
+        "test",
+        "test-long",
+        "test-extras",
+        "test-ui",
+        "check",
+        "dev",
+        "bench",
+        "clean",
+    ):
         assert f"make {target} " in listed
 
 
@@ -346,6 +357,19 @@ def ci(
 
 
 BROWSER = {"chromium": "", "chromedriver": ""}
+WITHOUT_A_BROWSER = ["lint", "test", "test-long", "test-extras"]
+
+
+def test_make_lint_makes_every_check_without_tests() -> None:
+    """Format, lint, import contracts and types. `make check` makes them before the tests."""
+    commands = ["ruff format --check .", "ruff check .", "lint-imports", "mypy"]
+
+    for target in ("lint", "check"):
+        said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        made = [line for line in said.stdout.splitlines() if line.startswith(".venv/bin/")]
+        places = [made.index(f".venv/bin/{command}") for command in commands]
+        assert places == sorted(places)
+        assert any("pytest" in line for line in made) == (target == "check")
 
 
 def test_ci_runs_all_tests_and_prints_their_times(tmp_path: Path) -> None:
@@ -353,19 +377,19 @@ def test_ci_runs_all_tests_and_prints_their_times(tmp_path: Path) -> None:
     code, made, said = ci(tmp_path)
 
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert (code, made) == (0, ["test", "test-long", "test-extras", "test-ui"])
+    assert (code, made) == (0, [*WITHOUT_A_BROWSER, "test-ui"])
     for target in made:
         assert re.search(rf"^make {target}: passed, \d+ s$", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize("fails", ["test", "test-long", "test-extras", "test-ui"])
+@pytest.mark.parametrize("fails", [*WITHOUT_A_BROWSER, "test-ui"])
 def test_ci_fails_with_any_of_them_and_runs_the_others(fails: str, tmp_path: Path) -> None:
     """One failure does not hide another."""
     code, made, said = ci(tmp_path, fails=fails)
 
-    assert (code, made) == (1, ["test", "test-long", "test-extras", "test-ui"])
+    assert (code, made) == (1, [*WITHOUT_A_BROWSER, "test-ui"])
     assert re.search(rf"^make {fails}: FAILED, \d+ s$", said, re.MULTILINE)
-    assert said.count("passed") == 3
+    assert said.count("passed") == 4
 
 
 def test_ci_says_that_there_is_no_browser(tmp_path: Path) -> None:
@@ -373,7 +397,7 @@ def test_ci_says_that_there_is_no_browser(tmp_path: Path) -> None:
     code, made, said = ci(tmp_path / "lenient", browser=False)
     strict, _, _ = ci(tmp_path / "strict", browser=False, CI_REQUIRE_UI="1")
 
-    assert (code, made) == (0, ["test", "test-long", "test-extras"])
+    assert (code, made) == (0, WITHOUT_A_BROWSER)
     assert "make test-ui: NOT RUN, no chromium here (Debian: apt install chromium chromium-driver)\n" in said
     assert strict == 1
 
@@ -386,7 +410,7 @@ def test_ci_installs_a_browser(tmp_path: Path) -> None:
 
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == ["update -q", "install -q -y --no-install-recommends chromium chromium-driver"]
-    assert (code, made) == (0, ["test", "test-long", "test-extras", "test-ui"])
+    assert (code, made) == (0, [*WITHOUT_A_BROWSER, "test-ui"])
     assert "NOT RUN" not in said
 
 
@@ -405,5 +429,5 @@ def test_ci_goes_on_without_a_browser(tmp_path: Path, apt_get: str, reason: str)
     """With the reason in the last lines."""
     code, made, said = ci(tmp_path / "ci", browser=False, apt_get=apt_get, CI_INSTALL_S="0.1")
 
-    assert (code, made) == (0, ["test", "test-long", "test-extras"])
+    assert (code, made) == (0, WITHOUT_A_BROWSER)
     assert f"make test-ui: NOT RUN, {reason}\n" in said

@@ -21,7 +21,7 @@ from openagents_worker.cli.doctor import (
 )
 from openagents_worker.cli.exits import Exit, exit_code_of
 from openagents_worker.cli.terminal import Safe, dump, joined, out, styled
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import BrokerConfigError, OpenAgentsError
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import PREFIX, Settings, load_settings
 
@@ -37,9 +37,9 @@ COLOURS = {FindingKind.OK: "green", FindingKind.NOTE: "yellow", FindingKind.PROB
 def doctor(app: str | None, fix: bool, as_json: bool) -> int:
     """Look for everything that keeps this deployment from executing runs safely.
 
-    Checks the agents and the keys of their models, Redis (version, memory, disk, clock, rights), the workers
-    and their queues, and the variables of Flower. Each problem comes with what to do. The exit code is 0 if
-    there is no problem, 2 if there is one, and 4 if Redis does not answer.
+    Checks the agents and the keys of their models, Redis (version, memory, disk, clock, rights), the broker,
+    the workers and their queues, and the variables of Flower. Each problem comes with what to do. The exit
+    code is 0 if there is no problem, 2 if there is one, and 4 if Redis does not answer.
 
     \b
     openagents-worker doctor
@@ -58,6 +58,7 @@ def doctor(app: str | None, fix: bool, as_json: bool) -> int:
                 found.append(_fixed(finding, client) if fix and finding.fix else finding)
             found = without_variables_of_workers(found, client)
     except OpenAgentsError as error:
+        subject = "broker" if isinstance(error, BrokerConfigError) else subject
         found.append(Finding(FindingKind.PROBLEM, subject, f"{error.code}: {error.message}", error.hint))
         code = exit_code_of(error)
     if as_json:
