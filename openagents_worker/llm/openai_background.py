@@ -50,6 +50,8 @@ class _Running:
     response_id: str | None = None
     sequence_number: int = -1
     """The number of the last event that was read."""
+    reader: StreamReader | None = field(default=None, repr=False)
+    """What has read these events: it knows the numbers of the calls, and what is in the middle of a text."""
     news: int = 0
     """How many new events and states were read."""
     is_from_before: bool = False
@@ -62,6 +64,7 @@ class _Running:
 
     def count(self, reply: StreamReader) -> None:
         """Count the event that was read last. A server may send those of before again."""
+        self.reader = reply
         number = getattr(reply, "sequence_number", -1)
         if number > self.sequence_number:
             self.sequence_number = number
@@ -69,7 +72,7 @@ class _Running:
 
     def forget(self) -> None:
         """The next try creates a new response."""
-        self.response_id, self.sequence_number = None, -1
+        self.response_id, self.sequence_number, self.reader = None, -1, None
 
 
 _running: ContextVar[_Running | None] = ContextVar("openagents_background_response", default=None)
@@ -197,7 +200,7 @@ class BackgroundModelClient(HttpModelClient):
                 await self._begin(running, name, exchange.body["model"])
             running.count(reply)
 
-        exchange.after_chunk = note_id
+        exchange.after_chunk, exchange.reader = note_id, None
         body = await super()._reply_body(exchange)
         if running.response_id is None and isinstance(body.get("id"), str):
             await self._begin(running, body["id"], exchange.body["model"])
@@ -223,9 +226,10 @@ class BackgroundModelClient(HttpModelClient):
                 await self._timing.sleep(max(RECONNECT_S * 2**lost if lost else 0, wait_ms / 1000))
 
     async def _continued(self, exchange: Exchange, running: _Running) -> Any:
-        query = {"stream": "true", "starting_after": running.sequence_number}
-        if running.sequence_number < 0:
-            del query["starting_after"]
+        query: dict[str, Any] = {"stream": "true"}
+        if running.sequence_number >= 0:
+            query["starting_after"] = running.sequence_number
+        exchange.reader = running.reader if running.sequence_number >= 0 else None
 
         async def count(reply: StreamReader) -> None:
             running.count(reply)

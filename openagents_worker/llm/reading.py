@@ -85,6 +85,8 @@ class Exchange:
     took_ms: float = 0.0
     """Milliseconds of the newest request, from its begin to the end of its reply."""
     measures: dict[str, Any] = field(default_factory=dict)
+    reader: StreamReader | None = None
+    """The reader of a stream that broke off, if the next stream continues it. None: the next reply is new."""
     after_chunk: Callable[[StreamReader], Awaitable[None]] | None = None
     """Awaited after each chunk of a streamed reply, before its pieces are delivered."""
 
@@ -173,7 +175,9 @@ class ReplyReading:
         exchange: Exchange,
         elapsed_ms: Callable[[], float],
     ) -> dict[str, Any]:
-        reply = self._codec.stream(max_chars=self._max_bytes)
+        reply = exchange.reader or self._codec.stream(max_chars=self._max_bytes)
+        if exchange.reader is not None:
+            reply.resume()
         events = SSEDecoder(max_event_chars=self._max_bytes)
 
         async def add(piece: bytes) -> bool:

@@ -9,7 +9,15 @@ import pytest
 
 from openagents_worker.errors import LLMAuthError, LLMResponseError
 from openagents_worker.llm.anthropic_messages import MAX_PAUSES
-from openagents_worker.llm.base import CallInfo, FinishReason, LLMResponse, current_call
+from openagents_worker.llm.base import (
+    CallInfo,
+    Delta,
+    DeltaKind,
+    FinishReason,
+    LLMResponse,
+    ModelRequest,
+    current_call,
+)
 from openagents_worker.llm.conversation import assistant_message
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
 from tests.unit.llm.wire import ANTHROPIC, HI, TOOLS, Heard, ask, client_of
@@ -88,6 +96,32 @@ async def test_a_paused_reply_is_continued_by_sending_it_back(is_streamed: bool)
     assert found.usage is not None
     assert (found.usage.input_tokens, found.usage.output_tokens) == (20, 10)
     assert heard.text == (found.output_text if is_streamed else "")
+
+
+async def test_the_arguments_of_the_providers_own_tools_are_not_those_of_a_call() -> None:
+    """A watcher gets the arguments of the calls of the reply, which are numbered from 0."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}
+    events: list[Any] = [{"type": "message_start", "message": message([], "")}]
+    for index, block in enumerate([{**SEARCH, "input": {}}, call]):
+        delta = {"type": "input_json_delta", "partial_json": json.dumps({"n": index})}
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.append({"type": "content_block_delta", "index": index, "delta": delta})
+    stop = {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 5}}
+    heard: list[Delta] = []
+
+    async def listen(piece: Delta) -> None:
+        heard.append(piece)
+
+    async with answering(lambda _: Sent((sse(*events, stop),), STREAM)) as url:
+        client = client_of(ANTHROPIC, url)
+        try:
+            reply = await client.respond(ModelRequest(HI, tools=TOOLS, on_piece=listen))
+        finally:
+            await client.aclose()
+
+    assert heard == [Delta(DeltaKind.ARGUMENTS, '{"n": 1}', 0, "add")]
+    assert [call.arguments for call in reply.tool_calls] == [{"n": 1}]
+    assert reply.content[0]["input"] == {"n": 0}
 
 
 CONTAINER = {"id": "container_1", "expires_at": "2026-12-01T00:00:00Z"}
