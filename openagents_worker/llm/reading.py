@@ -78,6 +78,10 @@ class Exchange:
     """Strings that no error message may contain."""
     parts: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """The bodies of the parts of a reply that the provider has paused."""
+    is_paused: bool = False
+    """Whether the provider has paused its reply, so that the next request continues it."""
+    last_part: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The body after these parts, with which the reply is complete."""
     part_costs: list[float | None] = field(default_factory=list)
     """The cost in USD that a gateway states for each of these parts; None if it states none."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)

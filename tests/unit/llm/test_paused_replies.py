@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.conversation import assistant_message
+from openagents_worker.llm.limits import RequestLimit
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
 from tests.unit.llm.wire import ANTHROPIC, HI, TOOLS, Heard, ask, client_of
 
@@ -244,6 +246,53 @@ async def test_the_next_try_continues_the_paused_reply() -> None:
 
     assert asked == [1, 2, 2]
     assert found.output_text == "I look. Tea is a leaf."
+
+
+@dataclass
+class Recorded:
+    """The limits of an attempt, which record what is reserved and how it ends."""
+
+    tenant: str = ""
+    reserved: list[tuple[int, bool]] = field(default_factory=list)
+    """The requests per minute, and whether the run may be parked."""
+    ended: list[int | None] = field(default_factory=list)
+    in_use: int = 0
+
+    async def reserve(self, limit: RequestLimit, tokens: int) -> Recorded:
+        assert self.in_use == 0, "the request before has ended"
+        self.in_use += 1
+        call = current_call.get()
+        assert call is not None
+        self.reserved.append((limit.requests_per_minute, call.may_suspend))
+        return self
+
+    def end(self, *, used: int | None = None, was_sent: bool = True, retry_after_ms: int = 0) -> None:
+        self.in_use -= 1
+        self.ended.append(used)
+
+
+async def test_each_part_of_a_paused_reply_is_a_request_for_the_limits_of_the_fleet() -> None:
+    """With its own tokens. The run is not parked between two parts: those before would be paid for again."""
+    asked: list[Any] = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        if len(asked) == 2:
+            return Sent((), JSON, "500 Error")
+        return whole(PAUSED, "pause_turn") if len(asked) == 1 else whole(REST, "end_turn")
+
+    limits = Recorded()
+    token = current_call.set(CallInfo("r", "c", "k", 0, may_suspend=True, kind="model", limits=limits))
+    try:
+        async with answering(reply) as url:
+            found = await ask(client_of(ANTHROPIC, url, limits={"requests_per_minute": 60}))
+    finally:
+        current_call.reset(token)
+
+    assert found.usage is not None
+    assert found.usage.total_tokens == 30
+    assert limits.reserved == [(60, True), (60, False), (60, False)]
+    assert limits.ended == [15, None, 15]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
