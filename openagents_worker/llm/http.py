@@ -39,12 +39,12 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.codec import Codec, StreamReader
-from openagents_worker.llm.connection_options import ConnectionOptions
+from openagents_worker.llm.connection_options import ConnectionOptions, hint_for_connection
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
-from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of, wait_of
+from openagents_worker.llm.failures import presentable, request_id_of, wait_of
 from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
@@ -257,7 +257,9 @@ class HttpModelClient(ModelClient):
             self._authorize(exchange, await self._key())
         try:
             return await self._send_with_key(exchange)
-        except LLMAuthError as error:
+        except LLMError as error:
+            if not isinstance(error, LLMAuthError) and error.status != httpx.codes.UNAUTHORIZED:
+                raise
             key = await self._key(fresh=True)
             if key == exchange.key or self._tries(exchange) + 1 >= self._options.retry.max_attempts:
                 raise

@@ -267,7 +267,7 @@ class BackgroundModelClient(HttpModelClient):
                 response, exchange, lambda: (self._timing.clock() - sent_at) * 1000
             )
         except (LLMConnectionError, LLMRateLimitError) as error:
-            if response.is_success:  # the response has this error
+            if response.is_success or error.is_final:  # the response has this error, or a retry is useless
                 raise
             raise _Busy(error) from error
         finally:
