@@ -262,7 +262,13 @@ class LLMOptions(Part):
         default_factory=list,
         max_length=MAX_FALLBACKS,
         description="Models that answer a call if this one cannot: objects with fields of this section. One "
-        "without a provider takes all other fields from here.",
+        "without a provider takes all other fields from here; at another address, it says which key it gets.",
+    )
+    share_key: bool | None = Field(
+        default=None,
+        description="Only in fallbacks without a provider, at another address: whether the key is sent "
+        "there, with other secrets of extra_headers, extra_query and extra_body. null: it has a key of its "
+        "own.",
     )
     reasoning_model: bool | None = Field(
         default=None,
