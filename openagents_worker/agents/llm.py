@@ -57,6 +57,29 @@ class LLMPricing(Part):
     audio: float | None = Field(
         default=None, ge=0, description="USD per million input tokens of audio. null: as other input."
     )
+    cached_audio: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens of audio that the provider read from its cache. null: the "
+        "price in the built-in table, if there is one.",
+    )
+    web_search: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per web search that the provider makes for the model. null: the price in the "
+        "built-in table, if there is one.",
+    )
+    file_search: float | None = Field(
+        default=None, ge=0, description="USD per search in files at the provider. null: not known."
+    )
+    image_generation: float | None = Field(
+        default=None, ge=0, description="USD per image that a tool of the provider makes. null: not known."
+    )
+    code_interpreter: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per container in which the provider executes code for a reply. null: not known.",
+    )
 
 
 class LLMRetryOptions(Part):

@@ -9,7 +9,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage, ModelRequest
 from openagents_worker.llm.limits import REPLY_TOKENS
-from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price
+from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price, region_of
 
 __all__ = ["largest_cost_usd"]
 
@@ -19,7 +19,8 @@ def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> 
 
     The tokens of the request are estimated. None of them is read from the provider's cache at a lower price;
     all are written to it if the agent uses a cache whose writes have a higher price. Without `max_tokens`,
-    the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
+    the reply counts with `REPLY_TOKENS`. The service tier and the region of the agent count. Nobody knows how
+    often a tool of the provider will be used, so its fees do not count.
     """
     asked = sum(map(_tokens_of, request.messages))
     if request.tools:
@@ -47,7 +48,8 @@ def _what_changes_the_price(options: LLMOptions) -> dict[str, Any]:
     """The service tier and the region that the agent asks for."""
     extras = options.model_extra or {}
     tier = "fast" if extras.get("speed") == "fast" else extras.get("service_tier")
-    return {"service_tier": tier, "inference_geo": extras.get("inference_geo")}
+    region = extras.get("inference_geo") or region_of(options.api_base)
+    return {"service_tier": tier, "inference_geo": region}
 
 
 def _tokens_of(message: Mapping[str, Any]) -> int:
