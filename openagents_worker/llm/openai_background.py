@@ -13,14 +13,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, OpenAgentsError
 from openagents_worker.http_replies import with_translated_errors
-from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
+from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.codec import StreamReader
 from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
@@ -213,7 +213,9 @@ class BackgroundModelClient(HttpModelClient):
             before = running.news
             try:
                 if exchange.is_streamed:
-                    return await self._continued(exchange, running)
+                    body = await self._continued(exchange, running)
+                    if body.get("status") not in STATES_IN_PROGRESS:
+                        return body  # otherwise the server cannot stream it, and has sent its state
                 return await self._polled(exchange, running)
             except (httpx.TransportError, _Busy) as problem:
                 busy = problem.error if isinstance(problem, _Busy) else None
@@ -240,11 +242,19 @@ class BackgroundModelClient(HttpModelClient):
     async def _polled(self, exchange: Exchange, running: _Running) -> Any:
         assert self.poll_ms is not None
         while True:
-            body = await self._get(exchange, running, {})
+            body = await self._get(exchange, running, {}, is_state=True)
             running.news += 1
             if body.get("status") not in STATES_IN_PROGRESS:
-                return body
+                break
             await self._timing.sleep(self.poll_ms / 1000)
+        if (
+            exchange.is_streamed
+            and not exchange.delivered
+            and body.get("status") not in STATES_WITHOUT_OUTPUT
+        ):
+            text = self._codec.reply(body, provider=self.provider_name).output_text
+            await exchange.deliver([Delta(DeltaKind.TEXT, text)], lambda: exchange.took_ms)
+        return body
 
     # --- requests ----------------------------------------------------------------------------------------
 
@@ -253,9 +263,13 @@ class BackgroundModelClient(HttpModelClient):
         path = f"{url.path.rstrip('/')}/{running.response_id}{end}"
         return with_query(str(url.copy_with(path=path)), query or {})
 
-    async def _get(self, exchange: Exchange, running: _Running, query: Mapping[str, Any]) -> Any:
-        """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`."""
+    async def _get(
+        self, exchange: Exchange, running: _Running, query: Mapping[str, Any], *, is_state: bool = False
+    ) -> Any:
+        """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`. Nobody
+        hears the text of a mere state (`is_state`)."""
         sent_at = self._timing.clock()
+        reading = replace(exchange, on_delta=None, on_piece=None) if is_state else exchange
         http = await self._client()
         request = http.build_request("GET", self._url_of(running, query=query), headers=running.headers)
         response = await with_translated_errors(http.send(request, stream=True))
@@ -264,7 +278,7 @@ class BackgroundModelClient(HttpModelClient):
             if response.status_code == httpx.codes.NOT_FOUND:
                 raise _Gone
             return await self._reading.body_of(
-                response, exchange, lambda: (self._timing.clock() - sent_at) * 1000
+                response, reading, lambda: (self._timing.clock() - sent_at) * 1000
             )
         except (LLMConnectionError, LLMRateLimitError) as error:
             if response.is_success or error.is_final:  # the response has this error, or a retry is useless

@@ -212,3 +212,35 @@ async def test_half_a_character_before_a_break_is_joined_with_the_other_half() -
             await client.aclose()
 
     assert heard.text == "😀"
+
+
+async def test_a_server_that_cannot_stream_a_response_is_asked_for_its_state() -> None:
+    """It answers a question for the events with the state, which is not the reply before it has ended."""
+    provider = Provider(state("queued"), state("queued"), state("in_progress"), state("completed"))
+    heard = Heard()
+
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True, background_poll_ms=50)
+        try:
+            reply = await client.generate(messages=list(HI), on_delta=heard)
+        finally:
+            await client.aclose()
+
+    assert (reply.output_text, provider.created, provider.asked) == (TEXT, 1, 3)
+    assert heard.text == TEXT
+
+
+async def test_the_text_that_was_heard_before_a_break_is_not_heard_again_from_a_whole_reply() -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+    piece = {"type": "response.output_text.delta", "sequence_number": 1, "output_index": 0, "delta": "one "}
+    provider = Provider(Sent((sse(created, piece),), STREAM), state("in_progress"), state("completed"))
+    heard = Heard()
+
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True, background_poll_ms=50)
+        try:
+            reply = await client.generate(messages=list(HI), on_delta=heard)
+        finally:
+            await client.aclose()
+
+    assert (reply.output_text, heard.text) == (TEXT, "one ")
