@@ -45,6 +45,7 @@ FIELDS = {
     "cache_read_input_audio_token_cost": "cached_audio",
     "cache_creation_input_token_cost": "cached_write",
     "cache_creation_input_token_cost_above_1hr": "cached_write_long",
+    "cache_creation_input_token_cost_above_12hr": "cached_write_long",
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_image_token": "image",
     "input_cost_per_audio_token": "audio",

@@ -46,7 +46,8 @@ class LLMPricing(Part):
     cached_write_long: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens written to its cache for an hour. null: as for input.",
+        description="USD per million input tokens written to its cache for an hour or longer. null: as for "
+        "input.",
     )
     reasoning: float | None = Field(
         default=None, ge=0, description="USD per million tokens of reasoning. null: as other output."

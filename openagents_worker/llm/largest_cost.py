@@ -13,13 +13,16 @@ from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price, 
 
 __all__ = ["largest_cost_usd"]
 
+LONG_LIFETIMES = ("1h", "12h")
+"""Lifetimes in a cache with prices of their own: Anthropic's and OpenAI's."""
+
 
 def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:
     """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
 
     The tokens of the request are estimated. None of them is read from the provider's cache at a lower price;
-    all are written to it if the agent uses a cache whose writes have a higher price. Without `max_tokens`,
-    the reply counts with `REPLY_TOKENS`. The service tier and the region of the agent count. Nobody knows how
+    all are written to it if that has a higher price. Without `max_tokens`, the reply counts with
+    `REPLY_TOKENS`. The service tier and the region of the agent count. Nobody knows how
     often a tool of the provider will be used, so its fees do not count.
     """
     asked = sum(map(_tokens_of, request.messages))
@@ -36,11 +39,13 @@ def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> 
 
 
 def _written_to_cache(tokens: int, options: LLMOptions) -> dict[str, int]:
-    """The tokens that a request may write to Anthropic's cache. Other providers have no option for that."""
+    """The tokens that a request may write to the provider's cache: OpenAI's newer models do it unasked."""
     extras = options.model_extra or {}
-    if options.provider != "anthropic" or extras.get("prompt_caching") is False:
+    if options.provider == "anthropic" and extras.get("prompt_caching") is False:
         return {}
-    long = tokens if extras.get("cache_ttl") == "1h" else 0
+    cache = extras.get("prompt_cache_options")
+    lifetime = extras.get("cache_ttl") or (cache.get("ttl") if isinstance(cache, Mapping) else None)
+    long = tokens if lifetime in LONG_LIFETIMES else 0
     return {"cache_creation_input_tokens": tokens, "cache_creation_1h_input_tokens": long}
 
 

@@ -57,6 +57,8 @@ _LONG_CACHE = (
     ("cache_creation", "ephemeral_1h_input_tokens"),
     ("prompt_tokens_details", "cache_creation", "ephemeral_1h_input_tokens"),
     ("prompt_tokens_details", "cache_creation_token_details", "ephemeral_1h_input_tokens"),
+    ("input_tokens_details", "cache_write_tokens_details", "ttl_12h_tokens"),
+    ("prompt_tokens_details", "cache_write_tokens_details", "ttl_12h_tokens"),
 )
 _OUTPUT_AUDIO = (("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"))
 _SEARCHES = re.compile(r"gpt-[^/]*-search-(preview|api)")

@@ -223,6 +223,23 @@ def test_what_is_reserved_for_a_call_is_the_price_of_the_region(base: str, facto
     assert found == pytest.approx(most * factor)
 
 
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [({}, 12.5), ({"prompt_cache_options": {"ttl": "12h"}}, 25.0), ({"model": "gpt-4o"}, 2.5)],
+)
+def test_what_is_reserved_for_a_call_includes_that_openai_may_keep_it_in_its_cache(
+    options: dict[str, Any], rate: float
+) -> None:
+    """Newer models write the whole request to it unasked, at a higher price."""
+    place = {"provider": "openai_compatible", "api_base": "http://x", "max_tokens": 1}
+    client = OpenAICompatibleClient(LLMOptions(**{"model": "gpt-6-astra", **place, **options}), api_key="k")
+    request = ModelRequest([{"role": "user", "content": "x" * 400_000}])
+
+    found = client.largest_cost_usd(request)
+
+    assert found == pytest.approx(100_000 * rate / 1e6, rel=0.001)
+
+
 # --- tuned models ----------------------------------------------------------------------------------------
 
 
