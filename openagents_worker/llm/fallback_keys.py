@@ -101,7 +101,9 @@ def _places(options: LLMOptions, env: Mapping[str, str]) -> set[Hashable]:
     streamed = options.stream_endpoint
     urls = [base_of(options, env), streamed if streamed is not None and "://" in streamed else None]
     places: set[Hashable] = {place for url in urls if url and (place := _origin(url)) is not None}
-    return places | ({_service(options)} if options.provider == "litellm" else set())
+    if options.provider == "litellm":
+        places.add(_service(options))
+    return places
 
 
 def _origin(url: str) -> tuple[str, str, int | None] | None:

@@ -93,7 +93,8 @@ async def test_a_fallback_is_asked_although_a_retry_is_useless() -> None:
 
 async def test_a_key_that_was_replaced_is_read_again_for_a_repeated_request(tmp_path: Path) -> None:
     """A refused key with `true` is retried like a lost connection, but at once and with the new key."""
-    file, delays = tmp_path / "key", []
+    file = tmp_path / "key"
+    delays: list[tuple[str, int]] = []
     file.write_text("first-key-00000001")
     answers = [refused("401 No", "true"), OK]
 
