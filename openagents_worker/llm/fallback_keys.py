@@ -64,17 +64,20 @@ def key_problems(
         return
     if fallback.share_key is not None or _is_where_the_agent_is(agent, fallback, env):
         return
-    if secrets := list(_taken(agent, entry, env)):
+    if secrets := list(_taken(agent, entry, fallback, env)):
         field = next((name for name in ("api_base", "stream_endpoint") if name in entry), "model")
         text = f"another address than that of the agent's model would get {' and '.join(secrets)}"
         yield ConfigProblem((field,), text, _HINT)
 
 
-def _taken(agent: LLMOptions, entry: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:
-    """The names of the agent's secrets that an entry takes."""
+def _taken(
+    agent: LLMOptions, entry: Mapping[str, Any], fallback: LLMOptions, env: Mapping[str, str]
+) -> Iterator[str]:
+    """The names of the secrets that an entry sends and does not name."""
     from openagents_worker.llm.http_providers import named_key_of
 
-    if not KEYS & entry.keys() and (key := named_key_of(agent, env)):
+    names_key = any(entry.get(name) is not None for name in KEYS)
+    if not names_key and (key := named_key_of(fallback, env)):
         yield f"the agent's key ({key})"
     for option in WITH_SECRETS:
         if option not in entry:

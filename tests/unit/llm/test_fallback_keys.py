@@ -47,6 +47,7 @@ def problems(agent: dict[str, Any], entry: dict[str, Any], env: dict[str, str] =
     [
         (NAMED, OTHER, ["OUR_KEY"]),
         (OURS, OTHER, ["OPENAI_API_KEY"]),
+        (NAMED, {**OTHER, "api_key_env": None}, ["OPENAI_API_KEY"]),
         (CHAT, {"api_base": "https://openrouter.ai/api/v1"}, ["OPENAI_API_KEY"]),
         (NAMED, {"api_base": "http://ours.example/v1"}, ["OUR_KEY"]),
         (NAMED, {"api_base": "https://ours.example:8443/v1"}, ["OUR_KEY"]),
