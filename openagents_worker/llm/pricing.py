@@ -20,6 +20,7 @@ from openagents_worker.jsontext import LARGEST_COUNT, dumps
 from openagents_worker.llm.base import LLMUsage, Message, token_count
 
 __all__ = [
+    "ANYWHERE",
     "FEES",
     "MEDIA_TOKENS",
     "estimate_tokens",
@@ -85,6 +86,8 @@ _MEDIA = frozenset(
 )
 """The types of these parts, in the neutral format and in those of the providers."""
 
+ANYWHERE = frozenset({"", "global", "not_available"})
+"""Values of `inference_geo` that change no price."""
 _OPENAI_REGION = re.compile(r"https?://([a-z]{2,10})\.api\.openai\.com(?=[:/?]|$)", re.IGNORECASE)
 
 Rates = Mapping[str, float | None]
@@ -120,7 +123,7 @@ def price(
         served,
         overrides,
         tier=tier,
-        region=region if isinstance(region, str) else None,
+        region=region if isinstance(region, str) and region not in ANYWHERE else None,
         input_tokens=usage.input_tokens,
     )
     breakdown: dict[str, float] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 from openagents_worker.jsontext import LARGEST_COUNT
 from openagents_worker.llm.base import LLMUsage, token_count
+from openagents_worker.llm.pricing import ANYWHERE
 
 __all__ = ["COST_HEADERS", "stated_cost", "tools_of_message", "tools_of_response", "usage_from_wire"]
 
@@ -62,8 +63,6 @@ _LONG_CACHE = (
 )
 _OUTPUT_AUDIO = (("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"))
 _SEARCHES = re.compile(r"gpt-[^/]*-search-(preview|api)")
-_ELSEWHERE = (None, "", "global", "not_available")
-"""Values of `inference_geo` that change no price."""
 
 
 def usage_from_wire(
@@ -154,7 +153,7 @@ def _tier(usage: Mapping[str, Any], service_tier: Any) -> str | None:
 def _geo(usage: Mapping[str, Any]) -> str | None:
     """The region of Anthropic in which the model ran, if it may have prices of its own."""
     region = usage.get("inference_geo")
-    return region if isinstance(region, str) and region not in _ELSEWHERE else None
+    return region if isinstance(region, str) and region not in ANYWHERE else None
 
 
 # --- tools of the provider -------------------------------------------------------------------------------

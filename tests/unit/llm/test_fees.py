@@ -169,6 +169,7 @@ def test_a_number_of_calls_that_is_no_number_counts_as_none(calls: Any) -> None:
         ("gpt-4o", "gov", 1.1),
         ("claude-opus-5-5", "us", 1.1),
         ("claude-opus-5-5", "eu", None),
+        ("claude-opus-5-5", "global", 1.0),
         ("claude-sonnet-4-5", "us", 1.0),
         ("deepseek-chat", "eu", 1.0),
     ],
