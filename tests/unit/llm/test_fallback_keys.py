@@ -12,6 +12,7 @@ from openagents_worker import register_api_keys
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMAuthError, PluginConfigError
 from openagents_worker.llm import api_keys
+from openagents_worker.llm.fallback_keys import key_problems
 from openagents_worker.llm.fallbacks import fallback_options
 from openagents_worker.llm.providers import make_client
 from openagents_worker.testing.model_server import ModelServer
@@ -59,24 +60,12 @@ def problems(agent: dict[str, Any], entry: dict[str, Any], env: dict[str, str] =
             ["extra_headers.Ocp-Apim-Subscription-Key", "extra_query.key"],
         ),
         ({**OURS, "extra_body": {"api_key": "s", "prompt_cache_key": "p"}}, OTHER, ["extra_body.api_key"]),
-        (
-            {"provider": "litellm", "model": "bedrock/nova", "api_key_env": "OUR_KEY"},
-            {"model": "openrouter/nova"},
-            ["OUR_KEY"],
-        ),
-        (
-            {"provider": "litellm", "model": "gpt-4o", "api_key_env": "OUR_KEY"},
-            {"model": "claude-sonnet-4-5"},
-            ["OUR_KEY"],
-        ),
     ],
 )
 def test_a_secret_of_the_agent_goes_to_no_other_address_without_a_word(
     agent: dict[str, Any], entry: dict[str, Any], secrets: list[str]
 ) -> None:
     """`validate` names what would be sent, and what to write."""
-    if agent["provider"] == "litellm":
-        pytest.importorskip("litellm")
     found = [each for each in problems(agent, entry) if "another address" in each]
 
     assert len(found) == 1
@@ -115,6 +104,32 @@ def test_an_entry_that_is_safe_or_says_what_it_wants_is_accepted(
     agent: dict[str, Any], entry: dict[str, Any], env: dict[str, str]
 ) -> None:
     assert problems(agent, entry, env) == []
+
+
+LITELLM = {"provider": "litellm", "api_key_env": "OUR_KEY"}
+
+
+@pytest.mark.parametrize(
+    ("model", "entry", "is_elsewhere"),
+    [
+        ("bedrock/nova-pro", {"model": "bedrock/nova-lite"}, False),
+        ("bedrock/nova-pro", {"model": "openrouter/nova"}, True),
+        ("gpt-4o", {"model": "gpt-4o-mini"}, False),
+        ("gpt-4o", {"model": "claude-sonnet-4-5"}, True),
+        ("gpt-4o", {"model": "gpt-4o", "custom_llm_provider": "azure"}, True),
+        ("azure/gpt-4o", {"model": "azure/gpt-4o", "api_base": "https://other.example"}, True),
+    ],
+)
+def test_with_litellm_the_name_of_the_model_is_a_part_of_the_address(
+    model: str, entry: dict[str, Any], is_elsewhere: bool
+) -> None:
+    """LiteLLM sends a key that it is given to whichever service the name says."""
+    agent = LLMOptions(**LITELLM, model=model, fallbacks=[entry])
+    (fields,) = fallback_options(agent)
+
+    found = list(key_problems(agent, entry, LLMOptions.model_validate(fields), ENV))
+
+    assert bool(found) is is_elsewhere
 
 
 def test_the_key_in_a_file_is_the_agents_key_too(tmp_path: Path) -> None:
