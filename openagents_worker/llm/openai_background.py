@@ -247,11 +247,8 @@ class BackgroundModelClient(HttpModelClient):
             if body.get("status") not in STATES_IN_PROGRESS:
                 break
             await self._timing.sleep(self.poll_ms / 1000)
-        if (
-            exchange.is_streamed
-            and not exchange.delivered
-            and body.get("status") not in STATES_WITHOUT_OUTPUT
-        ):
+        has_output = body.get("status") not in STATES_WITHOUT_OUTPUT
+        if exchange.is_streamed and has_output and not exchange.delivered:
             text = self._codec.reply(body, provider=self.provider_name).output_text
             await exchange.deliver([Delta(DeltaKind.TEXT, text)], lambda: exchange.took_ms)
         return body
@@ -269,7 +266,7 @@ class BackgroundModelClient(HttpModelClient):
         """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`. Nobody
         hears the text of a mere state (`is_state`)."""
         sent_at = self._timing.clock()
-        reading = replace(exchange, on_delta=None, on_piece=None) if is_state else exchange
+        heard = replace(exchange, on_delta=None, on_piece=None) if is_state else exchange
         http = await self._client()
         request = http.build_request("GET", self._url_of(running, query=query), headers=running.headers)
         response = await with_translated_errors(http.send(request, stream=True))
@@ -278,7 +275,7 @@ class BackgroundModelClient(HttpModelClient):
             if response.status_code == httpx.codes.NOT_FOUND:
                 raise _Gone
             return await self._reading.body_of(
-                response, reading, lambda: (self._timing.clock() - sent_at) * 1000
+                response, heard, lambda: (self._timing.clock() - sent_at) * 1000
             )
         except (LLMConnectionError, LLMRateLimitError) as error:
             if response.is_success or error.is_final:  # the response has this error, or a retry is useless

@@ -139,7 +139,8 @@ class ReplyReading:
                 return await self._read_stream(head, stream, response, exchange, elapsed_ms)
             body = _json(await self._read_whole_body(head, stream))
         self._check_whole(body, response, exchange)
-        if exchange.is_streamed and not exchange.delivered:  # the server cannot stream: it sent a whole reply
+        is_new = bool(exchange.parts) or not exchange.delivered
+        if exchange.is_streamed and is_new:  # the server cannot stream: it sent one complete reply
             text = self._codec.reply(body, provider=self._endpoint.provider).output_text
             await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms)
         return body
