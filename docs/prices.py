@@ -42,13 +42,23 @@ FIELDS = {
     "input_cost_per_token": "input",
     "output_cost_per_token": "output",
     "cache_read_input_token_cost": "cached_read",
+    "cache_read_input_audio_token_cost": "cached_audio",
     "cache_creation_input_token_cost": "cached_write",
     "cache_creation_input_token_cost_above_1hr": "cached_write_long",
+    "cache_creation_input_token_cost_above_12hr": "cached_write_long",
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_image_token": "image",
     "input_cost_per_audio_token": "audio",
     "output_cost_per_audio_token": "output_audio",
 }
+SEARCHES = frozenset({"openai", "anthropic"})
+"""Vendors that bill each web search of a model and count them in their replies. Gemini has free ones."""
+REGIONS = {
+    "regional_processing_uplift_multiplier_eu": "eu",
+    "regional_processing_uplift_multiplier_us": "us",
+    "fedramp_uplift_multiplier": "gov",
+}
+"""OpenAI's regions, as their hosts begin. A model without the first two costs the same in all others."""
 _FIELD = re.compile(
     rf"(?P<base>{'|'.join(sorted(FIELDS, key=len, reverse=True))})"
     r"(?:_above_(?P<above>\d+)k_tokens)?(?:_(?P<tier>flex|priority|ultrafast))?"
@@ -56,20 +66,20 @@ _FIELD = re.compile(
 
 
 def prices(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rates by model name, in USD per million tokens."""
+    """The rates by model name, in USD per million tokens, and per web search."""
     found: dict[str, dict[str, Any]] = {}
     for vendor in VENDORS:
         for name, entry in table.items():
             if entry.get("litellm_provider") != vendor or entry.get("mode") not in MODES:
                 continue
             short = name.removeprefix(f"{vendor}/").lower()
-            rates = _rates(entry)
+            rates = _rates(entry, vendor)
             if "/" not in short and short not in found and {"input", "output"} <= rates.keys():
                 found[short] = rates
     return dict(sorted(found.items()))
 
 
-def _rates(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _rates(entry: Mapping[str, Any], vendor: str) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     for field, value in entry.items():
         match = _FIELD.fullmatch(field)
@@ -88,6 +98,11 @@ def _rates(entry: Mapping[str, Any]) -> dict[str, Any]:
         rates["fast"] = _multiplied(rates, fast)
     if us := special.get("us"):  # and so does its data residency
         rates["regions"] = {"us": us}
+    if regions := {region: entry[field] for field, region in REGIONS.items() if field in entry}:
+        rates["regions"] = regions if "eu" in regions else {"*": 1.0, **regions}
+    searches = set((entry.get("search_context_cost_per_query") or {}).values())
+    if vendor in SEARCHES and len(searches) == 1:  # the same, however much a search finds
+        rates["web_search"] = searches.pop()
     return rates
 
 
@@ -105,7 +120,7 @@ def main(wheel: Path) -> None:
     data = {
         "source": f"{TABLE} of {version} (MIT license)",
         "date": datetime.fromtimestamp(wheel.stat().st_mtime, UTC).date().isoformat(),
-        "unit": "USD per million tokens",
+        "unit": "USD per million tokens; web_search: USD per search; regions: factors",
     }
     head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items())
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(rates)}" for name, rates in prices(table).items())

@@ -763,7 +763,8 @@ class LLMError(OpenAgentsError):
     is_partial: bool = False
     """Whether pieces of the reply were delivered before the call failed. It is not recorded."""
     is_final: bool = False
-    """Whether the call has no tries left, although the error is retryable. It is not recorded either."""
+    """Whether the call is not retried although the error is retryable: it has no tries left, or its provider
+    says that a retry is useless. It is not recorded either."""
     usage: Any = None
     """The usage of a reply that is not an answer, if it was counted: an `LLMUsage`. It is part of the usage
     of the run, because the provider bills it."""

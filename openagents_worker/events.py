@@ -117,8 +117,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "more than a second, the run is parked", "key delay_ms", "model call"),
         _event("llm.fallback", "a model cannot answer; the call continues with the next model in "
                "`llm.fallbacks`", "code model fallback", "error call request_id"),
-        _event("llm.price_unknown", "the price of a model is not known, so the run has no cost; "
-               "sent once for each model", "model", "call"),
+        _event("llm.price_unknown", "a price of a model is not known, so the call has no cost; `parts` says "
+               "for what, such as `web_search`; sent once for each model", "model", "call parts"),
         _event("usage.updated", "the usage of the run so far", "usage"),
         _event("tool.called", "a tool call begins; again only if the tool is executed again",
                "tool_id params", "call_id"),

@@ -1,4 +1,4 @@
-"""Retry-After. The only place that reads from the headers of a reply how long to wait before a retry."""
+"""Retry-After. The only place that reads from the headers of a reply whether to retry, and when."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-__all__ = ["MAX_RETRY_AFTER_MS", "duration_ms", "rate_limit_reset_ms", "retry_after_ms"]
+__all__ = ["MAX_RETRY_AFTER_MS", "duration_ms", "rate_limit_reset_ms", "retry_after_ms", "should_retry"]
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _RESETS = re.compile(r"(?:x-|anthropic-)?ratelimit-(?:([a-z-]+)-)?reset(?:-([a-z-]+))?")
@@ -30,6 +30,17 @@ def retry_after_ms(headers: Mapping[str, str], *, now: datetime | None = None) -
         server_now = _date(headers.get("date")) or now or datetime.now(UTC)
         wait_ms = (date - server_now).total_seconds() * 1000
     return None if wait_ms is None else math.ceil(min(max(0.0, wait_ms), MAX_RETRY_AFTER_MS))
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """Whether a failed request may succeed later, as its server says it: `x-should-retry`. None: unknown.
+
+    OpenAI, Anthropic and some gateways send it. The packages of both follow it, whatever the status is.
+
+    >>> should_retry({"x-should-retry": "false"}), should_retry({"x-should-retry": "perhaps"})
+    (False, None)
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
 def rate_limit_reset_ms(headers: Mapping[str, str], *, now: datetime | None = None) -> int | None:

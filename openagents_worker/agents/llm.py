@@ -46,7 +46,8 @@ class LLMPricing(Part):
     cached_write_long: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens written to its cache for an hour. null: as for input.",
+        description="USD per million input tokens written to its cache for an hour or longer. null: as for "
+        "input.",
     )
     reasoning: float | None = Field(
         default=None, ge=0, description="USD per million tokens of reasoning. null: as other output."
@@ -56,6 +57,29 @@ class LLMPricing(Part):
     )
     audio: float | None = Field(
         default=None, ge=0, description="USD per million input tokens of audio. null: as other input."
+    )
+    cached_audio: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens of audio that the provider read from its cache. null: the "
+        "price in the built-in table, if there is one.",
+    )
+    web_search: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per web search that the provider makes for the model. null: the price in the "
+        "built-in table, if there is one.",
+    )
+    file_search: float | None = Field(
+        default=None, ge=0, description="USD per search in files at the provider. null: not known."
+    )
+    image_generation: float | None = Field(
+        default=None, ge=0, description="USD per image that a tool of the provider makes. null: not known."
+    )
+    code_interpreter: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per container in which the provider executes code for a reply. null: not known.",
     )
 
 
@@ -262,7 +286,13 @@ class LLMOptions(Part):
         default_factory=list,
         max_length=MAX_FALLBACKS,
         description="Models that answer a call if this one cannot: objects with fields of this section. One "
-        "without a provider takes all other fields from here.",
+        "without a provider takes all other fields from here; at another address, it says which key it gets.",
+    )
+    share_key: bool | None = Field(
+        default=None,
+        description="Only in fallbacks without a provider, at another address: whether the key is sent "
+        "there, with other secrets of extra_headers, extra_query and extra_body. null: it has a key of its "
+        "own.",
     )
     reasoning_model: bool | None = Field(
         default=None,

@@ -7,7 +7,8 @@ too; `api_base` says which one is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from openagents_worker.llm.anthropic_requests import (
     tools_to_wire,
 )
 from openagents_worker.llm.api_keys import ApiKeys
-from openagents_worker.llm.base import LLMResponse, ModelRequest
+from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.endpoints import as_api_keys, endpoint_for, endpoint_problems
 from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
@@ -176,19 +177,48 @@ class AnthropicClient(HttpModelClient):
         most = self._messages.max_tokens(request.max_tokens)
         return super().largest_cost_usd(replace(request, max_tokens=most))
 
-    async def _reply_body(self, exchange: Exchange) -> Any:
-        """The body of the reply. One that the provider has paused is continued, also by the next try."""
+    async def _send_within_limits(self, exchange: Exchange) -> LLMResponse:
+        """One try. A reply that the provider has paused is continued, also by the next try: each part is a
+        request of its own for the limits of the fleet."""
         while True:
-            body = await super()._reply_body(exchange)
-            content = paused_content(body)
-            if content is None or len(exchange.parts) == MAX_PAUSES:
-                return joined_parts([*exchange.parts, body]) if exchange.parts else body
-            exchange.parts.append(body)
-            exchange.part_costs.append(stated_cost(exchange.headers))
-            messages = [*exchange.body["messages"], {"role": "assistant", "content": content}]
-            exchange.body = {**exchange.body, "messages": messages}
-            if (container := in_container(exchange.body.get("container"), container_id(body))) is not None:
-                exchange.body["container"] = container
+            with _stays_at_work(is_needed=bool(exchange.parts)):
+                reply = await super()._send_within_limits(exchange)
+            if not exchange.is_paused:
+                break
+        if not exchange.parts:
+            return reply
+        whole = joined_parts([*exchange.parts, exchange.last_part])
+        return self._codec.reply(whole, provider=self.provider_name)
+
+    async def _reply_body(self, exchange: Exchange) -> Any:
+        """The body of one part. After a paused one, the next request asks for the rest."""
+        body = await super()._reply_body(exchange)
+        content = paused_content(body) if len(exchange.parts) < MAX_PAUSES else None
+        exchange.is_paused = content is not None
+        if content is None:
+            exchange.last_part = body
+            return body
+        exchange.parts.append(body)
+        exchange.part_costs.append(stated_cost(exchange.headers))
+        messages = [*exchange.body["messages"], {"role": "assistant", "content": content}]
+        exchange.body = {**exchange.body, "messages": messages}
+        if (container := in_container(exchange.body.get("container"), container_id(body))) is not None:
+            exchange.body["container"] = container
+        return body
+
+
+@contextmanager
+def _stays_at_work(*, is_needed: bool) -> Iterator[None]:
+    """Inside, the run is not parked for a limit, but waits in its call: the parts before are paid for."""
+    call = current_call.get()
+    if call is None or not is_needed:
+        yield
+        return
+    token = current_call.set(replace(call, may_suspend=False))
+    try:
+        yield
+    finally:
+        current_call.reset(token)
 
 
 def _conflicts(options: LLMOptions, extras: AnthropicExtras) -> list[ConfigProblem]:

@@ -276,7 +276,7 @@ class StreamedMessage(BaseStreamReader):
         self._pieces[index] = {}
         self._add_size(CHARS_PER_BLOCK + (len(dumps(replaced(dict(block)))) if len(block) > 2 else 0))
         self.begun = True
-        if block["type"] == "tool_use":
+        if _is_call(block):
             self._calls[index] = len(self._calls)
         begun = block.get("text") if block["type"] == "text" else None
         return _deltas(DeltaKind.TEXT, whole_text(begun)) if isinstance(begun, str) else []
@@ -290,10 +290,10 @@ class StreamedMessage(BaseStreamReader):
                 return _deltas(DeltaKind.REASONING, self._append(index, "thinking", delta["thinking"]))
             case "input_json_delta":
                 piece = self._append(index, "input", delta["partial_json"])
-                name = block.get("name")
-                if name == OUTPUT_TOOL:
-                    return _deltas(DeltaKind.TEXT, piece)
-                return _deltas(DeltaKind.ARGUMENTS, piece, self._calls.get(index, 0), _text(name))
+                if index in self._calls:
+                    return _deltas(DeltaKind.ARGUMENTS, piece, self._calls[index], _text(block.get("name")))
+                is_output = block["type"] == "tool_use"  # otherwise it is a tool of the provider
+                return _deltas(DeltaKind.TEXT, piece) if is_output else []
             case "signature_delta":
                 self._append(index, "signature", delta["signature"])
             case "compaction_delta":
@@ -328,8 +328,12 @@ class StreamedMessage(BaseStreamReader):
             block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         if not isinstance(block.get("input"), str):
             return block
-        is_ours = block["type"] == "tool_use" and block.get("name") != OUTPUT_TOOL
-        return block if is_ours else block | {"input": _parsed(block["input"] or "{}")}
+        return block if _is_call(block) else block | {"input": _parsed(block["input"] or "{}")}
+
+
+def _is_call(block: Mapping[str, Any]) -> bool:
+    """Whether a block is a call of one of our tools."""
+    return block["type"] == "tool_use" and block.get("name") != OUTPUT_TOOL
 
 
 def _deltas(kind: DeltaKind, text: str, tool_call: int = 0, tool_name: str = "") -> list[Delta]:

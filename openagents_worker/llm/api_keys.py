@@ -29,6 +29,7 @@ __all__ = [
     "EnvironmentKey",
     "KeyFile",
     "KeyResolver",
+    "NoKey",
     "is_header_value",
     "is_readable_by_all",
     "key_resolver",
@@ -203,6 +204,21 @@ async def _in_thread(resolver: KeyResolver, provider: str, tenant: str | None) -
 
     threading.Thread(target=work, name="openagents-api-keys", daemon=True).start()
     return await answered
+
+
+class NoKey:
+    """No key, whatever the environment has: that of a fallback with `share_key: false`."""
+
+    @property
+    def origin(self) -> str:
+        return "nowhere: share_key is false, so none is sent"
+
+    @property
+    def value(self) -> str | None:
+        return None
+
+    async def key(self, provider: str, tenant: str | None, *, fresh: bool = False) -> str | None:
+        return None
 
 
 # --- a file ----------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ class StreamReader(Protocol):
     def add(self, chunk: Mapping[str, Any]) -> Sequence[Delta]:
         """Add one chunk and return its pieces. Raises `LLMResponseError` and `ReplyTooLarge`."""
 
+    def resume(self) -> None:
+        """Another stream continues the reply. It may begin with chunks that were read before."""
+
     def body(self) -> dict[str, Any]:
         """The reply so far, in the shape of a reply that is not streamed."""
 

@@ -18,7 +18,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 
-__all__ = ["ConnectionOptions", "FileStamps"]
+__all__ = ["ConnectionOptions", "FileStamps", "hint_for_connection"]
 
 SOCKS = ("socks5", "socks5h")
 PROXY_SCHEMES = "http://, https://, socks5://, socks5h://"
@@ -158,6 +158,18 @@ def _trusting_the_public(http2: bool, file: str | None, folder: str | None) -> s
     """A shared context for all agents without certificates of their own. httpcore changes it for `http2`;
     httpx reads the variables with `file` and `folder` itself."""
     return httpx.create_ssl_context()
+
+
+def hint_for_connection(error: Exception) -> str:
+    """What to check if there was no reply. `error` is httpx's."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "the server's certificate is not of an authority in llm.ca_file, or in the system's list"
+    if "ALERT_CERTIFICATE_REQUIRED" in text.upper() or "CERTIFICATE_REQUIRED" in text.upper():
+        return "the server requires a client certificate: see llm.client_cert"
+    if "ProxyError" in type(error).__name__:
+        return "check llm.proxy, or the proxy in the worker's environment, with its user and password"
+    return "check llm.api_base, and llm.timeout_ms if the model is slow"
 
 
 def is_http2_installed() -> bool:

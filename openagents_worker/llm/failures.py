@@ -9,6 +9,9 @@
 | 408, 409, 425, 5xx, and 529 | `llm.connection` | yes |
 | 3xx, 402, other 4xx, what is not a reply | `llm.response` | no |
 
+The header `x-should-retry` of an error goes before this table: with `true`, an error that would not be
+retried becomes one of the two that are; with `false`, none is retried.
+
 An error inside a reply with status 200 has the status that its code, type or text says, or else 500.
 """
 
@@ -31,12 +34,11 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.redaction import MASK, safe_message
-from openagents_worker.retry_after import duration_ms, rate_limit_reset_ms, retry_after_ms
+from openagents_worker.retry_after import duration_ms, rate_limit_reset_ms, retry_after_ms, should_retry
 
 __all__ = [
     "error_in",
     "failure",
-    "hint_for_connection",
     "is_out_of_quota",
     "is_page",
     "is_too_long",
@@ -202,10 +204,14 @@ def failure(
     key comes from.
     """
     details = _details(body)
+    may_succeed = should_retry(headers) if status is not None else None
     status = status or _implied_status(details)
     label = f" ({details.label})" if details.label else ""
     message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
     error = _error(message, status, details, headers, key_origin)
+    if may_succeed is True and not error.retryable and status not in REDIRECTS:
+        error = _retryable(message, status, details, headers)
+    error.is_final = may_succeed is False
     error.request_id, error.status = request_id_of(headers), status
     return error
 
@@ -223,13 +229,8 @@ def _error(
     words = details.words if ends else f"{details.words} {details.message}"
     if status == 402 or (status < 500 and _NO_QUOTA.search(words)):
         return LLMResponseError(message, hint="the quota of the provider's account is used up")
-    if status == 429:
-        return LLMRateLimitError(message, retry_after_ms=wait_ms)
-    if status in RETRYABLE_STATUS or status >= 500:
-        after_ms = retry_after_ms(headers)
-        if after_ms is not None:
-            return LLMRateLimitError(message, retry_after_ms=after_ms)
-        return LLMConnectionError(message)
+    if status == 429 or status in RETRYABLE_STATUS or status >= 500:
+        return _retryable(message, status, details, headers)
     if status == 413 or _TOO_LONG.search(message) or "context_length" in details.words:
         return LLMContextTooLong(message, hint="shorten the input, or limit the history (context.max_turns)")
     if _FILTERED.search(f"{details.words} {details.message}"):
@@ -237,6 +238,13 @@ def _error(
     if status in (401, 403) or (status == 400 and _is_about_the_key(details)):
         return LLMAuthError(message, hint=f"the key comes from {key_origin}")
     return LLMResponseError(message)
+
+
+def _retryable(message: str, status: int, details: _Details, headers: Mapping[str, str]) -> LLMError:
+    wait_ms = _wait_ms(details, headers) if status == 429 else retry_after_ms(headers)
+    if status == 429 or wait_ms is not None:
+        return LLMRateLimitError(message, retry_after_ms=wait_ms)
+    return LLMConnectionError(message)
 
 
 def _is_about_the_key(details: _Details) -> bool:
@@ -259,18 +267,6 @@ def not_a_reply(body: Any, *, headers: Mapping[str, str], provider: str, secrets
         error = LLMResponseError(presentable(text, secrets), hint="check llm.api_base and llm.provider")
     error.request_id = request_id_of(headers)
     return error
-
-
-def hint_for_connection(error: Exception) -> str:
-    """What to check if there was no reply. `error` is httpx's."""
-    text = str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return "the server's certificate is not of an authority in llm.ca_file, or in the system's list"
-    if "ALERT_CERTIFICATE_REQUIRED" in text.upper() or "CERTIFICATE_REQUIRED" in text.upper():
-        return "the server requires a client certificate: see llm.client_cert"
-    if "ProxyError" in type(error).__name__:
-        return "check llm.proxy, or the proxy in the worker's environment, with its user and password"
-    return "check llm.api_base, and llm.timeout_ms if the model is slow"
 
 
 def is_too_long(error: LLMError) -> bool:

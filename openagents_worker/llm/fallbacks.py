@@ -26,6 +26,7 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.failures import is_out_of_quota
+from openagents_worker.llm.fallback_keys import KEYS, share_key_of, without_secrets
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["FallbackClient", "fallback_options"]
@@ -34,8 +35,6 @@ log = get_logger(__name__)
 
 UNAVAILABLE_STATUS = frozenset({401, 403, 404})
 """Statuses of a provider that refuses this key or this model, but perhaps not another one."""
-KEYS = frozenset({"api_key_env", "api_key_file"})
-"""Where the key is. A fallback with one of these takes neither of them from the agent."""
 SHARED = frozenset(
     {
         "temperature",
@@ -55,13 +54,20 @@ SHARED = frozenset(
 
 def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
     """The complete `llm` section of each fallback. Prices are never taken over: the model is another one."""
-    own = options.model_dump(exclude_unset=True, exclude={"fallbacks", "pricing"})
-    shared = {name: value for name, value in own.items() if name in SHARED}
-    without_key = {name: value for name, value in own.items() if name not in KEYS}
-    return [
-        {**(shared if "provider" in entry else without_key if KEYS & entry.keys() else own), **entry}
-        for entry in options.fallbacks
-    ]
+    own = options.model_dump(exclude_unset=True, exclude={"fallbacks", "pricing", "share_key"})
+    return [{**_taken(own, entry), **entry} for entry in options.fallbacks]
+
+
+def _taken(own: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry takes from the options of the agent."""
+    if "provider" in entry:
+        return {name: value for name, value in own.items() if name in SHARED}
+    taken = without_secrets(own) if share_key_of(entry) is False else dict(own)
+    if KEYS & entry.keys():
+        taken = {name: value for name, value in taken.items() if name not in KEYS}
+    if "api_base" in entry and "://" in str(taken.get("stream_endpoint")):  # it is at the agent's host
+        del taken["stream_endpoint"]
+    return taken
 
 
 class FallbackClient(ModelClient):

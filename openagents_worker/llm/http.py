@@ -39,15 +39,15 @@ from openagents_worker.llm.base import (
     current_call,
 )
 from openagents_worker.llm.codec import Codec, StreamReader
-from openagents_worker.llm.connection_options import ConnectionOptions
+from openagents_worker.llm.connection_options import ConnectionOptions, hint_for_connection
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.conversation import is_blank
 from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
-from openagents_worker.llm.failures import hint_for_connection, presentable, request_id_of, wait_of
+from openagents_worker.llm.failures import presentable, request_id_of, wait_of
 from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
-from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
+from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price, region_of
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.refused_fields import MAX_REPAIRS, RefusedFields
 from openagents_worker.llm.retry import emit_retry, pause_ms
@@ -99,7 +99,7 @@ class HttpModelClient(ModelClient):
         self.model_id = model
         self.url = with_query(endpoint.url, options.extra_query)
         self.stream_url = with_query(endpoint.stream_url, options.extra_query)
-        self._options = options
+        self._options, self._region = options, region_of(endpoint.url)
         self._endpoint = endpoint
         self._connections = connections or ConnectionOptions.of(options, {})
         self._codec = codec
@@ -157,7 +157,8 @@ class HttpModelClient(ModelClient):
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
         usage = reply.usage or _estimated_usage(request.messages, reply)
-        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
+        region = {"inference_geo": self._region} if self._region else {}
+        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage), **region})
         usage = price(model, usage, self._options.pricing, served=reply.model)
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
@@ -257,7 +258,9 @@ class HttpModelClient(ModelClient):
             self._authorize(exchange, await self._key())
         try:
             return await self._send_with_key(exchange)
-        except LLMAuthError as error:
+        except LLMError as error:
+            if not isinstance(error, LLMAuthError) and error.status != httpx.codes.UNAUTHORIZED:
+                raise
             key = await self._key(fresh=True)
             if key == exchange.key or self._tries(exchange) + 1 >= self._options.retry.max_attempts:
                 raise

@@ -7,19 +7,20 @@ that uses it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
-from openagents_worker.llm.api_keys import ApiKeys, EnvironmentKey, KeyFile, key_resolver
+from openagents_worker.llm.api_keys import ApiKeys, EnvironmentKey, KeyFile, NoKey, key_resolver
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_options import ConnectionOptions
 from openagents_worker.llm.options import raise_for_problems
 from openagents_worker.loaded_at_use import LoadedAtUse
 
-__all__ = ["anthropic", "litellm", "openai_compatible", "openai_responses"]
+__all__ = ["anthropic", "base_of", "litellm", "named_key_of", "openai_compatible", "openai_responses"]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -39,21 +40,55 @@ _CLIENTS: Mapping[str, MakeHttpClient] = LoadedAtUse(
 )
 
 
+class _Vendor(NamedTuple):
+    """What a provider has if the agent does not say otherwise."""
+
+    base: str
+    """The URL of the vendor, who requires a key."""
+    base_env: str
+    """The variable with another URL."""
+    key_env: str
+    """The variable with the key."""
+
+
+_OPENAI = _Vendor(OPENAI_BASE_URL, "OPENAI_BASE_URL", OPENAI_KEY)
+_VENDORS: Mapping[str, _Vendor] = {
+    "anthropic": _Vendor(ANTHROPIC_BASE_URL, "ANTHROPIC_BASE_URL", ANTHROPIC_KEY),
+    "openai_compatible": _OPENAI,
+    "openai_responses": _OPENAI,
+}
+
+
+def base_of(options: LLMOptions, env: Mapping[str, str]) -> str | None:
+    """The URL of an agent's model. None: only LiteLLM knows it, or the provider sends no requests."""
+    vendor = _VENDORS.get(options.provider)
+    if vendor is None:
+        return options.api_base if options.provider == "litellm" else None
+    return options.api_base or env.get(vendor.base_env) or vendor.base
+
+
+def named_key_of(options: LLMOptions, env: Mapping[str, str]) -> str | None:
+    """The file, the variable or the function with an agent's key; None if there is no key."""
+    vendor = _VENDORS.get(options.provider)
+    if vendor is None and options.provider != "litellm":
+        return None
+    if named := options.api_key_file or options.api_key_env:
+        return named
+    if key_resolver() is not None:
+        return "the function of register_api_keys"
+    return vendor.key_env if vendor is not None and env.get(vendor.key_env) else None
+
+
 def openai_compatible(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    return _over_http(options, env, base=_openai_base(env), key=OPENAI_KEY, owner=OPENAI_BASE_URL)
+    return _over_http(options, env)
 
 
 def openai_responses(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    return _over_http(options, env, base=_openai_base(env), key=OPENAI_KEY, owner=OPENAI_BASE_URL)
-
-
-def _openai_base(env: Mapping[str, str]) -> str:
-    return env.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+    return _over_http(options, env)
 
 
 def anthropic(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    base = env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_BASE_URL
-    return _over_http(options, env, base=base, key=ANTHROPIC_KEY, owner=ANTHROPIC_BASE_URL)
+    return _over_http(options, env)
 
 
 def litellm(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
@@ -64,12 +99,12 @@ def litellm(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
     return _made(LiteLLMClient, options, keys, ConnectionOptions.of(options, env), problems)
 
 
-def _over_http(options: LLMOptions, env: Mapping[str, str], *, base: str, key: str, owner: str) -> LLMClient:
-    """A client with `base` as its URL, unless the agent has its own. `key`: the variable with the key, unless
-    the agent names one. `owner`: the URL of the provider that requires a key."""
-    options = options.model_copy(update={"api_base": options.api_base or base})
+def _over_http(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
+    """A client with the URL and the key of its vendor, unless the agent has its own."""
+    vendor = _VENDORS[options.provider]
+    options = options.model_copy(update={"api_base": base_of(options, env)})
     connections = ConnectionOptions.of(options, env)
-    keys, problems = _keys(options, env, key, owner)
+    keys, problems = _keys(options, env, vendor.key_env, vendor.base)
     problems += connections.problems(options)
     return _made(_CLIENTS[options.provider], options, keys, connections, problems)
 
@@ -94,7 +129,10 @@ def _made(
 def _keys(
     options: LLMOptions, env: Mapping[str, str], default: str, owner: str
 ) -> tuple[ApiKeys, list[ConfigProblem]]:
-    """Where the key of an agent comes from, and what is wrong with it at start."""
+    """Where the key of an agent comes from, and what is wrong with it at start. `owner`: the URL of the
+    provider that requires a key."""
+    if options.share_key is False and options.api_key_env is None and options.api_key_file is None:
+        return NoKey(), []
     variable = options.api_key_env or default
     named = EnvironmentKey(variable, env.get(variable), is_named=options.api_key_env is not None)
     if options.api_key_file is None:

@@ -9,17 +9,21 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage, ModelRequest
 from openagents_worker.llm.limits import REPLY_TOKENS
-from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price
+from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price, region_of
 
 __all__ = ["largest_cost_usd"]
+
+LONG_LIFETIMES = ("1h", "12h")
+"""Lifetimes in a cache with prices of their own: Anthropic's and OpenAI's."""
 
 
 def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> float | None:
     """What a request costs in USD if its reply is as long as `max_tokens` allows; None: no price is known.
 
     The tokens of the request are estimated. None of them is read from the provider's cache at a lower price;
-    all are written to it if the agent uses a cache whose writes have a higher price. Without `max_tokens`,
-    the reply counts with `REPLY_TOKENS`. The service tier of the agent counts.
+    all are written to it if that has a higher price. Without `max_tokens`, the reply counts with
+    `REPLY_TOKENS`. The service tier and the region of the agent count. Nobody knows how
+    often a tool of the provider will be used, so its fees do not count.
     """
     asked = sum(map(_tokens_of, request.messages))
     if request.tools:
@@ -35,11 +39,13 @@ def largest_cost_usd(request: ModelRequest, model: str, options: LLMOptions) -> 
 
 
 def _written_to_cache(tokens: int, options: LLMOptions) -> dict[str, int]:
-    """The tokens that a request may write to Anthropic's cache. Other providers have no option for that."""
+    """The tokens that a request may write to the provider's cache: OpenAI's newer models do it unasked."""
     extras = options.model_extra or {}
-    if options.provider != "anthropic" or extras.get("prompt_caching") is False:
+    if options.provider == "anthropic" and extras.get("prompt_caching") is False:
         return {}
-    long = tokens if extras.get("cache_ttl") == "1h" else 0
+    cache = extras.get("prompt_cache_options")
+    lifetime = extras.get("cache_ttl") or (cache.get("ttl") if isinstance(cache, Mapping) else None)
+    long = tokens if lifetime in LONG_LIFETIMES else 0
     return {"cache_creation_input_tokens": tokens, "cache_creation_1h_input_tokens": long}
 
 
@@ -47,7 +53,8 @@ def _what_changes_the_price(options: LLMOptions) -> dict[str, Any]:
     """The service tier and the region that the agent asks for."""
     extras = options.model_extra or {}
     tier = "fast" if extras.get("speed") == "fast" else extras.get("service_tier")
-    return {"service_tier": tier, "inference_geo": extras.get("inference_geo")}
+    region = extras.get("inference_geo") or region_of(options.api_base)
+    return {"service_tier": tier, "inference_geo": region}
 
 
 def _tokens_of(message: Mapping[str, Any]) -> int:

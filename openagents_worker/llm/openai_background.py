@@ -13,14 +13,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, OpenAgentsError
 from openagents_worker.http_replies import with_translated_errors
-from openagents_worker.llm.base import LLMResponse, ModelRequest, current_call
+from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest, current_call
 from openagents_worker.llm.codec import StreamReader
 from openagents_worker.llm.current_call import ids_of_call
 from openagents_worker.llm.endpoints import with_query
@@ -50,6 +50,8 @@ class _Running:
     response_id: str | None = None
     sequence_number: int = -1
     """The number of the last event that was read."""
+    reader: StreamReader | None = field(default=None, repr=False)
+    """What has read these events: it knows the numbers of the calls, and what is in the middle of a text."""
     news: int = 0
     """How many new events and states were read."""
     is_from_before: bool = False
@@ -62,6 +64,7 @@ class _Running:
 
     def count(self, reply: StreamReader) -> None:
         """Count the event that was read last. A server may send those of before again."""
+        self.reader = reply
         number = getattr(reply, "sequence_number", -1)
         if number > self.sequence_number:
             self.sequence_number = number
@@ -69,7 +72,7 @@ class _Running:
 
     def forget(self) -> None:
         """The next try creates a new response."""
-        self.response_id, self.sequence_number = None, -1
+        self.response_id, self.sequence_number, self.reader = None, -1, None
 
 
 _running: ContextVar[_Running | None] = ContextVar("openagents_background_response", default=None)
@@ -197,7 +200,7 @@ class BackgroundModelClient(HttpModelClient):
                 await self._begin(running, name, exchange.body["model"])
             running.count(reply)
 
-        exchange.after_chunk = note_id
+        exchange.after_chunk, exchange.reader = note_id, None
         body = await super()._reply_body(exchange)
         if running.response_id is None and isinstance(body.get("id"), str):
             await self._begin(running, body["id"], exchange.body["model"])
@@ -210,7 +213,9 @@ class BackgroundModelClient(HttpModelClient):
             before = running.news
             try:
                 if exchange.is_streamed:
-                    return await self._continued(exchange, running)
+                    body = await self._continued(exchange, running)
+                    if body.get("status") not in STATES_IN_PROGRESS:
+                        return body  # otherwise the server cannot stream it, and has sent its state
                 return await self._polled(exchange, running)
             except (httpx.TransportError, _Busy) as problem:
                 busy = problem.error if isinstance(problem, _Busy) else None
@@ -223,9 +228,10 @@ class BackgroundModelClient(HttpModelClient):
                 await self._timing.sleep(max(RECONNECT_S * 2**lost if lost else 0, wait_ms / 1000))
 
     async def _continued(self, exchange: Exchange, running: _Running) -> Any:
-        query = {"stream": "true", "starting_after": running.sequence_number}
-        if running.sequence_number < 0:
-            del query["starting_after"]
+        query: dict[str, Any] = {"stream": "true"}
+        if running.sequence_number >= 0:
+            query["starting_after"] = running.sequence_number
+        exchange.reader = running.reader if running.sequence_number >= 0 else None
 
         async def count(reply: StreamReader) -> None:
             running.count(reply)
@@ -236,11 +242,16 @@ class BackgroundModelClient(HttpModelClient):
     async def _polled(self, exchange: Exchange, running: _Running) -> Any:
         assert self.poll_ms is not None
         while True:
-            body = await self._get(exchange, running, {})
+            body = await self._get(exchange, running, {}, is_state=True)
             running.news += 1
             if body.get("status") not in STATES_IN_PROGRESS:
-                return body
+                break
             await self._timing.sleep(self.poll_ms / 1000)
+        has_output = body.get("status") not in STATES_WITHOUT_OUTPUT
+        if exchange.is_streamed and has_output and not exchange.delivered:
+            text = self._codec.reply(body, provider=self.provider_name).output_text
+            await exchange.deliver([Delta(DeltaKind.TEXT, text)], lambda: exchange.took_ms)
+        return body
 
     # --- requests ----------------------------------------------------------------------------------------
 
@@ -249,9 +260,13 @@ class BackgroundModelClient(HttpModelClient):
         path = f"{url.path.rstrip('/')}/{running.response_id}{end}"
         return with_query(str(url.copy_with(path=path)), query or {})
 
-    async def _get(self, exchange: Exchange, running: _Running, query: Mapping[str, Any]) -> Any:
-        """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`."""
+    async def _get(
+        self, exchange: Exchange, running: _Running, query: Mapping[str, Any], *, is_state: bool = False
+    ) -> Any:
+        """One request for the response. Raises `_Gone` if the provider does not know it, and `_Busy`. Nobody
+        hears the text of a mere state (`is_state`)."""
         sent_at = self._timing.clock()
+        heard = replace(exchange, on_delta=None, on_piece=None) if is_state else exchange
         http = await self._client()
         request = http.build_request("GET", self._url_of(running, query=query), headers=running.headers)
         response = await with_translated_errors(http.send(request, stream=True))
@@ -260,10 +275,10 @@ class BackgroundModelClient(HttpModelClient):
             if response.status_code == httpx.codes.NOT_FOUND:
                 raise _Gone
             return await self._reading.body_of(
-                response, exchange, lambda: (self._timing.clock() - sent_at) * 1000
+                response, heard, lambda: (self._timing.clock() - sent_at) * 1000
             )
         except (LLMConnectionError, LLMRateLimitError) as error:
-            if response.is_success:  # the response has this error
+            if response.is_success or error.is_final:  # the response has this error, or a retry is useless
                 raise
             raise _Busy(error) from error
         finally:

@@ -13,7 +13,7 @@ from openagents_worker.jsontext import replaced, whole_text
 from openagents_worker.llm.base import FinishReason, LLMResponse, LLMToolCall
 from openagents_worker.llm.conversation import cut_calls, is_blank, tool_call
 from openagents_worker.llm.messages import Block
-from openagents_worker.llm.usage import usage_from_wire
+from openagents_worker.llm.usage import tools_of_message, usage_from_wire
 
 __all__ = [
     "CALL_FIELDS",
@@ -107,7 +107,7 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     choice = _first_choice(body["choices"])
     if choice is None:
         raise LLMResponseError(f"{provider}: the reply is not a chat completion (it has no choices)")
-    message = choice.get("message")
+    message, model = choice.get("message"), _id_or_name(body.get("model"))
     if message is None:
         # A reply that Gemini has blocked has no message, but a reason.
         message = choice.get("delta", {}) if choice.get("finish_reason") else choice["delta"]
@@ -123,9 +123,13 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
-        usage=usage_from_wire(body.get("usage"), service_tier=body.get("service_tier")),
+        usage=usage_from_wire(
+            body.get("usage"),
+            service_tier=body.get("service_tier"),
+            used_tools=tools_of_message(message, model),
+        ),
         stop_reason=word,
-        model=_id_or_name(body.get("model")),
+        model=model,
         provider=provider,
         response_id=_id_or_name(body.get("id")),
         content=_blocks(message, text, refusal),

@@ -297,10 +297,17 @@ class StreamedResponse(BaseStreamReader):
         self.response_id: str | None = None
         self.sequence_number = -1
         """The number of the last event: from there, a stream in the background can be continued."""
+        self._resumed_after = -1
+
+    def resume(self) -> None:
+        """Another stream continues the response after the last event. Events up to that one are skipped."""
+        self._resumed_after = self.sequence_number
 
     def _add(self, chunk: Mapping[str, Any]) -> list[Delta]:
         number = chunk.get("sequence_number")
         if isinstance(number, int):
+            if number <= self._resumed_after:
+                return []
             self.sequence_number = number
         match chunk.get("type"):
             case "response.output_text.delta" | "response.refusal.delta":
@@ -316,7 +323,7 @@ class StreamedResponse(BaseStreamReader):
                 self._add_size(CHARS_PER_ITEM)
                 if chunk["item"]["type"] == "function_call":
                     self.begun = True
-                    self._calls[chunk["output_index"]] = (len(self._calls), _text(chunk["item"].get("name")))
+                    self._begin_call(chunk["output_index"], _text(chunk["item"].get("name")))
             case "response.output_item.done":
                 self._items_chars += CHARS_PER_ITEM + len(dumps(replaced(chunk["item"])))
                 self._check_size(self._items_chars)
@@ -339,8 +346,13 @@ class StreamedResponse(BaseStreamReader):
         text = joiner.add(piece)
         if not text:
             return []
-        number, name = self._calls.get(place, (0, ""))
-        return [Delta(kind, text, number, name)]
+        if kind is not DeltaKind.ARGUMENTS:
+            return [Delta(kind, text)]
+        return [Delta(kind, text, *self._begin_call(place))]
+
+    def _begin_call(self, place: Any, name: str = "") -> tuple[int, str]:
+        """The number and the name of the call at this place. Some servers send only its arguments."""
+        return self._calls.setdefault(place, (len(self._calls), name))
 
     def body(self) -> dict[str, Any]:
         """The response so far. If the last event of the server has no output, the earlier items are used."""

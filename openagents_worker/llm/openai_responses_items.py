@@ -30,7 +30,7 @@ from openagents_worker.llm.messages import (
     has_content,
     is_blank_text,
 )
-from openagents_worker.llm.usage import usage_from_wire
+from openagents_worker.llm.usage import tools_of_response, usage_from_wire
 
 __all__ = [
     "WIRE_FORMAT",
@@ -283,7 +283,9 @@ def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
     return LLMResponse(
         output_text=content_text(blocks),
         tool_calls=tuple(calls),
-        usage=usage_from_wire(body.get("usage"), service_tier=body.get("service_tier")),
+        usage=usage_from_wire(
+            body.get("usage"), service_tier=body.get("service_tier"), used_tools=tools_of_response(body)
+        ),
         stop_reason=_text_or_none(why) or _text_or_none(body.get("status")),
         model=_text_or_none(body.get("model")),
         provider=provider,

@@ -2,6 +2,8 @@
 
 A cost that the provider states counts. Otherwise the rates of the agent's `pricing`, then those of the table
 `prices.json`, which `docs/prices.py` writes. Without all rates that a call needs, its cost is unknown: None.
+
+Calls of tools that the provider executes are billed beside the tokens, such as web searches (`FEES`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,21 @@ from openagents_worker.agents import LLMPricing
 from openagents_worker.jsontext import LARGEST_COUNT, dumps
 from openagents_worker.llm.base import LLMUsage, Message, token_count
 
-__all__ = ["MEDIA_TOKENS", "estimate_tokens", "estimate_usage", "price", "price_table"]
+__all__ = [
+    "ANYWHERE",
+    "FEES",
+    "MEDIA_TOKENS",
+    "estimate_tokens",
+    "estimate_usage",
+    "price",
+    "price_table",
+    "region_of",
+]
 
 PARTS = (
     "input",
     "cached_read",
+    "cached_audio",
     "cached_write",
     "cached_write_long",
     "image",
@@ -31,6 +43,13 @@ PARTS = (
     "output_audio",
 )
 _OF_OUTPUT = ("reasoning", "output_audio")
+FEES = {
+    "web_search": "web_search_calls",
+    "file_search": "file_search_calls",
+    "image_generation": "image_generation_calls",
+    "code_interpreter": "code_interpreter_containers",
+}
+"""What is billed in USD each: the part of the cost, and its number in the metadata of a usage."""
 
 SERVICE_TIERS = frozenset({"flex", "priority", "fast", "ultrafast"})
 """Service tiers with prices of their own. Other tiers cost what the standard tier costs."""
@@ -67,6 +86,10 @@ _MEDIA = frozenset(
 )
 """The types of these parts, in the neutral format and in those of the providers."""
 
+ANYWHERE = frozenset({"", "global", "not_available"})
+"""Values of `inference_geo` that change no price."""
+_OPENAI_REGION = re.compile(r"https?://([a-z]{2,10})\.api\.openai\.com(?=[:/?]|$)", re.IGNORECASE)
+
 Rates = Mapping[str, float | None]
 
 
@@ -84,8 +107,9 @@ def price(
     """The usage with `cost_usd` and `cost_breakdown` (USD by part) added to its metadata.
 
     `served` is the model that the reply names; it counts if the table does not know `model`. `cost_usd` is
-    None if a required rate is unknown. `input_tokens` includes the tokens that were read from and written to
-    the provider's cache, and those of images; `output_tokens` includes the reasoning.
+    None if a required rate is unknown; `unpriced_parts` then names what has no rate. `input_tokens` includes
+    the tokens that were read from and written to the provider's cache, and those of images; `output_tokens`
+    includes the reasoning.
     """
     stated = usage.metadata.get("stated_cost_usd")
     if isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= LARGEST_COUNT:
@@ -99,21 +123,35 @@ def price(
         served,
         overrides,
         tier=tier,
-        region=region if isinstance(region, str) else None,
+        region=region if isinstance(region, str) and region not in ANYWHERE else None,
         input_tokens=usage.input_tokens,
     )
     breakdown: dict[str, float] = {}
-    is_known = True
-    for part, number in _tokens_by_part(usage, rates).items():
+    unknown: list[str] = []
+    for part, number in (_tokens_by_part(usage, rates) | _fees(usage)).items():
         if number and (rate := rates[part]) is not None:
-            breakdown[part] = round(number * rate / 1_000_000, 12)
+            breakdown[part] = round(number * rate if part in FEES else number * rate / 1_000_000, 12)
         elif number:
-            is_known = False
-    return _with_cost(usage, round(sum(breakdown.values()), 12) if is_known else None, breakdown)
+            unknown.append(part)
+    if unknown:
+        return _with_cost(usage, None, breakdown, unpriced_parts=unknown)
+    return _with_cost(usage, round(sum(breakdown.values()), 12), breakdown)
 
 
-def _with_cost(usage: LLMUsage, cost: float | None, breakdown: Mapping[str, float | None]) -> LLMUsage:
-    metadata = {**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown}
+def region_of(url: str | None) -> str | None:
+    """The region of an address of OpenAI, whose tokens may cost more there. None: it has no region.
+
+    >>> region_of("https://eu.api.openai.com/v1"), region_of("https://api.openai.com/v1")
+    ('eu', None)
+    """
+    found = _OPENAI_REGION.match(url or "")
+    return found[1].lower() if found else None
+
+
+def _with_cost(
+    usage: LLMUsage, cost: float | None, breakdown: Mapping[str, float | None], **more: Any
+) -> LLMUsage:
+    metadata = {**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown, **more}
     return LLMUsage(usage.input_tokens, usage.output_tokens, usage.total_tokens, metadata)
 
 
@@ -126,6 +164,7 @@ def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
         return {"input": usage.input_tokens, "output": usage.output_tokens}
     counted = {
         "cached_read": _count(usage, "cached_tokens"),
+        "cached_audio": _count(usage, "cached_audio_tokens"),
         "cached_write": _count(usage, "cache_creation_input_tokens"),
         "cached_write_long": _count(usage, "cache_creation_1h_input_tokens"),
         "image": _count(usage, "image_tokens"),
@@ -136,6 +175,9 @@ def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
     for part in ("image", "audio", *_OF_OUTPUT):
         if rates[part] == rates[_OTHERWISE[part]]:
             counted[part] = 0
+    # Audio from the cache is part of both counts. Without a rate of audio, it costs what other tokens cost.
+    counted["cached_audio"] = min(counted[part] for part in ("cached_audio", "cached_read", "audio"))
+    counted |= {part: counted[part] - counted["cached_audio"] for part in ("cached_read", "audio")}
     long = min(counted["cached_write_long"], counted["cached_write"])
     counted |= {"cached_write": counted["cached_write"] - long, "cached_write_long": long}
     apart = sum(number for part, number in counted.items() if part not in _OF_OUTPUT)
@@ -145,6 +187,13 @@ def _tokens_by_part(usage: LLMUsage, rates: Rates) -> dict[str, int]:
         counted[part] = min(counted[part], counted["output"])
         counted["output"] -= counted[part]
     return {part: counted[part] for part in PARTS}
+
+
+def _fees(usage: LLMUsage) -> dict[str, int]:
+    """What is billed beside the tokens, by part."""
+    if not usage.metadata:
+        return {}
+    return {part: number for part, name in FEES.items() if (number := _count(usage, name))}
 
 
 def _count(usage: LLMUsage, name: str) -> int:
@@ -169,7 +218,7 @@ def _rates(
 @lru_cache
 def _limits_of(model: str, served: str | None) -> tuple[int, ...]:
     """The numbers of input tokens above which a model has other rates."""
-    entry = _entry(model) or (_entry(served) if served else None) or {}
+    entry = _entry_of(model, served)
     return tuple(int(limit) for limit in entry.get("above", ()))
 
 
@@ -182,20 +231,29 @@ def _rates_of(
     region: str | None,
     above: int,
 ) -> Rates:
-    entry = _entry(model) or (_entry(served) if served else None) or {}
+    entry = _entry_of(model, served)
     table = dict(_rates_by_rising_priority(entry, tier, above))
-    factor = entry.get("regions", {}).get(region, 1.0)
+    factor = _factor(entry, region)
     own = overrides or LLMPricing()
     rates: dict[str, float | None] = {}
-    for part in PARTS:
+    for part in (*PARTS, *FEES):
         rate, listed = getattr(own, part, None), table.get(part)
-        rates[part] = rate if rate is not None or listed is None else listed * factor
+        if rate is None and listed is not None:
+            rate = listed if part in FEES else None if factor is None else listed * factor
+        rates[part] = rate
     for part, whole in _OTHERWISE.items():
         # An agent's own rate for the input says nothing about its cache.
         is_in_table = entry and getattr(own, whole, None) is None
         if rates[part] is None and (is_in_table or part in ("image", "audio", *_OF_OUTPUT)):
             rates[part] = rates[whole]
     return rates
+
+
+def _factor(entry: Mapping[str, Any], region: str | None) -> float | None:
+    """What the rates of tokens are multiplied by in a region. None: it is not known. `*` stands for all
+    regions that are not listed."""
+    regions: Mapping[str, float] = entry.get("regions") or {}
+    return regions.get(region, regions.get("*")) if region is not None and regions else 1.0
 
 
 def _rates_by_rising_priority(
@@ -212,11 +270,28 @@ def _rates_by_rising_priority(
         yield from group.get("above", {}).get(str(above), {}).items()
 
 
+def _entry_of(model: str, served: str | None) -> Mapping[str, Any]:
+    """The entry of a model, or else of the one that the reply names. {}: the table knows neither."""
+    if served is None or (_is_tuned(model) and not _is_tuned(served)):  # it costs more than its base
+        return _entry(model) or {}
+    return _entry(model) or _entry(served) or {}
+
+
 def _entry(model: str) -> dict[str, Any] | None:
-    """The entry of a model in the table; a dated snapshot has that of its model, unless it is listed."""
+    """The entry of a model in the table; a dated snapshot has that of its model, unless it is listed.
+
+    All models that are tuned from the same base have one: `ft:gpt-4.1-2025-04-14:org:name:id`.
+    """
     name = model.lower().removeprefix("models/")
     table = price_table()
+    if _is_tuned(name):
+        return table.get(":".join(name.split(":")[:2]))
     return table.get(name) or table.get(_SNAPSHOT.sub("", name))
+
+
+def _is_tuned(model: str) -> bool:
+    """Whether the name is one that OpenAI gives to a model that was fine-tuned."""
+    return model.lower().startswith("ft:")
 
 
 def estimate_tokens(text: str) -> int:

@@ -11,6 +11,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem, problems_of
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.base import LLMClient, ModelClient
+from openagents_worker.llm.fallback_keys import key_problems
 from openagents_worker.llm.fallbacks import FallbackClient, fallback_options
 from openagents_worker.llm.limits import LimitedClient, Limiter
 from openagents_worker.llm.options import ProviderOptions, raise_for_problems
@@ -29,15 +30,21 @@ def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
     Raises `PluginLoadError` for an unknown provider. Raises `PluginConfigError` that lists every invalid
     option, a missing key and an unusable proxy.
     """
+    if options.share_key is not None:
+        raise_for_problems([ConfigProblem(("share_key",), "only a fallback has this option", "remove it")])
     client = _make_one(options, env)
     if not options.fallbacks:
         return client
     clients, problems = [client], []
     for position, fields in enumerate(fallback_options(options)):
+        found: list[ConfigProblem] = []
         try:
-            clients.append(_make_one(_checked_fallback(fields), env))
+            fallback = _checked_fallback(fields)
+            found += key_problems(options, options.fallbacks[position], fallback, env)
+            clients.append(_make_one(fallback, env))
         except PluginConfigError as error:
-            problems += [problem.under("fallbacks", position) for problem in error.problems]
+            found += error.problems
+        problems += [problem.under("fallbacks", position) for problem in found]
     raise_for_problems(problems)
     return FallbackClient(clients, max_attempts=options.retry.max_attempts)
 

@@ -78,6 +78,10 @@ class Exchange:
     """Strings that no error message may contain."""
     parts: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """The bodies of the parts of a reply that the provider has paused."""
+    is_paused: bool = False
+    """Whether the provider has paused its reply, so that the next request continues it."""
+    last_part: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The body after these parts, with which the reply is complete."""
     part_costs: list[float | None] = field(default_factory=list)
     """The cost in USD that a gateway states for each of these parts; None if it states none."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
@@ -85,6 +89,8 @@ class Exchange:
     took_ms: float = 0.0
     """Milliseconds of the newest request, from its begin to the end of its reply."""
     measures: dict[str, Any] = field(default_factory=dict)
+    reader: StreamReader | None = None
+    """The reader of a stream that broke off, if the next stream continues it. None: the next reply is new."""
     after_chunk: Callable[[StreamReader], Awaitable[None]] | None = None
     """Awaited after each chunk of a streamed reply, before its pieces are delivered."""
 
@@ -133,7 +139,8 @@ class ReplyReading:
                 return await self._read_stream(head, stream, response, exchange, elapsed_ms)
             body = _json(await self._read_whole_body(head, stream))
         self._check_whole(body, response, exchange)
-        if exchange.is_streamed:  # the server cannot stream: it sent one complete reply
+        is_new = bool(exchange.parts) or not exchange.delivered
+        if exchange.is_streamed and is_new:  # the server cannot stream: it sent one complete reply
             text = self._codec.reply(body, provider=self._endpoint.provider).output_text
             await exchange.deliver([Delta(DeltaKind.TEXT, text)], elapsed_ms)
         return body
@@ -173,7 +180,9 @@ class ReplyReading:
         exchange: Exchange,
         elapsed_ms: Callable[[], float],
     ) -> dict[str, Any]:
-        reply = self._codec.stream(max_chars=self._max_bytes)
+        reply = exchange.reader or self._codec.stream(max_chars=self._max_bytes)
+        if exchange.reader is not None:
+            reply.resume()
         events = SSEDecoder(max_event_chars=self._max_bytes)
 
         async def add(piece: bytes) -> bool:

@@ -23,21 +23,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Any
 
 from openagents_worker.errors import LLMError, LLMResponseError
-from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import Message, ModelRequest
+from openagents_worker.llm.digest_memory import DigestMemory
 from openagents_worker.llm.messages import BLOCK_TYPES, content_blocks, fields_of_format
 
 __all__ = ["MAX_REPAIRS", "RefusedFields"]
 
 MAX_REPAIRS = 4
 """How often a request is repeated for its fields. A provider could miss what it refuses."""
-
-MAX_REMEMBERED = 1_000
-"""Conversations of which something was refused."""
 
 _REFUSING_STATUS = frozenset({400, 422})
 _REFUSED = re.compile(
@@ -90,14 +86,14 @@ class RefusedFields:
     """What one provider has refused, and missed."""
 
     def __init__(self) -> None:
-        self._remembered: dict[bytes, _Refused] = {}
+        self._remembered = DigestMemory[_Refused]()
         self._missed: set[re.Pattern[str]] = set()
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without what has been refused before, and with the fields that have been missed."""
         if self._remembered:
             end = _begin_of_turn(request.messages)
-            if refused := self._remembered.get(_digest(request.messages[:end])):
+            if refused := self._remembered.get(_bare(request.messages[:end])):
                 request = replace(request, messages=refused.without(request.messages, end))
         return self._completed(request)
 
@@ -132,11 +128,10 @@ class RefusedFields:
         """The messages without what was refused. Remembered if that is something."""
         shorter = refused.without(messages, end)
         if shorter != list(messages):
-            digest = _digest(messages[:end])
-            before = self._remembered.pop(digest, _Refused())
-            self._remembered[digest] = _Refused(before.fields or refused.fields, before.types | refused.types)
-            if len(self._remembered) > MAX_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
+            bare = _bare(messages[:end])
+            before = self._remembered.get(bare) or _Refused()
+            together = _Refused(before.fields or refused.fields, before.types | refused.types)
+            self._remembered.put(bare, together)
         return shorter
 
 
@@ -150,10 +145,9 @@ def _begin_of_turn(messages: Sequence[Message]) -> int:
     return next((at for at in reversed(range(len(messages))) if messages[at].get("role") == "user"), 0)
 
 
-def _digest(messages: Sequence[Message]) -> bytes:
-    """Of the conversation without all that can be left out, so that a repeated request has the same one."""
-    bare = [_without_own_blocks(message) for message in _without_fields(messages, len(messages))]
-    return blake2b(dumps(bare).encode("utf-8", "replace"), digest_size=16).digest()
+def _bare(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without all that can be left out: it is the same for a repeated request."""
+    return [_without_own_blocks(message) for message in _without_fields(messages, len(messages))]
 
 
 def _without_fields(messages: Sequence[Message], end: int) -> list[Message]:

@@ -27,10 +27,10 @@ def pause_ms(
 
     Exponential back-off with full jitter: a random share of `initial * multiplier^(tries-1)`, up to
     `max_backoff_ms`. The provider's Retry-After is the minimum of the result; it is not jittered. The result
-    is None if the error is not retryable, after `max_attempts` requests, or if the pause would end after
-    `total_budget_ms`.
+    is None if the error is not retryable, if the provider says that a retry is useless (`is_final`), after
+    `max_attempts` requests, or if the pause would end after `total_budget_ms`.
     """
-    if not error.retryable or tries >= options.max_attempts:
+    if not error.retryable or error.is_final or tries >= options.max_attempts:
         return None
     floor = error.retry_after_ms or 0 if isinstance(error, LLMRateLimitError) else 0
     growth = options.backoff_multiplier ** min(tries - 1, 64)

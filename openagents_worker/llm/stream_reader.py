@@ -37,6 +37,9 @@ class BaseStreamReader:
         except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
             raise LLMResponseError(f"{self.chunk_name} of the stream cannot be read ({error!r})") from error
 
+    def resume(self) -> None:
+        """Another stream continues the reply. Only a format with numbered chunks can be continued."""
+
     def _add(self, chunk: Mapping[str, Any]) -> list[Delta]:
         """Add one chunk and return its pieces. It may raise anything."""
         raise NotImplementedError

@@ -22,12 +22,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FinishReason, LLMResponse, ModelRequest
+from openagents_worker.llm.digest_memory import DigestMemory
 
 __all__ = [
     "OUTPUT_TOOL",
@@ -62,8 +62,6 @@ _OF_ONE_SCHEMA = re.compile(
     r"invalid.(json.)?schema|additionalProperties|schema\b.{0,80}(too|must|property|properties|keyword)",
     re.IGNORECASE,
 )
-MAX_SCHEMAS = 1_000
-"""Rejected schemas that are remembered."""
 _STATUS_OF_REJECTED = frozenset({400, 404, 422})  # OpenRouter: 404 if no provider has the parameter
 
 
@@ -161,27 +159,24 @@ class RejectedFormats:
     def __init__(self) -> None:
         self._always: set[bool] = set()
         """Whether no schema is accepted, in requests with tools and in others."""
-        self._schemas: dict[bytes, None] = {}
+        self._schemas = DigestMemory[bool]()
 
     def has(self, request: ModelRequest) -> bool:
         """Whether the format of the request has been rejected before."""
         if bool(request.tools) in self._always:
             return True
-        return bool(self._schemas) and _digest(request) in self._schemas
+        return bool(self._schemas) and self._schemas.get(_format_of(request)) is True
 
     def add(self, request: ModelRequest, error: LLMError) -> None:
         """Remember what the error rejects: this schema, which other runs need not have, or every schema."""
         if _OF_ONE_SCHEMA.search(error.message) is None:
             self._always.add(bool(request.tools))
             return
-        self._schemas[_digest(request)] = None
-        if len(self._schemas) > MAX_SCHEMAS:
-            del self._schemas[next(iter(self._schemas))]
+        self._schemas.put(_format_of(request), True)
 
 
-def _digest(request: ModelRequest) -> bytes:
-    what = dumps([bool(request.tools), dict(request.response_format or {})])
-    return blake2b(what.encode("utf-8", "replace"), digest_size=16).digest()
+def _format_of(request: ModelRequest) -> list[Any]:
+    return [bool(request.tools), dict(request.response_format or {})]
 
 
 # --- closed schemas --------------------------------------------------------------------------------------

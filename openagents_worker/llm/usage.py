@@ -1,4 +1,4 @@
-"""Token counts: the only place that reads them from a reply, in every spelling that providers have.
+"""Token counts: the only place that reads from a reply what is billed, in every spelling that providers have.
 
 Counts follow one rule: `input_tokens` includes the tokens that were read from and written to the provider's
 cache, and `output_tokens` includes the reasoning. Providers that count these apart are converted.
@@ -6,13 +6,16 @@ cache, and `output_tokens` includes the reasoning. Providers that count these ap
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.jsontext import LARGEST_COUNT
 from openagents_worker.llm.base import LLMUsage, token_count
+from openagents_worker.llm.pricing import ANYWHERE
 
-__all__ = ["COST_HEADERS", "stated_cost", "usage_from_wire"]
+__all__ = ["COST_HEADERS", "stated_cost", "tools_of_message", "tools_of_response", "usage_from_wire"]
 
 COST_HEADERS = ("x-litellm-response-cost", "x-response-cost", "x-request-cost")
 """Headers in which gateways state what a call cost, in USD."""
@@ -45,23 +48,36 @@ _REASONING = (
 )
 _IMAGE = (("prompt_tokens_details", "image_tokens"), ("input_tokens_details", "image_tokens"))
 _AUDIO = (("prompt_tokens_details", "audio_tokens"), ("input_tokens_details", "audio_tokens"))
+_CACHED_AUDIO = (
+    ("prompt_tokens_details", "cached_tokens_details", "audio_tokens"),
+    ("input_tokens_details", "cached_tokens_details", "audio_tokens"),
+    ("prompt_tokens_details", "cached_audio_tokens"),
+)
+_WEB_SEARCHES = (("server_tool_use", "web_search_requests"),)
 _LONG_CACHE = (
     ("cache_creation", "ephemeral_1h_input_tokens"),
     ("prompt_tokens_details", "cache_creation", "ephemeral_1h_input_tokens"),
     ("prompt_tokens_details", "cache_creation_token_details", "ephemeral_1h_input_tokens"),
+    ("input_tokens_details", "cache_write_tokens_details", "ttl_12h_tokens"),
+    ("prompt_tokens_details", "cache_write_tokens_details", "ttl_12h_tokens"),
 )
 _OUTPUT_AUDIO = (("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"))
-_ELSEWHERE = (None, "", "global", "not_available")
-"""Values of `inference_geo` that change no price."""
+_SEARCHES = re.compile(r"gpt-[^/]*-search-(preview|api)")
 
 
 def usage_from_wire(
-    usage: Any, *, cache_is_apart: bool | None = None, service_tier: Any = None
+    usage: Any,
+    *,
+    cache_is_apart: bool | None = None,
+    service_tier: Any = None,
+    used_tools: Mapping[str, int] | None = None,
 ) -> LLMUsage | None:
     """The counts of a reply. None: the provider did not count, or sent only zeros.
 
     `cache_is_apart`: whether the input count leaves out the tokens of the cache, as Anthropic's does. None:
     found out from the total. `service_tier`: the tier that served the request, which decides its price.
+    `used_tools`: how often the reply says that tools of the provider were used, by the names of
+    `pricing.FEES`, if the usage does not count them.
     """
     if not isinstance(usage, Mapping):
         return None
@@ -88,11 +104,15 @@ def usage_from_wire(
         "reasoning_tokens": reasoning,
         "image_tokens": _count(usage, _IMAGE),
         "audio_tokens": _count(usage, _AUDIO),
+        "cached_audio_tokens": _count(usage, _CACHED_AUDIO),
         "output_audio_tokens": _count(usage, _OUTPUT_AUDIO),
         "stated_cost_usd": _cost_in(usage),
         "service_tier": _tier(usage, service_tier),
         "inference_geo": _geo(usage),
+        **(used_tools or {}),
     }
+    if searches := _count(usage, _WEB_SEARCHES):
+        metadata["web_search_calls"] = searches
     return LLMUsage(
         input_tokens,
         output,
@@ -133,7 +153,50 @@ def _tier(usage: Mapping[str, Any], service_tier: Any) -> str | None:
 def _geo(usage: Mapping[str, Any]) -> str | None:
     """The region of Anthropic in which the model ran, if it may have prices of its own."""
     region = usage.get("inference_geo")
-    return region if isinstance(region, str) and region not in _ELSEWHERE else None
+    return region if isinstance(region, str) and region not in ANYWHERE else None
+
+
+# --- tools of the provider -------------------------------------------------------------------------------
+
+
+def tools_of_response(body: Mapping[str, Any]) -> dict[str, int]:
+    """How often OpenAI's responses API says that tools of the provider were used which it bills.
+
+    Of the actions of a web search, only the search itself is billed, not a page that is opened. Code is
+    executed in containers, which several calls share.
+    """
+    items = [item for item in body["output"] if isinstance(item, Mapping)]
+    kinds = Counter(str(item.get("type")) for item in items if _is_billed(item))
+    boxes = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
+    searches = token_count(
+        _value_at(body, ("tool_usage", "web_search", "num_requests"))
+    )  # as Bedrock says it
+    found = {
+        "web_search_calls": searches or kinds["web_search_call"],
+        "file_search_calls": kinds["file_search_call"],
+        "image_generation_calls": kinds["image_generation_call"],
+        "code_interpreter_containers": len(boxes),
+    }
+    return {name: number for name, number in found.items() if number}
+
+
+def _is_billed(item: Mapping[str, Any]) -> bool:
+    return item.get("type") != "web_search_call" or _value_at(item, ("action", "type")) in (None, "search")
+
+
+def tools_of_message(message: Mapping[str, Any], model: str | None) -> dict[str, int]:
+    """The web search of a chat completion: one, because no reply counts them.
+
+    OpenAI's models for it search for each reply. Others cite what they have found.
+    """
+    citations = message.get("annotations")
+    has_searched = isinstance(citations, list) and any(
+        isinstance(each, Mapping) and each.get("type") == "url_citation" for each in citations
+    )
+    return {"web_search_calls": 1} if has_searched or _SEARCHES.match(model or "") else {}
+
+
+# --- stated costs ----------------------------------------------------------------------------------------
 
 
 def stated_cost(headers: Mapping[str, str]) -> float | None:

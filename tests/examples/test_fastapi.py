@@ -198,7 +198,9 @@ def test_the_page_is_one_file(product: Product) -> None:
 
 
 @pytest.mark.ui
-def test_a_person_asks_sees_words_and_tools_and_stops(product: Product, tmp_path: Path) -> None:
+def test_a_person_asks_sees_words_and_tools_and_stops(
+    product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a real browser, as far as the machine has one."""
     driver = shutil.which("chromedriver")
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
@@ -211,8 +213,25 @@ def test_a_person_asks_sees_words_and_tools_and_stops(product: Product, tmp_path
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     try:
         _use(browser, product)
+        monkeypatch.setattr(product.installation.model, "may_answer", product.is_watched)
+        _read_a_long_answer(browser, product)
     finally:
         browser.quit()
+
+
+def _read_a_long_answer(browser: Any, product: Product) -> None:
+    """The event of the end has its first 10,000 characters; the page keeps what it has received.
+
+    The arguments of the tool and the reasoning, which arrive in pieces of their own, are not the answer."""
+    answer = "word " * 2_500 + "end"
+    product.installation.model.will_say({**REPLIES[0], "reasoning": "I count."}, {"text": answer})
+    browser.find_element("css selector", "form button").click()
+
+    def shown(id_: str) -> str:
+        return str(browser.find_element("id", id_).text)
+
+    wait_for(lambda: shown("state") == "done", "the page shows the end", timeout=PATIENCE_S)
+    assert shown("answer") == answer
 
 
 def _use(browser: Any, product: Product) -> None:

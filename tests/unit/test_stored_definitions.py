@@ -236,6 +236,16 @@ def test_a_model_that_says_where_prompts_are_sent_is_not_plain_data(
     assert mine.foreign_part(AgentSource({**AGENT, "llm": {**own, "temperature": 1.0}})) is None
 
 
+def test_a_fallback_does_not_get_the_key_of_the_agent_by_a_definition() -> None:
+    """Only the agents file says that the key goes to another address."""
+
+    def agent_with(share_key: bool) -> AgentSource:
+        entry = {"api_base": "http://other/v1", "share_key": share_key}
+        return AgentSource(changed(llm={"fallbacks": [entry]}))
+
+    assert TrustedParts([agent_with(False)], BUILTIN_PATTERNS).foreign_part(agent_with(True)) == "llm"
+
+
 def test_a_fallback_beside_litellm_may_have_another_model() -> None:
     """Its own provider has one address for all models."""
     at = {"provider": "openai_compatible", "api_base": "${MODEL_URL}"}

@@ -145,7 +145,8 @@ class RecordedModel(ModelClient):
         }
         events: list[tuple[str, Mapping[str, Any]]] = [("llm.succeeded", payload)]
         if usage.cost_usd is None and self._is_billed and name not in self._unpriced:
-            events.append(("llm.price_unknown", {"model": name, "call": info.call_id}))
+            unknown = {"model": name, "call": info.call_id, **_unpriced_parts(reply)}
+            events.append(("llm.price_unknown", unknown))
         return Outcome(value=wire, usage=usage, events=events, is_stored_form=True)
 
     def _watched(self, request: ModelRequest, info: CallInfo) -> ModelRequest:
@@ -316,6 +317,12 @@ def _end_of_reply_fields(reply: LLMResponse, name: str) -> dict[str, Any]:
     if reply.usage is not None and (fallback := reply.usage.metadata.get("fallback")):
         fields["answered_by"] = text_of(fallback)
     return fields
+
+
+def _unpriced_parts(reply: LLMResponse) -> dict[str, Any]:
+    """What has no price, such as `web_search`, if the client says so."""
+    parts = None if reply.usage is None else reply.usage.metadata.get("unpriced_parts")
+    return {"parts": [text_of(part) for part in parts]} if isinstance(parts, list | tuple) and parts else {}
 
 
 def _speed_fields(reply: LLMResponse) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import LLMConnectionError, LLMRateLimitError
-from openagents_worker.llm.base import LLMResponse
+from openagents_worker.llm.base import Delta, DeltaKind, LLMResponse, ModelRequest
 from openagents_worker.llm.openai_background import MAX_RECONNECTS
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
 from tests.unit.llm.wire import HI, RESPONSES, Heard, client_of
@@ -134,3 +134,113 @@ async def test_a_response_that_its_provider_does_not_know_yet_is_asked_for_again
     reply = await answered(provider, streamed=streamed, attempts=2)
 
     assert (reply.output_text, provider.created, provider.asked) == (TEXT, 1, 2)
+
+
+# --- what is watched -------------------------------------------------------------------------------------
+
+
+def calls(begin: int, *parts: tuple[int, str]) -> list[dict[str, Any]]:
+    """The events of the pieces, by the place of their call. The name of a tool begins a call."""
+    found: list[dict[str, Any]] = []
+    for number, (place, text) in enumerate(parts, begin):
+        event: dict[str, Any] = {"sequence_number": number, "output_index": place}
+        if text.isalpha():
+            item = {"type": "function_call", "name": text, "call_id": f"call_{place}", "arguments": ""}
+            found.append({**event, "type": "response.output_item.added", "item": item})
+        else:
+            found.append({**event, "type": "response.function_call_arguments.delta", "delta": text})
+    return found
+
+
+PIECES = [(0, "add"), (0, '{"a":'), (1, "sub"), (1, '{"b":'), (1, "2}"), (0, "1}")]
+ENDED = {
+    "object": "response",
+    "id": "resp_1",
+    "status": "completed",
+    "output": [
+        {"type": "function_call", "name": "add", "call_id": "call_0", "arguments": '{"a":1}'},
+        {"type": "function_call", "name": "sub", "call_id": "call_1", "arguments": '{"b":2}'},
+    ],
+}
+
+
+@pytest.mark.parametrize("seen_again", [0, 1, 5], ids=lambda number: f"{number} events again")
+async def test_pieces_of_arguments_keep_the_number_of_their_call_after_a_break(seen_again: int) -> None:
+    """A watcher joins them by this number. What the server sends again is not said again."""
+    created = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+    every = [created, *calls(1, *PIECES)]
+    completed = {"type": "response.completed", "sequence_number": len(every), "response": ENDED}
+    rest = [*every[5 - seen_again :], completed]
+    provider = Provider(Sent((sse(*every[:5]),), STREAM), Sent((sse(*rest),), STREAM))
+    heard: list[Delta] = []
+
+    async def listen(piece: Delta) -> None:
+        heard.append(piece)
+
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True)
+        try:
+            reply = await client.respond(ModelRequest(HI, on_piece=listen))
+        finally:
+            await client.aclose()
+
+    assert provider.asked == 1
+    assert heard == [
+        Delta(DeltaKind.ARGUMENTS, '{"a":', 0, "add"),
+        Delta(DeltaKind.ARGUMENTS, '{"b":', 1, "sub"),
+        Delta(DeltaKind.ARGUMENTS, "2}", 1, "sub"),
+        Delta(DeltaKind.ARGUMENTS, "1}", 0, "add"),
+    ]
+    assert [call.arguments for call in reply.tool_calls] == [{"a": 1}, {"b": 2}]
+
+
+async def test_half_a_character_before_a_break_is_joined_with_the_other_half() -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+    halves = [
+        {"type": "response.output_text.delta", "sequence_number": number, "output_index": 0, "delta": half}
+        for number, half in enumerate(("\ud83d", "\ude00"), 1)
+    ]
+    completed = {"type": "response.completed", "sequence_number": 3, "response": response("completed")}
+    first, second = sse(created, halves[0]), sse(halves[1], completed)
+    heard = Heard()
+
+    async with answering(Provider(Sent((first,), STREAM), Sent((second,), STREAM))) as url:
+        client = client_of(RESPONSES, url, background=True)
+        try:
+            await client.generate(messages=list(HI), on_delta=heard)
+        finally:
+            await client.aclose()
+
+    assert heard.text == "😀"
+
+
+async def test_a_server_that_cannot_stream_a_response_is_asked_for_its_state() -> None:
+    """It answers a question for the events with the state, which is not the reply before it has ended."""
+    provider = Provider(state("queued"), state("queued"), state("in_progress"), state("completed"))
+    heard = Heard()
+
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True, background_poll_ms=50)
+        try:
+            reply = await client.generate(messages=list(HI), on_delta=heard)
+        finally:
+            await client.aclose()
+
+    assert (reply.output_text, provider.created, provider.asked) == (TEXT, 1, 3)
+    assert heard.text == TEXT
+
+
+async def test_the_text_that_was_heard_before_a_break_is_not_heard_again_from_a_whole_reply() -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+    piece = {"type": "response.output_text.delta", "sequence_number": 1, "output_index": 0, "delta": "one "}
+    provider = Provider(Sent((sse(created, piece),), STREAM), state("in_progress"), state("completed"))
+    heard = Heard()
+
+    async with answering(provider) as url:
+        client = client_of(RESPONSES, url, background=True, background_poll_ms=50)
+        try:
+            reply = await client.generate(messages=list(HI), on_delta=heard)
+        finally:
+            await client.aclose()
+
+    assert (reply.output_text, heard.text) == (TEXT, "one ")

@@ -52,7 +52,7 @@ async def ask_with_fallback(first: str, second: str, notes: Notes) -> LLMRespons
         "background_poll_ms": 50,
         "retry": {"max_attempts": 1},
         "api_base": first,
-        "fallbacks": [{"model": "gpt-4o", "api_base": second}],
+        "fallbacks": [{"model": "gpt-4o", "api_base": second, "share_key": True}],
     }
     client = make_client(LLMOptions(**options), env={"OPENAI_API_KEY": "k"})
     token = current_call.set(notes.info())

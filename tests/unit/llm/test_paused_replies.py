@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from openagents_worker.errors import LLMAuthError, LLMResponseError
 from openagents_worker.llm.anthropic_messages import MAX_PAUSES
-from openagents_worker.llm.base import CallInfo, FinishReason, LLMResponse, current_call
+from openagents_worker.llm.base import (
+    CallInfo,
+    Delta,
+    DeltaKind,
+    FinishReason,
+    LLMResponse,
+    ModelRequest,
+    current_call,
+)
 from openagents_worker.llm.conversation import assistant_message
+from openagents_worker.llm.limits import RequestLimit
 from tests.unit.llm.raw_server import JSON, STREAM, Sent, answering, sse
 from tests.unit.llm.wire import ANTHROPIC, HI, TOOLS, Heard, ask, client_of
 
@@ -88,6 +98,32 @@ async def test_a_paused_reply_is_continued_by_sending_it_back(is_streamed: bool)
     assert found.usage is not None
     assert (found.usage.input_tokens, found.usage.output_tokens) == (20, 10)
     assert heard.text == (found.output_text if is_streamed else "")
+
+
+async def test_the_arguments_of_the_providers_own_tools_are_not_those_of_a_call() -> None:
+    """A watcher gets the arguments of the calls of the reply, which are numbered from 0."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}
+    events: list[Any] = [{"type": "message_start", "message": message([], "")}]
+    for index, block in enumerate([{**SEARCH, "input": {}}, call]):
+        delta = {"type": "input_json_delta", "partial_json": json.dumps({"n": index})}
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.append({"type": "content_block_delta", "index": index, "delta": delta})
+    stop = {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 5}}
+    heard: list[Delta] = []
+
+    async def listen(piece: Delta) -> None:
+        heard.append(piece)
+
+    async with answering(lambda _: Sent((sse(*events, stop),), STREAM)) as url:
+        client = client_of(ANTHROPIC, url)
+        try:
+            reply = await client.respond(ModelRequest(HI, tools=TOOLS, on_piece=listen))
+        finally:
+            await client.aclose()
+
+    assert heard == [Delta(DeltaKind.ARGUMENTS, '{"n": 1}', 0, "add")]
+    assert [call.arguments for call in reply.tool_calls] == [{"n": 1}]
+    assert reply.content[0]["input"] == {"n": 0}
 
 
 CONTAINER = {"id": "container_1", "expires_at": "2026-12-01T00:00:00Z"}
@@ -210,6 +246,53 @@ async def test_the_next_try_continues_the_paused_reply() -> None:
 
     assert asked == [1, 2, 2]
     assert found.output_text == "I look. Tea is a leaf."
+
+
+@dataclass
+class Recorded:
+    """The limits of an attempt, which record what is reserved and how it ends."""
+
+    tenant: str = ""
+    reserved: list[tuple[int, bool]] = field(default_factory=list)
+    """The requests per minute, and whether the run may be parked."""
+    ended: list[int | None] = field(default_factory=list)
+    in_use: int = 0
+
+    async def reserve(self, limit: RequestLimit, tokens: int) -> Recorded:
+        assert self.in_use == 0, "the request before has ended"
+        self.in_use += 1
+        call = current_call.get()
+        assert call is not None
+        self.reserved.append((limit.requests_per_minute, call.may_suspend))
+        return self
+
+    def end(self, *, used: int | None = None, was_sent: bool = True, retry_after_ms: int = 0) -> None:
+        self.in_use -= 1
+        self.ended.append(used)
+
+
+async def test_each_part_of_a_paused_reply_is_a_request_for_the_limits_of_the_fleet() -> None:
+    """With its own tokens. The run is not parked between two parts: those before would be paid for again."""
+    asked: list[Any] = []
+
+    def reply(body: dict[str, Any]) -> Sent:
+        asked.append(body)
+        if len(asked) == 2:
+            return Sent((), JSON, "500 Error")
+        return whole(PAUSED, "pause_turn") if len(asked) == 1 else whole(REST, "end_turn")
+
+    limits = Recorded()
+    token = current_call.set(CallInfo("r", "c", "k", 0, may_suspend=True, kind="model", limits=limits))
+    try:
+        async with answering(reply) as url:
+            found = await ask(client_of(ANTHROPIC, url, limits={"requests_per_minute": 60}))
+    finally:
+        current_call.reset(token)
+
+    assert found.usage is not None
+    assert found.usage.total_tokens == 30
+    assert limits.reserved == [(60, True), (60, False), (60, False)]
+    assert limits.ended == [15, None, 15]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

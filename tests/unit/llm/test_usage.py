@@ -162,6 +162,11 @@ COSTS: dict[str, tuple[str, LLMUsage, float]] = {
         ),
         (100 * 3 + 800 * 0.3 + 150 * 3.75 + 50 * 6 + 50 * 15) / 1e6,
     ),
+    "gpt-6-astra: 100 fresh, 150 written for half an hour and 50 for twelve hours": (
+        "gpt-6-astra",
+        LLMUsage(300, 50, 350, {"cache_creation_input_tokens": 200, "cache_creation_1h_input_tokens": 50}),
+        (100 * 10 + 150 * 12.5 + 50 * 25 + 50 * 50) / 1e6,
+    ),
     "gemini-2.5-pro: a request of at most 200,000 tokens": (
         "gemini-2.5-pro",
         LLMUsage(200_000, 10),
@@ -260,6 +265,7 @@ def test_what_decides_the_price_of_a_reply_is_read_from_its_usage() -> None:
         {"cache_creation": {"ephemeral_1h_input_tokens": 7}},
         {"prompt_tokens_details": {"cache_creation": {"ephemeral_1h_input_tokens": 7}}},
         {"prompt_tokens_details": {"cache_creation_token_details": {"ephemeral_1h_input_tokens": 7}}},
+        {"input_tokens_details": {"cache_write_tokens_details": {"ttl_30m_tokens": 3, "ttl_12h_tokens": 7}}},
         {"iterations": [{"type": "compaction", "cache_creation": {"ephemeral_1h_input_tokens": 7}}]},
     ],
     ids=["Anthropic", "Qwen", "LiteLLM", "a compaction of Anthropic"],
