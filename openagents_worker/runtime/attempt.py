@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
@@ -22,6 +23,7 @@ from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
+from openagents_worker.runtime.children import Children
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import OpenDeps
@@ -216,7 +218,7 @@ class Attempt:
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         state = loaded_state(self._state_before, self.identity.session_id)
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        give_children(context, self.identity, self._writer, self._services, history.given_up)
+        give_children(context, self.identity, self._writer, self._services, history)
         self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
@@ -354,10 +356,17 @@ class Attempt:
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
+        if self._context is not None:
+            ending = await self._with_children(ending, self._context.children)
         state = SessionState(self._state_before, self._context.state) if self._context else NO_STATE
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )
+
+    async def _with_children(self, ending: Ending, children: Children) -> Ending:
+        """The ending with what children have used whose results the run has not recorded."""
+        in_children = await children.used_at_end()
+        return replace(ending, usage=usage_so_far(self._claimed, self._recorder), in_children=in_children)
 
     async def _finish_as_cancelled(self) -> AttemptResult:
         """Write that the run was cancelled. If another run has interrupted it, its session gets a turn."""

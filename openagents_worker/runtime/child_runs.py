@@ -74,6 +74,8 @@ class ChildRuns:
         for fact in recorder.waits.facts.of(FactKind.DELEGATED):
             if (pending := PendingChild.of(fact.value(run_id=identity.run_id))) is not None:
                 self.pending[fact.id] = pending
+        self.unrecorded = set(self.pending)
+        """The calls that have created a child, and whose records are perhaps not stored."""
         self._identity = identity
         self._request = request
         self._recorder = recorder
@@ -97,6 +99,8 @@ class ChildRuns:
     def settle(self, call: Delegation) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
         if call.id:
+            if not self._recorder.is_latched:
+                self.unrecorded.discard(call.id)
             if call.siblings is not None:
                 call.siblings.working.discard(call.id)
             self._recorder.spending.settle_child(call.id, self._recorder.waits)
@@ -153,6 +157,7 @@ class ChildRuns:
                 call.siblings.working.add(info.call_id)
             pending = PendingChild(child_id, self._identity.life, grant.reserved)
             self.pending[info.call_id] = pending
+            self.unrecorded.add(info.call_id)
             delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, pending))
             if delegated.answer not in (DelegateAnswer.NEW, DelegateAnswer.SAME):
                 del self.pending[info.call_id]
@@ -267,7 +272,7 @@ class ChildRuns:
 
     async def _cancel(self, child_id: str) -> None:
         reason = f"the run {self._identity.run_id} does not wait for it any more"
-        call = scripts.cancel(run_id=child_id, reason=reason, force=False)
+        call = scripts.cancel(run_id=child_id, reason=reason, force=False, given_up_in=self._identity.life)
         try:
             cancelled = await self._services.store.run(call)
             await self._services.send_wakes(cancelled.wakes)

@@ -75,6 +75,14 @@ class RunFacts:
             return ()
         return [fact for fact in self._facts.of(kind, prefix) if fact.name not in self._taken]
 
+    async def stored(self, *kinds: FactKind) -> Sequence[Fact]:
+        """The facts of these kinds as they are stored now, also those that a call has taken."""
+        keys, run_id = self.store.keys, self.store.run_id
+        names = await self.store.ask(lambda client: client.hkeys(keys("facts", run_id)))
+        wanted = tuple(f"{kind}:" for kind in kinds)
+        read = Facts(await _read(self.store, run_id, [name for name in names if name.startswith(wanted)]))
+        return [fact for kind in kinds for fact in read.of(kind)]
+
     def announce(self, number: int) -> None:
         """There is a fact with this number: read it, unless it was read already. Called on the loop."""
         self._announced = max(self._announced, number)
