@@ -7,7 +7,7 @@ are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of
 from __future__ import annotations
 
 from tests.properties.machine import Attempt, Protocol, Worker
-from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, Wait
+from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, TurnsOfFork, Wait
 
 __all__ = ["ChildrenStories", "tell"]
 
@@ -85,6 +85,35 @@ class _Words:
     @property
     def transcript(self) -> list[str]:
         return self.m.truth.transcript.get("s", [])
+
+    def forks(
+        self,
+        source: str,
+        fork: str,
+        steps: int,
+        *,
+        above: tuple[tuple[str, int, int], ...] = (),
+        held_to: int = 0,
+        held_call: str = "",
+        messages: int = 0,
+    ) -> None:
+        """A fork in a session of its own, which has the same name."""
+        run = self.m.truth.runs[source]
+        asked = Run(fork, fork, "fork", run.durable, True)
+        turns = TurnsOfFork(above, held_to, held_call)
+        self.m.fork_to(run, asked, steps, messages, lost=False, turns=turns)
+        self.m.holds()
+
+    def last_in_state(self, session: str) -> str | None:
+        """The number of the run that has written the state of the session last."""
+        found: str | None = self.m.lab.redis.hget(self.m.lab.keys("session_state", session), "last")
+        return found
+
+    def number_of(self, turn: str) -> str:
+        """The number that the turn of this child leaves in the state of the session."""
+        parent, _, call = turn.rpartition(".")
+        items = self.m.truth.runs[parent].turns
+        return items[items.index(f"t{call}") - 1].removeprefix("v")
 
     def parent(self, *numbers: int) -> str:
         """A run that delegates and waits."""
@@ -435,6 +464,85 @@ class ChildrenStories(_Words):
         self.works(run, "commit")
         assert self.delegates(run, FORKED) == "NEW"
         assert len(self.m.truth.transcript[f"forked session of {run}.call1"]) == 2
+
+    def _two_shared_children(self) -> tuple[str, str, str, int]:
+        """A run with the turns of two shared children, of which the second one has seen the first. Returns
+        the run, both children, and the number of the items of the first turn."""
+        run = self.parent(SHARED, SHARED_TOO)
+        first, second = f"{run}.call1", f"{run}.call0"
+        self.claim(first)
+        self.works(first, "finish")
+        items = len(self.m.truth.runs[run].turns)
+        if run in self.m.messages:
+            self.claim(run)
+            self.works(run, "commit")
+            self.waits(run)
+        self.claim(second)
+        self.works(second, "commit")
+        self.works(second, "finish")
+        return run, first, second, items
+
+    def a_fork_holds_the_turns_that_its_source_has_got(self) -> None:
+        """Not those that it has got after the checkpoint. The end of the fork writes them."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.forks(run, "fork", 1, held_to=items, held_call="call1")
+        assert (self.turns("fork"), len(self.turns(run))) == (["tcall1"], 2)
+        self.claim("fork")
+        self.works("fork", "finish")
+        assert len(self.m.truth.transcript["fork"]) == 4
+
+    def a_fork_of_a_run_that_has_ended_holds_turns(self) -> None:
+        """They do not expire with those of its source."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.works(run, "finish")
+        self.forks(run, "fork", 1, held_to=items, held_call="call1")
+        assert self.turns("fork") == ["tcall1"]
+
+    def a_fork_holds_no_turns_that_its_source_does_not_hold(self) -> None:
+        """The record of the call is a copy, too: that of a run of which the source is a fork."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.forks(run, "fork", 1, held_to=items, held_call="another")
+        assert self.turns("fork") == []
+
+    def a_fork_of_a_shared_child_sees_what_the_child_saw(self) -> None:
+        """And not the turns that the run above has got after the child had begun."""
+        run, _, second, items = self._two_shared_children()
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert len(self.m.truth.transcript["fork"]) == 2
+        assert self.last_in_state("fork") == self.number_of(f"{run}.call1")
+
+    def a_fork_of_a_shared_child_comes_after_the_end_of_the_run_above(self) -> None:
+        """The session has the turns, and later changes of its state. What it had when the child began is not
+        known any more, so the fork gets the newest state, as every fork does."""
+        run, _, second, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.works(run, "finish")
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert len(self.m.truth.transcript["fork"]) == 2
+        assert self.last_in_state("fork") == self.last_in_state("s")
+        assert self.last_in_state("s") != self.number_of(f"{run}.call1")
+
+    def a_fork_of_a_shared_child_that_saw_written_turns(self) -> None:
+        """They are in the first messages of the session, and do not come twice."""
+        run, _, second, items = self._two_shared_children()
+        self.forks(second, "fork", 0, above=((run, items, items),))
+        assert self.m.truth.transcript["fork"] == []
+
+    def a_fork_of_a_shared_child_needs_the_turns_of_the_run_above(self) -> None:
+        """They have expired with that run."""
+        run, _, second, items = self._two_shared_children()
+        self.cancel(run)
+        del self.m.truth.runs[run]
+        self.m.lab.forget(run)
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert "fork" not in self.m.truth.runs
 
     def a_shared_child_ends_after_its_parent(self) -> None:
         """Its parent holds its turn nevertheless: its next life may want it."""
