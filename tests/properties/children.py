@@ -6,6 +6,7 @@ are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of
 
 from __future__ import annotations
 
+from openagents_worker.store import scripts
 from tests.properties.machine import Attempt, Protocol, Worker
 from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, TurnsOfFork, Wait
 
@@ -69,6 +70,19 @@ class _Words:
 
     def cancel(self, run_id: str) -> None:
         self.m.cancel(sorted(self.m.requests).index(run_id), force=False, lost=False)
+        self.m.holds()
+
+    def gives_up(self, child: str, life: int) -> None:
+        """The parent does not wait any more for a child, in this life."""
+        call = scripts.cancel(run_id=child, reason="enough", force=False, given_up_in=life)
+        run, wakes = self.m.truth.runs[child], set[str]()
+        expected = "ALREADY"
+        if not run.over and run.parent_life == life:
+            run.parent_ended = run.parent_ended or not run.cancel
+            expected, wakes = self.m.truth.cancel(child, force=False)
+        cancelled = self.m.lab.run(call)
+        assert cancelled.answer == expected
+        self.m.send(cancelled.wakes, wakes, lost=False)
         self.m.holds()
 
     def resume(self, run_id: str) -> None:
@@ -206,6 +220,34 @@ class ChildrenStories(_Words):
         self.claim(child)
         self.works(child, "finish")
         assert self.state(run) == "queued"
+
+    def a_child_that_was_given_up_is_asked_for_again(self) -> None:
+        """It continues, in another life. One that somebody else has cancelled stays cancelled."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        child = f"{run}.call0"
+        self.claim(child)
+        self.works(child, "commit")
+        self.gives_up(child, 1)
+        assert self.delegates(run, ISOLATED) == "STOPPING"
+        self.works(child, "obey")
+        assert self.delegates(run, ISOLATED) == "NEW"
+        self.claim(child)
+        self.cancel(child)
+        self.gives_up(child, 1)
+        self.works(child, "obey")
+        assert self.delegates(run, ISOLATED) == "ENDED"
+
+    def a_child_is_given_up_by_an_earlier_life(self) -> None:
+        """The worker of that life was slow. The child is that of the new life."""
+        run = self.parent(ISOLATED)
+        self.cancel(run)
+        self.resume(run)
+        self.claim(run)
+        assert self.delegates(run, ISOLATED) == "NEW"
+        self.gives_up(f"{run}.call0", 1)
+        assert self.state(f"{run}.call0") == "queued"
 
     def a_child_is_resumed_by_somebody_else(self) -> None:
         """In that life it does not report to its parent."""

@@ -72,6 +72,24 @@ GUARDS = (
         story="the_next_life_continues_the_child",
     ),
     Guard(
+        "a child that was given up may be asked for again",
+        ("then redis.call('HSET', k.run(run_id), 'parent_ended', '1') end --", "then run.x = 1 end --"),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
+        "a child that somebody else has cancelled is not asked for again",
+        (
+            "if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended'",
+            "if true then redis.call('HSET', k.run(run_id), 'parent_ended'",
+        ),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
+        "a child that a later life has asked for is not given up by an earlier one",
+        ("if field_of(run_id, 'parent_life') ~= digits(given_up_in) then", "if false then"),
+        story="a_child_is_given_up_by_an_earlier_life",
+    ),
+    Guard(
         "a result belongs to one life of the parent",
         (" or life ~= digits(parent.life) then return {} end", " then return {} end"),
         story="the_next_life_continues_the_child",

@@ -11,7 +11,7 @@ if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
 if given_up_in > 0 then
   if field_of(run_id, 'parent_life') ~= digits(given_up_in) then return reply{answer = 'ALREADY', state = run.state} end
-  redis.call('HSET', k.run(run_id), 'parent_ended', '1')
+  if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended', '1') end -- else somebody else has cancelled it
 end
 if says_so_itself(run) and run.owner == '' and force == 0 then return reply{answer = 'REQUESTED'} end
 if run.owner ~= '' and force == 0 then
