@@ -114,6 +114,8 @@ class ChildRuns:
                 continue
             match delegated.answer:
                 case DelegateAnswer.NEW | DelegateAnswer.SAME:
+                    if delegated.answer is DelegateAnswer.NEW:
+                        self._recorder.waits.facts.reset(f"{FactKind.CHILD}:{info.call_id}")
                     if delegated.wakes:
                         await self._services.send_wakes(delegated.wakes)
                     return None

@@ -69,6 +69,12 @@ class RunFacts:
         """These facts are being replaced by a record."""
         self._taken.update(names)
 
+    def reset(self, name: str) -> None:
+        """The script that begins something again has deleted this fact: another one may come in its place."""
+        self._taken.discard(name)
+        if name in self._facts.names():
+            self._facts = self._facts.changed(self._facts.names() - {name}, {})
+
     def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind that no call has taken, in their order."""
         if not self._facts:

@@ -77,6 +77,11 @@ GUARDS = (
         story="a_child_that_was_given_up_is_asked_for_again",
     ),
     Guard(
+        "a child that continues has no result yet",
+        ("  redis.call('HDEL', k.facts(run_id), FACT.child .. call) --", "  --"),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
         "a child that somebody else has cancelled is not asked for again",
         (
             "if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended'",

@@ -686,6 +686,7 @@ class Truth(PaymentsTruth):
             return "SAME", self._queued(child) if child.state == "queued" else set()
         run.kids_begun += 1
         if child:
+            run.facts.pop(f"child:{asked.parent_call}", None)
             return "NEW", self._revive(child, run.life)
         self._no += 1
         child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())
