@@ -46,7 +46,8 @@ ID_CHARS = 200  # of the parent's id in that of a child
 class Delegation:
     """A recorded call that delegates. `id` is set while it is being made.
 
-    `wakes_together`: the parent continues when all such children have ended.
+    `wakes_together`: the parent continues when all such children have ended. `was_given_up`: the program had
+    cancelled the call, and makes it again.
     """
 
     asked: ChildRequest
@@ -55,6 +56,7 @@ class Delegation:
     wakes_together: bool = False
     output_type: Any = None
     id: str = ""
+    was_given_up: bool = False
 
 
 class ChildRuns:

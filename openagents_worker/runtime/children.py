@@ -175,7 +175,8 @@ class Children:
         child_id = self._runs.child_id(info.call_id)
         before, replaced = self._given_up.take_back(child_id)
         if before is not None:
-            self._runs.pending.setdefault(info.call_id, before.asked_again())
+            self._runs.pending[info.call_id] = before.asked_again()
+            call.was_given_up = True
         self._recorder.replaces(info.call_id, f"{FactKind.DELEGATED}:{info.call_id}")
         try:
             await self._runs.take_extensions()
@@ -227,7 +228,7 @@ class Children:
         waits, fact = self._recorder.waits, f"{FactKind.CHILD}:{info.call_id}"
         pending = self._runs.pending.get(info.call_id)
         is_known = pending is not None and pending.life == self._identity.life
-        if not is_known and not waits.facts.holds(fact):
+        if call.was_given_up or (not is_known and not waits.facts.holds(fact)):
             text = await self._runs.begin(call, info, child_id)
             if text is not None:
                 return text

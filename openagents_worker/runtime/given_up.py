@@ -188,9 +188,11 @@ class GivenUpChildren:
     async def used_so_far(self) -> RunUsage:
         """What children have used so far whose results are not recorded, whoever has given them up. Those in
         the background do not count."""
-        stored = await self._facts.stored(FactKind.GIVEN_UP, FactKind.DELEGATED)
-        children = {child.run_id for fact in stored if (child := PendingChild.of(loads(fact.text)))}
-        children |= self._open.keys()
+        children = set(self._open)
+        with suppress(RecordUnreadable):  # it must not prevent the run from ending
+            for fact in await self._facts.stored(FactKind.GIVEN_UP, FactKind.DELEGATED):
+                if (child := PendingChild.of(fact.value())) is not None:
+                    children.add(child.run_id)
         total = NO_USAGE
         for child_id, (_, usage, is_in_background) in (await self._read(children)).items():
             if not is_in_background:

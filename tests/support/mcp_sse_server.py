@@ -16,7 +16,7 @@ from itertools import count
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - as in mcp_server.py
 
-from mcp_server import Handler, answer, log  # type: ignore[import-not-found]  # noqa: E402 - it has no package
+from mcp_server import Handler, answer, log  # type: ignore[import-not-found]  # it has no package
 
 streams: dict[str, queue.Queue[bytes | None]] = {}
 numbers = count(1)
