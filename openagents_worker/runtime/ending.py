@@ -111,7 +111,7 @@ class Ending:
     """The summary that was written for the run. Stored if the run completes."""
     error_snapshot: dict[str, Any] | None = None
     """What a failed run leaves to find its error; see `openagents_worker.runtime.error_snapshot`."""
-    in_children: RunUsage = NO_USAGE
+    in_children: RunUsage = field(default_factory=lambda: NO_USAGE)
     """What children have used so far whose results the run has not recorded. It counts in the result only:
     the next life of the run may get these results."""
     is_bare: bool = False
