@@ -23,7 +23,6 @@ from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.agent_parts import AgentOfRun
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.cancellation import cancellation_of
-from openagents_worker.runtime.children import Children
 from openagents_worker.runtime.clock import RunClock
 from openagents_worker.runtime.context import AttemptContext, RecordedData
 from openagents_worker.runtime.deps import OpenDeps
@@ -356,17 +355,13 @@ class Attempt:
 
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
-        if self._context is not None:
-            ending = await self._with_children(ending, self._context.children)
         state = SessionState(self._state_before, self._context.state) if self._context else NO_STATE
+        used = await self._context.children.used_at_end() if self._context else None
+        if used is not None:  # the usage, too, may have changed since the ending was made
+            ending = replace(ending, usage=usage_so_far(self._claimed, self._recorder), in_children=used)
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )
-
-    async def _with_children(self, ending: Ending, children: Children) -> Ending:
-        """The ending with what children have used whose results the run has not recorded."""
-        in_children = await children.used_at_end()
-        return replace(ending, usage=usage_so_far(self._claimed, self._recorder), in_children=in_children)
 
     async def _finish_as_cancelled(self) -> AttemptResult:
         """Write that the run was cancelled. If another run has interrupted it, its session gets a turn."""

@@ -35,7 +35,6 @@ from openagents_worker.models import (
     WaitKind,
     parse_child_request,
 )
-from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.child_budgets import Siblings
 from openagents_worker.runtime.child_runs import ChildRuns, Delegation
 from openagents_worker.runtime.given_up import CHECK_AGAIN_MS, GivenUpChildren
@@ -102,13 +101,15 @@ class Children:
             if call not in self._runs.pending:
                 self._runs.cancel_soon(self._runs.child_id(call))
 
-    async def used_at_end(self) -> RunUsage:
-        """The run ends: what its children have used so far whose results are not recorded."""
+    async def used_at_end(self) -> RunUsage | None:
+        """The run ends: what its children have used so far whose results are not recorded. None if there are
+        no such children. The usage of the run has those that it has given up and that have ended."""
+        given_up = self._given_up
+        if given_up.is_empty and not given_up.have_counted and not self._runs.unrecorded:
+            return None
         if not self._recorder.is_latched:
-            await self._given_up.wait_for_ends()
-        if self._given_up.is_empty and not self._runs.unrecorded:
-            return NO_USAGE
-        return await self._given_up.used_so_far()
+            await given_up.wait_for_ends()
+        return await given_up.used_so_far()
 
     # --- delegate ----------------------------------------------------------------------------------------
 

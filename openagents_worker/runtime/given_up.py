@@ -72,6 +72,8 @@ class GivenUpChildren:
         self._open: dict[str, _GivenUp] = {}
         self._made_again: dict[str, _GivenUp] = {}
         """Those whose calls were being made again when an earlier attempt ended."""
+        self.have_counted = False
+        """Whether this attempt has counted the usage of such a child."""
         self._have_ended = asyncio.Event()
         self._have_ended.set()
         for usage in spent.values():
@@ -141,7 +143,7 @@ class GivenUpChildren:
         return found
 
     def _count(self, given_up: _GivenUp, usage: RunUsage) -> None:
-        child_id = given_up.child.run_id
+        child_id, self.have_counted = given_up.child.run_id, True
         del self._open[child_id]
         new = self.not_counted(child_id, usage)
         self._spent[child_id] = self._spent.get(child_id, NO_USAGE).plus(new)
@@ -201,8 +203,8 @@ class GivenUpChildren:
 
     async def _read(self, child_ids: Collection[str]) -> dict[str, tuple[bool, RunUsage, bool]]:
         """Whether each of these runs is over, its usage so far, and whether it is in the background."""
-        store, found = self._facts.store, {}
-        ids = list(child_ids)
+        store, ids = self._facts.store, list(child_ids)
+        found: dict[str, tuple[bool, RunUsage, bool]] = {}
         for begin in range(0, len(ids), READ_AT_ONCE):
             page = ids[begin : begin + READ_AT_ONCE]
 
