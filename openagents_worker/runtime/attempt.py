@@ -151,6 +151,7 @@ class Attempt:
         if self._context is not None:
             self._context.tools, self._context.functions = {}, None
             self._context.recorder.context = None
+            self._context.recorder.spending.given_up = None
         self._context = self._recorder = self._pattern = None
 
     # --- the phases --------------------------------------------------------------------------------------
