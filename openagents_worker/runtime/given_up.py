@@ -33,6 +33,7 @@ CHECK_EARLIER_MS = 2_000
 when that life ended."""
 ENDS_WITHIN_S = 2.0
 """How long a run that ends waits for the ends of children that were told to stop just before."""
+LOOK_S = 0.1  # between two looks at their records meanwhile: a notice may be late
 READ_AT_ONCE = 100
 USAGE_FIELDS = ("state", "usage_in_all", "usage", "background")
 
@@ -176,14 +177,14 @@ class GivenUpChildren:
 
     async def wait_for_ends(self) -> None:
         """The run ends: wait a moment for children that were told to stop, so that their usage counts."""
-        if not self.is_empty:
-            await self._look_at_records()
-        if self.is_empty:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ENDS_WITHIN_S):
-                await self._have_ended.wait()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + ENDS_WITHIN_S
         await self._look_at_records()
+        while not self.is_empty and loop.time() < end_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._have_ended.wait()
+            await self._look_at_records()
 
     # --- what is not recorded ----------------------------------------------------------------------------
 

@@ -262,7 +262,7 @@ async def test_the_budget_is_reserved_until_a_given_up_child_has_ended(redis_url
     async with process(redis_url, *spending(), own) as p:
         first = await begin_spending(p, "tries_twice", budget={"max_tool_calls": 3})
         await send(p, "go")
-        await p.execute()
+        await finish(p)
         _, second = await children_of(p)
         assert first.request is not None
         assert first.request.budget is not None
