@@ -6,11 +6,14 @@ from typing import Any, Protocol
 
 from openagents_worker.agents.plugin import Plugin
 
-__all__ = ["PENDING_WRITES", "MemoryContext", "MemoryPlugin"]
+__all__ = ["NOTED_BY", "PENDING_WRITES", "MemoryContext", "MemoryPlugin"]
 
 PENDING_WRITES = "_pending_memory_writes"
 """The key of the state with what a run asks to remember: `{"category", "rule", "reason"}` in a list. The
 write-back of a memory takes them. The tool `remember_preference` writes them."""
+NOTED_BY = "noted_by"
+"""The key of a note that the write-back of an earlier run of the session has not taken: the id of that run,
+which may have stored it in part."""
 
 
 class MemoryContext(Protocol):

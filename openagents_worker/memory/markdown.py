@@ -22,7 +22,7 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from openagents_worker.errors import SessionError
-from openagents_worker.memory.base import PENDING_WRITES, MemoryContext, MemoryPlugin
+from openagents_worker.memory.base import NOTED_BY, PENDING_WRITES, MemoryContext, MemoryPlugin
 from openagents_worker.memory.entries import MemoryEntry, added, entries_in, newest_within, one_line, without
 
 __all__ = ["MarkdownMemory"]
@@ -96,7 +96,7 @@ class MarkdownMemory(MemoryPlugin):
             return
         now = _now()
         entries = [
-            (self._section_of(each.get("category")), _entry(each, now, f"{context.run_id} {at}"))
+            (self._section_of(each.get("category")), _entry(each, now, _seed(each, context.run_id, at)))
             for at, each in enumerate(pending)
             if isinstance(each, Mapping) and one_line(each.get("rule", ""))
         ]
@@ -206,6 +206,12 @@ def _entry(fields: Mapping[str, Any], now: str, seed: str) -> MemoryEntry:
     rule, reason = one_line(fields.get("rule", "")), one_line(fields.get("reason") or "")
     digest = hashlib.blake2b(f"{seed}\0{rule}".encode(errors="surrogatepass"), digest_size=4)
     return MemoryEntry(digest.hexdigest(), now, rule, reason)
+
+
+def _seed(note: Mapping[str, Any], run_id: str, at: int) -> str:
+    """What distinguishes a note from equal ones: the run that has noted it, and its place in the list. Notes
+    that an earlier run has left are in front of those of this run, in their places."""
+    return f"{note.get(NOTED_BY, run_id)} {at}"
 
 
 def _now() -> str:

@@ -52,6 +52,19 @@ class RunUsage(BaseModel):
             total["ttft_ms"] = more["ttft_ms"]
         return _made_of(total)
 
+    def minus(self, part: RunUsage) -> RunUsage:
+        """What is left of this usage without a part of it. Nothing is below 0, and the times stay."""
+        left, less = dict(self.__dict__), part.__dict__
+        for name in _COUNTS:
+            left[name] = max(0, left[name] - less[name])
+        left["cost_breakdown"] = {
+            name: max(0.0, round(usd - less["cost_breakdown"].get(name, 0.0), 12))
+            for name, usd in left["cost_breakdown"].items()
+        }
+        if left["cost_usd"] is not None:
+            left["cost_usd"] = max(0.0, round(left["cost_usd"] - (less["cost_usd"] or 0.0), 12))
+        return _made_of(left)
+
     def with_latencies(self, p50_ms: float, p95_ms: float) -> RunUsage:
         """The usage with the median and the 95th percentile of the durations of model calls."""
         return _made_of({**self.__dict__, "llm_latency_p50_ms": p50_ms, "llm_latency_p95_ms": p95_ms})

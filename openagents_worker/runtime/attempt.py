@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from openagents_worker.errors import ExecutionError, OpenAgentsError, PatternError, RunCancelled
@@ -150,6 +151,7 @@ class Attempt:
         if self._context is not None:
             self._context.tools, self._context.functions = {}, None
             self._context.recorder.context = None
+            self._context.recorder.spending.given_up = None
         self._context = self._recorder = self._pattern = None
 
     # --- the phases --------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ class Attempt:
         recorder.begin_part(PREPARE_PART if is_by_place else "")
         state = loaded_state(self._state_before, self.identity.session_id)
         context = AttemptContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        give_children(context, self.identity, self._writer, self._services, history.given_up)
+        give_children(context, self.identity, self._writer, self._services, history)
         self._context, recorder.context = context, RecordedData(context)
         preparation = Preparation(context, parts, sessions, recorder, self._writer, history)
         prepared = await preparation.prepare()
@@ -355,6 +357,9 @@ class Attempt:
     async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the end of the run."""
         state = SessionState(self._state_before, self._context.state) if self._context else NO_STATE
+        used = await self._context.children.used_at_end() if self._context else None
+        if used is not None:  # the usage, too, may have changed since the ending was made
+            ending = replace(ending, usage=usage_so_far(self._claimed, self._recorder), in_children=used)
         return await finish_run(
             self.identity, ending, state, writer=self._writer, send_wakes=self._send_wakes
         )

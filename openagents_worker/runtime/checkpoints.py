@@ -13,7 +13,7 @@ from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.effects import Effects
 from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
-from openagents_worker.runtime.journal import Record, check_record
+from openagents_worker.runtime.journal import Record, check_record, spent_record
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.formats import BY_PLACE, HAS_JOB
@@ -129,7 +129,29 @@ class Checkpoints:
         self.store_start()
         record = check_record(key, outcome, life=self._life)
         position, saved = self._assign_checkpoint(record)
-        self._writer.defer_record(position, record.to_json(), self.total_usage, saved)
+        self._writer.defer_record(position, record.to_json(), self.total_usage, [saved])
+
+    @property
+    def keeps_given_up(self) -> bool:
+        """Whether the run keeps for later attempts which children it has given up."""
+        return self._durable and self._format != BY_PLACE
+
+    def count_given_up(self, call: str, child_id: str, usage: RunUsage, taken: Sequence[str]) -> None:
+        """Count what a child has used that the program has given up. This is stored with the next record,
+        and takes these facts.
+
+        The program does not see it in its own usage: the time at which it is known differs from attempt to
+        attempt.
+        """
+        self.total_usage = self.total_usage.plus(usage)
+        updated: Event = ("usage.updated", {"usage": self.total_usage.known()})
+        if not self.keeps_given_up:
+            self._writer.emit(*updated)
+            return
+        self.store_start()
+        record = spent_record(call, child_id, usage.counted(), life=self._life)
+        position, saved = self._assign_checkpoint(record)
+        self._writer.defer_record(position, record.to_json(), self.total_usage, [updated, saved], taken=taken)
 
     def _assign_checkpoint(self, record: Record) -> tuple[int, Event]:
         """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
@@ -141,6 +163,12 @@ class Checkpoints:
             "call_id": record.call,
         }
         return position, ("run.checkpoint_saved", payload)
+
+    async def store_fact(self, fact: Fact) -> None:
+        """Store a fact ahead of the record that will replace it. A cancellation during the write is raised
+        after the write."""
+        self.store_start()
+        await _whole(self._writer.write_fact(fact), name=f"fact {self._run_id} {fact.name}")
 
     async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
         """Store a note about a call, before its outcome. Its record replaces the note. A cancellation during

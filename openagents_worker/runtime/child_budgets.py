@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openagents_worker.errors import BudgetExhausted
@@ -45,6 +45,10 @@ class PendingChild:
             life if isinstance(life, int) else 0,
             {name: number for name, number in numbers if isinstance(number, int | float)},
         )
+
+    def asked_again(self) -> PendingChild:
+        """The same child, for a call that is made again: the script that creates children finds it."""
+        return replace(self, life=0)
 
 
 @dataclass(slots=True)

@@ -46,7 +46,8 @@ ID_CHARS = 200  # of the parent's id in that of a child
 class Delegation:
     """A recorded call that delegates. `id` is set while it is being made.
 
-    `wakes_together`: the parent continues when all such children have ended.
+    `wakes_together`: the parent continues when all such children have ended. `was_given_up`: the program had
+    cancelled the call, and makes it again.
     """
 
     asked: ChildRequest
@@ -55,6 +56,7 @@ class Delegation:
     wakes_together: bool = False
     output_type: Any = None
     id: str = ""
+    was_given_up: bool = False
 
 
 class ChildRuns:
@@ -74,6 +76,8 @@ class ChildRuns:
         for fact in recorder.waits.facts.of(FactKind.DELEGATED):
             if (pending := PendingChild.of(fact.value(run_id=identity.run_id))) is not None:
                 self.pending[fact.id] = pending
+        self.unrecorded = set(self.pending)
+        """The calls that have created a child, and whose records are perhaps not stored."""
         self._identity = identity
         self._request = request
         self._recorder = recorder
@@ -97,6 +101,8 @@ class ChildRuns:
     def settle(self, call: Delegation) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
         if call.id:
+            if not self._recorder.is_latched:
+                self.unrecorded.discard(call.id)
             if call.siblings is not None:
                 call.siblings.working.discard(call.id)
             self._recorder.spending.settle_child(call.id, self._recorder.waits)
@@ -110,6 +116,8 @@ class ChildRuns:
                 continue
             match delegated.answer:
                 case DelegateAnswer.NEW | DelegateAnswer.SAME:
+                    if delegated.answer is DelegateAnswer.NEW:
+                        self._recorder.waits.facts.reset(f"{FactKind.CHILD}:{info.call_id}")
                     if delegated.wakes:
                         await self._services.send_wakes(delegated.wakes)
                     return None
@@ -153,6 +161,7 @@ class ChildRuns:
                 call.siblings.working.add(info.call_id)
             pending = PendingChild(child_id, self._identity.life, grant.reserved)
             self.pending[info.call_id] = pending
+            self.unrecorded.add(info.call_id)
             delegated = await self._writer.delegate(**self._arguments(call, info, child_id, grant, pending))
             if delegated.answer not in (DelegateAnswer.NEW, DelegateAnswer.SAME):
                 del self.pending[info.call_id]
@@ -267,7 +276,7 @@ class ChildRuns:
 
     async def _cancel(self, child_id: str) -> None:
         reason = f"the run {self._identity.run_id} does not wait for it any more"
-        call = scripts.cancel(run_id=child_id, reason=reason, force=False)
+        call = scripts.cancel(run_id=child_id, reason=reason, force=False, given_up_in=self._identity.life)
         try:
             cancelled = await self._services.store.run(call)
             await self._services.send_wakes(cancelled.wakes)

@@ -37,6 +37,7 @@ from openagents_worker.models import (
 )
 from openagents_worker.runtime.child_budgets import Siblings
 from openagents_worker.runtime.child_runs import ChildRuns, Delegation
+from openagents_worker.runtime.given_up import CHECK_AGAIN_MS, GivenUpChildren
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.latch import RunTransferred
@@ -52,9 +53,6 @@ __all__ = ["Children"]
 
 log = get_logger(__name__)
 
-CHECK_AGAIN_MS = 900_000
-"""How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
-knows no children can end one in this way."""
 DEFAULT_CONFIG = MultiAgentConfig()
 
 
@@ -76,7 +74,9 @@ class Children:
         *,
         writer: RunWriter,
         services: Services,
+        spent: Mapping[str, RunUsage],
     ) -> None:
+        """`spent`: what is recorded of the usage of children that the program has given up, by their ids."""
         self.transferred: RunResult[Any] | None = None
         """The result of the agent to which the run was transferred."""
         self._identity = identity
@@ -87,6 +87,7 @@ class Children:
         self._runs = ChildRuns(
             identity, request, recorder, writer=writer, services=services, config=self._config
         )
+        self._given_up = GivenUpChildren(recorder, life=identity.life, spent=spent)
 
     @property
     def is_router(self) -> bool:
@@ -99,6 +100,16 @@ class Children:
         for call in calls:
             if call not in self._runs.pending:
                 self._runs.cancel_soon(self._runs.child_id(call))
+
+    async def used_at_end(self) -> RunUsage | None:
+        """The run ends: what its children have used so far whose results are not recorded. None if there are
+        no such children. The usage of the run has those that it has given up and that have ended."""
+        given_up = self._given_up
+        if given_up.is_empty and not given_up.have_counted and not self._runs.unrecorded:
+            return None
+        if not self._recorder.is_latched:
+            await given_up.wait_for_ends()
+        return await given_up.used_so_far()
 
     # --- delegate ----------------------------------------------------------------------------------------
 
@@ -130,7 +141,8 @@ class Children:
         if asked.background:
             self._runs.keep_reserved(result.run_id, value.get("reserved") or {})
         else:
-            self._recorder.budget.children = self._recorder.budget.children.plus(result.usage)
+            new = self._given_up.not_counted(result.run_id, result.usage)
+            self._recorder.budget.children = self._recorder.budget.children.plus(new)
         return result
 
     def _isolation_of(self, asked: ChildRequest) -> str:
@@ -162,6 +174,10 @@ class Children:
         """Create the child, wait for its end, and return its result."""
         call.id = info.call_id
         child_id = self._runs.child_id(info.call_id)
+        before, replaced = self._given_up.take_back(child_id)
+        if before is not None:
+            self._runs.pending[info.call_id] = before.asked_again()
+            call.was_given_up = True
         self._recorder.replaces(info.call_id, f"{FactKind.DELEGATED}:{info.call_id}")
         try:
             await self._runs.take_extensions()
@@ -171,20 +187,30 @@ class Children:
             text = await self._result_of(call, info, child_id)
         except asyncio.CancelledError:
             if info.is_given_up is not None and info.is_given_up():
-                self._runs.cancel_soon(child_id)
+                await self._give_up(info.call_id, child_id)
             raise
         except OpenAgentsError as error:
-            return Outcome(error=error, may_retry=False)
+            if info.call_id in self._runs.pending:  # it waits no longer, for example because of a limit
+                await self._give_up(info.call_id, child_id)
+                replaced = []
+            return Outcome(error=error, may_retry=False, taken=replaced)
         with translate_parse_errors(WRITTEN, run_id=child_id):
             result = loads(text)
             usage = RunUsage.model_validate(result.get("usage") or {})
         held, changes = await self._left_by(call, info)
         return Outcome(
             value={"result": result, **held},
-            usage=usage,
+            usage=self._given_up.not_counted(child_id, usage),
             state=changes,
-            taken=[f"{FactKind.CHILD}:{info.call_id}"],
+            taken=[f"{FactKind.CHILD}:{info.call_id}", *replaced],
         )
+
+    async def _give_up(self, call_id: str, child_id: str) -> None:
+        """The run does not wait for this child any more: cancel it. What it uses still counts."""
+        self._runs.cancel_soon(child_id)
+        pending = self._runs.pending.get(call_id)
+        if pending is not None and not self._recorder.is_latched:
+            await self._given_up.add(call_id, pending)
 
     async def _left_by(self, call: Delegation, info: CallInfo) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a shared child has changed in the state of the session, see `RunHeldTurns.take`."""
@@ -203,7 +229,7 @@ class Children:
         waits, fact = self._recorder.waits, f"{FactKind.CHILD}:{info.call_id}"
         pending = self._runs.pending.get(info.call_id)
         is_known = pending is not None and pending.life == self._identity.life
-        if not is_known and not waits.facts.holds(fact):
+        if call.was_given_up or (not is_known and not waits.facts.holds(fact)):
             text = await self._runs.begin(call, info, child_id)
             if text is not None:
                 return text

@@ -29,6 +29,7 @@ from openagents_worker.models import (
     RunUsage,
     StopReason,
 )
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.quick_init import quick_init
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown_json
 from openagents_worker.runtime.recorder import Recorder
@@ -110,6 +111,9 @@ class Ending:
     """The summary that was written for the run. Stored if the run completes."""
     error_snapshot: dict[str, Any] | None = None
     """What a failed run leaves to find its error; see `openagents_worker.runtime.error_snapshot`."""
+    in_children: RunUsage = field(default_factory=lambda: NO_USAGE)
+    """What children have used so far whose results the run has not recorded. It counts in the result only:
+    the next life of the run may get these results."""
     is_bare: bool = False
     """Whether nothing is written to the session."""
     is_interrupted: bool = False
@@ -143,13 +147,17 @@ class Ending:
             case _:
                 assert_never(self.stop_reason)
 
+    @property
+    def _usage_in_all(self) -> RunUsage:
+        return self.usage.plus(self.in_children)
+
     def result(self) -> RunResult[Any]:
         ids: dict[str, Any] = {"agent_id": self.request.agent_id, "session_id": self.request.session_id}
         return RunResult(
             run_id=self.request.run_id,
             final_output=self.output,
             stop_reason=self.stop_reason,
-            usage=self.usage,
+            usage=self._usage_in_all,
             artifacts=self.artifacts,
             error_details=self.details,
             metadata=ids
@@ -241,6 +249,7 @@ class Ending:
             "state": written,
             "state_removed": removed,
             "usage": self.usage.model_dump_json(),
+            "usage_in_all": self._usage_in_all.model_dump_json() if self.in_children != NO_USAGE else "",
         }
         if completed and self.summary is not None:
             arguments |= {

@@ -69,11 +69,25 @@ class RunFacts:
         """These facts are being replaced by a record."""
         self._taken.update(names)
 
+    def reset(self, name: str) -> None:
+        """The script that begins something again has deleted this fact: another one may come in its place."""
+        self._taken.discard(name)
+        if name in self._facts.names():
+            self._facts = self._facts.changed(self._facts.names() - {name}, {})
+
     def of(self, kind: FactKind, prefix: str = "") -> Sequence[Fact]:
         """The facts of a kind that no call has taken, in their order."""
         if not self._facts:
             return ()
         return [fact for fact in self._facts.of(kind, prefix) if fact.name not in self._taken]
+
+    async def stored(self, *kinds: FactKind) -> Sequence[Fact]:
+        """The facts of these kinds as they are stored now, also those that a call has taken."""
+        keys, run_id = self.store.keys, self.store.run_id
+        names = await self.store.ask(lambda client: client.hkeys(keys("facts", run_id)))
+        wanted = tuple(f"{kind}:" for kind in kinds)
+        read = Facts(await _read(self.store, run_id, [name for name in names if name.startswith(wanted)]))
+        return [fact for kind in kinds for fact in read.of(kind)]
 
     def announce(self, number: int) -> None:
         """There is a fact with this number: read it, unless it was read already. Called on the loop."""

@@ -15,7 +15,14 @@ from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.effects import InterruptedCalls
 from openagents_worker.runtime.facts import RunFacts
 from openagents_worker.runtime.fenced_store import FencedStore
-from openagents_worker.runtime.journal import CHECK, PREPARE, Record, checks_of, read_pages
+from openagents_worker.runtime.journal import (
+    NOT_CALLS,
+    PREPARE,
+    Record,
+    checks_of,
+    read_pages,
+    spent_by_children,
+)
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
@@ -120,6 +127,8 @@ class RunHistory:
     """Whether the definition of the agent has changed since the run began."""
     given_up: Sequence[str]
     """The newest delegations that the program has cancelled in this life, by call id."""
+    spent: Mapping[str, RunUsage]
+    """What is recorded of the usage of children that the program has given up, by their ids."""
 
     def mismatch(self, problem: str, run_id: str, changed_tools: Sequence[str] = ()) -> ReplayMismatch:
         """The error for a program that contradicts this history.
@@ -156,7 +165,7 @@ async def read_history(
     run_facts.held.has_records(records)
     # Checkpoint 0 holds the format under which the run began.
     format_ = start_record.v if start_record is not None else BEGUN
-    replayed = [record for record in records if record.kind != CHECK]
+    replayed = [record for record in records if record.kind not in NOT_CALLS]
     interrupted = InterruptedCalls.of(facts)
     rules: Rules
     if format_ == BY_PLACE:
@@ -181,6 +190,7 @@ async def read_history(
         extended=_extended(records),
         definition_changed=start.definition_hash != current_start.definition_hash,
         given_up=_given_up(records, claimed.life),
+        spent=spent_by_children(records),
     )
 
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models import RunUsage
 from openagents_worker.quick_init import quick_init
 from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.store.formats import (
@@ -20,11 +21,26 @@ from openagents_worker.store.formats import (
     translate_parse_errors,
 )
 
-__all__ = ["CHECK", "PREPARE", "Record", "check_record", "checks_of", "digest_of", "read_pages"]
+__all__ = [
+    "CHECK",
+    "NOT_CALLS",
+    "PREPARE",
+    "SPENT",
+    "Record",
+    "check_record",
+    "checks_of",
+    "digest_of",
+    "read_pages",
+    "spent_by_children",
+    "spent_record",
+]
 
 PREPARE = "prepare"
 CHECK = "check"
 """The kind of a record that holds the result of an output check. It is not a call and is not replayed."""
+SPENT = "spent"
+"""The kind of a record with the usage of a child that the program has given up. It is no call either."""
+NOT_CALLS = frozenset({CHECK, SPENT})
 
 
 @quick_init
@@ -110,6 +126,21 @@ def checks_of(records: Iterable[Record], life: int) -> dict[str, dict[str, Any]]
         for record in records
         if record.kind == CHECK and not (record.life < life and "error" in record.outcome)
     }
+
+
+def spent_record(call: str, child_id: str, usage: dict[str, Any], *, life: int) -> Record:
+    """The record of what the child of this call has used. Earlier versions ignore it, as they do a check."""
+    return Record(f"{call}:{SPENT}!", SPENT, child_id, {"ok": child_id}, usage=usage, life=life)
+
+
+def spent_by_children(records: Iterable[Record]) -> dict[str, RunUsage]:
+    """What is recorded of the usage of children that the program has given up, by their ids."""
+    spent: dict[str, RunUsage] = {}
+    for record in records:
+        if record.kind == SPENT:
+            child_id, usage = record.name, RunUsage(**record.usage)
+            spent[child_id] = spent[child_id].plus(usage) if child_id in spent else usage
+    return spent
 
 
 def _check_shape(record: Record) -> None:

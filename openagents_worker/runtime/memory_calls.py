@@ -14,7 +14,7 @@ from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.memory.base import PENDING_WRITES, MemoryPlugin
+from openagents_worker.memory.base import NOTED_BY, PENDING_WRITES, MemoryPlugin
 from openagents_worker.memory.chain import ChainMember, members_of
 from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import AttemptContext
@@ -74,7 +74,10 @@ class MemoryCalls:
             state.pop(LAST_OUTPUT, None)
 
     async def _write_back_all(self, state: dict[str, Any]) -> None:
-        """Let each memory store the turn. What the run notes for its memory is there for each of them."""
+        """Let each memory store the turn. What the run notes for its memory is there for each of them.
+
+        Notes that no memory has taken are left to the next run of the session.
+        """
         notes = state.get(PENDING_WRITES)
         are_taken = False
         for member in reversed(self._members):
@@ -84,6 +87,8 @@ class MemoryCalls:
             are_taken |= not state.get(PENDING_WRITES)
         if notes and are_taken:
             state.pop(PENDING_WRITES, None)
+        elif isinstance(notes, list):
+            state[PENDING_WRITES] = [_left_by(self._context.run_id, note) for note in notes]
 
 
 class MemberCalls:
@@ -228,6 +233,11 @@ class _Overlaid:
 
     def __exit__(self, *_: object) -> None:
         self._context.run_state = self._state
+
+
+def _left_by(run_id: str, note: Any) -> Any:
+    """A note as the next run of the session gets it."""
+    return {NOTED_BY: run_id, **note} if isinstance(note, dict) else note
 
 
 def _emit_nothing(_: str, **__: Any) -> None:

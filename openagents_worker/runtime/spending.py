@@ -7,6 +7,7 @@ record has what was used, which counts in the usage of the run from then on; the
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
@@ -14,7 +15,18 @@ from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.child_budgets import PendingChild
 from openagents_worker.runtime.waits import Waits
 
-__all__ = ["CostReservation", "Spending"]
+__all__ = ["CostReservation", "GivenUp", "Spending"]
+
+
+class GivenUp(Protocol):
+    """The children that the run has given up, and that have not ended yet."""
+
+    @property
+    def is_empty(self) -> bool: ...
+
+    async def one_ended(self, info: CallInfo) -> None:
+        """Wait inside a call until one of them has ended, or until it may have."""
+        ...
 
 
 class CostReservation:
@@ -40,6 +52,8 @@ class Spending:
         """The children whose results are not recorded yet, by the id of their call."""
         self.children_settled = 0
         """How many calls of children have ended so far."""
+        self.given_up: GivenUp | None = None
+        """Set before the first call."""
         self._reserved: set[CostReservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_children = 0
@@ -96,6 +110,9 @@ class Spending:
         """Wait inside a call until a child has ended. The run may park meanwhile."""
         self._waiting_for_children += 1
         try:
-            await waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
+            if self.given_up is None or self.given_up.is_empty:
+                await waits.until(info, WaitKind.CHILD, name="budget", begins_again=True)
+            else:
+                await self.given_up.one_ended(info)
         finally:
             self._waiting_for_children -= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from openagents_worker.errors import ExecutionError, error_from_wire
 from openagents_worker.models import RunResult
 from openagents_worker.runtime.children import Children
 from openagents_worker.runtime.context import AttemptContext
+from openagents_worker.runtime.history import RunHistory
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.original.router import AgentRouter
@@ -25,14 +26,18 @@ def give_children(
     identity: RunIdentity,
     writer: RunWriter,
     services: Services,
-    given_up: Sequence[str],
+    history: RunHistory,
 ) -> None:
-    """Let the run delegate, also by the router of the original SDK if the agents file says so.
-
-    `given_up` are calls of children that the program has cancelled.
-    """
-    children = Children(identity, context.run_request, context.recorder, writer=writer, services=services)
-    children.cancel_again(given_up)
+    """Let the run delegate, also by the router of the original SDK if the agents file says so."""
+    children = Children(
+        identity,
+        context.run_request,
+        context.recorder,
+        writer=writer,
+        services=services,
+        spent=history.spent,
+    )
+    children.cancel_again(history.given_up)
     context.children = children
     if children.is_router:
         context.agent_router = AgentRouter(context)

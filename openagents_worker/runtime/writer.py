@@ -36,6 +36,8 @@ class _DeferredRecord:
     record: str
     usage: RunUsage
     events: Sequence[Event]
+    taken: Sequence[str] = ()
+    """The names of the facts that it replaces."""
 
 
 _reports: set[asyncio.Task[None]] = set()
@@ -81,12 +83,20 @@ class RunWriter(EventWriter):
         self._deferred.append(_DeferredRecord(0, record, NO_USAGE, ()))
         self.emit(*event)
 
-    def defer_record(self, position: int, record: str, usage: RunUsage, event: Event) -> None:
+    def defer_record(
+        self,
+        position: int,
+        record: str,
+        usage: RunUsage,
+        events: Sequence[Event],
+        *,
+        taken: Sequence[str] = (),
+    ) -> None:
         """Queue record number `position`, to be stored with the next write or after `FLUSH_S` seconds.
 
-        It is dropped when the run ends first: no later attempt needs it.
+        It is dropped when the run ends first, unless it replaces facts: else no later attempt needs it.
         """
-        self._deferred.append(_DeferredRecord(position, record, usage, (event,)))
+        self._deferred.append(_DeferredRecord(position, record, usage, events, taken))
         self._schedule(FLUSH_S)
 
     async def commit(
@@ -274,6 +284,7 @@ class RunWriter(EventWriter):
                 (name, self._text.payload(payload)) for each in deferred for name, payload in each.events
             ]
             batch = [*chain.from_iterable(checkpoint_events), *batch]
+            taken = [*chain.from_iterable(each.taken for each in deferred), *taken]
         await self.store.write(
             scripts.commit(
                 run_id=self.run_id,
@@ -343,7 +354,7 @@ class RunWriter(EventWriter):
 
     async def finish(self, **ending: Any) -> WriteResult:
         """End the run. `ending` holds arguments of the script `finish`; the writer adds the others."""
-        if any(deferred.position == 0 for deferred in self._deferred):
+        if any(deferred.position == 0 or deferred.taken for deferred in self._deferred):
             await self.flush()
         self._deferred.clear()
         async with self._write_lock:

@@ -26,8 +26,9 @@ class Checkpoint:
     """The complete outcome of one recorded call. A run continues from its last checkpoint.
 
     `call` identifies the call, as in events (`call`, `call_id`). `kind` is `prepare`, `model`, `tool`,
-    `memory`, or `check` for a check of the run's output. `value` is plain JSON. It is None if the call failed
-    (see `error`) or if the pattern cancelled it.
+    `memory`, `check` for a check of the run's output, or `spent` for the usage of a child that the pattern
+    has given up. `value` is plain JSON. It is None if the call failed (see `error`) or if the pattern
+    cancelled it.
     """
 
     checkpoint_id: str

@@ -42,6 +42,7 @@ class FactKind(StrEnum):
     APPROVAL = "approval"
     CHILD = "child"
     DELEGATED = "delegated"
+    GIVEN_UP = "given_up"
     SIGNAL = "signal"
     STEER = "steer"
     EXTEND = "extend"
@@ -78,6 +79,10 @@ FACTS: Mapping[FactKind, FactSpec] = {
     FactKind.DELEGATED: FactSpec(
         "call that has created a child run -> its id, the life of this run, what is reserved for it, and "
         "where the call was made"
+    ),
+    FactKind.GIVEN_UP: FactSpec(
+        "child run that is not waited for any more, and whose usage is not recorded yet -> its call, and "
+        "what is reserved for it"
     ),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),

@@ -76,6 +76,7 @@ RECORD_FIELDS = (
     "due",
     "active_ms",
     "usage",
+    "usage_in_all",
     "last_error",
     "last_error_details",
     "waits",
@@ -130,7 +131,9 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         ended_ms=time_ms("ended") if state.is_terminal else None,
         due_ms=time_ms("due") if STATES[state].has_due or STATES[state].is_parked else None,
         duration_ms=count("active_ms"),
-        usage=RunUsage.model_validate_json(field["usage"] or "{}"),
+        usage=RunUsage.model_validate_json(
+            (state.is_terminal and field["usage_in_all"]) or field["usage"] or "{}"
+        ),
         waiting=parse_waiting(field["waits"]) if STATES[state].is_parked else (),
         forked_from=field["forked_from"] or None,
         parent_run_id=field["parent"] or None,

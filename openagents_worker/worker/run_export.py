@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from openagents_worker.diagnostics.base import CallReport, LLMCallMetrics, ReportExporter, RunReport
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import RunRecord
+from openagents_worker.models import RunRecord, WaitKind
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import RunEnd
@@ -161,7 +161,18 @@ def _calls(events: Sequence[RunEvent], ended_at: datetime) -> list[CallReport]:
             begun = calls.get(str(event.payload.get(_ENDS[event.name])))
             if begun is not None:
                 begun.report = _ended(begun, event)
+        elif event.name == "run.waiting":
+            for call_id in _not_sent(event):
+                if (begun := calls.get(call_id)) is not None:
+                    begun.attempt -= 1  # it begins again when the limit has room
     return [begun.report for begun in calls.values()]
+
+
+def _not_sent(waiting: RunEvent) -> list[str]:
+    """The calls of models in which the run is parked for a limit of the fleet, before their requests."""
+    waits = waiting.payload.get("waiting")
+    found = [each for each in waits if isinstance(each, dict)] if isinstance(waits, list) else []
+    return [str(each.get("call_id")) for each in found if each.get("kind") == WaitKind.LIMIT]
 
 
 def _ended(begun: _StartedCall, event: RunEvent) -> CallReport:

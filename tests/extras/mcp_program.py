@@ -1,7 +1,8 @@
 """A program that calls tools of MCP servers with the toolset, and prints what came of it as JSON.
 
 It runs where our wheel and some version of the SDK are installed. Its argument is a list of servers, each
-with the config of the tool `mcp` and with calls.
+with the config of the tool `mcp` and with calls. An argument `["first", 3, "uri"]` is the field `uri` of the
+first entry in the list that call 3 has returned.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ async def emit(name, **payload):
     pass
 
 
+def argument(value, results):
+    if isinstance(value, list) and value[:1] == ["first"]:
+        return results[value[1]][0][value[2]]
+    return value
+
+
 async def used(asked, servers):
     toolset = McpToolset(asked["config"])
     toolset.attach("srv", servers, None)
@@ -32,6 +39,7 @@ async def used(asked, servers):
         results = []
         for number, (name, arguments) in enumerate(asked["calls"]):
             context.idempotency_key = f"r:u:{number}"
+            arguments = {key: argument(value, results) for key, value in arguments.items()}
             try:
                 results.append(await toolset.call(name, arguments, context))
             except ToolError as error:

@@ -116,17 +116,22 @@ def test_the_reference_server_over_stdio(sdk: Environment, everything: Path) -> 
             ("get-structured-content", {"location": "Chicago"}),
             ("srv_list_prompts", {}),
             ("srv_list_resources", {}),
+            ("srv_get_prompt", {"name": ["first", 3, "name"]}),
+            ("srv_read_resource", {"uri": ["first", 4, "uri"]}),
             connection_mode="pooled",
             resources=True,
             prompts=True,
         ),
     )
-    echo, image, structured, prompts, resources = found["results"]
+    echo, image, structured, prompts, resources, messages, resource = found["results"]
     assert echo == "Echo: hi"
     assert "image" in [block["type"] for block in image]
     assert "temperature" in structured
     assert prompts
     assert resources
+    assert messages[0]["content"]
+    assert isinstance(resource, str)
+    assert resource
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from tests.support import mcp_server
 from tests.support.runner import agent
 from tests.support.waiting import wait_for
 
-PROGRAM = [sys.executable, "-I", "-S", mcp_server.__file__]
+PYTHON = [sys.executable, "-I", "-S"]
+PROGRAM = [*PYTHON, mcp_server.__file__]
+SSE_PROGRAM = str(Path(mcp_server.__file__).with_name("mcp_sse_server.py"))
 
 
 class FaultyServer:
@@ -69,14 +71,23 @@ def http_server(tmp_path: Path) -> Iterator[FaultyServer]:
         yield faulty
 
 
+@pytest.fixture
+def sse_server(tmp_path: Path) -> Iterator[FaultyServer]:
+    with serving_http(tmp_path, SSE_PROGRAM, "sse") as faulty:
+        yield faulty
+
+
 @contextmanager
-def serving_http(folder: Path) -> Iterator[FaultyServer]:
+def serving_http(
+    folder: Path, program: str = mcp_server.__file__, path: str = "mcp"
+) -> Iterator[FaultyServer]:
     faulty = FaultyServer(folder)
-    process = subprocess.Popen([*PROGRAM, str(faulty.log), "0"], stderr=subprocess.DEVNULL)
+    command = [*PYTHON, program, str(faulty.log), "0"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: faulty.happened("listening"), "the server listens")
         [listening] = faulty.happened("listening")
-        faulty.url = f"http://127.0.0.1:{listening['port']}/mcp"
+        faulty.url = f"http://127.0.0.1:{listening['port']}/{path}"
         yield faulty
     finally:
         process.kill()

@@ -39,12 +39,26 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
     folder = tmp_path_factory.mktemp("serving")
     server = FaultyServer(folder)
     charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge", "approval": "always"}
+    delegating = [
+        {"id": f"ask_{asked}", "type": "delegate", "config": {"agent": asked}} for asked in ("payer", "boss")
+    ]
     slow = server.agent(("slow", {}), overrides={"slow": {"read_only": False}}, connection_mode="pooled")
     agents = [
         agent("greeter.v2", name="the greeter", llm=scripted(*[{"text": "hello"}] * 20)),
         agent("sleeper", pattern={"impl": "tests.mcp.patterns.Sleeps"}),
         agent("payer", tools=[charge], llm=scripted(calls(("charge", {"who": "Ada"})), {"text": "paid"})),
         {**slow, "id": "caller"},
+        *(
+            agent(
+                id_,
+                tools=delegating,
+                llm=scripted(calls(*[(tool, {"input_text": text}) for text in texts]), {"text": "done"}),
+            )
+            for id_, tool, texts in (
+                ("boss", "ask_payer", ["pay"]),
+                ("director", "ask_boss", ["first", "second"]),
+            )
+        ),
     ]
     (folder / "http").mkdir()
     with serving_http(folder / "http") as shared:
@@ -129,6 +143,40 @@ async def test_a_call_that_needs_an_approval_is_approved_by_the_client(installat
         assert found(await client.call_tool("approve_call", ids))["action"] == "approve"
         ended = found(await client.call_tool("run_result", {"run_id": waiting["run_id"], "wait": True}))
         assert ended["output"] == "paid"
+
+
+async def test_a_call_of_a_child_is_approved_by_the_client(installation: Installation) -> None:
+    """Two runs wait for children, which wait for children that ask. Their events do not say so. A decision
+    names the run that asks; a run above it is enough if only one of its children has such a call."""
+    async with session(installation) as client:
+        waiting = found(await client.call_tool("director", {"input": "pay twice"}))
+        ids = {"run_id": waiting["run_id"], "wait": True}
+
+        async def both_ask() -> bool:
+            nonlocal waiting
+            waiting = found(await client.call_tool("run_result", {"run_id": ids["run_id"]}))
+            return len(waiting.get("approvals", ())) == 2
+
+        await await_for(both_ask, "both children ask")
+        assert waiting["state"] == "waiting_child"
+        assert {(each["tool"], each["arguments"]["who"]) for each in waiting["approvals"]} == {
+            ("charge", "Ada")
+        }
+        first, second = waiting["approvals"]
+        assert first["run_id"] != second["run_id"]
+        waits = [each.get("run_id") for each in waiting["waits_for"] if each["kind"] == "approval"]
+        assert sorted(waits) == sorted([first["run_id"], second["run_id"]])
+
+        unclear = {"run_id": waiting["run_id"], "call_id": first["call_id"]}
+        refused = (await client.call_tool("approve_call", unclear)).model_dump(by_alias=True)
+        assert refused["structuredContent"] == {"code": "request.invalid"}
+        decision = {"run_id": first["run_id"], "call_id": first["call_id"]}
+        assert found(await client.call_tool("approve_call", decision))["action"] == "approve"
+        left = found(await client.call_tool("run_result", ids))["approvals"]
+        assert [each["run_id"] for each in left] == [second["run_id"]]
+        decision = {"run_id": waiting["run_id"], "call_id": second["call_id"]}
+        assert found(await client.call_tool("approve_call", decision))["action"] == "approve"
+        assert found(await client.call_tool("run_result", ids))["output"] == "done"
 
 
 @pytest.mark.long

@@ -6,8 +6,9 @@ are shared children of `call1` and `call0`, 3 a forked one of `call1`, 20 one of
 
 from __future__ import annotations
 
+from openagents_worker.store import scripts
 from tests.properties.machine import Attempt, Protocol, Worker
-from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, Wait
+from tests.properties.truth import DELEGATES, HOLDS, Parking, Run, TurnsOfFork, Wait
 
 __all__ = ["ChildrenStories", "tell"]
 
@@ -71,6 +72,19 @@ class _Words:
         self.m.cancel(sorted(self.m.requests).index(run_id), force=False, lost=False)
         self.m.holds()
 
+    def gives_up(self, child: str, life: int) -> None:
+        """The parent does not wait any more for a child, in this life."""
+        call = scripts.cancel(run_id=child, reason="enough", force=False, given_up_in=life)
+        run, wakes = self.m.truth.runs[child], set[str]()
+        expected = "ALREADY"
+        if not run.over and run.parent_life == life:
+            run.parent_ended = run.parent_ended or not run.cancel
+            expected, wakes = self.m.truth.cancel(child, force=False)
+        cancelled = self.m.lab.run(call)
+        assert cancelled.answer == expected
+        self.m.send(cancelled.wakes, wakes, lost=False)
+        self.m.holds()
+
     def resume(self, run_id: str) -> None:
         self.m.resume(sorted(self.m.truth.runs).index(run_id), lost=False)
         self.m.holds()
@@ -85,6 +99,35 @@ class _Words:
     @property
     def transcript(self) -> list[str]:
         return self.m.truth.transcript.get("s", [])
+
+    def forks(
+        self,
+        source: str,
+        fork: str,
+        steps: int,
+        *,
+        above: tuple[tuple[str, int, int], ...] = (),
+        held_to: int = 0,
+        held_call: str = "",
+        messages: int = 0,
+    ) -> None:
+        """A fork in a session of its own, which has the same name."""
+        run = self.m.truth.runs[source]
+        asked = Run(fork, fork, "fork", run.durable, True)
+        turns = TurnsOfFork(above, held_to, held_call)
+        self.m.fork_to(run, asked, steps, messages, lost=False, turns=turns)
+        self.m.holds()
+
+    def last_in_state(self, session: str) -> str | None:
+        """The number of the run that has written the state of the session last."""
+        found: str | None = self.m.lab.redis.hget(self.m.lab.keys("session_state", session), "last")
+        return found
+
+    def number_of(self, turn: str) -> str:
+        """The number that the turn of this child leaves in the state of the session."""
+        parent, _, call = turn.rpartition(".")
+        items = self.m.truth.runs[parent].turns
+        return items[items.index(f"t{call}") - 1].removeprefix("v")
 
     def parent(self, *numbers: int) -> str:
         """A run that delegates and waits."""
@@ -177,6 +220,34 @@ class ChildrenStories(_Words):
         self.claim(child)
         self.works(child, "finish")
         assert self.state(run) == "queued"
+
+    def a_child_that_was_given_up_is_asked_for_again(self) -> None:
+        """It continues, in another life. One that somebody else has cancelled stays cancelled."""
+        run = self.submit()
+        self.claim(run)
+        self.delegates(run, ISOLATED)
+        child = f"{run}.call0"
+        self.claim(child)
+        self.works(child, "commit")
+        self.gives_up(child, 1)
+        assert self.delegates(run, ISOLATED) == "STOPPING"
+        self.works(child, "obey")
+        assert self.delegates(run, ISOLATED) == "NEW"
+        self.claim(child)
+        self.cancel(child)
+        self.gives_up(child, 1)
+        self.works(child, "obey")
+        assert self.delegates(run, ISOLATED) == "ENDED"
+
+    def a_child_is_given_up_by_an_earlier_life(self) -> None:
+        """The worker of that life was slow. The child is that of the new life."""
+        run = self.parent(ISOLATED)
+        self.cancel(run)
+        self.resume(run)
+        self.claim(run)
+        assert self.delegates(run, ISOLATED) == "NEW"
+        self.gives_up(f"{run}.call0", 1)
+        assert self.state(f"{run}.call0") == "queued"
 
     def a_child_is_resumed_by_somebody_else(self) -> None:
         """In that life it does not report to its parent."""
@@ -435,6 +506,85 @@ class ChildrenStories(_Words):
         self.works(run, "commit")
         assert self.delegates(run, FORKED) == "NEW"
         assert len(self.m.truth.transcript[f"forked session of {run}.call1"]) == 2
+
+    def _two_shared_children(self) -> tuple[str, str, str, int]:
+        """A run with the turns of two shared children, of which the second one has seen the first. Returns
+        the run, both children, and the number of the items of the first turn."""
+        run = self.parent(SHARED, SHARED_TOO)
+        first, second = f"{run}.call1", f"{run}.call0"
+        self.claim(first)
+        self.works(first, "finish")
+        items = len(self.m.truth.runs[run].turns)
+        if run in self.m.messages:
+            self.claim(run)
+            self.works(run, "commit")
+            self.waits(run)
+        self.claim(second)
+        self.works(second, "commit")
+        self.works(second, "finish")
+        return run, first, second, items
+
+    def a_fork_holds_the_turns_that_its_source_has_got(self) -> None:
+        """Not those that it has got after the checkpoint. The end of the fork writes them."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.forks(run, "fork", 1, held_to=items, held_call="call1")
+        assert (self.turns("fork"), len(self.turns(run))) == (["tcall1"], 2)
+        self.claim("fork")
+        self.works("fork", "finish")
+        assert len(self.m.truth.transcript["fork"]) == 4
+
+    def a_fork_of_a_run_that_has_ended_holds_turns(self) -> None:
+        """They do not expire with those of its source."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.works(run, "finish")
+        self.forks(run, "fork", 1, held_to=items, held_call="call1")
+        assert self.turns("fork") == ["tcall1"]
+
+    def a_fork_holds_no_turns_that_its_source_does_not_hold(self) -> None:
+        """The record of the call is a copy, too: that of a run of which the source is a fork."""
+        run, _, _, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.forks(run, "fork", 1, held_to=items, held_call="another")
+        assert self.turns("fork") == []
+
+    def a_fork_of_a_shared_child_sees_what_the_child_saw(self) -> None:
+        """And not the turns that the run above has got after the child had begun."""
+        run, _, second, items = self._two_shared_children()
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert len(self.m.truth.transcript["fork"]) == 2
+        assert self.last_in_state("fork") == self.number_of(f"{run}.call1")
+
+    def a_fork_of_a_shared_child_comes_after_the_end_of_the_run_above(self) -> None:
+        """The session has the turns, and later changes of its state. What it had when the child began is not
+        known any more, so the fork gets the newest state, as every fork does."""
+        run, _, second, items = self._two_shared_children()
+        self.claim(run)
+        self.works(run, "commit")
+        self.works(run, "finish")
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert len(self.m.truth.transcript["fork"]) == 2
+        assert self.last_in_state("fork") == self.last_in_state("s")
+        assert self.last_in_state("s") != self.number_of(f"{run}.call1")
+
+    def a_fork_of_a_shared_child_that_saw_written_turns(self) -> None:
+        """They are in the first messages of the session, and do not come twice."""
+        run, _, second, items = self._two_shared_children()
+        self.forks(second, "fork", 0, above=((run, items, items),))
+        assert self.m.truth.transcript["fork"] == []
+
+    def a_fork_of_a_shared_child_needs_the_turns_of_the_run_above(self) -> None:
+        """They have expired with that run."""
+        run, _, second, items = self._two_shared_children()
+        self.cancel(run)
+        del self.m.truth.runs[run]
+        self.m.lab.forget(run)
+        self.forks(second, "fork", 0, above=((run, 0, items),))
+        assert "fork" not in self.m.truth.runs
 
     def a_shared_child_ends_after_its_parent(self) -> None:
         """Its parent holds its turn nevertheless: its next life may want it."""

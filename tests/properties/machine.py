@@ -45,12 +45,14 @@ from tests.properties.truth import (
     HOLDS,
     LEASE,
     MAX_RECOVERIES,
+    NO_TURNS,
     PARKS,
     RENEWED_WITHIN,
     SILENCE,
     Parking,
     Run,
     Truth,
+    TurnsOfFork,
     Wait,
 )
 
@@ -337,7 +339,15 @@ class Protocol(RuleBasedStateMachine):
         session = source.session if is_own_session else f"fork of {run_id}"
         self.fork_to(source, Run(run_id, session, "fork", source.durable, True), steps, messages, lost)
 
-    def fork_to(self, source: Run, asked: Run, steps: int, messages: int, lost: bool) -> None:
+    def fork_to(
+        self,
+        source: Run,
+        asked: Run,
+        steps: int,
+        messages: int,
+        lost: bool,
+        turns: TurnsOfFork = NO_TURNS,
+    ) -> None:
         call = scripts.fork(
             run_id=asked.id,
             from_run_id=source.id,
@@ -350,8 +360,11 @@ class Protocol(RuleBasedStateMachine):
             artifacts=0,
             lists=[TENANT],
             tell=True,
+            above=[str(part) for held in turns.above for part in held],
+            held_to=turns.held_to,
+            held_call=turns.held_call,
         )
-        expected = self.truth.fork(source.id, asked, steps, messages)
+        expected = self.truth.fork(source.id, asked, steps, messages, turns)
         for answer_of in ("first", "again"):
             forked = self.lab.run(call)
             assert forked.answer == expected, f"fork of {source.id}: {forked.answer}, but it is {expected}"

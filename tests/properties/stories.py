@@ -1030,6 +1030,18 @@ class Stories(_Words):
         self._fork(1, "new")
         self.deliver(0)
 
+    def a_fork_is_forked(self) -> None:
+        """It draws the random values of both runs whose records it has."""
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self._fork(1, "new")
+        asked = Run("forked again", "newer", "fork", True, True)
+        self.m.fork_to(self.m.truth.runs["forked"], asked, 0, 100, lost=False)
+        seeds = self.m.lab.redis.hget(self.m.lab.keys("run", asked.id), "seeds")
+        sources = [line.split()[2] for line in seeds.splitlines()]
+        assert sources == [next(iter(self.m.truth.runs)), "forked"]
+
     # --- a holder whose record is gone ---
 
     def the_last_run_of_a_queue_is_claimed(self) -> None:

@@ -72,6 +72,29 @@ GUARDS = (
         story="the_next_life_continues_the_child",
     ),
     Guard(
+        "a child that was given up may be asked for again",
+        ("then redis.call('HSET', k.run(run_id), 'parent_ended', '1') end --", "then run.x = 1 end --"),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
+        "a child that continues has no result yet",
+        ("  redis.call('HDEL', k.facts(run_id), FACT.child .. call) --", "  --"),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
+        "a child that somebody else has cancelled is not asked for again",
+        (
+            "if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended'",
+            "if true then redis.call('HSET', k.run(run_id), 'parent_ended'",
+        ),
+        story="a_child_that_was_given_up_is_asked_for_again",
+    ),
+    Guard(
+        "a child that a later life has asked for is not given up by an earlier one",
+        ("if field_of(run_id, 'parent_life') ~= digits(given_up_in) then", "if false then"),
+        story="a_child_is_given_up_by_an_earlier_life",
+    ),
+    Guard(
         "a result belongs to one life of the parent",
         (" or life ~= digits(parent.life) then return {} end", " then return {} end"),
         story="the_next_life_continues_the_child",
@@ -230,6 +253,70 @@ GUARDS = (
         "a child that sees held turns has the format that says so",
         ("'format', math.max(child.format, run.format)", "'format', child.format"),
         story="the_version_before_has_begun_the_children",
+    ),
+    Guard(
+        "a fork holds the turns that its source has got",
+        ("  keep_first(k.held(from_run_id), k.held(run_id), held_to)\n", ""),
+        story="a_fork_holds_the_turns_that_its_source_has_got",
+    ),
+    Guard(
+        "a fork does not hold turns that its source has got after the checkpoint",
+        (
+            "keep_first(k.held(from_run_id), k.held(run_id), held_to)",
+            "keep_first(k.held(from_run_id), k.held(run_id), redis.call('LLEN', k.held(from_run_id)))",
+        ),
+        story="a_fork_holds_the_turns_that_its_source_has_got",
+    ),
+    Guard(
+        "what a fork holds does not expire with its source",
+        ("  redis.call('PERSIST', k.held(run_id))\n", ""),
+        story="a_fork_of_a_run_that_has_ended_holds_turns",
+    ),
+    Guard(
+        "a fork holds only turns of the call that its record names",
+        (" and redis.call('LINDEX', k.held(from_run_id), held_to - 1) == 't' .. held_call", ""),
+        story="a_fork_holds_no_turns_that_its_source_does_not_hold",
+    ),
+    Guard(
+        "a fork of a shared child sees the turns that the child saw",
+        ("    write_held(id, session_id, tonumber(above[i + 1]), to)\n", ""),
+        story="a_fork_of_a_shared_child_sees_what_the_child_saw",
+    ),
+    Guard(
+        "a fork of a shared child does not see later turns",
+        (
+            "write_held(id, session_id, tonumber(above[i + 1]), to)",
+            "write_held(id, session_id, tonumber(above[i + 1]))",
+        ),
+        story="a_fork_of_a_shared_child_sees_what_the_child_saw",
+    ),
+    Guard(
+        "a fork of a shared child does not get written turns twice",
+        (
+            "write_held(id, session_id, tonumber(above[i + 1]), to)",
+            "write_held(id, session_id, 0, to)",
+        ),
+        story="a_fork_of_a_shared_child_that_saw_written_turns",
+    ),
+    Guard(
+        "a fork of a shared child has the state that the child saw",
+        ("then change_held_state(id, session_id, to) end", "then to = to end"),
+        story="a_fork_of_a_shared_child_sees_what_the_child_saw",
+    ),
+    Guard(
+        "a fork of a shared child does not have changes of the state by later turns",
+        ("then change_held_state(id, session_id, to) end", "then change_held_state(id, session_id) end"),
+        story="a_fork_of_a_shared_child_sees_what_the_child_saw",
+    ),
+    Guard(
+        "a fork of a shared child does not undo later changes of the state",
+        ("if to > (held_range(id)) then change_held_state", "if true then change_held_state"),
+        story="a_fork_of_a_shared_child_comes_after_the_end_of_the_run_above",
+    ),
+    Guard(
+        "a fork of a shared child needs the turns that the child saw",
+        ("if redis.call('LLEN', k.held(above[i])) < tonumber(above[i + 2]) then", "if false then"),
+        story="a_fork_of_a_shared_child_needs_the_turns_of_the_run_above",
     ),
     Guard(
         "what a run holds expires with it",

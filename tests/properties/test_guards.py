@@ -526,6 +526,11 @@ GUARDS = (
         story="a_parked_run_is_forked",
     ),
     Guard(
+        "a fork of a fork knows from which runs its records are",
+        ("seeds = (field_of(from_run_id, 'seeds') or '') .. digits(steps)", "seeds = digits(steps)"),
+        story="a_fork_is_forked",
+    ),
+    Guard(
         "a completed run is not resumed",
         ("if run.state == STATE.completed then return reply{answer = 'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.properties.payments import ENDING_WITH_LIFE, PaymentsTruth
 
-__all__ = ["LEASE", "MAX_RECOVERIES", "RENEWED_WITHIN", "SILENCE", "Run", "Truth"]
+__all__ = ["LEASE", "MAX_RECOVERIES", "NO_TURNS", "RENEWED_WITHIN", "SILENCE", "Run", "Truth", "TurnsOfFork"]
 
 LEASE = 3.5  # ticks
 HEARTBEAT = 0.5  # ticks: leases that end within it count as lost together
@@ -178,6 +178,19 @@ class Gone:
     taken: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TurnsOfFork:
+    """What a fork gets of held turns: those that the source saw when it began (id of the run that holds them,
+    first position, the one behind the last), and the first items of those that the source holds itself."""
+
+    above: tuple[tuple[str, int, int], ...] = ()
+    held_to: int = 0
+    held_call: str = ""
+
+
+NO_TURNS = TurnsOfFork()
+
+
 def _messages_in(held: list[str]) -> list[str]:
     return [item[1:] for item in held if item[0] == "m"]
 
@@ -298,7 +311,9 @@ class Truth(PaymentsTruth):
             run.facts.pop(name, None)
         return self._place(run)
 
-    def fork(self, from_run_id: str, asked: Run, steps: int, messages: int) -> str:
+    def fork(
+        self, from_run_id: str, asked: Run, steps: int, messages: int, turns: TurnsOfFork = NO_TURNS
+    ) -> str:
         source = self.runs.get(from_run_id)
         if not source:
             return "UNKNOWN"
@@ -306,6 +321,13 @@ class Truth(PaymentsTruth):
             return "NO_CHECKPOINT"
         if steps >= len(source.journal):
             return "OTHER_CHECKPOINT"
+        held_above: list[str] = []
+        for id_, begin, end in turns.above:
+            items = self.runs[id_].turns if id_ in self.runs else []
+            if len(items) < end:
+                return "HELD_EXPIRED"
+            held_above += items[begin:end]
+        held = source.turns[: turns.held_to]
         self._no += 1
         journal = source.journal[: steps + 1]
         self.runs[asked.id] = run = replace(
@@ -316,11 +338,12 @@ class Truth(PaymentsTruth):
             format=source.format,
             told=[],
             left=set(),
-            turns=[],
+            turns=held if len(held) == turns.held_to and held[-1:] == [f"t{turns.held_call}"] else [],
         )
         run.facts, run.message_ids = {}, set()
         if run.session != source.session:
-            self.transcript[run.session] = self.transcript.get(source.session, [])[:messages]
+            copied = self.transcript.get(source.session, [])[:messages]
+            self.transcript[run.session] = [*copied, *_messages_in(held_above)]
             known = self.summaries.get(source.session, [])
             self.summaries[run.session] = [count for count in known if count <= messages]
             if source.session in self.formats:
@@ -663,6 +686,7 @@ class Truth(PaymentsTruth):
             return "SAME", self._queued(child) if child.state == "queued" else set()
         run.kids_begun += 1
         if child:
+            run.facts.pop(f"child:{asked.parent_call}", None)
             return "NEW", self._revive(child, run.life)
         self._no += 1
         child = replace(asked, born=self._no, journal=[], told=[], left=set(), facts={}, message_ids=set())

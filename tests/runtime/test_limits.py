@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
+from openagents_worker.worker.run_export import report_of
 from tests.runtime.talking import talker
 from tests.support.runner import Process, agent, crash, process
 from tests.support.waiting import await_for
@@ -76,9 +78,12 @@ async def test_a_run_over_the_limit_is_parked_and_continues_when_there_is_room(r
     [waited] = [event["payload"] for event in events if event["name"] == "llm.limited"]
     assert waited["key"] == KEY
     assert 50_000 < waited["delay_ms"] <= 60_000
-    names = {event["name"] for event in events}
-    assert names >= {"run.waiting", "run.woken"}
-    assert not {"run.retry_scheduled", "llm.failed"} & names
+    names = [event["name"] for event in events]
+    assert {"run.waiting", "run.woken"} <= set(names)
+    assert not {"run.retry_scheduled", "llm.failed"} & set(names)
+    assert names.count("llm.called") == 2
+    report = report_of(ended, [RunEvent.model_validate(event) for event in events])
+    assert [each.metrics.attempt for each in report.calls if each.metrics] == [1], "one request was sent"
 
 
 async def test_a_replayed_call_takes_nothing(redis_url: str) -> None:

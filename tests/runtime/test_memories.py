@@ -319,3 +319,30 @@ async def test_files_are_written_once_though_the_worker_dies_before_it_can_say_s
         assert (await two.record("r1")).state == "completed"
         assert section.read_text().count("**Rule:** Ship on Fridays.") == 1
         assert await state_of(two) == {"charged": ["x"], "last": "x"}
+
+
+async def test_notes_of_a_write_back_that_failed_half_way_are_added_once(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """One file was written and another could not be. The next run of the session gets all notes, and adds
+    what is missing."""
+    config = {"store": "directory", "memory_dir": str(tmp_path)}
+    goal = {"category": "user_goals", "rule": "Learn French.", "reason": "so"}
+    script = [calls(("remember_preference", NOTE), ("remember_preference", goal)), {"text": "noted"}]
+    definition = remembering("markdown_memory", config=config, on_error="continue")
+    definition["llm"]["script"] = script
+    in_the_way = tmp_path / ".user_goals.md.new"
+    async with process(redis_url, definition) as p:
+        in_the_way.mkdir()
+        assert (await p.run("r1")).state == "completed"
+        names = await p.event_names("r1")
+        left = (await state_of(p))["_pending_memory_writes"]
+        in_the_way.rmdir()
+        assert (await p.run("r2")).state == "completed"
+
+        assert "memory.writeback_failed" in names
+        assert [note["rule"] for note in left] == ["Ship on Fridays.", "Learn French."]
+        for note in (NOTE, goal):
+            text = (tmp_path / f"{note['category']}.md").read_text()
+            assert text.count(f"**Rule:** {note['rule']}") == 2, "one of each run"
+        assert "_pending_memory_writes" not in await state_of(p)

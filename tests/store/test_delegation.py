@@ -65,6 +65,8 @@ def test_a_child_in_the_background_ends_with_a_later_life_of_its_parent(bench: B
     bench.do("cancel")
     assert (bench.field("state", "r1"), bench.field("state", "r5")) == ("cancelled", "cancelled")
     assert not bench.redis.exists(bench.store.keys("children", "r1"))
+    bench.do("resume")
+    assert bench.field("state", "r5") == "cancelled", "its parent has the answer that it was started"
 
 
 def test_a_child_in_the_background_outlives_the_record_of_its_parent(bench: Bench) -> None:
@@ -105,3 +107,49 @@ def test_a_child_whose_facts_cannot_be_read_is_not_begun_again(bench: Bench) -> 
     with pytest.raises(RedisWrongType):
         bench.do("delegate", fence=fence, **CHILD)
     assert not bench.redis.exists(bench.store.keys("children", "r1"))
+
+
+def test_a_child_that_was_given_up_continues_if_its_parent_asks_for_it_again(bench: Bench) -> None:
+    """One that somebody else has cancelled does not: its result says that it was cancelled."""
+    fence = bench.claimed()
+    bench.do("delegate", fence=fence, **CHILD)
+    assert bench.do("cancel", run_id="r5", given_up_in=1).answer == "CANCELLED"
+    assert bench.do("delegate", fence=fence, **CHILD).answer == "NEW"
+    assert (bench.field("state", "r5"), bench.field("life", "r5")) == ("queued", "2")
+
+    bench.do("cancel", run_id="r5")
+    assert bench.do("delegate", fence=fence, **CHILD).answer == "ENDED"
+
+
+def test_a_child_that_a_later_life_has_asked_for_is_not_given_up_by_an_earlier_one(bench: Bench) -> None:
+    """The cancellation of an attempt that has died, or that was slow, comes late."""
+    bench.do("delegate", fence=bench.claimed(), **CHILD)
+    assert bench.do("cancel", run_id="r5", given_up_in=2).answer == "ALREADY"
+    assert bench.field("state", "r5") == "queued"
+
+
+def test_what_children_have_used_counts_in_the_result_of_a_parent_that_a_script_ends(bench: Bench) -> None:
+    """Each once, with all of its numbers; not those in the background, and not what is no usage."""
+    fence = bench.claimed()
+    usage = {"llm_calls": 1, "cost_usd": 0.25, "cost_breakdown": {"input": 0.25}, "ttft_ms": 7.0}
+    more = {"r6": "helper:bb:1", "r7": "helper:cc:1", "r8": "helper:dd:1"}
+    bench.do("delegate", fence=fence, delegated='{"run_id":"r5"}', **CHILD)
+    for child_id, call in more.items():
+        ids = {"child_id": child_id, "session_id": f"child:{child_id}", "call": call}
+        delegated = json.dumps({"run_id": child_id})
+        bench.do("delegate", fence=fence, delegated=delegated, background=child_id == "r7", **ids)
+    for child_id in ("r5", *more):
+        text = "broken" if child_id == "r8" else json.dumps(usage)
+        bench.redis.hset(bench.store.keys("run", child_id), "usage", text)
+    bench.do("emit", fence=fence, batch_no=9, facts=["given_up:r5", "{}", "given_up:r6", "{}"])
+    own = {"llm_calls": 2, "cost_usd": None, "cost_breakdown": {}}
+    bench.redis.hset(bench.store.keys("run", "r1"), mapping={"usage": json.dumps(own)})
+
+    bench.do("cancel", force=True)
+
+    stored = json.loads(bench.field("usage_in_all", "r1"))
+    assert stored == {"llm_calls": 4, "cost_usd": 0.5, "cost_breakdown": {"input": 0.5}}
+    assert json.loads(bench.field("result", "r1"))["usage"] == stored
+    assert json.loads(bench.field("usage", "r1")) == own
+    bench.do("resume")
+    assert bench.field("usage_in_all", "r1") is None

@@ -11,10 +11,11 @@ from typing import Any
 
 from openagents_worker.agents.plugin_refs import function_name
 from openagents_worker.cli.mcp.protocol import ToolRequest
+from openagents_worker.cli.mcp.tree import RunTree, asking_runs, run_that_asks
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_INTEGER, dumps
-from openagents_worker.models import RunRecord, RunResult, StopReason, WaitKind
+from openagents_worker.models import RunRecord, RunResult, StopReason
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.handle import AsyncRunHandle
 from openagents_worker.store.watch import history
@@ -25,11 +26,11 @@ MAX_EVENTS = 100
 MAX_SHOWN_CHARS = 300
 KEY = "openagents-worker/idempotencyKey"
 """The entry of `_meta` with which a worker of this library says which call it makes."""
-FOR_A_PERSON = frozenset({WaitKind.APPROVAL, WaitKind.OUTCOME, WaitKind.BUDGET})
 
 TEXT = {"type": "string"}
 RUN_ID = {"type": "string", "description": "The id of the run, from the result of an agent."}
 CALL_ID = {"type": "string", "description": "The id of the call, from `approvals` of the result."}
+ASKING_ID = {"type": "string", "description": "The id of the run, from `approvals` of the result."}
 NOTE = {"type": "string", "description": "A note for the events of the run."}
 
 
@@ -58,7 +59,7 @@ RUN_TOOLS = (
     _tool(
         "run_result",
         "The result of a run, or its state if it has not ended. `wait` waits for the end, or until a person "
-        "has to decide about a call.",
+        "has to decide about a call, of the run or of one that it waits for.",
         {"run_id": RUN_ID, "wait": {"type": "boolean"}},
         ["run_id"],
         read_only=True,
@@ -73,14 +74,14 @@ RUN_TOOLS = (
     _tool(
         "approve_call",
         "Approves a call of a tool that waits for an approval. `arguments` replace those of the model.",
-        {"run_id": RUN_ID, "call_id": CALL_ID, "arguments": {"type": "object"}, "note": NOTE},
+        {"run_id": ASKING_ID, "call_id": CALL_ID, "arguments": {"type": "object"}, "note": NOTE},
         ["run_id", "call_id"],
         read_only=False,
     ),
     _tool(
         "deny_call",
         "Denies a call of a tool that waits for an approval. The agent gets the note.",
-        {"run_id": RUN_ID, "call_id": CALL_ID, "note": NOTE},
+        {"run_id": ASKING_ID, "call_id": CALL_ID, "note": NOTE},
         ["run_id", "call_id"],
         read_only=False,
     ),
@@ -156,11 +157,12 @@ class AgentTools:
     ) -> dict[str, Any]:
         """Wait for the end of a run, or until a person has to decide. Each event is reported."""
         try:
-            async for event in handle.events(after):
-                if event.seq is not None:
-                    await asked.report(_shown(event))
-                if event.name == "run.waiting" and (waiting := await self._waiting(handle)) is not None:
-                    return waiting
+            async with RunTree(self._client, handle.id, after) as tree:
+                async for run_id, event in tree.events():
+                    if event.seq is not None and run_id == handle.id:
+                        await asked.report(_shown(event))
+                    if event.name == "run.waiting" and (waiting := await self._waiting(handle)) is not None:
+                        return waiting
             return await self._ended(handle)
         except asyncio.CancelledError:
             if cancels and asked.is_withdrawn():  # and not if the client has ended
@@ -173,15 +175,28 @@ class AgentTools:
         return _ended(record, record.result)
 
     async def _waiting(self, handle: AsyncRunHandle[Any]) -> dict[str, Any] | None:
-        """What a parked run shows, if it waits for a person."""
+        """What a parked run shows, if it waits for a person, or for a child that does."""
         record = await handle.record()
-        approvals = await handle.approvals()
-        if not approvals and not any(each.kind in FOR_A_PERSON for each in record.waiting):
+        asking = await asking_runs(self._client, handle.id)
+        if not asking:
             return None
         shown = [
-            {"call_id": each.call_id, "tool": each.tool_id, "arguments": each.arguments} for each in approvals
+            {
+                "run_id": each.run_id,
+                "call_id": each.call_id,
+                "tool": each.tool_id,
+                "arguments": each.arguments,
+            }
+            for run in asking
+            for each in run.approvals
         ]
         waits = [each.model_dump(mode="json", exclude_none=True) for each in record.waiting]
+        waits += [
+            {"run_id": run.record.run_id, **each.model_dump(mode="json", exclude_none=True)}
+            for run in asking
+            for each in run.waits
+            if run.record.run_id != record.run_id
+        ]
         found = {"state": record.state.value, "waits_for": waits, "approvals": shown}
         return _result({"run_id": record.run_id, "session": record.session_id, **found})
 
@@ -211,20 +226,26 @@ class AgentTools:
     async def _approve(self, asked: ToolRequest) -> dict[str, Any]:
         arguments = asked.arguments.get("arguments")
         call_id = _text(asked, "call_id", required=True)
-        decision = await self._handle(asked).approve(
+        decision = await (await self._asking(asked, call_id)).approve(
             call_id, by=self._by, arguments=arguments, note=_text(asked, "note") or None
         )
         return _result({"call_id": call_id, "action": decision.action})
 
     async def _deny(self, asked: ToolRequest) -> dict[str, Any]:
         call_id = _text(asked, "call_id", required=True)
-        decision = await self._handle(asked).deny(call_id, by=self._by, note=_text(asked, "note") or None)
+        run = await self._asking(asked, call_id)
+        decision = await run.deny(call_id, by=self._by, note=_text(asked, "note") or None)
         return _result({"call_id": call_id, "action": decision.action})
 
     async def _cancel(self, asked: ToolRequest) -> dict[str, Any]:
         run_id = _text(asked, "run_id", required=True)
         answer = await self._client.cancel(run_id, reason=_text(asked, "reason") or None)
         return _result({"run_id": run_id, "answer": str(answer)})
+
+    async def _asking(self, asked: ToolRequest, call_id: str) -> AsyncRunHandle[Any]:
+        """The run whose call waits: the named one, or one below it. Raises as `run_that_asks`."""
+        run_id = _text(asked, "run_id", required=True)
+        return self._client.handle(await run_that_asks(self._client, run_id, call_id))
 
     def _handle(self, asked: ToolRequest) -> AsyncRunHandle[Any]:
         return self._client.handle(_text(asked, "run_id", required=True))

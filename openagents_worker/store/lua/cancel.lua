@@ -2,11 +2,17 @@
 -- Returns `Cancelled`. Event run.cancel_requested or the terminal events.
 -- `transcript`: what a run that was interrupted leaves in its session, if it is ended by force. What it holds for its shared
 -- children is written before it.
+-- `given_up_in`: the run that has delegated to this one does not wait for it any more, in this life. If it asks for it again, this run continues. A
+-- later life of that run may have done so already: then the answer is ALREADY, and nothing is cancelled.
 --#include end_run
 --#include held
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
+if given_up_in > 0 then
+  if field_of(run_id, 'parent_life') ~= digits(given_up_in) then return reply{answer = 'ALREADY', state = run.state} end
+  if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended', '1') end -- else somebody else has cancelled it
+end
 if says_so_itself(run) and run.owner == '' and force == 0 then return reply{answer = 'REQUESTED'} end
 if run.owner ~= '' and force == 0 then
   stop(run, reason)

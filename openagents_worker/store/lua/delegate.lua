@@ -1,7 +1,8 @@
 -- The owner of a run delegates: it creates a child run, or finds the one that it has created for this recorded call before. `call` is the id of the
 -- call, `delegated` (JSON) is stored as a fact of the run until the record of the call replaces it. The child gets the queue of its agent, else that
 -- of the run. `mode`: `isolated` and `forked`: in a session of its own, new or a copy of the session of the run. `shared`: in the session of the
--- run, while the run is parked. A child that was cancelled because an earlier life of the run had ended continues in another life.
+-- run, while the run is parked. A child that was cancelled because an earlier life of the run had ended, or because the run had given it up, continues
+-- in another life.
 -- Returns `Delegated`. Events run.child_started; of the child run.queued or run.waiting_session, or run.resumed before it.
 --#include end_run
 --#include new_run
@@ -63,6 +64,7 @@ append(run, {'run.child_started', '{"child_run_id":' .. q(child_id) .. ',"agent_
   .. q(call) .. (background == 1 and ',"background":true' or '') .. '}'})
 local wake
 if child then
+  redis.call('HDEL', k.facts(run_id), FACT.child .. call) -- the result of its earlier life, if this life of the run has got it and given the child up
   wake = revived(child, redis.call('EXISTS', k.journal(child_id)) == 0, '', life)
 else
   if is_copy then

@@ -5,7 +5,6 @@
 -- All of it or nothing is written. CANCEL: the run is rolled back, so it must not complete. Returns `WriteResult`. Repeating the call with the same fence returns OK.
 --#include end_run
 --#include held
-local DELEGATES = 4 -- the format of a run that was delegated to, see store/formats.py
 local run = load(run_id)
 if run and run.fence == fence and TERMINAL[run.state] then return reply{answer = 'OK'} end
 if not is_live(run, fence) then return reply{answer = 'FENCED'} end
@@ -61,4 +60,4 @@ elseif leaves_turn then
 end
 if holds then held_is_written(run_id) end
 return reply{answer = 'OK', wakes = end_run(run, {state = end_state, stop_reason = stop_reason, result = result, name = event, payload = payload, completed = completed,
-  keep_fence = true, in_hand = true, code = code})}
+  keep_fence = true, in_hand = true, code = code, in_all = usage_in_all})}

@@ -321,6 +321,7 @@ def finish(
     compaction: Payload = "",
     compacted_format: int = SUMMARIES,
     code: str = "",
+    usage_in_all: str = "",
 ) -> WriteResult:
     """End a run and write its results into its session, or, of a shared child, let its parent hold them.
 
@@ -329,6 +330,8 @@ def finish(
     `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
     `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete. `compaction` is a summary
     (JSON) that replaces the first `compacted` messages for later runs, `epoch` its number; 0: none.
+    `usage_in_all` is the usage (JSON) in the result, '' if it is `usage`. It has also what children have
+    used whose results the run has not recorded.
     """
 
 

@@ -49,10 +49,13 @@ class Cancelled:
 
 
 @script_function
-def cancel(*, run_id: str, reason: str, force: bool, transcript: Sequence[Payload] = ()) -> Cancelled:
+def cancel(
+    *, run_id: str, reason: str, force: bool, transcript: Sequence[Payload] = (), given_up_in: int = 0
+) -> Cancelled:
     """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker.
 
     `transcript` are the messages (JSON) that an interrupted run leaves in its session if it ends by force.
+    `given_up_in`: the life in which the run that has delegated to this one has given it up.
     """
 
 

@@ -1,5 +1,6 @@
 --#include session
 --#include parked
+--#include children_usage
 local RECIPIENT_MS = 86400000 -- a recipient that no worker has served for a day gets no further ends
 
 local stop -- see below
@@ -111,8 +112,12 @@ local function open_jobs(run)
   return events
 end
 
+local DELEGATES = 4 -- the format of a run that has delegated, or was delegated to, see store/formats.py
+
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
--- keep_fence, in_hand, code}: result, payload and completed are JSON; name is the terminal event; code is that of the error in the result.
+-- keep_fence, in_hand, code, in_all}: result, payload, completed and in_all are JSON; name is the terminal event; code is that of the error in the
+-- result. in_all is the usage in the result, if it has more than the run has recorded: children have used that. The record of the run shows it
+-- until another life begins, which may get the results of these children.
 -- Returns wake-ups to send.
 -- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
 -- itself; otherwise a message is sent for this. In both cases, a message is sent again until the notification is confirmed.
@@ -120,6 +125,11 @@ local function end_run(run, ending)
   local key = k.run(run.id)
   redis.call('HSET', key, 'state', ending.state, 'result', ending.result, 'ended', digits(NOW_MS),
     'fence', ending.keep_fence and run.fence or next_fence(run), 'owner', '')
+  if (ending.in_all or '') ~= '' then
+    redis.call('HSET', key, 'usage_in_all', ending.in_all)
+  elseif run.life > 1 then
+    redis.call('HDEL', key, 'usage_in_all') -- a worker of a version that does not know it has begun this life
+  end
   if (ending.code or '') ~= '' then redis.call('HSET', key, 'end_code', digits(run.life) .. ' ' .. ending.code) end -- lists read no results
   leave(run)
   redis.call('ZREM', k.due(), run.id)
@@ -169,7 +179,8 @@ end
 
 -- foreign_ending(…): an ending that is not decided by the owner of the run: without an answer, with the usage in the record
 local function foreign_ending(run, state, stop_reason, code, message, hint)
-  local usage = decoded(run.usage) and run.usage or '{}'
+  local in_all = run.format >= DELEGATES and usage_with_children(run) or nil
+  local usage = in_all or decoded(run.usage) and run.usage or '{}'
   local details = '{"code":' .. q(code) .. ',"message":' .. q(message) .. ',"hint":' .. (hint and q(hint) or 'null')
     .. ',"retryable":false,"context":{"run_id":' .. q(run.id) .. ',"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. '}}'
   local result = '{"run_id":' .. q(run.id) .. ',"stop_reason":' .. q(stop_reason) .. ',"usage":' .. usage .. ',"error_details":' .. details
@@ -178,7 +189,7 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
   local payload = '{' .. ids .. ',"error":' .. q(message) .. ',"error_details":' .. details .. '}'
   if state == STATE.cancelled then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
   return {state = state, stop_reason = stop_reason, result = result, name = 'run.' .. state, payload = payload, code = code,
-    completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
+    completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}', in_all = in_all}
 end
 
 local function cancelled(run, reason, in_hand)

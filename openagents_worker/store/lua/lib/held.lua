@@ -4,6 +4,8 @@
 -- the session state and `v` its value, `g` the name of a key that is removed, `t` the end of the turn of this call (store/held_turns.py).
 -- The field `held_from` of the parent is the number of the items whose messages and artifacts are written already. The changes of the state are not
 -- written from here: those that a completed run writes include them.
+-- A turn that is handed on is stored once for each level. The copies below expire with their runs: grandchildren that somebody resumes, and forks,
+-- read what they saw from there.
 local PAGE_ITEMS = 100 -- so many are read at once: each of them may have a megabyte
 
 -- held_range(R): the positions of the messages and artifacts to write: the first one, and the one behind the last

@@ -7,7 +7,7 @@ local function revived(run, begins, by, parent_life)
   run.life, run.expires, run.on_busy = run.life + 1, 0, ''
   redis.call('HSET', key, 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
     'emit_no', 0, 'resumed', digits(NOW_MS))
-  redis.call('HDEL', key, 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted',
+  redis.call('HDEL', key, 'cancel', 'cancel_reason', 'result', 'usage_in_all', 'ended', 'due', 'waits', 'untold', 'tellings', 'suspicion', 'expires', 'interrupted',
     'force_at', 'on_busy', 'parent_life', 'parent_ended')
   if parent_life then redis.call('HSET', key, 'parent_life', parent_life) end
   redis.call('ZREM', k.sent(run.queue), run.id)
