@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
-from tests.hostile.table import beyond_a_sample, lines_of
+from tests.hostile.table import lines_of
 
 pytest_plugins = [
     "tests.support.guards",
@@ -37,16 +37,9 @@ SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench
 """Folders whose test files take only a few seconds each."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is for `make test-long`, and run long files first, so that parallel processes end together.
-
-    `pytest tests/hostile` takes every input, and `make test` a sample of them.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long files first, so that parallel processes end together."""
     tests = Path(__file__).parent
-    if not any("hostile" in argument for argument in config.args):
-        for item in beyond_a_sample(items):
-            item.add_marker(pytest.mark.long)
     items.sort(
         key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
     )

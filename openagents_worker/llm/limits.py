@@ -18,7 +18,16 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMClient, LLMResponse, ModelClient, ModelRequest, current_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage
 
-__all__ = ["FleetLimits", "LimitWait", "LimitedClient", "Limiter", "RequestLimit", "Reserved", "limit_name"]
+__all__ = [
+    "FleetLimits",
+    "LimitWait",
+    "LimitedClient",
+    "Limiter",
+    "RequestLimit",
+    "Reserved",
+    "estimated_tokens",
+    "limit_name",
+]
 
 REPLY_TOKENS = 1_024
 """Tokens that are reserved for a reply if the request does not limit it."""
@@ -101,10 +110,7 @@ class Limiter:
         """The estimated tokens of a request and its reply. 0 if there is no limit for tokens."""
         if self._limits.tokens_per_minute is None:
             return 0
-        asked = estimate_usage(request.messages, "").input_tokens
-        if request.tools:
-            asked += estimate_tokens(dumps(list(request.tools)))
-        return asked + (request.max_tokens or self._max_tokens)
+        return estimated_tokens(request, self._max_tokens)
 
     def _limit(self, model: str, tenant: str) -> RequestLimit:
         limits = self._limits
@@ -114,6 +120,15 @@ class Limiter:
             limits.tokens_per_minute or 0,
             limits.max_concurrency or 0,
         )
+
+
+def estimated_tokens(request: ModelRequest, reply_tokens: int) -> int:
+    """The estimated tokens of a request and its reply, which has `reply_tokens` if the request does not limit
+    it."""
+    asked = estimate_usage(request.messages, "").input_tokens
+    if request.tools:
+        asked += estimate_tokens(dumps(list(request.tools)))
+    return asked + (request.max_tokens or reply_tokens)
 
 
 def limit_name(key: str, *, provider: str, model: str, tenant: str) -> str:

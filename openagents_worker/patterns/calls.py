@@ -25,7 +25,10 @@ class ProgramContext(RunContext, Protocol):
     system_prompt: str | None
     max_llm_calls: int | None
     step_timeout_ms: int | None
-    llm_calls: int
+
+    @property
+    def steps(self) -> int: ...
+    def count_step(self) -> int: ...
 
 
 async def call_llm(
@@ -75,10 +78,9 @@ async def _counted(context: ProgramContext) -> int:
     waits here for a larger one.
     """
     limit = context.max_llm_calls
-    if limit is not None and context.llm_calls >= limit:
+    if limit is not None and context.steps >= limit:
         context.max_llm_calls = await more_steps(context, limit)
-    context.llm_calls += 1
-    return context.llm_calls
+    return context.count_step()
 
 
 async def call_tool(context: RunContext, tool_id: str, params: Mapping[str, Any] | None) -> Any:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.react import DEFAULT_SYSTEM_PROMPT, ReActPattern
-from openagents_worker.patterns.step_limits import more_steps, step_deadline, step_limit
+from openagents_worker.patterns.step_limits import more_steps, step_deadline
 from openagents_worker.patterns.turn import Conversation
 from openagents_worker.patterns.typed_reply import ReplyType, typed_reply
 
@@ -63,12 +63,10 @@ class PlanExecutePattern(ReActPattern):
 
     async def _make_plan(self) -> list[str]:
         reply_type = ReplyType.of(Plan)
-        limit = step_limit(self.context, self.cfg.max_steps)
 
         async def ask() -> LLMResponse:
-            nonlocal limit
-            if self._steps == limit:
-                limit = await more_steps(self.context, limit)
+            if self._steps == (limit := self._step_limit):
+                self._extended_limit = await more_steps(self.context, limit)
             self._steps += 1
             async with step_deadline(self.context, self._steps, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=self._steps)

@@ -49,6 +49,9 @@ class ReActPattern(PatternPlugin):
                 raise ValueError("tool calls as JSON in the text are not supported; remove this setting")
             return native
 
+    _extended_limit = 0
+    """The limit of steps in the newest extension that the run has taken; 0: none."""
+
     async def execute(self) -> str:
         """Run steps until the model answers, and return the answer's text.
 
@@ -59,6 +62,11 @@ class ReActPattern(PatternPlugin):
         )
         self._steps = 0
         return await self._run_steps()
+
+    @property
+    def _step_limit(self) -> int:
+        """The largest number of steps, with the extension that the run has taken."""
+        return max(step_limit(self.context, self.cfg.max_steps), self._extended_limit)
 
     def turn_so_far(self) -> Sequence[Mapping[str, Any]]:
         """The tool calls so far and their results. A call without a result gets one that says why."""
@@ -74,11 +82,11 @@ class ReActPattern(PatternPlugin):
         """Run steps until the model answers. `is_final`: the answer is the run's output."""
         of_plan = {} if plan_step is None else {"plan_step": plan_step}
         changed: dict[str, Any] = {} if is_final else {"tools": tool_schemas(self.context.tools) or None}
-        conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
+        conversation, limit = self._conversation, self._step_limit
         failed_turns = 0
         for step in count(self._steps + 1):
             if step > limit:
-                limit = await more_steps(self.context, limit)
+                limit = self._extended_limit = await more_steps(self.context, limit)
             self._steps = step
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step, **of_plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import AliasChoices, Field
 
 from openagents_worker.patterns.react import ReActPattern
-from openagents_worker.patterns.step_limits import step_deadline, step_limit
+from openagents_worker.patterns.step_limits import step_deadline
 from openagents_worker.patterns.turn import tool_schemas
 
 __all__ = ["ReflexionPattern"]
@@ -41,7 +41,7 @@ class ReflexionPattern(ReActPattern):
         await self.emit("pattern.phase", phase="answering")
         answer = await super().execute()
         for _ in range(self.cfg.max_reflections):
-            if step_limit(self.context, self.cfg.max_steps) - self._steps < 2:
+            if self._step_limit - self._steps < 2:
                 break
             await self.emit("pattern.phase", phase="reflecting")
             review = await self._review()

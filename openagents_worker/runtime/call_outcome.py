@@ -12,6 +12,7 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.llm.limits import LimitWait
 from openagents_worker.models import RunArtifact, RunUsage
 from openagents_worker.models.usage import NO_USAGE
+from openagents_worker.runtime.call_counts import CallCounts
 from openagents_worker.runtime.identity import RunIdentity
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.rules import CallQuery, Rules
@@ -66,10 +67,11 @@ class RecordedContext(Protocol):
 class NewRecords:
     """Makes the records of one attempt."""
 
-    def __init__(self, identity: RunIdentity, rules: Rules, max_bytes: int) -> None:
+    def __init__(self, identity: RunIdentity, rules: Rules, counts: CallCounts, max_bytes: int) -> None:
         self._run_id = identity.run_id
         self._life = identity.life
         self._rules = rules
+        self._counts = counts
         self._max_bytes = max_bytes
 
     def of(
@@ -122,7 +124,7 @@ class NewRecords:
             info.call_id,
             info.kind,
             info.name,
-            outcome,
+            self._counts.with_steps(info.call_id, outcome),
             life=self._life,
             took_ms=took_ms,
             v=self._rules.format,

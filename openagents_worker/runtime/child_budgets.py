@@ -109,13 +109,13 @@ def grant_of(
     usage: RunUsage,
     pending: Iterable[PendingChild],
     *,
-    in_calls_usd: float = 0.0,
+    in_calls: Mapping[str, float],
     shares: int = 1,
 ) -> Grant | Shortage:
     """What a child may use now: at most what it asks for, and what is left of the budget of its parent.
 
-    `in_calls_usd` is what model calls of the parent have reserved. A child that does not ask for anything
-    gets one of `shares` equal parts.
+    `in_calls` maps the names of limits to what calls in progress of the parent have reserved: its model
+    calls, and each tool call itself. A child that does not ask for anything gets one of `shares` equal parts.
     """
     reserved: dict[str, float] = {}
     children = list(pending)
@@ -124,8 +124,8 @@ def grant_of(
         if limit is None:
             continue
         held = [child for child in children if child.reserved.get(name)]
-        in_calls = in_calls_usd if name == "max_cost_usd" else 0
-        current = _used(usage, name) + in_calls + sum(child.reserved[name] for child in held)
+        in_progress = in_calls.get(name, 0)
+        current = _used(usage, name) + in_progress + sum(child.reserved[name] for child in held)
         own = getattr(asked, name) if asked is not None else None
         part = limit - current
         if own is None:
@@ -134,7 +134,10 @@ def grant_of(
             part = math.floor(part) if part >= 1 else min(1, math.floor(limit - current))
         part = part if own is None else min(own, part)
         if part <= 0 and own != 0:
-            return Shortage(name, current, limit, any(child.settles for child in held), in_calls > 0)
+            is_reserved, ends = any(child.settles for child in held), name != "max_tool_calls"
+            # The tool call that delegates does not end before its child, which may need no tools.
+            if ends or is_reserved or current - in_progress >= limit:
+                return Shortage(name, current, limit, is_reserved, in_calls=ends and in_progress > 0)
         reserved[name] = max(0, part)
     return Grant.of(asked, reserved)
 

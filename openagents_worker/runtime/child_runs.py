@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, assert_never
@@ -93,11 +92,6 @@ class ChildRuns:
         depth = self._request.metadata.get(DEPTH_KEY)
         return depth if isinstance(depth, int) and not isinstance(depth, bool) and depth > 0 else 0
 
-    def keep_reserved(self, child_id: str, reserved: Mapping[str, float]) -> None:
-        """A child in the background keeps its part of the budget: nobody waits for its end."""
-        in_background = PendingChild(child_id, self._identity.life, reserved, settles=False)
-        self.pending[f"background {child_id}"] = in_background
-
     def settle(self, call: Delegation) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""
         if call.id:
@@ -169,12 +163,18 @@ class ChildRuns:
 
     def _grant(self, call: Delegation) -> Grant | Shortage:
         others = [pending for id_, pending in self.pending.items() if id_ != call.id]
+        spending, usage = self._recorder.spending, self._recorder.checkpoints.total_usage
+        tool_calls = self._recorder.counts.of("tool") + spending.used_by_children.tool_calls
         return grant_of(
             self._asked_budget(call),
             self._recorder.budget,
-            self._recorder.checkpoints.total_usage,
+            usage,
             others,
-            in_calls_usd=self._recorder.spending.reserved_usd,
+            in_calls={
+                "max_cost_usd": spending.reserved_usd,
+                "max_total_tokens": spending.reserved_tokens,
+                "max_tool_calls": max(0, tool_calls - usage.tool_calls),
+            },
             # The run goes on beside a child in the background, and needs as much.
             shares=(call.siblings.shares if call.siblings is not None else 1) + call.asked.background,
         )

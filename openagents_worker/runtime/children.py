@@ -22,7 +22,7 @@ from openagents_worker.errors import (
     RequestInvalid,
     RunNotFound,
 )
-from openagents_worker.jsontext import canonical_json, loads
+from openagents_worker.jsontext import canonical_json, loads, size_of
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import (
     ChildRequest,
@@ -138,11 +138,6 @@ class Children:
         with translate_parse_errors(WRITTEN, run_id=self._identity.run_id):
             result = RunResult[Any].model_validate(value["result"])
         self._recorder.waits.facts.held.has_result(value)
-        if asked.background:
-            self._runs.keep_reserved(result.run_id, value.get("reserved") or {})
-        else:
-            new = self._given_up.not_counted(result.run_id, result.usage)
-            self._recorder.budget.children = self._recorder.budget.children.plus(new)
         return result
 
     def _isolation_of(self, asked: ChildRequest) -> str:
@@ -183,7 +178,7 @@ class Children:
             await self._runs.take_extensions()
             if call.asked.background:
                 await self._runs.begin(call, info, child_id)
-                return self._in_background(info, child_id)
+                return self._in_background(call, info, child_id)
             text = await self._result_of(call, info, child_id)
         except asyncio.CancelledError:
             if info.is_given_up is not None and info.is_given_up():
@@ -197,12 +192,15 @@ class Children:
         with translate_parse_errors(WRITTEN, run_id=child_id):
             result = loads(text)
             usage = RunUsage.model_validate(result.get("usage") or {})
+            beside_answer = {"artifacts": result.get("artifacts")}
         held, changes = await self._left_by(call, info)
         return Outcome(
             value={"result": result, **held},
             usage=self._given_up.not_counted(child_id, usage),
             state=changes,
             taken=[f"{FactKind.CHILD}:{info.call_id}", *replaced],
+            # The size of the answer was checked when the child ended.
+            is_accepted=size_of({**beside_answer, "state": changes}) <= self._recorder.max_record_bytes,
         )
 
     async def _give_up(self, call_id: str, child_id: str) -> None:
@@ -218,8 +216,9 @@ class Children:
             return {}, {}
         return await self._recorder.waits.facts.held.take(info.call_id, self._recorder.context.state)
 
-    def _in_background(self, info: CallInfo, child_id: str) -> Outcome:
-        result = RunResult[Any](run_id=child_id, task_id=child_id, metadata={"background": True})
+    def _in_background(self, call: Delegation, info: CallInfo, child_id: str) -> Outcome:
+        metadata = {"background": True, "agent_id": call.asked.agent_id}
+        result = RunResult[Any](run_id=child_id, task_id=child_id, metadata=metadata)
         pending = self._runs.pending.get(info.call_id)
         reserved = dict(pending.reserved) if pending is not None else {}
         return Outcome(value={"result": result.model_dump(mode="json"), "reserved": reserved})
@@ -301,21 +300,44 @@ class Children:
 
     async def task_status(self, task_id: str) -> str:
         """`running`, `completed` or `failed`: the state of a child, recorded. Raises `RunNotFound`."""
+        found = await self._look_at(task_id, with_result=False)
+        return str(found["status"] if isinstance(found, Mapping) else found)
+
+    async def task_info(self, task_id: str) -> Mapping[str, str]:
+        """The same as `status`, with `agent_id`, and the `output` or `error` of a child that has ended."""
+        found = await self._look_at(task_id, with_result=True)
+        return found if isinstance(found, Mapping) else {"status": found}  # recorded by an earlier version
+
+    async def _look_at(self, task_id: str, *, with_result: bool) -> Any:
+        fields = ("state", "parent", "agent", "result")[: 4 if with_result else 2]
 
         async def make(_: CallInfo) -> Outcome:
             key = self._writer.store.keys("run", task_id)
-            state, parent = await self._writer.store.ask(lambda r: r.hmget(key, "state", "parent"))
+            state, parent, *more = await self._writer.store.ask(lambda r: r.hmget(key, *fields))
             if state is None or parent != self._identity.run_id:
                 error = RunNotFound(f"{task_id!r} is not a task of this run, or it has expired")
                 return Outcome(error=error, may_retry=False)
             known = RunState(state) if state in set(RunState) else RunState.RUNNING
-            if not known.is_terminal:
-                return Outcome(value="running")
-            return Outcome(value="completed" if known is RunState.COMPLETED else "failed")
+            status = "running"
+            if known.is_terminal:
+                status = "completed" if known is RunState.COMPLETED else "failed"
+            if not with_result:
+                return Outcome(value=status)
+            ended = self._ended(task_id, more[1] if known.is_terminal else None)
+            return Outcome(value={"status": status, "agent_id": more[0] or "", **ended}, is_accepted=True)
 
         if not isinstance(task_id, str) or not task_id:
             raise RequestInvalid("task_id must be the task_id of a result of delegate(background=True)")
-        return str(await self._recorder.call("delegate", "task_status", digest_of(task_id), make))
+        return await self._recorder.call("delegate", "task_status", digest_of(task_id), make)
+
+    def _ended(self, run_id: str, text: str | None) -> dict[str, str]:
+        """The output and the error in a stored result, as text. Raises `RecordUnreadable`."""
+        if not text:
+            return {}
+        with translate_parse_errors(WRITTEN, run_id=run_id):
+            result = RunResult[Any].model_validate_json(self._writer.store.codec.decode(text))
+        details = result.error_details
+        return {"output": str(result.final_output or ""), "error": details.message if details else ""}
 
     async def transfer(self, request: ChildRequest | Mapping[str, Any]) -> NoReturn:
         """Let another agent end the run. Raises `RunTransferred` when it has ended."""

@@ -105,8 +105,6 @@ class AttemptContext(ContextOfRequest):
     """How many times `call_llm` may be called. None: no limit."""
     step_timeout_ms: int | None = None
     """How long one `call_llm` may take. None: no limit of its own."""
-    llm_calls: int = 0
-    """How many times `call_llm` was called in this attempt."""
     functions: Any = None
     """The `RecordedFunctions` of the attempt."""
     children: Any = None
@@ -130,6 +128,15 @@ class AttemptContext(ContextOfRequest):
     def usage(self) -> RunUsage:
         """A copy of the usage of the run so far."""
         return self.recorder.usage.model_copy(deep=True)
+
+    @property
+    def steps(self) -> int:
+        """How many times `call_llm` was called, also inside other calls."""
+        return self.recorder.counts.steps()
+
+    def count_step(self) -> int:
+        """Count a call of `call_llm`. Returns its number."""
+        return self.recorder.counts.count_step()
 
     @property
     def event_bus(self) -> OriginalEventBus:

@@ -78,7 +78,7 @@ class GivenUpChildren:
         self._have_ended = asyncio.Event()
         self._have_ended.set()
         for usage in spent.values():
-            recorder.budget.children = recorder.budget.children.plus(usage)
+            recorder.spending.used_by_children = recorder.spending.used_by_children.plus(usage)
         for fact in self._facts.of(FactKind.GIVEN_UP):
             value = fact.value(run_id=recorder.run_id)
             if (child := PendingChild.of(value)) is None:
@@ -149,7 +149,7 @@ class GivenUpChildren:
         new = self.not_counted(child_id, usage)
         self._spent[child_id] = self._spent.get(child_id, NO_USAGE).plus(new)
         recorder = self._recorder
-        recorder.budget.children = recorder.budget.children.plus(new)
+        recorder.spending.used_by_children = recorder.spending.used_by_children.plus(new)
         taken = [given_up.fact.name, given_up.result_fact]
         recorder.checkpoints.count_given_up(given_up.call, child_id, new, taken)
         recorder.spending.settle_child(_key(child_id), recorder.waits)

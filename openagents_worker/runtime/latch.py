@@ -112,6 +112,11 @@ class Latch:
             LatchReason.HANDOVER,
         )
 
+    def gives_up_calls(self) -> bool:
+        """Whether a call that is being cancelled now will not be made again by a later attempt: its pattern
+        has cancelled it, or the run ends."""
+        return self.reason in (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
+
     def hurry(self) -> None:
         """Cancel calls in progress instead of waiting for them. The next attempt makes them again."""
         self._stop_now.set()

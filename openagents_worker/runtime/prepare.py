@@ -15,6 +15,7 @@ from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemb
 from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.llm.limits import REPLY_TOKENS
 from openagents_worker.llm.structured import response_format
 from openagents_worker.models import ErrorDetails, RunRequest
 from openagents_worker.models.budget import NO_LIMITS
@@ -250,7 +251,7 @@ class Preparation:
             self._parts.model(),
             recorder=self._recorder,
             writer=self._writer,
-            budget=self._budget,
+            reply_tokens=self._context.llm_options.max_tokens or REPLY_TOKENS,
             output_format=self._context.output_format,
         )
 

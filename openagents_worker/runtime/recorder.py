@@ -7,7 +7,6 @@ every caller: the pattern, the memory, the context assembler, and calls inside o
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -28,6 +27,7 @@ from openagents_worker.models import RunArtifact, RunUsage, WaitKind
 from openagents_worker.models.budget import NO_LIMITS
 from openagents_worker.runtime.announcements import Announcements
 from openagents_worker.runtime.approvals import Approvals
+from openagents_worker.runtime.call_counts import CallCounts
 from openagents_worker.runtime.call_outcome import (
     MakeCall,
     NewRecords,
@@ -58,9 +58,6 @@ from openagents_worker.store.scripts import Claimed
 
 __all__ = ["MakeCall", "Outcome", "Recorder"]
 
-GIVEN_UP = (None, LatchReason.CANCELLED, LatchReason.TIME_LIMIT)
-"""Why a call is cancelled that no later attempt makes again. None: its pattern has cancelled it."""
-
 
 class Recorder:
     """The recorded calls of one attempt."""
@@ -77,7 +74,8 @@ class Recorder:
         facts: RunFacts,
     ) -> None:
         durable = claimed.durable
-        self._records = NewRecords(identity, history.rules, max_record_bytes)
+        self.counts = CallCounts()
+        self._records = NewRecords(identity, history.rules, self.counts, max_record_bytes)
         self.effects = Effects(history.interrupted, self._records, writer)
         """The calls that must not be repeated without permission."""
         self.approvals = Approvals(history.facts, writer)
@@ -105,7 +103,6 @@ class Recorder:
         self._replays_only = claimed.is_interrupted
         """Whether the first call that is not in the journal ends the run."""
         self._loop = asyncio.get_running_loop()
-        self._entered: defaultdict[str, int] = defaultdict(int)
         self.in_progress = CallsInProgress()
         self.in_progress.when_blocked = self.rules.call_ended
         self.in_progress.when_unblocked = self.rules.call_begins
@@ -126,7 +123,7 @@ class Recorder:
         `may_repeat`: whether a cancelled call may be made again, although it may have had side effects.
         """
         query = self.rules.enter(kind, name, digest, core)
-        number = self._entered[kind] = self._entered[kind] + 1
+        number = self.counts.enter(kind)
         if self._latch.reason is not None:
             await self._stop_if_latched()
         record = await self._find_record(query)
@@ -193,8 +190,7 @@ class Recorder:
         try:
             return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
-            for inner in self.rules.records_inside(record):
-                self._entered[inner.kind] += 1
+            self._count_replayed(record)
             if self._latch.reason is None and not record.is_cancelled:
                 await self.checkpoints.store(self._records.cancellation_of(record), [])
             raise
@@ -232,7 +228,7 @@ class Recorder:
             emit=self._writer.emit,
             noted=self.checkpoints.noted.get(call_id),
             note=partial(self.checkpoints.store_note, call_id) if self._durable else None,
-            is_given_up=self._is_given_up,
+            is_given_up=self._latch.gives_up_calls,
             tenant=self._identity.tenant,
             limits=self.limits,
             effect=effect,
@@ -243,10 +239,6 @@ class Recorder:
             await self._stop_if_latched(may_go_on=record is not None)  # before the program continues
         assert record is not None
         return self._answer_with(record, error)
-
-    def _is_given_up(self) -> bool:
-        """Whether a call that is being cancelled now will not be made again by a later attempt."""
-        return self._latch.reason in GIVEN_UP
 
     async def _make_and_record(
         self, query: CallQuery, info: CallInfo, make: MakeCall
@@ -335,14 +327,20 @@ class Recorder:
 
     async def _answer_from(self, record: Record) -> Any:
         """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
-        for inner in self.rules.records_inside(record):
-            self._entered[inner.kind] += 1
-            self.checkpoints.usage = self.usage.plus(RunUsage(**inner.usage))
-            self._apply(inner)
-        self.checkpoints.usage = self.usage.plus(RunUsage(**record.usage))
+        self._count_replayed(record)
         self._pattern_events.release_all_if_replayed()
         await self._stop_if_latched(may_go_on=False)
         return self._answer_with(record)
+
+    def _count_replayed(self, record: Record) -> None:
+        """Count a call that is not made again. What the calls inside it have changed applies, too."""
+        for inner in self.rules.records_inside(record):
+            self.counts.enter(inner.kind)
+            self.counts.count_steps_of(inner)
+            self.checkpoints.usage = self.usage.plus(RunUsage(**inner.usage))
+            self._apply(inner)
+        self.counts.count_steps_of(record)
+        self.checkpoints.usage = self.usage.plus(RunUsage(**record.usage))
 
     def _apply(self, record: Record) -> None:
         """Apply the state changes and artifacts of a record to the context of the run, and an extension."""
@@ -350,6 +348,7 @@ class Recorder:
         if record.kind == EXTEND:
             self.budget.extend(limits_in(record.outcome.get("ok")))
             self.waits.check_again(WaitKind.BUDGET)
+        self.spending.count_child(record)
         if not (record.state or record.artifacts):
             return
         assert self.context is not None

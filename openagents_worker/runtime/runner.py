@@ -157,7 +157,11 @@ class Runner:
                 claimed, request.agent_id, run_id, own=assembly, store=self._store, lease=lease
             )
         agent = AgentOfRun(request.agent_id, assembly, kept, request_error)
-        return Attempt(claimed, request, services=self._services, lease=lease, agent=agent)
+        try:
+            return Attempt(claimed, request, services=self._services, lease=lease, agent=agent)
+        except BaseException:
+            assembly.keeper.release(kept)
+            raise
 
     def _parse_request(
         self, run_id: str, lease: Lease, claimed: Claimed

@@ -1,21 +1,25 @@
 """Spending: the only place that knows what the calls in progress of a run, and its children, may still use.
 
-A model call reserves the most that it can cost before it is made, and a child the most that it may use. A
-record has what was used, which counts in the usage of the run from then on; then the reservation ends.
+A model call reserves the most that it can cost, and its estimated tokens, before it is made, and a child the
+most that it may use. A record has what was used, which counts in the usage of the run from then on; then the
+reservation ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.models import WaitKind
+from openagents_worker.models import RunUsage, WaitKind
+from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.child_budgets import PendingChild
+from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.waits import Waits
 
-__all__ = ["CostReservation", "GivenUp", "Spending"]
+__all__ = ["GivenUp", "Reservation", "Spending"]
 
 
 class GivenUp(Protocol):
@@ -29,17 +33,18 @@ class GivenUp(Protocol):
         ...
 
 
-class CostReservation:
-    """What one call may cost at most, until it has ended."""
+class Reservation:
+    """What one call may cost at most and the tokens that it may use, until it has ended."""
 
-    __slots__ = ("_spending", "usd")
+    __slots__ = ("_spending", "tokens", "usd")
 
-    def __init__(self, spending: Spending, usd: float) -> None:
+    def __init__(self, spending: Spending, usd: float, tokens: int) -> None:
         self._spending = spending
         self.usd = usd
+        self.tokens = tokens
 
     def settle(self) -> None:
-        """The call has ended: what it cost is in the usage of the run."""
+        """The call has ended: what it has used is in the usage of the run."""
         self._spending.settle(self)
 
 
@@ -50,11 +55,13 @@ class Spending:
     def __init__(self) -> None:
         self.children: dict[str, PendingChild] = {}
         """The children whose results are not recorded yet, by the id of their call."""
+        self.used_by_children = NO_USAGE
+        """The usage of the children whose results the run has got."""
         self.children_settled = 0
         """How many calls of children have ended so far."""
         self.given_up: GivenUp | None = None
         """Set before the first call."""
-        self._reserved: set[CostReservation] = set()
+        self._reserved: set[Reservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_children = 0
 
@@ -64,12 +71,16 @@ class Spending:
     def reserved_usd(self) -> float:
         return sum(each.usd for each in self._reserved)
 
-    def reserve(self, usd: float) -> CostReservation:
-        reservation = CostReservation(self, usd)
+    @property
+    def reserved_tokens(self) -> int:
+        return sum(each.tokens for each in self._reserved)
+
+    def reserve(self, usd: float, tokens: int) -> Reservation:
+        reservation = Reservation(self, usd, tokens)
         self._reserved.add(reservation)
         return reservation
 
-    def settle(self, reservation: CostReservation) -> None:
+    def settle(self, reservation: Reservation) -> None:
         self._reserved.discard(reservation)
         waiting, self._waiting = self._waiting, []
         for future in waiting:
@@ -98,6 +109,22 @@ class Spending:
     def will_settle(self, limit: str) -> bool:
         """Whether the end of a child gives something back of this limit."""
         return any(child.settles and child.reserved.get(limit) for child in self.children.values())
+
+    def count_child(self, record: Record) -> None:
+        """The program has got the record of a delegation, or that of a call around it.
+
+        A child in the background keeps its part of the budget: nobody waits for its end.
+        """
+        if record.kind != "delegate":
+            return
+        self.used_by_children = self.used_by_children.plus(RunUsage(**record.usage))
+        value = record.outcome.get("ok")
+        if not isinstance(value, Mapping) or not isinstance(result := value.get("result"), Mapping):
+            return  # the state of a child, or an error
+        reserved = {"run_id": result.get("run_id"), "reserved": value.get("reserved")}
+        if value.get("reserved") and (child := PendingChild.of(reserved)) is not None:
+            child.settles = False
+            self.children[f"background {child.run_id}"] = child
 
     def settle_child(self, call_id: str, waits: Waits) -> None:
         """The call has ended: what was reserved for its child is free, or part of the usage of the run."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from openagents_worker.models import EXTENDABLE, RunBudget
-from openagents_worker.models.usage import NO_USAGE
 from openagents_worker.runtime.clock import RunClock
 
 __all__ = ["TIME", "WorkingBudget", "limits_in"]
@@ -22,10 +22,10 @@ class WorkingBudget:
         self.pauses = budget.on_breach == "pause" and durable
         self.extended: dict[str, float] = {}
         """The largest value of each limit in the extensions."""
+        self.extending = asyncio.Lock()
+        """Held by the call that takes an extension, if the budget does not pause the run."""
         self.clock: RunClock | None = None
         """The time of the run, if it is limited. Set before the first call."""
-        self.children = NO_USAGE
-        """The usage of the children whose results the run has got."""
         self._budget = budget
 
     def limit(self, name: str) -> Any:

@@ -9,7 +9,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.llm.transcript import interrupted_entries
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import aread_record
-from openagents_worker.store.scripts import Wake, cancel
+from openagents_worker.store.scripts import CancelAnswer, Wake, cancel
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["end_overdue"]
@@ -23,10 +23,12 @@ async def end_overdue(store: AsyncStore, run_id: str) -> Sequence[Wake]:
     Its session gets the question of the run, and a note that it was interrupted. The tool calls of the run
     are not in it: only the worker of the run could add them.
     """
+    turn = await _turn_of(store, run_id)
     ended = await store.run(
-        cancel(run_id=run_id, reason="interrupted", force=True, transcript=await _turn_of(store, run_id))
+        cancel(run_id=run_id, reason="interrupted", force=True, overdue=True, transcript=turn)
     )
-    log.warning("run.interrupted_by_force", run_id=run_id)
+    if ended.answer is CancelAnswer.CANCELLED:  # else it has ended by itself meanwhile
+        log.warning("run.interrupted_by_force", run_id=run_id)
     return ended.wakes
 
 

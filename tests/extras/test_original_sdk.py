@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from openagents_worker import register_output
+from openagents_worker import Agent, register_output
 from openagents_worker.agents import PatternRef
 from openagents_worker.errors import OpenAgentsError, PluginConfigError, error_from_wire
 from openagents_worker.models import ChunkKind, RunState, RunStreamChunk, StopReason
@@ -541,3 +541,25 @@ async def test_a_denial_of_an_executor_of_the_package_keeps_its_reason(redis_url
         (failed,) = [event["payload"] for event in await p.events() if event["name"] == "tool.failed"]
         assert "is denied" in failed["error"]
         assert plugins.CALLED == []
+
+
+# --- the router ------------------------------------------------------------------------------------------
+
+
+async def test_r03_the_router_returns_the_task_info_of_the_package(redis_url: str) -> None:
+    """And None for an unknown task, as the package's own router does."""
+    kind = importlib.import_module("openagents.interfaces.agent_router").TaskInfo
+
+    async def polls(context: Any) -> Any:
+        router = context.agent_router
+        started = await router.delegate("a", "go", context, background=True)
+        info = await router.task_status(started.task_id)
+        assert type(info) is kind
+        return [vars(info), await router.task_status("another")]
+
+    own = Agent("polls", pattern=polls, llm={"provider": "mock"})
+    async with process(redis_url, agent(), own, multi_agent={"enabled": True}) as p:
+        result = await result_of(p, agent_id="polls")
+    info, unknown = result.final_output
+    assert info == {**info, "agent_id": "a", "status": "running", "output": "", "error": ""}
+    assert unknown is None

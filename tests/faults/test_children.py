@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
-from tests.faults.conftest import MakeWorld, runs_below, strike_at
-from tests.support.command_proxy import Proxy
+from tests.faults.breaks import Breaks, breaks_in
+from tests.faults.conftest import MakeWorld, runs_below
 from tests.support.supervised_deployment import World, table
 from tests.support.waiting import wait_for
 
@@ -90,40 +90,21 @@ def test_a_hundred_children_over_three_workers(make_world: MakeWorld, at_once: i
     table("A hundred children while workers are killed", [_check(world, "team", 100)])
 
 
-class _Breaks:
-    """Runs with two children each of which has one, and one fault at one command."""
+def _breaks(world: World) -> AbstractContextManager[Breaks]:
+    """Runs with two children, each of which has one."""
 
-    def __init__(self, world: World, proxy: Proxy) -> None:
-        self.world, self.proxy = world, proxy
-        self.rows: list[dict[str, object]] = []
+    def execute(run_id: str) -> dict[str, Any]:
+        _submit(world, run_id, 2, levels=1)
+        return _check(world, run_id, 2, levels=1)
 
-    def commands(self) -> list[str]:
-        self.proxy.count()
-        _submit(self.world, "counted", 2, levels=1)
-        _check(self.world, "counted", 2, levels=1)
-        return [command.name for command in self.proxy.seen]
-
-    def run(self, fault: str, at: int | str) -> bool:
-        """False if the run has no such command."""
-        met = strike_at(self.world, self.proxy, fault, at)
-        run_id = f"{fault.replace(' ', '-')}-{at}"
-        _submit(self.world, run_id, 2, levels=1)
-        row = _check(self.world, run_id, 2, levels=1)
-        if met:
-            self.rows.append({"fault": fault, "command": met[0].name, **row})
-        self.world.wait_ready()
-        return bool(met)
+    return breaks_in(world, execute)
 
 
 @pytest.mark.long
 def test_a_parent_and_its_children_outlive_a_break_at_each_script(make_world: MakeWorld) -> None:
     """The scripts by which children are made, waited for and ended: their answer is lost, or the worker dies
     before or after them."""
-    world = make_world(workers=2)
-    with Proxy(world.redis.url) as proxy:
-        world.redis_url_of = proxy.url_of
-        world.start()
-        breaks = _Breaks(world, proxy)
+    with _breaks(make_world(workers=2)) as breaks:
         for fault, at in (
             ("answer lost", "delegate"),
             ("killed after", "delegate"),
@@ -132,24 +113,16 @@ def test_a_parent_and_its_children_outlive_a_break_at_each_script(make_world: Ma
             ("killed before", "finish"),
             ("killed after", "finish"),
         ):
-            assert breaks.run(fault, at), f"{fault} {at}: there was no such command"
+            assert breaks.at(fault, at), f"{fault} {at}: there was no such command"
         table("A break at the scripts of children", breaks.rows)
-        world.end()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fault", ["killed before", "killed after", "answer lost"])
 def test_a_break_at_every_command_of_a_parent_and_its_children(make_world: MakeWorld, fault: str) -> None:
-    world = make_world(workers=3)
-    with Proxy(world.redis.url) as proxy:
-        world.redis_url_of = proxy.url_of
-        world.start()
-        breaks = _Breaks(world, proxy)
+    with _breaks(make_world(workers=3)) as breaks:
         least = len(breaks.commands()) * 2 // 3  # batches of events depend on time
-        for number in itertools.count(1):
-            if not breaks.run(fault, number):
-                break
+        breaks.at_every_command(fault)
         table("A break at every command", breaks.rows)
         assert len(breaks.rows) >= least
-        world.end()

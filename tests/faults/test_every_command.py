@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.faults.conftest import TIMES, MakeWorld, strike_at
-from tests.support.command_proxy import Proxy
+from tests.faults.breaks import Breaks, breaks_in
+from tests.faults.conftest import TIMES, MakeWorld
 from tests.support.supervised_deployment import World, table
 
 STEPS = 3
@@ -17,45 +16,22 @@ CALLS = 2 * STEPS + 1  # of the model and of tools
 LEAST = 1 + CALLS + 1  # commands of a run: claim, one per call, finish; batches of events depend on time
 
 
-class Breaks:
-    """Runs of three steps, each with one fault at one command."""
+class _Steps:
+    """Runs of three steps. Each has the result of the first one."""
 
-    def __init__(self, world: World, proxy: Proxy) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.proxy = proxy
-        self.rows: list[dict[str, object]] = []
-        self._plain = self._answer_of("plain")
+        self._plain: dict[str, object] | None = None
 
-    def commands(self) -> list[str]:
-        """The names of the commands of a run without a fault."""
-        self.proxy.count()
-        self._answer_of("counted")
-        return [command.name for command in self.proxy.seen]
-
-    def run(self, fault: str, at: int | str) -> bool:
-        """Execute a run with the fault at its command of that number, or at the first of that name.
-
-        Returns False if it has no such command.
-        """
-        met = strike_at(self.world, self.proxy, fault, at)
-        run_id = f"{fault.replace(' ', '-')}-{at}"
+    def execute(self, run_id: str) -> dict[str, object]:
+        """Execute a run. Its row says how many calls were repeated."""
         answer = self._answer_of(run_id)
-        assert answer == self._plain, f"{run_id} at {met}"
-        if met:
-            begun = self.world.calls(run_id)
-            again = len(begun) - len(set(begun))
-            assert again <= 1, f"{run_id}: at most the call in flight is repeated"
-            self.rows.append(
-                {
-                    "fault": fault,
-                    "command": met[0].number,
-                    "name": met[0].name,
-                    "calls again": again,
-                    "ended": "completed",
-                }
-            )
-        self.world.wait_ready()
-        return bool(met)
+        self._plain = self._plain or answer  # the first run is counted: it meets no fault
+        assert answer == self._plain, run_id
+        begun = self.world.calls(run_id)
+        again = len(begun) - len(set(begun))
+        assert again <= 1, f"{run_id}: at most the call in flight is repeated"
+        return {"calls again": again, "ended": "completed"}
 
     def _answer_of(self, run_id: str) -> dict[str, object]:
         self.world.submit(run_id, [("step", {"n": n}) for n in range(STEPS)])
@@ -74,21 +50,12 @@ class Breaks:
 @contextmanager
 def _breaks(make_world: MakeWorld, workers: int) -> Iterator[Breaks]:
     world = make_world(workers=workers)
-    with Proxy(world.redis.url) as proxy:
-        world.redis_url_of = proxy.url_of
-        world.start()
-        yield Breaks(world, proxy)
-        world.end()
+    with breaks_in(world, _Steps(world).execute) as breaks:
+        yield breaks
 
 
 def _print_table(breaks: Breaks, commands: list[str]) -> None:
     table(f"The {len(commands)} commands of a run: {', '.join(commands)}", breaks.rows)
-
-
-def _each(breaks: Breaks, fault: str, numbers: Iterable[int]) -> None:
-    for number in numbers:
-        if not breaks.run(fault, number):
-            return
 
 
 def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
@@ -101,8 +68,10 @@ def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
         )
 
         for fault, at in (("killed after", "claim"), ("killed before", "finish"), ("killed after", "finish")):
-            assert breaks.run(fault, at)
-        _each(breaks, "answer lost", range(1, len(commands) + 1, 2))
+            assert breaks.at(fault, at)
+        for number in range(1, len(commands) + 1, 2):
+            if not breaks.at("answer lost", number):
+                break
 
         _print_table(breaks, commands)
 
@@ -115,7 +84,7 @@ def test_a_worker_is_killed_before_and_after_every_command(make_world: MakeWorld
         commands = breaks.commands()
 
         for fault in ("killed before", "killed after"):
-            _each(breaks, fault, itertools.count(1))
+            breaks.at_every_command(fault)
 
         _print_table(breaks, commands)
         assert len(breaks.rows) >= 2 * LEAST
@@ -128,7 +97,7 @@ def test_the_answer_to_every_command_is_lost(make_world: MakeWorld) -> None:
     with _breaks(make_world, workers=2) as breaks:
         commands = breaks.commands()
 
-        _each(breaks, "answer lost", itertools.count(1))
+        breaks.at_every_command("answer lost")
 
         _print_table(breaks, commands)
         assert len(breaks.rows) >= LEAST

@@ -22,7 +22,8 @@ import pytest
 from openagents_worker import ApprovalNotPending
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.testing.model_server import ModelServerRequest
-from tests.faults.conftest import runs_below, strike_at
+from tests.faults.breaks import strike_at
+from tests.faults.conftest import runs_below
 from tests.support.command_proxy import Proxy
 from tests.support.effect_server import EffectServer, effect_server
 from tests.support.supervised_deployment import World, table

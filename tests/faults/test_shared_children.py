@@ -5,15 +5,14 @@ The session gets the turns of all of them with the end of the parent, each once 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from openagents_worker.models import RunState
-from tests.faults.conftest import MakeWorld, runs_below, strike_at
-from tests.support.command_proxy import Proxy
+from tests.faults.breaks import breaks_in
+from tests.faults.conftest import MakeWorld, runs_below
 from tests.support.supervised_deployment import World, table
 from tests.support.waiting import wait_for
 
@@ -26,33 +25,18 @@ SCRIPTS = {"delegate": 2, "suspend": 1, "claim": 3, "finish": 3}
 
 
 class _Lending:
-    """Runs that lend their session, each with one fault. What is in the session is read all the time."""
+    """Runs that lend their session. What is in the session is read all the time."""
 
-    def __init__(self, world: World, proxy: Proxy) -> None:
-        self.world, self.proxy = world, proxy
-        self.rows: list[dict[str, object]] = []
+    def __init__(self, world: World, text: str) -> None:
+        self.world, self.text = world, text
 
-    def commands(self) -> int:
-        """The number of commands of a run without a fault."""
-        self.proxy.count()
-        self._execute("counted", "complete")
-        return len(self.proxy.seen)
-
-    def breaks(self, fault: str, at: int | str, text: str, nth: int = 1) -> bool:
-        """Execute a run with the fault at one command. Returns whether the run has this command."""
-        met = strike_at(self.world, self.proxy, fault, at, nth)
-        row = self._execute(f"{text}-{fault.replace(' ', '-')}-{at}-{nth}", text)
-        if met:
-            self.rows.append({"fault": fault, "command": met[0].name, **row})
-        self.world.wait_ready()
-        return bool(met)
-
-    def _execute(self, run_id: str, text: str) -> dict[str, Any]:
-        self.world.submit(run_id, agent="lender", text=text)
+    def execute(self, run_id: str) -> dict[str, Any]:
+        """Execute a run. Its row says how many steps were repeated."""
+        self.world.submit(run_id, agent="lender", text=self.text)
         wait_for(lambda: self._has_ended(run_id), f"{run_id} has ended", 60)
         runs = [self.world.record(run_id), *runs_below(self.world, run_id)]
         assert len(runs) == 3
-        fails = text == "fail"
+        fails = self.text == "fail"
         if fails:
             assert [run.state for run in runs].count(RunState.FAILED) == 1
             assert self._session(run_id) == ([], {})
@@ -100,17 +84,10 @@ def test_a_session_gets_the_turns_of_shared_children_once_or_not_at_all(
 ) -> None:
     """At each script with which children begin, are waited for and end."""
     world = make_world(workers=2)
-    with Proxy(world.redis.url) as proxy:
-        world.redis_url_of = proxy.url_of
-        world.start()
-        lending = _Lending(world, proxy)
+    with breaks_in(world, _Lending(world, text).execute) as breaks:
         for script, least in SCRIPTS.items():
-            met = itertools.takewhile(
-                lambda nth, at=script: lending.breaks(fault, at, text, nth), itertools.count(1)
-            )
-            assert len(list(met)) >= least, script
-        table("A break at the scripts of shared children", lending.rows)
-        world.end()
+            assert breaks.at_every(fault, script) >= least, script
+        table("A break at the scripts of shared children", breaks.rows)
 
 
 @pytest.mark.slow
@@ -119,13 +96,8 @@ def test_a_session_gets_the_turns_of_shared_children_once_or_not_at_all(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_break_at_every_command_of_shared_children(make_world: MakeWorld, fault: str, text: str) -> None:
     world = make_world(workers=3)
-    with Proxy(world.redis.url) as proxy:
-        world.redis_url_of = proxy.url_of
-        world.start()
-        lending = _Lending(world, proxy)
-        least = lending.commands() * 2 // 3  # batches of events depend on time
-        for _ in itertools.takewhile(lambda at: lending.breaks(fault, at, text), itertools.count(1)):
-            pass
-        table("A break at every command of shared children", lending.rows)
-        assert len(lending.rows) >= least
-        world.end()
+    with breaks_in(world, _Lending(world, text).execute) as breaks:
+        least = len(breaks.commands()) * 2 // 3  # batches of events depend on time
+        breaks.at_every_command(fault)
+        table("A break at every command of shared children", breaks.rows)
+        assert len(breaks.rows) >= least

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.hostile.entry_points import ENTRY_POINTS
-from tests.hostile.matrix import FEWEST, IMPOSSIBLE, MOST, SAMPLE
+from tests.hostile.matrix import FEWEST, IMPOSSIBLE, MOST
+from tests.support.sampling import spread
 
-__all__ = ["TRIED", "Attack", "Case", "beyond_a_sample", "cases", "hostile", "lines_of"]
+__all__ = ["TRIED", "Attack", "Case", "cases", "hostile", "lines_of"]
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
@@ -91,33 +92,8 @@ def _rare(found: Iterable[Case]) -> Iterator[int]:
     for all_of_it in by_entry_point.values():
         count = len(all_of_it)
         if count > MOST:
-            kept = _spread(count, FEWEST)
+            kept = spread(count, FEWEST)
             yield from (id(case) for number, case in enumerate(all_of_it) if number not in kept)
-
-
-def _spread(count: int, kept: int) -> set[int]:
-    """The indexes of so many of `count` elements, at equal distances over all of them."""
-    return {number * count // kept for number in range(kept)}
-
-
-def beyond_a_sample(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """The tests of hostile input that a run of all tests leaves out: of each kind and door it takes `SAMPLE`,
-    from the whole table."""
-    by_pair: dict[tuple[str, str], list[pytest.Item]] = {}
-    for item in items:
-        marker = item.get_closest_marker("hostile")
-        if (
-            marker is not None
-            and isinstance(item, pytest.Function)
-            and item.get_closest_marker("slow") is None
-        ):
-            pair = (marker.kwargs["kind"], item.callspec.params["case"].entry_point)
-            by_pair.setdefault(pair, []).append(item)
-    left_out: set[pytest.Item] = set()
-    for tried in by_pair.values():
-        kept = _spread(len(tried), SAMPLE)
-        left_out.update(item for number, item in enumerate(tried) if number not in kept)
-    return left_out
 
 
 def lines_of(reports: Iterable[pytest.TestReport]) -> list[str]:

@@ -1095,8 +1095,11 @@ class Protocol(RuleBasedStateMachine):
 
     def end_overdue(self, run_id: str) -> None:
         messages = [f"question of {run_id}", "interrupted"]
-        call = scripts.cancel(run_id=run_id, reason="interrupted", force=True, transcript=messages)
-        cancelled, (expected, wakes) = self.lab.run(call), self.truth.cancel(run_id, True, messages)
+        call = scripts.cancel(
+            run_id=run_id, reason="interrupted", force=True, overdue=True, transcript=messages
+        )
+        expected, wakes = self.truth.cancel(run_id, True, messages, overdue=True)
+        cancelled = self.lab.run(call)
         assert cancelled.answer == expected, f"end {run_id}: {cancelled.answer}, but it is {expected}"
         self.send(cancelled.wakes, wakes, lost=False)
 

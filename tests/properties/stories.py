@@ -903,6 +903,23 @@ class Stories(_Words):
         self.m.holds()
         self.work("finish")
 
+    def an_overdue_run_ends_and_begins_another_life(self) -> None:
+        """The worker that has found it overdue is slow."""
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.submit(busy="interrupt")
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.m.wake(100, lost=True)
+        self.work("obey")
+        self.m.resume(0, lost=False)
+        self.m.holds()
+        self.m.end_overdue(min(self.m.truth.runs))
+        self.m.holds()
+
     def a_run_that_is_rolled_back_does_not_end(self) -> None:
         self.submit()
         self.deliver(0)

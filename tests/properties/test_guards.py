@@ -463,6 +463,11 @@ GUARDS = (
         story="an_interrupted_run_does_not_end",
     ),
     Guard(
+        "a run that is overdue is ended by force in this life only",
+        ("if overdue == 1 and (run.force_at == 0 or run.force_at > NOW_MS) then", "if false then"),
+        story="an_overdue_run_ends_and_begins_another_life",
+    ),
+    Guard(
         "an interrupted run whose worker dies still gets its turn",
         (
             "    if says_so_itself(run) then\n      more = {wake_of(run)}",

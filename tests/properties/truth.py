@@ -358,12 +358,15 @@ class Truth(PaymentsTruth):
         run.untold = False
         return True
 
-    def cancel(self, run_id: str, force: bool, messages: Collection[str] = ()) -> tuple[str, Wakes]:
-        """`messages`: what an interrupted run leaves in its session."""
+    def cancel(
+        self, run_id: str, force: bool, messages: Collection[str] = (), *, overdue: bool = False
+    ) -> tuple[str, Wakes]:
+        """`messages`: what an interrupted run leaves in its session. `overdue`: only if it has not ended in
+        time."""
         run = self.runs.get(run_id)
         if not run:
             return "UNKNOWN", set()
-        if run.over:
+        if run.over or (overdue and not 0 < run.force_at <= self.now):
             return "ALREADY", set()
         if run.says_so_itself and not run.owner and not force:
             return "REQUESTED", set()

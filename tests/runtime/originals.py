@@ -181,3 +181,32 @@ class Asker(Bare):
 
     async def execute(self) -> Any:
         return [(await self.context.call_llm("?")).output_text for _ in range(3)]
+
+
+class Consult:
+    """A tool that asks the model of the run."""
+
+    name, description = "consult", "Asks the model."
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "description": self.description, "parameters": self.schema()}
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> str:
+        return str(await context.llm_client.complete(messages=[{"role": "user", "content": "consult"}]))
+
+
+class Consulting(Bare):
+    """Lets a tool ask the model, waits, and asks it twice itself."""
+
+    async def execute(self) -> Any:
+        await self.context.tools["consult"].invoke({}, self.context)
+        await self.context.tools["look"].invoke({"word": "wait"}, self.context)
+        for text in ("one", "two"):
+            await self.context.llm_client.complete(messages=[{"role": "user", "content": text}])
+        return "not reached"

@@ -206,6 +206,47 @@ async def test_calls_side_by_side_reserve_their_cost_together(
     assert most == side_by_side
 
 
+@pytest.mark.parametrize(("limit", "side_by_side"), [(300, 1), (1_900, 1), (2_500, 2)])
+async def test_calls_side_by_side_reserve_their_tokens_together(
+    redis_url: str, limit: int, side_by_side: int
+) -> None:
+    """A call whose estimated tokens do not fit beside another one waits for its end. Each may use more than
+    1,000, and uses 201."""
+    working, most = 0, 0
+    together = asyncio.Event()
+
+    async def reply(asked: Any) -> dict[str, Any]:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        if working == side_by_side:
+            together.set()
+        await together.wait()
+        working -= 1
+        return cheap()
+
+    pattern = {"impl": f"{__name__}.Parallel"}
+    async with ModelServer(reply) as server, process(redis_url, priced(server.url, pattern=pattern)) as p:
+        ended = result(await p.run(budget={"max_total_tokens": limit}))
+
+    assert (ended.final_output, ended.usage.total_tokens) == (["Done.", "Done."], 402)
+    assert most == side_by_side
+
+
+async def test_calls_side_by_side_pass_the_limit_of_tokens_by_one_call_at_most(redis_url: str) -> None:
+    """As calls one after the other do: the one that begins last may use more than is left."""
+
+    async def program(context: RunContext) -> None:
+        await asyncio.gather(*(context.call_llm(str(number)) for number in range(5)))
+
+    definition = Agent("a", pattern=program, llm=scripted(*[cheap()] * 5))
+    async with process(redis_url, definition) as p:
+        ended = result(await p.run(budget={"max_total_tokens": 300}))
+
+    assert ended.stop_reason is StopReason.BUDGET_EXHAUSTED
+    assert (ended.usage.llm_calls, ended.usage.total_tokens) == (2, 402)
+
+
 async def test_a_pattern_cannot_catch_a_refused_call(redis_url: str) -> None:
     """Nor go on with something else (B05)."""
     pattern = {"impl": f"{__name__}.Careless"}
@@ -381,8 +422,79 @@ async def test_what_a_cancelled_call_has_cost_counts_after_a_death(redis_url: st
     assert record.usage.llm_calls == 1
 
 
+async def test_model_calls_inside_a_finished_call_are_steps_after_a_death(redis_url: str) -> None:
+    """Each `call_llm` of a tool is a step of the run, whichever worker made it, and no other model call."""
+    hold = asyncio.Event()
+
+    @tool_function
+    async def nested(context: ToolContext) -> None:
+        """Ask the model once, and once as no step."""
+        await context.call_llm("a")
+        message = {"role": "user", "content": "not a step"}
+        await context.llm_client.generate(messages=[message])  # type: ignore[attr-defined]
+
+    @tool_function
+    async def pair(context: ToolContext) -> None:
+        """Ask the model twice, once in another tool."""
+        await context.call_tool("nested")
+        await context.call_llm("b")
+
+    async def program(context: RunContext) -> None:
+        await context.call_tool("pair")
+        await hold.wait()
+        for text in ("c", "d"):
+            await context.call_llm(text)
+
+    llm = scripted(*[{"text": "hi"}] * 5)
+    definition = Agent("a", pattern=program, tools=[nested, pair], llm=llm)
+    record = await _after_a_death(redis_url, definition, hold, "pair", budget={"max_steps": 3})
+
+    assert result(record).stop_reason is StopReason.MAX_STEPS
+    assert record.usage.llm_calls == 4
+
+
+async def test_what_a_cancelled_call_has_changed_is_there_after_a_death(redis_url: str) -> None:
+    """A finished call inside it has changed the state and taken an extension: the next worker has both."""
+    hold, changed = asyncio.Event(), asyncio.Event()
+
+    @tool_function
+    async def put(context: ToolContext) -> None:
+        """Change the state."""
+        context.state["n"] = 1
+
+    async def outer(context: RunContext) -> None:
+        for _ in range(2):
+            await context.call_tool("put")
+        changed.set()
+        await asyncio.Event().wait()
+
+    async def program(context: RunContext) -> Any:
+        doing = asyncio.create_task(context.step("outer", outer, context))
+        await changed.wait()
+        await asyncio.sleep(0)
+        doing.cancel()
+        await asyncio.wait([doing])
+        await hold.wait()
+        found = context.state.get("n")
+        await context.call_tool("put")
+        return found, context.usage.tool_calls
+
+    definition = Agent("a", pattern=program, tools=[put], llm={"provider": "mock"})
+    record = await _after_a_death(
+        redis_url, definition, hold, "outer", extension={"max_tool_calls": 3}, budget={"max_tool_calls": 1}
+    )
+
+    assert result(record).final_output == [1, 3]
+
+
 async def _after_a_death(
-    redis_url: str, definition: Agent, hold: asyncio.Event, name: str, **request: Any
+    redis_url: str,
+    definition: Agent,
+    hold: asyncio.Event,
+    name: str,
+    *,
+    extension: dict[str, float] | None = None,
+    **request: Any,
 ) -> RunRecord:
     """The record of a run whose worker died once the call with this name was recorded, before `hold`."""
     async with (
@@ -390,6 +502,8 @@ async def _after_a_death(
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit(**request)
+        if extension is not None:
+            await extend(one, **extension)
 
         async def is_recorded() -> bool:
             return name in [each.get("name") for each in await one.journal()]

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from openagents_worker import Agent, Client
+from openagents_worker.errors import StepTooLarge
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import DELEGATES
 from openagents_worker.store.signals import signal_fact
@@ -690,9 +692,9 @@ async def test_plugins_of_the_original_sdk_have_a_router(redis_url: str) -> None
             return "no router"
         result = await context.agent_router.delegate("worker", "one", context, session_isolation="forked")
         task = await context.agent_router.delegate("worker", "two", context, background=True)
-        status = await context.agent_router.task_status(task.task_id)
+        info = await context.agent_router.task_status(task.task_id)
         if context.input_text == "stay":
-            return [result.final_output, status]
+            return [result.final_output, info.status, await context.agent_router.task_status("another")]
         return await context.agent_router.transfer("worker", "three", context)
 
     own = Agent("routes", pattern=routes, llm={"provider": "mock"})
@@ -700,7 +702,7 @@ async def test_plugins_of_the_original_sdk_have_a_router(redis_url: str) -> None
         await begin(p, "routes", "stay")
         record = await finish(p)
         assert record.result is not None
-        assert record.result.final_output == ["done: one", "running"]
+        assert record.result.final_output == ["done: one", "running", None]
         await p.run("r2", agent_id="routes", input_text="go")
         record = await finish(p, "r2")
         assert record.result is not None
@@ -709,6 +711,66 @@ async def test_plugins_of_the_original_sdk_have_a_router(redis_url: str) -> None
         record = await p.run("r3", agent_id="routes")
         assert record.result is not None
         assert record.result.final_output == "no router"
+
+
+async def test_the_router_of_the_original_sdk_tells_what_became_of_a_task(redis_url: str) -> None:
+    """Its `task_status` returns what is known of a task, and not only its state."""
+
+    async def polls(context: Any) -> Any:
+        router = context.agent_router
+        results = [await router.delegate("worker", text, background=True) for text in ("one", "fail two")]
+        await context.receive("go")
+        found = [await router.task_status(result.task_id) for result in results]
+        return [[info.agent_id, info.status, info.output, info.error] for info in found]
+
+    own = Agent("polls", pattern=polls, llm={"provider": "mock"})
+    async with process(redis_url, *agents(), own, multi_agent={"enabled": True}) as p:
+        await begin(p, "polls", "x")
+        await execute_all(p)
+        sent = await p.store.run(
+            scripts.fact(
+                run_id="r1", name=signal_fact("go"), value="1", message_id="", max_facts=9, max_bytes=999
+            )
+        )
+        p.wakes += sent.wakes
+        record = await finish(p)
+
+    assert record.result is not None
+    assert record.result.final_output == [
+        ["worker", "completed", "done: one", ""],
+        ["worker", "failed", "", "no: fail two"],
+    ]
+
+
+@pytest.mark.parametrize(("artifact_bytes", "code"), [(0, None), (15_000, "step.too_large")])
+async def test_an_answer_that_a_child_may_give_reaches_its_parent(
+    redis_url: str, artifact_bytes: int, code: str | None
+) -> None:
+    """Its size was checked when the child ended. The record of the parent holds more than the answer.
+
+    Artifacts of the child count for the record like those of a tool.
+    """
+
+    async def large(context: Any) -> str:
+        for name in ("a", "b") if artifact_bytes else ():
+            context.add_artifact(name, "text", "x" * artifact_bytes)
+        return "x" * 19_990
+
+    async def asks(context: Any) -> Any:
+        try:
+            return len((await context.delegate("large", "go")).output)
+        except StepTooLarge as error:
+            return error.code
+
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "20000"})
+    llm = {"provider": "mock"}
+    own = [Agent("large", pattern=large, llm=llm), Agent("asks", pattern=asks, llm=llm)]
+    async with process(redis_url, *own, settings=settings) as p:
+        await begin(p, "asks", "go")
+        record = await finish(p)
+
+    assert record.result is not None
+    assert record.result.final_output == (code or 19_990)
 
 
 async def test_a_run_that_is_not_durable_waits_in_its_place(redis_url: str) -> None:

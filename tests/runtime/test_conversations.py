@@ -454,6 +454,7 @@ class Talk:
         executing = asyncio.create_task(self._p.execute(run_id))
         await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
         following = await self._submit(ANSWER, on_busy="interrupt")
+        await self._p.store.redis.hset(self._p.store.keys("run", run_id), "force_at", 1)
         await end_overdue(self._p.store, run_id)
         self._p.runner.latch(run_id, LatchReason.CANCELLED)
         await executing

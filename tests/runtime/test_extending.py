@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from openagents_worker import Agent, RunContext
 from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunBudget, RunState, StopReason, WaitKind
 from openagents_worker.runtime.waits import Waits
@@ -16,7 +17,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.parking import Wait
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime.talking import Script, talker
-from tests.support.runner import Process, calls, process
+from tests.support.runner import Process, calls, process, scripted
 
 ANSWER = {"text": "Done."}
 REPLIES = [
@@ -170,3 +171,49 @@ async def test_the_limit_of_the_agent_can_be_extended(redis_url: str) -> None:
         await extend(p, max_steps=9)
         await p.execute()
         assert (await p.record()).state is RunState.COMPLETED
+
+
+async def test_a_pattern_uses_the_steps_of_an_extension(redis_url: str) -> None:
+    """Reflexion reviews no answer if fewer than two steps are left: here they are."""
+    pattern = {"type": "reflexion"}
+    async with worker(redis_url, pattern=pattern) as (p, script):
+        script.by_run["r1"] = [*REPLIES, {"text": "ACCEPT"}]
+        await p.submit(budget={"max_steps": 1, "on_breach": "pause"})
+        await p.execute()
+        await extend(p, max_steps=50)
+        await p.execute()
+        record = await p.record()
+
+    assert record.state is RunState.COMPLETED, record.result
+    assert len(script.asked["r1"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("extensions", "stop"),
+    [
+        ([{"max_steps": 50}], StopReason.BUDGET_EXHAUSTED),
+        ([{"max_total_tokens": 10_000}], StopReason.COMPLETED),
+        ([{"max_steps": 50}, {"max_total_tokens": 10_000}], StopReason.COMPLETED),
+    ],
+    ids=["of another limit", "of this limit", "of both"],
+)
+async def test_calls_side_by_side_take_the_extensions_that_there_are(
+    redis_url: str, extensions: list[dict[str, float]], stop: StopReason
+) -> None:
+    """The first call takes them. The second one neither waits for another one, nor ends the run too early."""
+
+    async def program(context: RunContext) -> int:
+        await context.call_llm("first")
+        await asyncio.gather(context.call_llm("second"), context.call_llm("third"))
+        return 3
+
+    llm = scripted(*[{"text": "hi", "usage": {"input_tokens": 1, "output_tokens": 1}}] * 3)
+    async with process(redis_url, Agent("a", pattern=program, llm=llm)) as p:
+        await p.submit(budget={"max_total_tokens": 1, "on_breach": "end"})
+        for extension in extensions:
+            await extend(p, **extension)
+        await p.execute()
+        record = await p.record()
+
+    assert record.result is not None, record.state
+    assert record.result.stop_reason is stop

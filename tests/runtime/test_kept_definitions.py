@@ -13,7 +13,7 @@ import pytest
 from openagents_worker.agents.code import Agent
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.models import RunRecord, RunState
-from openagents_worker.runtime import kept_definitions
+from openagents_worker.runtime import kept_definitions, runner
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.codec import PayloadCodec
@@ -458,3 +458,24 @@ async def test_limits_that_all_runs_share_are_those_of_now(redis_url: str) -> No
         assert part(await finished(two)) == SEEN_BY_OLD
         stored = await two.store.redis.hgetall("oa:limit:k")
     assert "6000" in json.dumps(stored)
+
+
+async def test_an_attempt_that_cannot_begin_does_not_keep_its_definition(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the process could never forget it."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    async with worker(redis_url, OLD) as one:
+        await begun(one)
+    async with worker(redis_url, NEW) as two:
+        keeper = two.runner._services.assembly.keeper
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "Attempt", broken)
+            await due(two)
+            assert (await two.execute()).reason == "given_back"
+        assert [kept.users for kept in keeper._kept.values() if kept is not None] == [0]
+        await two.execute()
+        assert part(await two.record()) == SEEN_BY_OLD

@@ -144,6 +144,22 @@ async def test_a_call_of_call_llm_is_one_step_there_too(redis_url: str) -> None:
     assert record.usage.llm_calls == 2
 
 
+async def test_model_calls_of_a_tool_are_steps_after_a_crash_too(redis_url: str) -> None:
+    """The tool is not called again, but it has asked the model of the pattern."""
+    tools = [LOOK, {"id": "consult", "impl": f"{HERE}.Consult"}]
+    definition = duck("Consulting", "1", "2", "3") | {"tools": tools}
+    async with process(redis_url, definition, name="w1") as p, process(redis_url, definition, name="w2") as q:
+        await p.submit(budget={"max_steps": 2})
+        executing = asyncio.create_task(p.execute())
+        await await_for(lambda: "wait" in originals.CALLED, "the tool waits")
+        await crash(p, "r1", executing)
+        await q.execute()
+        record = await q.record()
+    assert record.result is not None
+    assert record.result.stop_reason is StopReason.MAX_STEPS
+    assert record.usage.llm_calls == 2
+
+
 async def test_a_fallback_answers_for_a_failed_call(redis_url: str) -> None:
     """Its result is recorded as that of the call; without one the error goes to the model."""
     script = [calls(("look", {"word": "bad"})), calls(("look", {"word": "worse"})), {"text": "done"}]

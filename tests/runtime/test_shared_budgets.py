@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import Agent
+from openagents_worker import Agent, RunContext, ToolContext
+from openagents_worker import tool as tool_function
 from openagents_worker.models import RunRecord, RunState, StopReason, WaitKind
 from openagents_worker.testing.model_server import ModelServer
 from tests.runtime import delegating
 from tests.runtime.delegating import agents, execute_all
 from tests.runtime.talking import TOOLS
 from tests.runtime.test_budgets import cheap, priced, result
-from tests.support.runner import Process, due, process
+from tests.runtime.test_replay import executed_until
+from tests.support.runner import Process, crash, due, process
 
 
 async def child_first(context: Any) -> Any:
@@ -113,6 +115,135 @@ async def test_a_child_waits_for_what_is_reserved_for_a_model_call(redis_url: st
 
     assert budget.max_cost_usd == 0.8
     assert result(ended).final_output == ["Done.", "done: one"]
+
+
+async def test_a_child_gets_the_tokens_that_no_model_call_has_reserved(redis_url: str) -> None:
+    """A call reserves the 1,000 tokens of its reply, and those of its prompt."""
+    async with deployment(redis_url) as p:
+        await begin(p, "model_first", max_total_tokens=1_500)
+        budget = await child_budget(p)
+        await execute_all(p)
+        ended = await p.record()
+
+    assert 400 < budget.max_total_tokens < 500
+    assert result(ended).final_output == ["Done.", "done: one"]
+
+
+async def test_a_child_waits_for_the_tokens_that_a_model_call_has_reserved(redis_url: str) -> None:
+    """It gets those that the call has not used."""
+    async with deployment(redis_url) as p:
+        await begin(p, "model_first", max_total_tokens=900)
+        budget = await child_budget(p)
+        await execute_all(p)
+        ended = await p.record()
+
+    assert budget.max_total_tokens == 900 - 201
+    assert result(ended).final_output == ["Done.", "done: one"]
+
+
+async def counts(context: RunContext) -> str:
+    """A child that calls a tool."""
+    await context.call_tool("add", {"x": 1})
+    return "counted"
+
+
+def asking(hold: asyncio.Event | None = None) -> list[Agent]:
+    """An agent that delegates by a tool, which counts as a tool call, and calls other tools after it."""
+
+    @tool_function
+    async def ask(agent_id: str, context: ToolContext) -> str:
+        """Ask another agent."""
+        return str((await context.delegate(agent_id, "one")).output)  # type: ignore[attr-defined]
+
+    async def asks(context: RunContext) -> Any:
+        answer = await context.call_tool("ask", {"agent_id": context.input_text})
+        if hold is not None:
+            await hold.wait()
+            await context.call_tool("add", {"x": 1})
+        return answer
+
+    llm = {"provider": "mock"}
+    return [
+        Agent("asks", pattern=asks, tools=[ask, *TOOLS], llm=llm),
+        Agent("counts", pattern=counts, tools=TOOLS, llm=llm),
+    ]
+
+
+@pytest.mark.parametrize(("limit", "granted"), [(3, 2), (2, 1), (1, 0)])
+async def test_the_tool_call_that_delegates_is_not_a_part_of_the_child(
+    redis_url: str, limit: int, granted: int
+) -> None:
+    """It counts already, although it has not ended. A child may do without tools."""
+    async with process(redis_url, *agents(), *asking()) as p:
+        await begin(p, "asks", "worker", max_tool_calls=limit)
+        budget = await child_budget(p)
+        await execute_all(p)
+        ended = result(await p.record())
+
+    assert budget.max_tool_calls == granted
+    assert ended.final_output == "done: one"
+
+
+async def test_calls_of_a_child_inside_a_finished_call_count_after_a_death(redis_url: str) -> None:
+    hold = asyncio.Event()
+    definitions = (*agents(), *asking(hold))
+    async with (
+        process(redis_url, *definitions, name="one") as one,
+        process(redis_url, *definitions, name="two") as two,
+    ):
+        await begin(one, "asks", "counts", max_tool_calls=2)
+        [child] = await one.store.redis.zrange(one.store.keys("index", "parent=r1"), 0, -1)
+        await one.execute(child)
+
+        async def is_recorded() -> bool:
+            return "ask" in [each.get("name") for each in await one.journal()]
+
+        dying = await executed_until(one, is_recorded, "the call is recorded")
+        await crash(one, "r1", dying)
+        hold.set()
+        await two.execute()
+        ended = result(await two.record())
+
+    assert ended.stop_reason is StopReason.MAX_STEPS
+    assert ended.usage.tool_calls == 2
+
+
+async def test_a_child_in_the_background_keeps_its_part_after_a_death(redis_url: str) -> None:
+    """Also if a tool has started it whose call is not made again."""
+    hold = asyncio.Event()
+
+    @tool_function
+    async def start(context: ToolContext) -> str:
+        """Start another agent."""
+        return str((await context.delegate("worker", "one", background=True)).task_id)  # type: ignore[attr-defined]
+
+    async def starts(context: RunContext) -> Any:
+        await context.call_tool("start")
+        await hold.wait()
+        return [await context.call_tool("add", {"x": number}) for number in range(2)]
+
+    definitions = (
+        *agents(),
+        Agent("starts", pattern=starts, tools=[start, *TOOLS], llm={"provider": "mock"}),
+    )
+    async with (
+        process(redis_url, *definitions, name="one") as one,
+        process(redis_url, *definitions, name="two") as two,
+    ):
+        await one.submit(agent_id="starts", budget={"max_tool_calls": 3})
+
+        async def is_recorded() -> bool:
+            return "start" in [each.get("name") for each in await one.journal()]
+
+        dying = await executed_until(one, is_recorded, "the call is recorded")
+        assert (await child_budget(one)).max_tool_calls == 1
+        await crash(one, "r1", dying)
+        hold.set()
+        await two.execute()
+        ended = result(await two.record())
+
+    assert ended.stop_reason is StopReason.MAX_STEPS
+    assert ended.usage.tool_calls == 2
 
 
 @pytest.mark.parametrize(("limit", "stop"), [(1.8, StopReason.BUDGET_EXHAUSTED), (2.0, StopReason.COMPLETED)])

@@ -3,7 +3,8 @@
 `make test-long` runs the rest, and CI runs both. Of a test with many cases, `MOST` are in the short edition.
 A test that costs much has `@pytest.mark.share(of=4)`: its first, fifth, ninth … case is in the short edition.
 With `of=1` all are. Where a name is tried with many values, `shares` takes others of them for each name, so
-the short edition has every name and every value.
+the short edition has every name and every value. Of hostile inputs, whose tables belong together, `SAMPLE` of
+each kind at each entry point are in it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["shares"]
+from tests.hostile.matrix import SAMPLE
+
+__all__ = ["shares", "spread"]
 
 
 def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any]:
@@ -26,6 +29,11 @@ def shares(names: Iterable[str], values: Sequence[Any], of: int = 4) -> list[Any
         found.append(pytest.param(name, list(values[at::of]), id=name))
         found.append(pytest.param(name, others, id=f"{name}, other values", marks=pytest.mark.long))
     return found
+
+
+def spread(count: int, kept: int) -> set[int]:
+    """The numbers of so many of `count` cases, at equal distances over all of them."""
+    return {number * count // kept for number in range(kept)} if kept < count else set(range(count))
 
 
 MOST = 6
@@ -45,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
         return
     share = test.get_closest_marker("share")
     if share is None and test.get_closest_marker("hostile") is not None:
-        return  # `tests/hostile/table.py` takes a sample of these
+        return  # see `pytest_collection_modifyitems`
     kept = kept_of(calls, None if share is None else share.kwargs["of"])
     calls[:] = [
         call if number in kept else replace(call, marks=[*call.marks, pytest.mark.long.mark])
@@ -63,8 +71,29 @@ def kept_of(calls: Sequence[Any], of: float | None) -> set[int]:
     """The numbers of the cases that are in the short edition, or have a mark of their own."""
     own = [number for number, call in enumerate(calls) if _is_marked(call, OTHERS)]
     others = [number for number in range(len(calls)) if number not in own]
-    step = max(1.0, len(others) / MOST) if of is None else of
-    return {*own, *(others[at] for number in range(len(others)) if (at := int(number * step)) < len(others))}
+    count = len(others)
+    short = spread(count, MOST) if of is None else {int(number * of) for number in range(count)}
+    return {*own, *(others[number] for number in short if number < count)}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark `long` the hostile inputs beyond their sample. `pytest tests/hostile` takes every input."""
+    if any("hostile" in argument for argument in config.args):
+        return
+    by_pair: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        marker = item.get_closest_marker("hostile")
+        if marker is None or not isinstance(item, pytest.Function):
+            continue
+        if item.get_closest_marker("slow") is None:
+            pair = (marker.kwargs["kind"], item.callspec.params["case"].entry_point)
+            by_pair.setdefault(pair, []).append(item)
+    for tried in by_pair.values():
+        kept = spread(len(tried), SAMPLE)
+        for number, item in enumerate(tried):
+            if number not in kept:
+                item.add_marker(pytest.mark.long)
 
 
 def _is_marked(call: Any, names: Sequence[str]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from openagents_worker.errors import BudgetExhausted, OpenAgentsError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import WaitKind
@@ -20,21 +23,53 @@ async def more_of(
 
     Raises `exhausted` if the budget does not pause the run and nobody has extended it before.
     """
-    budget, waits = recorder.budget, recorder.waits
-    if not budget.pauses and recorder.rules.next_kind() != EXTEND:
-        await waits.facts.refresh()  # an extension may have been stored that was not announced yet
-        if not waits.facts.of(FactKind.EXTEND):
+    budget, facts = recorder.budget, recorder.waits.facts
+    if budget.pauses or recorder.rules.next_kind() == EXTEND:
+        await _take_extension(recorder, name, current, limit, exhausted)
+        return
+    async with _one_at_a_time(recorder):
+        if budget.extended.get(name, limit) > limit:
+            return  # another call has taken an extension meanwhile
+        await facts.refresh()  # an extension may have been stored that was not announced yet
+        if not facts.of(FactKind.EXTEND):
             raise exhausted
+        await _take_extension(recorder, name, current, limit, exhausted)
+
+
+@asynccontextmanager
+async def _one_at_a_time(recorder: Recorder) -> AsyncGenerator[None]:
+    """A block in which no other call takes an extension: a call that finds none ends the run."""
+    lock = recorder.budget.extending
+    if lock.locked():
+        with recorder.in_progress.waiting():
+            await lock.acquire()
+    else:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+async def _take_extension(
+    recorder: Recorder, name: str, current: float, limit: float, exhausted: OpenAgentsError
+) -> None:
+    budget, waits = recorder.budget, recorder.waits
+    timeout_ms = None if budget.pauses else 0
 
     async def make(info: CallInfo) -> Outcome:
         if info.emit is not None and waits.facts.stored_wait(info.call_id) is None:
             info.emit("run.budget_exceeded", {"kind": name, "limit": limit, "current": current})
         while budget.extended.get(name, limit) <= limit:
-            fact = await waits.until(info, WaitKind.BUDGET, name=name, fact=f"{FactKind.EXTEND}:")
+            fact = await waits.until(
+                info, WaitKind.BUDGET, name=name, fact=f"{FactKind.EXTEND}:", timeout_ms=timeout_ms
+            )
             if fact is not None:  # else another call has taken an extension
                 value = fact.value(run_id=recorder.run_id)
                 extended = {"budget": limits_in(value.get("budget")), "by": str(value.get("by") or "")}
                 return Outcome(value=extended["budget"], events=[("run.budget_extended", extended)])
+            if not budget.pauses:  # an earlier attempt has taken one of another limit here
+                return Outcome(error=exhausted, may_retry=False)
         return Outcome(value={})
 
     await recorder.call(EXTEND, name, "", make)

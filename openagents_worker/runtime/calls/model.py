@@ -22,13 +22,13 @@ from openagents_worker.llm.base import (
     ModelRequest,
     token_count,
 )
-from openagents_worker.llm.limits import LimitWait
-from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, WaitKind
+from openagents_worker.llm.limits import REPLY_TOKENS, LimitWait, estimated_tokens
+from openagents_worker.models import ErrorDetails, RunUsage, WaitKind
 from openagents_worker.models.usage import NO_USAGE, usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.span_content import report_reply
-from openagents_worker.runtime.spending import CostReservation
+from openagents_worker.runtime.spending import Reservation
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
@@ -53,17 +53,18 @@ class RecordedModel(ModelClient):
         *,
         recorder: Recorder,
         writer: RunWriter,
-        budget: RunBudget,
+        reply_tokens: int = REPLY_TOKENS,
         clock: Clock = time.monotonic,
         output_format: Mapping[str, Any] | None = None,
     ) -> None:
-        """`output_format` is the `response_format` of the run's output. It follows from the request of the
-        run, so it does not change the identity of a call, and earlier versions did not send it."""
+        """`reply_tokens` are estimated for a reply that its request does not limit. `output_format` is the
+        `response_format` of the run's output. It follows from the request of the run, so it does not change
+        the identity of a call, and earlier versions did not send it."""
         self._output_format = output_format
         self._inner = inner
         self._recorder = recorder
         self._writer = writer
-        self._budget = budget
+        self._reply_tokens = reply_tokens
         self._clock = clock
         self._streams = _takes(type(inner), "on_delta")
         self._reported_unpriced = False
@@ -76,7 +77,7 @@ class RecordedModel(ModelClient):
         """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
-        reserved: list[CostReservation] = []
+        reserved: list[Reservation] = []
 
         async def make(info: CallInfo) -> Outcome:
             return await self._call_model(name, request, info, reserved)
@@ -96,7 +97,7 @@ class RecordedModel(ModelClient):
         return reply
 
     async def _call_model(
-        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
+        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
     ) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it. Appends what it reserves to
         `reserved`."""
@@ -187,51 +188,74 @@ class RecordedModel(ModelClient):
             )
 
     async def _stay_within_budget(
-        self, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
+        self, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
     ) -> None:
-        """Reserve what the call may cost, if the run has a limit of cost. If the budget is used up, take an
+        """Reserve what the call may use, of the limits that the run has. If a budget is used up, take an
         extension or wait for one; if it is reserved, wait until that is settled. Raises `BudgetExhausted`.
 
         Not used for replayed calls: they cost nothing more.
         """
-        recorder = self._recorder
+        inner, recorder = self._inner, self._recorder
         recorder.waits.begin_again(info, WaitKind.CHILD)
-        while (exhausted := self._out_of_tokens()) is not None:
-            used, limit = exhausted.current or 0, exhausted.limit or 0
-            if self._spent.total_tokens < limit and recorder.spending.will_settle("max_total_tokens"):
-                await recorder.spending.child_settled(recorder.waits, info)
-            else:
-                await more_of(recorder, "max_total_tokens", used, limit, exhausted)
+        usd, tokens = 0.0, 0
         if recorder.budget.limit("max_cost_usd") is not None:
-            await self._reserve_cost(request, info, reserved)
+            usd = (inner.largest_cost_usd(request) if isinstance(inner, ModelClient) else None) or 0.0
+        if recorder.budget.limit("max_total_tokens") is not None:
+            tokens = estimated_tokens(request, self._reply_tokens)
+        # After each wait, all limits are checked again: other calls have used something meanwhile.
+        while await self._has_waited_for_tokens(tokens, info) or await self._has_waited_for_cost(usd, info):
+            pass
+        if usd or tokens:
+            reserved.append(recorder.spending.reserve(usd, tokens))
 
-    async def _reserve_cost(
-        self, request: ModelRequest, info: CallInfo, reserved: list[CostReservation]
-    ) -> None:
-        inner, recorder, spending = self._inner, self._recorder, self._recorder.spending
-        most = (inner.largest_cost_usd(request) if isinstance(inner, ModelClient) else None) or 0.0
-        while (limit := self._cost_limit()) is not None:
-            in_use = spending.reserved_usd + spending.of_children("max_cost_usd")
-            if (exhausted := self._out_of_money(limit, most)) is not None:
-                await more_of(recorder, "max_cost_usd", exhausted.current or 0, limit, exhausted)
-            elif not (most and in_use) or self._spent_usd + in_use + most <= limit:
-                reserved.append(spending.reserve(most))
-                return
-            elif spending.reserved_usd:
-                await spending.one_settled(recorder.in_progress)  # it may cost less than was reserved for it
-            else:
+    async def _has_waited_for_tokens(self, tokens: int, info: CallInfo) -> bool:
+        """Wait once if not enough tokens are left. They are only estimated: a call beside which nothing is
+        reserved may begin as long as the limit is not reached."""
+        name, recorder, spending = "max_total_tokens", self._recorder, self._recorder.spending
+        limit = recorder.budget.limit(name)
+        if limit is None:
+            return False
+        used, in_use = self._spent.total_tokens, spending.reserved_tokens + spending.of_children(name)
+        if (exhausted := self._out_of_tokens(limit)) is not None:
+            if used < limit and spending.will_settle(name):
                 await spending.child_settled(recorder.waits, info)
+            else:
+                await more_of(recorder, name, exhausted.current or 0, limit, exhausted)
+        elif used + in_use + tokens <= limit:
+            return False
+        elif spending.reserved_tokens:
+            await spending.one_settled(recorder.in_progress)  # it may use less than was reserved for it
+        elif spending.will_settle(name):
+            await spending.child_settled(recorder.waits, info)
+        else:
+            return False
+        return True
 
-    def _out_of_tokens(self) -> BudgetExhausted | None:
-        most = self._recorder.budget.limit("max_total_tokens")
+    async def _has_waited_for_cost(self, most: float, info: CallInfo) -> bool:
+        """Wait once if the call may exceed the limit of cost."""
+        recorder, spending = self._recorder, self._recorder.spending
+        if recorder.budget.limit("max_cost_usd") is None or (limit := self._cost_limit()) is None:
+            return False
+        in_use = spending.reserved_usd + spending.of_children("max_cost_usd")
+        if (exhausted := self._out_of_money(limit, most)) is not None:
+            await more_of(recorder, "max_cost_usd", exhausted.current or 0, limit, exhausted)
+        elif not (most and in_use) or self._spent_usd + in_use + most <= limit:
+            return False
+        elif spending.reserved_usd:
+            await spending.one_settled(recorder.in_progress)  # it may cost less than was reserved for it
+        else:
+            await spending.child_settled(recorder.waits, info)
+        return True
+
+    def _out_of_tokens(self, limit: int) -> BudgetExhausted | None:
         kept = int(self._recorder.spending.of_children("max_total_tokens"))
         used = self._spent.total_tokens + kept
-        if most is None or used < most:
+        if used < limit:
             return None
-        message = f"token budget exhausted: {used:,} of {most:,} tokens"
+        message = f"token budget exhausted: {used:,} of {limit:,} tokens"
         if kept:
             message += f", of which {kept:,} are reserved for children"
-        return BudgetExhausted(message, kind="tokens", current=used, limit=most)
+        return BudgetExhausted(message, kind="tokens", current=used, limit=limit)
 
     @property
     def _spent(self) -> RunUsage:

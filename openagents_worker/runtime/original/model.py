@@ -9,6 +9,7 @@ from typing import Any
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.patterns.step_limits import more_steps
+from openagents_worker.runtime.call_counts import ORIGINAL_STEPS
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.original.errors import as_original
 
@@ -33,7 +34,6 @@ class OriginalModel:
         self._last_reply: LLMResponse | None = None
         budget = context.run_request.budget
         self._max_steps = None if budget is None else budget.max_steps
-        self._steps = 0
 
     async def generate(self, *, messages: list[dict[str, Any]], **options: Any) -> LLMResponse:
         """The model's reply; see `LLMClient.generate`."""
@@ -76,6 +76,7 @@ class OriginalModel:
         """
         if (verdict := self._context.recorder.verdict) is not None:
             raise verdict
-        if self._max_steps is not None and self._steps >= self._max_steps:
+        counts = self._context.recorder.counts
+        if self._max_steps is not None and counts.steps(ORIGINAL_STEPS) >= self._max_steps:
             self._max_steps = await more_steps(self._context, self._max_steps)  # type: ignore[arg-type]
-        self._steps += 1
+        counts.count_step(ORIGINAL_STEPS)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from openagents_worker.errors import RunNotFound
 from openagents_worker.models import RunResult
 from openagents_worker.runtime.context import AttemptContext
+from openagents_worker.runtime.original.package import loaded
 
 __all__ = ["AgentRouter"]
+
+
+@dataclass(slots=True)
+class TaskInfo:
+    """What `task_status` returns if the package is not imported."""
+
+    task_id: str
+    agent_id: str
+    status: str
+    output: str = ""
+    error: str = ""
 
 
 class AgentRouter:
@@ -63,10 +77,20 @@ class AgentRouter:
         )
         raise AssertionError("a transfer ends the run")
 
-    async def task_status(self, task_id: str) -> str:
-        """As `RunContext.task_status`."""
-        status: str = await self._children.task_status(task_id)
-        return status
+    async def task_status(self, task_id: str) -> Any:
+        """What is known of a child in the background; None if the run has no such child. Recorded.
+
+        It is a `TaskInfo` of the package, or has the same fields: the `status` is `running`, `completed` or
+        `failed`, and `output` and `error` are texts.
+        """
+        try:
+            known = await self._children.task_info(task_id)
+        except RunNotFound:
+            return None
+        kind = loaded("interfaces.agent_router", "TaskInfo") or TaskInfo
+        info = kind(task_id, known.get("agent_id", ""), known["status"])
+        info.output, info.error = known.get("output", ""), known.get("error", "")
+        return info
 
 
 def _plain(budget: Any) -> Any:

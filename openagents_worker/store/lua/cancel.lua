@@ -4,11 +4,14 @@
 -- children is written before it.
 -- `given_up_in`: the run that has delegated to this one does not wait for it any more, in this life. If it asks for it again, this run continues. A
 -- later life of that run may have done so already: then the answer is ALREADY, and nothing is cancelled.
+-- `overdue` = 1: only a run that was interrupted and has not ended in time; for any other one the answer is ALREADY. Between the script that has
+-- found it overdue and this one, the run may have ended and begun another life.
 --#include end_run
 --#include held
 local run = load(run_id)
 if not run then return reply{answer = 'UNKNOWN'} end
 if TERMINAL[run.state] then return reply{answer = 'ALREADY', state = run.state} end
+if overdue == 1 and (run.force_at == 0 or run.force_at > NOW_MS) then return reply{answer = 'ALREADY', state = run.state} end
 if given_up_in > 0 then
   if field_of(run_id, 'parent_life') ~= digits(given_up_in) then return reply{answer = 'ALREADY', state = run.state} end
   if run.cancel ~= '1' then redis.call('HSET', k.run(run_id), 'parent_ended', '1') end -- else somebody else has cancelled it

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class CancelAnswer(StrEnum):
-    """REQUESTED: the worker of the run will cancel it. ALREADY: the run has ended before."""
+    """REQUESTED: the worker of the run will cancel it. ALREADY: it has ended before, or is not overdue."""
 
     REQUESTED = "REQUESTED"
     CANCELLED = "CANCELLED"
@@ -50,12 +50,19 @@ class Cancelled:
 
 @script_function
 def cancel(
-    *, run_id: str, reason: str, force: bool, transcript: Sequence[Payload] = (), given_up_in: int = 0
+    *,
+    run_id: str,
+    reason: str,
+    force: bool,
+    overdue: bool = False,
+    transcript: Sequence[Payload] = (),
+    given_up_in: int = 0,
 ) -> Cancelled:
     """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker.
 
-    `transcript` are the messages (JSON) that an interrupted run leaves in its session if it ends by force.
-    `given_up_in`: the life in which the run that has delegated to this one has given it up.
+    `overdue`: only a run that was interrupted and has not ended in time. `transcript` are the messages (JSON)
+    that an interrupted run leaves in its session if it ends by force. `given_up_in`: the life in which the
+    run that has delegated to this one has given it up.
     """
 
 

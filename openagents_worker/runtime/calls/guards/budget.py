@@ -21,7 +21,7 @@ async def budget(call: ToolCall, proceed: Proceed) -> Any:
     recorder, spending = call.run.context.recorder, call.run.context.recorder.spending
     recorder.waits.begin_again(call.info, WaitKind.CHILD)
     while (limit := recorder.budget.limit("max_tool_calls")) is not None:
-        made = call.info.number + recorder.budget.children.tool_calls
+        made = call.info.number + spending.used_by_children.tool_calls
         number = made + int(spending.of_children("max_tool_calls"))
         if number <= limit:
             break
