@@ -96,20 +96,39 @@ class LoopThread:
                 return body.wait(work)
             work.close()
             raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        except RuntimeError:  # the loop is closed
-            work.close()
-            raise concurrent.futures.CancelledError from None
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        begin = _Beginning(work, future, self.loop)
         self._waiting.add(future)
-        self.work_began.set()
         try:
-            return _wait_for_result(future, interrupted)
+            return self._wait_for_result(begin, future, interrupted)
         except BaseException:
             future.cancel()  # has no effect if the coroutine itself has raised
+            if not begin.is_called:
+                begin.soon()  # and end at once: a coroutine that never begins is never closed
             raise
         finally:
             self._waiting.discard(future)
+
+    def _wait_for_result(
+        self,
+        begin: _Beginning,
+        future: concurrent.futures.Future[T],
+        interrupted: Callable[[Exception], None] | None,
+    ) -> T:
+        """Begin the work, and wait for its result. An interruption is passed to `interrupted` if it is given.
+
+        An interruption may come at any moment, also while the work begins. So the future is there before.
+        """
+        while True:
+            try:
+                if not begin.is_called:
+                    begin.soon()
+                    self.work_began.set()
+                return future.result()
+            except Exception as error:
+                if interrupted is None or future.done():
+                    raise
+                interrupted(error)
 
     def current_body(self) -> SyncBody | None:
         """The body that calls this on the loop's thread; None elsewhere."""
@@ -174,17 +193,58 @@ def _ran_without_exit(run: Callable[[], object]) -> bool:
     return True
 
 
-def _wait_for_result(
-    future: concurrent.futures.Future[T], interrupted: Callable[[Exception], None] | None
-) -> T:
-    """The result of the future. An interruption of the wait is passed to `interrupted` if it is given."""
-    while True:
+class _Beginning:
+    """How another thread begins a coroutine on the loop, once, however often it is told to.
+
+    The future gets the outcome of the coroutine. Cancelling the future cancels the coroutine.
+    """
+
+    __slots__ = ("_future", "_loop", "_task", "_work", "is_called")
+
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, T],
+        future: concurrent.futures.Future[T],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._work = work
+        self._future = future
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self.is_called = False
+
+    def soon(self) -> None:
+        """Begin the work in the next iteration of the loop."""
         try:
-            return future.result()
-        except Exception as error:
-            if interrupted is None or future.done():
-                raise
-            interrupted(error)
+            self._loop.call_soon_threadsafe(self._begin)
+        except RuntimeError:  # the loop is closed
+            self._work.close()
+            self._future.cancel()
+        self.is_called = True
+
+    def _begin(self) -> None:
+        if self._task is not None:
+            return  # the thread was interrupted after it had told the loop, and has told it again
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._tell)
+        self._future.add_done_callback(self._cancel_if_cancelled)  # at once, if it is cancelled already
+
+    def _tell(self, task: asyncio.Task[Any]) -> None:
+        """The work has ended: give its outcome to the waiting thread."""
+        if task.cancelled():
+            self._future.cancel()
+        error = None if task.cancelled() else task.exception()
+        if not self._future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(task.result())
+
+    def _cancel_if_cancelled(self, future: concurrent.futures.Future[Any]) -> None:
+        if future.cancelled() and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

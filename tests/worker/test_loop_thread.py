@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.loop_thread import LoopThread, _Beginning
 from tests.support.waiting import wait_for
 
 
@@ -39,6 +40,57 @@ def test_an_exception_of_the_coroutine_is_raised_in_the_task_body(loop_thread: L
 
     with pytest.raises(LookupError, match="nothing there"):
         loop_thread.run(fail())
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interruption_while_the_work_begins_cancels_the_coroutine(
+    loop_thread: LoopThread, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The waiting thread is interrupted before, or just after, it has told the loop to begin."""
+    finished: list[str] = []
+    begin_soon = _Beginning.soon
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+        finished.append("never")
+
+    def interrupted(beginning: _Beginning) -> None:
+        monkeypatch.undo()
+        if moment == "after":
+            begin_soon(beginning)
+            beginning.is_called = False
+        raise TimeLimit
+
+    coroutine = work()
+    monkeypatch.setattr(_Beginning, "soon", interrupted)
+    with pytest.raises(TimeLimit):
+        loop_thread.run(coroutine)
+
+    wait_for(lambda: inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED, "the coroutine is closed")
+    assert not finished
+
+
+def test_a_soft_limit_while_the_work_begins_is_passed_on(
+    loop_thread: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait goes on, and the work begins once."""
+    begin_soon, limits, begun = _Beginning.soon, list[Exception](), list[str]()
+
+    async def work() -> str:
+        begun.append("work")
+        return "done"
+
+    def limited(beginning: _Beginning) -> None:
+        monkeypatch.undo()
+        begin_soon(beginning)
+        beginning.is_called = False
+        raise TimeoutError
+
+    monkeypatch.setattr(_Beginning, "soon", limited)
+
+    assert loop_thread.run(work(), interrupted=limits.append) == "done"
+    assert [type(limit) for limit in limits] == [TimeoutError]
+    assert begun == ["work"]
 
 
 def test_an_interrupted_wait_cancels_the_coroutine(loop_thread: LoopThread) -> None:
