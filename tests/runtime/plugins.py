@@ -12,6 +12,7 @@ from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
+from tests.support.waiting import await_for
 
 LOG: list[tuple[Any, ...]] = []
 """What the tools did, as they saw it."""
@@ -142,14 +143,21 @@ class Stubborn(_Pattern):
 
 
 class Impatient(_Pattern):
-    """Gives a call a short time limit, then does something else."""
+    """Gives a call a time limit that is over as soon as the call has begun, then does something else."""
 
     async def execute(self) -> Any:
         try:
-            await asyncio.wait_for(self.context.tools["charge"].invoke({"who": "slow", "gate": "never"}), 0.2)
+            async with asyncio.timeout(None) as limit:
+                watching = asyncio.create_task(self.end_when_begun(limit))
+                await self.context.tools["charge"].invoke({"who": "slow", "gate": "never"})
         except TimeoutError:
             LOG.append(("timeout",))
+        await watching
         return await self.context.tools["charge"].invoke({"who": "then", "gate": "then"})
+
+    async def end_when_begun(self, limit: asyncio.Timeout) -> None:
+        await await_for(lambda: any(entry[:3] == ("begin", "charge", "slow") for entry in LOG), "it begins")
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 class Steps(_Pattern):

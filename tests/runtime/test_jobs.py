@@ -28,6 +28,7 @@ from tests.runtime.test_waiting import time_out
 from tests.support.job_server import JobServer, job_server
 from tests.support.job_tools import Found, Render
 from tests.support.runner import Process, agent, calls, crash, process, scripted
+from tests.support.waiting import await_for
 
 TOOLS = "tests.support.job_tools"
 ASK_LATER = {"poll_after_ms": 60_000}
@@ -240,13 +241,13 @@ async def test_a_job_has_a_time_limit_over_all_attempts(
 
 async def test_a_pattern_that_gives_a_call_up_cancels_its_job(redis_url: str, service: JobServer) -> None:
     async def impatient(context: RunContext) -> str:
-        try:
-            await asyncio.wait_for(context.call_tool("render"), 0.5)
-        except TimeoutError:
-            return "gave up"
-        return "waited"
+        calling = asyncio.create_task(context.call_tool("render"))
+        await await_for(lambda: service.asked, "the job was asked about: its handle is stored")
+        calling.cancel()
+        await asyncio.wait([calling])
+        return "gave up"
 
-    tool = {"id": "render", "impl": f"{TOOLS}.Render", "config": {"url": service.url, "poll_after_ms": 900}}
+    tool = {"id": "render", "impl": f"{TOOLS}.Render", "config": {"url": service.url, "poll_after_ms": 50}}
     async with process(redis_url, Agent("a", pattern=impatient, tools=[tool], llm=scripted())) as p:
         await p.run()
         assert await output(p) == "gave up"
