@@ -15,6 +15,7 @@ from openagents_worker.dashboard import (
     overview,
     run_page,
     runs_page,
+    sessions_page,
     shown_text,
     timeline,
 )
@@ -98,6 +99,25 @@ async def test_a_list_is_read_in_pages(
     assert 'data-live="3000"' in first
     assert "data-live" not in second
     assert "agent=a" in older
+
+
+async def test_the_page_behind_the_last_one_says_that_it_is_empty(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fit on a page do not mean that there are more. It is not the page of a beginner."""
+    for module in (runs_page, sessions_page, approvals_page):
+        monkeypatch.setattr(module, "ROWS", 1)
+    async with process(redis_url, ASKS) as worker:
+        await asking(worker)
+        for path, says in (
+            ("/runs", "There are no older runs."),
+            ("/sessions", "There are no older sessions."),
+            ("/approvals", "No older call waits for an approval."),
+        ):
+            older = re.search(r'href="([^"]+)">Older', await server.text(path))
+            assert older is not None, path
+            assert says in await server.text(unescape(older[1]))
+        assert "No call that waits for an approval matches." in await server.text("/approvals?agent=b")
 
 
 WRONG_FILTERS = {
