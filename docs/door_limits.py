@@ -62,6 +62,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/fact.lua", "HKEYS"),
             ("store/lua/fork.lua", "HKEYS"),
             ("store/lua/lib/revived.lua", "HKEYS"),
+            ("store/lua/lib/children_usage.lua", "HKEYS"),
             ("store/lua/lib/end_run.lua", "HKEYS"),
             ("runtime/facts.py", "HKEYS"),
             ("store/approvals.py", "HKEYS"),

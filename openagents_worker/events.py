@@ -51,8 +51,9 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("run.resumed", "a run that had ended continues in a new life", "", "checkpoint_id life by"),
         _event("run.retry_scheduled", "a retryable error occurred; the run is retried later",
                "due_at delay_ms error_code", "attempt_index error error_details"),
-        _event("run.recovered", "the worker of the run has died; the run is queued again",
-               "previous_worker", "age_ms recoveries"),
+        _event("run.recovered", "the worker of the run has died; the run is queued again. `alone`: the run "
+               "may have killed it, and is executed alone if a process without other runs is found in time",
+               "previous_worker", "age_ms recoveries alone"),
         _event("run.handed_over", "the worker of the run is stopping; the run is queued again",
                "", "previous_worker"),
         _event("run.left_to_others", "a worker cannot execute the run (format, agent); it is left to others",

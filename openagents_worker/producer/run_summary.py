@@ -256,7 +256,8 @@ def _ending(event: RunEvent) -> tuple[str, str | None] | None:
         case "run.retry_scheduled":
             return f"retry in {_delay_text(payload.get('delay_ms'))}", str(payload.get("error_code") or "")
         case "run.recovered":
-            return "recovered from a dead worker", None
+            alone = "; it may have killed it, and is executed alone" if payload.get("alone") is True else ""
+            return f"recovered from a dead worker{alone}", None
         case "run.waiting":
             return f"parked: {waits_text(payload)}", None
         case "run.handed_over":

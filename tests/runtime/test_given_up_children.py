@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
+
+import pytest
 
 from openagents_worker import Agent
 from openagents_worker.errors import RedisUnreachable
@@ -201,6 +204,47 @@ async def test_a_run_that_ends_at_once_after_it_has_given_a_child_up_counts_it(r
         assert record.result is not None
         assert (record.usage.llm_calls, record.result.usage.llm_calls) == (1, 1)
         assert len(await spent_records(p)) == 1
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("command", range(1, 9))
+async def test_it_counts_once_whatever_command_the_worker_dies_at(
+    redis_url: str, command: int, is_stored: bool
+) -> None:
+    """Before Redis gets the command, or before the worker gets the answer."""
+    async with (
+        process(redis_url, *spending(), name="one") as one,
+        process(redis_url, *spending(), name="two") as two,
+    ):
+        await begin_spending(one, "gives_up", "1")
+        await send(one, "go")
+        original, numbers, dies = one.store.run_until, itertools.count(1), asyncio.Event()
+
+        async def dies_at_command(call: Any, must_stop: Any, **options: Any) -> Any:
+            if (is_last := next(numbers) == command) and is_stored:
+                await original(call, must_stop, **options)
+            if is_last or dies.is_set():
+                dies.set()
+                await asyncio.Event().wait()
+            return await original(call, must_stop, **options)
+
+        one.store.run_until = dies_at_command  # type: ignore[method-assign]
+        executing, dying = asyncio.create_task(one.execute()), asyncio.create_task(dies.wait())
+        await asyncio.wait({executing, dying}, return_when=asyncio.FIRST_COMPLETED)
+        one.store.run_until = original  # type: ignore[method-assign]
+        dying.cancel()
+        if not executing.done():
+            await crash(one, "r1", executing)
+        await send(two, "end")
+        for _ in range(5):
+            await two.execute()
+        record = await two.record()
+        assert record.result is not None
+        assert record.result.final_output == 0
+        assert (record.usage.llm_calls, record.result.usage.llm_calls) == (1, 1)
+        assert len(await spent_records(two)) == 1
+        left = await two.store.redis.hkeys(two.store.keys("facts", "r1"))
+        assert [name for name in left if name.startswith(("given_up:", "delegated:", "child:"))] == []
 
 
 async def test_what_children_have_used_so_far_counts_in_the_result_of_a_cancelled_parent(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.properties.lab import TICK_MS
 from tests.store.test_scripts import Bench
+from tests.support.stored_events import shown
 
 HEARTBEAT_MS = 2_000
 
@@ -193,6 +194,9 @@ def test_a_run_that_was_the_only_suspect_in_company_is_executed_alone(deaths: De
 
     deaths.lose(worker, max_recoveries=1)
     assert deaths.failed_with("r1") == "run.poisoned"
+    events = shown(deaths.redis.xrange(deaths.store.keys("events", "r1")))
+    told = [event["payload"].get("alone") for event in events if event["name"] == "run.recovered"]
+    assert told == [None, True, None], "before it is executed alone, watchers are told so"
 
 
 def test_the_process_takes_other_runs_when_the_suspect_has_a_record(deaths: Deaths) -> None:

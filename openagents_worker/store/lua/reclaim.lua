@@ -23,7 +23,8 @@ for _, id in ipairs(ids) do
       'suspicion', run.suspicion)
     if seen_by then redis.call('HSET', k.gone(incarnation), id, digits(run.life)) end
     append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(age_ms)
-      .. ',"recoveries":' .. digits(run.recoveries + counted) .. '}'})
+      .. ',"recoveries":' .. digits(run.recoveries + counted) .. (not is_poison and suspicion_of(run).doubted > 0 and ',"alone":true' or '')
+      .. '}'})
     leave(run)
     run.fence, run.owner = fence, ''
     local more

@@ -20,9 +20,9 @@ MAX_CHILDREN = 1_000
 
 class DelegateAnswer(StrEnum):
     """NEW: the child was created, or continues in another life. SAME: this call has created it before, and it
-    goes on. ENDED: it has ended. STOPPING: an earlier life of the run has ended, and the child ends with it:
-    ask again. CONFLICT: another run has its id. UNKNOWN_AGENT: no worker has announced the agent.
-    FULL: `max_children` of the run have not ended.
+    goes on. ENDED: it has ended. STOPPING: it ends because an earlier life of the run has ended, or because
+    the run had given it up: ask again. CONFLICT: another run has its id. UNKNOWN_AGENT: no worker has
+    announced the agent. FULL: `max_children` of the run have not ended.
 
     CANCEL, FENCED and MISPLACED are those of `WriteAnswer`; nothing was written.
     """
