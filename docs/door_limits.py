@@ -61,6 +61,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/decide.lua", "HKEYS"),
             ("store/lua/fact.lua", "HKEYS"),
             ("store/lua/fork.lua", "HKEYS"),
+            ("store/lua/read_rows.lua", "HKEYS"),
             ("store/lua/lib/revived.lua", "HKEYS"),
             ("store/lua/lib/children_usage.lua", "HKEYS"),
             ("store/lua/lib/end_run.lua", "HKEYS"),

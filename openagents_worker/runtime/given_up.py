@@ -29,10 +29,10 @@ CHECK_AGAIN_MS = 900_000
 """How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
 knows no children can end one in this way."""
 CHECK_EARLIER_MS = 2_000
-"""The same for a child of an earlier life of the run, which does not notify this one. It was told to stop
+"""The same for a child of an earlier life of the run, which does not notify this one. It was cancelled
 when that life ended."""
 ENDS_WITHIN_S = 2.0
-"""How long a run that ends waits for the ends of children that were told to stop just before."""
+"""How long a run that ends waits for the ends of children that were cancelled just before."""
 LOOK_S = 0.1  # between two looks at their records meanwhile: a notice may be late
 READ_AT_ONCE = 100
 USAGE_FIELDS = ("state", "usage_in_all", "usage", "background")
@@ -176,7 +176,7 @@ class GivenUpChildren:
             self._count(given_up, _usage_in(found))
 
     async def wait_for_ends(self) -> None:
-        """The run ends: wait a moment for children that were told to stop, so that their usage counts."""
+        """The run ends: wait a moment for children that were cancelled, so that their usage counts."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + ENDS_WITHIN_S
         await self._look_at_records()

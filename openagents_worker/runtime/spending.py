@@ -19,10 +19,10 @@ from openagents_worker.runtime.child_budgets import PendingChild
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.waits import Waits
 
-__all__ = ["GivenUp", "Reservation", "Spending"]
+__all__ = ["BudgetReservation", "EndsOfChildren", "Spending"]
 
 
-class GivenUp(Protocol):
+class EndsOfChildren(Protocol):
     """The children that the run has given up, and that have not ended yet."""
 
     @property
@@ -33,7 +33,7 @@ class GivenUp(Protocol):
         ...
 
 
-class Reservation:
+class BudgetReservation:
     """What one call may cost at most and the tokens that it may use, until it has ended."""
 
     __slots__ = ("_spending", "tokens", "usd")
@@ -59,9 +59,9 @@ class Spending:
         """The usage of the children whose results the run has got."""
         self.children_settled = 0
         """How many calls of children have ended so far."""
-        self.given_up: GivenUp | None = None
+        self.given_up: EndsOfChildren | None = None
         """Set before the first call."""
-        self._reserved: set[Reservation] = set()
+        self._reserved: set[BudgetReservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_children = 0
 
@@ -75,12 +75,12 @@ class Spending:
     def reserved_tokens(self) -> int:
         return sum(each.tokens for each in self._reserved)
 
-    def reserve(self, usd: float, tokens: int) -> Reservation:
-        reservation = Reservation(self, usd, tokens)
+    def reserve(self, usd: float, tokens: int) -> BudgetReservation:
+        reservation = BudgetReservation(self, usd, tokens)
         self._reserved.add(reservation)
         return reservation
 
-    def settle(self, reservation: Reservation) -> None:
+    def settle(self, reservation: BudgetReservation) -> None:
         self._reserved.discard(reservation)
         waiting, self._waiting = self._waiting, []
         for future in waiting:

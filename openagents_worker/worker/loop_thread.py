@@ -194,7 +194,7 @@ def _ran_without_exit(run: Callable[[], object]) -> bool:
 
 
 class _Beginning:
-    """How another thread begins a coroutine on the loop, once, however often it is told to.
+    """How another thread begins a coroutine on the loop, once, however often it is asked to.
 
     The future gets the outcome of the coroutine. Cancelling the future cancels the coroutine.
     """
@@ -224,13 +224,13 @@ class _Beginning:
 
     def _begin(self) -> None:
         if self._task is not None:
-            return  # the thread was interrupted after it had told the loop, and has told it again
+            return  # the thread was interrupted after it had asked the loop, and has asked it again
         self._task = self._loop.create_task(self._work)
-        self._task.add_done_callback(self._tell)
+        self._task.add_done_callback(self._deliver)
         self._future.add_done_callback(self._cancel_if_cancelled)  # at once, if it is cancelled already
 
-    def _tell(self, task: asyncio.Task[Any]) -> None:
-        """The work has ended: give its outcome to the waiting thread."""
+    def _deliver(self, task: asyncio.Task[Any]) -> None:
+        """The work has ended: the waiting thread gets its outcome."""
         if task.cancelled():
             self._future.cancel()
         error = None if task.cancelled() else task.exception()

@@ -28,7 +28,7 @@ from openagents_worker.models.usage import NO_USAGE, usage_of
 from openagents_worker.runtime.calls.extending import more_of, more_time
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.span_content import report_reply
-from openagents_worker.runtime.spending import Reservation
+from openagents_worker.runtime.spending import BudgetReservation
 from openagents_worker.runtime.storable import stored_part
 from openagents_worker.runtime.user_code import described_in_log, user_code, user_error_of
 from openagents_worker.runtime.writer import RunWriter
@@ -77,7 +77,7 @@ class RecordedModel(ModelClient):
         """The reply to a request, from the journal or from the provider. Raises the errors of the client."""
         name = text_of(request.model or self.model_id)
 
-        reserved: list[Reservation] = []
+        reserved: list[BudgetReservation] = []
 
         async def make(info: CallInfo) -> Outcome:
             return await self._call_model(name, request, info, reserved)
@@ -97,7 +97,7 @@ class RecordedModel(ModelClient):
         return reply
 
     async def _call_model(
-        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
+        self, name: str, request: ModelRequest, info: CallInfo, reserved: list[BudgetReservation]
     ) -> Outcome:
         """Make a model call and return its outcome. Emits `llm.called` before it. Appends what it reserves to
         `reserved`."""
@@ -188,7 +188,7 @@ class RecordedModel(ModelClient):
             )
 
     async def _stay_within_budget(
-        self, request: ModelRequest, info: CallInfo, reserved: list[Reservation]
+        self, request: ModelRequest, info: CallInfo, reserved: list[BudgetReservation]
     ) -> None:
         """Reserve what the call may use, of the limits that the run has. If a budget is used up, take an
         extension or wait for one; if it is reserved, wait until that is settled. Raises `BudgetExhausted`.

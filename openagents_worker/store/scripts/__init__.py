@@ -73,7 +73,7 @@ from openagents_worker.store.scripts.maintenance import (
     put_aside,
 )
 from openagents_worker.store.scripts.outbox import RunEnd, Taken, outbox_done, outbox_take
-from openagents_worker.store.scripts.rows import read_rows
+from openagents_worker.store.scripts.row_reading import read_rows
 from openagents_worker.store.scripts.sending import (
     confirm_completion,
     first_due,
