@@ -50,7 +50,9 @@ class _Steps:
 @contextmanager
 def _breaks(make_world: MakeWorld, workers: int) -> Iterator[Breaks]:
     world = make_world(workers=workers)
-    with breaks_in(world, _Steps(world).execute) as breaks:
+    steps = _Steps(world)
+    with breaks_in(world, steps.execute) as breaks:
+        steps.execute("plain")  # the first one sends more: it stores the definition of the agent
         yield breaks
 
 
