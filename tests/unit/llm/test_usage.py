@@ -268,7 +268,7 @@ def test_what_decides_the_price_of_a_reply_is_read_from_its_usage() -> None:
         {"input_tokens_details": {"cache_write_tokens_details": {"ttl_30m_tokens": 3, "ttl_12h_tokens": 7}}},
         {"iterations": [{"type": "compaction", "cache_creation": {"ephemeral_1h_input_tokens": 7}}]},
     ],
-    ids=["Anthropic", "Qwen", "LiteLLM", "a compaction of Anthropic"],
+    ids=["Anthropic", "Qwen", "LiteLLM", "OpenAI", "a compaction of Anthropic"],
 )
 def test_what_was_written_to_the_long_cache_is_read_in_every_spelling(wire: dict[str, Any]) -> None:
     usage = usage_from_wire({"input_tokens": 10, "output_tokens": 1, **wire})
