@@ -65,6 +65,7 @@ OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("store/lua/lib/revived.lua", "HKEYS"),
             ("store/lua/lib/children_usage.lua", "HKEYS"),
             ("store/lua/lib/end_run.lua", "HKEYS"),
+            ("store/lua/read_rows.lua", "HKEYS"),
             ("runtime/facts.py", "HKEYS"),
             ("store/approvals.py", "HKEYS"),
             ("producer/deciding.py", "HKEYS"),

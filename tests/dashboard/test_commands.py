@@ -80,10 +80,12 @@ async def world(redis_url: str) -> AsyncIterator[World]:
 
 async def _fill(store: AsyncStore) -> None:
     """Workers, a queue with a backlog among many, runs in sessions of their own, and limits."""
+    agents = ["a", _announced("agents")]
+    for at in range(QUEUES):
+        agents += [f"agent-{at}", _announced(f"queue-{at}")]
     for number in range(WORKERS):
         worker = f"w{number}@box:a1"
         card = WorkerCard("box", number + 1, ("agents",), {"a": "h"}, 10, "9.9").to_json()
-        agents = [text for at in range(QUEUES) for text in (f"agent-{at}", _announced(f"queue-{at}"))]
         await store.run(call("register", incarnation=worker, info=card, agents=agents))
     for number in range(WAITING):
         await _submit(store, f"waits-{number}")
