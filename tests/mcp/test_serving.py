@@ -155,9 +155,10 @@ async def test_a_call_of_a_child_is_approved_by_the_client(installation: Install
         async def both_ask() -> bool:
             nonlocal waiting
             waiting = found(await client.call_tool("run_result", {"run_id": ids["run_id"]}))
-            return len(waiting.get("approvals", ())) == 2
+            parked = [each for each in waiting.get("waits_for", ()) if each["kind"] == "approval"]
+            return len(waiting.get("approvals", ())) == len(parked) == 2
 
-        await await_for(both_ask, "both children ask")
+        await await_for(both_ask, "both children ask, and are parked")
         assert waiting["state"] == "waiting_child"
         assert {(each["tool"], each["arguments"]["who"]) for each in waiting["approvals"]} == {
             ("charge", "Ada")

@@ -97,7 +97,7 @@ class McpConnection:
         self._sent: dict[str, Any] = {}
         """The ids of the requests of these calls that were handed to the transport."""
         self._invalid_messages = 0
-        self._is_doubted = self._is_silent = False
+        self._is_doubted = self._is_silent = self._is_sse = self._is_mute = False
         self._pinging: asyncio.Task[None] | None = None
 
     @property
@@ -115,7 +115,7 @@ class McpConnection:
             self._pinging = asyncio.create_task(self._ping(), name="mcp ping", context=Context())
         if self._pinging is not None:
             await asyncio.wait({self._pinging})
-        return self.is_open and not self._is_silent
+        return self.is_open and not (self._is_silent or self._is_mute)
 
     async def _ping(self) -> None:
         try:
@@ -216,7 +216,7 @@ class McpConnection:
 
     async def _session_over(self, stack: AsyncExitStack, transport: str) -> Any:
         read, write = await stack.enter_async_context(self._transport(transport))
-        self._lost = asyncio.Event()
+        self._lost, self._is_sse = asyncio.Event(), transport == "sse"
         tapped = ObservedWriter(write, self._note_sent), ObservedReader(read, self._lost)
         session = await stack.enter_async_context(self._sdk.session(tapped[1], tapped[0], self._on_message))
         self.capabilities = await self._sdk.initialize(session)
@@ -335,6 +335,7 @@ class McpConnection:
         if waiting is not None and not waiting.done():
             waiting.set_result(failure)
         self._is_doubted |= failure.status == SESSION_MAY_BE_GONE
+        self._is_mute |= self._is_sse  # the SDK sends nothing more; answers to earlier calls still come
         # An answer that is too large is the failure of its call. Others may use the connection.
         is_lost = failure.status in (None, SESSION_GONE) and not failure.is_final
         if is_lost or not self._is_ready:
@@ -353,8 +354,7 @@ class McpConnection:
 
     def _failed(self, error: BaseException | None) -> ConnectionFailed:
         """Why the connection is lost, as far as it is known."""
-        failure = self._last_failure
-        if failure is not None:
+        if (failure := self._last_failure) is not None:
             reason, status, delay_ms = failure.reason, failure.status, failure.retry_after_ms
             is_final = failure.is_final
         else:
