@@ -53,7 +53,7 @@ def read_each(read: RowRead, ids: Sequence[str], read_by: ReadBy) -> Plan[list[S
             return rows
         except RedisNoPermission:
             rows = []
-    return list((yield from for_each_id(ids, *read.commands)) if ids else ())
+    return [*(yield from for_each_id(ids, *read.commands))] if ids else []
 
 
 def _in_turn(ids: Sequence[str], count: int) -> list[Sequence[str]]:
