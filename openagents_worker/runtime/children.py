@@ -204,11 +204,19 @@ class Children:
         )
 
     async def _give_up(self, call_id: str, child_id: str) -> None:
-        """The run does not wait for this child any more: cancel it. What it uses still counts."""
-        self._runs.cancel_soon(child_id)
+        """The run does not wait for this child any more: cancel it. What it uses still counts.
+
+        First the fact is stored: the next attempt would take the result of a child that was cancelled without
+        it. If it cannot be stored, the next attempt gives the child up, or waits for it again.
+        """
         pending = self._runs.pending.get(call_id)
-        if pending is not None and not self._recorder.is_latched:
-            await self._given_up.add(call_id, pending)
+        try:
+            if pending is not None and not self._recorder.is_latched:
+                await self._given_up.add(call_id, pending)
+        except asyncio.CancelledError:  # raised after the write
+            self._runs.cancel_soon(child_id)
+            raise
+        self._runs.cancel_soon(child_id)
 
     async def _left_by(self, call: Delegation, info: CallInfo) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a shared child has changed in the state of the session, see `RunHeldTurns.take`."""

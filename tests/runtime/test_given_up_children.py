@@ -233,8 +233,10 @@ async def test_it_counts_once_whatever_command_the_worker_dies_at(
         await asyncio.wait({executing, dying}, return_when=asyncio.FIRST_COMPLETED)
         one.store.run_until = original  # type: ignore[method-assign]
         dying.cancel()
-        if not executing.done():
+        if (await two.record()).state is RunState.RUNNING:
             await crash(one, "r1", executing)
+        executing.cancel()  # it has parked the run, but waits for the answer
+        await asyncio.wait([executing])
         await send(two, "end")
         for _ in range(5):
             await two.execute()
