@@ -27,6 +27,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.codec import PLAIN, PayloadCodec
 from openagents_worker.store.fleet import WorkerCard
+from openagents_worker.store.listing import extra_indexes
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
 from openagents_worker.submission.new_run import INTERRUPTING
@@ -103,6 +104,7 @@ class Process:
                 delay_ms=delay_ms,
                 reject_if_busy=False,
                 parent_run_id="",
+                lists=extra_indexes(request.tenant, request.labels),
                 tell=tell,
                 interrupts=request.on_busy if request.on_busy in INTERRUPTING else "",
             )
