@@ -29,17 +29,17 @@ CHECK_AGAIN_MS = 900_000
 """How often a parked run looks whether its child has ended without a notice. Only a worker of a version that
 knows no children can end one in this way."""
 CHECK_EARLIER_MS = 2_000
-"""The same for a child of an earlier life of the run, which does not notify this one. It was told to stop
+"""The same for a child of an earlier life of the run, which does not notify this one. It was asked to stop
 when that life ended."""
 ENDS_WITHIN_S = 2.0
-"""How long a run that ends waits for the ends of children that were told to stop just before."""
+"""How long a run that ends waits for the ends of children that were asked to stop just before."""
 LOOK_S = 0.1  # between two looks at their records meanwhile: a notice may be late
 READ_AT_ONCE = 100
 USAGE_FIELDS = ("state", "usage_in_all", "usage", "background")
 
 
 @dataclass(frozen=True, slots=True)
-class _GivenUp:
+class _GivenUpChild:
     """A child that the program has given up, and the call that had created it."""
 
     call: str
@@ -70,8 +70,8 @@ class GivenUpChildren:
         self._life = life
         self._facts = recorder.waits.facts
         self._spent = dict(spent)
-        self._open: dict[str, _GivenUp] = {}
-        self._made_again: dict[str, _GivenUp] = {}
+        self._open: dict[str, _GivenUpChild] = {}
+        self._made_again: dict[str, _GivenUpChild] = {}
         """Those whose calls were being made again when an earlier attempt ended."""
         self.have_counted = False
         """Whether this attempt has counted the usage of such a child."""
@@ -83,7 +83,7 @@ class GivenUpChildren:
             value = fact.value(run_id=recorder.run_id)
             if (child := PendingChild.of(value)) is None:
                 continue
-            given_up = _GivenUp(str(value.get("call") or ""), child)
+            given_up = _GivenUpChild(str(value.get("call") or ""), child)
             if given_up.call in recorder.spending.children:
                 self._made_again[child.run_id] = given_up
             else:
@@ -101,12 +101,12 @@ class GivenUpChildren:
     async def add(self, call_id: str, child: PendingChild) -> None:
         """The program has given up the call that has created this child. Its part of the budget stays
         reserved until its end is noticed. A cancellation during the write is raised after the write."""
-        given_up = _GivenUp(call_id, child)
+        given_up = _GivenUpChild(call_id, child)
         self._add(given_up)
         if self._recorder.checkpoints.keeps_given_up:
             await self._recorder.checkpoints.store_fact(given_up.fact)
 
-    def _add(self, given_up: _GivenUp) -> None:
+    def _add(self, given_up: _GivenUpChild) -> None:
         child = given_up.child
         self._open[child.run_id] = given_up
         self._have_ended.clear()
@@ -143,7 +143,7 @@ class GivenUpChildren:
                 found = True
         return found
 
-    def _count(self, given_up: _GivenUp, usage: RunUsage) -> None:
+    def _count(self, given_up: _GivenUpChild, usage: RunUsage) -> None:
         child_id, self.have_counted = given_up.child.run_id, True
         del self._open[child_id]
         new = self.not_counted(child_id, usage)
@@ -176,7 +176,7 @@ class GivenUpChildren:
             self._count(given_up, _usage_in(found))
 
     async def wait_for_ends(self) -> None:
-        """The run ends: wait a moment for children that were told to stop, so that their usage counts."""
+        """The run ends: wait a moment for children that were asked to stop, so that their usage counts."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + ENDS_WITHIN_S
         await self._look_at_records()

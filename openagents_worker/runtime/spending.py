@@ -15,10 +15,10 @@ from openagents_worker.runtime.calls_in_progress import CallsInProgress
 from openagents_worker.runtime.child_budgets import PendingChild
 from openagents_worker.runtime.waits import Waits
 
-__all__ = ["CostReservation", "GivenUp", "Spending"]
+__all__ = ["AwaitsGivenUp", "CostReservation", "Spending"]
 
 
-class GivenUp(Protocol):
+class AwaitsGivenUp(Protocol):
     """The children that the run has given up, and that have not ended yet."""
 
     @property
@@ -52,7 +52,7 @@ class Spending:
         """The children whose results are not recorded yet, by the id of their call."""
         self.children_settled = 0
         """How many calls of children have ended so far."""
-        self.given_up: GivenUp | None = None
+        self.given_up: AwaitsGivenUp | None = None
         """Set before the first call."""
         self._reserved: set[CostReservation] = set()
         self._waiting: list[asyncio.Future[None]] = []
