@@ -39,7 +39,7 @@ PREPARE = "prepare"
 CHECK = "check"
 """The kind of a record that holds the result of an output check. It is not a call and is not replayed."""
 SPENT = "spent"
-"""The kind of a record with the usage of a child that the program has given up. Neither is it."""
+"""The kind of a record with the usage of a child that the program has given up. It is not a call either."""
 NOT_CALLS = frozenset({CHECK, SPENT})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from openagents_worker.agents.plugin_refs import function_name
 from openagents_worker.cli.mcp.protocol import ToolRequest
-from openagents_worker.cli.mcp.tree import RunTreeEvents, asking_runs, run_that_asks
+from openagents_worker.cli.mcp.tree import WatchedTree, asking_runs, run_that_asks
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import LARGEST_INTEGER, dumps
@@ -157,7 +157,7 @@ class AgentTools:
     ) -> dict[str, Any]:
         """Wait for the end of a run, or until a person has to decide. Each event is reported."""
         try:
-            async with RunTreeEvents(self._client, handle.id, after) as tree:
+            async with WatchedTree(self._client, handle.id, after) as tree:
                 async for run_id, event in tree.events():
                     if event.seq is not None and run_id == handle.id:
                         await asked.report(_shown(event))

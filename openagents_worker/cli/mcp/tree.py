@@ -18,7 +18,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import Approval, RunRecord, RunState, Waiting, WaitKind
 from openagents_worker.producer.client import AsyncClient
 
-__all__ = ["AskingRun", "RunTreeEvents", "asking_runs", "run_that_asks"]
+__all__ = ["AskingRun", "WatchedTree", "asking_runs", "run_that_asks"]
 
 FOR_A_PERSON = frozenset({WaitKind.APPROVAL, WaitKind.OUTCOME, WaitKind.BUDGET})
 LIVE = tuple(state for state in RunState if not state.is_terminal)
@@ -99,7 +99,7 @@ async def _child(client: AsyncClient, child_id: str, parent_id: str) -> RunRecor
     return record if record.parent_run_id == parent_id else None
 
 
-class RunTreeEvents:
+class WatchedTree:
     """The events of a run after a number, and those of the children for which it waits."""
 
     def __init__(self, client: AsyncClient, run_id: str, after: int = 0) -> None:
@@ -111,7 +111,7 @@ class RunTreeEvents:
         self._known = {run_id}
         self._left: deque[str] = deque()
 
-    async def __aenter__(self) -> RunTreeEvents:
+    async def __aenter__(self) -> WatchedTree:
         self._begin(self._run_id, self._after)
         return self
 
