@@ -21,7 +21,7 @@ lint: $(INSTALLED) ## format, lint, types and import contracts
 	$(BIN)/mypy
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
-	$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(INSTALLED) ## what make test leaves out: the rest of large tables, long editions
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'long and not slow and not ui and not extras' $(ARGS)

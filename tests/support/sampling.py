@@ -36,7 +36,7 @@ def spread(count: int, kept: int) -> set[int]:
     return {number * count // kept for number in range(kept)} if kept < count else set(range(count))
 
 
-MOST = 6
+MOST = 5
 """So many cases of a test are for `make test`, at equal distances over its table."""
 
 
