@@ -50,7 +50,8 @@ class RunTree:
         self._summary = SummaryOfEvents()
         self._open: list[CallSummary | Safe] = []
         """What was not taken yet, in the order in which it began: calls, and lines about other events."""
-        self._pieces: dict[str, str] = {}
+        self._pieces: dict[str, dict[str, str]] = {}
+        """The end of each text that a call produces, by kind and tool call; the newest is the last."""
         self._usage: RunUsage | None = None
         self._began_at: datetime | None = None
         self._is_executed = False
@@ -100,7 +101,8 @@ class RunTree:
         for each in self._open:
             lines.append(_line_of(each, now, frame))
             if isinstance(each, CallSummary) and _is_running(each):
-                text = one_line(self._pieces.get(each.call_id, ""))[-SHOWN_PIECE_CHARS:]
+                texts = self._pieces.get(each.call_id) or {"": ""}
+                text = one_line(texts[next(reversed(texts))])[-SHOWN_PIECE_CHARS:]
                 lines += [joined("    ", styled(text, dim=True))] if text else []
         took = duration_text((now - (self._began_at or now)).total_seconds() * 1000)
         mark = styled(frame, fg="cyan") if self._is_executed else styled("·", dim=True)
@@ -109,8 +111,11 @@ class RunTree:
 
     def _add_piece(self, payload: dict[str, Any]) -> None:
         call_id = _call_id_of(payload)
-        before = "" if payload.get("offset") == 0 else self._pieces.get(call_id, "")
-        self._pieces[call_id] = (before + str(payload.get("text", "")))[-PIECE_CHARS:]
+        of_call = self._pieces.setdefault(call_id, {})
+        name = f"{payload.get('kind', 'text')} {payload.get('tool_call')}"
+        before = of_call.pop(name, "")
+        begin = "" if payload.get("offset") == 0 else before
+        of_call[name] = (begin + str(payload.get("text", "")))[-PIECE_CHARS:]
 
 
 class LiveFollower(Follower):

@@ -89,6 +89,23 @@ def test_the_text_that_is_being_produced_is_shown_until_the_call_has_ended() -> 
     assert "    Hello" not in lines_after(tree_of(STARTED, ASKED, *pieces, SAID), 5)
 
 
+def test_texts_that_are_produced_in_turn_are_not_mixed() -> None:
+    """The reasoning, the text and the arguments of each tool call. The newest one is shown."""
+    pieces = [
+        ("llm.delta", {"call": "m:1", **piece})
+        for piece in (
+            {"offset": 0, "text": "So"},
+            {"offset": 0, "text": '{"a"', "kind": "tool_arguments", "tool_call": 0},
+            {"offset": 0, "text": '{"b"', "kind": "tool_arguments", "tool_call": 1},
+            {"offset": 4, "text": ": 1}", "kind": "tool_arguments", "tool_call": 0},
+            {"offset": 2, "text": " long", "kind": "text"},
+        )
+    ]
+
+    assert lines_after(tree_of(STARTED, ASKED, *pieces[:4]), 4)[2] == '    {"a": 1}'
+    assert lines_after(tree_of(STARTED, ASKED, *pieces), 4)[2] == "    So long"
+
+
 @pytest.mark.parametrize(
     ("ending", "shows"),
     [
