@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.worker.loop_thread import LoopThread, _Beginning
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 class TimeLimit(BaseException):
@@ -75,10 +75,16 @@ def test_a_soft_limit_while_the_work_begins_is_passed_on(
 ) -> None:
     """The wait goes on, and the work begins once."""
     begin_soon, limits, begun = _Beginning.soon, list[Exception](), list[str]()
+    is_passed_on = threading.Event()
 
     async def work() -> str:
         begun.append("work")
+        await asyncio.to_thread(is_passed_on.wait, PATIENCE_S)  # a limit that comes later changes nothing
         return "done"
+
+    def pass_on(limit: Exception) -> None:
+        limits.append(limit)
+        is_passed_on.set()
 
     def limited(beginning: _Beginning) -> None:
         monkeypatch.undo()
@@ -88,7 +94,7 @@ def test_a_soft_limit_while_the_work_begins_is_passed_on(
 
     monkeypatch.setattr(_Beginning, "soon", limited)
 
-    assert loop_thread.run(work(), interrupted=limits.append) == "done"
+    assert loop_thread.run(work(), interrupted=pass_on) == "done"
     assert [type(limit) for limit in limits] == [TimeoutError]
     assert begun == ["work"]
 
