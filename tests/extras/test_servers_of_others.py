@@ -50,8 +50,9 @@ def test_llama_answers_in_each_of_its_formats(llama: Installation, provider: str
 
     assert result.error_details is None
     assert isinstance(result.final_output, str)
-    assert result.usage.input_tokens > 0
     assert result.usage.output_tokens > 0
+    # Under load, its stream in the format of Anthropic may begin with 0 input tokens.
+    assert result.usage.input_tokens > 0 or provider == "anthropic"
     result.final_output.encode()
 
 
