@@ -11,7 +11,7 @@ from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
-from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
+from openagents_worker.producer.waiting_reason import why_runs_wait
 from openagents_worker.store.dead_letters import PutAside
 from openagents_worker.store.fleet import Fleet, QueueInfo, WorkerInfo, read_fleet
 from openagents_worker.store.listing import Problem
@@ -185,7 +185,7 @@ def _queue_problems(fleet: Fleet) -> Iterator[str]:
     for queue in fleet.queues:
         if not queue.waiting:
             continue
-        problem = why_not_served(fleet.workers, queue.name) or why_no_free_slot(fleet.workers, queue.name)
+        problem = why_runs_wait(fleet.workers, queue.name)
         if problem is not None:
             runs = "1 run waits" if queue.waiting == 1 else f"{queue.waiting} runs wait"
             age = (

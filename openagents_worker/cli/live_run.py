@@ -101,8 +101,8 @@ class RunTree:
         for each in self._open:
             lines.append(_line_of(each, now, frame))
             if isinstance(each, CallSummary) and _is_running(each):
-                texts = self._pieces.get(each.call_id) or {"": ""}
-                text = one_line(texts[next(reversed(texts))])[-SHOWN_PIECE_CHARS:]
+                newest = next(reversed(self._pieces.get(each.call_id, {}).values()), "")
+                text = one_line(newest)[-SHOWN_PIECE_CHARS:]
                 lines += [joined("    ", styled(text, dim=True))] if text else []
         took = duration_text((now - (self._began_at or now)).total_seconds() * 1000)
         mark = styled(frame, fg="cyan") if self._is_executed else styled("·", dim=True)
@@ -114,8 +114,9 @@ class RunTree:
         of_call = self._pieces.setdefault(call_id, {})
         name = f"{payload.get('kind', 'text')} {payload.get('tool_call')}"
         before = of_call.pop(name, "")
-        begin = "" if payload.get("offset") == 0 else before
-        of_call[name] = (begin + str(payload.get("text", "")))[-PIECE_CHARS:]
+        if payload.get("offset") == 0:
+            before = ""
+        of_call[name] = (before + str(payload.get("text", "")))[-PIECE_CHARS:]
 
 
 class LiveFollower(Follower):

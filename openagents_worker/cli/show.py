@@ -22,7 +22,7 @@ from openagents_worker.producer.time_text import clock_time, duration_text
 from openagents_worker.producer.waiting_reason import WaitingReason, read_waiting_reason
 from openagents_worker.store.client import Store
 from openagents_worker.store.records import read_record
-from openagents_worker.store.watch import history
+from openagents_worker.store.stored_events import history
 
 __all__ = ["RunDetails", "call_lines", "read_run_details"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from openagents_worker.dashboard.page import PageHandler
 from openagents_worker.dashboard.shown_text import ago_text, long_text, ms_of, now_ms, short_text, took_text
-from openagents_worker.producer.waiting_reason import why_no_free_slot, why_not_served
+from openagents_worker.producer.waiting_reason import why_not_served, why_runs_wait
 from openagents_worker.store.fleet import Fleet, QueueInfo, read_fleet
 from openagents_worker.store.row_reads import ReadBy
 
-__all__ = ["FleetPage", "problem_of"]
+__all__ = ["FleetPage"]
 
 WORKERS = 100
 ASIDE = 20
@@ -41,7 +41,7 @@ class FleetPage(PageHandler):
             ],
             more_workers=max(0, len(fleet.workers) - WORKERS),
             queues=[
-                (queue, took_text(queue.oldest_age_ms), problem_of(fleet, queue))
+                (queue, took_text(queue.oldest_age_ms), _problem_of(fleet, queue))
                 for queue in fleet.queues[:WORKERS]
             ],
             more_queues=max(0, len(fleet.queues) - WORKERS),
@@ -55,9 +55,7 @@ class FleetPage(PageHandler):
         )
 
 
-def problem_of(fleet: Fleet, queue: QueueInfo) -> str:
-    """Why the runs of the queue wait: nobody serves it, or all who do are full. '' if neither is so."""
-    problem = why_not_served(fleet.workers, queue.name)
-    if problem is None and queue.waiting:
-        problem = why_no_free_slot(fleet.workers, queue.name)
-    return problem or ""
+def _problem_of(fleet: Fleet, queue: QueueInfo) -> str:
+    """What is wrong with the queue, also if no run waits in it; '' if nothing is."""
+    why = why_runs_wait if queue.waiting else why_not_served
+    return why(fleet.workers, queue.name) or ""

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from openagents_worker.dashboard.fleet_page import problem_of
 from openagents_worker.dashboard.page import TONE_OF, PageHandler
 from openagents_worker.dashboard.shown_text import (
     ago_text,
@@ -16,6 +15,7 @@ from openagents_worker.dashboard.shown_text import (
     took_text,
 )
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.waiting_reason import why_runs_wait
 from openagents_worker.store.approvals import count_asking_runs
 from openagents_worker.store.fleet import read_fleet
 from openagents_worker.store.row_reads import ReadBy
@@ -117,7 +117,7 @@ class OverviewPage(PageHandler):
             unserved=[
                 (queue, problem)
                 for queue in fleet.queues
-                if queue.waiting and (problem := problem_of(fleet, queue))
+                if queue.waiting and (problem := why_runs_wait(fleet.workers, queue.name))
             ][:QUEUES],
             workers=len(alive),
             dead_workers=len(fleet.workers) - len(alive),

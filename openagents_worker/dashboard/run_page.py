@@ -29,8 +29,8 @@ from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.run_summary import RunSummary, summarize_events
 from openagents_worker.producer.waiting_reason import read_waiting_reason
 from openagents_worker.store.checkpoints import Checkpoint, newest_checkpoints
-from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.row_reads import ReadBy
+from openagents_worker.store.stored_events import newest_events
 
 __all__ = ["RunPage", "RunView", "approval_forms", "read_run"]
 

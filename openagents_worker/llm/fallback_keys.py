@@ -120,7 +120,7 @@ def _origin(url: str) -> tuple[str, str, int | None] | None:
 
 
 def _service(options: LLMOptions) -> str:
-    """What says to LiteLLM which service is asked: the begin of the model's name."""
+    """What says to LiteLLM which service is asked: the beginning of the model's name."""
     model = (options.model or "").lower()
     named = (options.model_extra or {}).get("custom_llm_provider")
     if isinstance(named, str):

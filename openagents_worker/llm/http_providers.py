@@ -68,7 +68,7 @@ def base_of(options: LLMOptions, env: Mapping[str, str]) -> str | None:
 
 
 def named_key_of(options: LLMOptions, env: Mapping[str, str]) -> str | None:
-    """The file, the variable or the function with an agent's key; None if there is no key."""
+    """The file, the variable or the function with an agent's key; None if nothing names one."""
     vendor = _VENDORS.get(options.provider)
     if vendor is None and options.provider != "litellm":
         return None

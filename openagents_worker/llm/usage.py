@@ -168,9 +168,8 @@ def tools_of_response(body: Mapping[str, Any]) -> dict[str, int]:
     items = [item for item in body["output"] if isinstance(item, Mapping)]
     kinds = Counter(str(item.get("type")) for item in items if _is_billed(item))
     boxes = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
-    searches = token_count(
-        _value_at(body, ("tool_usage", "web_search", "num_requests"))
-    )  # as Bedrock says it
+    # Bedrock counts the searches.
+    searches = token_count(_value_at(body, ("tool_usage", "web_search", "num_requests")))
     found = {
         "web_search_calls": searches or kinds["web_search_call"],
         "file_search_calls": kinds["file_search_call"],

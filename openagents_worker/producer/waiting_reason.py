@@ -20,8 +20,8 @@ __all__ = [
     "read_waiting_reason",
     "read_workers_for",
     "short_reason",
-    "why_no_free_slot",
     "why_not_served",
+    "why_runs_wait",
 ]
 
 
@@ -67,7 +67,7 @@ def read_waiting_reason(
             return (yield from _session_reason(keys, run))
         case RunState.QUEUED:
             workers = yield from read_workers(keys, read_by)
-            problem = why_not_served(workers, run.queue, run.agent_id) or why_no_free_slot(workers, run.queue)
+            problem = why_runs_wait(workers, run.queue, run.agent_id)
             text = problem or f"no worker of queue {run.queue} has started it yet"
             return WaitingReason(ReasonKind.WORKER, text)
         case RunState.AWAITING_APPROVAL | RunState.WAITING_CHILD | RunState.WAITING | RunState.PAUSED:
@@ -108,6 +108,11 @@ def _waited_for(run: RunRecord) -> str:
     return f"waits {' and '.join(dict.fromkeys(each)) or 'for a decision'}"
 
 
+def why_runs_wait(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:
+    """Why runs of this queue and agent wait: no worker serves them, or all who do are full. None: neither."""
+    return why_not_served(workers, queue, agent_id) or _why_no_free_slot(workers, queue)
+
+
 def why_not_served(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:
     """Why no live worker can execute a run of this queue and agent. None: a worker may be able to."""
     problem = _unserved(workers, queue, agent_id)
@@ -139,7 +144,7 @@ def _unserved(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None) -
     return None
 
 
-def why_no_free_slot(workers: Sequence[WorkerInfo], queue: str) -> str | None:
+def _why_no_free_slot(workers: Sequence[WorkerInfo], queue: str) -> str | None:
     """That no worker of the queue has a free slot. None: one has, or the number of slots is unknown."""
     serving = [worker for worker in workers if worker.serves(queue)]
     if not serving or not all(worker.max_runs and worker.runs >= worker.max_runs for worker in serving):

@@ -19,7 +19,7 @@ from openagents_worker.store.plan import Plan
 from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type
 from openagents_worker.store.scripts import UNKNOWN_CODE, RunsInStates, in_states
 
-__all__ = ["WITH_CODE", "CompareBy", "runs_in_states"]
+__all__ = ["WITH_CODE", "CompareBy", "runs_in_states", "stored_end_code"]
 
 COMPARED_FIELDS = ("state", "life", "end_code", "last_error")
 WITH_CODE = frozenset({RunState.FAILED, RunState.CANCELLED, RunState.RETRYING})
@@ -71,5 +71,10 @@ def _code_in_states(values: Any, states: Sequence[RunState]) -> str | None:
         return None
     if state == RunState.RETRYING:
         return last_error or ""
-    ended_life, _, code = (ended or "").partition(" ")
-    return code if code and ended_life == life else UNKNOWN_CODE
+    return stored_end_code(ended, life) or UNKNOWN_CODE
+
+
+def stored_end_code(field: str | None, life: str | None) -> str | None:
+    """The code in the field `end_code`, if it is that of this life; '' or None without one."""
+    ended_life, _, code = (field or "").partition(" ")
+    return code if ended_life == (life or "") else None

@@ -11,7 +11,7 @@ from openagents_worker.models import RunRecord
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.index_pages import Page, UnreadableEntry, read_index_page
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.list_states import WITH_CODE
+from openagents_worker.store.list_states import WITH_CODE, stored_end_code
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import RECORD_FIELDS, parse_record
 from openagents_worker.store.redis_errors import is_wrong_type
@@ -83,9 +83,8 @@ def _figures(
 
 
 def _code(record: RunRecord, fields: Mapping[str, str | None]) -> str | None:
-    life, _, code = (fields["end_code"] or "").partition(" ")
-    has_ended = record.state.is_terminal and code and life == (fields["life"] or "")
-    return code if has_ended else record.reason_code
+    code = stored_end_code(fields["end_code"], fields["life"]) if record.state.is_terminal else None
+    return code or record.reason_code
 
 
 def _lacks_code(run: RunFigures) -> bool:

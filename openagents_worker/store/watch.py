@@ -31,14 +31,10 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.event_cursor import (
     HEAD_FIELDS,
     Entry,
     EventCursor,
-    bytes_of,
-    event_or_none,
-    first_page_size,
     parse_head,
 )
 from openagents_worker.store.keys import Keys
@@ -50,7 +46,7 @@ from openagents_worker.store.records import ended_record, run_not_found
 from openagents_worker.store.redis_errors import default_if_wrong_type
 from openagents_worker.store.watchers import counted_watcher
 
-__all__ = ["await_end", "awatch", "history", "wait_for_end", "watch"]
+__all__ = ["await_end", "awatch", "wait_for_end", "watch"]
 
 T = TypeVar("T")
 
@@ -60,29 +56,6 @@ SILENCE_S = 15.0  # pub/sub may lose messages: after so long without a message, 
 RECONNECT_S = 30.0  # a watch survives a restart of Redis; after this time without Redis, it raises
 RETRY_PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
-
-
-def history(keys: Keys, run_id: str, *, after: int = 0, most: int | None = None) -> Plan[list[RunEvent]]:
-    """A plan: the stored events of a run behind number `after`, oldest first, at most `most`.
-
-    Raises `RunNotFound`.
-    """
-    head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
-    if head is None:
-        raise run_not_found(run_id)
-    codec: PayloadCodec = yield CODEC
-    events: list[RunEvent] = []
-    start, size = f"({after}-0" if after > 0 else "-", first_page_size()
-    while most is None or len(events) < most:
-        page = yield lambda r, start=start, count=size.count: r.xrange(
-            keys("events", run_id), start, "+", count
-        )
-        if not page:
-            break
-        size.learn(len(page), bytes_of(page))
-        events += filter(None, (event_or_none(head, entry, codec) for entry in page))
-        start = f"({page[-1][0]}"
-    return events[:most]
 
 
 class _ReconnectLimit:

@@ -233,10 +233,9 @@ class _Beginning:
         """The work has ended: the waiting thread gets its outcome."""
         if task.cancelled():
             self._future.cancel()
-        error = None if task.cancelled() else task.exception()
         if not self._future.set_running_or_notify_cancel():
             return
-        if error is not None:
+        if (error := task.exception()) is not None:
             self._future.set_exception(error)
         else:
             self._future.set_result(task.result())

@@ -23,7 +23,7 @@ from openagents_worker.models import RunRecord, WaitKind
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import RunEnd
-from openagents_worker.store.watch import history
+from openagents_worker.store.stored_events import history
 from openagents_worker.telemetry import signals
 from openagents_worker.telemetry.logs import get_logger
 

@@ -393,7 +393,7 @@ def test_another_broker_that_does_not_answer(
 
 
 def test_a_broker_that_celery_cannot_use(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such transport, or its library is missing."""
+    """The transport is unknown, or its library is missing."""
     monkeypatch.setenv("OPENAGENTS_BROKER_URL", "nothing://127.0.0.1:1/0")
     assert problem_text(examined(), "broker").startswith("config.broker: Celery cannot use the broker")
 

@@ -12,7 +12,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
 from openagents_worker.store.part_health import PartProblem, PartState, parts_json
-from openagents_worker.store.watch import history
+from openagents_worker.store.stored_events import history
 from tests.cli.conftest import W1, Command, node_of_a_cluster, register, retire, typed
 from tests.support.scripts import Hand
 

@@ -14,7 +14,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import scripts
 from openagents_worker.store.fleet import WorkerCard, read_fleet
-from openagents_worker.store.watch import history
+from openagents_worker.store.stored_events import history
 from tests.support.command_counts import calls_of
 from tests.support.scripts import LEASE_MS, Hand
 

@@ -11,7 +11,8 @@ from openagents_worker.store.client import Store
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.listing import RunFilter, list_runs
 from openagents_worker.store.sessions import SessionStore, aread_session
-from openagents_worker.store.watch import awatch, history
+from openagents_worker.store.stored_events import history
+from openagents_worker.store.watch import awatch
 from openagents_worker.submission.submit import asubmit, submit
 from tests.properties.lab import Lab
 from tests.runtime import plugins

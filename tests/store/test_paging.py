@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store import newest_events as newest_events_module
-from openagents_worker.store import scripts, sessions
+from openagents_worker.store import scripts, sessions, stored_events
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.newest_events import newest_events
 from openagents_worker.store.paging import IDS_PER_PAGE, PAGE_BYTES, PageSize
 from openagents_worker.store.scripts import DeleteAnswer
 from openagents_worker.store.sessions import SessionStore, read_session, session_plan
-from openagents_worker.store.watch import history, watch
+from openagents_worker.store.stored_events import history, newest_events
+from openagents_worker.store.watch import watch
 from tests.support.script_calls import call
 from tests.support.scripts import Hand
 
@@ -94,7 +93,7 @@ def test_the_last_events_of_a_run_are_read_without_the_others(hand: Hand, trimme
 
 def test_large_last_events_are_not_all_read(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is made again several times a second."""
-    monkeypatch.setattr(newest_events_module, "NEWEST_BYTES", 100_000)
+    monkeypatch.setattr(stored_events, "NEWEST_BYTES", 100_000)
     _with_events(hand, 1_200, "x" * 1_000)
 
     found = hand.store.execute(newest_events(hand.store.keys, "r1", 1_200))

@@ -18,7 +18,7 @@ from openagents_worker.jsontext import LARGEST_INTEGER, dumps
 from openagents_worker.models import RunRecord, RunResult, StopReason
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.handle import AsyncRunHandle
-from openagents_worker.store.watch import history
+from openagents_worker.store.stored_events import history
 
 __all__ = ["AgentTools", "ServedAgent"]
 

@@ -64,7 +64,7 @@ async def run_that_asks(client: AsyncClient, run_id: str, call_id: str) -> str:
     """The run of a call that waits for an approval: this one, or a run below it that has not ended.
 
     A run that is being executed does not say for which children it waits, so all of them are looked at. It is
-    this run if there is no such call. Raises `RunNotFound`, and `RequestInvalid` if several runs have one.
+    this run if none of them has the call. Raises `RunNotFound`, and `RequestInvalid` if several have one.
     """
     found: list[str] = []
     left, read = deque([(await client.handle(run_id).record()).run_id]), 0

@@ -1,4 +1,4 @@
-"""Newest events: the only place that reads the last events of a run without the others."""
+"""Stored events: the only place that reads the events of a run as they are stored, without watching it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from openagents_worker.store.event_cursor import (
     HEAD_FIELDS,
     MAX_PAGE_EVENTS,
     Entry,
+    RunHead,
     bytes_of,
     event_or_none,
+    first_page_size,
     parse_head,
 )
 from openagents_worker.store.keys import Keys
@@ -19,9 +21,30 @@ from openagents_worker.store.paging import NEWEST_BYTES, PageSize
 from openagents_worker.store.plan import CODEC, Plan
 from openagents_worker.store.records import run_not_found
 
-__all__ = ["newest_events"]
+__all__ = ["history", "newest_events"]
 
 FIRST_EVENTS = 50  # their size is not known yet
+
+
+def history(keys: Keys, run_id: str, *, after: int = 0, most: int | None = None) -> Plan[list[RunEvent]]:
+    """A plan: the stored events of a run behind number `after`, oldest first, at most `most`.
+
+    Raises `RunNotFound`.
+    """
+    head = yield from _read_head(keys, run_id)
+    codec: PayloadCodec = yield CODEC
+    events: list[RunEvent] = []
+    start, size = f"({after}-0" if after > 0 else "-", first_page_size()
+    while most is None or len(events) < most:
+        page = yield lambda r, start=start, count=size.count: r.xrange(
+            keys("events", run_id), start, "+", count
+        )
+        if not page:
+            break
+        size.learn(len(page), bytes_of(page))
+        events += filter(None, (event_or_none(head, entry, codec) for entry in page))
+        start = f"({page[-1][0]}"
+    return events[:most]
 
 
 def newest_events(keys: Keys, run_id: str, newest: int) -> Plan[list[RunEvent]]:
@@ -29,9 +52,7 @@ def newest_events(keys: Keys, run_id: str, newest: int) -> Plan[list[RunEvent]]:
 
     Fewer if they are large: it stops when it has read `NEWEST_BYTES`. Raises `RunNotFound`.
     """
-    head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
-    if head is None:
-        raise run_not_found(run_id)
+    head = yield from _read_head(keys, run_id)
     codec: PayloadCodec = yield CODEC
     found, size, first = list[Entry](), 0, max(1, head.seq - newest + 1)
     end, window = head.seq, PageSize(first=FIRST_EVENTS, max_count=MAX_PAGE_EVENTS)
@@ -47,3 +68,10 @@ def newest_events(keys: Keys, run_id: str, newest: int) -> Plan[list[RunEvent]]:
         found = [*page, *found]
         end = begin - 1
     return list(filter(None, (event_or_none(head, entry, codec) for entry in found)))
+
+
+def _read_head(keys: Keys, run_id: str) -> Plan[RunHead]:
+    head = parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), HEAD_FIELDS)))
+    if head is None:
+        raise run_not_found(run_id)
+    return head
