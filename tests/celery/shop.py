@@ -38,6 +38,7 @@ from openagents_worker.store.ttl import ttl_violations
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
 from tests.celery.product import make_product
 from tests.support.deployment import ROOT, agent
+from tests.support.json_lines import complete_lines
 from tests.support.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Shop", "ask", "open_shop"]
@@ -77,8 +78,7 @@ class Shop:
 
     def notes(self, what: str) -> list[Any]:
         """The arguments of the calls of `product.note` with this name, in their order."""
-        file = self.folder / "notes.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = complete_lines(self.folder / "notes.jsonl")
         return [value for name, value in lines if name == what]
 
     def note(self, what: str) -> Any:

@@ -21,6 +21,7 @@ import pytest
 
 from openagents_worker.producer.client import Client
 from tests.support.deployment import ROOT
+from tests.support.json_lines import complete_lines
 from tests.support.runner import agent, calls, scripted
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -102,7 +103,7 @@ def fail(redis_url: str, *agent_ids: str) -> dict[str, str]:
 
 
 def reported(events: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in events.read_text().splitlines()]
+    return complete_lines(events)
 
 
 def is_the_users(event: dict[str, Any]) -> bool:

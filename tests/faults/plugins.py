@@ -19,6 +19,7 @@ from typing import Any
 from openagents_worker import Reconciled, tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from tests.support.json_lines import complete_lines
 
 __all__ = [
     "Batch",
@@ -143,7 +144,7 @@ class Settle(Pay):
     name = "settle"
 
     async def reconcile(self, params: dict[str, Any], idempotency_key: str, context: Any) -> Reconciled:
-        entries = [json.loads(line) for line in self._log.read_text().splitlines()]
+        entries = complete_lines(self._log)
         if any(e["event"] == "paid" and e["key"] == idempotency_key for e in entries):
             return Reconciled.done({"paid": params["n"], "cents": params.get("cents")})
         return Reconciled.not_done()
@@ -155,7 +156,7 @@ class Limited(Step):
     name = "limited"
 
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
-        entries = [json.loads(line) for line in self._log.read_text().splitlines()]
+        entries = complete_lines(self._log)
         tries = sum(e["event"] == "begin" and e["key"] == context.idempotency_key for e in entries)
         if tries <= params["times"]:
             self._reached("limited", params, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import mcp_server
+from tests.support.json_lines import complete_lines
 from tests.support.runner import agent
 from tests.support.waiting import wait_for
 
@@ -34,7 +34,7 @@ class FaultyServer:
         return {"command": PROGRAM[0], "args": [*PROGRAM[1:], str(self.log)]}
 
     def happened(self, what: str) -> list[dict[str, Any]]:
-        entries = [json.loads(line) for line in self.log.read_text().splitlines()]
+        entries = complete_lines(self.log)
         return [entry for entry in entries if entry["what"] == what]
 
     def called(self) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import RedisWrongType
-from openagents_worker.store import watch as events
 from openagents_worker.store.approvals import list_approvals
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.dead_letters import parse_entries, read_put_aside
@@ -19,6 +18,8 @@ from openagents_worker.store.records import read_record, read_states
 from openagents_worker.store.row_reads import ReadBy
 from openagents_worker.store.run_figures import newest_figures
 from openagents_worker.store.sessions import read_session
+from openagents_worker.store.stored_events import history
+from openagents_worker.store.watch import watch
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
 from tests.support.script_calls import call
@@ -64,7 +65,7 @@ def readable(store: Store) -> None:
     assert store.execute(read_put_aside(keys)) is not None
     assert read_record(store, "r2").run_id == "r2"
     assert read_session(store, "s2").holder == "r2"
-    assert [event.name for event in store.execute(events.history(keys, "r2"))] == ["run.queued"]
+    assert [event.name for event in store.execute(history(keys, "r2"))] == ["run.queued"]
 
 
 OF_THE_FIRST = {
@@ -203,7 +204,7 @@ def test_foreign_stream_entries_are_left_out(store: Store) -> None:
     store.redis.hset(keys("run", "r1"), "seq", 2)
     store.run(call("cancel"))
 
-    shown = [event.name for event in events.watch(store, "r1")]
+    shown = [event.name for event in watch(store, "r1")]
 
     assert shown == ["run.queued", "events.gap", "run.cancelled", "session.run.completed"]
-    assert "events.gap" not in [event.name for event in store.execute(events.history(keys, "r1"))]
+    assert "events.gap" not in [event.name for event in store.execute(history(keys, "r1"))]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openagents_worker.tools.base import ToolContext
+from tests.support.json_lines import complete_lines
 
 __all__ = ["DIARY", "note", "read"]
 
@@ -28,10 +29,7 @@ def note(what: str, context: ToolContext, **more: Any) -> None:
 
 def read(folder: Path, run_id: str) -> list[dict[str, Any]]:
     """The lines of one run, in the order in which they were written."""
-    file = _file(folder)
-    written = file.read_text().splitlines(keepends=True) if file.exists() else []
-    lines = [json.loads(line) for line in written if line.endswith("\n")]  # skips a line in the making
-    return [line for line in lines if line["key"].startswith(f"{run_id}:")]
+    return [line for line in complete_lines(_file(folder)) if line["key"].startswith(f"{run_id}:")]
 
 
 def _file(folder: Path) -> Path:

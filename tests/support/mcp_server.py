@@ -34,7 +34,7 @@ def log(what: str, **fields: Any) -> None:
 
 def has_happened(what: str) -> bool:
     with open(LOG) as file:  # noqa: PTH123 - see above
-        return any(json.loads(line)["what"] == what for line in file)
+        return any(json.loads(line)["what"] == what for line in file if line.endswith("\n"))
 
 
 def tool(name: str, schema: Any = None, **annotations: bool) -> dict[str, Any]:

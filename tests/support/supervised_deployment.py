@@ -387,9 +387,11 @@ class World:
         """The log entries of the tools in order, of one run or of all."""
         with self._lock, self.log_file.open("rb") as file:
             file.seek(self._read_to)
-            for line in file.read().splitlines():  # only complete lines: each was appended in one write
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # in the making: a write becomes visible page by page
                 self._entries.append(json.loads(line))
-            self._read_to = file.tell()
+                self._read_to += len(line)
             return [entry for entry in self._entries if run_id is None or entry["run"] == run_id]
 
     def wait_steps(self, count: int) -> None:

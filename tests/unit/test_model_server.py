@@ -21,6 +21,7 @@ import pytest
 
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from tests.support.json_lines import complete_lines
 from tests.support.waiting import LOST_S, await_for, wait_for
 
 HI = {"role": "user", "content": "hi"}
@@ -46,7 +47,7 @@ async def _said(url: str, *messages: Any, key: str | None = None) -> str:
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return complete_lines(path)
 
 
 # --- replies ---------------------------------------------------------------------------------------------

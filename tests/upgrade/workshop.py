@@ -23,6 +23,7 @@ from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelServer, ModelServerRequest
+from tests.support.json_lines import complete_lines
 from tests.support.waiting import PATIENCE_S, wait_for
 from tests.upgrade.versions import PRODUCT, Version
 
@@ -102,7 +103,7 @@ class Workshop:
 
     def sawn(self, run_id: str) -> list[dict[str, Any]]:
         """What the tool noted of a run, in the order of time."""
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
+        lines = complete_lines(self._log)
         return [line for line in lines if line["key"].startswith(f"{run_id}:")]
 
     def end_jobs(self) -> None:
