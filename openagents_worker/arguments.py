@@ -7,14 +7,17 @@ error code, before anything is sent.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import LARGEST_INTEGER, BadValue, check
+from openagents_worker.suggest import guess
 
 __all__ = [
     "TEN_YEARS_MS",
+    "check_keywords",
     "iso_time",
     "number_of",
     "optional_text",
@@ -30,6 +33,15 @@ MAX_TEXT_CHARS = 8_000
 MAX_TIME_CHARS = 64
 """The longest time in ISO 8601; one with microseconds and a time zone has 32 characters."""
 RULES = "docs/limits.md lists the allowed texts, numbers and times"
+
+
+def check_keywords(call: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises TypeError for a keyword argument that this call does not have, as Python does for a function
+    without `**options`."""
+    for name in given:
+        if name not in known:
+            instead = guess(name, known) or f"it has {', '.join(sorted(known))}"
+            raise TypeError(f"{call} got an unexpected keyword argument {name!r}: {instead}")
 
 
 def text_of_caller(name: str, value: Any) -> str:

@@ -6,17 +6,18 @@ No result backend is used and nothing is polled: a wait listens to the events of
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from typing import Any, Generic, cast
 
 from celery import states
-from celery.result import assert_will_not_block
+from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
-from openagents_worker.arguments import seconds_of
+from openagents_worker.arguments import check_keywords, seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, RunStreamChunk
@@ -50,6 +51,8 @@ from openagents_worker.store.watch import await_end, awatch, wait_for_end, watch
 from openagents_worker.submission.submit import ForkOptions
 
 PREDECESSOR_PAUSE_S = 0.1
+WAIT_OPTIONS = frozenset(inspect.signature(AsyncResult.get).parameters) - {"self"}
+"""The parameters of Celery's `get`. All but four do nothing here, because nothing is polled."""
 
 __all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
 
@@ -234,8 +237,9 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         }
 
     def _wait_for_end(
-        self, timeout: float | None, *, disable_sync_subtasks: bool = True, **_ignored: Any
+        self, timeout: float | None, *, disable_sync_subtasks: bool = True, **ignored: Any
     ) -> RunRecord:
+        check_keywords("wait() or get() of a run", ignored, WAIT_OPTIONS)
         _check_may_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
         timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout

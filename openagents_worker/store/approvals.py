@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
-from openagents_worker.arguments import optional_text
+from openagents_worker.arguments import check_keywords, optional_text
 from openagents_worker.errors import RecordUnreadable, RedisWrongType
 from openagents_worker.jsontext import loads
 from openagents_worker.models import Approval, RunRecord
@@ -57,8 +57,9 @@ def list_approvals(
     """A page of the calls that wait for an approval. The run that asked last is the first.
 
     The calls of one run are on one page, so it may have a few more than `limit`. Raises `RequestInvalid` for
-    an invalid limit, cursor or filter.
+    an invalid limit, cursor or filter, and TypeError for an unknown filter.
     """
+    check_keywords("a list of approvals", filters, _INDEX_OF)
     check_limit(limit)
     wanted = {name: optional_text(name, value) for name, value in filters.items() if value is not None}
     indexes = [f"{_INDEX_OF[name]}={value}" for name, value in wanted.items()]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, TypedDict, TypeVar, assert_never
 
-from openagents_worker.arguments import optional_text, text_of_caller
+from openagents_worker.arguments import check_keywords, optional_text, text_of_caller
 from openagents_worker.errors import (
     RecordUnreadable,
     RedisWrongType,
@@ -112,7 +112,7 @@ class RunFilters(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Parsed `RunFilters`. Raises `RequestInvalid` for an invalid value."""
+    """Parsed `RunFilters`. Raises `RequestInvalid` for an invalid value, TypeError for an unknown filter."""
 
     states: frozenset[RunState]
     indexes: tuple[str, ...]  # a matching run is in all of them
@@ -131,6 +131,7 @@ class RunFilter:
 
     @classmethod
     def of(cls, filters: RunFilters) -> RunFilter:
+        check_keywords("a list of runs", filters, RunFilters.__annotations__)
         lists = extra_indexes(
             optional_text("tenant", filters.get("tenant")), _parse_labels(filters.get("labels") or {})
         )

@@ -105,7 +105,7 @@ async def test_each_agent_is_a_tool(installation: Installation) -> None:
     """Its call waits for the result of a run, and reports the events of the run. A session goes on."""
     told: list[str | None] = []
 
-    async def report(_: float, __: float | None, message: str | None) -> None:
+    async def report(progress: float, total: float | None, message: str | None) -> None:
         told.append(message)
 
     async with session(installation) as client:
@@ -201,7 +201,7 @@ async def test_a_cancelled_call_cancels_its_run(installation: Installation) -> N
     send(id=7, method="tools/call", params={"name": "sleeper", "arguments": arguments})
 
     def state() -> Any:
-        runs = installation.client.runs(session="nap").items
+        runs = installation.client.runs(session_id="nap").items
         return runs[0].state if runs else None
 
     await await_for(lambda: asyncio.to_thread(lambda: state() is RunState.WAITING), "the run sleeps")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
 
@@ -370,6 +371,35 @@ def test_a_signature_of_a_request_that_breaks_a_rule_is_refused(task: AgentTask)
     """Where it is made, not where it is applied."""
     with pytest.raises(RequestInvalid, match=r"metadata\.x"):
         task.s(RunRequest(**GOOD, metadata={"x": HALF}))
+
+
+MISSPELLED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "runs": (lambda client: client.runs(session="s1"), "'session': did you mean 'session_id'?"),
+    "runs of a state": (lambda client: client.runs(sate="failed"), "'sate': did you mean 'state'?"),
+    "resume_all": (
+        lambda client: list(client.resume_all(agent="clerk")),
+        "'agent': did you mean 'agent_id'?",
+    ),
+    "approvals": (lambda client: client.approvals(tennant="acme"), "'tennant': did you mean 'tenant'?"),
+    "approvals, none": (
+        lambda client: client.approvals(xyz=None),
+        "'xyz': it has agent_id, session_id, tenant",
+    ),
+    "submit": (lambda client: client.submit(GOOD, dely_ms=1), "'dely_ms'"),
+    "fork": (lambda client: client.fork("r1", "r1:step:1", sesion_id="s2"), "'sesion_id'"),
+    "wait": (lambda client: client.handle("r1").wait(timeuot=1), "'timeuot': did you mean 'timeout'?"),
+    "get": (lambda client: client.handle("r1").get(propgate=False), "'propgate': did you mean 'propagate'?"),
+}
+
+
+@pytest.mark.parametrize(("call", "text"), MISSPELLED.values(), ids=MISSPELLED)
+def test_a_misspelled_keyword_is_a_type_error(
+    client: Client, call: Callable[[Client], object], text: str
+) -> None:
+    """As Python does it. A filter that is ignored would resume every failed run."""
+    client.submit({**GOOD, "run_id": "r1"})
+    with pytest.raises(TypeError, match=f"unexpected keyword argument {re.escape(text)}"):
+        call(client)
 
 
 # --- waiting and watching --------------------------------------------------------------------------------
