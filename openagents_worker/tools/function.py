@@ -155,6 +155,8 @@ class DecoratedFunction(Generic[P, R]):
     the tool; this is how the agents file is loaded.
     """
 
+    __name__: str
+
     def __init__(
         self,
         function: Callable[P, R],

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+from typing import Any
 
 from openagents.plugins.builtin.tool import tavily_search
 from openagents.plugins.registry import get_builtin_plugin_class, list_builtin_plugins
@@ -15,7 +16,7 @@ from openagents.plugins.registry import get_builtin_plugin_class, list_builtin_p
 tavily_search._API_URL = os.environ["TAVILY_URL"]
 
 
-async def outcome(kind: str, config: dict, arguments: dict) -> dict:
+async def outcome(kind: str, config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": await get_builtin_plugin_class("tool", kind)(config=config).invoke(arguments, None)}
     except Exception as error:

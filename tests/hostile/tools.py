@@ -34,7 +34,7 @@ def explodes(base: type, error: BaseException) -> Any:
         "__format__", "__index__", "__float__", "__reduce_ex__", "__copy__", "__deepcopy__", "keys", "items",
         "values", "get", "encode", "isascii", "model_dump", "__next__", "__enter__",
     )  # fmt: skip
-    made = type("Explodes", (base,), {"__hash__": object.__hash__, **dict.fromkeys(names, method)})
+    made: Any = type("Explodes", (base,), {"__hash__": object.__hash__, **dict.fromkeys(names, method)})
     return made.__new__(made)
 
 

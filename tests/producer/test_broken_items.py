@@ -13,6 +13,7 @@ from kombu import Connection, Consumer, Queue
 from openagents_worker.celery import kombu_redis as broker
 from openagents_worker.celery.kombu_redis import TRANSPORTS
 from openagents_worker.producer.broken_items import BrokenItems
+from tests.producer.test_broker import channel_of
 from tests.support.waiting import PATIENCE_S
 
 QUEUE = "agents"
@@ -85,7 +86,7 @@ def take(line: Connection, *, room: int, until: str) -> list[str]:
         taken.append(message.headers["id"])
         message.ack()
 
-    channel = line.default_channel
+    channel = channel_of(line)
     channel.free_slots = lambda: room
     with Consumer(channel, [Queue(QUEUE)], callbacks=[take_one]):
         while until not in taken:
@@ -94,7 +95,7 @@ def take(line: Connection, *, room: int, until: str) -> list[str]:
 
 
 def left(line: Connection) -> set[str]:
-    client = line.default_channel.client
+    client = channel_of(line).client
     return {key.decode() for key in client.scan_iter() if not key.startswith(b"_kombu")}
 
 
@@ -105,7 +106,7 @@ def test_what_is_not_a_message_is_kept_and_never_comes_back(
 ) -> None:
     """It is removed from its queue and from the unacknowledged messages; the messages around it are taken."""
     publish(line, "a")
-    line.default_channel.client.lpush(QUEUE, item)
+    channel_of(line).client.lpush(QUEUE, item)
     publish(line, "b")
 
     assert take(line, room=room, until="b") == ["a", "b"]
@@ -121,7 +122,7 @@ def test_what_another_worker_took_and_could_not_read_stops_nobody(
 ) -> None:
     """A worker of an earlier version left it unacknowledged; after the visibility timeout all look at it."""
     raw = item if isinstance(item, bytes) else item.encode()
-    client = line.default_channel.client
+    client = channel_of(line).client
     whole = b"[" + raw + b', "", "agents"]'
     good: dict[str, Any] = {
         "properties": {"delivery_tag": "g", "delivery_info": {"exchange": "", "routing_key": QUEUE}},
@@ -144,7 +145,7 @@ def test_what_another_worker_took_and_could_not_read_stops_nobody(
 )
 def test_a_message_goes_back_to_no_queue_that_is_a_key(line: Connection, kept: list[Any], where: Any) -> None:
     """The sender sets the origin of a message. The message returns there when a worker stops."""
-    client = line.default_channel.client
+    client = channel_of(line).client
     message = {"properties": {"delivery_tag": "t", "delivery_info": {}}, "body": "x", "headers": {}}
     client.zadd("unacked_index", {"t": 1})
     client.hset("unacked", "t", json.dumps([message, "", where]))
@@ -169,7 +170,7 @@ def test_a_key_of_the_broker_that_is_something_else_is_put_aside(
     line: Connection, kept: list[Any], key: str, kind: str
 ) -> None:
     """Every worker would end at its first command."""
-    client = line.default_channel.client
+    client = channel_of(line).client
     write = {
         "string": lambda: client.set(key, "x"), "hash": lambda: client.hset(key, "x", "x"),
         "set": lambda: client.sadd(key, "x"), "zset": lambda: client.zadd(key, {"x": 1}),
@@ -187,7 +188,7 @@ def test_a_key_of_the_broker_that_is_something_else_is_put_aside(
 
 def test_no_key_of_this_library_is_read_as_a_queue(line: Connection) -> None:
     """Remote control can tell a worker to read any queue: the key stays as it is."""
-    client = line.default_channel.client
+    client = channel_of(line).client
     client.zadd("oa:due", {"r1": 1})
 
     with pytest.raises(ValueError, match="oa:due"):

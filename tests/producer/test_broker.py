@@ -35,6 +35,11 @@ def line(redis_url: str) -> Iterator[Connection]:
         yield connection
 
 
+def channel_of(line: Connection) -> Any:
+    """The channel of Redis; kombu's types have only what all transports share."""
+    return line.default_channel
+
+
 def take(line: Connection, *headers: dict[str, Any]) -> list[Any]:
     """Send messages with these headers and take them, without an acknowledgement."""
     producer = line.Producer()
@@ -49,12 +54,12 @@ def take(line: Connection, *headers: dict[str, Any]) -> list[Any]:
 
 def in_redis(line: Connection) -> list[str]:
     """The ids of the messages that kombu's hash holds."""
-    stored = line.default_channel.client.hvals("unacked")
+    stored = channel_of(line).client.hvals("unacked")
     return sorted(json.loads(text)[0]["headers"]["id"] for text in stored)
 
 
 def waiting(line: Connection) -> list[str]:
-    stored = line.default_channel.client.lrange(QUEUE, 0, -1)
+    stored = channel_of(line).client.lrange(QUEUE, 0, -1)
     return [json.loads(text)["headers"]["id"] for text in stored]
 
 
@@ -76,7 +81,7 @@ def test_what_is_put_back_waits_again(line: Connection) -> None:
 
     assert sorted(waiting(line)) == ["r1", "r3"]
     assert in_redis(line) == []
-    line.default_channel.client.delete(QUEUE)
+    channel_of(line).client.delete(QUEUE)
 
 
 def test_what_is_rejected_is_gone(line: Connection) -> None:
@@ -96,7 +101,7 @@ def test_a_connection_that_closes_puts_back_what_it_has(redis_url: str) -> None:
     with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
         assert sorted(waiting(line)) == ["r1", "r3"]
         assert in_redis(line) == []
-        line.default_channel.client.delete(QUEUE)
+        channel_of(line).client.delete(QUEUE)
 
 
 def publish(line: Connection, *headers: dict[str, Any]) -> None:
@@ -107,7 +112,7 @@ def publish(line: Connection, *headers: dict[str, Any]) -> None:
 
 def take_with_room(line: Connection, *rooms: int) -> list[list[str]]:
     """The ids of the messages that are taken together with this many free slots; one list for each read."""
-    channel, taken, times = line.default_channel, [], []
+    channel, taken, times = channel_of(line), [], []
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]):
         for room in rooms:
             channel.free_slots = lambda room=room: room
@@ -136,7 +141,7 @@ def test_what_is_taken_beside_the_first_is_noted_in_the_same_step(
 ) -> None:
     """Other messages cannot be lost between the queue and kombu's hash; their entry has kombu's form."""
     publish(line, *some(OTHER, "a", "b"), *some(WAKE_UP, "c"))
-    channel = line.default_channel
+    channel = channel_of(line)
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: None]):
         channel.free_slots = lambda: 10
         channel.connection._deliver = lambda message, queue: None  # it dies before it has done anything
@@ -156,7 +161,7 @@ def test_what_is_taken_beside_the_first_is_noted_in_the_same_step(
 def test_garbage_among_what_is_taken_harms_no_other(line: Connection, garbage: str | bytes) -> None:
     """It is dropped with a line in the log, as garbage is that comes alone."""
     publish(line, *some(WAKE_UP, "a"))
-    line.default_channel.client.lpush(QUEUE, garbage)
+    channel_of(line).client.lpush(QUEUE, garbage)
     publish(line, *some(OTHER, "b"))
 
     assert take_with_room(line, 10) == [["a", "b"]]
@@ -174,7 +179,7 @@ def test_what_had_to_be_waited_for_is_taken_alone(line: Connection, monkeypatch:
 def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Connection) -> None:
     """A broker may have users with few rights."""
     publish(line, *some(WAKE_UP, "a", "b"))
-    client = line.default_channel.client
+    client = channel_of(line).client
     client.execute_command("ACL", "SETUSER", "default", "-@scripting")
     try:
         assert take_with_room(line, 10, 10) == [["a"], ["b"]]
@@ -196,7 +201,7 @@ def test_a_command_to_a_silent_broker_ends_by_itself(redis_url: str, monkeypatch
         publish(line, WAKE_UP)
     with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
         assert waiting(line) == ["r1", "r1"]
-        line.default_channel.client.delete(QUEUE)
+        channel_of(line).client.delete(QUEUE)
 
 
 def test_a_wait_for_a_message_that_outlives_its_own_limit_is_begun_anew(redis_url: str) -> None:

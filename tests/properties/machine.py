@@ -77,7 +77,8 @@ class Write:
 
     kind: str
     call: ScriptCall[Any]
-    on: Callable[[Truth], Any]
+    on: Callable[[Any], Any]
+    """Gets the model of the machine: a `Truth`, or one of its subclasses."""
     records: int = 0
     ends_payment: bool = False
 

@@ -56,7 +56,7 @@ async def ended(p: Process) -> RunRecord:
     return record
 
 
-async def told_to_model(p: Process) -> Sequence[str]:
+async def told_to_model(p: Process) -> Sequence[Any]:
     """The results of tools that the model was told."""
     return [record["outcome"] for record in await p.journal() if record["kind"] == "tool"]
 

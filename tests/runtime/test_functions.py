@@ -477,7 +477,7 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
             lambda: context.step("s", secret),
             lambda: context.step("s", unlisted, twice),
             lambda: context.step("", unlisted, 1),
-            lambda: context.step("s", 5),  # type: ignore[arg-type]
+            lambda: context.step("s", 5),  # type: ignore[call-overload]
             lambda: context.recorded(unlisted, timeout=0)(1),
             lambda: context.step("s", lambda: iter([1])),
             lambda: context.step("s", lies),
@@ -487,7 +487,7 @@ async def test_what_cannot_be_recorded_is_named(redis_url: str) -> None:
                 await step()
             told.append(caught.value.message)
         with pytest.raises(TypeError, match="step 's': missing a required argument: 'value'"):
-            await context.step("s", unlisted)  # type: ignore[call-arg]
+            await context.step("s", unlisted)  # type: ignore[call-overload]
         return told
 
     async with process(redis_url, a(mistaken)) as p:

@@ -382,9 +382,7 @@ async def test_a_resumed_run_starts_a_job_that_was_cancelled_again(
 
 async def resume(p: Process) -> None:
     resumed = await p.store.run(
-        scripts.resume(
-            run_id="r1", agent_id="a", session_id="s1", checkpoint_id="", input_text="", canvas="", tell=False
-        )
+        scripts.resume(run_id="r1", agent_id="a", session_id="s1", checkpoint_id="", input_text="", canvas="")
     )
     assert resumed.answer == "OK", resumed
 

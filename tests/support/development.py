@@ -34,8 +34,10 @@ class Development:
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command in another terminal, with pipes for its input and its output."""
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **pipes)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.env, text=True, stdin=pipe, stdout=pipe, stderr=pipe
+        )
 
     def run(self, *command: str, typed: str = "") -> str:
         """What a command prints on standard output. It must end well; `typed` is its input."""

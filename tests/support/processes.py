@@ -216,7 +216,7 @@ class _ForkedPopen(_START):  # type: ignore[type-arg,valid-type,misc]
             self.pid = self.servers.fork(program.library, request, files)
             self._child_created = True
         finally:
-            self._close_pipe_fds(*(given[name] for name in _PIPES))
+            self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]  # not in typeshed
 
     def _forkable(self, given: Mapping[str, Any]) -> _Program | None:
         if _ForkedPopen.fresh or any(given[name] not in (None, (), False) for name in _OPTIONS):

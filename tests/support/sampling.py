@@ -87,7 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if marker is None or not isinstance(item, pytest.Function):
             continue
         if item.get_closest_marker("slow") is None:
-            pair = (marker.kwargs["kind"], item.callspec.params["case"].entry_point)
+            case: Any = item.callspec.params["case"]
+            pair = (marker.kwargs["kind"], case.entry_point)
             by_pair.setdefault(pair, []).append(item)
     for tried in by_pair.values():
         kept = spread(len(tried), SAMPLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from openagents_worker.models import ErrorDetails, RunArtifact, RunResult, StopReason
 from openagents_worker.store import scripts
@@ -27,7 +27,7 @@ class Hand:
         self._batch = itertools.count(1)
         self._nonce = itertools.count(1)
 
-    def __enter__(self) -> Hand:
+    def __enter__(self) -> Self:
         self.register()
         return self
 

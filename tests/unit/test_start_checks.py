@@ -353,9 +353,9 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
 def test_a_key_that_everybody_can_read_is_remarked(tmp_path: Path) -> None:
     """Also that of a fallback. It is no mistake: a secret that Kubernetes mounts has this mode by default."""
     own, other, hidden = (tmp_path / name for name in ("own", "other", "hidden"))
-    for file, mode in ((own, 0o644), (other, 0o604), (hidden, 0o640)):
-        file.write_text("key")
-        file.chmod(mode)
+    for key, mode in ((own, 0o644), (other, 0o604), (hidden, 0o640)):
+        key.write_text("key")
+        key.chmod(mode)
     llm = OPENAI | {"api_key_file": str(own), "fallbacks": [{"api_key_file": str(other)}]}
     definitions = [agent(llm=llm), agent(id="b", llm=OPENAI | {"api_key_file": str(hidden)})]
     file = read_agents_file(json.dumps({"agents": definitions}), env={})

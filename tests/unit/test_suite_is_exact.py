@@ -72,8 +72,9 @@ def _in_body(
         elif is_test and isinstance(node, ast.Call) and _is_sleep(node):
             yield Finding(where, node.lineno, "sleeps")
     for node in nodes:
-        is_scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if is_scope and not _is_slow(node.decorator_list):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if not _is_slow(node.decorator_list):
             yield from _in_body(node, file, (*names, node.name), frozenset(timed), is_test)
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.marks import HEAD, Marks, marked
+from openagents_worker.runtime.marks import HEAD, Marks, mark_of, marked
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell
@@ -84,16 +84,15 @@ async def execute(where: str, how: str, other: RunCode) -> None:
         case "thread":
             with executing("tool", "search", "search:1:1"):
                 await asyncio.to_thread(do, how)
-        case (
-            "two threads"
-        ):  # either could hold the GIL: a waiting thread of another run, and a thread without a run
+        case "two threads":
+            # Either could hold the GIL: a waiting thread of another run, and a thread without a run.
             began = threading.Event()
 
             def wait() -> None:
                 began.set()
                 threading.Event().wait()
 
-            marked.set(other.mark("tool", "wait"))
+            marked.set(mark_of(other.mark_prefix, "tool", "wait"))
             waiting = asyncio.create_task(asyncio.to_thread(wait))
             await await_for(began.is_set, "the thread waits")
             threading.Thread(target=do, args=(how,)).start()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +63,9 @@ class MonitoredProcess:
         return int(code)
 
 
+StartProcess = Callable[..., MonitoredProcess]
+
+
 def lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -72,7 +75,7 @@ def lives(pid: int) -> bool:
 
 
 @pytest.fixture
-def monitored(tmp_path: Path, redis_url: str) -> Generator[type[MonitoredProcess]]:
+def monitored(tmp_path: Path, redis_url: str) -> Generator[StartProcess]:
     made: list[MonitoredProcess] = []
 
     def make(
@@ -81,7 +84,7 @@ def monitored(tmp_path: Path, redis_url: str) -> Generator[type[MonitoredProcess
         made.append(MonitoredProcess(tmp_path, url, where, how, dead_s=dead_s, lease_s=lease_s))
         return made[-1]
 
-    yield make  # type: ignore[misc]
+    yield make
     for one in made:
         with suppress(ProcessLookupError):
             one.process.send_signal(signal.SIGCONT)
@@ -100,7 +103,7 @@ def monitored(tmp_path: Path, redis_url: str) -> Generator[type[MonitoredProcess
         pytest.param("thread", "regex", marks=pytest.mark.slow),
     ],
 )
-def test_the_run_that_holds_the_gil_is_named(monitored: type[MonitoredProcess], where: str, how: str) -> None:
+def test_the_run_that_holds_the_gil_is_named(monitored: StartProcess, where: str, how: str) -> None:
     """With run, agent, plugin and the stacks of all threads, whether it computes or sleeps."""
     one = monitored(where, how)
 
@@ -116,7 +119,7 @@ def test_the_run_that_holds_the_gil_is_named(monitored: type[MonitoredProcess], 
 
 
 @pytest.mark.long
-def test_a_lease_that_ends_is_the_limit_too(monitored: type[MonitoredProcess]) -> None:
+def test_a_lease_that_ends_is_the_limit_too(monitored: StartProcess) -> None:
     """Nothing renews it, so other workers take the runs: the process must not continue. It handles no SIGTERM
     meanwhile."""
     one = monitored("loop", "regex", dead_s=600, lease_s=4)
@@ -128,7 +131,7 @@ def test_a_lease_that_ends_is_the_limit_too(monitored: type[MonitoredProcess]) -
 
 
 @pytest.mark.slow
-def test_no_run_is_accused_if_two_threads_may_hold_the_gil(monitored: type[MonitoredProcess]) -> None:
+def test_no_run_is_accused_if_two_threads_may_hold_the_gil(monitored: StartProcess) -> None:
     """One thread sleeps with the GIL, another without it: both are logged, and the process ends."""
     one = monitored("two threads", "sleep 600")  # neither thread computes
 
@@ -138,7 +141,7 @@ def test_no_run_is_accused_if_two_threads_may_hold_the_gil(monitored: type[Monit
 
 
 @pytest.mark.slow
-def test_no_run_is_accused_for_a_thread_without_a_run(monitored: type[MonitoredProcess]) -> None:
+def test_no_run_is_accused_for_a_thread_without_a_run(monitored: StartProcess) -> None:
     one = monitored("unknown thread", "regex")
 
     assert one.end() == -signal.SIGKILL
@@ -149,7 +152,7 @@ def test_no_run_is_accused_for_a_thread_without_a_run(monitored: type[MonitoredP
 
 @pytest.mark.long
 def test_without_redis_the_process_is_still_ended(
-    monitored: type[MonitoredProcess],
+    monitored: StartProcess,
 ) -> None:
     one = monitored("loop", "regex", url="redis://127.0.0.1:1/0")  # no server listens there
 
@@ -192,7 +195,7 @@ def test_process_1_of_a_container_is_ended(tmp_path: Path, redis_url: str) -> No
     ],
 )
 def test_a_process_that_releases_the_gil_is_not_ended(
-    monitored: type[MonitoredProcess], where: str, how: str, dead_s: float
+    monitored: StartProcess, where: str, how: str, dead_s: float
 ) -> None:
     """However long it computes or waits: the loop watchdog handles a blocked loop."""
     one = monitored(where, how, dead_s=dead_s)
@@ -205,7 +208,7 @@ def test_a_process_that_releases_the_gil_is_not_ended(
 
 
 @pytest.mark.long
-def test_a_stopped_process_is_not_ended(monitored: type[MonitoredProcess]) -> None:
+def test_a_stopped_process_is_not_ended(monitored: StartProcess) -> None:
     """Even beyond every limit and its lease, because a stopped process cannot act."""
     one = monitored("loop", "stop", dead_s=1.0, lease_s=2.0)
     wait_for(
@@ -223,9 +226,7 @@ def test_a_stopped_process_is_not_ended(monitored: type[MonitoredProcess]) -> No
 @pytest.mark.parametrize(
     ("niceness", "how"), [(10, "python 5000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
 )
-def test_a_process_without_a_core_is_not_ended(
-    monitored: type[MonitoredProcess], niceness: int, how: str
-) -> None:
+def test_a_process_without_a_core_is_not_ended(monitored: StartProcess, niceness: int, how: str) -> None:
     """Other processes with a higher priority use all cores."""
     one = monitored("loop", how, dead_s=1.0)
     os.setpriority(os.PRIO_PROCESS, one.process.pid, niceness)
@@ -275,7 +276,7 @@ def test_it_logs_where_the_worker_logs(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------
 
 
-def test_a_monitor_ends_with_a_process_that_is_killed(monitored: type[MonitoredProcess]) -> None:
+def test_a_monitor_ends_with_a_process_that_is_killed(monitored: StartProcess) -> None:
     one = monitored("loop", "wait 600")
 
     one.process.kill()
@@ -284,7 +285,7 @@ def test_a_monitor_ends_with_a_process_that_is_killed(monitored: type[MonitoredP
     assert "loop.dead" not in one.log
 
 
-def test_a_monitor_that_was_killed_is_reported(monitored: type[MonitoredProcess]) -> None:
+def test_a_monitor_that_was_killed_is_reported(monitored: StartProcess) -> None:
     """The worker continues and logs it."""
     one = monitored("loop", "wait 600")
 
@@ -294,7 +295,7 @@ def test_a_monitor_that_was_killed_is_reported(monitored: type[MonitoredProcess]
     assert one.process.poll() is None
 
 
-def test_a_monitor_has_only_the_files_that_it_needs(monitored: type[MonitoredProcess]) -> None:
+def test_a_monitor_has_only_the_files_that_it_needs(monitored: StartProcess) -> None:
     """It has no socket of the worker, and uses little memory."""
     one = monitored("loop", "wait 600")
     until_checks(one.monitor, 2)

@@ -13,8 +13,8 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError
-from openagents_worker.llm.base import ModelClient
 from openagents_worker.llm.connection_options import ConnectionOptions
+from openagents_worker.llm.http import HttpModelClient
 from openagents_worker.llm.providers import make_client
 from openagents_worker.testing.model_server import ModelServer
 from tests.support.fronts import forward_proxy, http2_server, tls_front
@@ -40,10 +40,10 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def client(url: str, env: dict[str, str] | None = None, **options: Any) -> ModelClient:
+def client(url: str, env: dict[str, str] | None = None, **options: Any) -> HttpModelClient:
     given = {"provider": "openai_compatible", "api_base": url, "retry": {"max_attempts": 1}, **options}
     made = make_client(LLMOptions(**given), env=env or {})
-    assert isinstance(made, ModelClient)
+    assert isinstance(made, HttpModelClient)
     return made
 
 

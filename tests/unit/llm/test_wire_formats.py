@@ -570,7 +570,7 @@ def _output(item: dict[str, Any]) -> dict[str, Any]:
 
 # --- structured output -----------------------------------------------------------------------------------
 
-CITY = {
+CITY: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "people": {"type": "integer", "minimum": 1}},
     "required": ["city", "people"],

@@ -13,7 +13,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.anthropic_messages import AnthropicExtras, AnthropicMessages
 from openagents_worker.llm.anthropic_replies import StreamedMessage
-from openagents_worker.llm.base import LLMResponse, ModelClient, ModelRequest
+from openagents_worker.llm.base import LLMClient, LLMResponse, ModelRequest
 from openagents_worker.llm.http import HttpModelClient, Timing
 from openagents_worker.llm.openai_chat import ChatCompletions
 from openagents_worker.llm.openai_chat_stream import StreamedReply
@@ -99,7 +99,7 @@ class Heard:
 async def _no_pause(_: float) -> None: ...
 
 
-def client_of(wire: Format, url: str, **options: Any) -> ModelClient:
+def client_of(wire: Format, url: str, **options: Any) -> HttpModelClient:
     """A client that does not wait between its tries."""
     values = {"provider": wire.provider, "model": wire.model, "api_base": url, **wire.options, **options}
     env = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
@@ -109,7 +109,7 @@ def client_of(wire: Format, url: str, **options: Any) -> ModelClient:
     return client
 
 
-async def ask(client: ModelClient, messages: Sequence[Any] = HI, **call: Any) -> LLMResponse:
+async def ask(client: LLMClient, messages: Sequence[Any] = HI, **call: Any) -> LLMResponse:
     """One reply; the client is closed afterwards."""
     try:
         return await client.generate(messages=list(messages), **call)
