@@ -106,6 +106,11 @@ class EmbeddedRedis:
     def pid(self) -> int:
         return self._running().pid
 
+    @property
+    def process(self) -> ChildProcess:
+        """The running server, also after it has ended by itself."""
+        return self._running()
+
     def start(self) -> Self:
         """Start the server and wait until it answers. Raises `RedisUnreachable` with the end of its log."""
         server = find_server()
@@ -159,7 +164,7 @@ class EmbeddedRedis:
             _make_folder(self._data_dir)
         self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH)
         self._port = self._wanted_port if self._wanted_port is not None else free_port()
-        self._process = ChildProcess("redis", [str(server), *self._arguments()])
+        self._process = ChildProcess("redis", [str(server), *self._arguments()], kind="embedded")
 
     def _arguments(self) -> list[str]:
         options = {
@@ -218,7 +223,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cannot make the folder {folder} for the data of Redis: {error.strerror or error}",
+            f"cannot make the folder {folder} for the data of Redis: "
+            + ("there is a file with this name" if folder.is_file() else error.strerror or str(error)),
             hint="name a folder that does not exist yet, or one of an earlier start",
         ) from error
 

@@ -143,8 +143,9 @@ class Stack:
         return _urls(server.lines)[0]
 
     def ended(self) -> ChildProcess | None:
-        """A child process that has ended, or None."""
-        return next((process for process in self._processes if process.exit_code is not None), None)
+        """A child process that has ended, the embedded Redis included, or None."""
+        redis = [] if self._redis is None else [self._redis.process]
+        return next((child for child in (*redis, *self._processes) if child.exit_code is not None), None)
 
     def wait(self) -> ChildProcess:
         """Wait until a child process ends, and return it."""

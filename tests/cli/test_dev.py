@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from openagents_worker.cli.commands.processes import start_lines
+from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.project_files import FILES
 from openagents_worker.local.child_process import port_or_free
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command, register, retire
-from tests.support.development import PATIENCE_S, Development, developing
+from tests.support.development import DEV, PATIENCE_S, Development, developing
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.long
@@ -181,6 +183,25 @@ def test_the_flower_of_dev_shows_our_pages(stack: Stack) -> None:
     url = stack.start_flower()
     with urllib.request.urlopen(f"{url}/runs", timeout=PATIENCE_S) as answer:  # noqa: S310 - this machine
         assert "There are no runs yet" in answer.read().decode()
+
+
+@pytest.mark.parametrize("options", [("--no-reload",), ("--data-dir", "data")])
+def test_dev_ends_if_its_redis_does(project: Path, options: tuple[str, ...]) -> None:
+    """It says so, and what becomes of the runs, instead of workers that look for a Redis."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("OPENAGENTS_")}
+    with subprocess.Popen(
+        [*DEV, *options], cwd=project, env=bare, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as dev:
+        assert dev.stdout is not None
+        with Client(json.loads(dev.stdout.readline())["redis_url"]) as client:
+            pid = client.store.redis.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        _, said = dev.communicate(timeout=PATIENCE_S)
+
+    assert dev.returncode == Exit.RUN_FAILED
+    assert "the embedded redis exited with code -9, so dev ends" in said
+    assert ("start dev again: the runs continue" in said) == ("data" in options)
+    assert ("--data-dir DIR keeps them" in said) == ("data" not in options)
 
 
 def test_another_scripted_model_answers(project: Path) -> None:

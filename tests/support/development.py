@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["COMMAND", "PATIENCE_S", "Development", "developing"]
+__all__ = ["COMMAND", "DEV", "PATIENCE_S", "Development", "developing"]
 
 COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
 DEV = [*COMMAND, "dev", "--json", "--redis-port=0", "--flower-port=0"]

@@ -130,11 +130,11 @@ def dev(
             is_example = _use_example_agents(stack)
             worker = stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
+            keeps_data = stack.redis is None or data_dir is not None
             if as_json:
                 url = stack.settings.redis_url_safe
                 dump({"redis_url": url, "flower_url": flower_url, "model_url": model_url})
             else:
-                keeps_data = stack.redis is None or data_dir is not None
                 for line in start_lines(
                     stack, flower_url, model_url, is_example=is_example, keeps_data=keeps_data
                 ):
@@ -145,7 +145,8 @@ def dev(
                 ended = _replace_on_changes(stack, worker, concurrency)
             else:
                 ended = stack.wait()
-            err(f"the {ended.kind} {ended.name} exited with code {ended.exit_code}")
+            for line in _end_lines(stack, ended, keeps_data=keeps_data):
+                err(line)
             return Exit.RUN_FAILED
     except RedisUnreachable as error:
         if redis_url is not None:
@@ -228,6 +229,17 @@ def start_lines(
     if agent is not None:
         yield f'  {_own_command()} run {shlex.quote(agent)} "What is 17*23?"'
     yield "\nCtrl-C stops all of them."
+
+
+def _end_lines(stack: Stack, ended: ChildProcess, *, keeps_data: bool) -> Iterator[str]:
+    """Which child process ended by itself, and what becomes of the runs."""
+    if stack.redis is not None and ended is stack.redis.process:
+        yield from ended.lines  # those of the others were printed as they came
+    yield f"the {ended.kind} {ended.name} exited with code {ended.exit_code}, so dev ends"
+    if keeps_data:
+        yield "start dev again: the runs continue"
+    else:
+        yield "the runs end with the data of Redis: --data-dir DIR keeps them for the next start"
 
 
 def _model_variable() -> str:
