@@ -11,9 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from openagents_worker.cli.exits import Exit
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command, register, retire
+from tests.support.waiting import PATIENCE_S
 
 COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
 
@@ -53,6 +56,20 @@ def test_a_run_that_no_worker_starts_is_explained(redis_url: str, client: Client
     assert client.record("r1").state is RunState.QUEUED
     client.cancel("r1")
     retire(client)
+
+
+@pytest.mark.long
+def test_a_run_whose_redis_dies_can_be_watched_again() -> None:
+    """The command ends with the error, and says how to go on."""
+    with EmbeddedRedis() as server, running(server.url, "run", "echo", "hi", "--run-id", "r1") as process:
+        line_with(process, "run.queued")
+        os.kill(server.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert "the run continues when Redis is back" in said
+    assert "openagents-worker watch r1" in said
+    assert "redis.unreachable" in said
+    assert process.returncode == Exit.NO_REDIS
 
 
 def test_a_closed_pipe_is_a_success(redis_url: str, client: Client) -> None:

@@ -76,7 +76,7 @@ def test_a_folder_for_the_data_that_cannot_be_made_is_named(tmp_path: Path) -> N
     """For example because it is a file."""
     taken = tmp_path / "data"
     taken.write_text("a file")
-    with pytest.raises(ConfigError, match=r"cannot make the folder .*data for the data of Redis: there is a file"):
+    with pytest.raises(ConfigError, match=r"the folder .*data for the data of Redis: there is a file"):
         EmbeddedRedis(taken).start()
 
 

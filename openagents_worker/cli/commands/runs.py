@@ -26,7 +26,7 @@ from openagents_worker.cli.live_region import can_draw
 from openagents_worker.cli.not_started import NotStarted
 from openagents_worker.cli.show import call_lines, read_run_details
 from openagents_worker.cli.terminal import dump, err, out
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import RedisUnreachable, RequestInvalid
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunBudget, RunRequest
 from openagents_worker.producer.call_names import find_call, short_call_id
@@ -291,6 +291,10 @@ def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int
     except KeyboardInterrupt:
         err(f"\nthe run continues; to watch it: openagents-worker watch {handle.id}")
         return Exit.INTERRUPTED
+    except RedisUnreachable as error:
+        if error.retryable:
+            err(f"the run continues when Redis is back; to watch it: openagents-worker watch {handle.id}")
+        raise
     follower.result(result)
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED
 
