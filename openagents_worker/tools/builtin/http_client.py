@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
+import anyio._backends._asyncio  # noqa: F401 - httpcore would import it with its first connection
+import httpcore
 import httpx
 
 from openagents_worker.errors import PermanentToolError
@@ -46,8 +48,17 @@ async def open_client(
 class _LoopTransport:
     """The HTTP connections of one event loop."""
 
-    def __init__(self, certificates: ssl.SSLContext) -> None:
+    def __init__(self, certificates: ssl.SSLContext, network: httpcore.AsyncNetworkBackend) -> None:
         self.http = httpx.AsyncHTTPTransport(verify=certificates)
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=20)  # the defaults of httpx
+        # httpx has no argument for the network of its pool.
+        self.http._pool = httpcore.AsyncConnectionPool(
+            ssl_context=certificates,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=network,
+        )
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -60,7 +71,11 @@ class _LoopTransport:
 
 
 class CheckedAddressTransport(httpx.AsyncBaseTransport):
-    """Resolves a host, checks its addresses, and connects to exactly one of the checked addresses."""
+    """Checks the host of each request, and the address of each connection.
+
+    The pool knows a connection by the host name of its requests, not by its address. So a connection whose
+    certificate was verified for one host is not used for another host at the same address.
+    """
 
     def __init__(
         self,
@@ -70,39 +85,55 @@ class CheckedAddressTransport(httpx.AsyncBaseTransport):
         tool_name: str,
     ) -> None:
         self._allow_hosts = None if allow_hosts is None else [host.lower() for host in allow_hosts]
-        self._deny_private = deny_private
         self._tool_name = tool_name
-        self._inner: PerLoop[_LoopTransport] = PerLoop(lambda: _LoopTransport(certificates))
+        # A host that `allow_hosts` names may be private.
+        network = _CheckedNetwork(tool_name, deny_private=deny_private and allow_hosts is None)
+        self._inner: PerLoop[_LoopTransport] = PerLoop(lambda: _LoopTransport(certificates, network))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        addresses = await self._addresses(request)
-        inner = self._inner.here().http
-        for address in addresses[:-1]:
-            try:
-                return await inner.handle_async_request(_with_address(request, address))
-            except httpx.ConnectError:  # nothing was sent, so the next address can be tried
-                continue
-        return await inner.handle_async_request(_with_address(request, addresses[-1]))
+        """Raises `PermanentToolError` for a host that is not allowed."""
+        self._require_allowed(request.url)
+        return await self._inner.here().http.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._inner.close()
 
-    async def _addresses(self, request: httpx.Request) -> list[str]:
-        """Resolve and check the host. Raises `PermanentToolError` for a host that is not allowed."""
-        host = request.url.host.lower().rstrip(".")
-        is_allowed = self._allow_hosts is not None and any(
-            fnmatchcase(host, allowed) for allowed in self._allow_hosts
-        )
-        if self._allow_hosts is not None and not is_allowed:
-            raise PermanentToolError(f"{host} is not in allow_hosts", self._tool_name)
+    def _require_allowed(self, url: httpx.URL) -> None:
+        """`allow_hosts` may name a host as people write it (`straße.de`) or as it is sent (`xn--...`)."""
+        if self._allow_hosts is None:
+            return
+        names = {name.lower().rstrip(".") for name in (url.host, url.raw_host.decode("ascii"))}
+        if not any(fnmatchcase(name, allowed) for name in names for allowed in self._allow_hosts):
+            raise PermanentToolError(f"{url.host.rstrip('.')} is not in allow_hosts", self._tool_name)
+
+
+class _CheckedNetwork(httpcore.AsyncNetworkBackend):
+    """Resolves a host, checks its addresses, and connects to exactly one of the checked addresses."""
+
+    def __init__(self, tool_name: str, *, deny_private: bool) -> None:
+        self._tool_name = tool_name
+        self._deny_private = deny_private
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *args: Any, **options: Any
+    ) -> httpcore.AsyncNetworkStream:
+        *others, last = await self._checked_addresses(host.rstrip("."), port)
+        for address in others:
+            try:
+                return await self._network.connect_tcp(address, port, timeout, *args, **options)
+            except httpcore.ConnectError:  # the next address may accept the connection
+                continue
+        return await self._network.connect_tcp(last, port, timeout, *args, **options)
+
+    async def _checked_addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, at least one. Raises `PermanentToolError` if one of them is denied."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, request.url.port, type=socket.SOCK_STREAM
-            )
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from error
+            raise httpcore.ConnectError(f"{host} cannot be resolved") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if self._deny_private and not is_allowed and not all(map(is_public, addresses)):
+        if self._deny_private and not all(map(is_public, addresses)):
             raise PermanentToolError(
                 f"{host} is in a private network",
                 self._tool_name,
@@ -114,14 +145,3 @@ class CheckedAddressTransport(httpx.AsyncBaseTransport):
 @lru_cache(maxsize=1)  # reading the certificates takes 0.1 s
 def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
-
-
-def _with_address(request: httpx.Request, address: str) -> httpx.Request:
-    """The request, sent to one address. The `Host` header and the certificate check keep the host name."""
-    return httpx.Request(
-        request.method,
-        request.url.copy_with(host=address),
-        headers=request.headers,
-        stream=request.stream,
-        extensions={**request.extensions, "sni_hostname": request.url.host},
-    )

@@ -6,11 +6,12 @@ import asyncio
 import gzip
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -399,6 +400,83 @@ async def test_a_certificate_is_checked_against_the_name_though_an_address_is_co
 
     assert by_name["body"] == "hello"
     assert [headers["host"] for _, headers, _ in server.requests] == [f"localhost:{server.port}"]
+
+
+async def serve_again_and_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers each request of a connection, and keeps the connection open."""
+    with suppress(ConnectionError, asyncio.IncompleteReadError):  # the client has closed it
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            await writer.drain()
+
+
+async def test_a_connection_that_was_verified_for_one_host_is_not_used_for_another(
+    localhosts_certificate: ssl.SSLContext,
+) -> None:
+    """Also if both are at one address: the server has shown only that it is the first one."""
+    tool = HttpRequest({"allow_hosts": ["localhost", "127.0.0.1"]})
+    async with listening(serve_again_and_again, tls=localhosts_certificate) as port:
+        try:
+            answers = [await tool.invoke({"url": f"https://localhost:{port}/"}, None) for _ in range(2)]
+            with pytest.raises(ToolUnavailableError, match="certificate"):
+                await tool.invoke({"url": f"https://127.0.0.1:{port}/"}, None)
+        finally:
+            await tool.close()
+
+    assert [answer["body"] for answer in answers] == ["hi", "hi"]
+
+
+async def test_an_address_is_checked_at_each_connection(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that was public a moment ago and is private now (DNS rebinding) gets no connection."""
+    addresses = iter(["93.184.215.14", "127.0.0.1"])
+    connected = record_connections(monkeypatch)
+    resolve_to(addresses, monkeypatch)
+    tool = HttpRequest()
+
+    with pytest.raises(ToolUnavailableError):
+        await tool.invoke({"url": f"http://example.com:{server.port}/"}, None)
+    with pytest.raises(PermanentToolError, match="private network"):
+        await tool.invoke({"url": f"http://example.com:{server.port}/"}, None)
+    await tool.close()
+
+    assert (connected, server.requests) == (["93.184.215.14"], [])
+
+
+async def test_a_name_is_resolved_as_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own encoding of names (IDNA 2003) makes `strasse.de`, a host of others, of `straße.de`."""
+    names = resolve_to(iter(["93.184.215.14"] * 2), monkeypatch)
+    record_connections(monkeypatch)
+    for allowed in ("straße.de", "xn--strae-oqa.de"):
+        with pytest.raises(ToolUnavailableError):
+            await call("https://straße.de/", {"allow_hosts": [allowed]})
+
+    assert names == ["xn--strae-oqa.de"] * 2
+
+
+def resolve_to(addresses: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every host have the next of these addresses. Returns the list of the names asked for."""
+    names: list[str] = []
+
+    async def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        names.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses), port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    return names
+
+
+def record_connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every connection be refused. Returns the list of the addresses."""
+    addresses: list[str] = []
+
+    async def refused(protocol: Any, host: str, port: int, **options: Any) -> Any:
+        addresses.append(host)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refused)
+    return addresses
 
 
 async def test_only_listed_hosts_are_reached(server: Server) -> None:
