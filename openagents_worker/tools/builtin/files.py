@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -110,9 +111,13 @@ class ListFiles(FileTool):
     class Params(TypedTool.Params):
         path: str = Field(".", min_length=1, description="The folder.")
         pattern: str = Field(
-            "*", description="A glob over names, for example `*.py`; with `/` over whole paths."
+            "*",
+            description="A glob over names, for example `*.py`. With `/` it is over whole paths, in which "
+            "`**/` stands for any folders: `src/*.py`, `src/**/*.py`.",
         )
-        recursive: bool = Field(False, description="Whether to look into folders as well.")
+        recursive: bool = Field(
+            False, description="Whether to look into folders as well. A glob with `/` always does."
+        )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         return await asyncio.to_thread(self._list, args)
@@ -127,19 +132,18 @@ class ListFiles(FileTool):
             if not stat.S_ISDIR(top.stat().st_mode):
                 raise PermanentToolError(f"{args.path} is not a folder", self.name)
         found: list[dict[str, str]] = []
-        globs = list(search.globs_of(args.pattern))
-        allowed_paths = self.allowed_paths
-        for entry in (
-            search.walk(top, allowed_paths) if args.recursive else _sorted_entries(top, allowed_paths)
-        ):
+        pattern = args.pattern.removeprefix("./")
+        is_of_paths = "/" in pattern
+        walk = search.Walk(top, self.allowed_paths)
+        for entry in walk if args.recursive or is_of_paths else _sorted_entries(top, self.allowed_paths):
             shown = search.escape_path(Path(entry.path).relative_to(top).as_posix())
-            name = shown if "/" in args.pattern else search.escape_path(entry.name)
-            if not any(fnmatch.fnmatchcase(name, glob) for glob in globs):
+            names = shown.split("/") if is_of_paths else [search.escape_path(entry.name)]
+            if not _matches(names, pattern.split("/")):
                 continue
             if len(found) == MAX_ENTRIES:
                 return {"path": args.path, "entries": _by_path(found), "truncated": True}
             found.append({"path": shown, "type": _entry_type(entry)})
-        return {"path": args.path, "entries": _by_path(found), "truncated": False}
+        return {"path": args.path, "entries": _by_path(found), "truncated": walk.is_cut}
 
 
 class DeleteFile(FileTool):
@@ -225,6 +229,23 @@ def _sorted_entries(top: Path, allowed_paths: search.AllowedPaths) -> list[os.Di
     with os.scandir(top) as entries:
         visible = [entry for entry in entries if allowed_paths.problem(entry.path) is None]
     return sorted(visible, key=lambda entry: entry.name)
+
+
+def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
+    """Whether the globs stand for these names: `**` for any number of folders, any other one for one name.
+
+    >>> _matches(["src", "a", "b.py"], ["src", "**", "*.py"]), _matches(["src", "a", "b.py"], ["src", "*.py"])
+    (True, False)
+    """
+    counts = {0}  # of how many names the globs so far may stand for
+    for position, glob in enumerate(globs):
+        if glob != "**":
+            left = {count for count in counts if count < len(names)}
+            counts = {count + 1 for count in left if fnmatch.fnmatchcase(names[count], glob)}
+        elif counts:
+            is_last = position == len(globs) - 1  # then it stands for a name at least
+            counts = set(range(min(counts) + is_last, len(names) + 1))
+    return len(names) in counts
 
 
 def _by_path(entries: list[dict[str, str]]) -> list[dict[str, str]]:

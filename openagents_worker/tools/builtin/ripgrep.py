@@ -62,6 +62,8 @@ def _options(query: dict[str, Any], allowed_paths: search.AllowedPaths) -> Itera
     yield f"--max-filesize={query['max_bytes']}"
     if not query["case_sensitive"]:
         yield "--ignore-case"
+    if not search.names_cr(query["pattern"]):
+        yield "--crlf"
     if allowed_paths.allow_hidden:
         yield "--hidden"
     if query["glob"] != "*":

@@ -8,6 +8,7 @@ environment. The rules are in this module because the process needs them too.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import fnmatch
 import json
@@ -112,23 +113,36 @@ def unescape_path(path: str) -> str:
     return os.fsdecode(os.fsencode(unescaped))  # normalizes escaped bytes that are valid UTF-8 together
 
 
-def walk(top: Path, allowed_paths: AllowedPaths) -> Iterator[os.DirEntry[str]]:
-    """All visible entries below a folder, sorted by name, parents first. Links are listed, not followed."""
-    visited = 0
-    folders = [str(top)]
-    while folders:
+class Walk:
+    """All visible entries below a folder, sorted by name, parents first. Links are listed, not followed.
+
+    It ends after `MAX_VISITED` entries. Then `is_cut` is true.
+    """
+
+    def __init__(self, top: Path, allowed_paths: AllowedPaths) -> None:
+        self.is_cut = False
+        self._top = top
+        self._allowed_paths = allowed_paths
+
+    def __iter__(self) -> Iterator[os.DirEntry[str]]:
+        visited = 0
+        folders = [str(self._top)]
+        while folders:
+            found = sorted(self._entries(folders.pop()), key=lambda entry: entry.name)
+            for entry in found:
+                visited += 1
+                if visited > MAX_VISITED:
+                    self.is_cut = True
+                    return
+                yield entry
+            folders += [entry.path for entry in reversed(found) if entry.is_dir(follow_symlinks=False)]
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(folders.pop()) as entries:
-                seen = [entry for entry in entries if allowed_paths.problem(entry.path) is None]
+            with os.scandir(folder) as entries:
+                return [entry for entry in entries if self._allowed_paths.problem(entry.path) is None]
         except OSError:  # not readable, or deleted meanwhile: skipped, as `grep -s` does
-            continue
-        found = sorted(seen, key=lambda entry: entry.name)
-        for entry in found:
-            visited += 1
-            if visited > MAX_VISITED:
-                return
-            yield entry
-        folders += [entry.path for entry in reversed(found) if entry.is_dir(follow_symlinks=False)]
+            return []
 
 
 def search(query: dict[str, Any]) -> dict[str, Any]:
@@ -137,22 +151,26 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
 
     Returns `{"matches", "skipped", "truncated"}`, or `{"error"}` for an invalid pattern. Paths in matches are
     relative to `path`, lines count from 1. Files larger than `max_bytes` and files with a NUL byte near their
-    beginning are skipped and counted.
+    beginning are skipped and counted. `truncated`: there are more matches, or more files than are searched.
+
+    A line ends with `\\n` or `\\r\\n`. A pattern that names `\\r` finds it at the end of a line.
     """
     try:
         pattern = re.compile(query["pattern"], 0 if query["case_sensitive"] else re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         return {"error": f"no regular expression: {error}"}
     top, allowed_paths = Path(query["path"]), AllowedPaths(**query["allowed_paths"])
+    ending = "" if names_cr(query["pattern"]) else "\r"
     matches: list[dict[str, Any]] = []
     skipped = 0
-    for path in _searched_files(top, query["glob"], allowed_paths):
+    walk = Walk(top, allowed_paths)
+    for path in _searched_files(walk, top, query["glob"]):
         text = _read_text(path, query["max_bytes"])
         if text is None:
             skipped += 1
             continue
-        for number, line in enumerate(text.split("\n"), start=1):
-            if pattern.search(line) is None:
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+            if pattern.search(line.removesuffix(ending)) is None:
                 continue
             if len(matches) == query["max_matches"]:
                 return {"matches": matches, "skipped": skipped, "truncated": True}
@@ -160,14 +178,26 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
             matches.append(
                 {"path": escape_path(name), "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]}
             )
-    return {"matches": matches, "skipped": skipped, "truncated": False}
+    return {"matches": matches, "skipped": skipped, "truncated": walk.is_cut}
 
 
-def _searched_files(top: Path, glob: str, allowed_paths: AllowedPaths) -> Iterator[Path]:
+_NAMES_CR = re.compile(r"(?<!\\)(?:\\\\)*\\r|\r")
+
+
+def names_cr(pattern: str) -> bool:
+    """Whether a regular expression names the carriage return, which otherwise belongs to the end of a line.
+
+    >>> names_cr(r";\\r$"), names_cr(r"C:\\\\run$")
+    (True, False)
+    """
+    return _NAMES_CR.search(pattern) is not None
+
+
+def _searched_files(walk: Walk, top: Path, glob: str) -> Iterator[Path]:
     if not top.is_dir():
         yield top
         return
-    for entry in walk(top, allowed_paths):
+    for entry in walk:
         if entry.is_file(follow_symlinks=False) and fnmatch.fnmatchcase(entry.name, glob):
             yield Path(entry.path)
 
@@ -182,7 +212,9 @@ def _read_text(path: Path, max_bytes: int) -> str | None:
             content = file.read(max_bytes)
     except OSError:
         return None
-    return None if b"\0" in content[:BINARY_PROBE_BYTES] else content.decode("utf-8", errors="replace")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # `rg` reads such a file, too
+        return content.decode("utf-16", errors="replace")
+    return None if b"\0" in content[:BINARY_PROBE_BYTES] else content.decode("utf-8-sig", errors="replace")
 
 
 def _end_with_parent() -> None:

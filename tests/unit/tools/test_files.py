@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.agents.loading import load_agents
 from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolValidationError
-from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin import BUILTIN_TOOLS, search
 from openagents_worker.tools.builtin.files import ReadFile
 from openagents_worker.tools.builtin.grep import GrepFiles
 from tests.support.waiting import await_for
@@ -379,12 +379,32 @@ async def test_a_folder_is_listed_in_order(root: Path) -> None:
         ("*.[mt]*", ["a.txt", "docs/b.md"]),
         ("**/*.[mt]*", ["a.txt", "docs/b.md"]),  # any folders, also none
         ("docs/**/*.md", ["docs/b.md"]),
+        ("docs/**", ["docs/b.md", "docs/c.py"]),
+        ("./docs/*.py", ["docs/c.py"]),
+        ("**/b.md", ["docs/b.md"]),
+        ("**/docs/**/**/*.py", ["docs/c.py"]),
     ],
 )
 async def test_a_pattern_picks_names_or_paths(root: Path, pattern: str, paths: list[str]) -> None:
     """A glob without `/` is compared with names, a glob with `/` with whole paths."""
     listed = await call("list_files", root, pattern=pattern, recursive=True)
     assert [entry["path"] for entry in listed["entries"]] == paths
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+async def test_a_star_of_a_path_stands_for_one_name(root: Path, recursive: bool) -> None:
+    """`**/` stands for folders. A glob with `/` looks into folders without being told to."""
+    (root / "docs" / "more").mkdir()
+    (root / "docs" / "more" / "d.py").touch()
+
+    for pattern, paths in {
+        "docs/*.py": ["docs/c.py"],
+        "*/*.py": ["docs/c.py"],
+        "docs/**/*.py": ["docs/c.py", "docs/more/d.py"],
+        "*/more/*": ["docs/more/d.py"],
+    }.items():
+        listed = await call("list_files", root, pattern=pattern, recursive=recursive)
+        assert [entry["path"] for entry in listed["entries"]] == paths, pattern
 
 
 @pytest.fixture
@@ -480,6 +500,58 @@ async def test_a_search_can_be_narrowed(root: Path, arguments: dict[str, Any], p
     """By case, by file ending, and to one file."""
     found = await call("ripgrep", root, **arguments)
     assert [match["path"] for match in found["matches"]] == paths
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern", "lines"),
+    [
+        ("total = 5\r\nnext;\r\n", r"^total = \d+$", [1]),
+        ("total = 5\r\nnext;\r\n", ";$", [2]),
+        ("total = 5\r\nnext;\n", r";\r$|5\r$", [1]),  # a pattern may ask for the carriage return
+        (r"C:\\run" "\r\n", r"^C:\\\\run$", [1]),
+        ("\ufeffimport os\nimport re\n", "^import", [1, 2]),
+        ("a\n\nb\n", "^$", [2]),  # after the last end of a line there is no line
+        ("", "^", []),
+    ],
+)
+async def test_the_ends_of_a_line_are_found_whatever_wrote_the_file(
+    root: Path, content: str, pattern: str, lines: list[int]
+) -> None:
+    """Also in a file from Windows, whose lines end with `\\r\\n`, and after a byte order mark."""
+    (root / "a.txt").write_bytes(content.encode())
+
+    found = await call("grep_files", root, pattern=pattern, path="a.txt")
+
+    assert [match["line"] for match in found["matches"]] == lines
+
+
+async def test_a_file_in_utf16_is_searched(root: Path) -> None:
+    """If it has a byte order mark, as Windows writes it."""
+    (root / "a.txt").write_text("größe = 2\n", "utf-16")
+    found = await call("grep_files", root, pattern="größe", path="a.txt")
+    assert [match["text"] for match in found["matches"]] == ["größe = 2"]
+
+
+async def test_a_walk_that_ends_early_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`truncated` is true, so that nobody takes what was not looked at for what does not exist."""
+    query = {
+        "pattern": "2",
+        "path": str(root),
+        "case_sensitive": True,
+        "glob": "*",
+        "max_bytes": 1000,
+        "max_matches": 100,
+        "allowed_paths": search.AllowedPaths(str(root)).to_json(),
+    }
+    whole = search.search(query)
+    monkeypatch.setattr(search, "MAX_VISITED", 3)
+
+    cut = search.search(query)
+    listed = await call("list_files", root, recursive=True)
+
+    assert (len(whole["matches"]), whole["truncated"]) == (1, False)
+    assert (len(cut["matches"]), cut["truncated"]) == (0, True)
+    assert (len(listed["entries"]), listed["truncated"]) == (3, True)
 
 
 async def test_a_search_stops_at_a_hundred_matches(root: Path) -> None:

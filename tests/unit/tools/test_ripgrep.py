@@ -85,6 +85,16 @@ async def test_the_pattern_is_one_argument_and_no_option(tmp_path: Path, program
     assert not {"--hidden", "--follow", "--pre=x"} & set(program.asked)
 
 
+@pytest.mark.parametrize(("pattern", "is_asked"), [("x$", True), (r"x\r$", False), (r"\\\\run$", True)])
+async def test_a_carriage_return_belongs_to_the_end_of_a_line(
+    tmp_path: Path, program: Program, pattern: str, is_asked: bool
+) -> None:
+    """Unless the pattern names it: with this option, the program refuses such a pattern."""
+    program.output = messages()
+    await program.search(tmp_path, pattern=pattern)
+    assert ("--crlf" in program.asked) is is_asked
+
+
 async def test_matches_in_files_that_may_not_be_seen_are_dropped(tmp_path: Path, program: Program) -> None:
     """Whatever the program has searched. Binary files are counted as skipped."""
     seen = [(tmp_path / name, 1, None) for name in ("a/ok", ".env", "key.pem", "a/b/c")]
