@@ -32,7 +32,8 @@ PIECE_BYTES = 65_536
 class ReadFile(FileTool):
     name = "read_file"
     description = (
-        "Reads a text file, whole or some of its lines. Long files come truncated; read on with `offset`."
+        "Reads a text file, whole or some of its lines. Long files come truncated; read on with `offset`. "
+        "With `invalid_bytes`, the file is not UTF-8: each U+FFFD stands for bytes that writing would lose."
     )
     spec = READS
 
@@ -57,8 +58,13 @@ class ReadFile(FileTool):
         if b"\0" in content:
             raise PermanentToolError(f"{args.path} is not a text file", self.name)
         # If the text was cut inside a character, the incremental decoder omits the incomplete character.
-        text = codecs.getincrementaldecoder("utf-8")("replace").decode(content, final=not rest)
-        return {"path": args.path, "content": text, "bytes": size, "truncated": bool(rest)}
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(content, final=not rest)
+        answer = {"path": args.path, "content": text, "bytes": size, "truncated": bool(rest)}
+        whole = content.removesuffix(decoder.getstate()[0])
+        if (invalid := len(whole) - len(whole.decode("utf-8", "ignore").encode())) > 0:
+            answer["invalid_bytes"] = invalid
+        return answer
 
 
 class WriteFile(FileTool):

@@ -284,6 +284,26 @@ async def test_a_long_file_is_cut_between_characters(root: Path) -> None:
     read = await call("read_file", root, {"max_bytes": 3}, path="long.txt")
 
     assert (read["content"], read["bytes"], read["truncated"]) == ("ä", 6, True)
+    assert "invalid_bytes" not in read
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "invalid"),
+    [
+        ("café".encode("latin-1"), "caf\ufffd", 1),
+        (b"\xe2\x82 \xff\n", "\ufffd \ufffd\n", 3),  # half a euro sign has two bytes
+        ("\ufffd".encode(), "\ufffd", None),
+    ],
+)
+async def test_bytes_that_are_not_utf8_are_counted(
+    root: Path, content: bytes, text: str, invalid: int | None
+) -> None:
+    """Who writes the text back would lose them."""
+    (root / "latin.txt").write_bytes(content)
+
+    read = await call("read_file", root, path="latin.txt")
+
+    assert (read["content"], read.get("invalid_bytes")) == (text, invalid)
 
 
 @pytest.mark.parametrize(
