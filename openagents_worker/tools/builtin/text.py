@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,10 +52,23 @@ class TextTransform(TypedTool):
         return {"result": _OPERATIONS[args.operation](args.text)}
 
 
+# An apostrophe is part of a word, and so is an accent that is a character of its own.
+_WORD = re.compile("[^\\W_]+(?:['\u2019\\u0300-\\u036f]+[^\\W_]+)*")
+
+
+def _title(text: str) -> str:
+    """Each word with a capital letter. `str.title` makes `User'S` of `user's`, and `3Rd` of `3rd`.
+
+    >>> _title("the user's 3rd well-known o'clock")
+    "The User's 3rd Well-Known O'clock"
+    """
+    return _WORD.sub(lambda word: word[0].capitalize(), text)
+
+
 _OPERATIONS: dict[str, Callable[[str], str]] = {
     "upper": str.upper,
     "lower": str.lower,
-    "title": str.title,
+    "title": _title,
     "capitalize": str.capitalize,
     "strip": str.strip,
     "reverse": lambda text: text[::-1],
