@@ -54,7 +54,7 @@ class GrepFiles(FileTool):
             "pattern": args.pattern,
             "path": str(top),
             "case_sensitive": args.case_sensitive,
-            "glob": f"*.{_escape_glob(args.file_type.removeprefix('.'))}" if args.file_type else "*",
+            "glob": _glob_of_type(args.file_type or ""),
             "max_bytes": MAX_SEARCHED_BYTES,
             "max_matches": MAX_MATCHES,
             "allowed_paths": self.allowed_paths.to_json(),
@@ -93,6 +93,12 @@ class GrepFiles(FileTool):
             self.name,
             hint="use a simpler pattern or search a smaller folder",
         )
+
+
+def _glob_of_type(file_type: str) -> str:
+    """The glob for a file type, which a model may also write as `.py` or `*.py`."""
+    ending = file_type.lstrip("*.")
+    return f"*.{_escape_glob(ending)}" if ending else "*"
 
 
 def _escape_glob(text: str) -> str:

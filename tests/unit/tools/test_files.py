@@ -513,6 +513,8 @@ async def test_matches_are_found_in_text_files_only(root: Path) -> None:
         ({"pattern": "two"}, ["a.txt"]),
         ({"pattern": "2|Two", "file_type": "py"}, ["docs/c.py"]),
         ({"pattern": "2|Two", "file_type": ".md"}, ["docs/b.md"]),
+        ({"pattern": "2|Two", "file_type": "*.md"}, ["docs/b.md"]),
+        ({"pattern": "2|Two", "file_type": "*"}, ["docs/b.md", "docs/c.py"]),
         ({"pattern": "^t", "path": "a.txt"}, ["a.txt", "a.txt"]),
     ],
 )
