@@ -97,7 +97,7 @@ async def pieces_of(
     if response.is_stream_consumed:  # by a transport without a network, whose reply is complete
         yield response.content
         return
-    decode = _decoder(response)
+    decode: _Plain | _Inflate | None = None  # made for a body only: a reply to HEAD has the headers of one
     bytes_left, pieces_left = max_bytes, max(max_bytes // BYTES_A_PIECE, LEAST_PIECES)
     pieces_since_yield = bytes_since_yield = 0
     raw_pieces: Any = response.aiter_raw()  # an async generator, but httpx does not declare it as one
@@ -108,6 +108,7 @@ async def pieces_of(
                 pieces_left -= 1
                 if pieces_left < 0:
                     raise ReplyTooLarge(f"{what} has too many pieces for a limit of {max_bytes} bytes")
+                decode = decode or _decoder(response)
                 for piece in decode(raw):
                     if len(piece) > bytes_left:
                         yield piece[:bytes_left]

@@ -19,6 +19,7 @@ from openagents_worker.errors import (
     ToolValidationError,
 )
 from openagents_worker.http_replies import (
+    ACCEPT_ENCODING,
     ReplyUnreadable,
     beginning_of,
     text_of_body,
@@ -38,6 +39,7 @@ MAX_REDIRECTS = 5
 MAX_PORT = 65_535
 LARGEST_MAX_BYTES = 64 * 1024 * 1024
 LONGEST_TIMEOUT_S = 24 * 60 * 60
+READABLE_ENCODINGS = frozenset({*ACCEPT_ENCODING.split(", "), "x-gzip", "identity"})
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 # These delimit the request on the connection or identify it, so a model may not set them.
 RESERVED_HEADERS = frozenset(
@@ -62,7 +64,10 @@ class HttpRequest(TypedTool):
     """
 
     name = "http_request"
-    description = "Sends an HTTP request and gives status, headers and body of the answer."
+    description = (
+        "Sends an HTTP request and gives status, headers and body of the answer. After a redirect, "
+        "`redirected_to` is the request that was answered."
+    )
     spec = ToolExecutionSpec(side_effects="network")
     durable_idempotent = False
 
@@ -152,8 +157,7 @@ class HttpRequest(TypedTool):
             raise ToolValidationError("headers: only printable ASCII is allowed", self.name)
         body = {"json": args.body} if isinstance(args.body, dict | list) else {"content": args.body}
         try:
-            # identity: a compressed body could expand to a thousand times `max_bytes`
-            headers = {"accept-encoding": "identity", **args.headers}
+            headers = _with_readable_encodings(args.headers)
             request = client.build_request(args.method, args.url, headers=headers, **body)
             url = request.url
             is_absolute = url.scheme in ("http", "https") and url.host and (url.port or 0) <= MAX_PORT
@@ -167,11 +171,14 @@ class HttpRequest(TypedTool):
 
     async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:
         may_repeat = request.method in SAFE_METHODS  # a redirect of a POST is often a GET
-        for _ in range(MAX_REDIRECTS + 1):
+        for redirects in range(MAX_REDIRECTS + 1):
             response = await with_translated_errors(client.send(request, stream=True))
             try:
                 if response.next_request is None:
-                    return await self._result(request, response, may_repeat=may_repeat)
+                    result = await self._result(request, response, may_repeat=may_repeat)
+                    # After a DELETE, for example, the answer may be the page of a login.
+                    answered = {"redirected_to": f"{request.method} {request.url}"} if redirects else {}
+                    return {**result, **answered}
                 await check_redirect(str(response.next_request.url))
                 request = _redirected(request, response.next_request)
             finally:
@@ -185,11 +192,12 @@ class HttpRequest(TypedTool):
             after_ms = retry_after_ms(response.headers, now=self._now())
             raise ToolRateLimitError(f"{request.url.host} asks for fewer requests", self.name, after_ms)
         body, truncated = await beginning_of(response, max_bytes=self.cfg.max_bytes)
+        text = text_of_body(body, response.headers.get("content-type", ""))
         return {
             "success": response.is_success,
             "status": response.status_code,
             "headers": dict(response.headers),
-            "body": text_of_body(body, response.headers.get("content-type", "")),
+            "body": text.removesuffix("\ufffd") if truncated else text,  # a character that was cut
             "truncated": truncated,
         }
 
@@ -213,6 +221,16 @@ class HttpRequest(TypedTool):
             )
             self._client = self._client or opened
         return self._client
+
+
+def _with_readable_encodings(headers: dict[str, str]) -> dict[str, str]:
+    """The headers, with the compressions that can be read. Without a wish of the model: none, because a
+    compressed body could expand to a thousand times `max_bytes`."""
+    asked = [value for name, value in headers.items() if name.lower() == "accept-encoding"]
+    codings = [coding.strip() for value in asked for coding in value.split(",")]
+    readable = [each for each in codings if each.partition(";")[0].strip().lower() in READABLE_ENCODINGS]
+    others = {name: value for name, value in headers.items() if name.lower() != "accept-encoding"}
+    return {"accept-encoding": ", ".join(readable) or "identity", **others}
 
 
 def _redirected(request: httpx.Request, redirect: httpx.Request) -> httpx.Request:

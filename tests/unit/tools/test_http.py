@@ -592,6 +592,36 @@ async def test_a_body_is_cut_after_it_was_decompressed(server: Server, encoding:
     assert (answer["body"], answer["truncated"]) == ("x" * 1000, True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [(None, "identity"), ("br, zstd", "identity"), ("gzip;q=0.9, deflate, br", "gzip;q=0.9, deflate")],
+)
+async def test_only_a_readable_compression_is_asked_for(server: Server, asked: str | None, sent: str) -> None:
+    """A model that copies the headers of a browser would get bytes that cannot be read."""
+    await call(server.url, headers={} if asked is None else {"Accept-Encoding": asked})
+    assert server.requests[0][1]["accept-encoding"] == sent
+
+
+@pytest.mark.parametrize(("status", "method"), [("200 OK", "HEAD"), ("304 Not Modified", "GET")])
+async def test_an_answer_without_a_body_has_nothing_to_decompress(
+    server: Server, status: str, method: str
+) -> None:
+    """Its headers say how the body would be compressed."""
+    server.answer = f"HTTP/1.1 {status}\r\nContent-Encoding: br\r\nContent-Length: 9\r\n\r\n".encode()
+
+    answer = await call(server.url, method=method)
+
+    assert (answer["status"], answer["body"]) == (int(status[:3]), "")
+    assert answer["headers"]["content-encoding"] == "br"
+
+
+async def test_a_body_is_cut_between_characters(server: Server) -> None:
+    """An incomplete character at the end is left out."""
+    server.answer = reply("200 OK", "äöü")
+    answer = await call(server.url, {"max_bytes": 3})
+    assert (answer["body"], answer["truncated"]) == ("ä", True)
+
+
 UNREADABLE = {
     "an encoding nobody asked for": b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nhi",
     "compressed twice": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 2\r\n\r\nhi",
@@ -634,6 +664,24 @@ async def test_a_body_is_text_whatever_its_header_calls_it(server: Server, chars
     """`charset=hex` is the name of a Python codec that does not decode to text."""
     server.answer = reply("200 OK", "für dich", Content_Type=f"text/plain; charset={charset}")
     assert (await call(server.url))["body"] == "für dich"
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "answered"),
+    [("302 Found", "DELETE", "GET"), ("303 See Other", "POST", "GET"), ("307 Again", "POST", "POST")],
+)
+async def test_a_result_names_the_request_that_was_answered(
+    server: Server, status: str, method: str, answered: str
+) -> None:
+    """A DELETE that was redirected to a login page has deleted nothing, though the status is 200."""
+    async with running(Server(reply("200 OK", "log in"))) as other:
+        server.answer = reply(status, Location=f"{other.url}/login")
+        redirected = await call(server.url, method=method)
+    server.answer = reply("200 OK")
+    direct = await call(server.url, method=method)
+
+    assert redirected["redirected_to"] == f"{answered} {other.url}/login"
+    assert "redirected_to" not in direct
 
 
 async def test_redirects_in_a_circle_end(server: Server) -> None:
