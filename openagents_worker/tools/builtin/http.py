@@ -123,18 +123,14 @@ class HttpRequest(TypedTool):
             async with asyncio.timeout(seconds):
                 return await self._exchange(client, request)
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise self._failure(
-                request, error, f"no answer within {seconds:g} s", ToolTimeoutError
-            ) from error
+            raise self._failure(request, f"no answer within {seconds:g} s", ToolTimeoutError) from error
         except ReplyUnreadable as error:
-            raise self._failure(
-                request, error, f"the answer cannot be read: {error}", PermanentToolError
-            ) from error
+            raise self._failure(request, f"the answer cannot be read: {error}", PermanentToolError) from error
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
             raise ToolValidationError(f"the request is not valid HTTP: {error}", self.name) from error
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            raise self._failure(request, error, reason, ToolUnavailableError) from error
+            raise self._failure(request, reason, ToolUnavailableError) from error
 
     async def reconcile(
         self, params: dict[str, Any], idempotency_key: str, context: ToolContext | None
@@ -163,6 +159,7 @@ class HttpRequest(TypedTool):
             is_absolute = url.scheme in ("http", "https") and url.host and (url.port or 0) <= MAX_PORT
         except Exception as error:  # idna and the codecs for host names raise errors of their own
             raise ToolValidationError(f"the request cannot be built: {error}", self.name) from error
+        request.extensions["trace"] = _Trace()
         if not is_absolute:
             raise ToolValidationError("url: expected an absolute http or https URL", self.name)
         if args.method not in SAFE_METHODS and context is not None:
@@ -201,12 +198,10 @@ class HttpRequest(TypedTool):
             "truncated": truncated,
         }
 
-    def _failure(
-        self, request: httpx.Request, error: Exception, reason: str, retryable_class: type[ToolError]
-    ) -> ToolError:
+    def _failure(self, request: httpx.Request, reason: str, retryable_class: type[ToolError]) -> ToolError:
         """An error of `retryable_class` if repeating the request is harmless; otherwise: outcome unknown."""
         host = request.url.host  # not the whole URL: its query may contain a key
-        if request.method in SAFE_METHODS or _nothing_was_sent(request, error):
+        if request.method in SAFE_METHODS or request.extensions["trace"].is_only_connecting:
             return retryable_class(f"{request.method} {host}: {reason}", self.name)
         return PermanentToolError(
             f"the outcome of {request.method} {host} is unknown: {reason}",
@@ -253,8 +248,19 @@ def _is_same_origin(one: httpx.URL, other: httpx.URL) -> bool:
     )
 
 
-def _nothing_was_sent(request: httpx.Request, error: Exception) -> bool:
-    """Whether nothing was sent at all: the connection of the first request, not of a redirect, failed."""
-    if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return False
-    return error.request.method == request.method and error.request.url == request.url
+class _Trace:
+    """What a request and its redirects have done on the network, by the events of httpcore."""
+
+    def __init__(self) -> None:
+        self._has_connected = False
+        self._has_gone_on = False
+
+    async def __call__(self, event: str, _: dict[str, Any]) -> None:
+        is_of_connecting = event.startswith("connection.")
+        self._has_connected |= is_of_connecting
+        self._has_gone_on |= not is_of_connecting
+
+    @property
+    def is_only_connecting(self) -> bool:
+        """Whether it has opened a connection, or tried to, and nothing was sent at all."""
+        return self._has_connected and not self._has_gone_on

@@ -117,14 +117,15 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
 
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *args: Any, **options: Any
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> Any:
         *others, last = await self._checked_addresses(host.rstrip("."), port)
         for address in others:
             try:
-                return await self._network.connect_tcp(address, port, timeout, *args, **options)
+                stream = await self._network.connect_tcp(address, port, timeout, *args, **options)
             except httpcore.ConnectError:  # the next address may accept the connection
                 continue
-        return await self._network.connect_tcp(last, port, timeout, *args, **options)
+            return _Stream(stream)
+        return _Stream(await self._network.connect_tcp(last, port, timeout, *args, **options))
 
     async def _checked_addresses(self, host: str, port: int) -> list[str]:
         """The addresses of a host, at least one. Raises `PermanentToolError` if one of them is denied."""
@@ -140,6 +141,23 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
                 hint=f"name it in allow_hosts of the {self._tool_name} tool if it is meant to be reached",
             )
         return addresses
+
+
+class _Stream:
+    """A connection that is closed if its TLS handshake is cancelled; httpcore leaves it open then."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._inner = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._inner.start_tls(*args, **options)
+        except BaseException:
+            await self._inner.aclose()
+            raise
 
 
 @lru_cache(maxsize=1)  # reading the certificates takes 0.1 s

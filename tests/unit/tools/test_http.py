@@ -261,6 +261,25 @@ async def test_without_a_connection_any_method_may_be_retried(method: str) -> No
         await call(url, method=method)
 
 
+async def test_a_write_whose_connection_takes_too_long_may_be_retried(server: Server) -> None:
+    """The timeout of the call ends the TLS handshake: the request was not sent."""
+    server.answer = silence
+
+    with pytest.raises(ToolTimeoutError):
+        await call(server.url.replace("http:", "https:"), {"timeout": 0.2}, method="POST")
+    assert server.requests == []
+
+
+async def test_a_write_redirected_to_a_connection_that_takes_too_long_has_an_unknown_outcome(
+    server: Server,
+) -> None:
+    """The first server got the request."""
+    async with running(Server(silence)) as slow:
+        server.answer = reply("307 Again", Location=slow.url.replace("http:", "https:"))
+        with pytest.raises(PermanentToolError, match="unknown"):
+            await call(server.url, {"timeout": 0.5}, method="POST")
+
+
 @pytest.mark.parametrize("status", ["303 See Other", "307 Temporary Redirect"])
 async def test_a_write_redirected_to_a_closed_port_has_an_unknown_outcome(
     server: Server, status: str
