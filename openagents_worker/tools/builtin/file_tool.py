@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,10 +102,13 @@ class PathTool(TypedTool):
         return place
 
     def _absolute(self, path: str) -> Path:
-        """The path below root. A path that exists only with the escapes of `list_files` is unescaped."""
+        """The path below root. A path that exists only in another spelling is that one: with the escapes of
+        `list_files`, or in the other Unicode normalization (names from a Mac are decomposed)."""
         literal = self.root / os.fsdecode(os.fsencode(path))
-        unescaped = self.root / search.unescape_path(path)
-        return unescaped if not os.path.lexists(literal) and os.path.lexists(unescaped) else literal
+        if os.path.lexists(literal):
+            return literal
+        others = search.unescape_path(path), *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+        return next((found for other in others if os.path.lexists(found := self.root / other)), literal)
 
     @contextmanager
     def errors_for_model(self, path: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import stat
+import unicodedata
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,13 +139,13 @@ class ListFiles(FileTool):
             if not stat.S_ISDIR(top.stat().st_mode):
                 raise PermanentToolError(f"{args.path} is not a folder", self.name)
         found: list[dict[str, str]] = []
-        pattern = args.pattern.removeprefix("./")
+        pattern = unicodedata.normalize("NFC", args.pattern).removeprefix("./")
         is_of_paths = "/" in pattern
         walk = search.Walk(top, self.allowed_paths)
         for entry in walk if args.recursive or is_of_paths else _sorted_entries(top, self.allowed_paths):
             shown = search.escape_path(Path(entry.path).relative_to(top).as_posix())
-            names = shown.split("/") if is_of_paths else [search.escape_path(entry.name)]
-            if not _matches(names, pattern.split("/")):
+            name = shown if is_of_paths else search.escape_path(entry.name)
+            if not _matches(unicodedata.normalize("NFC", name).split("/"), pattern.split("/")):
                 continue
             if len(found) == MAX_ENTRIES:
                 return {"path": args.path, "entries": _by_path(found), "truncated": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -658,6 +659,23 @@ async def test_it_is_read_and_deleted_by_the_name_that_was_shown(latin: Path) ->
     assert (await call("grep_files", latin, path=SHOWN, pattern="cups"))["matches"][0]["path"] == SHOWN
     await call("delete_file", latin, path=SHOWN)
     assert not (latin / LATIN).exists()
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("NFD", "NFC"), ("NFC", "NFD")])
+async def test_a_name_is_found_in_either_unicode_normalization(root: Path, stored: str, asked: str) -> None:
+    """Files from a Mac have decomposed names, and a model writes composed ones."""
+    place = root / unicodedata.normalize(stored, "Straßen für Fußgänger") / "a.txt"
+    place.parent.mkdir()
+    place.write_text("here")
+    path = unicodedata.normalize(asked, "Straßen für Fußgänger/a.txt")
+
+    read = await call("read_file", root, path=path)
+    listed = await call("list_files", root, pattern=path.replace("a.txt", "*"))
+    await call("write_file", root, path=path, content="there")
+
+    assert read["content"] == "here"
+    assert [entry["path"] for entry in listed["entries"]] == [str(place.relative_to(root))]
+    assert place.read_text() == "there"
 
 
 async def test_a_file_whose_name_looks_like_an_escape_is_itself(latin: Path) -> None:
