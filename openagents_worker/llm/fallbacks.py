@@ -50,6 +50,8 @@ SHARED = frozenset(
     }
 )
 """The options that a fallback of another provider takes from the agent."""
+PASSED = ("temperature", "max_tokens")
+"""The options that travel with each request: the patterns pass those of the agent."""
 
 
 def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
@@ -70,16 +72,24 @@ def _taken(own: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
+def _replaced_values(agent: LLMOptions) -> list[dict[str, Any]]:
+    """For each fallback: the values of the agent for which its entry has an own one, or null."""
+    return [{name: getattr(agent, name) for name in PASSED if name in entry} for entry in agent.fallbacks]
+
+
 class FallbackClient(ModelClient):
     """Asks the first client; the next one if that cannot answer.
 
     `usage.metadata["fallback"]` of a reply names the fallback that gave it.
     """
 
-    def __init__(self, clients: Sequence[LLMClient], *, max_attempts: int) -> None:
+    def __init__(
+        self, clients: Sequence[LLMClient], *, max_attempts: int, agent: LLMOptions | None = None
+    ) -> None:
         """`max_attempts`: the number of requests, to all models together, after which a call is not retried.
-        Each fallback gets at least one request."""
+        Each fallback gets at least one request. `agent`: the options that the fallbacks belong to."""
         self._clients = list(clients)
+        self._agents_values = [{}, *_replaced_values(agent)] if agent is not None else [{} for _ in clients]
         self._max_attempts = max_attempts
         self.provider_name = clients[0].provider_name
         self.model_id = clients[0].model_id
@@ -103,8 +113,13 @@ class FallbackClient(ModelClient):
         raise AssertionError("there is at least one client")
 
     def _own(self, request: ModelRequest, position: int) -> ModelRequest:
-        """The request as this client gets it."""
-        return request if position == 0 else replace(request, model=self._clients[position].model_id)
+        """The request as this client gets it: without those values of the agent that its entry replaces.
+        What the call itself asks for stays."""
+        if position == 0:
+            return request
+        replaced = self._agents_values[position].items()
+        unset = {name: None for name, value in replaced if getattr(request, name) == value}
+        return replace(request, model=self._clients[position].model_id, **unset)
 
     def _first(self, request: ModelRequest) -> int:
         """The first client that is asked: the one that an earlier attempt of the call has got a note from."""
