@@ -44,6 +44,7 @@ from openagents_worker.llm.structured import (
     can_be_closed,
     closed_schema,
     output_schema,
+    output_tool,
 )
 from openagents_worker.llm.usage import stated_cost
 
@@ -346,11 +347,7 @@ class AnthropicMessages:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The tools and the choice with a tool for the output. `forces`: the model must call a tool. With
         thinking, the API does not allow that."""
-        tool = {
-            "name": OUTPUT_TOOL,
-            "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
-            "input_schema": {"type": "object", **schema.schema},
-        }
+        (tool,) = tools_to_wire([output_tool(schema)], ())
         if not forces:
             return [*tools, tool], choice if choice and choice["type"] != "none" else {"type": "auto"}
         parallel = {name: value for name, value in (choice or {}).items() if name.startswith("disable_")}

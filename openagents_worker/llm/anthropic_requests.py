@@ -16,6 +16,7 @@ from openagents_worker.jsontext import loads
 from openagents_worker.llm.base import Message
 from openagents_worker.llm.conversation import EMPTY_INPUT, repaired
 from openagents_worker.llm.messages import Block, content_blocks, fields_of_format, has_content
+from openagents_worker.llm.root_schemas import accepted_function
 
 __all__ = [
     "CALLS_AT",
@@ -246,6 +247,7 @@ def _tool_definition(tool: Mapping[str, Any]) -> Wire:
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return dict(tool)
+    function = accepted_function(function)
     schema = {"type": "object", **(function.get("parameters") or {})}
     wire: Wire = {"name": function.get("name"), "input_schema": schema}
     if function.get("description"):

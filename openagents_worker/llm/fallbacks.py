@@ -118,7 +118,7 @@ class FallbackClient(ModelClient):
         if position == 0:
             return request
         replaced = self._agents_values[position].items()
-        unset = {name: None for name, value in replaced if getattr(request, name) == value}
+        unset: dict[str, Any] = {name: None for name, value in replaced if getattr(request, name) == value}
         return replace(request, model=self._clients[position].model_id, **unset)
 
     def _first(self, request: ModelRequest) -> int:

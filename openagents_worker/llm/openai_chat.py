@@ -31,6 +31,7 @@ from openagents_worker.llm.messages import (
 from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wire
 from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
+from openagents_worker.llm.root_schemas import accepted_tool
 from openagents_worker.llm.structured import output_schema, output_tool
 
 __all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
@@ -86,7 +87,7 @@ class ChatCompletions:
         tools, streaming = request.tools, request.is_streamed
         extras = self._extras
         tool_choice = request.tool_choice or extras.get("tool_choice")
-        tool_fields = {"tools": tools, "tool_choice": tool_choice}
+        tool_fields = {"tools": [accepted_tool(tool) for tool in tools or ()], "tool_choice": tool_choice}
         no_tools = {"tool_choice": None, "parallel_tool_calls": None}
         stream_options = {"include_usage": True} if self._stream_options else None
         body = {

@@ -30,6 +30,7 @@ from openagents_worker.llm.messages import (
     has_content,
     is_blank_text,
 )
+from openagents_worker.llm.root_schemas import accepted_function
 from openagents_worker.llm.usage import tools_of_response, usage_from_wire
 
 __all__ = [
@@ -206,6 +207,7 @@ def tool_to_wire(tool: Mapping[str, Any]) -> Wire:
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return dict(tool)
+    function = accepted_function(function)
     described = {"description": function["description"]} if function.get("description") else {}
     return {
         "type": "function",

@@ -96,6 +96,8 @@ OLDEST = "2023-06-01"
 _DATED = re.compile(r"[a-z_]+_20[0-9]{6}")
 MAX_BREAKPOINTS = 4
 MIN_THINKING_TOKENS = 1024
+NOT_AT_ROOT = frozenset({"anyOf", "oneOf", "allOf"})
+"""Keywords that the schema of a tool cannot have at its root."""
 
 
 def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
@@ -149,6 +151,12 @@ def _is_of_provider(tool: Any) -> bool:
 
 
 def _check_tools(request: MessagesRequest, others: Sequence[str]) -> None:
+    for index, tool in enumerate(request.tools):
+        if not NOT_AT_ROOT.isdisjoint(tool.input_schema.model_extra or {}):
+            raise InvalidRequest(
+                f"tools.{index}.custom.input_schema: input_schema does not support oneOf, allOf, or anyOf at"
+                " the top level"
+            )
     names = [*(tool.name for tool in request.tools), *others]
     if len(set(names)) < len(names):
         raise InvalidRequest("tools: Tool names must be unique.")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openagents_worker.testing.model_server.openai_rules import check_root
 from openagents_worker.testing.model_server.wire_format import InvalidRequest, seal
 
 __all__ = ["check_response_request", "items_of"]
@@ -144,10 +145,7 @@ def _check_tools(body: Mapping[str, Any]) -> None:
 
 
 def _check_schema(where: str, schema: Any, *, strict: bool) -> None:
-    if not isinstance(schema, Mapping) or schema.get("type") != "object":
-        raise InvalidRequest(
-            f"Invalid schema for {where}: schema must be a JSON Schema of 'type: \"object\"'."
-        )
+    check_root(where, schema)
     if strict:
         for path, part in _objects(schema, ()):
             if part.get("additionalProperties") is not False:

@@ -13,7 +13,7 @@ from typing import Any
 
 from openagents_worker.testing.model_server.wire_format import InvalidRequest
 
-__all__ = ["check_request"]
+__all__ = ["check_request", "check_root"]
 
 FIELDS = {
     "system": {"content", "name"},
@@ -23,6 +23,9 @@ FIELDS = {
     "tool": {"content", "tool_call_id", "name"},
 }
 """The fields of a message besides its role."""
+
+NOT_AT_ROOT = frozenset({"anyOf", "oneOf", "allOf", "enum", "not"})
+"""Keywords that a schema cannot have at its root."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -178,8 +181,17 @@ def _check_tools(body: Mapping[str, Any]) -> None:
         if function["name"] in names:
             raise InvalidRequest(f"Invalid 'tools[{at}].function.name': names of tools must be unique.")
         names.add(function["name"])
-        parameters = function.get("parameters", {"type": "object"})
-        if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-            raise InvalidRequest(
-                f"Invalid schema for function '{function['name']}': its type must be 'object'."
-            )
+        check_root(f"function '{function['name']}'", function.get("parameters", {"type": "object"}))
+
+
+def check_root(where: str, schema: Any) -> None:
+    """Check the root of the schema of a tool, or of the output. `where` says which one it is."""
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        raise InvalidRequest(
+            f"Invalid schema for {where}: schema must be a JSON Schema of 'type: \"object\"'."
+        )
+    if not NOT_AT_ROOT.isdisjoint(schema):
+        raise InvalidRequest(
+            f"Invalid schema for {where}: schema must have type 'object' and not have"
+            " 'oneOf'/'anyOf'/'allOf'/'enum'/'not' at the top level."
+        )
