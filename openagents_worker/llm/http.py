@@ -50,6 +50,7 @@ from openagents_worker.llm.limits import Limiter
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price, region_of
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.refused_fields import MAX_REPAIRS, RefusedFields
+from openagents_worker.llm.refused_parameters import RefusedParameters
 from openagents_worker.llm.retry import emit_retry, pause_ms
 from openagents_worker.llm.structured import RejectedFormats, is_rejected, without_output_tool
 from openagents_worker.llm.usage import stated_cost
@@ -111,6 +112,7 @@ class HttpModelClient(ModelClient):
         self.keeps_format = False
         """Whether `response_format` is sent although the provider rejects it: it was configured."""
         self._rejected, self._refused = RejectedFormats(), RefusedFields()
+        self._parameters = RefusedParameters()
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         request, failed = self._refused.usable(request), 0
@@ -118,11 +120,14 @@ class HttpModelClient(ModelClient):
             try:
                 return await self._respond_in_format(request, failed)
             except LLMResponseError as error:
-                repeated = self._refused.repaired(request, error)
-                if repeated is None:
+                if self._parameters.add(request.model or self.model_id, error):
+                    self._log_refusal("llm.parameter_refused", error)
+                elif (repeated := self._refused.repaired(request, error)) is not None:
+                    self._log_refusal("llm.opaque_fields_refused", error)
+                    request = repeated
+                else:
                     raise
-                self._log_refusal("llm.opaque_fields_refused", error)
-                request, failed = repeated, error.requests
+                failed = error.requests
         return await self._respond_in_format(request, failed)
 
     async def _respond_in_format(self, request: ModelRequest, failed: int) -> LLMResponse:
@@ -149,7 +154,7 @@ class HttpModelClient(ModelClient):
         model, on_delta = request.model or self.model_id, request.on_delta
         if not self._options.stream:
             request = replace(request, on_delta=None, on_piece=None)
-        body = self._codec.body(request, model) | self._options.extra_body
+        body = self._parameters.without(self._codec.body(request, model) | self._options.extra_body)
         exchange = Exchange(body, request.on_delta, request.on_piece, requests=failed)
         if self._limiter is not None:
             exchange.tokens = self._limiter.tokens_of(request)

@@ -93,6 +93,8 @@ VERSIONS: Mapping[str, type[MessagesRequest]] = {
 
 
 OLDEST = "2023-06-01"
+CANNOT_SAMPLE = re.compile(r"claude-(?:opus-4-[7-9](?!\d)|[a-z]+-[5-9])")
+"""Models without sampling parameters: https://platform.claude.com/docs/en/about-claude/models/migration-guide"""
 _DATED = re.compile(r"[a-z_]+_20[0-9]{6}")
 MAX_BREAKPOINTS = 4
 MIN_THINKING_TOKENS = 1024
@@ -124,8 +126,15 @@ def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[
     _check_blocks(parsed.messages, version)
     _check_pairs(parsed.messages)
     _check_thinking(parsed)
+    _check_sampling(parsed)
     _check_breakpoints(body)
     return parsed, body
+
+
+def _check_sampling(request: MessagesRequest) -> None:
+    given = [name for name in ("temperature", "top_p", "top_k") if name in request.model_fields_set]
+    if given and CANNOT_SAMPLE.search(request.model):
+        raise InvalidRequest(f"`{given[0]}` is deprecated for this model.")
 
 
 def _path(places: Sequence[str | int]) -> list[str]:
