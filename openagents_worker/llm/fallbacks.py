@@ -21,10 +21,12 @@ from openagents_worker.llm.base import (
     CallInfo,
     LLMClient,
     LLMResponse,
+    LLMUsage,
     ModelClient,
     ModelRequest,
     current_call,
 )
+from openagents_worker.llm.call_usage import joined_usage, usage_of_errors
 from openagents_worker.llm.failures import is_out_of_quota
 from openagents_worker.llm.fallback_keys import KEYS, share_key_of, without_secrets
 from openagents_worker.telemetry.logs import get_logger
@@ -109,7 +111,7 @@ class FallbackClient(ModelClient):
                 await notes.cancel(client)
                 _emit_fallback(error, own.model or client.model_id, following[0])
             else:
-                return reply if position == 0 else _named(reply, client)
+                return reply if position == 0 else _named(reply, client, usage_of_errors(failed))
         raise AssertionError("there is at least one client")
 
     def _own(self, request: ModelRequest, position: int) -> ModelRequest:
@@ -145,7 +147,7 @@ class FallbackClient(ModelClient):
         if _can_fall_back(error):
             retryable = (each for each in failed if each.retryable)
             error = min(retryable, key=_order_of_retry, default=error)
-        error.requests = _requests(failed)
+        error.requests, error.usage = _requests(failed), joined_usage(usage_of_errors(failed))
         sent = error.requests + (call.requests if call is not None else 0)
         error.is_final = error.is_final or sent >= self._max_attempts
         return error
@@ -233,12 +235,13 @@ async def _respond(
         current_call.reset(token)
 
 
-def _named(reply: LLMResponse, client: LLMClient) -> LLMResponse:
-    """The reply with the name of the fallback that gave it."""
-    if reply.usage is None:
+def _named(reply: LLMResponse, client: LLMClient, used_before: Sequence[LLMUsage]) -> LLMResponse:
+    """The reply with the name of the fallback that gave it, and with what the models before it have used."""
+    usage = joined_usage([*used_before, *([] if reply.usage is None else [reply.usage])])
+    if usage is None:
         return reply
     name = f"{client.provider_name}/{client.model_id}"
-    return replace(reply, usage=replace(reply.usage, metadata={**reply.usage.metadata, "fallback": name}))
+    return replace(reply, usage=replace(usage, metadata={**usage.metadata, "fallback": name}))
 
 
 def _emit_fallback(error: LLMError, model: str, client: LLMClient) -> None:

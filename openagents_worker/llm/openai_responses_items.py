@@ -255,7 +255,7 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
         return None
     error = body.get("error") or {}
     text = f"the response failed: {error.get('message') or 'no message'}"
-    return failure(
+    failed = failure(
         {"error": {"code": error.get("code"), "message": text}},
         status=None,
         headers={},
@@ -263,6 +263,8 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
         key_origin="llm.api_key_env or llm.api_key_file",
         secrets=(),  # the client masks them
     )
+    failed.usage = usage_from_wire(body.get("usage"), service_tier=body.get("service_tier"))
+    return failed
 
 
 def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:
