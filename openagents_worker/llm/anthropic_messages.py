@@ -44,6 +44,7 @@ from openagents_worker.llm.structured import (
     can_be_closed,
     closed_schema,
     output_schema,
+    output_tool,
 )
 from openagents_worker.llm.usage import stated_cost
 
@@ -72,6 +73,8 @@ _UNCHANGED = (
 """The options that are sent under their own names."""
 _CANNOT_FORCE = re.compile(r"claude-(?:(?:opus|sonnet)-5-[5-9]|(?:fable|mythos)-5-[1-9])")
 """Models that reject a `tool_choice` that forces a call. All later ones think always."""
+_CANNOT_SAMPLE = re.compile(r"claude-(?:opus-4[-.][7-9](?!\d)|[a-z]+-[5-9])")
+"""Models that reject `temperature`, `top_p` and `top_k`: Opus since 4.7, and all later families."""
 _HAS_JSON_SCHEMA = re.compile(r"claude-(?:(?:opus|sonnet|haiku)-4-[5-9]|opus-4-1|[a-z]+-[5-9])")
 """Models with structured outputs: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs"""
 
@@ -301,7 +304,7 @@ class AnthropicMessages:
             "thinking": extras.thinking,
             "output_config": output_config or None,
             "container": container_to_wire(extras.container, request.messages),
-            **self._sampling(request.temperature),
+            **self._sampling(model, request.temperature),
             **{name: getattr(extras, name) for name in _UNCHANGED},
             "stream": True if request.is_streamed else None,
         }
@@ -316,10 +319,11 @@ class AnthropicMessages:
             return DEFAULT_MAX_TOKENS + thinking
         return limit if limit > thinking else limit + thinking
 
-    def _sampling(self, temperature: float | None) -> dict[str, Any]:
-        """The sampling parameters; none for a version of the API, or with thinking, that rejects them."""
+    def _sampling(self, model: str, temperature: float | None) -> dict[str, Any]:
+        """The sampling parameters; none for a model or a version of the API, or with thinking, that rejects
+        them."""
         extras = self._extras
-        if extras.anthropic_version != OLDEST_VERSION:
+        if extras.anthropic_version != OLDEST_VERSION or _CANNOT_SAMPLE.search(model):
             return {}
         temperature = self._options.temperature if temperature is None else temperature
         if _is_thinking_enabled(extras.thinking):
@@ -346,11 +350,7 @@ class AnthropicMessages:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The tools and the choice with a tool for the output. `forces`: the model must call a tool. With
         thinking, the API does not allow that."""
-        tool = {
-            "name": OUTPUT_TOOL,
-            "description": "Give the final answer. Its arguments are the answer. Call it alone, and last.",
-            "input_schema": {"type": "object", **schema.schema},
-        }
+        (tool,) = tools_to_wire([output_tool(schema)], ())
         if not forces:
             return [*tools, tool], choice if choice and choice["type"] != "none" else {"type": "auto"}
         parallel = {name: value for name, value in (choice or {}).items() if name.startswith("disable_")}

@@ -7,7 +7,6 @@ empty, and ids have letters, digits, `_` and `-` only.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 from openagents_worker.jsontext import loads
 from openagents_worker.llm.base import Message
 from openagents_worker.llm.conversation import EMPTY_INPUT, repaired
+from openagents_worker.llm.media import Readable, file_text, with_readable_media
 from openagents_worker.llm.messages import Block, content_blocks, fields_of_format, has_content
+from openagents_worker.llm.root_schemas import accepted_function
 
 __all__ = [
     "CALLS_AT",
@@ -40,6 +41,8 @@ CONTAINER = "container"
 THINKING = "thinking"
 """The opaque field of a message with thinking without a signature. Other vendors of this API want it back."""
 
+READABLE = Readable(texts_as_files=True)
+"""What the API takes: https://docs.anthropic.com/en/docs/build-with-claude/files"""
 MAX_BREAKPOINTS = 4
 INSTRUCTIONS = ("system", "developer")
 _NOT_CACHED = ("thinking", "redacted_thinking")  # these blocks cannot have a breakpoint
@@ -57,7 +60,7 @@ def messages_to_wire(messages: Sequence[Message]) -> tuple[list[Wire], list[Wire
     system: list[Wire] = []
     turns: list[Wire] = []
     ids = _ValidCallIds()
-    for message in repaired(messages):
+    for message in repaired(with_readable_media(messages, READABLE)):
         role = message["role"]
         if role in INSTRUCTIONS and not turns:
             system += _user_blocks(message.get("content"))
@@ -140,15 +143,8 @@ def _file_block(block: Block) -> Wire:
         return {"type": "image", "source": _media_source(block)}
     source = _media_source(block)
     if media_type.startswith("text/") and source["type"] == "base64":
-        source = {"type": "text", "media_type": "text/plain", "data": _decoded(source["data"])}
+        source = {"type": "text", "media_type": "text/plain", "data": file_text(block) or source["data"]}
     return {"type": "document", "source": source} | ({"title": block["name"]} if block.get("name") else {})
-
-
-def _decoded(data: str) -> str:
-    try:
-        return base64.b64decode(data).decode("utf-8", "replace")
-    except ValueError:
-        return data
 
 
 def _tool_result(message: Message, ids: _ValidCallIds) -> Wire:
@@ -246,6 +242,7 @@ def _tool_definition(tool: Mapping[str, Any]) -> Wire:
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return dict(tool)
+    function = accepted_function(function)
     schema = {"type": "object", **(function.get("parameters") or {})}
     wire: Wire = {"name": function.get("name"), "input_schema": schema}
     if function.get("description"):

@@ -21,10 +21,12 @@ from openagents_worker.llm.base import (
     CallInfo,
     LLMClient,
     LLMResponse,
+    LLMUsage,
     ModelClient,
     ModelRequest,
     current_call,
 )
+from openagents_worker.llm.call_usage import joined_usage, usage_of_errors
 from openagents_worker.llm.failures import is_out_of_quota
 from openagents_worker.llm.fallback_keys import KEYS, share_key_of, without_secrets
 from openagents_worker.telemetry.logs import get_logger
@@ -50,6 +52,8 @@ SHARED = frozenset(
     }
 )
 """The options that a fallback of another provider takes from the agent."""
+PASSED = ("temperature", "max_tokens")
+"""The options that travel with each request: the patterns pass those of the agent."""
 
 
 def fallback_options(options: LLMOptions) -> list[dict[str, Any]]:
@@ -70,16 +74,24 @@ def _taken(own: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
+def _replaced_values(agent: LLMOptions) -> list[dict[str, Any]]:
+    """For each fallback: the values of the agent for which its entry has an own one, or null."""
+    return [{name: getattr(agent, name) for name in PASSED if name in entry} for entry in agent.fallbacks]
+
+
 class FallbackClient(ModelClient):
     """Asks the first client; the next one if that cannot answer.
 
     `usage.metadata["fallback"]` of a reply names the fallback that gave it.
     """
 
-    def __init__(self, clients: Sequence[LLMClient], *, max_attempts: int) -> None:
+    def __init__(
+        self, clients: Sequence[LLMClient], *, max_attempts: int, agent: LLMOptions | None = None
+    ) -> None:
         """`max_attempts`: the number of requests, to all models together, after which a call is not retried.
-        Each fallback gets at least one request."""
+        Each fallback gets at least one request. `agent`: the options that the fallbacks belong to."""
         self._clients = list(clients)
+        self._agents_values = [{}, *_replaced_values(agent)] if agent is not None else [{} for _ in clients]
         self._max_attempts = max_attempts
         self.provider_name = clients[0].provider_name
         self.model_id = clients[0].model_id
@@ -99,12 +111,17 @@ class FallbackClient(ModelClient):
                 await notes.cancel(client)
                 _emit_fallback(error, own.model or client.model_id, following[0])
             else:
-                return reply if position == 0 else _named(reply, client)
+                return reply if position == 0 else _named(reply, client, usage_of_errors(failed))
         raise AssertionError("there is at least one client")
 
     def _own(self, request: ModelRequest, position: int) -> ModelRequest:
-        """The request as this client gets it."""
-        return request if position == 0 else replace(request, model=self._clients[position].model_id)
+        """The request as this client gets it: without those values of the agent that its entry replaces.
+        What the call itself asks for stays."""
+        if position == 0:
+            return request
+        replaced = self._agents_values[position].items()
+        unset: dict[str, Any] = {name: None for name, value in replaced if getattr(request, name) == value}
+        return replace(request, model=self._clients[position].model_id, **unset)
 
     def _first(self, request: ModelRequest) -> int:
         """The first client that is asked: the one that an earlier attempt of the call has got a note from."""
@@ -130,7 +147,7 @@ class FallbackClient(ModelClient):
         if _can_fall_back(error):
             retryable = (each for each in failed if each.retryable)
             error = min(retryable, key=_order_of_retry, default=error)
-        error.requests = _requests(failed)
+        error.requests, error.usage = _requests(failed), joined_usage(usage_of_errors(failed))
         sent = error.requests + (call.requests if call is not None else 0)
         error.is_final = error.is_final or sent >= self._max_attempts
         return error
@@ -218,12 +235,13 @@ async def _respond(
         current_call.reset(token)
 
 
-def _named(reply: LLMResponse, client: LLMClient) -> LLMResponse:
-    """The reply with the name of the fallback that gave it."""
-    if reply.usage is None:
+def _named(reply: LLMResponse, client: LLMClient, used_before: Sequence[LLMUsage]) -> LLMResponse:
+    """The reply with the name of the fallback that gave it, and with what the models before it have used."""
+    usage = joined_usage([*used_before, *([] if reply.usage is None else [reply.usage])])
+    if usage is None:
         return reply
     name = f"{client.provider_name}/{client.model_id}"
-    return replace(reply, usage=replace(reply.usage, metadata={**reply.usage.metadata, "fallback": name}))
+    return replace(reply, usage=replace(usage, metadata={**usage.metadata, "fallback": name}))
 
 
 def _emit_fallback(error: LLMError, model: str, client: LLMClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +33,11 @@ from openagents_worker.llm.base import (
     FinishReason,
     LLMResponse,
     LLMUsage,
-    Message,
     ModelClient,
     ModelRequest,
     current_call,
 )
+from openagents_worker.llm.call_usage import estimated_usage, joined_usage, measures_of, usage_of_errors
 from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.connection_options import ConnectionOptions, hint_for_connection
 from openagents_worker.llm.connection_pool import ConnectionPool
@@ -47,12 +47,12 @@ from openagents_worker.llm.endpoints import with_query
 from openagents_worker.llm.failures import presentable, request_id_of, wait_of
 from openagents_worker.llm.largest_cost import largest_cost_usd
 from openagents_worker.llm.limits import Limiter
-from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price, region_of
+from openagents_worker.llm.pricing import estimate_tokens, price, region_of
 from openagents_worker.llm.reading import Endpoint, Exchange, ReplyReading
 from openagents_worker.llm.refused_fields import MAX_REPAIRS, RefusedFields
+from openagents_worker.llm.refused_parameters import RefusedParameters
 from openagents_worker.llm.retry import emit_retry, pause_ms
 from openagents_worker.llm.structured import RejectedFormats, is_rejected, without_output_tool
-from openagents_worker.llm.usage import stated_cost
 from openagents_worker.models import header_text
 from openagents_worker.telemetry.logs import get_logger
 
@@ -111,6 +111,7 @@ class HttpModelClient(ModelClient):
         self.keeps_format = False
         """Whether `response_format` is sent although the provider rejects it: it was configured."""
         self._rejected, self._refused = RejectedFormats(), RefusedFields()
+        self._parameters = RefusedParameters()
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         request, failed = self._refused.usable(request), 0
@@ -118,11 +119,14 @@ class HttpModelClient(ModelClient):
             try:
                 return await self._respond_in_format(request, failed)
             except LLMResponseError as error:
-                repeated = self._refused.repaired(request, error)
-                if repeated is None:
+                if self._parameters.add(request.model or self.model_id, error):
+                    self._log_refusal("llm.parameter_refused", error)
+                elif (repeated := self._refused.repaired(request, error)) is not None:
+                    self._log_refusal("llm.opaque_fields_refused", error)
+                    request = repeated
+                else:
                     raise
-                self._log_refusal("llm.opaque_fields_refused", error)
-                request, failed = repeated, error.requests
+                failed = error.requests
         return await self._respond_in_format(request, failed)
 
     async def _respond_in_format(self, request: ModelRequest, failed: int) -> LLMResponse:
@@ -149,24 +153,32 @@ class HttpModelClient(ModelClient):
         model, on_delta = request.model or self.model_id, request.on_delta
         if not self._options.stream:
             request = replace(request, on_delta=None, on_piece=None)
-        body = self._codec.body(request, model) | self._options.extra_body
+        body = self._parameters.without(self._codec.body(request, model) | self._options.extra_body)
         exchange = Exchange(body, request.on_delta, request.on_piece, requests=failed)
         if self._limiter is not None:
             exchange.tokens = self._limiter.tokens_of(request)
-        reply = await self._respond_before_deadline(exchange)
+        try:
+            reply = await self._respond_before_deadline(exchange)
+        except LLMError as error:
+            error.usage = joined_usage(exchange.used_before)
+            raise
         if not self._options.stream and on_delta is not None and reply.output_text:
             await on_delta(reply.output_text)
-        usage = reply.usage or _estimated_usage(request.messages, reply)
-        region = {"inference_geo": self._region} if self._region else {}
-        usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage), **region})
-        usage = price(model, usage, self._options.pricing, served=reply.model)
+        counted = reply.usage or estimated_usage(request.messages, reply)
+        usage = joined_usage([*exchange.used_before, self._priced(counted, exchange, served=reply.model)])
         is_filtered = reply.finish_reason == FinishReason.CONTENT_FILTER
         if is_filtered and not reply.tool_calls and is_blank(reply.output_text):
             blocked = LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
             blocked.request_id = request_id_of(exchange.headers)
-            blocked.usage = None if reply.usage is None else usage
+            blocked.usage = joined_usage(exchange.used_before) if reply.usage is None else usage
             raise blocked
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
+
+    def _priced(self, usage: LLMUsage, exchange: Exchange, *, served: str | None = None) -> LLMUsage:
+        """The usage of the newest request, with its measurements and its cost."""
+        region = {"inference_geo": self._region} if self._region else {}
+        usage = replace(usage, metadata={**usage.metadata, **measures_of(exchange, usage), **region})
+        return price(exchange.body["model"], usage, self._options.pricing, served=served)
 
     def largest_cost_usd(self, request: ModelRequest) -> float | None:
         return largest_cost_usd(request, request.model or self.model_id, self._options)
@@ -208,6 +220,7 @@ class HttpModelClient(ModelClient):
                 reply = await self._send_within_limits(exchange)
             except LLMError as error:
                 exchange.requests += 1
+                exchange.used_before += [self._priced(used, exchange) for used in usage_of_errors([error])]
                 spent_ms = (self._timing.clock() - started) * 1000
                 pause = self._pause_inside_ms(error, exchange, spent_ms)
                 if pause is None:
@@ -356,24 +369,6 @@ class HttpModelClient(ModelClient):
                     raise LLMConnectionError(f"{self.provider_name}: {error}") from error
                 self._http = httpx.AsyncClient(transport=pool, timeout=timeout, cookies=no_cookies())
             return self._http
-
-
-def _estimated_usage(messages: Sequence[Message], reply: LLMResponse) -> LLMUsage:
-    """The usage for a server that does not count tokens: a budget with estimates is better than none."""
-    reply_text = reply.output_text + "".join(dumps(dict(call.arguments)) for call in reply.tool_calls)
-    return replace(estimate_usage(messages, reply_text), metadata={"estimated": True})
-
-
-def _measures(exchange: Exchange, usage: LLMUsage) -> dict[str, Any]:
-    """The measurements of a call, for its usage: `ttft_ms`, `tokens_per_s`, `retries`, and a stated cost."""
-    measures = dict(exchange.measures)
-    ttft_ms, took_ms = measures.get("ttft_ms"), exchange.took_ms
-    if ttft_ms is not None and usage.output_tokens > 1 and took_ms > ttft_ms:
-        measures["tokens_per_s"] = round((usage.output_tokens - 1) / (took_ms - ttft_ms) * 1000, 1)
-    costs = [*exchange.part_costs, stated_cost(exchange.headers)]
-    if len(stated := [cost for cost in costs if cost is not None]) == len(costs):
-        measures["stated_cost_usd"] = sum(stated)
-    return measures
 
 
 def call_headers(*, part: int = 0) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from functools import cache
@@ -26,6 +27,7 @@ from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseEr
 from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, replaced
 from openagents_worker.llm.api_keys import ApiKeys
+from openagents_worker.llm.base import ModelRequest
 from openagents_worker.llm.endpoints import as_api_keys, header_problems, is_http_url, secrets_of
 from openagents_worker.llm.failures import failure, presentable
 from openagents_worker.llm.http import Endpoint, HttpModelClient, call_headers
@@ -34,6 +36,7 @@ from openagents_worker.llm.openai_chat import ChatCompletions
 from openagents_worker.llm.openai_options import OpenAIExtras
 from openagents_worker.llm.options import raise_for_problems, read_extras
 from openagents_worker.llm.reading import Exchange
+from openagents_worker.llm.refused_fields import called_tools
 from openagents_worker.llm.usage import COST_HEADERS
 from openagents_worker.secret_forms import remember_secret
 from openagents_worker.secret_names import is_secrets_name
@@ -62,6 +65,7 @@ _CODES = {
     "BudgetExceededError": "insufficient_quota",
 }
 """Words of our table of failures for errors whose status does not say enough."""
+_NEEDS_TOOLS = re.compile("anthropic|claude|bedrock", re.IGNORECASE)
 _UNSUPPORTED = "set llm.drop_params to leave out what the model does not support"
 
 
@@ -83,6 +87,19 @@ class LiteLLMExtras(OpenAIExtras):
     )
 
 
+class _LiteLLMChat(ChatCompletions):
+    """The codec of chat completions, as LiteLLM takes them."""
+
+    def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
+        """The body. For Claude and Bedrock, LiteLLM refuses calls in the messages of a request without tools.
+        Bedrock has no `tool_choice` that forbids a call."""
+        body = super().body(request, model)
+        if "tools" in body or not _NEEDS_TOOLS.search(f"{body.get('custom_llm_provider')} {model}"):
+            return body
+        tools = called_tools(body["messages"])
+        return {**body, "tools": tools} if tools else body
+
+
 class LiteLLMClient(HttpModelClient):
     """A model behind LiteLLM's `acompletion`. Its name begins with its provider's: `bedrock/amazon.nova…`."""
 
@@ -102,7 +119,7 @@ class LiteLLMClient(HttpModelClient):
             key_headers=lambda key: {},
         )
         extras = found.model_dump(exclude_none=True)
-        codec = ChatCompletions(options, extras)
+        codec = _LiteLLMChat(options, extras)
         super().__init__(options.model or "", options, endpoint=endpoint, codec=codec, **more)
         self.keeps_format = extras.get("structured_output", "auto") != "auto"
         self._api_base = options.api_base

@@ -20,6 +20,14 @@ from openagents_worker.llm.base import LLMResponse, Message, ModelRequest
 from openagents_worker.llm.conversation import is_blank, repaired
 from openagents_worker.llm.endpoints import AZURE_HOSTS, bearer_headers
 from openagents_worker.llm.http import Endpoint, HttpModelClient
+from openagents_worker.llm.media import (
+    AUDIO_FORMATS,
+    ENDINGS,
+    PDF,
+    Readable,
+    media_type_of,
+    with_readable_media,
+)
 from openagents_worker.llm.messages import (
     BLOCK_TYPES,
     Block,
@@ -31,6 +39,7 @@ from openagents_worker.llm.messages import (
 from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wire
 from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
+from openagents_worker.llm.root_schemas import accepted_tool
 from openagents_worker.llm.structured import output_schema, output_tool
 
 __all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
@@ -39,6 +48,8 @@ DEFAULT_MODEL = "gpt-4o-mini"
 OTHER_PARTS = "The result follows in the next user message."
 """The text of a tool message whose result has no text, only images or files."""
 
+_HEARS = re.compile(r"audio|omni|gemini|voxtral", re.IGNORECASE)
+"""Names of models that take audio in chat completions."""
 _REASONING = re.compile(r"(?:.*/)?(o[1-9]|gpt-[5-9](?!-chat))")
 
 
@@ -86,12 +97,12 @@ class ChatCompletions:
         tools, streaming = request.tools, request.is_streamed
         extras = self._extras
         tool_choice = request.tool_choice or extras.get("tool_choice")
-        tool_fields = {"tools": tools, "tool_choice": tool_choice}
+        tool_fields = {"tools": [accepted_tool(tool) for tool in tools or ()], "tool_choice": tool_choice}
         no_tools = {"tool_choice": None, "parallel_tool_calls": None}
         stream_options = {"include_usage": True} if self._stream_options else None
         body = {
             "model": model,
-            "messages": messages_to_wire(request.messages),
+            "messages": messages_to_wire(with_readable_media(request.messages, self._readable(model))),
             "response_format": request.response_format,
             **self._sampling(model, request.temperature, request.max_tokens),
             **extras,
@@ -99,6 +110,12 @@ class ChatCompletions:
             **({"stream": True, "stream_options": stream_options} if streaming else {}),
         }
         return {name: value for name, value in body.items() if value is not None}
+
+    def _readable(self, model: str) -> Readable:
+        """What the model takes. Models that do not hear refuse every request with audio."""
+        files = frozenset(ENDINGS) if model.startswith("bedrock/") else frozenset({PDF})  # by LiteLLM
+        fetches = httpx.URL(self._options.api_base or "").host.endswith("openrouter.ai")
+        return Readable(files, audio=_HEARS.search(model) is not None, file_urls=fetches)
 
     def _with_output_format(self, request: ModelRequest) -> ModelRequest:
         """The request with the schema of the output as this server takes it."""
@@ -191,9 +208,12 @@ def _part(block: Block) -> dict[str, Any]:
         case "image":
             image = {"url": block.get("url") or data_url(block), "detail": block.get("detail")}
             return {"type": "image_url", "image_url": _without_none(image)}
+        case "file" if block.get("data") and (audio := AUDIO_FORMATS.get(media_type_of(block))):
+            return {"type": "input_audio", "input_audio": {"data": block["data"], "format": audio}}
         case "file" if "file" not in block:
             data = block.get("url") or (data_url(block) if block.get("data") else None)
-            file = {"file_id": block.get("file_id"), "file_data": data, "filename": block.get("name")}
+            name = block.get("name") or ("file.pdf" if data else None)  # OpenAI refuses data without one
+            file = {"file_id": block.get("file_id"), "file_data": data, "filename": name}
             return {"type": "file", "file": _without_none(file)}
         case _:
             return dict(block)

@@ -116,18 +116,18 @@ def _reply(body: Any, provider: str) -> LLMResponse:
     calls = _calls(message, _id_or_name(body.get("id")) or "call")
     word = _id_or_name(choice.get("finish_reason"))
     reason = finish_reason_of(word, has_calls=bool(calls), is_refusal=bool(refusal) and not text)
+    tools_used = tools_of_message(message, model)
+    usage = usage_from_wire(body.get("usage"), service_tier=body.get("service_tier"), used_tools=tools_used)
     if reason is FinishReason.ERROR:
-        raise LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}")
+        broken = LLMConnectionError(f"{provider}: the model broke off its reply: {_reason(choice, text)}")
+        broken.usage = usage
+        raise broken
     if reason in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER) and calls and not calls[-1].arguments:
         calls = _cut_calls(message, calls)
     return LLMResponse(
         output_text=text or refusal,
         tool_calls=tuple(calls),
-        usage=usage_from_wire(
-            body.get("usage"),
-            service_tier=body.get("service_tier"),
-            used_tools=tools_of_message(message, model),
-        ),
+        usage=usage,
         stop_reason=word,
         model=model,
         provider=provider,

@@ -21,6 +21,7 @@ from openagents_worker.llm.base import (
 )
 from openagents_worker.llm.conversation import EMPTY_INPUT, cut_calls, repaired, tool_call
 from openagents_worker.llm.failures import failure
+from openagents_worker.llm.media import ENDINGS, Readable, with_readable_media
 from openagents_worker.llm.messages import (
     Block,
     content_blocks,
@@ -30,6 +31,7 @@ from openagents_worker.llm.messages import (
     has_content,
     is_blank_text,
 )
+from openagents_worker.llm.root_schemas import accepted_function
 from openagents_worker.llm.usage import tools_of_response, usage_from_wire
 
 __all__ = [
@@ -46,6 +48,8 @@ CALLS_AT = "calls_at"
 PHASES = "phases"
 """The opaque field of a message with the `phase` of each of its texts: a comment, or the final answer."""
 
+READABLE = Readable(frozenset(ENDINGS))
+"""What the API takes: https://platform.openai.com/docs/guides/file-inputs"""
 _OWN_CALL_FIELDS = ("async", "caller", "namespace")
 """Fields of a call that the provider wants back: it rejects a call of a namespace without it."""
 
@@ -58,6 +62,7 @@ Wire = dict[str, Any]
 def items_to_wire(messages: Sequence[Message]) -> list[Wire]:
     """Convert neutral messages, repaired, to the items of `input`. The API rejects an empty input."""
     callers: dict[str, Any] = {}
+    messages = with_readable_media(messages, READABLE)
     items = [item for message in repaired(messages) for item in _items_of_message(message, callers)]
     return items or [{"role": "user", "content": EMPTY_INPUT}]
 
@@ -105,7 +110,8 @@ def _part(block: Block) -> Wire:
                 if block.get("url")
                 else {"file_data": data_url(block)}
             )
-            name = block.get("name") or ("file" if "file_data" in source else None)
+            ending = ENDINGS.get(str(block.get("media_type")), "txt")
+            name = block.get("name") or (f"file.{ending}" if "file_data" in source else None)
             return {"type": "input_file", **source} | ({"filename": name} if name else {})
         case _:
             return dict(block)
@@ -206,6 +212,7 @@ def tool_to_wire(tool: Mapping[str, Any]) -> Wire:
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return dict(tool)
+    function = accepted_function(function)
     described = {"description": function["description"]} if function.get("description") else {}
     return {
         "type": "function",
@@ -248,7 +255,7 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
         return None
     error = body.get("error") or {}
     text = f"the response failed: {error.get('message') or 'no message'}"
-    return failure(
+    failed = failure(
         {"error": {"code": error.get("code"), "message": text}},
         status=None,
         headers={},
@@ -256,6 +263,8 @@ def _failure(body: Mapping[str, Any], provider: str) -> LLMError | None:
         key_origin="llm.api_key_env or llm.api_key_file",
         secrets=(),  # the client masks them
     )
+    failed.usage = usage_from_wire(body.get("usage"), service_tier=body.get("service_tier"))
+    return failed
 
 
 def _reply(body: Mapping[str, Any], provider: str) -> LLMResponse:

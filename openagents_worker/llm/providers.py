@@ -46,7 +46,7 @@ def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
             found += error.problems
         problems += [problem.under("fallbacks", position) for problem in found]
     raise_for_problems(problems)
-    return FallbackClient(clients, max_attempts=options.retry.max_attempts)
+    return FallbackClient(clients, max_attempts=options.retry.max_attempts, agent=options)
 
 
 def _make_one(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:

@@ -25,7 +25,7 @@ from openagents_worker.http_replies import (
 )
 from openagents_worker.jsontext import loads
 from openagents_worker.llm.api_keys import ApiKeys
-from openagents_worker.llm.base import Delta, DeltaKind, OnDelta, OnPiece
+from openagents_worker.llm.base import Delta, DeltaKind, LLMUsage, OnDelta, OnPiece
 from openagents_worker.llm.codec import Codec, StreamReader
 from openagents_worker.llm.failures import error_in, failure, not_a_reply
 from openagents_worker.llm.sse import SSEDecoder
@@ -66,6 +66,8 @@ class Exchange:
     on_piece: OnPiece | None = None
     requests: int = 0
     """Requests that failed in this attempt."""
+    used_before: list[LLMUsage] = field(default_factory=list)
+    """What the failed requests have used, with its cost, if their replies were counted."""
     tokens: int = 0
     """Estimated tokens of a request and its reply, if they are limited."""
     delivered: bool = False

@@ -16,6 +16,9 @@ A provider may also miss fields of replies that another model has written: Kimi 
 `reasoning_content` or thinking on each of them, Gemini a thought signature on the first call. It gets
 placeholders:
 Gemini has one for this purpose (https://ai.google.dev/gemini-api/docs/thought-signatures).
+
+LiteLLM refuses a conversation with tool calls for Claude and Bedrock if the request offers no tools. The
+tools that the conversation has called are then declared.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from openagents_worker.llm.base import Message, ModelRequest
 from openagents_worker.llm.digest_memory import DigestMemory
 from openagents_worker.llm.messages import BLOCK_TYPES, content_blocks, fields_of_format
 
-__all__ = ["MAX_REPAIRS", "RefusedFields"]
+__all__ = ["MAX_REPAIRS", "RefusedFields", "called_tools"]
 
 MAX_REPAIRS = 4
 """How often a request is repeated for its fields. A provider could miss what it refuses."""
@@ -50,6 +53,7 @@ _MISSED_REASONING = re.compile(
 )
 _MISSED_THINKING = re.compile(r"content\[\]\.thinking.{0,80}must be passed back", re.IGNORECASE | re.DOTALL)
 _MISSED_SIGNATURE = re.compile(r"missing.{0,20}thought.?signature", re.IGNORECASE)
+_MISSED_TOOLS = re.compile(r"without .{0,3}tools=|must define tools", re.IGNORECASE)
 NO_REASONING = "."
 """The reasoning of a reply that has none. Kimi takes an empty text for a missing one."""
 NO_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
@@ -88,6 +92,7 @@ class RefusedFields:
     def __init__(self) -> None:
         self._remembered = DigestMemory[_Refused]()
         self._missed: set[re.Pattern[str]] = set()
+        self._declares_called_tools = False
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without what has been refused before, and with the fields that have been missed."""
@@ -104,7 +109,11 @@ class RefusedFields:
             messages = [
                 complete(message) if message.get("role") == "assistant" else message for message in messages
             ]
-        return replace(request, messages=messages) if self._missed else request
+        if self._missed:
+            request = replace(request, messages=messages)
+        if self._declares_called_tools and not request.tools:
+            request = replace(request, tools=called_tools(request.messages) or None)
+        return request
 
     def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
@@ -114,6 +123,10 @@ class RefusedFields:
             self._missed |= missed
             completed = self._completed(request)
             return None if completed.messages == list(request.messages) else completed
+        if _MISSED_TOOLS.search(error.message):
+            self._declares_called_tools = True
+            completed = self._completed(request)
+            return completed if completed.tools and not request.tools else None
         messages, end = request.messages, _begin_of_turn(request.messages)
         if types := _refused_types(messages, error.message):
             return replace(request, messages=self._remember(messages, end, _Refused(types=types)))
@@ -133,6 +146,23 @@ class RefusedFields:
             together = _Refused(before.fields or refused.fields, before.types | refused.types)
             self._remembered.put(bare, together)
         return shorter
+
+
+def called_tools(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Declarations of the tools that a conversation has called, for a request that offers none."""
+    calls = [
+        call.get("function") or call
+        for message in messages
+        for call in message.get("tool_calls") or ()
+        if isinstance(call, Mapping)
+    ]
+    names = dict.fromkeys(call["name"] for call in calls if isinstance(call.get("name"), str))
+    text = "Not available now: answer without it."
+    schema: dict[str, Any] = {"type": "object", "properties": {}}
+    return [
+        {"type": "function", "function": {"name": name, "description": text, "parameters": schema}}
+        for name in names
+    ]
 
 
 def _is_of_request(error: LLMError) -> bool:

@@ -109,7 +109,7 @@ def without(at: int) -> Callable[[Body], None]:
         (lambda body: body.pop("tools"), "only allowed when 'tools'"),
         (lambda body: body["tools"][1]["function"].update(name="add"), "names of tools must be unique"),
         (lambda body: body["tools"][1]["function"].update(name="a.b"), "does not match pattern"),
-        (lambda body: body["tools"][0]["function"].update(parameters={}), "its type must be 'object'"),
+        (lambda body: body["tools"][0]["function"].update(parameters={}), "must be a JSON Schema of"),
     ],
 )
 def test_what_one_of_them_would_refuse_is_refused_and_named(

@@ -36,7 +36,55 @@ class _Opaque(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    type: Literal["document", "image", "redacted_thinking", "search_result"]
+    type: Literal["redacted_thinking", "search_result"]
+
+
+class _ImageData(StrictModel):
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str = Field(min_length=1)
+
+
+class _PdfData(StrictModel):
+    type: Literal["base64"]
+    media_type: Literal["application/pdf"]
+    data: str = Field(min_length=1)
+
+
+class _PlainText(StrictModel):
+    type: Literal["text"]
+    media_type: Literal["text/plain"]
+    data: str = Field(min_length=1)
+
+
+class _Url(StrictModel):
+    type: Literal["url"]
+    url: str = Field(pattern=r"^https?://")
+
+
+class _UploadedFile(StrictModel):
+    type: Literal["file"]
+    file_id: str
+
+
+class _Blocks(StrictModel):
+    type: Literal["content"]
+    content: JsonValue
+
+
+class _ImageBlock(StrictModel):
+    type: Literal["image"]
+    source: Annotated[_ImageData | _Url | _UploadedFile, Field(discriminator="type")]
+    cache_control: JsonValue = None
+
+
+class _DocumentBlock(StrictModel):
+    type: Literal["document"]
+    source: Annotated[_PdfData | _PlainText | _Url | _UploadedFile | _Blocks, Field(discriminator="type")]
+    title: str | None = None
+    context: str | None = None
+    citations: JsonValue = None
+    cache_control: JsonValue = None
 
 
 class _OfProvidersTools(BaseModel):
@@ -74,7 +122,7 @@ class ToolUse(StrictModel):
     caller: JsonValue = None
 
 
-_ResultBlock = Annotated[Text | _Opaque, Field(discriminator="type")]
+_ResultBlock = Annotated[Text | _ImageBlock | _DocumentBlock | _Opaque, Field(discriminator="type")]
 
 
 class ToolResult(StrictModel):
@@ -85,7 +133,7 @@ class ToolResult(StrictModel):
     cache_control: JsonValue = None
 
 
-Block = Text | ToolUse | ToolResult | Thinking | _Opaque | _OfProvidersTools
+Block = Text | _ImageBlock | _DocumentBlock | ToolUse | ToolResult | Thinking | _Opaque | _OfProvidersTools
 _MessageBlock = Annotated[Block, Field(discriminator="type")]
 
 

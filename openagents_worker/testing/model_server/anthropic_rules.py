@@ -93,9 +93,13 @@ VERSIONS: Mapping[str, type[MessagesRequest]] = {
 
 
 OLDEST = "2023-06-01"
+CANNOT_SAMPLE = re.compile(r"claude-(?:opus-4-[7-9](?!\d)|[a-z]+-[5-9])")
+"""Models without sampling parameters: https://platform.claude.com/docs/en/about-claude/models/migration-guide"""
 _DATED = re.compile(r"[a-z_]+_20[0-9]{6}")
 MAX_BREAKPOINTS = 4
 MIN_THINKING_TOKENS = 1024
+NOT_AT_ROOT = frozenset({"anyOf", "oneOf", "allOf"})
+"""Keywords that the schema of a tool cannot have at its root."""
 
 
 def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
@@ -122,8 +126,15 @@ def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[
     _check_blocks(parsed.messages, version)
     _check_pairs(parsed.messages)
     _check_thinking(parsed)
+    _check_sampling(parsed)
     _check_breakpoints(body)
     return parsed, body
+
+
+def _check_sampling(request: MessagesRequest) -> None:
+    given = [name for name in ("temperature", "top_p", "top_k") if name in request.model_fields_set]
+    if given and CANNOT_SAMPLE.search(request.model):
+        raise InvalidRequest(f"`{given[0]}` is deprecated for this model.")
 
 
 def _path(places: Sequence[str | int]) -> list[str]:
@@ -149,6 +160,12 @@ def _is_of_provider(tool: Any) -> bool:
 
 
 def _check_tools(request: MessagesRequest, others: Sequence[str]) -> None:
+    for index, tool in enumerate(request.tools):
+        if not NOT_AT_ROOT.isdisjoint(tool.input_schema.model_extra or {}):
+            raise InvalidRequest(
+                f"tools.{index}.custom.input_schema: input_schema does not support oneOf, allOf, or anyOf at"
+                " the top level"
+            )
     names = [*(tool.name for tool in request.tools), *others]
     if len(set(names)) < len(names):
         raise InvalidRequest("tools: Tool names must be unique.")

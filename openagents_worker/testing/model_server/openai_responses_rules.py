@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openagents_worker.testing.model_server.openai_rules import check_image_url, check_root
 from openagents_worker.testing.model_server.wire_format import InvalidRequest, seal
 
 __all__ = ["check_response_request", "items_of"]
@@ -56,6 +57,15 @@ USER_PARTS = {
     "input_file": ("file_data", "file_id", "file_url"),
 }
 """The types of parts in a message to the model. A part must have at least one of the named fields."""
+OPEN_XML = "application/vnd.openxmlformats-officedocument"
+FILE_TYPES = frozenset(
+    {
+        *("application/pdf", "application/json", "application/rtf", "application/msword"),
+        *("application/vnd.ms-excel", "application/vnd.ms-powerpoint"),
+        "application/vnd.oasis.opendocument.text",
+    }
+)
+"""The types of files beside texts and Office's: https://platform.openai.com/docs/guides/file-inputs"""
 ASSISTANT_PARTS = {"output_text": ("text",), "refusal": ("refusal",)}
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -144,10 +154,7 @@ def _check_tools(body: Mapping[str, Any]) -> None:
 
 
 def _check_schema(where: str, schema: Any, *, strict: bool) -> None:
-    if not isinstance(schema, Mapping) or schema.get("type") != "object":
-        raise InvalidRequest(
-            f"Invalid schema for {where}: schema must be a JSON Schema of 'type: \"object\"'."
-        )
+    check_root(where, schema)
     if strict:
         for path, part in _objects(schema, ()):
             if part.get("additionalProperties") is not False:
@@ -268,6 +275,20 @@ def _check_parts(where: str, parts: Any, known: Mapping[str, Sequence[str]]) -> 
             )
         if not any(isinstance(part.get(name), str) for name in known[kind]):
             raise InvalidRequest(f"Missing required parameter: '{where}[{at}].{known[kind][0]}'.")
+        if kind == "input_image" and "file_id" not in part:
+            check_image_url(f"{where}[{at}].image_url", part["image_url"])
+        if kind == "input_file" and "file_data" in part:
+            _check_file_data(f"{where}[{at}]", part)
+
+
+def _check_file_data(where: str, part: Mapping[str, Any]) -> None:
+    if not part.get("filename"):
+        raise InvalidRequest(f"Missing required parameter: '{where}.filename'.")
+    media_type = str(part["file_data"]).removeprefix("data:").partition(";base64,")[0]
+    if media_type not in FILE_TYPES and not media_type.startswith(("text/", f"{OPEN_XML}.")):
+        raise InvalidRequest(
+            f"Invalid file data: '{where}.file_data'. The MIME type '{media_type}' is not supported."
+        )
 
 
 def _check_call(where: str, call: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from openagents_worker.testing.model_server.wire_format import InvalidRequest
 
-__all__ = ["check_request"]
+__all__ = ["check_image_url", "check_request", "check_root"]
 
 FIELDS = {
     "system": {"content", "name"},
@@ -23,6 +23,10 @@ FIELDS = {
     "tool": {"content", "tool_call_id", "name"},
 }
 """The fields of a message besides its role."""
+
+IMAGE_DATA = tuple(f"data:image/{name};base64," for name in ("png", "jpeg", "gif", "webp"))
+NOT_AT_ROOT = frozenset({"anyOf", "oneOf", "allOf", "enum", "not"})
+"""Keywords that a schema cannot have at its root."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -75,12 +79,47 @@ def _check_content(where: str, role: str, message: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"Invalid value for '{where}.content': it must not be empty.")
     elif not isinstance(content, list) or not content or not all(map(_is_part, content)):
         raise InvalidRequest(f"Invalid type for '{where}.content': expected a string or an array of parts.")
+    else:
+        for at, part in enumerate(content):
+            _check_media(f"{where}.content[{at}]", part)
 
 
 def _is_part(part: Any) -> bool:
     if not isinstance(part, Mapping) or not _is_text(part.get("type")):
         return False
     return part["type"] != "text" or _is_text(part.get("text"))
+
+
+def _check_media(where: str, part: Mapping[str, Any]) -> None:
+    """Check a part with an image, a file or audio."""
+    found = part.get(part["type"])
+    fields = found if isinstance(found, Mapping) else {}
+    match part["type"]:
+        case "image_url":
+            check_image_url(f"{where}.image_url", fields.get("url"))
+        case "file" if not fields.get("file_id"):
+            if not fields.get("file_data") or not fields.get("filename"):
+                raise InvalidRequest(f"Missing required parameter: '{where}.file.file_id'.")
+            if not str(fields["file_data"]).startswith("data:application/pdf;base64,"):
+                raise InvalidRequest(
+                    f"Invalid file data: '{where}.file.file_data'. Expected a base64-encoded data URL with an"
+                    " application/pdf MIME type."
+                )
+        case "input_audio" if fields.get("format") not in ("wav", "mp3") or not fields.get("data"):
+            raise InvalidRequest(
+                f"Invalid value for '{where}.input_audio.format'. Supported values are: 'wav' and 'mp3'."
+            )
+
+
+def check_image_url(where: str, url: Any) -> None:
+    """Check the URL of an image, which may have its bytes."""
+    if not _is_text(url):
+        raise InvalidRequest(f"Missing required parameter: '{where}'.")
+    if url.startswith("data:") and not url.startswith(IMAGE_DATA):
+        raise InvalidRequest(
+            "You uploaded an unsupported image. Please make sure your image has of one the following formats:"
+            " ['png', 'jpeg', 'gif', 'webp']."
+        )
 
 
 def _check_calls(where: str, calls: Any) -> None:
@@ -178,8 +217,17 @@ def _check_tools(body: Mapping[str, Any]) -> None:
         if function["name"] in names:
             raise InvalidRequest(f"Invalid 'tools[{at}].function.name': names of tools must be unique.")
         names.add(function["name"])
-        parameters = function.get("parameters", {"type": "object"})
-        if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-            raise InvalidRequest(
-                f"Invalid schema for function '{function['name']}': its type must be 'object'."
-            )
+        check_root(f"function '{function['name']}'", function.get("parameters", {"type": "object"}))
+
+
+def check_root(where: str, schema: Any) -> None:
+    """Check the root of the schema of a tool, or of the output. `where` says which one it is."""
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        raise InvalidRequest(
+            f"Invalid schema for {where}: schema must be a JSON Schema of 'type: \"object\"'."
+        )
+    if not NOT_AT_ROOT.isdisjoint(schema):
+        raise InvalidRequest(
+            f"Invalid schema for {where}: schema must have type 'object' and not have"
+            " 'oneOf'/'anyOf'/'allOf'/'enum'/'not' at the top level."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from mimetypes import guess_type
 from typing import Any
 
 from openagents_worker.errors import PermanentToolError, ToolError
@@ -92,9 +93,9 @@ def _block(found: Mapping[str, Any]) -> dict[str, Any] | None:
         case "image" | "audio" if not isinstance(found.get("data"), str):
             raise ToolError("the answer of the MCP server is not valid: a block without its data")
         case "image":
-            return {"type": "image", "data": found.get("data"), "media_type": found.get("mimeType")}
+            return {"type": "image", "data": found.get("data"), "media_type": _media_type(found)}
         case "audio":
-            return {"type": "file", "data": found.get("data"), "media_type": found.get("mimeType")}
+            return {"type": "file", "data": found.get("data"), "media_type": _media_type(found)}
         case "resource" if isinstance(resource := found.get("resource"), dict):
             return _of_resource(resource)
         case "resource_link":
@@ -115,10 +116,20 @@ def _of_resource(resource: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(text := resource.get("text"), str):
         return {"type": "text", "text": text}
     if isinstance(blob := resource.get("blob"), str):
-        media_type = str(resource.get("mimeType") or "application/octet-stream")
+        media_type = _media_type(resource)
         kind = "image" if media_type.startswith("image/") else "file"
         block = {"type": kind, "data": blob, "media_type": media_type}
         if kind == "file" and isinstance(uri := resource.get("uri"), str):
             block["name"] = uri.rpartition("/")[2][:256] or uri[:256]
         return block
     return None
+
+
+def _media_type(found: Mapping[str, Any]) -> str:
+    """The media type that the server names, without parameters; or else that of the name of a resource."""
+    named = found.get("mimeType")
+    if isinstance(named, str) and (media_type := named.partition(";")[0].strip()):
+        return media_type
+    uri = found.get("uri")
+    guessed = guess_type(uri)[0] if isinstance(uri, str) else None
+    return guessed or "application/octet-stream"

@@ -156,6 +156,24 @@ async def test_a_fallback_has_the_limit_of_its_own_model(limits: Recorded) -> No
     assert [limit.name for limit, _ in limits.reserved] == ["scripted:first", "scripted:second"]
 
 
+async def test_a_fallback_reserves_the_tokens_of_its_own_replies(limits: Recorded) -> None:
+    """The request has the agent's `max_tokens`, as those of the patterns have."""
+    options = LLMOptions(
+        provider="scripted",
+        model="first",
+        max_tokens=32_000,
+        script=[{"error": "connection", "times": 9}],
+        limits={"tokens_per_minute": 100_000},
+        fallbacks=[{"model": "second", "max_tokens": 4_096, "script": [{"text": "hello"}]}],
+    )
+    hi = [{"role": "user", "content": "hi"}]
+
+    await make_client(options, env={}).generate(messages=hi, max_tokens=options.max_tokens)
+
+    first, second = (tokens for _, tokens in limits.reserved)
+    assert first - second == 32_000 - 4_096
+
+
 class LimitedNotes(Notes):
     def __init__(self, limits: Recorded) -> None:
         super().__init__()

@@ -234,3 +234,40 @@ def test_mistakes_in_its_options_are_found_at_start(library: Any, options: dict[
     with pytest.raises(PluginConfigError) as caught:
         client(**options)
     assert says in str(caught.value)
+
+
+CALLED = [
+    *HI,
+    {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "arguments": {}}]},
+    {"role": "tool", "tool_call_id": "c", "name": "add", "content": "3"},
+    *HI,
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "declared"),
+    [
+        ("bedrock/amazon.nova-pro-v1:0", {}, ["add"]),
+        ("anthropic/claude-sonnet-4-5", {}, ["add"]),
+        ("vertex_ai/claude-opus-4-6", {}, ["add"]),
+        ("ours", {"custom_llm_provider": "bedrock"}, ["add"]),
+        ("cohere/command-r", {}, []),
+    ],
+)
+async def test_the_tools_of_earlier_calls_are_declared_where_litellm_demands_it(
+    library: Any, model: str, options: dict[str, Any], declared: list[str]
+) -> None:
+    """`plan_execute` writes its plan without tools, in a session whose turns have calls. LiteLLM refuses that
+    for Claude and Bedrock."""
+    module = library(*[Body(whole(content="hi"))] * 2)
+    form = {"type": "json_schema", "json_schema": {"name": "plan", "schema": {"type": "object"}}}
+    asked = client(model=model, **options)
+    await asked.generate(messages=CALLED, tools=None, response_format=form)
+    await asked.generate(messages=HI, tools=None)
+    await asked.aclose()
+
+    first, second = module.asked
+    assert [tool["function"]["name"] for tool in first.get("tools", ())] == declared
+    assert first["response_format"] == form
+    assert "tool_choice" not in first
+    assert "tools" not in second

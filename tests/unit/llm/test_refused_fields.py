@@ -396,3 +396,24 @@ async def test_a_type_that_no_reply_has_is_not_left_out() -> None:
             await ask(client_of(CHAT, url), [shown, {"role": "assistant", "content": SEARCHED}, *HI])
 
     assert len(server.asked) == 1
+
+
+async def test_the_tools_of_earlier_calls_are_declared_if_a_gateway_demands_it() -> None:
+    """LiteLLM's proxy does for Claude and Bedrock. Requests without calls are sent as they are."""
+    asked: list[list[str]] = []
+
+    def reply(body: Any) -> Sent:
+        names = [tool["function"]["name"] for tool in body.get("tools", ())]
+        asked.append(names)
+        if not names and "tool_calls" in json.dumps(body):
+            text = "Anthropic doesn't support tool calling without `tools=` param specified."
+            return Sent((json.dumps({"error": {"message": text}}).encode(),), JSON, "400 Bad Request")
+        return Sent((json.dumps(whole(content="done")).encode(),), JSON)
+
+    async with answering(reply) as url:
+        client = client_of(CHAT, url)
+        for messages in (CONVERSATION, CONVERSATION, HI):
+            assert (await client.generate(messages=list(messages))).output_text == "done"
+        await client.aclose()
+
+    assert asked == [[], ["add"], ["add"], []]
