@@ -32,7 +32,7 @@ from openagents_worker.context.base import (
     StoredTurn,
     TurnReader,
 )
-from openagents_worker.context.tokens import ESTIMATE, TokenCounter, text_for_counting
+from openagents_worker.context.tokens import ESTIMATE, TokenCounter, tokens_of
 
 __all__ = [
     "Compaction",
@@ -312,17 +312,6 @@ class Reading:
                 return None
             self._newest.append(turn)
         return self._newest[at]
-
-
-def tokens_of(entries: Iterable[dict[str, Any]], counter: TokenCounter, most: int) -> int:
-    """The tokens of messages. A number above `most` is only known to be above it."""
-    tokens = 0
-    for entry in entries:
-        for text in text_for_counting(entry):
-            tokens += counter.count(text, most)
-            if tokens > most:
-                return tokens
-    return tokens
 
 
 def _ranges(turns: Iterable[StoredTurn]) -> Ranges:

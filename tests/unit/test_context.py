@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.tokens import BytesEstimate, TextTokens, token_counter
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.llm.transcript import model_messages
+from openagents_worker.models.media import MEDIA_TOKENS
 from openagents_worker.store.sessions import TranscriptSummary
 from tests.support.session_reading import StoredSession, assemble, turn
 
@@ -277,6 +279,19 @@ async def test_a_tool_call_and_its_result_count_as_tokens() -> None:
     with_tool = await assemble("sliding_window", StoredSession(turn(0, tool=True)), counter=WORDS)
 
     assert with_tool.metadata["kept_tokens"] > plain.metadata["kept_tokens"] == 2
+
+
+@pytest.mark.parametrize("kind", BY_TOKENS)
+async def test_an_image_in_a_turn_counts_with_its_tokens_and_not_with_its_bytes(kind: str) -> None:
+    """60 KB of base64 would be more than the budget: the run would see nothing of its session."""
+    png = {"type": "image", "data": b64encode(b"\x89PNG" * 15_000).decode(), "media_type": "image/png"}
+    with_image = turn(1, tool=True)
+    with_image[1]["tool_messages"][1]["content"] = [{"type": "text", "text": "The page:"}, png]
+
+    seen = await assemble(kind, StoredSession([*turn(0), *with_image]))
+
+    assert questions(seen.transcript) == ["q0", "q1"]
+    assert MEDIA_TOKENS < seen.metadata["kept_tokens"] < MEDIA_TOKENS + 100
 
 
 async def test_text_that_is_not_english_has_a_stated_estimate() -> None:
