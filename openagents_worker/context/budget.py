@@ -33,6 +33,7 @@ from openagents_worker.context.base import (
     TurnReader,
 )
 from openagents_worker.context.tokens import ESTIMATE, TokenCounter, tokens_of
+from openagents_worker.models.omissions import omission_note
 
 __all__ = [
     "Compaction",
@@ -229,7 +230,7 @@ class HeadTailAssembler(TokenBudgetAssembler):
     def gap(self, omitted: int) -> list[dict[str, Any]]:
         if omitted <= 0:
             return []
-        return [{"role": "system", "content": f"Summary: omitted {omitted} message(s) from the middle."}]
+        return [omission_note(f"Summary: omitted {omitted} message(s) from the middle.")]
 
 
 class ImportanceWeightedAssembler(TokenBudgetAssembler):

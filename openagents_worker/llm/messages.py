@@ -49,10 +49,12 @@ __all__ = [
     "data_url",
     "fields_of_format",
     "has_content",
+    "joined_content",
     "is_blank_text",
     "reasoning_text",
     "result_content",
     "split_data_url",
+    "tagged_instructions",
     "without_empty",
 ]
 
@@ -107,6 +109,25 @@ def content_text(content: Any) -> str:
     blocks = content_blocks(content)
     shown = (block.get("text") for block in blocks if block.get("type") in ("text", "refusal"))
     return "".join(text for text in shown if isinstance(text, str))
+
+
+def tagged_instructions(content: Any) -> Any:
+    """The content of a system message as a part of a user message, marked as such.
+
+    >>> tagged_instructions("Be brief.")
+    '<system>\\nBe brief.\\n</system>'
+    """
+    if isinstance(content, str):
+        return f"<system>\n{content}\n</system>"
+    begin, end = content_blocks("<system>"), content_blocks("</system>")
+    return [*begin, *content_blocks(content), *end]
+
+
+def joined_content(first: Any, second: Any) -> Any:
+    """The contents of two messages as that of one: a text, or blocks if one of them has blocks."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*content_blocks(first), *content_blocks(second)]
 
 
 def has_content(content: Any) -> bool:
