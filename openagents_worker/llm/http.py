@@ -121,7 +121,8 @@ class HttpModelClient(ModelClient):
                 repeated = self._refused.repaired(request, error)
                 if repeated is None:
                     raise
-                self._log_refusal("llm.opaque_fields_refused", error)
+                is_strict = repeated.strict_forms != request.strict_forms
+                self._log_refusal("llm.strict_server" if is_strict else "llm.opaque_fields_refused", error)
                 request, failed = repeated, error.requests
         return await self._respond_in_format(request, failed)
 

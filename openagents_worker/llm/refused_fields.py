@@ -16,6 +16,8 @@ A provider may also miss fields of replies that another model has written: Kimi 
 `reasoning_content` or thinking on each of them, Gemini a thought signature on the first call. It gets
 placeholders:
 Gemini has one for this purpose (https://ai.google.dev/gemini-api/docs/thought-signatures).
+
+Rules about the order of messages and the like are in `openagents_worker.llm.strict_servers`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.llm.base import Message, ModelRequest
 from openagents_worker.llm.digest_memory import DigestMemory
 from openagents_worker.llm.messages import BLOCK_TYPES, content_blocks, fields_of_format
+from openagents_worker.llm.strict_servers import forms_in
 
 __all__ = ["MAX_REPAIRS", "RefusedFields"]
 
@@ -88,6 +91,7 @@ class RefusedFields:
     def __init__(self) -> None:
         self._remembered = DigestMemory[_Refused]()
         self._missed: set[re.Pattern[str]] = set()
+        self._strict_forms: frozenset[str] = frozenset()
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without what has been refused before, and with the fields that have been missed."""
@@ -95,6 +99,8 @@ class RefusedFields:
             end = _begin_of_turn(request.messages)
             if refused := self._remembered.get(_bare(request.messages[:end])):
                 request = replace(request, messages=refused.without(request.messages, end))
+        if self._strict_forms:
+            request = replace(request, strict_forms=self._strict_forms)
         return self._completed(request)
 
     def _completed(self, request: ModelRequest) -> ModelRequest:
@@ -108,7 +114,12 @@ class RefusedFields:
 
     def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
-        if not _is_of_request(error):
+        if error.is_partial or not isinstance(error, LLMResponseError):
+            return None
+        if forms := forms_in(error.message) - request.strict_forms:
+            self._strict_forms |= forms
+            return replace(request, strict_forms=request.strict_forms | forms)
+        if error.status not in _REFUSING_STATUS:
             return None
         if missed := {each for each in _COMPLETE if each.search(error.message)}:
             self._missed |= missed
@@ -133,11 +144,6 @@ class RefusedFields:
             together = _Refused(before.fields or refused.fields, before.types | refused.types)
             self._remembered.put(bare, together)
         return shorter
-
-
-def _is_of_request(error: LLMError) -> bool:
-    is_refusing = isinstance(error, LLMResponseError) and error.status in _REFUSING_STATUS
-    return is_refusing and not error.is_partial
 
 
 def _begin_of_turn(messages: Sequence[Message]) -> int:
