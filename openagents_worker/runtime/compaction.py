@@ -13,8 +13,7 @@ from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.conversation import is_blank
-from openagents_worker.llm.messages import content_blocks, content_text
-from openagents_worker.models.media import is_media
+from openagents_worker.llm.messages import readable_text
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.session_at_start import SessionAtStart
 from openagents_worker.store.sessions import TranscriptSummary
@@ -91,29 +90,11 @@ def _lines(entries: Sequence[Mapping[str, Any]], max_text: int) -> Iterator[str]
     of it."""
     for entry in entries:
         for message in (*entry.get("tool_messages", ()), entry):
-            if text := _text(message.get("content")):
+            if text := readable_text(message.get("content")):
                 yield f"{message['role']}: {_limited(text, max_text)}"
             for call in message.get("tool_calls") or ():
                 text = f"assistant calls {call.get('name')}: {dumps(call.get('arguments'))}"
                 yield _limited(text, max_text)
-
-
-def _text(content: Any) -> str:
-    """The content of a message as text. An image or a file is only named, reasoning is left out.
-
-    >>> _text([{"type": "image", "url": "https://example.com/a.png"}, {"type": "text", "text": "A form."}])
-    '[image]\\nA form.'
-    """
-    return "\n".join(text for block in content_blocks(content) if (text := _block_text(block)))
-
-
-def _block_text(block: Mapping[str, Any]) -> str:
-    kind, name = block.get("type"), block.get("name")
-    if is_media(block):
-        return f"[{kind} {name}]" if isinstance(name, str) and name else f"[{kind}]"
-    if kind in ("text", "refusal"):
-        return content_text([block])
-    return "" if kind == "reasoning" else dumps(block)
 
 
 def _without_middle(lines: Sequence[str], max_chars: int) -> str:
