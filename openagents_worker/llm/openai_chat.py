@@ -31,13 +31,7 @@ from openagents_worker.llm.messages import (
 from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wire
 from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
-from openagents_worker.llm.strict_servers import (
-    StrictForm,
-    called_tools,
-    in_form,
-    joined_instructions,
-    with_short_ids,
-)
+from openagents_worker.llm.strict_servers import in_form, joined_instructions, prepared
 from openagents_worker.llm.structured import output_schema, output_tool
 
 __all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
@@ -90,18 +84,15 @@ class ChatCompletions:
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
         """The body of the request, for this model."""
         request = self._with_output_format(request)
-        messages = messages_to_wire(request.messages, request.strict_forms)
         tools, streaming = request.tools, request.is_streamed
         extras = self._extras
         tool_choice = request.tool_choice or extras.get("tool_choice")
         tool_fields = {"tools": tools, "tool_choice": tool_choice}
-        no_tools: dict[str, Any] = {"tool_choice": None, "parallel_tool_calls": None}
-        if StrictForm.CALLED_TOOLS in request.strict_forms:
-            no_tools["tools"] = called_tools(messages) or None
+        no_tools = {"tool_choice": None, "parallel_tool_calls": None}
         stream_options = {"include_usage": True} if self._stream_options else None
         body = {
             "model": model,
-            "messages": messages,
+            "messages": messages_to_wire(request.messages, request.strict_forms),
             "response_format": request.response_format,
             **self._sampling(model, request.temperature, request.max_tokens),
             **extras,
@@ -156,9 +147,7 @@ def messages_to_wire(messages: Sequence[Message], forms: Collection[str] = ()) -
     the message describes the error. A tool message cannot have images, so they follow in a user message.
     `forms`: what is different for a strict server, see `openagents_worker.llm.strict_servers`."""
     messages = repaired(messages)
-    if StrictForm.SHORT_CALL_IDS in forms:
-        messages = with_short_ids(messages)
-    wire = joined_instructions(_messages_with_parts(messages))
+    wire = joined_instructions(_messages_with_parts(prepared(messages, forms) if forms else messages))
     return in_form(wire, forms) if forms else wire
 
 

@@ -91,7 +91,7 @@ class RefusedFields:
     def __init__(self) -> None:
         self._remembered = DigestMemory[_Refused]()
         self._missed: set[re.Pattern[str]] = set()
-        self._strict_forms: frozenset[str] = frozenset()
+        self._strict_forms: dict[str | None, frozenset[str]] = {}
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without what has been refused before, and with the fields that have been missed."""
@@ -99,8 +99,8 @@ class RefusedFields:
             end = _begin_of_turn(request.messages)
             if refused := self._remembered.get(_bare(request.messages[:end])):
                 request = replace(request, messages=refused.without(request.messages, end))
-        if self._strict_forms:
-            request = replace(request, strict_forms=self._strict_forms)
+        if forms := self._strict_forms.get(request.model):
+            request = replace(request, strict_forms=forms)
         return self._completed(request)
 
     def _completed(self, request: ModelRequest) -> ModelRequest:
@@ -117,8 +117,9 @@ class RefusedFields:
         if error.is_partial or not isinstance(error, LLMResponseError):
             return None
         if forms := forms_in(error.message) - request.strict_forms:
-            self._strict_forms |= forms
-            return replace(request, strict_forms=request.strict_forms | forms)
+            known = self._strict_forms.get(request.model, frozenset()) | forms
+            self._strict_forms[request.model] = known
+            return replace(request, strict_forms=request.strict_forms | known)
         if error.status not in _REFUSING_STATUS:
             return None
         if missed := {each for each in _COMPLETE if each.search(error.message)}:

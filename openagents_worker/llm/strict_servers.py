@@ -2,8 +2,8 @@
 
 OpenAI takes the messages of a conversation in almost any order. Other servers with the same API have rules,
 most of them in the chat template of the model. A request is sent in OpenAI's form first. If the error names a
-rule, the request is repeated in a form that obeys it, and the client sends that form from then on. A refused
-request is not billed.
+rule, the request is repeated in a form that obeys it, and the client sends that form to this model from then
+on. A refused request is not billed.
 
 | rule | who has it |
 |---|---|
@@ -12,7 +12,9 @@ request is not billed.
 | the id of a call is nine letters and digits | Mistral |
 | a reply has a text or calls, not both | Mistral |
 | the content of a reply with calls is not null | Ollama, LM Studio |
-| tools that the conversation has called are declared | Bedrock behind a gateway |
+| no message is a system message | Gemma 2 |
+| the result of a tool names the tool | Gemini behind Ollama and gateways |
+| the result of a tool has no image | DeepSeek and other models for text |
 """
 
 from __future__ import annotations
@@ -23,22 +25,22 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import Any
 
-from openagents_worker.llm.messages import Message, joined_content, tagged_instructions
+from openagents_worker.llm.messages import Message, content_blocks, joined_content, tagged_instructions
 
 __all__ = [
     "BRIDGE",
     "StrictForm",
-    "called_tools",
     "forms_in",
     "in_form",
     "joined_instructions",
-    "with_short_ids",
+    "prepared",
 ]
 
 Wire = dict[str, Any]
 
 BRIDGE = "…"
 """The reply between a tool's result and a user message."""
+NO_IMAGE = {"type": "text", "text": "[image left out: the model takes no images]"}
 INSTRUCTIONS = ("system", "developer")
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
@@ -50,7 +52,9 @@ class StrictForm(StrEnum):
     SHORT_CALL_IDS = "short_call_ids"
     CALLS_WITHOUT_TEXT = "calls_without_text"
     NO_NULL_CONTENT = "no_null_content"
-    CALLED_TOOLS = "called_tools"
+    NO_SYSTEM_ROLE = "no_system_role"
+    NAMED_RESULTS = "named_results"
+    NO_IMAGES_IN_RESULTS = "no_images_in_results"
 
 
 _REFUSALS = {
@@ -63,7 +67,13 @@ _REFUSALS = {
     StrictForm.NO_NULL_CONTENT: (
         r"content type: <nil>|'content' field must be a string|'content': expected a string, got null"
     ),
-    StrictForm.CALLED_TOOLS: r"without .?tools=.? param|toolConfig field must be defined",
+    StrictForm.NO_SYSTEM_ROLE: r"system role (is )?not supported|does not support 'system' with this model",
+    StrictForm.NAMED_RESULTS: r"function_response\.name: (name cannot be empty|\[REQUIRED)",
+    StrictForm.NO_IMAGES_IN_RESULTS: (
+        r"unknown variant .image_url|not a multimodal model|at most 0 image|support image (input|content)"
+        r"|image (input|content) is not (supported|enabled)|image_url.{1,40}not supported"
+        r"|content' : value must be a string"
+    ),
 }
 _PATTERNS = {form: re.compile(text, re.IGNORECASE | re.DOTALL) for form, text in _REFUSALS.items()}
 
@@ -77,12 +87,18 @@ def forms_in(error: str) -> frozenset[StrictForm]:
     return frozenset(form for form, pattern in _PATTERNS.items() if pattern.search(error))
 
 
-def with_short_ids(messages: Iterable[Message]) -> list[Message]:
-    """The messages with an id of nine letters and digits for each call. Equal ids stay equal."""
-    return [_with_short_ids(message) for message in messages]
+def prepared(messages: Iterable[Message], forms: Iterable[str]) -> list[Message]:
+    """Neutral messages in these forms, as far as they differ before the conversion to chat completions."""
+    asked = frozenset(forms)
+    if StrictForm.SHORT_CALL_IDS in asked:
+        messages = map(_with_short_ids, messages)
+    if StrictForm.NO_IMAGES_IN_RESULTS in asked:
+        messages = map(_without_images, messages)
+    return list(messages)
 
 
 def _with_short_ids(message: Message) -> Message:
+    """The message with ids of nine letters and digits. Equal ids stay equal."""
     if message.get("role") == "tool":
         return {**message, "tool_call_id": _short_id(message.get("tool_call_id"))}
     if calls := message.get("tool_calls"):
@@ -97,13 +113,12 @@ def _short_id(call_id: Any) -> str:
     return blake2b(text.encode(errors="surrogatepass"), digest_size=5).hexdigest()[:9]
 
 
-def called_tools(messages: Iterable[Wire]) -> list[Wire]:
-    """Declarations of the tools that the messages have called, by their names alone."""
-    names = dict.fromkeys(
-        call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()
-    )
-    parameters = {"type": "object", "properties": {}}
-    return [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in names]
+def _without_images(message: Message) -> Message:
+    content = message.get("content")
+    if message.get("role") != "tool" or not isinstance(content, list | tuple):
+        return message
+    blocks = [NO_IMAGE if block.get("type") == "image" else block for block in content_blocks(content)]
+    return {**message, "content": blocks}
 
 
 # --- messages in the format of chat completions ----------------------------------------------------------
@@ -126,20 +141,34 @@ def in_form(messages: Iterable[Wire], forms: Iterable[str]) -> list[Wire]:
     asked = frozenset(forms)
     if StrictForm.CALLS_WITHOUT_TEXT in asked:  # a second message for the text would be joined by the server
         messages = ({**each, "content": None} if each.get("tool_calls") else each for each in messages)
-    if StrictForm.ROLES_IN_ORDER in asked:
-        messages = _in_order(messages)
+    if StrictForm.NAMED_RESULTS in asked:
+        messages = _with_names(list(messages))
+    if asked & {StrictForm.ROLES_IN_ORDER, StrictForm.NO_SYSTEM_ROLE}:
+        messages = _in_order(messages, keeps_first=StrictForm.NO_SYSTEM_ROLE not in asked)
     if StrictForm.NO_NULL_CONTENT in asked:
         messages = ({**each, "content": ""} if each.get("content") is None else each for each in messages)
     return list(messages)
 
 
-def _in_order(messages: Iterable[Wire]) -> list[Wire]:
+def _with_names(messages: Sequence[Wire]) -> list[Wire]:
+    """The messages with the name of the tool in each result."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    names = {call["id"]: call["function"]["name"] for call in calls}
+    return [
+        {**message, "name": names[message["tool_call_id"]]} if message["role"] == "tool" else message
+        for message in messages
+    ]
+
+
+def _in_order(messages: Iterable[Wire], *, keeps_first: bool) -> list[Wire]:
     """Later instructions become text of the user. Adjacent messages of one role become one. A reply is put
     between a tool's result and a user message."""
     ordered: list[Wire] = []
+    at_the_beginning = keeps_first
     for message in messages:
         before = ordered[-1]["role"] if ordered else None
-        if message["role"] in INSTRUCTIONS and any(each["role"] not in INSTRUCTIONS for each in ordered):
+        at_the_beginning = at_the_beginning and message["role"] in INSTRUCTIONS
+        if message["role"] in INSTRUCTIONS and not at_the_beginning:
             message = {"role": "user", "content": tagged_instructions(message["content"])}
         if message["role"] == "user" and before == "tool":
             ordered.append({"role": "assistant", "content": BRIDGE})

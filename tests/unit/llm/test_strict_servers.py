@@ -87,11 +87,22 @@ def no_null(body: dict[str, Any]) -> str | None:
     return "invalid message content type: <nil>" if has_null else None
 
 
-def declared_tools(body: dict[str, Any]) -> str | None:
-    has_calls = any(message.get("tool_calls") for message in body["messages"])
-    if has_calls and not body.get("tools"):
-        return "Bedrock doesn't support tool calling without `tools=` param specified. Pass `tools=` param."
-    return None
+def no_system(body: dict[str, Any]) -> str | None:
+    has_system = any(message["role"] == "system" for message in body["messages"])
+    return "System role not supported" if has_system else None
+
+
+def named_results(body: dict[str, Any]) -> str | None:
+    """Gemini, behind a server that does not look for the name of the call."""
+    if all(message.get("name") for message in body["messages"] if message["role"] == "tool"):
+        return None
+    return "* GenerateContentRequest.contents[2].parts[0].function_response.name: Name cannot be empty."
+
+
+def only_text(body: dict[str, Any]) -> str | None:
+    if "image_url" not in json.dumps(body):
+        return None
+    return "Failed to deserialize the JSON body: messages[3]: unknown variant `image_url`, expected `text`"
 
 
 class Strict:
@@ -133,7 +144,9 @@ SILENT = [SYSTEM, user("1+2"), *turn()]
         pytest.param(alternating, STEERED, id="alternating roles: a message was sent to the run"),
         pytest.param(alternating, TWO_QUESTIONS, id="alternating roles: two messages of the user"),
         pytest.param(no_null, SILENT, id="Ollama: calls without a text"),
-        pytest.param(declared_tools, SILENT, id="Bedrock: a request without tools"),
+        pytest.param(no_system, SILENT, id="Gemma: a system message"),
+        pytest.param(named_results, SILENT, id="Gemini: a result without a name"),
+        pytest.param(only_text, WITH_IMAGE, id="DeepSeek: a tool has returned an image"),
     ],
 )
 async def test_a_conversation_that_breaks_a_rule_of_the_server_is_sent_in_another_form(
@@ -173,6 +186,16 @@ async def test_mistral_gets_calls_results_and_questions_under_all_its_rules() ->
     text = json.dumps(sent)
     for said in ("See:", "AAAA", "In French.", f"Result of the tool call {called[0]}:"):
         assert said in text
+
+
+async def test_a_model_for_text_learns_that_an_image_is_left_out() -> None:
+    """Its text is kept. The image stays in the session, for a model that takes images."""
+    server = Strict(only_text)
+    async with answering(server) as url:
+        await ask(client_of(CHAT, url, retry={"max_attempts": 1}), WITH_IMAGE)
+
+    result = server.asked[-1]["messages"][-1]
+    assert (result["role"], result["content"]) == ("tool", "See:[image left out: the model takes no images]")
 
 
 async def test_a_chat_template_that_answers_500_is_not_taken_for_a_server_that_is_down() -> None:
