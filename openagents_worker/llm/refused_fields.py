@@ -114,13 +114,11 @@ class RefusedFields:
 
     def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
-        if error.is_partial or not isinstance(error, LLMResponseError):
-            return None
-        if forms := forms_in(error.message) - request.strict_forms:
+        if forms := _strict_forms_in(error) - request.strict_forms:
             known = self._strict_forms.get(request.model, frozenset()) | forms
             self._strict_forms[request.model] = known
             return replace(request, strict_forms=request.strict_forms | known)
-        if error.status not in _REFUSING_STATUS:
+        if not _is_of_request(error):
             return None
         if missed := {each for each in _COMPLETE if each.search(error.message)}:
             self._missed |= missed
@@ -145,6 +143,17 @@ class RefusedFields:
             together = _Refused(before.fields or refused.fields, before.types | refused.types)
             self._remembered.put(bare, together)
         return shorter
+
+
+def _is_of_request(error: LLMError) -> bool:
+    is_refusing = isinstance(error, LLMResponseError) and error.status in _REFUSING_STATUS
+    return is_refusing and not error.is_partial
+
+
+def _strict_forms_in(error: LLMError) -> frozenset[str]:
+    """The forms that an error asks for. Its status may also be 500, of a chat template, or 404."""
+    is_refusing = isinstance(error, LLMResponseError) and not error.is_partial
+    return forms_in(error.message) if is_refusing else frozenset()
 
 
 def _begin_of_turn(messages: Sequence[Message]) -> int:
