@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from openagents_worker.cli.display import STATE_COLOURS, short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
+from openagents_worker.llm.messages import readable_text
 from openagents_worker.models import Approval, RunRecord
 from openagents_worker.producer.call_names import short_call_id
 from openagents_worker.producer.time_text import age_text, clock_time
@@ -99,7 +100,8 @@ def session_lines(session: SessionView) -> list[Safe]:
     if (summary := session.summary) is not None:
         rows.append(("summary", f"of the first {summary.messages} messages: {short(summary.text)}"))
     messages = [
-        f"{message.get('role', '?')}: {short(message.get('content'))}" for message in session.transcript
+        f"{message.get('role', '?')}: {short(readable_text(message.get('content')))}"
+        for message in session.transcript
     ]
     return [joined(line) for line in [*(f"{name:<9} {value}" for name, value in rows), *messages]]
 

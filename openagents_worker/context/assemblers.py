@@ -16,6 +16,7 @@ from openagents_worker.context.base import (
     ContextAssemblyResult,
     SessionReader,
 )
+from openagents_worker.models.omissions import omission_note
 
 __all__ = ["DefaultAssembler", "TruncatingAssembler"]
 
@@ -62,8 +63,8 @@ class TruncatingAssembler(ContextAssemblerPlugin):
             "omitted_artifacts": max(0, in_all - artifacts),
         }
         if omitted > 0 and self.cfg.include_summary_message:
-            summary = {"role": "system", "content": f"Summary: omitted {omitted} older message(s)"}
-            transcript = [summary, *transcript]
+            note = omission_note(f"Summary: omitted {omitted} older message(s)")
+            transcript = [note, *transcript]
         return ContextAssemblyResult(
             transcript=transcript,
             session_artifacts=await session_manager.list_artifacts(session_id, last=artifacts)

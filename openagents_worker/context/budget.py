@@ -32,7 +32,8 @@ from openagents_worker.context.base import (
     StoredTurn,
     TurnReader,
 )
-from openagents_worker.context.tokens import ESTIMATE, TokenCounter, text_for_counting
+from openagents_worker.context.tokens import ESTIMATE, TokenCounter, tokens_of
+from openagents_worker.models.omissions import omission_note
 
 __all__ = [
     "Compaction",
@@ -229,7 +230,7 @@ class HeadTailAssembler(TokenBudgetAssembler):
     def gap(self, omitted: int) -> list[dict[str, Any]]:
         if omitted <= 0:
             return []
-        return [{"role": "system", "content": f"Summary: omitted {omitted} message(s) from the middle."}]
+        return [omission_note(f"Summary: omitted {omitted} message(s) from the middle.")]
 
 
 class ImportanceWeightedAssembler(TokenBudgetAssembler):
@@ -312,17 +313,6 @@ class Reading:
                 return None
             self._newest.append(turn)
         return self._newest[at]
-
-
-def tokens_of(entries: Iterable[dict[str, Any]], counter: TokenCounter, most: int) -> int:
-    """The tokens of messages. A number above `most` is only known to be above it."""
-    tokens = 0
-    for entry in entries:
-        for text in text_for_counting(entry):
-            tokens += counter.count(text, most)
-            if tokens > most:
-                return tokens
-    return tokens
 
 
 def _ranges(turns: Iterable[StoredTurn]) -> Ranges:

@@ -7,15 +7,16 @@ is loaded: `token_counter` returns a counter that is complete.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
 from openagents_worker.errors import PluginConfigError, text_of
 from openagents_worker.jsontext import dumps
+from openagents_worker.models.media import MEDIA_TOKENS, without_media
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["ESTIMATE", "BytesEstimate", "TextTokens", "TokenCounter", "text_for_counting", "token_counter"]
+__all__ = ["ESTIMATE", "BytesEstimate", "TextTokens", "TokenCounter", "token_counter", "tokens_of"]
 
 log = get_logger(__name__)
 
@@ -66,16 +67,28 @@ class TextTokens:
         return max(1, tokens)
 
 
-def text_for_counting(entry: Mapping[str, Any]) -> list[str]:
-    """The texts that a model gets of an entry: content and tool calls, also those inside a turn."""
-    texts = []
-    for message in (*entry.get("tool_messages", ()), entry):
-        content = message.get("content")
-        texts.append(content if isinstance(content, str) else dumps(content) if content else "")
-        calls = {name: message[name] for name in CALL_FIELDS if message.get(name)}
-        if calls:
-            texts.append(dumps(calls))
-    return [text for text in texts if text]
+def tokens_of(entries: Iterable[Mapping[str, Any]], counter: TokenCounter, most: int) -> int:
+    """The tokens of what a model gets of these entries: content and tool calls, also those inside a turn.
+
+    An image or a file counts with `MEDIA_TOKENS`. A number above `most` is only known to be above it.
+    """
+    tokens = 0
+    for entry in entries:
+        for message in (*entry.get("tool_messages", ()), entry):
+            content, media = without_media(message.get("content"))
+            tokens += media * MEDIA_TOKENS
+            for text in _texts(content, message):
+                if tokens > most:
+                    return tokens
+                tokens += counter.count(text, most)
+    return tokens
+
+
+def _texts(content: Any, message: Mapping[str, Any]) -> Iterator[str]:
+    if content:
+        yield content if isinstance(content, str) else dumps(content)
+    if calls := {name: message[name] for name in CALL_FIELDS if message.get(name)}:
+        yield dumps(calls)
 
 
 def token_counter(model: str | None, encoding: str | None) -> TokenCounter:

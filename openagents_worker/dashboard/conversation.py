@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.dashboard.shown_text import LongText, long_text, short_text
+from openagents_worker.llm.messages import readable_text, result_content
 from openagents_worker.models import RunRecord
 from openagents_worker.store.checkpoints import Checkpoint
 
@@ -45,7 +46,7 @@ def messages_of_transcript(transcript: Iterable[Mapping[str, Any]]) -> list[Show
         ShownMessage(
             str(message.get("role", "?"))[:40],
             str(message.get("role", "?"))[:40],
-            long_text(message.get("content")),
+            long_text(readable_text(message.get("content"))),
             tuple(_calls(message)),
         )
         for message in transcript
@@ -72,7 +73,13 @@ def _message_of(checkpoint: Checkpoint) -> Iterator[ShownMessage]:
             tuple(_calls(value)),
         )
     elif checkpoint.kind == "tool":
-        yield ShownMessage("tool", f"tool {short_text(checkpoint.name, 80)}", long_text(value))
+        yield ShownMessage("tool", f"tool {short_text(checkpoint.name, 80)}", long_text(_shown_result(value)))
+
+
+def _shown_result(value: Any) -> Any:
+    """The result of a tool; images and files in it are only named."""
+    content = result_content(value)
+    return value if content is None else readable_text(content)
 
 
 def _text_of(value: Mapping[str, Any]) -> Any:

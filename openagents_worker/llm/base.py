@@ -259,6 +259,8 @@ class ModelRequest:
     response_format: Mapping[str, Any] | None = None
     on_delta: OnDelta | None = field(default=None, repr=False, compare=False)
     on_piece: OnPiece | None = field(default=None, repr=False, compare=False)
+    strict_forms: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """The rules of its server that the client has learned, see `openagents_worker.llm.strict_servers`."""
 
     @property
     def is_streamed(self) -> bool:

@@ -6,6 +6,8 @@ whole request if one of its messages breaks a rule. So messages are repaired bef
 - Every message has content or tool calls. A user message without content gets `EMPTY_INPUT`. Other messages
   without content are left out, and so are blank text blocks.
 - A tool name is 1 to 64 of a-z A-Z 0-9 _ -. Arguments are a JSON object. Each call id occurs once.
+- A note about left-out messages is at the beginning of the next user message: many servers refuse a second
+  system message.
 - The results of a message's calls follow it, one for each call. A result without a call is left out.
 
 A repair depends only on the messages before it and on the results of the repaired calls. So when a
@@ -22,7 +24,14 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall, Message
-from openagents_worker.llm.messages import content_blocks, has_content, without_empty
+from openagents_worker.llm.messages import (
+    content_blocks,
+    has_content,
+    joined_content,
+    tagged_instructions,
+    without_empty,
+)
+from openagents_worker.models.omissions import is_omission_note
 
 __all__ = [
     "EMPTY_INPUT",
@@ -144,6 +153,7 @@ def repaired(messages: Sequence[Message]) -> list[Message]:
 def _repaired_messages(messages: Sequence[Message]) -> Iterator[Message]:
     """Each call is followed by one result for it. Results without a call and blank messages are left out."""
     ids = UniqueCallIds()
+    messages = _without_notes(messages)
     for at, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if calls := _calls_of(message):
@@ -154,6 +164,26 @@ def _repaired_messages(messages: Sequence[Message]) -> Iterator[Message]:
             yield _without_blank_blocks(message if "tool_calls" not in message else _without_calls(message))
         elif role == "user":
             yield {**message, "content": EMPTY_INPUT}
+
+
+def _without_notes(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with each note about left-out messages in the user message behind it, or as one."""
+    if not any(map(is_omission_note, messages)):
+        return messages
+    kept: list[Message] = []
+    noted = None
+    for message in messages:
+        if is_omission_note(message):
+            noted = tagged_instructions(message.get("content"))
+            kept.append({"role": "user", "content": noted})
+            continue
+        if noted is not None and message.get("role") == "user":
+            kept.pop()
+            text = EMPTY_INPUT if is_blank(message.get("content")) else message["content"]
+            message = {**message, "content": joined_content(noted, text)}
+        noted = None
+        kept.append(message)
+    return kept
 
 
 def _calls_of(message: Message) -> list[Mapping[str, Any]]:

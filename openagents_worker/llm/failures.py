@@ -33,6 +33,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.jsontext import dumps, replaced, whole_text
+from openagents_worker.llm.strict_servers import forms_in
 from openagents_worker.redaction import MASK, safe_message
 from openagents_worker.retry_after import duration_ms, rate_limit_reset_ms, retry_after_ms, should_retry
 
@@ -229,6 +230,8 @@ def _error(
     words = details.words if ends else f"{details.words} {details.message}"
     if status == 402 or (status < 500 and _NO_QUOTA.search(words)):
         return LLMResponseError(message, hint="the quota of the provider's account is used up")
+    if status == 500 and forms_in(details.message):  # llama.cpp and others: their chat template has failed
+        return LLMResponseError(message)
     if status == 429 or status in RETRYABLE_STATUS or status >= 500:
         return _retryable(message, status, details, headers)
     if status == 413 or _TOO_LONG.search(message) or "context_length" in details.words:

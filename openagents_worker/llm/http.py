@@ -122,7 +122,10 @@ class HttpModelClient(ModelClient):
                 if self._parameters.add(request.model or self.model_id, error):
                     self._log_refusal("llm.parameter_refused", error)
                 elif (repeated := self._refused.repaired(request, error)) is not None:
-                    self._log_refusal("llm.opaque_fields_refused", error)
+                    is_strict = repeated.strict_forms != request.strict_forms
+                    self._log_refusal(
+                        "llm.strict_server" if is_strict else "llm.opaque_fields_refused", error
+                    )
                     request = repeated
                 else:
                     raise

@@ -9,7 +9,8 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage, ModelRequest
 from openagents_worker.llm.limits import REPLY_TOKENS
-from openagents_worker.llm.pricing import MEDIA_TOKENS, estimate_tokens, price, region_of
+from openagents_worker.llm.pricing import estimate_tokens, price, region_of
+from openagents_worker.models.media import MEDIA_TOKENS
 
 __all__ = ["largest_cost_usd"]
 

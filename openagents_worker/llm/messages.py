@@ -33,6 +33,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.jsontext import dumps
+from openagents_worker.models.media import is_media
 
 __all__ = [
     "BLOCK_TYPES",
@@ -49,10 +50,13 @@ __all__ = [
     "data_url",
     "fields_of_format",
     "has_content",
+    "joined_content",
+    "readable_text",
     "is_blank_text",
     "reasoning_text",
     "result_content",
     "split_data_url",
+    "tagged_instructions",
     "without_empty",
 ]
 
@@ -107,6 +111,44 @@ def content_text(content: Any) -> str:
     blocks = content_blocks(content)
     shown = (block.get("text") for block in blocks if block.get("type") in ("text", "refusal"))
     return "".join(text for text in shown if isinstance(text, str))
+
+
+def readable_text(content: Any) -> str:
+    """The content of a message for people, and for a model that summarizes it. Images and files are named,
+    reasoning is left out.
+
+    >>> readable_text([{"type": "image", "url": "https://example.com/a.png"}, {"type": "text", "text": "Hi"}])
+    '[image]\\nHi'
+    """
+    return "\n".join(text for block in content_blocks(content) if (text := _readable_block(block)))
+
+
+def _readable_block(block: Block) -> str:
+    kind, name = block.get("type"), block.get("name")
+    if is_media(block):
+        return f"[{kind} {name}]" if isinstance(name, str) and name else f"[{kind}]"
+    if kind in ("text", "refusal"):
+        return content_text([block])
+    return "" if kind == "reasoning" else dumps(block)
+
+
+def tagged_instructions(content: Any) -> Any:
+    """The content of a system message as a part of a user message, marked as such.
+
+    >>> tagged_instructions("Be brief.")
+    '<system>\\nBe brief.\\n</system>'
+    """
+    if isinstance(content, str):
+        return f"<system>\n{content}\n</system>"
+    begin, end = content_blocks("<system>"), content_blocks("</system>")
+    return [*begin, *content_blocks(content), *end]
+
+
+def joined_content(first: Any, second: Any) -> Any:
+    """The contents of two messages as that of one: a text, or blocks if one of them has blocks."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*content_blocks(first), *content_blocks(second)]
 
 
 def has_content(content: Any) -> bool:

@@ -7,7 +7,7 @@ this API too; this module handles their deviations.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from openagents_worker.llm.openai_chat_replies import WIRE_FORMAT, reply_from_wi
 from openagents_worker.llm.openai_chat_stream import StreamedReply
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
 from openagents_worker.llm.root_schemas import accepted_tool
+from openagents_worker.llm.strict_servers import in_form, joined_instructions, prepared
 from openagents_worker.llm.structured import output_schema, output_tool
 
 __all__ = ["ChatCompletions", "OpenAICompatibleClient", "messages_to_wire"]
@@ -102,7 +103,9 @@ class ChatCompletions:
         stream_options = {"include_usage": True} if self._stream_options else None
         body = {
             "model": model,
-            "messages": messages_to_wire(with_readable_media(request.messages, self._readable(model))),
+            "messages": messages_to_wire(
+                with_readable_media(request.messages, self._readable(model)), request.strict_forms
+            ),
             "response_format": request.response_format,
             **self._sampling(model, request.temperature, request.max_tokens),
             **extras,
@@ -158,12 +161,19 @@ class ChatCompletions:
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def messages_to_wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def messages_to_wire(messages: Sequence[Message], forms: Collection[str] = ()) -> list[dict[str, Any]]:
     """Convert neutral messages to OpenAI's format, repaired. OpenAI has no field for `is_error`: the text of
-    the message describes the error. A tool message cannot have images, so they follow in a user message."""
+    the message describes the error. A tool message cannot have images, so they follow in a user message.
+    `forms`: what is different for a strict server, see `openagents_worker.llm.strict_servers`."""
+    messages = repaired(messages)
+    wire = joined_instructions(_messages_with_parts(prepared(messages, forms) if forms else messages))
+    return in_form(wire, forms) if forms else wire
+
+
+def _messages_with_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     wire: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
-    for message in repaired(messages):
+    for message in messages:
         if message["role"] != "tool" and from_tools:
             wire.append({"role": "user", "content": from_tools})
             from_tools = []

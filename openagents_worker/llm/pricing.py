@@ -18,11 +18,11 @@ from typing import Any
 from openagents_worker.agents import LLMPricing
 from openagents_worker.jsontext import LARGEST_COUNT, dumps
 from openagents_worker.llm.base import LLMUsage, Message, token_count
+from openagents_worker.models.media import MEDIA_TOKENS, without_media
 
 __all__ = [
     "ANYWHERE",
     "FEES",
-    "MEDIA_TOKENS",
     "estimate_tokens",
     "estimate_usage",
     "price",
@@ -68,23 +68,6 @@ _OTHERWISE = {
 }
 """The rate of the table that counts if a model has no rate for a part."""
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
-
-MEDIA_TOKENS = 1_500
-"""Tokens of an image or a file in a message: its bytes say nothing about them."""
-_MEDIA = frozenset(
-    {
-        "audio",
-        "document",
-        "file",
-        "image",
-        "image_url",
-        "input_audio",
-        "input_file",
-        "input_image",
-        "video_url",
-    }
-)
-"""The types of these parts, in the neutral format and in those of the providers."""
 
 ANYWHERE = frozenset({"", "global", "not_available"})
 """Values of `inference_geo` that change no price."""
@@ -302,24 +285,15 @@ def estimate_tokens(text: str) -> int:
 def estimate_usage(messages: Sequence[Message], answer: str) -> LLMUsage:
     """The estimated usage of a call whose provider did not count tokens. An image or a file counts with
     `MEDIA_TOKENS`, however many bytes it has."""
-    input_tokens = estimate_tokens("".join(_text(message) for message in messages))
-    input_tokens += MEDIA_TOKENS * sum(_is_media(part) for message in messages for part in _parts(message))
+    contents = [without_media(message.get("content")) for message in messages]
+    texts = [
+        _text(content) + _text(message.get("tool_calls"))
+        for message, (content, _) in zip(messages, contents, strict=True)
+    ]
+    input_tokens = estimate_tokens("".join(texts)) + MEDIA_TOKENS * sum(media for _, media in contents)
     output_tokens = estimate_tokens(answer)
     return LLMUsage(input_tokens, output_tokens, total_tokens=input_tokens + output_tokens)
 
 
-def _text(message: Message) -> str:
-    content = message.get("content") or ""
-    calls = message.get("tool_calls")
-    if any(map(_is_media, _parts(message))):
-        content = [part for part in _parts(message) if not _is_media(part)]
-    return (content if isinstance(content, str) else dumps(content)) + (dumps(calls) if calls else "")
-
-
-def _parts(message: Message) -> Sequence[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list | tuple) else ()
-
-
-def _is_media(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") in _MEDIA
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value) if value else ""

@@ -19,6 +19,8 @@ Gemini has one for this purpose (https://ai.google.dev/gemini-api/docs/thought-s
 
 LiteLLM refuses a conversation with tool calls for Claude and Bedrock if the request offers no tools. The
 tools that the conversation has called are then declared.
+
+Rules about the order of messages and the like are in `openagents_worker.llm.strict_servers`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from openagents_worker.errors import LLMError, LLMResponseError
 from openagents_worker.llm.base import Message, ModelRequest
 from openagents_worker.llm.digest_memory import DigestMemory
 from openagents_worker.llm.messages import BLOCK_TYPES, content_blocks, fields_of_format
+from openagents_worker.llm.strict_servers import forms_in
 
 __all__ = ["MAX_REPAIRS", "RefusedFields", "called_tools"]
 
@@ -93,6 +96,7 @@ class RefusedFields:
         self._remembered = DigestMemory[_Refused]()
         self._missed: set[re.Pattern[str]] = set()
         self._declares_called_tools = False
+        self._strict_forms: dict[str | None, frozenset[str]] = {}
 
     def usable(self, request: ModelRequest) -> ModelRequest:
         """The request without what has been refused before, and with the fields that have been missed."""
@@ -100,6 +104,8 @@ class RefusedFields:
             end = _begin_of_turn(request.messages)
             if refused := self._remembered.get(_bare(request.messages[:end])):
                 request = replace(request, messages=refused.without(request.messages, end))
+        if forms := self._strict_forms.get(request.model):
+            request = replace(request, strict_forms=forms)
         return self._completed(request)
 
     def _completed(self, request: ModelRequest) -> ModelRequest:
@@ -117,6 +123,10 @@ class RefusedFields:
 
     def repaired(self, request: ModelRequest, error: LLMError) -> ModelRequest | None:
         """The request to send after this error. None: the error has another reason."""
+        if forms := _strict_forms_in(error) - request.strict_forms:
+            known = self._strict_forms.get(request.model, frozenset()) | forms
+            self._strict_forms[request.model] = known
+            return replace(request, strict_forms=request.strict_forms | known)
         if not _is_of_request(error):
             return None
         if missed := {each for each in _COMPLETE if each.search(error.message)}:
@@ -168,6 +178,12 @@ def called_tools(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def _is_of_request(error: LLMError) -> bool:
     is_refusing = isinstance(error, LLMResponseError) and error.status in _REFUSING_STATUS
     return is_refusing and not error.is_partial
+
+
+def _strict_forms_in(error: LLMError) -> frozenset[str]:
+    """The forms that an error asks for. Its status may also be 500, of a chat template, or 404."""
+    is_refusing = isinstance(error, LLMResponseError) and not error.is_partial
+    return forms_in(error.message) if is_refusing else frozenset()
 
 
 def _begin_of_turn(messages: Sequence[Message]) -> int:

@@ -13,6 +13,7 @@ from openagents_worker.context.budget import TokenBudgetAssembler
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.conversation import is_blank
+from openagents_worker.llm.messages import readable_text
 from openagents_worker.runtime.context import AttemptContext
 from openagents_worker.runtime.session_at_start import SessionAtStart
 from openagents_worker.store.sessions import TranscriptSummary
@@ -89,9 +90,7 @@ def _lines(entries: Sequence[Mapping[str, Any]], max_text: int) -> Iterator[str]
     of it."""
     for entry in entries:
         for message in (*entry.get("tool_messages", ()), entry):
-            content = message.get("content")
-            text = content if isinstance(content, str) else dumps(content) if content else ""
-            if text:
+            if text := readable_text(message.get("content")):
                 yield f"{message['role']}: {_limited(text, max_text)}"
             for call in message.get("tool_calls") or ():
                 text = f"assistant calls {call.get('name')}: {dumps(call.get('arguments'))}"

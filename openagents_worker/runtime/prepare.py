@@ -159,6 +159,9 @@ class Preparation:
                 request=self._context.run_request, session_manager=self._session
             )
             self._start = replace(self._start, selection=selected)
+            omitted = selected.metadata.get("omitted_messages")
+            if omitted and not selected.ranges and selected.summarize is None:
+                self._log("context.no_turn_fits", omitted_messages=omitted)
 
     async def _assemble_context(self) -> None:
         """Let the assembler compact and select transcript and artifacts for the context."""
@@ -304,14 +307,10 @@ class Preparation:
         return Outcome()
 
     def _log_failure(self, event: str, error: OpenAgentsError, **fields: Any) -> None:
-        log.warning(
-            event,
-            run_id=self._context.run_id,
-            agent_id=self._context.agent_id,
-            **fields,
-            **described_in_log(error),
-            user_error=user_error_of(error),
-        )
+        self._log(event, **fields, **described_in_log(error), user_error=user_error_of(error))
+
+    def _log(self, event: str, **fields: Any) -> None:
+        log.warning(event, run_id=self._context.run_id, agent_id=self._context.agent_id, **fields)
 
     def _emit_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
         self._writer.emit_run_event(

@@ -11,6 +11,7 @@ from openagents_worker.cli.lists import session_lines
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.llm.scripted import ScriptedClient
 from openagents_worker.models import StopReason
+from openagents_worker.runtime.compaction import _lines
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
@@ -130,6 +131,49 @@ async def test_a_single_turn_that_is_larger_than_the_budget_is_summarized_in_par
         assert prompt.endswith(" …\nassistant: first")
         assert len(prompt) < 8 * 150
         assert await summary_of(p) == (1, 2, "first")
+
+
+def test_the_model_that_writes_a_summary_reads_names_in_place_of_images_and_files() -> None:
+    """Their base64 would be all that it gets of a message, and the text behind them would be lost."""
+    data = "AAAA" * 10_000
+    shot = [
+        {"type": "image", "data": data, "media_type": "image/png"},
+        {"type": "file", "data": data, "media_type": "application/pdf", "name": "bill.pdf"},
+        {"type": "text", "text": "A login form."},
+    ]
+    thought = [{"type": "reasoning", "text": "", "encrypted": data}, {"type": "text", "text": "I look."}]
+    call = {"id": "c1", "name": "look", "arguments": {"at": 1}}
+    answer = {
+        "role": "assistant",
+        "content": "Done.",
+        "tool_messages": [
+            {"role": "assistant", "content": thought, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "name": "look", "content": shot},
+        ],
+    }
+
+    assert list(_lines([{"role": "user", "content": "What is there?"}, answer], 8_000)) == [
+        "user: What is there?",
+        "assistant: I look.",
+        'assistant calls look: {"at":1}',
+        "tool: [image]\n[file bill.pdf]\nA login form.",
+        "assistant: Done.",
+    ]
+
+
+async def test_a_turn_that_does_not_fit_alone_is_logged(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise nobody learns why an agent knows nothing of the question before."""
+    limited = {"type": "sliding_window", "config": {"max_input_tokens": 60, "reserve_for_response": 0}}
+    async with process(redis_url, agent(llm=scripted(FIRST), context_assembler=limited)) as p:
+        await p.run("r1", input_text="q1")
+        assert "context.no_turn_fits" not in caplog.text
+        await p.run("r2", input_text=f"q2 {LONG * 2}")
+        await p.run("r3", input_text="q3")
+
+    (line,) = [record for record in caplog.records if "context.no_turn_fits" in record.getMessage()]
+    assert "r3" in line.getMessage()
 
 
 async def test_the_events_of_a_run_say_how_it_was_shortened(redis_url: str, model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.tokens import BytesEstimate, TextTokens, token_counter
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.llm.transcript import model_messages
+from openagents_worker.models.media import MEDIA_TOKENS
+from openagents_worker.models.omissions import omission_note
 from openagents_worker.store.sessions import TranscriptSummary
 from tests.support.session_reading import StoredSession, assemble, turn
+from tests.unit.llm.wire import ANTHROPIC, FORMATS, RESPONSES, Format
 
 BY_TOKENS = ["head_tail", "sliding_window", "importance_weighted"]
 WORDS = TextTokens("a table of words", lambda text: [hash(word) for word in text.split()])
@@ -72,7 +76,7 @@ async def test_a_long_session_is_cut_and_the_model_told_how_much_is_missing() ->
     """`truncating` hands over the newest messages under a line that counts the others."""
     seen = await assemble("truncating", StoredSession(messages(25), artifacts=12))
 
-    assert seen.transcript[0] == {"role": "system", "content": "Summary: omitted 5 older message(s)"}
+    assert seen.transcript[0] == omission_note("Summary: omitted 5 older message(s)")
     assert [message["content"] for message in seen.transcript[1:]] == [str(n) for n in range(5, 25)]
     assert seen.session_artifacts == [f"artifact {n}" for n in range(2, 12)]
     assert seen.metadata == {
@@ -162,6 +166,28 @@ async def test_every_assembler_hands_over_whole_turns_in_order(kind: str, data: 
         assert seen.metadata["omitted_messages"] == len(entries) - len(stored)
 
 
+@pytest.mark.share(of=1)
+@pytest.mark.parametrize("wire", FORMATS, ids=lambda wire: wire.provider)
+@pytest.mark.parametrize("kind", BUILTIN_ASSEMBLERS)
+async def test_a_provider_gets_one_system_message_however_long_the_session_is(
+    kind: str, wire: Format
+) -> None:
+    """Many refuse a second one. The note about left-out messages is in the next message of the user."""
+    prompt, question = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "And now?"}
+    seen = await assemble(kind, StoredSession(turns(60, words=300, tool=True)))
+
+    body = wire.body([prompt, *model_messages(seen.transcript), question])
+
+    sent = body["input"] if wire is RESPONSES else body["messages"]
+    assert [at for at, message in enumerate(sent) if message.get("role") == "system"] == (
+        [] if wire is ANTHROPIC else [0]
+    )
+    assert "omitted" not in json.dumps(body.get("system", ""))
+    noted = [message for message in sent if "Summary: omitted" in json.dumps(message)]
+    assert len(noted) == (kind in ("truncating", "head_tail"))
+    assert all(message["role"] == "user" and "q" in json.dumps(message["content"]) for message in noted)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in BUILTIN_ASSEMBLERS if kind != "default"])
 async def test_a_session_of_any_length_costs_the_same_to_assemble(kind: str) -> None:
     """Ten thousand messages are read no more than a thousand."""
@@ -229,10 +255,7 @@ async def test_head_and_tail_leave_out_the_middle_and_say_so() -> None:
     )
 
     assert questions(seen.transcript) == ["q0", "q1", "q8", "q9"]
-    assert seen.transcript[4] == {
-        "role": "system",
-        "content": "Summary: omitted 12 message(s) from the middle.",
-    }
+    assert seen.transcript[4] == omission_note("Summary: omitted 12 message(s) from the middle.")
 
 
 async def test_a_head_that_is_larger_than_the_budget_is_left_out() -> None:
@@ -277,6 +300,19 @@ async def test_a_tool_call_and_its_result_count_as_tokens() -> None:
     with_tool = await assemble("sliding_window", StoredSession(turn(0, tool=True)), counter=WORDS)
 
     assert with_tool.metadata["kept_tokens"] > plain.metadata["kept_tokens"] == 2
+
+
+@pytest.mark.parametrize("kind", BY_TOKENS)
+async def test_an_image_in_a_turn_counts_with_its_tokens_and_not_with_its_bytes(kind: str) -> None:
+    """60 KB of base64 would be more than the budget: the run would see nothing of its session."""
+    png = {"type": "image", "data": b64encode(b"\x89PNG" * 15_000).decode(), "media_type": "image/png"}
+    with_image = turn(1, tool=True)
+    with_image[1]["tool_messages"][1]["content"] = [{"type": "text", "text": "The page:"}, png]
+
+    seen = await assemble(kind, StoredSession([*turn(0), *with_image]))
+
+    assert questions(seen.transcript) == ["q0", "q1"]
+    assert MEDIA_TOKENS < seen.metadata["kept_tokens"] < MEDIA_TOKENS + 100
 
 
 async def test_text_that_is_not_english_has_a_stated_estimate() -> None:

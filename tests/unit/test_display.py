@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from openagents_worker.cli.display import Follower, error_lines
+from openagents_worker.dashboard.conversation import conversation_of
+from openagents_worker.dashboard.shown_text import LongText
 from openagents_worker.events import RunEvent
-from openagents_worker.models import ErrorDetails, StopReason
+from openagents_worker.models import ErrorDetails, RunRecord, RunState, RunUsage, StopReason
+from openagents_worker.store.checkpoints import Checkpoint
 
 TRACEBACK = "Traceback (most recent call last):\n  File \"shop.py\", line 3, in price\nKeyError: 'B2'"
 
@@ -19,6 +22,20 @@ def event(name: str, **payload: Any) -> RunEvent:
         name=name, seq=1, run_id="r1", session_id="s1", agent_id="a", life=1, attempt=1,
         timestamp=datetime.now(UTC), payload=payload,
     )  # fmt: skip
+
+
+def test_an_image_in_a_result_hides_no_text_from_people() -> None:
+    """The page of a run shows the first characters of a result, which would be base64."""
+    image = {"type": "image", "data": "AAAA" * 10_000, "media_type": "image/png"}
+    value = [image, {"type": "text", "text": "A login form."}]
+    found = Checkpoint(
+        "r1:step:1", 1, "look:1", "tool", "look", value, None, cancelled=False, usage=RunUsage()
+    )
+    record = RunRecord(run_id="r1", agent_id="a", session_id="s1", queue="agents", state=RunState.RUNNING)
+
+    (shown,) = conversation_of(record, [found])
+
+    assert shown.text == LongText("[image]\nA login form.")
 
 
 @pytest.mark.parametrize(
