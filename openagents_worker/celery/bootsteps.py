@@ -24,7 +24,7 @@ from openagents_worker.celery.app_advice import advise
 from openagents_worker.celery.free_slots import FreeSlots
 from openagents_worker.celery.invalid_messages import invalid_messages_step
 from openagents_worker.celery.logs import set_up_logging
-from openagents_worker.celery.pool.task_pool import TaskPool
+from openagents_worker.celery.pool.task_pool import TaskPool, run_limit_of
 from openagents_worker.celery.prefork import end_leases_on_reap
 from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.celery.registration_gate import registration_gate_step
@@ -205,9 +205,14 @@ def _is_consuming(worker: Any) -> bool:
 
 
 def _max_runs_per_process(worker: Any) -> int:
-    """How many runs one process of the worker executes at a time."""
-    one_per_process = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
-    return 1 if one_per_process else int(worker.concurrency)
+    """How many runs one process of the worker executes at a time; with `--autoscale`, at most.
+
+    Called after Celery's pool step was created, which reads `--autoscale`.
+    """
+    if _forks(worker) or issubclass(worker.pool_cls, SoloPool):
+        return 1
+    run_limit = run_limit_of(worker.app) if issubclass(worker.pool_cls, TaskPool) else None
+    return int(run_limit or worker.max_concurrency or worker.concurrency)
 
 
 def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps.StartStopStep]:

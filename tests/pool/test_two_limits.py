@@ -11,6 +11,7 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.waiting_reason import why_runs_wait
 from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
 from tests.support.proxy import Stalled
@@ -107,6 +108,17 @@ def test_runs_respect_their_limit(tmp_path: Path, url: str) -> None:
 
         wait_for(lambda: shop.in_broker("agents") <= 4, "the next runs are received", PATIENCE_S)
         wait_for(lambda: in_flight(waiting) == 3, "the next runs are in flight", PATIENCE_S)
+
+
+def test_a_worker_announces_the_limit_of_its_runs(tmp_path: Path, url: str) -> None:
+    """`OPENAGENTS_CONCURRENCY`, not the app's `worker_concurrency`: with one run, the worker is not full."""
+    with worker(tmp_path, url, "agents", {"worker_concurrency": 1}, OPENAGENTS_CONCURRENCY="3") as shop:
+        waiting = submit(shop, "waiter")
+        wait_for(lambda: in_flight([waiting]) == 1, "the run is in flight", PATIENCE_S)
+
+        (announced,) = shop.client.workers()
+        assert announced.max_runs == 3
+        assert why_runs_wait([announced], "agents") is None
 
 
 def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> None:

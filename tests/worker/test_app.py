@@ -141,6 +141,18 @@ def test_a_run_is_executed_under_every_pool(
         assert workers() == 0
 
 
+@pytest.mark.parametrize(("arguments", "slots"), [((), 4), (("--autoscale", "20,3"), 20)])
+def test_a_worker_announces_as_many_slots_as_it_can_have(
+    tmp_path: Path, agents_file: str, redis_url: str, arguments: tuple[str, ...], slots: int
+) -> None:
+    """With `--autoscale=20,3` it grows to 20 slots, whatever its concurrency is."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": agents_file}
+    with worker(env, tmp_path / "log", *arguments), Client(redis_url) as client:
+        (announced,) = wait_for(client.workers, "the worker has registered")
+
+    assert announced.max_runs == slots
+
+
 @pytest.mark.slow
 def test_a_worker_that_waits_for_redis_can_be_stopped(tmp_path: Path, agents_file: str) -> None:
     """It logs what it waits for, and ends on SIGTERM."""
