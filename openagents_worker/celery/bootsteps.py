@@ -43,7 +43,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
-from openagents_worker.producer.publisher import wake_queue
+from openagents_worker.producer.publisher import declared_queue, wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
 from openagents_worker.redis_url import redis_url_of_connection
 from openagents_worker.runtime.start_checks import remarks
@@ -308,7 +308,7 @@ def _queues_to_consume(app: Celery, run_queues: Collection[str] | None) -> tuple
         if name != wake_queue(name.removesuffix(WAKE_SUFFIX)) and (run_queues is None or name in run_queues)
     )
     for name in names:
-        queues.select_add(wake_queue(name))
+        queues.select_add(declared_queue(app, wake_queue(name)))
     return names
 
 
