@@ -42,10 +42,10 @@ from openagents_worker.errors import (
     RedisUnsafe,
 )
 from openagents_worker.printable import printable
+from openagents_worker.producer.broker_check import with_broker_of
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.publisher import declared_queue, wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
-from openagents_worker.redis_url import redis_url_of_connection
 from openagents_worker.runtime.start_checks import remarks
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
@@ -346,9 +346,6 @@ def _settings_with_broker(app: Celery, settings: Settings) -> Settings:
     The queues cannot be read if the app sets a key prefix or its own priority names. Then the broker URL is
     empty, and the rescue loop re-sends messages with a growing grace.
     """
-    options = app.conf.broker_transport_options or {}
-    if options.get("global_keyprefix") or not priorities_are_kombus(options):
+    if not priorities_are_kombus(app.conf.broker_transport_options or {}):
         return settings.model_copy(update={"broker_url": ""})
-    with app.connection_for_read() as connection:
-        url = redis_url_of_connection(connection, options)
-    return settings.model_copy(update={"broker_url": url or ""})
+    return with_broker_of(app, settings)
