@@ -234,9 +234,8 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
                 holder.settings = _settings_with_broker(parent.app, holder.settings)
             holder.node = parent.hostname
             holder.max_runs = _max_runs_per_process(parent)
-            holder.queues = _queues_to_consume(
-                parent.app, None if is_ours else _run_queue_names(holder.settings)
-            )
+            holder.run_queues = None if is_ours else _run_queue_names(holder.settings)
+            holder.queues = _queues_to_consume(parent.app, holder.run_queues)
             self.enabled = bool(holder.queues)
             try:
                 if self.enabled:
@@ -330,14 +329,14 @@ def _check_queues_of_agents(holder: ProcessHolder) -> None:
             )
 
 
-def _run_queue_names(settings: Settings) -> set[str]:
+def _run_queue_names(settings: Settings) -> frozenset[str]:
     """The registered queue and the queues that the agents name, as far as they are registered by now."""
     try:
         config = read_agents(settings.config, may_be_absent=settings.is_config_optional).config
     except OpenAgentsError:  # `holder.check` reports it if the worker consumes the registered queue
         config = None
     agents = config.agents if config is not None else ()
-    return {settings.queue, *(agent.queue for agent in agents if agent.queue)}
+    return frozenset({settings.queue, *(agent.queue for agent in agents if agent.queue)})
 
 
 def _settings_with_broker(app: Celery, settings: Settings) -> Settings:
