@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 
 from openagents_worker.celery.flower_pages import load_flower_with_pages
 from openagents_worker.celery.kombu_redis import use_in_workers_of
@@ -43,9 +43,9 @@ def make_worker_app(settings: Settings) -> Celery:
 
 
 def queues_of(names: Sequence[str]) -> list[Queue]:
-    """The queues of runs, each with the queue of its wake-ups."""
+    """The queues of runs, each with the queue of its wake-ups, declared as producers declare them."""
     return [
-        Queue(name)  # type: ignore[no-untyped-call]
+        Queue(name, Exchange(name), name)  # type: ignore[no-untyped-call]
         for queue in names
         for name in (queue, wake_queue(queue))
     ]

@@ -24,7 +24,7 @@ from openagents_worker.celery.app_advice import advise
 from openagents_worker.celery.free_slots import FreeSlots
 from openagents_worker.celery.invalid_messages import invalid_messages_step
 from openagents_worker.celery.logs import set_up_logging
-from openagents_worker.celery.pool.task_pool import TaskPool
+from openagents_worker.celery.pool.task_pool import TaskPool, run_limit_of
 from openagents_worker.celery.prefork import end_leases_on_reap
 from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.celery.registration_gate import registration_gate_step
@@ -42,10 +42,10 @@ from openagents_worker.errors import (
     RedisUnsafe,
 )
 from openagents_worker.printable import printable
+from openagents_worker.producer.broker_check import with_broker_of
 from openagents_worker.producer.client import cell_of
-from openagents_worker.producer.publisher import wake_queue
+from openagents_worker.producer.publisher import declared_queue, wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
-from openagents_worker.redis_url import redis_url_of_connection
 from openagents_worker.runtime.start_checks import remarks
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
@@ -205,9 +205,14 @@ def _is_consuming(worker: Any) -> bool:
 
 
 def _max_runs_per_process(worker: Any) -> int:
-    """How many runs one process of the worker executes at a time."""
-    one_per_process = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
-    return 1 if one_per_process else int(worker.concurrency)
+    """How many runs one process of the worker executes at a time; with `--autoscale`, at most.
+
+    Called after Celery's pool step was created, which reads `--autoscale`.
+    """
+    if _forks(worker) or issubclass(worker.pool_cls, SoloPool):
+        return 1
+    run_limit = run_limit_of(worker.app) if issubclass(worker.pool_cls, TaskPool) else None
+    return int(run_limit or worker.max_concurrency or worker.concurrency)
 
 
 def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps.StartStopStep]:
@@ -229,9 +234,8 @@ def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps
                 holder.settings = _settings_with_broker(parent.app, holder.settings)
             holder.node = parent.hostname
             holder.max_runs = _max_runs_per_process(parent)
-            holder.queues = _queues_to_consume(
-                parent.app, None if is_ours else _run_queue_names(holder.settings)
-            )
+            holder.run_queues = None if is_ours else _run_queue_names(holder.settings)
+            holder.queues = _queues_to_consume(parent.app, holder.run_queues)
             self.enabled = bool(holder.queues)
             try:
                 if self.enabled:
@@ -303,7 +307,7 @@ def _queues_to_consume(app: Celery, run_queues: Collection[str] | None) -> tuple
         if name != wake_queue(name.removesuffix(WAKE_SUFFIX)) and (run_queues is None or name in run_queues)
     )
     for name in names:
-        queues.select_add(wake_queue(name))
+        queues.select_add(declared_queue(app, wake_queue(name)))
     return names
 
 
@@ -325,14 +329,14 @@ def _check_queues_of_agents(holder: ProcessHolder) -> None:
             )
 
 
-def _run_queue_names(settings: Settings) -> set[str]:
+def _run_queue_names(settings: Settings) -> frozenset[str]:
     """The registered queue and the queues that the agents name, as far as they are registered by now."""
     try:
         config = read_agents(settings.config, may_be_absent=settings.is_config_optional).config
     except OpenAgentsError:  # `holder.check` reports it if the worker consumes the registered queue
         config = None
     agents = config.agents if config is not None else ()
-    return {settings.queue, *(agent.queue for agent in agents if agent.queue)}
+    return frozenset({settings.queue, *(agent.queue for agent in agents if agent.queue)})
 
 
 def _settings_with_broker(app: Celery, settings: Settings) -> Settings:
@@ -341,9 +345,6 @@ def _settings_with_broker(app: Celery, settings: Settings) -> Settings:
     The queues cannot be read if the app sets a key prefix or its own priority names. Then the broker URL is
     empty, and the rescue loop re-sends messages with a growing grace.
     """
-    options = app.conf.broker_transport_options or {}
-    if options.get("global_keyprefix") or not priorities_are_kombus(options):
+    if not priorities_are_kombus(app.conf.broker_transport_options or {}):
         return settings.model_copy(update={"broker_url": ""})
-    with app.connection_for_read() as connection:
-        url = redis_url_of_connection(connection, options)
-    return settings.model_copy(update={"broker_url": url or ""})
+    return with_broker_of(app, settings)

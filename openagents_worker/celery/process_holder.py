@@ -49,6 +49,9 @@ class ProcessHolder:
         self._leave = leave
         self.node = socket.gethostname()
         self.queues: tuple[str, ...] = (settings.queue,)
+        """The queues of runs that this worker consumes."""
+        self.run_queues: frozenset[str] | None = None
+        """The queues of runs of the app, as far as they are known; None: every queue of the app."""
         self.max_runs: int | None = None
         """The number of runs that one process executes at a time; None if it is unknown."""
         self.loop_thread: LoopThread | None = None

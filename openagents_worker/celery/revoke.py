@@ -1,8 +1,11 @@
-"""Remote control: the only place where Celery's `revoke` becomes the cancellation of a run.
+"""Remote control: the only place that changes what Celery's remote commands do in a worker with runs.
 
 `AsyncResult.revoke`, `GroupResult.revoke`, `celery control revoke` and Flower's Terminate all send this
 command to every worker. The id of a run is cancelled in its record, once for all workers, and is not added to
 Celery's list of revoked ids. Any other id is passed to Celery's own command.
+
+`add_consumer` (also a button of Flower) adds queues of the app's own tasks. A queue of runs needs more than a
+consumer: the queue of its wake-ups, the rescue loop and the announcement of the worker.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from typing import Any
 
 from celery.worker import control
 
+from openagents_worker.celery.process_holder import ProcessHolder
 from openagents_worker.errors import RedisUnreachable, RequestInvalid, RunNotFound
 from openagents_worker.producer.app_binding import find_binding
 from openagents_worker.producer.client import Client, client_of
-from openagents_worker.queue_names import problem_with_read_queue
+from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["take_over_revoke"]
@@ -32,14 +36,26 @@ def take_over_revoke() -> None:
 
 
 def _add_consumer(state: Any, queue: Any, *args: Any, **options: Any) -> Any:
-    """Consume a queue, unless its name is a key of this library, of kombu or of Celery's results."""
+    """Consume a queue. A name that is not valid is refused, and so is a further queue of runs."""
     parts = find_binding(state.app)
-    if parts is not None and parts.kind.has_tasks:
+    if parts is not None and parts.processes is not None:
         problem = problem_with_read_queue(str(queue), parts.settings.key_prefix)
+        problem = problem or _problem_with_runs(str(queue), parts.processes.holder)
         if problem is not None:
             log.error("queue.refused", error=problem)
             return control.nok(problem)
     return _celery_add_consumer(state, queue, *args, **options)
+
+
+def _problem_with_runs(queue: str, holder: ProcessHolder) -> str | None:
+    """Why this worker cannot begin to consume the queue while it runs. None: it contains no runs."""
+    name = queue.removesuffix(WAKE_SUFFIX)
+    if name in holder.queues or (holder.run_queues is not None and name not in holder.run_queues):
+        return None
+    return (
+        f"the queue {name} contains runs: a worker also reads their wake-ups and announces the queue, which "
+        f"it does only from its start; add {name} to -Q and restart the worker"
+    )
 
 
 def _revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:

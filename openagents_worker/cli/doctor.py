@@ -24,7 +24,7 @@ from openagents_worker.errors import (
     RedisUnsafe,
 )
 from openagents_worker.local.redis_server import keeps_nothing
-from openagents_worker.producer.broker_check import ask_broker
+from openagents_worker.producer.broker_check import ask_broker, is_app_of_user, with_broker_of
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.time_text import age_text
 from openagents_worker.producer.waiting_reason import why_not_served
@@ -44,7 +44,7 @@ UNSET = re.compile(r"the environment variable \S+ is not set$")
 POSITION = re.compile(r"agents\[(\d+)\]")
 HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
-BROKER_TODO = "check that the broker is running, and that OPENAGENTS_BROKER_URL is correct"
+BROKER_TODO = "check that the broker is running, and that {} is correct"
 
 
 class FindingKind(StrEnum):
@@ -89,12 +89,16 @@ def examine(
     `RedisUnreachable` after the findings that need no Redis, if it does not answer.
     """
     settings, store = client.settings, client.store
+    of_user = is_app_of_user(client.app)
+    if of_user:
+        settings = with_broker_of(client.app, settings)
+    broker_todo = BROKER_TODO.format("broker_url of the app" if of_user else "OPENAGENTS_BROKER_URL")
     yield from _flower_findings(env)
     yield from _made("redis", lambda: _redis_findings(read_server(store), settings))
     if checks_rights:
-        yield from _rights_or_broker(settings)
+        yield from _rights_or_broker(settings, broker_todo)
     if not _is_checked_with_rights(settings, checks_rights):
-        yield from _made("broker", lambda: _broker_findings(client))
+        yield from _made("broker", lambda: _broker_findings(client, broker_todo))
     yield from _made("workers", lambda: _fleet_findings(client, config))
 
 
@@ -301,14 +305,14 @@ def _write_to_disk(store: Store) -> object:
 # --- rights, workers, Flower ----------------------------------------------------------------------------
 
 
-def _rights_or_broker(settings: Settings) -> list[Finding]:
+def _rights_or_broker(settings: Settings, broker_todo: str) -> list[Finding]:
     """The rights of a worker at Redis and at the broker, or that the broker does not answer."""
     try:
         return _made("rights", lambda: _rights_findings(settings))
     except RedisUnreachable as error:
         if settings.broker_url == settings.redis_url:
             raise
-        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", BROKER_TODO)]
+        return [Finding(FindingKind.PROBLEM, "broker", f"{error.code}: {error.message}", broker_todo)]
 
 
 def _is_checked_with_rights(settings: Settings, checks_rights: bool) -> bool:
@@ -317,14 +321,14 @@ def _is_checked_with_rights(settings: Settings, checks_rights: bool) -> bool:
     return is_redis and (checks_rights or settings.broker_url == settings.redis_url)
 
 
-def _broker_findings(client: Client) -> Iterator[Finding]:
+def _broker_findings(client: Client, broker_todo: str) -> Iterator[Finding]:
     """Whether the broker answers. Until it does, runs are accepted, but no worker hears of them."""
     answer = ask_broker(client.app)
     if answer.problem is None:
         yield Finding(FindingKind.OK, "broker", f"{answer.where} answers")
     else:
         text = f"the broker of Celery does not answer at {answer.where}: {answer.problem}"
-        yield Finding(FindingKind.PROBLEM, "broker", text, BROKER_TODO)
+        yield Finding(FindingKind.PROBLEM, "broker", text, broker_todo)
 
 
 def _rights_findings(settings: Settings) -> Iterator[Finding]:

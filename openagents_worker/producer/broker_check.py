@@ -1,4 +1,4 @@
-"""Broker check: the only place that finds out whether the broker of an app answers, of any kind."""
+"""Broker check: the only place that finds out which broker an app has, and whether it answers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from celery import Celery
 
+from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.publisher import publishing_connection
 from openagents_worker.redaction import safe_text, safe_url
+from openagents_worker.redis_url import address_of, redis_url_of_connection
+from openagents_worker.settings import Settings
 
-__all__ = ["BrokerAnswer", "ask_broker"]
+__all__ = ["BrokerAnswer", "ask_broker", "is_app_of_user", "with_broker_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,28 @@ class BrokerAnswer:
 
     where: str
     problem: str | None
+
+
+def is_app_of_user(app: Celery) -> bool:
+    """Whether the app was not made by this library: its broker is its own, not that of the settings."""
+    binding = find_binding(app)
+    return binding is None or binding.kind not in (AppKind.PRODUCER, AppKind.WORKER)
+
+
+def with_broker_of(app: Celery, settings: Settings) -> Settings:
+    """The settings with the Redis that is the broker of an app of the user.
+
+    The URL is empty if the broker is not a Redis, if a URL cannot express it, or if the app sets a key
+    prefix.
+    """
+    url, options = None, app.conf.broker_transport_options or {}
+    if not options.get("global_keyprefix"):
+        # Celery raises these two for a transport that it does not know, or whose library is missing.
+        with suppress(KeyError, ImportError), app.connection_for_read() as connection:
+            url = redis_url_of_connection(connection, options)
+    if url and address_of(url).url == address_of(settings.redis_url).url:
+        url = settings.redis_url
+    return settings.model_copy(update={"broker_url": url or ""})
 
 
 def ask_broker(app: Celery) -> BrokerAnswer:

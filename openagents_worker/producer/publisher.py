@@ -53,6 +53,7 @@ __all__ = [
     "RUN_AGENT",
     "WakesFirst",
     "close_producers",
+    "declared_queue",
     "make_app",
     "publishing_connection",
     "send_first",
@@ -132,6 +133,20 @@ def wake_queue(queue: str) -> str:
     """The queue for the wake-ups of runs of `queue`. It is separate, so that they do not wait in the
     backlog."""
     return queue + WAKE_SUFFIX
+
+
+def declared_queue(app: Celery, name: str) -> kombu.Queue:
+    """How the app declares this queue. If it does not: as Celery declares a queue that is missing.
+
+    Workers and producers must agree: RabbitMQ refuses a second, different declaration (406), which ends a
+    worker.
+    """
+    queues = app.amqp.queues
+    try:
+        queue: kombu.Queue = queues[name]
+    except KeyError:  # the app has `task_create_missing_queues` off
+        queue = queues.add(queues.new_missing(name))
+    return queue
 
 
 def send_first(app: Celery, run: Wake) -> bool:
@@ -295,14 +310,10 @@ class _QueueOfRunRouter:
     """Routes a message to the queue of the run, independent of the `task_routes` of the app."""
 
     def __init__(self, app: Celery) -> None:
-        self._queues = app.amqp.queues
+        self._app = app
 
     def route(self, options: Mapping[str, Any], *_: Any) -> dict[str, Any]:
-        try:
-            queue = self._queues[options["queue"]]
-        except KeyError:  # the app has `task_create_missing_queues` off
-            queue = self._queues.new_missing(options["queue"])
-        return {**options, "queue": queue}
+        return {**options, "queue": declared_queue(self._app, options["queue"])}
 
 
 def _producers(app: Celery) -> Any:

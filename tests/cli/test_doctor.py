@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,66 @@ def test_another_broker_that_does_not_answer(
     assert "hush" not in done.out
     assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
     assert done.code == 2
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Generator[Callable[[str], str]]:
+    """An app with runs, with the broker at this URL; returns its place for `-A`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(broker: str) -> str:
+        (tmp_path / "shop_of_doctor.py").write_text(
+            "from celery import Celery\nfrom openagents_worker import register\n"
+            f"app = Celery('shop', broker={broker!r}, set_as_current=False)\nregister(app)\n"
+        )
+        return "shop_of_doctor:app"
+
+    yield write
+    if module := sys.modules.pop("shop_of_doctor", None):
+        module.app.close()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+@pytest.mark.parametrize("has_agents", [True, False], ids=["worker", "producer"])
+def test_the_broker_of_an_app_that_does_not_answer(
+    examined: Command,
+    shop: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    scheme: str,
+    has_agents: bool,
+) -> None:
+    """`-A`: the broker is that of the app, whatever the environment says."""
+    if has_agents:
+        define(monkeypatch, tmp_path)
+
+    done = examined("-A", shop(f"{scheme}://guest:hush@127.0.0.1:1/0"))
+
+    broker = problem(done, "broker")
+    assert "127.0.0.1:1/0" in broker["text"]
+    assert "broker_url of the app" in broker["todo"]
+    assert "hush" not in done.out
+    assert found(done, "workers") == [("ok", "1 worker is alive, with 0 active runs")]
+    assert done.code == 2
+
+
+@pytest.mark.parametrize("db", [0, 1], ids=["the Redis of the runs", "another database"])
+def test_the_broker_of_an_app_that_answers(
+    examined: Command,
+    shop: Callable[[str], str],
+    durable: EmbeddedRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    db: int,
+) -> None:
+    """A Redis is checked with the rights of the worker."""
+    define(monkeypatch, tmp_path)
+    monkeypatch.setenv("OPENAGENTS_BROKER_URL", "redis://127.0.0.1:1/0")
+
+    done = examined("-A", shop(f"redis://127.0.0.1:{durable.port}/{db}"))
+
+    assert [one for one in done.json["findings"] if one["kind"] != "ok"] == []
+    assert found(done, "rights") == [("ok", "the Redis user has all rights of a worker")]
 
 
 def test_a_broker_that_celery_cannot_use(examined: Command, monkeypatch: pytest.MonkeyPatch) -> None:

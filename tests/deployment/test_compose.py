@@ -137,6 +137,15 @@ def test_the_producer_gets_its_answer(worker: Running, env: dict[str, str]) -> N
     assert (ended.returncode, ended.stdout) == (0, "Echo: Hello from compose (history=0)\n")
 
 
+def test_every_service_that_ends_runs_keeps_them_equally_long() -> None:
+    """A button of Flower cancels and forks runs with the times and limits of Flower's own environment."""
+    dotenv = {**DOTENV, **dict.fromkeys(load()["x-submission"], "7")}
+
+    for service in ("worker", "flower", "producer"):
+        missing = set(load()["x-submission"]) - set(environment_of(service, dotenv))
+        assert not missing, service
+
+
 @pytest.mark.parametrize(
     "page", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/metrics"]
 )

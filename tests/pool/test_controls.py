@@ -151,6 +151,17 @@ def test_running_tasks_can_be_inspected(shop: Shop, holding: list[AsyncResult]) 
     assert shop.stats()["openagents"]["loop"].keys() == {"blocks", "longest_block_ms"}
 
 
+@pytest.mark.parametrize("queue", ["slow", "slow.wake"])
+def test_a_worker_takes_no_further_queue_of_runs(shop: Shop, queue: str) -> None:
+    """It would read no wake-ups of these runs, and not announce the queue. The reply says what to do."""
+    answer = shop.tell("add_consumer", queue=queue)
+
+    assert "the queue slow contains runs" in answer["error"]
+    assert "add slow to -Q and restart the worker" in answer["error"]
+    assert "queue.refused" in shop.log
+    assert queue not in {each["name"] for each in shop.tell("active_queues")}
+
+
 def test_a_run_that_is_terminated_is_cancelled(shop: Shop) -> None:
     """In its record, so that no worker stores its id as revoked."""
     handle = shop.client.submit({"agent_id": "waiter", "session_id": new_tag(), "input_text": "hi"})

@@ -11,8 +11,9 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.waiting_reason import why_runs_wait
 from tests.pool.registered import worker
-from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
+from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag
 from tests.support.proxy import Stalled
 from tests.support.waiting import wait_for
 
@@ -109,9 +110,21 @@ def test_runs_respect_their_limit(tmp_path: Path, url: str) -> None:
         wait_for(lambda: in_flight(waiting) == 3, "the next runs are in flight", PATIENCE_S)
 
 
+def test_a_worker_announces_the_limit_of_its_runs(tmp_path: Path, url: str) -> None:
+    """`OPENAGENTS_CONCURRENCY`, not the app's `worker_concurrency`: with one run, the worker is not full."""
+    with worker(tmp_path, url, "agents", {"worker_concurrency": 1}, OPENAGENTS_CONCURRENCY="3") as shop:
+        waiting = submit(shop, "waiter")
+        wait_for(lambda: in_flight([waiting]) == 1, "the run is in flight", PATIENCE_S)
+
+        (announced,) = shop.client.workers()
+        assert announced.max_runs == 3
+        assert why_runs_wait([announced], "agents") is None
+
+
 def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> None:
-    """`cancel_consumer` and `add_consumer` also work for the queue of runs."""
-    with worker(tmp_path, url, "celery,agents", {}) as shop:
+    """`cancel_consumer` and `add_consumer` also work for a queue of runs that was named at the start."""
+    painter = {**agent("painter", {"text": "red"}), "queue": "gpu"}
+    with worker(tmp_path, url, "celery,agents", {}, painter) as shop:
         shop.tell("cancel_consumer", queue="agents")
         handle = submit(shop, "greeter")
         tag = new_tag()
@@ -126,6 +139,7 @@ def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> No
         other = new_tag()
         shop.app.send_task("tests.pool.mixed.blocks", (other, other), queue="more")
         wait_for(lambda: begun(shop, [other]), "a queue of the app is added", PATIENCE_S)
+        assert "add gpu to -Q and restart the worker" in shop.tell("add_consumer", queue="gpu")["error"]
 
 
 def test_a_worker_logs_each_unsuitable_setting_once(tmp_path: Path, url: str) -> None:

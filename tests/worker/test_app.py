@@ -10,12 +10,17 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
+from kombu.entity import Queue
 
-from openagents_worker.celery.app import make_worker_app
+from openagents_worker.celery.app import make_worker_app, queues_of
+from openagents_worker.celery.bootsteps import _queues_to_consume
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.publisher import _QueueOfRunRouter, make_app
 from openagents_worker.settings import load_settings
 from tests.support.waiting import wait_for
 
@@ -64,6 +69,52 @@ def test_a_queue_is_consumed_with_its_wake_ups() -> None:
     app = make_worker_app(load_settings({"OPENAGENTS_QUEUE": "gpu"}))
 
     assert [queue.name for queue in app.conf.task_queues] == ["gpu", "gpu.wake"]
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"task_create_missing_queue_type": "quorum"},
+        {"task_create_missing_queue_exchange_type": "topic"},
+        {"task_create_missing_queues": False, "task_queue_max_priority": 9},
+        {"task_queues": [Queue("agents"), Queue("agents.wake", queue_arguments={"x-message-ttl": 1000})]},
+    ],
+    ids=["quorum queues", "another exchange", "no missing queues", "the app's own declaration"],
+)
+def test_workers_and_producers_declare_the_queue_of_wake_ups_alike(conf: Mapping[str, Any]) -> None:
+    """As Celery declares the other queues of the app: RabbitMQ refuses a second, different declaration."""
+    consumer, producer = shop(conf), shop(conf)
+
+    assert _queues_to_consume(consumer, {"agents"}) == ("agents",)
+
+    consumed = consumer.amqp.queues.consume_from["agents.wake"]
+    published = _QueueOfRunRouter(producer).route({"queue": "agents.wake"})["queue"]
+    assert declaration(consumed) == declaration(published)
+
+
+@pytest.mark.parametrize("names", [["agents"], ["slow", "agents"]])
+def test_our_own_workers_and_producers_declare_queues_alike(names: list[str]) -> None:
+    """Also the queues that `--queues` names."""
+    settings = load_settings({})
+    consumer, producer = make_worker_app(settings), make_app(settings)
+    consumer.conf.task_queues = queues_of(names)
+
+    _queues_to_consume(consumer, None)
+
+    for name, consumed in consumer.amqp.queues.consume_from.items():
+        published = _QueueOfRunRouter(producer).route({"queue": name})["queue"]
+        assert declaration(consumed) == declaration(published)
+
+
+def shop(conf: Mapping[str, Any]) -> Celery:
+    """An app of a team that uses RabbitMQ, with a queue for runs."""
+    app = Celery("shop", broker="amqp://guest@127.0.0.1:9//", set_as_current=False)
+    app.conf.update({"task_queues": [Queue("agents")], **conf})
+    return app
+
+
+def declaration(queue: Any) -> tuple[object, ...]:
+    return queue.name, queue.exchange, queue.routing_key, queue.queue_arguments
 
 
 def test_our_tasks_have_their_own_settings() -> None:
@@ -139,6 +190,18 @@ def test_a_run_is_executed_under_every_pool(
         assert str(result.final_output).startswith("Echo: hi")
         assert code == 0, (tmp_path / "log").read_text()
         assert workers() == 0
+
+
+@pytest.mark.parametrize(("arguments", "slots"), [((), 4), (("--autoscale", "20,3"), 20)])
+def test_a_worker_announces_as_many_slots_as_it_can_have(
+    tmp_path: Path, agents_file: str, redis_url: str, arguments: tuple[str, ...], slots: int
+) -> None:
+    """With `--autoscale=20,3` it grows to 20 slots, whatever its concurrency is."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": agents_file}
+    with worker(env, tmp_path / "log", *arguments), Client(redis_url) as client:
+        (announced,) = wait_for(client.workers, "the worker has registered")
+
+    assert announced.max_runs == slots
 
 
 @pytest.mark.slow

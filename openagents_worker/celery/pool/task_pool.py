@@ -31,7 +31,7 @@ from openagents_worker.producer.message_names import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.loop_thread import LoopThread, drive
 
-__all__ = ["ON_LOOP", "TaskPool", "do_nothing"]
+__all__ = ["ON_LOOP", "TaskPool", "do_nothing", "run_limit_of"]
 
 ON_LOOP = "waits_on_loop"
 """The attribute of a task that is synchronous but waits through `LoopThread.run`: it runs on the loop."""
@@ -73,7 +73,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         self.on_task_end: Callable[[], None] = do_nothing
         """Called on Celery's hub in the main thread when a task has ended and has freed a slot."""
         self._task_group = _TaskGroup(self.limit)
-        run_limit = _run_limit(self.app)
+        run_limit = run_limit_of(self.app)
         self._run_group = self._task_group if run_limit is None else _TaskGroup(run_limit)
         self._groups = (self._task_group,) if run_limit is None else (self._task_group, self._run_group)
         self._changed = threading.Condition()
@@ -244,7 +244,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
             self._hub.call_soon(self._call_on_task_end)
 
 
-def _run_limit(app: Celery) -> int | None:
+def run_limit_of(app: Celery) -> int | None:
     """The limit of runs; None if runs share the limit of all tasks, as in our own app."""
     parts = find_binding(app)
     return parts.settings.concurrency if parts is not None and parts.kind is AppKind.REGISTERED else None
