@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from openagents_worker.suggest import nearest
 
-__all__ = ["RequestModel", "StoredModel"]
+__all__ = ["RequestModel", "StoredModel", "StrictModel", "from_known_fields"]
+
+M = TypeVar("M", bound=BaseModel)
 
 
-class RequestModel(BaseModel):
-    """Base class of models in requests: frozen, without unknown fields, with finite numbers only."""
+class StrictModel(BaseModel):
+    """Base class of models that callers and plugins create: frozen, an unknown field has a suggestion."""
 
-    # pydantic's messages would show the wrong value and the fields around it.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -38,7 +39,22 @@ class RequestModel(BaseModel):
         return data
 
 
+class RequestModel(StrictModel):
+    """Base class of models in requests: also with finite numbers only."""
+
+    # pydantic's messages would show the wrong value and the fields around it.
+    model_config = ConfigDict(allow_inf_nan=False, hide_input_in_errors=True)
+
+
 class StoredModel(BaseModel):
     """Base class of models that are read from Redis: fields that a newer version has added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+def from_known_fields(model: type[M], fields: Mapping[str, Any]) -> M:
+    """An instance with the fields that this version knows, for values of a newer version or another package.
+
+    Raises pydantic's `ValidationError`.
+    """
+    return model.model_validate({name: value for name, value in fields.items() if name in model.model_fields})

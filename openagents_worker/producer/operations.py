@@ -87,9 +87,10 @@ class Operations(_Connected):
     ) -> Iterator[str]:
         """Resume every run that matches the filters, newest first, and yield the id of each resumed run.
 
-        The default of `state` is failed. A run that cannot be resumed is skipped, with the warning
-        `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
-        `ConfigError` if two apps are registered.
+        `state` is failed, which is the default, cancelled, or both. A run that cannot be resumed is skipped,
+        with the warning `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is
+        resumed. Raises `RequestInvalid` for a filter that is not valid, and `ConfigError` if two apps are
+        registered.
         """
         return self.connection.stream(plans.resume_all(self._publishing, filters, by=by, dry_run=dry_run))
 

@@ -43,6 +43,7 @@ from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.telemetry.signals import with_traceparent
 
 __all__ = [
+    "RESUMABLE",
     "ClientOptions",
     "Sending",
     "cancel",
@@ -58,6 +59,9 @@ __all__ = [
 SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission at most five
 
 log = get_logger(__name__)
+
+RESUMABLE = (RunState.FAILED, RunState.CANCELLED)
+"""The states of runs that have ended and can have another life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +176,24 @@ def resume_all(
 ) -> Plan[None]:
     """Resume the runs that match the filters, newest first, and emit their ids.
 
-    The default of `state` is failed. With `dry_run` nothing is resumed. Raises `RequestInvalid`, and
-    `ConfigError` if two apps are registered.
+    The default of `state` is failed. With `dry_run` nothing is resumed. Raises `RequestInvalid`, also for a
+    state other than failed and cancelled, and `ConfigError` if two apps are registered.
     """
     by = optional_text("by", by)
     _ = publishing.to_submit()
-    filter_ = RunFilter.of({**filters, "state": filters.get("state") or RunState.FAILED})
+    filter_ = RunFilter.of(
+        filters if filters.get("state") is not None else {**filters, "state": RunState.FAILED}
+    )
+    if others := filter_.states.difference(RESUMABLE):
+        raise RequestInvalid(
+            f"a run in the state {min(others)} cannot be resumed", hint="the states are failed and cancelled"
+        )
     cursor: str | None = None
     while True:
         page = yield from list_runs(
             publishing.keys, filter_, limit=MAX_LIMIT, cursor=cursor, compare_by=CompareBy.SCRIPT
         )
         for run in page:
-            if run.state not in (RunState.FAILED, RunState.CANCELLED):
-                continue
             if dry_run or (yield from _is_resumed(publishing, run.run_id, by)):
                 yield Emit([run.run_id])
         if (cursor := page.next_cursor) is None:

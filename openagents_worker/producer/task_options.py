@@ -6,7 +6,7 @@ the end of the run, Celery's tracer calls the linked tasks with the options of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery.canvas import Signature
@@ -15,6 +15,7 @@ from kombu.utils.json import dumps, loads
 from openagents_worker.arguments import number_of, reject_unstorable, text_of_caller
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, text_of
 from openagents_worker.producer.queue_checks import check_linked_queues
+from openagents_worker.suggest import did_you_mean
 
 __all__ = [
     "STORED_OPTIONS",
@@ -106,6 +107,8 @@ def task_options_json(options: Mapping[str, Any], *, max_bytes: int, key_prefix:
     Raises `RequestInvalid` for options that are not valid, and for a linked task with an invalid queue name
     (`key_prefix` is the prefix of this library). Raises `RequestTooLarge` for more than `max_bytes`.
     """
+    stamps = stamps_of(options)
+    _check_names(options.keys() - stamps.keys())
     priority, headers = options.get("priority"), options.get("headers")
     if priority is not None:
         number_of("priority", priority, most=9)
@@ -117,7 +120,7 @@ def task_options_json(options: Mapping[str, Any], *, max_bytes: int, key_prefix:
             hint="choose other names for your headers",
         )
     stored = {name: options[name] for name in STORED_OPTIONS if options.get(name) not in (None, [], {}, ())}
-    stored |= stamps_of(options)
+    stored |= stamps
     if not stored:
         return ""
     reject_unstorable(stored)
@@ -135,6 +138,19 @@ def task_options_json(options: Mapping[str, Any], *, max_bytes: int, key_prefix:
         )
     _check_shapes(parse_task_options(canvas))
     return canvas
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raises `RequestInvalid` for an option that a run cannot store, and that would have no effect."""
+    for name in names:
+        if name in STORED_OPTIONS or name == "stamped_headers":
+            continue
+        known = did_you_mean(str(name), STORED_OPTIONS, "the options are")
+        is_argument = name in ("countdown", "eta", "expires", "queue")
+        raise RequestInvalid(
+            f"canvas has no option {str(name)!r}",
+            hint="queue, delay_ms and expires_ms are arguments of submit" if is_argument else known,
+        )
 
 
 def _check_shapes(stored: Mapping[str, Any]) -> None:

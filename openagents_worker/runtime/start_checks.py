@@ -238,9 +238,9 @@ def _problems_of_plugin(
 def _check_tool(tool: Any, tool_id: str) -> None:
     """Raises `PluginLoadError` if the description of a tool cannot be sent to a model or used for checks, and
     `PluginConfigError` for an execution spec that cannot be used."""
+    spec_of(tool, tool_id)
     if not hasattr(tool, "describe"):
         return
-    spec_of(tool, tool_id)
     try:
         described = tool.describe()
         schema = described.get("parameters") or {}

@@ -23,6 +23,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.models.base import from_known_fields
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls.tool_call import NO_RULES, BoundTool, ToolPolicy
 from openagents_worker.runtime.context import AttemptContext
@@ -35,7 +36,7 @@ from openagents_worker.tools.base import Reconciled, ToolExecutionSpec, ToolPlug
 from openagents_worker.tools.checks import schema_of_tool
 from openagents_worker.tools.executors import CallRules
 from openagents_worker.tools.jobs import JobHandle
-from openagents_worker.tools.specs import check_dependencies
+from openagents_worker.tools.specs import check_dependencies, declared_spec
 from openagents_worker.tools.toolset import JobsOfToolset, Toolset
 
 __all__ = ["RunTools"]
@@ -199,7 +200,7 @@ class ListedTool(ToolPlugin):
         """What the toolset has said about itself for later calls of this tool."""
         self._parameters: dict[str, Any] = described["parameters"]
         made_by_toolset = {"supports_streaming": False, "cpu_bound": False}  # it makes the calls, whole
-        self._spec = ToolExecutionSpec(**{**described["spec"], **made_by_toolset})
+        self._spec = from_known_fields(ToolExecutionSpec, {**described["spec"], **made_by_toolset})
 
     def schema(self) -> dict[str, Any]:
         return self._parameters
@@ -252,7 +253,7 @@ def _description(toolset_id: str, tool: Any) -> dict[str, Any]:
         schema_of_tool(parameters)
     except PluginConfigError as error:
         raise _not_valid(toolset_id, f"{name!r}: {error.message}") from error
-    spec = tool.execution_spec() if hasattr(tool, "execution_spec") else ToolExecutionSpec()
+    spec = declared_spec(tool, name)
     source = getattr(tool, "source", None)
     return {
         "name": name,

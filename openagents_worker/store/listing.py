@@ -175,10 +175,17 @@ def _parse_labels(labels: Any) -> Mapping[str, str]:
 
 
 def _parse_states(states: Any) -> frozenset[RunState]:
+    """The states; empty for None, which means all of them. A list without states is refused: it would match
+    no run."""
+    if states is None:
+        return frozenset()
     try:
-        return frozenset(map(RunState, [states] if isinstance(states, str) else states or ()))
+        found = frozenset(map(RunState, [states] if isinstance(states, str) else states))
     except (TypeError, ValueError) as error:
         raise RequestInvalid(text_of(error), hint=f"the states are {', '.join(RunState)}") from None
+    if not found:
+        raise RequestInvalid("state contains no states", hint="leave it out for runs in all states")
+    return found
 
 
 def _parse_time_ms(name: str, at: Any) -> int | None:

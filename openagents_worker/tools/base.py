@@ -9,9 +9,10 @@ from random import Random
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from openagents_worker.agents.plugin import Plugin
+from openagents_worker.models.base import StrictModel
 from openagents_worker.tools.jobs import JobHandle, JobStatus
 
 __all__ = [
@@ -27,10 +28,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ToolExecutionSpec(BaseModel):
-    """How a tool is executed. Calls of `concurrency_safe` tools in one model turn run concurrently."""
+class ToolExecutionSpec(StrictModel):
+    """How a tool is executed. Calls of `concurrency_safe` tools in one model turn run concurrently.
 
-    model_config = ConfigDict(frozen=True)
+    An unknown field raises pydantic's `ValidationError` with the field that was probably meant.
+    """
 
     concurrency_safe: bool = False
     interrupt_behavior: Literal["cancel", "block"] = "cancel"

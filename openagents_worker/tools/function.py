@@ -177,6 +177,11 @@ class DecoratedFunction(Generic[P, R]):
         self.reconcile = reconcile
         self.approval = approval
         self.context_name, self.params = _parameters(function, self.tool_name)
+        if reconcile is not None and durable_idempotent:
+            raise PluginConfigError(
+                f"reconcile of the tool {self.tool_name!r} would never be called: its calls may be repeated",
+                hint="set durable_idempotent=False, if the effect of a call is visible to others",
+            )
         if spec.cpu_bound:
             _check_cpu_bound(function, self.tool_name, self.context_name)
         if not self.description:
@@ -231,9 +236,9 @@ def tool(
     A parameter named `context` (or annotated with `ToolContext`) receives the run's context and is not an
     argument for the model. `durable_idempotent=False` means that the effect is visible to others, so a call
     with a lost outcome is not repeated without permission; `reconcile(params, idempotency_key, context)` may
-    find out whether it had its effect (`ToolPlugin.reconcile`). An async generator streams its output: each
-    text that it yields is a `tool.delta` event, and the whole text is the result, unless it yields
-    `{"type": "result", "data": …}`. `cpu_bound=True` runs the function in another
+    find out whether it had its effect (`ToolPlugin.reconcile`); it needs `durable_idempotent=False`. An async
+    generator streams its output: each text that it yields is a `tool.delta` event, and the whole text is the
+    result, unless it yields `{"type": "result", "data": …}`. `cpu_bound=True` runs the function in another
     process: it must be defined at the top level of a module, its arguments and its result are copied, and it
     gets no context. `approval`: whether each call waits until somebody approves it; a function
     `(params, context)` decides this for one call. Raises `PluginConfigError` for an unsupported signature.

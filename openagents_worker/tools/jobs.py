@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.errors import PluginConfigError, ToolError
 from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models.base import StrictModel, from_known_fields
 
 __all__ = [
     "DEFAULT_JOB_LIMIT",
@@ -52,10 +53,12 @@ class JobHandle(BaseModel):
     """Seconds since 1970."""
 
 
-class JobStatus(BaseModel):
-    """What a tool says about its job. `result` is the result of the call, `error` why it has failed."""
+class JobStatus(StrictModel):
+    """What a tool says about its job. `result` is the result of the call, `error` why it has failed.
 
-    model_config = ConfigDict(frozen=True)
+    An unknown field raises pydantic's `ValidationError`. Unknown fields of a dict or of another class are
+    ignored.
+    """
 
     job_id: str = ""
     status: JobState
@@ -116,7 +119,7 @@ def handle_of(value: Any, tool_id: str) -> JobHandle:
 def status_of(value: Any, tool_id: str) -> JobStatus:
     """What `poll_job` has returned. Raises `ToolError` if it is not a status."""
     try:
-        return JobStatus.model_validate(_fields(value, JobStatus))
+        return from_known_fields(JobStatus, _fields(value, JobStatus))
     except (ValidationError, ValueError, TypeError, RecursionError) as error:
         raise ToolError(
             f"poll_job of {tool_id!r} did not return a usable status: {_problem(error)}",

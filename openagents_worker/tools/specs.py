@@ -8,12 +8,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.models.base import from_known_fields
 from openagents_worker.suggest import did_you_mean
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.jobs import check_job_methods
 
-__all__ = ["check_dependencies", "dependencies_of", "spec_of"]
+__all__ = ["check_dependencies", "declared_spec", "dependencies_of", "spec_of"]
+
+
+def declared_spec(plugin: Any, tool_id: str) -> ToolExecutionSpec:
+    """What a tool says in `execution_spec()`. Raises `PluginConfigError` for a spec that is not valid.
+
+    The class of the spec may be that of the original SDK or another one: further fields of it are ignored.
+    """
+    try:
+        given = plugin.execution_spec() if hasattr(plugin, "execution_spec") else ToolExecutionSpec()
+        return from_known_fields(ToolExecutionSpec, given.model_dump())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        path = ".".join(map(str, first["loc"]))
+        raise _refused(tool_id, f"{path}: {first['msg']}" if path else first["msg"]) from error
 
 
 def spec_of(plugin: Any, tool_id: str) -> ToolExecutionSpec:
@@ -21,12 +36,7 @@ def spec_of(plugin: Any, tool_id: str) -> ToolExecutionSpec:
 
     Raises `PluginConfigError` for a spec that is not valid, or that the tool does not implement.
     """
-    given = plugin.execution_spec() if hasattr(plugin, "execution_spec") else ToolExecutionSpec()
-    try:
-        spec = ToolExecutionSpec.model_validate(given.model_dump())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise _refused(tool_id, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    spec = declared_spec(plugin, tool_id)
     if spec.default_timeout_ms is not None and spec.default_timeout_ms < 1:
         raise _refused(tool_id, "default_timeout_ms is not a positive number of milliseconds")
     if spec.cpu_bound and not isinstance(plugin, FunctionTool):

@@ -138,6 +138,13 @@ def test_resume_needs_either_ids_or_a_filter(command: Command) -> None:
     assert command("resume").code == command("resume", "r1", "--state", "failed").code == 1
 
 
+def test_only_failed_and_cancelled_runs_can_be_selected(command: Command) -> None:
+    """Runs in another state cannot be resumed, so the command does not pretend to look for them."""
+    refused = command("resume", "--state", "running", "--yes")
+    assert refused.code == 1
+    assert "'running' is not one of 'failed', 'cancelled'" in refused.err
+
+
 # --- workers and status ----------------------------------------------------------------------------------
 
 

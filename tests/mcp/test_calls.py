@@ -172,12 +172,55 @@ async def test_a_server_as_one_tool_is_that_of_the_original(redis_url: str, serv
     """Its parameters and its result are those of the original SDK."""
     call = {"tool": "add", "arguments": {"a": 2, "b": 2}}
     async with process(
-        redis_url, server.agent(("srv", call), ("srv", {"tool": "fail"}), as_one_tool=True)
+        redis_url,
+        server.agent(
+            ("srv", call), ("srv", {"tool": "fail"}), tools=None, as_one_tool=True, approval="never"
+        ),
     ) as p:
         output = output_of(await p.run())
     assert list(output["tools"]) == ["srv"]
     assert output["results"][0] == {"content": ["4"], "isError": False}
     assert output["results"][1]["isError"] is True
+
+
+@pytest.mark.parametrize("tools", [[], ["add", "wipe"]])
+async def test_the_one_tool_of_a_server_that_may_destroy_something_needs_approvals(
+    redis_url: str, server: FaultyServer, tools: list[str]
+) -> None:
+    """If one of the tools that can be called with it has the hint."""
+    agent = server.agent(tools=[server.tool(as_one_tool=True, tools=tools)])
+    agent["pattern"]["config"]["calls"] = [["srv", {"tool": "wipe"}]]
+    async with process(redis_url, agent) as p:
+        await p.submit()
+        await p.execute()
+        assert "tool.approval_needed" in await p.event_names()
+    assert server.called() == []
+
+
+@pytest.mark.parametrize("option", [{"approval": "always"}, {"read_only": False}, {"idempotent": False}])
+async def test_a_restriction_of_a_tool_that_the_server_does_not_have_ends_the_run(
+    redis_url: str, server: FaultyServer, option: dict[str, Any]
+) -> None:
+    """Otherwise the tool that was meant would be called without it."""
+    agent = server.agent(("add", {"a": 1, "b": 2}), overrides={"ad": option})
+    async with process(redis_url, agent) as p:
+        record = await p.run()
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.code == "plugin.config"
+    assert "does not list a tool 'ad'" in record.result.error_details.message
+    assert record.result.error_details.hint == "did you mean 'add'?"
+    assert server.called() == []
+
+
+@pytest.mark.parametrize("options", [{"tools": ["ad"]}, {"overrides": {"ad": {"description": "Adds."}}}])
+async def test_the_log_names_a_tool_that_the_server_does_not_have(
+    redis_url: str, server: FaultyServer, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    async with process(redis_url, server.agent(tools=[server.tool(**options)])) as p:
+        output_of(await p.run())
+    (line,) = [line for line in caplog.messages if line.startswith("mcp.tool_unknown")]
+    assert "tool=ad did_you_mean=add" in line
 
 
 async def test_calls_over_http_have_the_token_of_the_environment(

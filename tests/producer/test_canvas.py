@@ -65,6 +65,28 @@ def test_stamps_are_on_every_message(run_agent: AgentTask, client: Client) -> No
     handle.cancel()
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("linkk", "did you mean 'link'?"),
+        ("countdown", "queue, delay_ms and expires_ms are arguments of submit"),
+        ("time_limit", "the options are: chain, chord"),
+    ],
+)
+def test_an_unknown_option_is_refused(client: Client, option: str, says: str) -> None:
+    """It would have no effect: the run ends, and what should follow it is never called."""
+    with pytest.raises(RequestInvalid, match=f"canvas has no option '{option}'") as caught:
+        client.submit(RunRequest(**FIELDS), canvas={option: 5})
+    assert says in str(caught.value.hint)
+
+
+def test_a_canvas_may_have_stamps(client: Client) -> None:
+    canvas = {"stamped_headers": ["team"], "team": "blue"}
+    handle = client.submit(RunRequest(**FIELDS), canvas=canvas)
+    assert stored(client, handle.id) == canvas
+    handle.cancel()
+
+
 def test_a_stamp_that_is_an_option_is_refused(run_agent: AgentTask) -> None:
     """Celery would take it for that option."""
     signature = run_agent.s(FIELDS)

@@ -237,6 +237,8 @@ def test_a_page_of_sessions_reads_the_sessions_that_it_shows(client: Client) -> 
         ({"cursor": "here"}, "'here' is not a valid cursor"),
         ({"code": "[a-z" * 1_000}, "the glob in code has 4,000 characters"),
         ({"state": "done"}, "'done' is not a valid RunState"),
+        ({"state": ""}, "'' is not a valid RunState"),
+        *(({"state": nothing}, "state contains no states") for nothing in ([], (), set(), iter(()))),
     ],
 )
 def test_what_cannot_be_asked_is_refused(client: Client, asked: dict[str, Any], says: str) -> None:

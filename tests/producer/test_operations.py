@@ -133,13 +133,16 @@ async def test_the_async_client_does_the_same(client: Client, hand: Hand) -> Non
     assert asked[2:] == ([], [])
 
 
-def test_only_runs_that_are_over_are_resumed(client: Client, hand: Hand) -> None:
-    """For every state; a state that does not exist is rejected."""
-    hand.submit("r1")
+@pytest.mark.parametrize("state", ["completed", "running", ["failed", "completed"], "fialed", [], ""])
+def test_only_failed_and_cancelled_runs_are_resumed(client: Client, hand: Hand, state: Any) -> None:
+    """Another state is refused before anything is resumed. So is a list of states that is empty."""
+    fail(hand, "r1", LLMRateLimitError("slow down"))
 
-    assert list(client.resume_all(state=["queued", "cancelled"])) == []
     with pytest.raises(RequestInvalid):
-        list(client.resume_all(state="fialed"))
+        list(client.resume_all(state=state))
+    assert client.record("r1").state is RunState.FAILED
+
+    assert list(client.resume_all(state=["cancelled", "failed"])) == ["r1"]
     end(client, "r1")
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import ValidationError
 
 from openagents_worker import Agent, RunContext
 from openagents_worker.agents import read_agents_file
@@ -15,9 +16,12 @@ from openagents_worker.models import RunState
 from openagents_worker.runtime.calls.guards import interruption as interruption_guard
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.start_checks import find_problems
+from openagents_worker.runtime.toolsets import ListedTool
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.tools import ToolExecutionSpec
+from openagents_worker.tools import JobStatus, ToolExecutionSpec
+from openagents_worker.tools.jobs import status_of
+from openagents_worker.tools.specs import spec_of
 from tests.runtime.test_executors import GATES, MADE, Fixed, broken, caller, output, touch
 from tests.support.runner import agent, process, scripted
 from tests.support.waiting import await_for
@@ -129,6 +133,53 @@ async def test_a_tool_needs_the_tools_that_it_calls(redis_url: str) -> None:
         assert "'tuch'" in str(result.error_details.hint)
     (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
     assert problem.path == ("agents", 0, "tools", 0)
+
+
+class Misspelled(Fixed):
+    """A tool whose spec has the name of an option of `@tool`."""
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(approval="always")  # type: ignore[call-arg]
+
+
+def test_an_execution_spec_has_no_other_fields() -> None:
+    """A misspelled field would make calls without the approval or the timeout that was meant."""
+    definition = agent(tools=[{"id": "odd", "impl": f"{__name__}.Misspelled"}])
+    (problem,) = find_problems(read_agents_file(dumps({"agents": [definition]}), env={}), {})
+    assert "has no field 'approval'; did you mean 'approval_mode'?" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "meant"),
+    [
+        (ToolExecutionSpec, {"timeout_ms": 50}, "default_timeout_ms"),
+        (ToolExecutionSpec, {"concurency_safe": True}, "concurrency_safe"),
+        (JobStatus, {"status": "succeeded", "reslut": {"copies": 2}}, "result"),
+    ],
+)
+def test_what_a_tool_says_has_no_unknown_fields(model: Any, fields: dict[str, Any], meant: str) -> None:
+    with pytest.raises(ValidationError, match=f"did you mean '{meant}'?"):
+        model(**fields)
+
+
+def test_further_fields_of_other_classes_are_ignored() -> None:
+    """Such as those of a newer version, of the original SDK, or of the answer of a service."""
+    known = {"approval_mode": "always", "default_timeout_ms": 50}
+    tool = SimpleNamespace(execution_spec=lambda: SimpleNamespace(model_dump=lambda: known | {"cost": 3}))
+    assert spec_of(tool, "odd") == ToolExecutionSpec(approval_mode="always", default_timeout_ms=50)
+    assert status_of({"status": "running", "queue": 7}, "odd") == JobStatus(status="running")
+
+
+def test_a_listed_tool_may_have_the_spec_of_a_newer_version() -> None:
+    """What was recorded of it may be read by a worker of this version."""
+    described = {
+        "name": "pay",
+        "description": "Pays.",
+        "parameters": {"type": "object"},
+        "spec": {"approval_mode": "always", "cost": 3},
+        "once": False,
+    }
+    assert ListedTool(described, "shop", None).execution_spec().approval_mode == "always"
 
 
 class Odd(Fixed):

@@ -22,6 +22,7 @@ from openagents_worker.errors import ConfigLoadError, ConfigValidationError
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
+from openagents_worker.tools import ToolPlugin
 from tests.support.runner import agent as in_file
 
 HERE = "tests.unit.test_agents_in_python"
@@ -56,6 +57,27 @@ async def researcher(context: Any) -> str:
 class Pattern(PatternPlugin):
     async def execute(self) -> str:
         return "done"
+
+
+class Pay(ToolPlugin):
+    name = "pay"
+
+
+class NamedByTheRun(ToolPlugin):
+    """A class whose name is known only for an instance."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "later"
+
+
+class Duck:
+    """A tool of the original SDK's contract, without a base class."""
+
+    tool_name = "quack"
+
+
+class Unnamed(ToolPlugin): ...
 
 
 def problems(**options: Any) -> list[tuple[str, str]]:
@@ -125,6 +147,17 @@ def test_patterns_tools_and_memories_are_named_or_given_themselves() -> None:
     assert ref(memory="window_buffer").memory.type == "window_buffer"
     assert ref(memory={"type": "buffer", "on_error": "fail"}).memory.on_error == "fail"
     assert ref(context_assembler="truncating").context_assembler.type == "truncating"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("code", "id_"),
+    [(Pay, "pay"), (NamedByTheRun, "NamedByTheRun"), (Duck, "quack"), (Unnamed, "Unnamed")],
+)
+def test_the_id_of_a_class_tool_is_its_name(code: type, id_: str) -> None:
+    """The model sees a tool under its id. A class without a name has that of the class."""
+    for entry in (code, {"impl": code}):
+        (ref,) = Agent("a", llm="mock", tools=[entry]).definition.tools
+        assert ref.id == id_
 
 
 @pytest.mark.parametrize(

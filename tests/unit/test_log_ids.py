@@ -26,6 +26,7 @@ ABOUT_NO_RUN = {
             "mcp.server_stderr",
             "mcp.server_stderr_dropped",
             "mcp.tool_left_out",
+            "mcp.tool_unknown",
             "mcp.tools_left_out",
         ),
         "a connection that all runs of the process use",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -35,9 +35,6 @@ MODULES_OF_EXTRA = {"worker": ("greenlet", "httpx", "jsonschema"), "flower": ("f
 
 _FILTERS = (
     click.option(
-        "--state", "states", multiple=True, type=click.Choice([*map(str, RunState)]), help="May be repeated."
-    ),
-    click.option(
         "--code", metavar="GLOB", help="Error code with which the run failed or waits. Example: 'llm.*'."
     ),
     click.option(
@@ -68,17 +65,23 @@ _FILTERS = (
 )
 
 
-def filter_options(command: F) -> F:
-    """Add the options that select runs. `to_run_filters` converts their values."""
-    for option in reversed(_FILTERS):
-        command = option(command)
-    return command
+def filter_options(states: Iterable[RunState] = RunState) -> Callable[[F], F]:
+    """Add the options that select runs in these states. `to_run_filters` converts their values."""
+    choice = click.Choice([*map(str, states)])
+    by_state = click.option("--state", "states", multiple=True, type=choice, help="May be repeated.")
+
+    def decorate(command: F) -> F:
+        for option in reversed((by_state, *_FILTERS)):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def to_run_filters(options: dict[str, Any]) -> RunFilters:
     """Convert the values of `filter_options` to the filters of `Client.runs`."""
     return {
-        "state": options["states"],
+        "state": options["states"] or None,
         "code": options["code"],
         "since": options["since"],
         "until": options["until"],

@@ -21,6 +21,7 @@ from openagents_worker.cli.terminal import dump, err, joined, out, piece, styled
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RedisWrongType
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.plans import RESUMABLE
 from openagents_worker.store.listing import RunFilters
 
 __all__ = ["COMMANDS"]
@@ -31,7 +32,7 @@ PAGE = 200  # runs per request: a record may be large, because it contains the r
 
 @click.command()
 @click.argument("run_ids", metavar="[RUN]...", nargs=-1, shell_complete=offered_run_ids)
-@filter_options
+@filter_options(RESUMABLE)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
 @as_json_option
@@ -72,9 +73,8 @@ def _matching_runs(client: Client, filters: RunFilters) -> tuple[tuple[str, ...]
     cursor: str | None = None
     while True:
         page = client.runs(limit=PAGE, cursor=cursor, **filters)
-        found = [record for record in page if record.state in (RunState.FAILED, RunState.CANCELLED)]
-        run_ids += [record.run_id for record in found]
-        sample += found[: SAMPLE - len(sample)]
+        run_ids += [record.run_id for record in page]
+        sample += page.items[: SAMPLE - len(sample)]
         for one in page.problems:
             err(f"left out: {one.key}: {one.code}")
         if (cursor := page.next_cursor) is None:

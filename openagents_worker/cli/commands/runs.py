@@ -201,7 +201,7 @@ def _show_step(call: CallSummary, value: Any, *, as_json: bool) -> None:
 
 
 @click.command("runs")
-@filter_options
+@filter_options()
 @click.option("--limit", default=20, show_default=True, help="Runs per page, at most 1000.")
 @click.option("--cursor", default=None, help="The next_cursor of the previous page.")
 @as_json_option

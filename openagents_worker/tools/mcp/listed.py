@@ -7,10 +7,11 @@ from typing import Any
 
 from openagents_worker.agents.plugin_refs import function_name
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.suggest import did_you_mean, nearest
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.checks import schema_of_tool
-from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions
+from openagents_worker.tools.mcp.options import McpOptions, McpToolOptions, config_error
 
 __all__ = ["ANY_OBJECT", "OWN_TOOLS", "McpTool", "listed_tools"]
 
@@ -58,7 +59,12 @@ class McpTool(ToolPlugin):
 
 
 def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str, Any]]) -> list[McpTool]:
-    """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file."""
+    """The tools that the model gets of those that the server has. `tool_id`: the id in the agents file.
+
+    Raises `PluginConfigError` if a tool whose calls the agents file restricts is not among them: its name may
+    be misspelled, and the tool that was meant would be called without the restriction.
+    """
+    _check_names(options, [name for each in found if isinstance(name := each.get("name"), str)])
     left_out: list[tuple[str, str]] = []
     by_name = _by_name(options, found, left_out)
     if options.as_one_tool:
@@ -70,6 +76,20 @@ def listed_tools(options: McpOptions, tool_id: str, found: Sequence[Mapping[str,
     if len(left_out) > MAX_LOGGED:
         log.warning("mcp.tools_left_out", server=options.server.shown, tools=len(left_out))
     return tools
+
+
+def _check_names(options: McpOptions, listed: Sequence[str]) -> None:
+    """Report each tool that the agents file names and that the server does not list."""
+    known = set(listed)
+    unknown = [name for name in dict.fromkeys((*options.overrides, *options.tools)) if name not in known]
+    for name in unknown:
+        if options.overrides.get(name, _NO_OPTIONS).is_restriction:
+            text = f"the server {options.server.shown} does not list a tool {name!r}"
+            hint = did_you_mean(name, listed, "it lists")
+            raise config_error("overrides", name, text=text, hint=hint)
+    for name in unknown[:MAX_LOGGED]:
+        meant = nearest(name, listed)
+        log.warning("mcp.tool_unknown", server=options.server.shown, tool=name[:200], did_you_mean=meant)
 
 
 def _each_tool(
@@ -130,13 +150,18 @@ def _tool(options: McpOptions, remote: str, described: Mapping[str, Any], taken:
     schema_of_tool(parameters)
     title = described.get("title")
     text = own.description or described.get("description") or (title if isinstance(title, str) else remote)
-    hints = described.get("annotations") if options.trust_annotations else None
-    spec, may_repeat = _execution(options, own, hints if isinstance(hints, dict) else {})
+    spec, may_repeat = _execution(options, own, _hints(options, described))
     name = own.name or function_name(options.prefix + remote, taken)
     source = {"tool": remote}
     return McpTool(
         name, str(text)[:MAX_DESCRIPTION_CHARS], parameters, spec, may_repeat=may_repeat, source=source
     )
+
+
+def _hints(options: McpOptions, described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the server says about calls of a tool; empty if it is not believed."""
+    hints = described.get("annotations") if options.trust_annotations else None
+    return hints if isinstance(hints, dict) else {}
 
 
 def _execution(
@@ -175,7 +200,10 @@ def _own_tool(
 
 
 def _one_tool(options: McpOptions, tool_id: str, by_name: Mapping[str, Mapping[str, Any]]) -> McpTool:
-    """One tool for all of the server, as the original SDK has it. No call may be repeated."""
+    """One tool for all of the server, as the original SDK has it. No call may be repeated.
+
+    Each call waits for an approval if the server says of one of the tools that it destroys something.
+    """
     names = list(by_name)
     schema = {
         "type": "object",
@@ -189,7 +217,12 @@ def _one_tool(options: McpOptions, tool_id: str, by_name: Mapping[str, Mapping[s
         [f"Calls a tool of the MCP server {options.server.shown}:"]
         + [f"- {name}: {str(tool.get('description') or '').strip()[:500]}" for name, tool in by_name.items()]
     )  # fmt: skip
-    spec = ToolExecutionSpec(default_timeout_ms=options.call_timeout_ms)
+    modes = {
+        _execution(options, _NO_OPTIONS, _hints(options, each))[0].approval_mode for each in by_name.values()
+    }
+    spec = ToolExecutionSpec(
+        default_timeout_ms=options.call_timeout_ms, approval_mode="always" if "always" in modes else "inherit"
+    )
     return McpTool(
         tool_id, text[:MAX_DESCRIPTION_CHARS], schema, spec, may_repeat=False, source={"one": True}
     )

@@ -28,6 +28,7 @@ __all__ = [
     "McpToolOptions",
     "ServerOptions",
     "check_installed",
+    "config_error",
     "find_command",
 ]
 
@@ -173,6 +174,11 @@ class McpToolOptions(Part):
         None, ge=1, le=LONGEST_TIMEOUT_MS, description="Timeout of one call in milliseconds."
     )
 
+    @property
+    def is_restriction(self) -> bool:
+        """Whether calls would be made or repeated against these options if they were ignored."""
+        return self.approval == "always" or self.read_only is False or self.idempotent is False
+
 
 class McpOptions(Part, Plugin.Config):
     """The `config` of the built-in tool `mcp`."""
@@ -226,13 +232,20 @@ class McpOptions(Part, Plugin.Config):
     as_one_tool: bool = Field(
         False,
         description="Whether the model gets one tool with the id of the agents file and the parameters "
-        "`tool` and `arguments`, as in the original SDK.",
+        "`tool` and `arguments`, as in the original SDK. If the server says of one of its tools that it "
+        "destroys something, each call needs an approval.",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> McpOptions:
         if self.prelaunch == "eager" and self.connection_mode != "pooled":
             raise problem("prelaunch", "eager needs connection_mode 'pooled'", key=("prelaunch",))
+        if self.pool_scope == "worker" and self.connection_mode != "pooled":
+            raise problem("pool_scope", "worker needs connection_mode 'pooled'", key=("pool_scope",))
+        for name in ("overrides", "prefix", "resources", "prompts") if self.as_one_tool else ():
+            if getattr(self, name):
+                text = "has no effect on the one tool of as_one_tool"
+                raise problem("as_one_tool", text, key=(name,))
         names = [own.name for own in self.overrides.values() if own.name is not None]
         if twice := [name for name, own in self.overrides.items() if names.count(own.name or "") > 1]:
             raise problem("override", "another tool has the same name", key=("overrides", twice[-1], "name"))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.errors import ModelRetryError, PluginConfigError, ToolError, ToolValidationError
 from openagents_worker.tools import ToolContext, tool
+from openagents_worker.tools.base import Reconciled
 from tests.unit.run_fakes import FakeRun, traced
 
 REQUEST: ContextVar[str] = ContextVar("request")
@@ -325,6 +326,23 @@ def test_a_tool_that_no_model_could_use_is_refused_where_it_is_written() -> None
         with pytest.raises(PluginConfigError, match=function.__name__) as caught:
             tool(function)
         assert caught.value.hint
+
+
+async def _find(params: dict[str, Any], idempotency_key: str, context: Any) -> Reconciled:
+    return Reconciled.unknown()
+
+
+def test_reconcile_needs_a_tool_that_must_not_be_repeated() -> None:
+    """It is asked only about calls that may not be made once more."""
+    with pytest.raises(
+        PluginConfigError, match="reconcile of the tool 'pay' would never be called"
+    ) as caught:
+
+        @tool(reconcile=_find)
+        def pay(cents: int) -> None:
+            """Pays."""
+
+    assert "durable_idempotent=False" in str(caught.value.hint)
 
 
 def test_a_type_that_is_not_there_at_run_time_is_named() -> None:
