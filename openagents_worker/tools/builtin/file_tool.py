@@ -121,6 +121,8 @@ class PathTool(TypedTool):
             raise PermanentToolError(
                 f"{path} is a folder", self.name, hint="list_files shows what is in it"
             ) from None
+        except FileExistsError:
+            raise PermanentToolError(f"a part of {path} is a file", self.name) from None
         except PermissionError:
             raise PermanentToolError(f"{path}: permission denied", self.name) from None
         except (OSError, ValueError) as error:

@@ -102,11 +102,14 @@ def _answer(messages: list[dict[str, Any]], top: Path, allowed_paths: search.All
 
 def _match(data: dict[str, Any], path: Path, top: Path) -> dict[str, Any]:
     name = path.name if path == top else str(path.relative_to(top))
-    line = _bytes_of(data["lines"]).decode("utf-8", "replace").rstrip("\r\n")
+    content = _bytes_of(data["lines"])
+    span = next(((each["start"], each["end"]) for each in data["submatches"]), (0, 0))
+    start, end = (len(content[:offset].decode("utf-8", "replace")) for offset in span)
+    line = content.decode("utf-8", "replace").rstrip("\r\n")
     return {
         "path": search.escape_path(name),
         "line": data["line_number"],
-        "text": line[: search.MAX_LINE_CHARS],
+        "text": search.shown_part(line, start, end),
     }
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 MAX_VISITED = 100_000  # files and folders per search, so that a search from / ends
 MAX_LINE_CHARS = 500
+CHARS_BEFORE_MATCH = 100
 MAX_ANY_FOLDERS = 4  # `**/` in one glob; in one with more, each stands for one folder at least
 BINARY_PROBE_BYTES = 8192
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -170,15 +171,22 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
             skipped += 1
             continue
         for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
-            if pattern.search(line.removesuffix(ending)) is None:
+            if (found := pattern.search(line.removesuffix(ending))) is None:
                 continue
             if len(matches) == query["max_matches"]:
                 return {"matches": matches, "skipped": skipped, "truncated": True}
             name = path.name if path == top else str(path.relative_to(top))
-            matches.append(
-                {"path": escape_path(name), "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]}
-            )
+            shown = shown_part(line.rstrip("\r"), *found.span())
+            matches.append({"path": escape_path(name), "line": number, "text": shown})
     return {"matches": matches, "skipped": skipped, "truncated": walk.is_cut}
+
+
+def shown_part(line: str, start: int, end: int) -> str:
+    """What is shown of a line: its beginning, or the part around a match that is not in its beginning."""
+    if end <= MAX_LINE_CHARS or start <= CHARS_BEFORE_MATCH:
+        return line[:MAX_LINE_CHARS]
+    begin = start - CHARS_BEFORE_MATCH
+    return "\u2026" + line[begin : begin + MAX_LINE_CHARS - 1]
 
 
 _NAMES_CR = re.compile(r"(?<!\\)(?:\\\\)*\\r|\r")

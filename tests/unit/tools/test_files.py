@@ -350,6 +350,12 @@ async def test_replacing_a_file_keeps_its_mode_and_leaves_nothing_beside_it(root
     assert sorted(root.iterdir()) == before
 
 
+async def test_a_file_is_not_a_folder(root: Path) -> None:
+    """The error does not say that the new file exists."""
+    with pytest.raises(PermanentToolError, match=r"a part of a\.txt/b\.txt is a file"):
+        await call("write_file", root, path="a.txt/b.txt", content="x")
+
+
 async def test_a_failed_write_changes_nothing(root: Path) -> None:
     """A folder is not replaced, and no temporary file remains."""
     before = sorted(root.iterdir())
@@ -546,6 +552,22 @@ async def test_the_ends_of_a_line_are_found_whatever_wrote_the_file(
     found = await call("grep_files", root, pattern=pattern, path="a.txt")
 
     assert [match["line"] for match in found["matches"]] == lines
+
+
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [
+        (0, "needle" + "y" * 494),
+        (494, "x" * 494 + "needle"),
+        (495, "\u2026" + "x" * 100 + "needle" + "y" * 393),
+        (5_000, "\u2026" + "x" * 100 + "needle" + "y" * 393),
+    ],
+)
+async def test_the_match_is_in_what_is_shown_of_a_long_line(root: Path, before: int, text: str) -> None:
+    """500 characters of a line are shown: its beginning, or those around the match after an ellipsis."""
+    (root / "a.txt").write_text("x" * before + "needle" + "y" * 1_000)
+    found = await call("grep_files", root, pattern="needle", path="a.txt")
+    assert [match["text"] for match in found["matches"]] == [text]
 
 
 async def test_a_file_in_utf16_is_searched(root: Path) -> None:

@@ -58,7 +58,12 @@ def messages(*files: tuple[Path, int, int | None]) -> str:
     """The output for files: a path, its number of matches, and where it is binary."""
     lines: list[dict[str, Any]] = []
     for path, count, binary_offset in files:
-        match = {"path": {"text": str(path)}, "lines": {"text": "a line\r\n"}, "line_number": 1}
+        match = {
+            "path": {"text": str(path)},
+            "lines": {"text": "a line\r\n"},
+            "line_number": 1,
+            "submatches": [{"start": 2, "end": 6}],
+        }
         lines += [{"type": "begin", "data": {}}, *[{"type": "match", "data": match}] * count]
         lines.append({"type": "end", "data": {"path": {"text": str(path)}, "binary_offset": binary_offset}})
     lines.append({"type": "summary", "data": {}})
@@ -112,7 +117,8 @@ async def test_matches_in_files_that_may_not_be_seen_are_dropped(tmp_path: Path,
 async def test_names_and_lines_that_are_not_utf8_are_read(tmp_path: Path, program: Program) -> None:
     """The program sends them as base64."""
     path = {"bytes": base64.b64encode(str(tmp_path).encode() + b"/caf\xe9").decode()}
-    match = {"path": path, "lines": {"bytes": base64.b64encode(b"\xe9\n").decode()}, "line_number": 3}
+    lines_of_match = {"bytes": base64.b64encode(b"\xe9\n").decode()}
+    match = {"path": path, "lines": lines_of_match, "line_number": 3, "submatches": []}
     end = {"path": path, "binary_offset": None}
     lines = [{"type": "match", "data": match}, {"type": "end", "data": end}, {"type": "summary", "data": {}}]
     program.output = "\n".join(map(json.dumps, lines))
