@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import Any
 
 from openagents_worker.agents import AppConfig
+from openagents_worker.cli.finding import Finding, FindingKind
 from openagents_worker.cli.health import problems_of, read_known_fleet
 from openagents_worker.dashboard.flower_options import is_this_machine, is_true
 from openagents_worker.errors import (
@@ -34,6 +34,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.store.client import Store
 from openagents_worker.store.durability import PersistenceInfo
 from openagents_worker.store.fleet import Fleet
+from openagents_worker.store.part_health import DATA_LOST
 from openagents_worker.store.server import OLDEST_VERSION, ServerInfo, read_server
 
 __all__ = ["Finding", "FindingKind", "agent_findings", "examine", "without_variables_of_workers"]
@@ -45,38 +46,6 @@ POSITION = re.compile(r"agents\[(\d+)\]")
 HASH_TAG = re.compile(r"\{[^}]+\}")
 BACKLOG_MS = 60_000  # a run that has waited so long for a slot
 BROKER_TODO = "check that the broker is running, and that {} is correct"
-
-
-class FindingKind(StrEnum):
-    """OK: nothing to do. NOTE: it works, but look at it. PROBLEM: runs get lost, wait, fail or leak."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check has found, and what to do. `fix` does it at this Redis, if that is possible.
-
-    `agent_id` is the agent of the agents file that it is about, if that is known.
-    """
-
-    kind: FindingKind
-    subject: str
-    text: str
-    todo: str | None = None
-    fix: Callable[[Store], object] | None = None
-    agent_id: str | None = None
-
-    def to_json(self) -> dict[str, str | bool | None]:
-        return {
-            "kind": str(self.kind),
-            "subject": self.subject,
-            "text": self.text,
-            "todo": self.todo,
-            "can_fix": self.fix is not None,
-        }
 
 
 def examine(
@@ -242,7 +211,8 @@ def _memory_findings(server: ServerInfo) -> Iterator[Finding]:
     if limit and used is not None and used > FULL_SHARE * limit:
         yield _redis_problem(
             _full_text(used, limit, persistence),
-            "raise maxmemory, or lower OPENAGENTS_RUN_TTL_S so that ended runs leave earlier",
+            "raise maxmemory, or delete sessions: openagents-worker delete-session SESSION; a lower "
+            "OPENAGENTS_RUN_TTL_S changes nothing for runs that have ended",
         )
 
 
@@ -343,6 +313,7 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
     for problem in problems_of(fleet, client.problems(), client.put_aside()):
         text, _, todo = problem.partition("; ")
         yield Finding(FindingKind.PROBLEM, "workers", text, todo or "openagents-worker status shows more")
+    yield from _data_lost_findings(fleet)
     yield from _unserved_queues(fleet, config, client.settings.queue)
     for queue in fleet.queues:
         if queue.workers and queue.oldest_age_ms is not None and queue.oldest_age_ms > BACKLOG_MS:
@@ -360,6 +331,19 @@ def _fleet_findings(client: Client, config: AppConfig | None) -> Iterator[Findin
         workers = "1 worker is alive" if len(alive) == 1 else f"{len(alive)} workers are alive"
         yield Finding(
             FindingKind.OK, "workers", f"{workers}, with {runs} active {'run' if runs == 1 else 'runs'}"
+        )
+
+
+def _data_lost_findings(fleet: Fleet) -> Iterator[Finding]:
+    """That Redis lost its data in the last ten minutes: a worker that was registered before reports it."""
+    parts = [part for worker in fleet.workers for part in worker.parts if part.code == DATA_LOST]
+    if parts:
+        since = min(part.since for part in parts)
+        yield Finding(
+            FindingKind.NOTE,
+            "redis",
+            f"Redis has lost its data, at {since:%H:%M:%S} UTC or before: the runs of that time are gone",
+            "submit these runs again; a Redis with appendonly yes keeps its data",
         )
 
 

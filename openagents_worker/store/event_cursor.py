@@ -138,11 +138,8 @@ class EventCursor:
         """The number of the next event to return."""
         return self._next_seq or 1
 
-    def set_head(self, head: RunHead | None) -> None:
-        """Set the head of the run, up to which the stream must be read. None: the record is deleted."""
-        if head is None:
-            self.is_over = True
-            return
+    def set_head(self, head: RunHead) -> None:
+        """Set the head of the run, up to which the stream must be read."""
         self._read_head = head
         self._life = head.life if self._life is None else self._life
         self._next_seq = head.seq + 1 if self._next_seq is None else self._next_seq

@@ -219,6 +219,13 @@ KEYS = (
         "agents", "agents", "hash", "agent id -> queue and definition hash, announced by workers", "permanent"
     ),
     KeySpec(
+        "data_id",
+        "data_id",
+        "string",
+        "when a worker first registered with this data, ms; another value means that Redis has lost its data",
+        "permanent",
+    ),
+    KeySpec(
         "definition",
         "definition:{}",
         "string",

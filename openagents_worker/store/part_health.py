@@ -13,8 +13,10 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
 
-__all__ = ["PartHealth", "PartProblem", "PartState", "parse_parts", "parts_json"]
+__all__ = ["DATA_LOST", "PartHealth", "PartProblem", "PartState", "parse_parts", "parts_json"]
 
+DATA_LOST = "redis.data_lost"
+"""The code of the heartbeat of a worker that has noticed that Redis lost its data."""
 MAX_PARTS = 20
 MAX_CHARS = 100  # of the name of a part, and of a code
 MAX_AGE_MS = 10 * 365 * 24 * 3_600_000

@@ -13,7 +13,19 @@ from openagents_worker.store.keys import Keys, KeySpec, spec_of
 __all__ = ["ALWAYS_EXPIRING", "PERMANENT", "ttl_violations"]
 
 PERMANENT = frozenset(
-    {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
+    {
+        "workers",
+        "watched",
+        "silent",
+        "agents",
+        "fleet",
+        "fleet_lag",
+        "sent_again",
+        "data_id",
+        "due",
+        "sent",
+        "index",
+    }
     | {"indexes", "timeouts", "stopping", "stopping_children"}
 )
 ALWAYS_EXPIRING = frozenset(

@@ -152,9 +152,10 @@ def _stored_events(
     keys: Keys, run_id: str, cursor: EventCursor, reconnect_limit: _ReconnectLimit
 ) -> Plan[None]:
     """Read the next page of the stream."""
-    cursor.set_head(parse_head(run_id, (yield _ReadHead(run_id))))
-    if cursor.is_over:
-        return
+    head = parse_head(run_id, (yield _ReadHead(run_id)))
+    if head is None:  # it was deleted or has expired, or Redis has lost its data
+        raise run_not_found(run_id)
+    cursor.set_head(head)
     answers = yield lambda r: _read_page(r, keys, run_id, cursor)
     reconnect_limit.restart()
     page: Sequence[Entry] = default_if_wrong_type(answers[0], [])
@@ -215,8 +216,8 @@ def watch(
     `silence_s` without a message, the stream is read. `deadline` is a time of `time.monotonic()`; after it,
     `TimeoutError` is raised. Closing the generator closes its connection.
 
-    Raises `RunNotFound`, `RedisUnreachable` if Redis stays unreachable, and `TooManyWatchers` if the process
-    has as many watchers as the cell allows.
+    Raises `RunNotFound`, also if the run vanishes before its last event was seen, `RedisUnreachable` if Redis
+    stays unreachable, and `TooManyWatchers` if the process has as many watchers as the cell allows.
     """
     plan = _counted_plan(store.cell, run_id, after, silence_s, deadline)
     with closing(_Subscription(store)) as subscription:

@@ -19,6 +19,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell
 from openagents_worker.store.fleet import WorkerCard
+from openagents_worker.store.part_health import DATA_LOST
 from openagents_worker.store.scripts import (
     MAX_RECOVERIES,
     ReleaseKind,
@@ -155,6 +156,7 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._thread = background_thread(self._main, name="openagents-heartbeat", leave=process.leave)
         self._logged_at_s = -LOG_AGAIN_S
+        self._data_id = ""
         self._mismatches = _Mismatches()
         self.health = Health()
         self.has_left_runs = False
@@ -228,7 +230,19 @@ class Heartbeat:
             answer.neighbours
         )  # includes workers that died before this process started
         log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
+        self._compare_data(answer.data_id)
         return True
+
+    def _compare_data(self, data_id: str) -> None:
+        """Report it if Redis has lost its data since this process registered before."""
+        if self._data_id not in ("", data_id):
+            self.health.failed("Redis has lost its data", code=DATA_LOST)
+            log.error(
+                "redis.data_lost",
+                hint="the runs that were accepted before are gone: submit them again; a Redis with "
+                "appendonly yes keeps its data",
+            )
+        self._data_id = data_id
 
     def _beat_until_over(self) -> None:
         """Renew the lease until it is lost or the heartbeat stops."""

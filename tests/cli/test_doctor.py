@@ -16,11 +16,12 @@ from openagents_worker.agents.code import unregister_agents
 from openagents_worker.cli.doctor import FindingKind
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
-from openagents_worker.store import server
+from openagents_worker.store import scripts, server
 from openagents_worker.store.dead_letters import put_key_aside
-from tests.cli.conftest import Command, Done, node_of_a_cluster, register, retire, typed
+from openagents_worker.store.part_health import DATA_LOST, PartProblem, PartState, parts_json
+from tests.cli.conftest import W1, Command, Done, node_of_a_cluster, register, retire, typed
 from tests.support.lossy_proxy import silent_port
-from tests.support.scripts import Hand
+from tests.support.scripts import LEASE_MS, Hand
 from tests.support.waiting import wait_for
 
 AGENT = {
@@ -280,10 +281,12 @@ def test_strict_durability_that_redis_cannot_give(
 def test_a_redis_that_is_almost_full(examined: Command, admin: redis.Redis) -> None:
     used = int(admin.info("memory")["used_memory"])
     admin.config_set("maxmemory", used + used // 10)
-    text = problem_text(examined(), "redis")
+    full = problem(examined(), "redis")
+    text = full["text"]
     assert re.match(r"[89]\d % of the memory is in use \(.* bytes\): a full Redis accepts no runs", text), (
         text
     )
+    assert "openagents-worker delete-session SESSION" in full["todo"], "ended runs keep their time to live"
 
 
 @pytest.mark.parametrize("share", [0.9, 0.01])
@@ -303,6 +306,20 @@ def test_a_full_redis_that_evicts(admin: redis.Redis, examined: Command) -> None
     admin.config_set("maxmemory", int(admin.info("memory")["used_memory"]) // 2)
     texts = [text for kind, text in found(examined(), "redis") if kind == FindingKind.PROBLEM]
     assert any(text.startswith("the memory of Redis is full, so it deletes runs: ") for text in texts), texts
+
+
+def test_a_redis_that_has_lost_its_data(examined: Command, durable: EmbeddedRedis) -> None:
+    """Reported by a worker that was registered before; the runs of that time are gone."""
+    lost = PartProblem("heartbeat", PartState.RECOVERED, 60.0, 0, DATA_LOST)
+    with Client(durable.url) as client:
+        beat = scripts.renew(incarnation=W1, lease_ms=LEASE_MS, parts=parts_json([lost]))
+        client.store.run(beat)
+
+    done = examined()
+
+    [(kind, text)] = [one for one in found(done, "redis") if one[0] != "ok"]
+    assert (kind, done.code) == ("note", 0)
+    assert text.startswith("Redis has lost its data, at ")
 
 
 def test_a_replica(examined: Command, admin: redis.Redis) -> None:

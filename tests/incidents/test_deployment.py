@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisUnreachable, RunNotFound
 from openagents_worker.models import RunState
 from tests.incidents.scene import STOP_S, Site, site_in
 from tests.support.deployment import PATIENCE_S, agent, call
@@ -68,6 +68,60 @@ def test_redis_is_full(site: Site) -> None:
         finally:
             admin.config_set("maxmemory", 0)
 
+        assert site.shop.submit("clerk").wait(PATIENCE_S).final_output == "done"
+
+
+def test_redis_cannot_write_to_its_disk(site: Site) -> None:
+    """As with a full disk: its snapshots fail, so it refuses writes."""
+    released: list[bool] = []
+    site.shop.model.will_say({"text": "done"})
+    site.shop.model.may_answer = lambda _: released
+    with (
+        site.scene("Producers get `redis.unreachable`; Redis cannot write to its disk") as scene,
+        redis.Redis.from_url(site.redis.url, decode_responses=True) as admin,
+    ):
+        handle = site.shop.submit("clerk")
+        wait_for(lambda: site.shop.model.asked(handle.id), "the run works")
+        snapshot = Path(admin.config_get("dir")["dir"]) / "dump.rdb"
+        snapshot.unlink(missing_ok=True)
+        snapshot.mkdir()
+        admin.config_set("stop-writes-on-bgsave-error", "yes")
+        admin.config_set("save", "3600 1000000")
+        try:
+            admin.bgsave()
+            wait_for(lambda: snapshot_status(admin) == "err", "the snapshot has failed")
+            with pytest.raises(RedisUnreachable) as refused:
+                site.shop.submit("clerk")
+            scene.sees(str(refused.value))
+        finally:
+            snapshot.rmdir()
+            admin.bgsave()
+            wait_for(lambda: snapshot_status(admin) == "ok", "the snapshot is written")
+            released.append(True)
+
+        assert handle.wait(PATIENCE_S).final_output == "done"
+        site.shop.model.may_answer = lambda _: True
+
+
+def snapshot_status(admin: redis.Redis) -> str:
+    told = admin.info("persistence")
+    return "" if told["rdb_bgsave_in_progress"] else str(told["rdb_last_bgsave_status"])
+
+
+def test_redis_has_lost_its_data(site: Site) -> None:
+    """The worker continues. A run of before is unknown, and is submitted again."""
+    site.shop.model.will_say({"text": "done"})
+    with (
+        site.scene("Runs that were accepted are gone (`run.not_found`)") as scene,
+        redis.Redis.from_url(site.redis.url) as admin,
+    ):
+        lost = site.shop.submit("clerk")
+        lost.wait(PATIENCE_S)
+        admin.flushall()
+
+        with pytest.raises(RunNotFound):
+            lost.record()
+        scene.sees()
         assert site.shop.submit("clerk").wait(PATIENCE_S).final_output == "done"
 
 

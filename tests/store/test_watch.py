@@ -169,6 +169,30 @@ def test_a_watch_without_a_final_event_ends_with_the_run(hand: Hand) -> None:
     assert numbers(list(watch(hand.store, "r1"))) == [1, 2]
 
 
+def test_a_watch_of_a_run_that_vanishes_raises(hand: Hand) -> None:
+    """Redis has lost its data, or the run was deleted. Without a final event, nothing has ended."""
+    events = watch(hand.store, "r1", silence_s=0.2)
+    assert numbers([next(events), next(events)]) == [1, 2]
+
+    hand.store.redis.flushall()
+
+    with pytest.raises(RunNotFound):
+        next(events)
+
+
+async def test_an_async_watch_of_a_run_that_vanishes_raises(hand: Hand) -> None:
+    """The same for asyncio."""
+    store = AsyncStore(hand.store.cell)
+    async with aclosing(awatch(store, "r1", silence_s=0.2)) as events:
+        assert numbers([await anext(events), await anext(events)]) == [1, 2]
+
+        await asyncio.to_thread(hand.store.redis.flushall)
+
+        with pytest.raises(RunNotFound):
+            await anext(events)
+    await store.close()
+
+
 def test_a_watch_survives_a_lost_connection(hand: Hand) -> None:
     """The watcher subscribes again and misses nothing."""
     watcher = Watcher(hand.store)

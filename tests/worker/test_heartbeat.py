@@ -10,6 +10,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.part_health import DATA_LOST
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.loop_thread import LoopThread
@@ -50,6 +51,22 @@ def test_a_worker_registers_with_its_agents_and_is_renewed(
     assert incarnation.startswith("w1@test:")
     assert hand.store.ask(lambda r: r.hkeys(hand.store.keys("agents"))) == ["assistant"]
     assert 0 < heartbeat.lease.remaining_s() < LEASE_MS / 1000
+
+
+@pytest.mark.parametrize("is_data_lost", [True, False], ids=["all data", "the lease only"])
+def test_a_redis_that_has_lost_its_data_is_reported(
+    start_heartbeat: StartHeartbeat, hand: Hand, is_data_lost: bool
+) -> None:
+    """All runs are gone then. The end of a lease alone is another case: the runs continue elsewhere."""
+    heartbeat = start_heartbeat()
+    first = registered(heartbeat)
+
+    hand.store.ask(lambda r: r.flushall() if is_data_lost else r.zrem(hand.store.keys("workers"), first))
+
+    wait_for(lambda: heartbeat.lease.incarnation != first, "the worker has registered again")
+    wait_for(lambda: heartbeat.health.report().failing_s is None, "its lease is renewed")
+    code = heartbeat.health.report().error_code
+    assert code == (DATA_LOST if is_data_lost else "worker.lease_lost")
 
 
 def test_an_owned_run_that_is_not_executed_is_released(

@@ -17,4 +17,9 @@ if info ~= '' then
 end
 forget_connection(incarnation) -- the first renewal stores it
 join(host, incarnation, process)
-return reply{neighbours = neighbours(host)}
+local data_id = redis.call('GET', k.data_id()) -- a key of a wrong type is moved aside now
+if not data_id then
+  data_id = digits(NOW_MS)
+  redis.call('SET', k.data_id(), data_id)
+end
+return reply{neighbours = neighbours(host), data_id = data_id}

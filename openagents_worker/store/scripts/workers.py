@@ -31,10 +31,12 @@ __all__ = [
 class Registration:
     """The answer of `register`.
 
-    `neighbours` are the other live workers of this host: incarnation -> process id and start time.
+    `neighbours` are the other live workers of this host: incarnation -> process id and start time. `data_id`
+    stays the same as long as Redis keeps its data.
     """
 
     neighbours: dict[str, str]
+    data_id: str
 
 
 @script_function
