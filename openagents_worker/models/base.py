@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from openagents_worker.suggest import nearest
 
-__all__ = ["RequestModel", "StoredModel", "CheckedModel", "from_known_fields"]
+__all__ = ["CheckedModel", "RequestModel", "StoredModel", "from_known_fields"]
 
 M = TypeVar("M", bound=BaseModel)
 
