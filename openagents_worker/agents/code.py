@@ -196,10 +196,9 @@ def _not_json(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 def _tool_id(code: Any) -> str:
     """The name under which the model sees a tool, if its reference has no id."""
     # `tool_name` of a class may be a property, and `_tool_name` is what the original SDK's `@tool` sets.
-    given = (getattr(code, attribute, None) for attribute in ("tool_name", "_tool_name", "name"))
-    named = next((name for name in given if isinstance(name, str) and name), None)
-    name = named or getattr(code, "__name__", type(code).__name__)
-    return re.sub(r"\W", "_", name)
+    given = [getattr(code, attribute, None) for attribute in ("tool_name", "_tool_name", "name")]
+    names = (*given, getattr(code, "__name__", None), type(code).__name__)
+    return re.sub(r"\W", "_", next(name for name in names if isinstance(name, str) and name))
 
 
 def is_pattern_function(code: object) -> bool:

@@ -10,12 +10,12 @@ from pydantic_core import PydanticCustomError
 
 from openagents_worker.suggest import nearest
 
-__all__ = ["RequestModel", "StoredModel", "StrictModel", "from_known_fields"]
+__all__ = ["CheckedModel", "RequestModel", "StoredModel", "from_known_fields"]
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class StrictModel(BaseModel):
+class CheckedModel(BaseModel):
     """Base class of models that callers and plugins create: frozen, an unknown field has a suggestion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class StrictModel(BaseModel):
         return data
 
 
-class RequestModel(StrictModel):
+class RequestModel(CheckedModel):
     """Base class of models in requests: also with finite numbers only."""
 
     # pydantic's messages would show the wrong value and the fields around it.

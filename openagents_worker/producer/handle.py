@@ -17,7 +17,7 @@ from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
-from openagents_worker.arguments import check_keywords, seconds_of
+from openagents_worker.arguments import check_keywords, number_of, seconds_of
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, RunStreamChunk
@@ -99,10 +99,14 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         seconds.
 
         For a run that did not complete, `final_output` is None, and `output` raises `RunFailed`, as `get()`
-        does. Celery's other parameters are accepted and ignored, because nothing is polled. Raises
-        `WaitTimeout`, and `OutputValidationError` if the answer matches the schema of the requested pydantic
-        class, but the class rejects it.
+        does. Celery's other parameters are accepted and ignored, because nothing is polled; `callback` and
+        `propagate=True` are a TypeError, because only `get` has them. Raises `WaitTimeout`, and
+        `OutputValidationError` if the answer matches the schema of the requested pydantic class, but the
+        class rejects it.
         """
+        for name in ("callback", "propagate"):
+            if celery_options.pop(name, None):
+                raise TypeError(f"wait() got an unexpected keyword argument {name!r}: get() has it")
         return cast(
             "RunResult[OutputT]",
             parsed_result(self._wait_for_end(timeout, **celery_options), self._output_type),
@@ -112,15 +116,15 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
         """The stored events of the run after number `after`, then live events, until the run has ended.
 
         The first event raises `TooManyWatchers` if this process already has `OPENAGENTS_MAX_WATCHERS`
-        watchers.
+        watchers. Raises `RequestInvalid` if `after` is not a number of an event.
         """
         _check_may_block("events()")
-        return watch(self.connection.store, self.id, after)
+        return watch(self.connection.store, self.id, number_of("after", after))
 
     async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """`events` for asyncio. All watchers of one event loop share one pub/sub connection."""
         store = self.connection.for_asyncio.store
-        async with aclosing(awatch(store, self.id, after)) as events:
+        async with aclosing(awatch(store, self.id, number_of("after", after))) as events:
             async for event in events:
                 yield event
 
@@ -134,7 +138,7 @@ class RunHandle(RunDecisions, RunMessages, RunResultInChain, Generic[OutputT]):
 
     def astream(self, after: int = 0) -> AsyncGenerator[RunStreamChunk]:
         """`stream` for asyncio."""
-        store = self.connection.for_asyncio.store
+        store, after = self.connection.for_asyncio.store, number_of("after", after)
         return achunks_of(store, self.id, after, self.aevents(after), self._await_result)
 
     async def _await_result(self) -> RunResult[OutputT]:
@@ -303,9 +307,9 @@ class AsyncRunHandle(AsyncRunDecisions, AsyncRunMessages, Generic[OutputT]):
         """The stored events of the run after number `after`, then live events, until the run has ended.
 
         The first event raises `TooManyWatchers` if this process already has `OPENAGENTS_MAX_WATCHERS`
-        watchers.
+        watchers. Raises `RequestInvalid` if `after` is not a number of an event.
         """
-        return awatch(self.connection.store, self.id, after)
+        return awatch(self.connection.store, self.id, number_of("after", after))
 
     def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The same as `events`, so that both kinds of handle have this name."""

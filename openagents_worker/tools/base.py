@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from openagents_worker.agents.plugin import Plugin
-from openagents_worker.models.base import StrictModel
+from openagents_worker.models.base import CheckedModel
 from openagents_worker.tools.jobs import JobHandle, JobStatus
 
 __all__ = [
@@ -28,7 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ToolExecutionSpec(StrictModel):
+class ToolExecutionSpec(CheckedModel):
     """How a tool is executed. Calls of `concurrency_safe` tools in one model turn run concurrently.
 
     An unknown field raises pydantic's `ValidationError` with the field that was probably meant.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.errors import PluginConfigError, ToolError
 from openagents_worker.jsontext import dumps, loads
-from openagents_worker.models.base import StrictModel, from_known_fields
+from openagents_worker.models.base import CheckedModel, from_known_fields
 
 __all__ = [
     "DEFAULT_JOB_LIMIT",
@@ -53,7 +53,7 @@ class JobHandle(BaseModel):
     """Seconds since 1970."""
 
 
-class JobStatus(StrictModel):
+class JobStatus(CheckedModel):
     """What a tool says about its job. `result` is the result of the call, `error` why it has failed.
 
     An unknown field raises pydantic's `ValidationError`. Unknown fields of a dict or of another class are

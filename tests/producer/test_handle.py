@@ -194,6 +194,36 @@ def test_an_unknown_run_is_not_found_by_anything(client: Client, hand: Hand) -> 
         client.session("s9")
 
 
+@pytest.mark.parametrize("after", [None, -1, "1"])
+def test_events_after_what_is_not_a_number_are_refused(handle: RunHandle[Any], after: Any) -> None:
+    """None does not mean all events, and it does not mean none."""
+    handle.cancel()
+    for watch in (handle.events, handle.stream):
+        with pytest.raises(RequestInvalid, match="after must be a whole number"):
+            next(watch(after))
+
+
+@pytest.mark.parametrize("method", ["events", "aevents", "stream", "astream"])
+async def test_events_for_asyncio_after_none_are_refused(
+    handle: RunHandle[Any], aclient: AsyncClient, method: str
+) -> None:
+    """As those of the other kind of handle."""
+    await aclient.handle("r1").cancel()
+    handles = [aclient.handle("r1"), *([handle] if method[0] == "a" else [])]
+    for each in handles:
+        with pytest.raises(RequestInvalid, match="after must be a whole number"):
+            await anext(getattr(each, method)(None))
+
+
+@pytest.mark.parametrize("options", [{"callback": print}, {"propagate": True}])
+def test_wait_refuses_options_that_only_get_has(handle: RunHandle[Any], options: dict[str, Any]) -> None:
+    """It neither calls a callback nor raises the error of the run."""
+    handle.cancel()
+    with pytest.raises(TypeError, match=r"unexpected keyword argument '[a-z]+': get\(\) has it"):
+        handle.wait(timeout=PATIENCE_S, **options)
+    assert handle.wait(timeout=PATIENCE_S, propagate=False, interval=1).stop_reason is StopReason.CANCELLED
+
+
 async def test_sync_waits_on_an_event_loop_say_what_to_await(handle: RunHandle[Any]) -> None:
     """They would block every other run of the process."""
     for wait in (handle.get, handle.wait, handle.events):
