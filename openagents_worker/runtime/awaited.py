@@ -11,51 +11,73 @@ from typing import Any
 __all__ = ["is_waiting_for"]
 
 MAX_DEPTH = 50  # tasks that wait for each other in a chain
+STEPPING = {
+    ("openagents_worker.runtime.marks", "run_marked"),
+    ("openagents_worker.runtime.user_code", "__await__"),
+}
+"""Functions that step a coroutine themselves, so that it is not seen what they await: it is in their variable
+`work`. Every task of a run on a worker is stepped by the first one, every tool and step by the second one."""
 
 
-def is_waiting_for(task: asyncio.Task[Any], tasks: Collection[Any], depth: int = 0) -> bool:
+def is_waiting_for(task: asyncio.Task[Any], tasks: Collection[Any]) -> bool:
     """Whether a task is one of these, or only waits for some of them.
 
     It recognizes what asyncio itself offers to wait for tasks: await, gather, wait, wait_for, as_completed,
-    TaskGroup.
+    shield, TaskGroup.
     False also if it cannot be seen what the task waits for.
     """
-    if task in tasks or task.done():
+    return _waits(task, tasks, 0)
+
+
+def _waits(future: Any, tasks: Collection[Any], depth: int) -> bool:
+    if future in tasks:
         return True
-    awaited = _awaited_by(task, tasks)
-    return (
-        depth < MAX_DEPTH
-        and bool(awaited)
-        and all(
-            isinstance(each, asyncio.Future)
-            and (each.done() or (isinstance(each, asyncio.Task) and is_waiting_for(each, tasks, depth + 1)))
-            for each in awaited
-        )
-    )
+    if depth > MAX_DEPTH or not isinstance(future, asyncio.Future):
+        return False
+    if future.done():
+        return True
+    awaited = _awaited_by(future, tasks) if isinstance(future, asyncio.Task) else _combined_in(future)
+    return bool(awaited) and all(_waits(each, tasks, depth + 1) for each in awaited)
 
 
 def _awaited_by(task: asyncio.Task[Any], tasks: Collection[Any]) -> Collection[Any]:
     """The futures that a task awaits; empty if they cannot be seen. `tasks`: what it may wait for."""
     waiter = getattr(task, "_fut_waiter", None)
-    if isinstance(waiter, asyncio.Task):
+    if isinstance(waiter, asyncio.Task) or _combined_in(waiter):
         return [waiter]
-    children = getattr(waiter, "_children", None)  # of asyncio.gather
-    if children:
-        return list(children)
-    coroutine: Any = task.get_coro()
-    while inspect.iscoroutine(coroutine):
-        if found := _awaited_in(coroutine.cr_frame, tasks):
+    step: Any = task.get_coro()
+    while inspect.iscoroutine(step) or inspect.isgenerator(step):
+        frame = step.cr_frame if inspect.iscoroutine(step) else step.gi_frame
+        if found := _awaited_in(frame, tasks):
             return found
-        coroutine = coroutine.cr_await
+        if _name_of(frame) in STEPPING:
+            step = frame.f_locals.get("work")
+        else:
+            step = step.cr_await if inspect.iscoroutine(step) else step.gi_yieldfrom
     return []
+
+
+def _combined_in(future: Any) -> Collection[Any]:
+    """The futures of which `asyncio.gather` or `asyncio.shield` has made this one; empty for any other."""
+    if children := getattr(future, "_children", None):
+        return list(children)
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        if getattr(callback, "__qualname__", "") == "shield.<locals>._outer_done_callback":
+            return [inspect.getclosurevars(callback).nonlocals.get("inner")]
+    return []
+
+
+def _name_of(frame: FrameType | None) -> tuple[str, str]:
+    """Module and name of the function of a frame."""
+    return ("", "") if frame is None else (str(frame.f_globals.get("__name__")), frame.f_code.co_name)
 
 
 def _awaited_in(frame: FrameType | None, tasks: Collection[Any]) -> Collection[Any]:
     """The futures that a function of asyncio awaits, from its variables."""
-    module = "" if frame is None else frame.f_globals.get("__name__")
+    module, name = _name_of(frame)
     if frame is None or module not in ("asyncio.tasks", "asyncio.taskgroups"):
         return []
-    name, variables = frame.f_code.co_name, frame.f_locals
+    variables = frame.f_locals
     if module == "asyncio.taskgroups":
         return list(getattr(variables.get("self"), "_tasks", ()))
     if name == "_wait":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.models import RunUsage
 from openagents_worker.models.usage import NO_USAGE
-from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.call_outcome import Event
 from openagents_worker.runtime.effects import Effects
 from openagents_worker.runtime.history import RunHistory
@@ -77,7 +75,7 @@ class Checkpoints:
         facts that the record replaces.
         """
         self._writer.end_deltas(record.call)  # at once: a timer must not send them ahead of the record
-        await _whole(
+        await self._writer.whole(
             self._write(record, events, text, usage, taken), name=f"commit {self._run_id} {record.call}"
         )
 
@@ -168,7 +166,7 @@ class Checkpoints:
         """Store a fact ahead of the record that will replace it. A cancellation during the write is raised
         after the write."""
         self.store_start()
-        await _whole(self._writer.write_fact(fact), name=f"fact {self._run_id} {fact.name}")
+        await self._writer.whole(self._writer.write_fact(fact), name=f"fact {self._run_id} {fact.name}")
 
     async def store_note(self, call_id: str, value: Mapping[str, Any]) -> None:
         """Store a note about a call, before its outcome. Its record replaces the note. A cancellation during
@@ -180,18 +178,7 @@ class Checkpoints:
         self.store_start()
         is_job = is_of_job(value)
         kind = FactKind.JOB if is_job else FactKind.RESPONSE
-        await _whole(
+        await self._writer.whole(
             self._writer.write_fact(Fact.of(kind, call_id, dict(value)), HAS_JOB if is_job else 0),
             name=f"note {self._run_id} {call_id}",
         )
-
-
-async def _whole(writing: Coroutine[Any, Any, None], *, name: str) -> None:
-    """Write, even if the current task is cancelled meanwhile; that is raised after the write."""
-    task = outside_runs(writing, name=name)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        task.result()
-        raise

@@ -8,6 +8,7 @@ it comes from a person, or from the worker that made the call and learned its ou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -109,6 +110,8 @@ class Effects:
         """The names of the facts of each intent, by the id of the call whose record replaces them."""
         self._others: dict[str, list[str]] = {}
         """The names of other facts of a call that its record replaces."""
+        self._not_begun: set[str] = set()
+        """Calls that were cancelled while their first intent was being written."""
 
     def of(self, query: CallQuery, call_id: str, begun_as: str) -> Effect:
         """A call that is made now. `begun_as` is the id under which an earlier attempt began it."""
@@ -125,8 +128,8 @@ class Effects:
     def taken_by(self, record: Record) -> Sequence[str]:
         """The names of the facts that a record replaces.
 
-        A cancelled call keeps its intent, because a later attempt may have to make it. So does a call whose
-        outcome stays unknown.
+        A cancelled call keeps its intent if it was begun, because a later attempt may have to make it. So
+        does a call whose outcome stays unknown.
         """
         others = self._others.pop(record.call, ()) if self._others else ()
         for name in others:
@@ -137,7 +140,8 @@ class Effects:
         self._writer.closed_at_suspend.difference_update(names)
         for name in names:
             self._writer.facts_at_suspend.pop(name, None)
-        return others if record.is_cancelled or _is_unknown(record) else [*others, *names]
+        may_be_made = record.is_cancelled and record.call not in self._not_begun
+        return others if may_be_made or _is_unknown(record) else [*others, *names]
 
     async def write_intent(
         self, effect: Effect, info: CallInfo, params: Mapping[str, Any]
@@ -153,7 +157,14 @@ class Effects:
         own = facts_of_intent(info.call_id)
         taken = [name for name in self._stored.get(info.call_id, ()) if name not in own]
         known = effect.resolution is not None
-        decision = await self._writer.write_intent(info.call_id, intent.to_json(), known, taken)
+        try:
+            decision = await self._writer.write_intent(info.call_id, intent.to_json(), known, taken)
+        except asyncio.CancelledError:  # the intent is stored, but the call is not made
+            if effect.interrupted is None:
+                self._not_begun.add(info.call_id)
+                self._stored[info.call_id] = own
+                self._writer.closed_at_suspend.update(own)
+            raise
         if decision:
             return Resolution.of(loads(decision))
         self._stored[info.call_id] = own

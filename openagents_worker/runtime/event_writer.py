@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from openagents_worker.llm.base import Delta, DeltaKind
 from openagents_worker.redaction import shown_json
@@ -21,6 +21,8 @@ from openagents_worker.runtime.reply_stream import OutputStream, ReplyStream
 from openagents_worker.runtime.services import Services
 
 __all__ = ["Event", "EventWriter"]
+
+T = TypeVar("T")
 
 FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
 MAX_FLUSH_S = 0.25  # the same for a process that is so busy that it is late: mostly, a commit comes first
@@ -248,6 +250,25 @@ class EventWriter(ABC):
         self._batch_no += 1
         self._postponed_s = 0.0
         return batch
+
+    async def whole(self, writing: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Write, even if the current task is cancelled meanwhile; that is raised after the write.
+
+        A write takes what is queued before it is sent, so all of it would be lost. If the run stops, a second
+        cancellation is raised at once: then the end of the run waits for the write.
+        """
+        task = outside_runs(writing, name=name)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    if self._latch.reason is not None:
+                        raise
+            task.result()
+            raise
 
     async def close(self) -> None:
         """Stop writing. Queued events are dropped; `finish` and `suspend` have stored theirs."""

@@ -263,11 +263,11 @@ class _CountedSteps:
         self.cancellations = 0
         self.is_done = False
         self.value: Any = None
-        self._work = work
-        self._task = task
+        self._work, self._task = work, task
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        steps: Any = self._work.__await__()
+        work = self._work  # `awaited` reads this variable
+        steps: Any = work.__await__()
         step, sent = steps.send, None
         while True:
             before = self._task.cancelling()

@@ -147,11 +147,16 @@ class RunWriter(EventWriter):
     async def write_intent(
         self, call: str, intent: str, knows_decision: bool, taken: Sequence[str] = ()
     ) -> str:
-        """Store the intent of a call with effects, after all queued events and records.
+        """Store the intent of a call with effects, after all queued events and records. A cancellation during
+        the write is raised after the write.
 
         Returns '', or a decision (JSON) about an earlier intent of the call: then it is not stored. With
         `OPENAGENTS_DURABILITY=strict` it is on disk when this returns.
         """
+        writing = self._write_intent(call, intent, knows_decision, taken)
+        return await self.whole(writing, name=f"intent {self.run_id} {call}")
+
+    async def _write_intent(self, call: str, intent: str, knows_decision: bool, taken: Sequence[str]) -> str:
         if self._deferred:
             await self.flush()
         async with self._write_lock:
@@ -188,7 +193,11 @@ class RunWriter(EventWriter):
         self.closed_at_suspend.difference_update(facts_of_intent(call))
 
     async def ask(self, call: str, question: str) -> None:
-        """Store what is asked about a call (JSON), after all queued events."""
+        """Store what is asked about a call (JSON), after all queued events. A cancellation during the write
+        is raised after the write."""
+        await self.whole(self._ask(call, question), name=f"ask {self.run_id} {call}")
+
+    async def _ask(self, call: str, question: str) -> None:
         if self._deferred:
             await self.flush()
         async with self._write_lock:
@@ -209,7 +218,10 @@ class RunWriter(EventWriter):
 
     async def delegate(self, **child: Any) -> Delegated:
         """Create the child run of a call or find it, after all queued events and records. `child` holds
-        arguments of the script `delegate`."""
+        arguments of the script `delegate`. A cancellation during the write is raised after the write."""
+        return await self.whole(self._delegate(child), name=f"delegate {self.run_id} {child['call']}")
+
+    async def _delegate(self, child: Mapping[str, Any]) -> Delegated:
         await self.flush()
         async with self._write_lock:
             self._batch_no += 1

@@ -15,10 +15,12 @@ import pytest
 from openagents_worker import Agent, AsyncClient, RunContext
 from openagents_worker.errors import PermanentToolError
 from openagents_worker.models import RunState, WaitKind
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store import scripts
+from tests.runtime.test_stop import worker
 from tests.support.runner import Process, crash, process, scripted
 from tests.support.waiting import await_for
 
@@ -210,6 +212,49 @@ async def test_a_function_is_not_called_by_a_worker_whose_lease_is_over(
         await await_for(partial(is_resolved, two), "the worker reports that nothing has happened")
         assert await ended(two) == "due 02 January"
         assert len(PAID) == 1
+
+
+async def by_gather(context: RunContext) -> None:
+    await asyncio.gather(context.sleep(3600), context.receive("go"))
+
+
+async def by_group(context: RunContext) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(context.sleep(3600))
+        group.create_task(context.receive("go"))
+
+
+async def by_wait(context: RunContext) -> None:
+    works = [context.sleep(3600), context.receive("go")]
+    await asyncio.wait([asyncio.create_task(work) for work in works])
+
+
+@pytest.mark.parametrize("waits", [by_gather, by_group, by_wait])
+async def test_a_function_that_only_waits_begins_again_after_a_hand_over(redis_url: str, waits: Any) -> None:
+    """Nobody has to be asked about it, whatever of asyncio it waits with."""
+
+    async def pattern(context: RunContext) -> None:
+        await context.recorded(waits, idempotent=False)(context)
+
+    async with worker(redis_url, Agent("a", pattern=pattern, llm=scripted({"text": "hello"}))) as p:
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+
+        def both_wait() -> bool:
+            attempt = p.runner._attempts.get("r1")
+            return (
+                attempt is not None
+                and attempt._recorder is not None
+                and len(attempt._recorder.waits._open) == 2
+            )
+
+        await await_for(both_wait, "both calls wait")
+        p.runner.latch("r1", LatchReason.HANDOVER)
+        await p.runner.hurry_all()
+        assert (await executing).reason == "handover"
+        assert {name.split(":")[0] for name in await facts(p)} == {"called", "wait"}
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
+        assert "run.outcome_unknown" not in await p.event_names()
 
 
 async def test_a_run_that_is_not_durable_stores_no_intent(redis_url: str) -> None:

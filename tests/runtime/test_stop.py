@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
+from openagents_worker import Agent
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
@@ -40,7 +41,7 @@ def _free_threads() -> Generator[None]:
 
 
 @asynccontextmanager
-async def worker(redis_url: str, *agents: dict[str, Any], **env: str) -> AsyncIterator[Process]:
+async def worker(redis_url: str, *agents: dict[str, Any] | Agent, **env: str) -> AsyncIterator[Process]:
     """A process on a loop like that of a worker: it tracks the tasks and threads of runs."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_Task.make)  # type: ignore[arg-type]

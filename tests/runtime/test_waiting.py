@@ -26,6 +26,7 @@ from openagents_worker.store.formats import PARKS
 from openagents_worker.store.scripts import ClaimAnswer, Claimed
 from openagents_worker.store.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, signal_fact
 from tests.runtime import plugins
+from tests.runtime.test_stop import worker
 from tests.runtime.waiting import retrieved
 from tests.support.runner import Process, agent, calls, crash, process, scripted
 from tests.support.waiting import await_for
@@ -228,6 +229,27 @@ async def test_branches_that_all_wait_park_together(redis_url: str, way: str) ->
         record = await p.record()
         assert record.state == "completed", record.result
         assert sorted(plugins.executed("charge")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("pattern", ["Branches", "BranchesInAStep"])
+async def test_branches_on_a_worker_park_at_once(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """Whatever the program waits with. A worker steps the coroutines of all tasks of a run, and those of
+    recorded functions once more."""
+    monkeypatch.setattr(waits, "PARK_BUSY_AFTER_S", 3600.0)
+    ways = ["gather", "group", "as_completed", "first", "wait_for", "delegate_many"]
+    agents = [{**waiting(pattern, names=["x", "y"], way=way), "id": way} for way in ways]
+    async with worker(redis_url, *agents, waiting("Branches", names=["x"])) as p:
+        executing = {}
+        for way in ways:
+            await p.submit(way, agent_id=way, session_id=way)
+            executing[way] = asyncio.create_task(p.execute(way))
+        await await_for(
+            lambda: {way for way in ways if executing[way].done()} == {*ways}, "every run is parked", 20
+        )
+        for way in ways:
+            assert len((await p.record(way)).waiting) == 2
 
 
 async def test_a_run_does_not_park_while_a_call_goes_on(redis_url: str) -> None:

@@ -56,6 +56,11 @@ class Sleeps(_Pattern):
 class Branches(_Pattern):
     """Branches that receive or sleep side by side, started in one of the ways of asyncio."""
 
+    def _as(self, way: str) -> Branches:
+        other = Branches({**self.config, "way": way})
+        other.context = self.context
+        return other
+
     async def execute(self) -> Any:
         way, context = self.config.get("way", "gather"), self.context
         names = self.config["names"]
@@ -84,10 +89,21 @@ class Branches(_Pattern):
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
             return [task.result() for task in done]
+        if way == "wait_for":
+            return await asyncio.wait_for(Branches.execute(self._as("group")), 3600)
+        if way == "delegate_many":
+            return await context.delegate_many([{"agent_id": "a", "input_text": name} for name in names])
         assert way == "as_completed", way
         return sorted(
             [str(await each) for each in asyncio.as_completed([retrieved(branch(name)) for name in names])]
         )
+
+
+class BranchesInAStep(Branches):
+    """The same, inside a recorded function."""
+
+    async def execute(self) -> Any:
+        return await self.context.step("branches", super().execute)
 
 
 class Chance(_Pattern):

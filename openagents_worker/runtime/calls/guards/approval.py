@@ -77,11 +77,11 @@ async def _decided(call: ToolCall) -> Decision:
     recorder, info = call.run.context.recorder, call.info
     name = Fact(FactKind.APPROVAL, info.call_id, "").name
     asked = recorder.approvals.asked(info.call_id)
+    recorder.replaces(info.call_id, Fact(FactKind.ASK, info.call_id, "").name)
     if asked is None:
         asked = _question(call, recorder.waits.clock.now_ms())
         if not recorder.waits.facts.holds(name):  # else an earlier life of the run has asked
             await recorder.approvals.ask(info, asked)
-    recorder.replaces(info.call_id, Fact(FactKind.ASK, info.call_id, "").name)
     timeout_ms = max(0, asked.expires_ms - recorder.waits.clock.now_ms()) if asked.expires_ms else None
     fact = await recorder.waits.until(
         info, WaitKind.APPROVAL, name=call.tool_id, fact=name, timeout_ms=timeout_ms, needs_all=True
