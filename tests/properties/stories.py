@@ -1155,6 +1155,30 @@ class Stories(_Words):
         self.cancel(force=True)
         self.m.tell(0, behind=1)
 
+    def a_session_is_deleted_while_a_job_goes_on(self) -> None:
+        """A worker needs what the run has left, to cancel the job. Another recipient does not."""
+        for recipient in ("open_jobs", "open_responses"):
+            self.m.serve(recipient)
+        self.submit()
+        self.m.leave_behind(self.only_run, "job:x")
+        self.cancel()
+        self.m.delete_session("s", False)
+        self.m.deliver_ends("open_jobs")
+        self.m.delete_session("s", False)
+
+    def a_session_is_deleted_while_a_response_goes_on(self) -> None:
+        """A resumed run keeps it."""
+        self.m.serve("open_responses")
+        self.submit()
+        self.m.leave_behind(self.only_run, "response:x")
+        self.cancel()
+        self.m.resume(0, lost=False)
+        self.m.deliver_ends("open_responses")
+        self.m.holds()
+        self.cancel()
+        self.m.delete_session("s", False)
+        self.m.delete_session("s", True)
+
     def a_run_that_left_no_record_is_resumed(self) -> None:
         self.submit(durable=False)
         self.deliver(0)

@@ -934,6 +934,16 @@ GUARDS += (
         story="a_run_with_an_open_question_is_cancelled",
     ),
     Guard(
+        "a session is not deleted while a worker must cancel what a run has left behind",
+        ("or state and has_left_behind(id, life)", ""),
+        story="a_session_is_deleted_while_a_job_goes_on",
+    ),
+    Guard(
+        "a response that an earlier life has left behind does not count as cancelled",
+        ("  local entry, names = digits(math.max(count_of(life), 1))", "  local entry, names = digits(1)"),
+        story="a_session_is_deleted_while_a_response_goes_on",
+    ),
+    Guard(
         "a question ends with its life",
         ("if ENDS_WITH_LIFE[string.match(fact, '^(%w+):')] then", "if false then"),
         story="a_run_with_an_open_question_is_cancelled",
