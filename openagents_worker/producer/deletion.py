@@ -110,7 +110,9 @@ def _with_sessions_of_children(keys: Keys, session_id: str) -> Plan[list[str]]:
     sessions = {session_id: None}
     new = [session_id]
     while new:
-        runs = yield from read_ids(keys("index", f"session={new.pop()}"))
+        parent_session = new.pop()
+        runs = yield from read_ids(keys("index", f"session={parent_session}"))
+        runs = yield from _runs_of(keys, parent_session, runs)
         counts = yield from for_each_id(runs, lambda r, id_: r.zcard(keys("index", f"parent={id_}")))
         for run_id, (count,) in zip(runs, counts, strict=True):
             if default_if_wrong_type(count, 0):
@@ -129,6 +131,13 @@ def _own_sessions(keys: Keys, run_id: str, *, known: dict[str, None]) -> Plan[li
     return found
 
 
+def _runs_of(keys: Keys, session_id: str, run_ids: Sequence[str]) -> Plan[list[str]]:
+    """Those that are not runs of another session: after a run has expired, its id may be used again there."""
+    rows = yield from for_each_id(run_ids, lambda r, id_: r.hget(keys("run", id_), "session"))
+    sessions = [default_if_wrong_type(session, None) for (session,) in rows]
+    return [id_ for id_, own in zip(run_ids, sessions, strict=True) if own in (None, session_id)]
+
+
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     """The runs that have not ended, in the order for cancelling: the end of the queue first, the holder last.
 
@@ -139,7 +148,7 @@ def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     holder = yield lambda r: r.hget(keys("session", session_id), "holder")
     queue_order = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
     ids = [*(run_id for run_id in indexed if run_id not in queue_order), *queue_order]
-    states = yield from states_plan(keys, ids)
+    states = yield from states_plan(keys, (yield from _runs_of(keys, session_id, ids)))
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 

@@ -186,6 +186,33 @@ def test_without_anybody_to_tell_celery_only_force_deletes(
     assert client.delete_session("s1", force=True) == 1
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_of_another_session_with_the_id_of_an_expired_run_stays(
+    client: Client, hand: Hand, force: bool
+) -> None:
+    """Whether it is live or has ended, and also what its children have."""
+    hand.end("r1", steps=1)
+    keys, redis = client.store.keys, client.store.redis
+    redis.delete(*(keys(kind, "r1") for kind in ("run", "events", "facts", "journal")))
+    hand.submit("r1", "s2")
+    redis.zadd(keys("index", "parent=r1"), {"child": 1})
+    redis.hset(keys("run", "child"), mapping={"state": "queued", "session": "of child"})
+    redis.hset(keys("session", "of child"), "of_child", "r1")
+
+    assert client.delete_session("s1", force=force) == 0
+    assert client.record("r1").state == "queued"
+    assert redis.hget(keys("run", "child"), "state") == "queued"
+
+    redis.zadd(keys("index", "session=s1"), {"r1": 1})
+    redis.delete(keys("run", "child"), keys("session", "of child"))
+    redis.delete(keys("index", "parent=r1"))
+    hand.claim("r1")
+    hand.finish("r1")
+    assert client.delete_session("s1", force=force) == 0
+    assert client.record("r1").state == "completed"
+    assert redis.zrange(keys("index", "session=s1"), 0, -1) == []
+
+
 async def test_asyncio_deletes_the_same(client: Client, hand: Hand) -> None:
     """One implementation serves both clients."""
     hand.end("r1", steps=1)

@@ -562,6 +562,18 @@ class Stories(_Words):
         self.m.submit_again(0, "same", lost=False)
         self._send("signal:a:", "m1")
 
+    def an_id_of_a_run_is_used_again_in_another_session(self) -> None:
+        """The list of the first session still has it; the run does not belong to that session."""
+        self.submit()
+        self.cancel()
+        first = self.m.requests[self.only_run]
+        self.m.forget(0)
+        self.m.requests[first.id] = replace(first, session="t")
+        self.m.submit_again(0, "other", lost=False)
+        self.m.delete_session("s", False)
+        self.cancel()
+        self.m.delete_session("s", False)
+
     def two_decisions_are_made(self) -> None:
         self._parks("ask")
         self._send("approval:x")

@@ -834,6 +834,11 @@ GUARDS = (
         story="an_id_of_a_run_is_used_again",
     ),
     Guard(
+        "a session is deleted without the runs of other sessions",
+        ("if state and session and session ~= session_id then", "if false then"),
+        story="an_id_of_a_run_is_used_again_in_another_session",
+    ),
+    Guard(
         "a run is not listed as one that asks because an earlier run with its id has asked",
         ("  redis.call('ZREM', k.index(APPROVALS), R)", "  -- "),
         story="a_holder_that_has_asked_is_submitted_again",
