@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -153,8 +154,10 @@ def _copy(
     for name, dump, ttl_ms in dumps["fails" if number % FAILED == FAILED - 1 else "steady"]:
         pipe.restore(keys(name, id_), ttl_ms, dump)
     is_rare = number % RARE == RARE - 1
-    lists = ["all", "sessions", f"session={id_}", "agent=rare" if is_rare else "agent=steady"]
-    for index in [*lists, "label=team=north"] if is_rare else lists:
+    agent, labels = ("rare", ["label=team=north"]) if is_rare else ("steady", [])
+    record = {"agent": agent, "session": id_, "created": at_ms, "lists": json.dumps(labels)}
+    pipe.hset(keys("run", id_), mapping=record)
+    for index in ["all", "sessions", f"session={id_}", f"agent={agent}", *labels]:
         pipe.zadd(keys("index", index), {id_: at_ms})
     if is_rare:
         pipe.zadd(keys("sent", "agents"), {id_: at_ms * 1000})

@@ -26,7 +26,7 @@ from openagents_worker.store.scripts import DeleteAnswer, Deleted, Wake
 __all__ = ["delete_session", "deletion", "prune"]
 
 RUNS_A_CALL = 100
-PATIENCE_S = 5.0  # for the notification of Celery, and for new runs that are submitted meanwhile
+PATIENCE_S = 5.0  # for those that are notified of ends, and for new runs that are submitted meanwhile
 PAUSE_S = 0.05
 
 
@@ -35,7 +35,8 @@ def delete_session(publishing: PublishingApp, session_id: str, *, force: bool = 
 
     The sessions that were created for children of its runs are deleted, too. Raises `SessionBusy` if one of
     the runs has not ended. With `force` the runs are cancelled first. It may wait up to about five seconds
-    until Celery was notified of the end of a run.
+    until Celery was notified of the end of a run, and until a worker has cancelled the jobs and the
+    responses in the background that the runs have left behind.
     """
     return deletion(publishing.keys, session_id, force=force, send=publishing.send_wakes)
 
@@ -58,8 +59,9 @@ def deletion(
     `send` sends the wake-ups of runs of other sessions; the plan yields it as a step (`Sending`).
 
     Runs that have not ended are cancelled with `force`. Without `force` they raise `SessionBusy` before
-    anything is deleted. The plan waits up to five seconds until Celery was notified of the end of each run.
-    After that, with `force` it deletes the session, without `force` it raises `SessionBusy`.
+    anything is deleted. The plan waits up to five seconds until Celery was notified of the end of each run,
+    and until the jobs and responses that it has left behind were cancelled. After that, with `force` it
+    deletes the session, without `force` it raises `SessionBusy`.
     """
     text_of_caller("session_id", session_id)
     sessions = yield from _with_sessions_of_children(keys, session_id)
@@ -108,7 +110,9 @@ def _with_sessions_of_children(keys: Keys, session_id: str) -> Plan[list[str]]:
     sessions = {session_id: None}
     new = [session_id]
     while new:
-        runs = yield from read_ids(keys("index", f"session={new.pop()}"))
+        parent_session = new.pop()
+        runs = yield from read_ids(keys("index", f"session={parent_session}"))
+        runs = yield from _runs_of(keys, parent_session, runs)
         counts = yield from for_each_id(runs, lambda r, id_: r.zcard(keys("index", f"parent={id_}")))
         for run_id, (count,) in zip(runs, counts, strict=True):
             if default_if_wrong_type(count, 0):
@@ -127,6 +131,13 @@ def _own_sessions(keys: Keys, run_id: str, *, known: dict[str, None]) -> Plan[li
     return found
 
 
+def _runs_of(keys: Keys, session_id: str, run_ids: Sequence[str]) -> Plan[list[str]]:
+    """Those that are not runs of another session: after a run has expired, its id may be used again there."""
+    rows = yield from for_each_id(run_ids, lambda r, id_: r.hget(keys("run", id_), "session"))
+    sessions = [default_if_wrong_type(session, None) for (session,) in rows]
+    return [id_ for id_, own in zip(run_ids, sessions, strict=True) if own in (None, session_id)]
+
+
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     """The runs that have not ended, in the order for cancelling: the end of the queue first, the holder last.
 
@@ -137,14 +148,14 @@ def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     holder = yield lambda r: r.hget(keys("session", session_id), "holder")
     queue_order = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
     ids = [*(run_id for run_id in indexed if run_id not in queue_order), *queue_order]
-    states = yield from states_plan(keys, ids)
+    states = yield from states_plan(keys, (yield from _runs_of(keys, session_id, ids)))
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 
 def _session_busy(session_id: str, run_id: str) -> SessionBusy:
     return SessionBusy(
         f"the session {session_id!r} cannot be deleted: its run {run_id!r} has not ended, or Celery was not "
-        "notified of its end yet",
+        "notified of its end yet, or a job or a response of it is not cancelled yet",
         hint="cancel the run, wait for it, or use force=True, which cancels all runs of the session",
         session_id=session_id,
         run_id=run_id,

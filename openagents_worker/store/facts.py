@@ -86,9 +86,7 @@ FACTS: Mapping[FactKind, FactSpec] = {
     ),
     FactKind.SIGNAL: FactSpec("name:number -> a value that was sent to the run, in this order"),
     FactKind.STEER: FactSpec("number -> a message for the next turn of the run, in this order"),
-    FactKind.RESPONSE: FactSpec(
-        "model call -> its response that goes on in the background at the provider", ends_with_life=True
-    ),
+    FactKind.RESPONSE: FactSpec("model call -> its response that goes on in the background at the provider"),
     FactKind.WAIT: FactSpec("call that waits -> what it waits for, until when (ms), and where it was made"),
     FactKind.JOB: FactSpec(
         "call of a tool -> its job that goes on in the background of a service, and when it was started"

@@ -18,6 +18,7 @@ from openagents_worker.errors import (
     RequestInvalid,
     text_of,
 )
+from openagents_worker.jsontext import loads
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.codec import PayloadCodec
 from openagents_worker.store.dead_letters import wrong_fixed_keys
@@ -64,6 +65,7 @@ STATES_CHUNK = 500  # states and codes that are read in one round trip
 PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
 MAX_PRUNE_CALLS = 1000
 FEWEST_SESSIONS = 20  # in one round trip: expired ones are skipped
+READ_FIELDS = (*RECORD_FIELDS, "lists")
 SCANNED_FOR_PROBLEMS = 1000  # records that are read completely while the caller waits
 
 
@@ -158,6 +160,14 @@ class RunFilter:
             return tuple(self.states)
         return tuple(self.states & WITH_CODE if self.states else WITH_CODE)
 
+    def covers(self, record: RunRecord, more: Sequence[str]) -> bool:
+        """Whether the run is really in the indexes of the filter; `more` are those of its tenant and labels.
+
+        An index may still have the entry of an expired run whose id another run has now.
+        """
+        own = {ALL, f"agent={record.agent_id}", f"session={record.session_id}", *more}
+        return own.issuperset(self.indexes)
+
     def passes(self, record: RunRecord) -> bool:
         """Whether the run matches the filters that are not covered by the indexes."""
         if self.states and record.state not in self.states:
@@ -232,7 +242,7 @@ def list_runs(
         while wanted and missing > 0:  # what follows them in the index is not read
             count = CHUNK if reads_all else min(missing, CHUNK)
             batch, wanted = wanted[:count], wanted[count:]
-            rows = yield from for_each_id(batch, lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS))
+            rows = yield from for_each_id(batch, lambda r, id_: r.hmget(keys("run", id_), READ_FIELDS))
             for id_, (values,) in zip(batch, rows, strict=True):
                 found[id_] = _matching_record(keys, id_, values, filters, codec)
                 missing -= isinstance(found[id_], RunRecord)
@@ -316,8 +326,11 @@ def _matching_record(
     if isinstance(values, Exception):
         raise values  # not an error of this record
     try:
+        *values, lists = values
         record = parse_record(run_id, values, codec)
-        return record if record is not None and filters.passes(record) else None
+        if record is None or not filters.covers(record, loads(lists or "[]")):
+            return None
+        return record if filters.passes(record) else None
     except Exception as error:  # noqa: BLE001 - one broken record must not hide the others
         return UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.printable import printable
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.notice import CANCEL, Notice, NoticeUnreadable, parse_notice
+from openagents_worker.store.notice import CANCEL, FACT, Notice, NoticeUnreadable, parse_notice
 from openagents_worker.store.scripts import confirm_notices
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import Leave, background_task
@@ -29,7 +29,8 @@ class NoticeHandlers:
 
     A notice comes over the channel and again with the next heartbeat, from the worker's box. A cancel request
     stays in the box until its run ends, and is handled each time: it has no effect on a run that stops. Any
-    other notice is handled once and taken out of the box with `confirm`.
+    other notice is taken out of the box with `confirm`. It is handled once, except a notice of a fact: the
+    facts of a later run with the same id have the same numbers, and a number that is known has no effect.
     """
 
     def __init__(
@@ -49,6 +50,9 @@ class NoticeHandlers:
             return
         if notice.kind == CANCEL:
             self._call(notice, text)
+        elif notice.kind == FACT:
+            self._call(notice, text)
+            self._confirm(text)
         else:
             self._once(text, lambda: self._call(notice, text))
 

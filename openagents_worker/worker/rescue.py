@@ -263,16 +263,16 @@ class Rescue:
 
     async def _next_lease_end(self) -> float | None:
         """Seconds until the first lease expires, negative if it has expired; None without workers."""
-        pipe: Any
-        async with self._store.redis.pipeline(transaction=False) as pipe:
-            pipe.time().info("server").zrange(self._store.keys("workers"), 0, 0, withscores=True)
-            (seconds, micros), server, first = await self._store.ask(lambda _: pipe.execute())
+        workers = self._store.keys("workers")
+        (seconds, micros), server, first = await self._store.ask(lambda client: _read_leases(client, workers))
         self._redis_ahead_ms = seconds * 1000 + micros / 1000 - self._clock() * 1000
         self._detect_redis_restart(server)
         return self._seconds_until(first[0][1]) if first else None
 
     def _detect_redis_restart(self, server: dict[str, Any]) -> None:
-        """Detect a restart of Redis: a run is not a suspect if its worker lost its lease because of it."""
+        """Detect a restart of Redis: a run is not a suspect if its worker lost its lease because of it.
+
+        `server` is empty if the user may not run INFO: then no restart is detected."""
         run_id = str(server.get("run_id", ""))
         young = float(server.get("uptime_in_seconds", "inf")) * 1000 < 2 * self._lease_ms
         if run_id != self._redis_run_id and (self._redis_run_id or young):
@@ -377,3 +377,14 @@ class Rescue:
     def _seconds_until(self, server_ms: float) -> float:
         """Seconds from now until a time of Redis's clock in milliseconds."""
         return (server_ms - self._redis_ahead_ms) / 1000 - self._clock()
+
+
+async def _read_leases(client: Any, workers: str) -> tuple[Any, dict[str, Any], Any]:
+    """The time of Redis, INFO, and the lease that expires first. INFO is empty where Redis refuses it."""
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.time().info("server").zrange(workers, 0, 0, withscores=True)
+        time_, server, first = await pipe.execute(raise_on_error=False)
+    for answer in (time_, first):
+        if isinstance(answer, Exception):
+            raise answer
+    return time_, server if isinstance(server, dict) else {}, first

@@ -500,7 +500,9 @@ async def _copy_runs(redis: Any, keys: Any, count: int) -> None:
     pipeline = redis.pipeline(transaction=False)
     for number in range(count):
         run_id = f"copy-{number:05d}"
-        pipeline.hset(keys("run", run_id), mapping=bad if number % 3 == 0 else done)
+        record = bad if number % 3 == 0 else done
+        of_copy = {"agent": "a", "created": 0, "lists": '["label=team=north"]'}
+        pipeline.hset(keys("run", run_id), mapping=record | of_copy)
         for index in ("all", "agent=a", "label=team=north"):
             pipeline.zadd(keys("index", index), {run_id: number})
         if number % 200 == 199:  # a larger one would keep the event loop busy

@@ -147,6 +147,32 @@ def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Ha
     assert pauses == [deletion.PAUSE_S] * 3
 
 
+@pytest.mark.parametrize(
+    ("recipient", "name"), [("open_jobs", "job:render:1"), ("open_responses", "response:m:1")]
+)
+def test_what_a_run_has_left_behind_is_cancelled_first(
+    client: Client, hand: Hand, recipient: str, name: str
+) -> None:
+    """A worker cancels it with the facts of the run. With force, this does not take longer than the rest."""
+    client.store.run(scripts.outbox_take(recipient=recipient, limit=0, retry_ms=0, max_retry_ms=0))
+    for run_id in ("r1", "r2"):
+        hand.submit(run_id, "s1")
+        hand.claim(run_id)
+        client.store.redis.hset(client.store.keys("facts", run_id), name, "{}")
+        hand.finish(run_id)
+    pauses: list[object] = []
+
+    def delivered_after_two_pauses(step: object) -> None:
+        pauses.append(step)
+        if len(pauses) == 2:
+            client.store.run(scripts.outbox_done(recipient=recipient, ends=["r1", "1", "r2", "1"]))
+
+    plan = deletion.deletion(client.store.keys, "s1", force=True, send=pauses.append, clock=lambda: 0.0)
+    assert client.store.execute(plan, delivered_after_two_pauses) == 2
+
+    assert pauses == [deletion.PAUSE_S] * 2
+
+
 def test_without_anybody_to_tell_celery_only_force_deletes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +184,33 @@ def test_without_anybody_to_tell_celery_only_force_deletes(
     with pytest.raises(SessionBusy, match="Celery was not notified"):
         client.delete_session("s1")
     assert client.delete_session("s1", force=True) == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_of_another_session_with_the_id_of_an_expired_run_stays(
+    client: Client, hand: Hand, force: bool
+) -> None:
+    """Whether it is live or has ended, and also what its children have."""
+    hand.end("r1", steps=1)
+    keys, redis = client.store.keys, client.store.redis
+    redis.delete(*(keys(kind, "r1") for kind in ("run", "events", "facts", "journal")))
+    hand.submit("r1", "s2")
+    redis.zadd(keys("index", "parent=r1"), {"child": 1})
+    redis.hset(keys("run", "child"), mapping={"state": "queued", "session": "of child"})
+    redis.hset(keys("session", "of child"), "of_child", "r1")
+
+    assert client.delete_session("s1", force=force) == 0
+    assert client.record("r1").state == "queued"
+    assert redis.hget(keys("run", "child"), "state") == "queued"
+
+    redis.zadd(keys("index", "session=s1"), {"r1": 1})
+    redis.delete(keys("run", "child"), keys("session", "of child"))
+    redis.delete(keys("index", "parent=r1"))
+    hand.claim("r1")
+    hand.finish("r1")
+    assert client.delete_session("s1", force=force) == 0
+    assert client.record("r1").state == "completed"
+    assert redis.zrange(keys("index", "session=s1"), 0, -1) == []
 
 
 async def test_asyncio_deletes_the_same(client: Client, hand: Hand) -> None:

@@ -88,6 +88,8 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
         submit(client, run_id, session_id=run_id)
     index = client.store.keys("index", "all")
     client.store.redis.zadd(index, {run_id: 1000 + int(run_id[1:]) // 9 for run_id in known})
+    for run_id in known:
+        client.store.redis.hset(client.store.keys("run", run_id), "created", 1)
 
     found: list[str] = []
     cursor = None

@@ -415,6 +415,21 @@ class Protocol(RuleBasedStateMachine):
         answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_if_not_notified)
         assert answer == expected, f"delete {session}: {answer}, but it is {expected}"
 
+    def serve(self, recipient: str) -> None:
+        """A worker is notified of ends from now on."""
+        self.lab.run(scripts.outbox_take(recipient=recipient, limit=0, retry_ms=0, max_retry_ms=0))
+        self.truth.recipients.add(recipient)
+
+    def leave_behind(self, run_id: str, name: str) -> None:
+        """Something goes on at a service, and only this fact of the run tells what it is."""
+        self.lab.redis.hset(self.lab.keys("facts", run_id), name, "{}")
+        self.truth.runs[run_id].facts[name] = "{}"
+
+    def deliver_ends(self, recipient: str) -> None:
+        for entry in [each for each in self.truth.undelivered if each[0] == recipient]:
+            self.lab.run(scripts.outbox_done(recipient=recipient, ends=[entry[2], str(entry[1])]))
+            self.truth.undelivered.remove(entry)
+
     @property
     def ended(self) -> list[str]:
         return sorted(run.id for run in self.truth.runs.values() if run.over)

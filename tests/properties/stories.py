@@ -562,6 +562,18 @@ class Stories(_Words):
         self.m.submit_again(0, "same", lost=False)
         self._send("signal:a:", "m1")
 
+    def an_id_of_a_run_is_used_again_in_another_session(self) -> None:
+        """The list of the first session still has it; the run does not belong to that session."""
+        self.submit()
+        self.cancel()
+        first = self.m.requests[self.only_run]
+        self.m.forget(0)
+        self.m.requests[first.id] = replace(first, session="t")
+        self.m.submit_again(0, "other", lost=False)
+        self.m.delete_session("s", False)
+        self.cancel()
+        self.m.delete_session("s", False)
+
     def two_decisions_are_made(self) -> None:
         self._parks("ask")
         self._send("approval:x")
@@ -1154,6 +1166,30 @@ class Stories(_Words):
         self.deliver(1)
         self.cancel(force=True)
         self.m.tell(0, behind=1)
+
+    def a_session_is_deleted_while_a_job_goes_on(self) -> None:
+        """A worker needs what the run has left, to cancel the job. Another recipient does not."""
+        for recipient in ("open_jobs", "open_responses"):
+            self.m.serve(recipient)
+        self.submit()
+        self.m.leave_behind(self.only_run, "job:x")
+        self.cancel()
+        self.m.delete_session("s", False)
+        self.m.deliver_ends("open_jobs")
+        self.m.delete_session("s", False)
+
+    def a_session_is_deleted_while_a_response_goes_on(self) -> None:
+        """A resumed run keeps it."""
+        self.m.serve("open_responses")
+        self.submit()
+        self.m.leave_behind(self.only_run, "response:x")
+        self.cancel()
+        self.m.resume(0, lost=False)
+        self.m.deliver_ends("open_responses")
+        self.m.holds()
+        self.cancel()
+        self.m.delete_session("s", False)
+        self.m.delete_session("s", True)
 
     def a_run_that_left_no_record_is_resumed(self) -> None:
         self.submit(durable=False)

@@ -834,6 +834,11 @@ GUARDS = (
         story="an_id_of_a_run_is_used_again",
     ),
     Guard(
+        "a session is deleted without the runs of other sessions",
+        ("if state and session and session ~= session_id then", "if false then"),
+        story="an_id_of_a_run_is_used_again_in_another_session",
+    ),
+    Guard(
         "a run is not listed as one that asks because an earlier run with its id has asked",
         ("  redis.call('ZREM', k.index(APPROVALS), R)", "  -- "),
         story="a_holder_that_has_asked_is_submitted_again",
@@ -932,6 +937,16 @@ GUARDS += (
         "a run that has ended is not listed",
         ("  redis.call('ZREM', k.index(APPROVALS), run.id)\n", ""),
         story="a_run_with_an_open_question_is_cancelled",
+    ),
+    Guard(
+        "a session is not deleted while a worker must cancel what a run has left behind",
+        ("or state and has_left_behind(id, life)", ""),
+        story="a_session_is_deleted_while_a_job_goes_on",
+    ),
+    Guard(
+        "a response that an earlier life has left behind does not count as cancelled",
+        ("  local entry, names = digits(math.max(count_of(life), 1))", "  local entry, names = digits(1)"),
+        story="a_session_is_deleted_while_a_response_goes_on",
     ),
     Guard(
         "a question ends with its life",

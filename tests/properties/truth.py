@@ -28,6 +28,7 @@ EMPTY_WITHIN = 1.5  # ticks that such a suspect waits for an empty worker
 MOST_ALONE = 2.5
 FORCED_AFTER = 1.5  # ticks that an interrupted run has to end by itself
 OVERDUE_AGAIN = 0.5
+CANCELLED_BY = {"open_jobs": "job", "open_responses": "response"}  # recipient -> what a run leaves behind
 TERMINAL = ("completed", "failed", "cancelled")
 PARKED = ("waiting", "awaiting_approval", "paused", "waiting_child")
 PARKS = 3  # the format of a run that was parked
@@ -220,6 +221,8 @@ class Truth(PaymentsTruth):
         self.is_stopping = False
         self.below: dict[str, str] = {}  # shared child that holds a session -> its parent
         self.summaries: dict[str, list[int]] = {}  # of sessions: how many messages each one stands for
+        self.recipients: set[str] = set()  # of ends, served by workers
+        self.undelivered: set[tuple[str, int, str]] = set()  # recipient, life, run
         self.lost_a_second = False
         self.woken: Wakes = set()  # by the last submission
         self.announced: dict[str, set[tuple[str, int]]] = {}  # facts that workers were told of: run, number
@@ -406,13 +409,21 @@ class Truth(PaymentsTruth):
         runs = [run for run in self.runs.values() if run.session == session]
         if any(not run.over for run in runs):
             return "BUSY"
-        if any(run.untold for run in runs) and not even_if_not_notified:
+        if any(run.untold or self._has_left_behind(run) for run in runs) and not even_if_not_notified:
             return "UNTOLD"
         for run in runs:
             del self.runs[run.id]
         for kept in (self.places, self.transcript, self.formats, self.summaries):
             kept.pop(session, None)
         return "DELETED"
+
+    def _has_left_behind(self, run: Run) -> bool:
+        """Whether a worker must still cancel a job or a response of the run: it needs its facts."""
+        return any(
+            (recipient, run.life, run.id) in self.undelivered
+            and any(name.startswith(f"{kind}:") for name in run.facts)
+            for recipient, kind in CANCELLED_BY.items()
+        )
 
     # --- leases ---
 
@@ -1103,6 +1114,7 @@ class Truth(PaymentsTruth):
         """`in_hand`: the caller notifies Celery; otherwise a message is sent for this."""
         self._at(run, state, self.now)
         run.fence, run.untold, run.tellings = by, run.tell, 0
+        self.undelivered |= {(recipient, run.life, run.id) for recipient in self.recipients}
         wakes = {run.id} if run.tell and not in_hand else set()
         places = self.places.get(run.session, [])
         was_holder = self.holder(run.session) == run.id

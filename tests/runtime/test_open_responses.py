@@ -93,6 +93,21 @@ async def test_a_run_that_goes_on_keeps_its_call(redis_url: str) -> None:
         assert cancelled(server) == 1
 
 
+async def test_a_call_of_a_run_that_is_resumed_at_once_goes_on(redis_url: str) -> None:
+    """Nobody has cancelled it yet, and the next attempt continues it instead of making a second call. If
+    the run ends again, it is cancelled."""
+    async with abandoned(redis_url) as (server, p, assembly):
+        await cancel(p)
+        call = scripts.resume(run_id="r1", agent_id="a", session_id="s1", checkpoint_id="", input_text="")
+        await p.store.run(call)
+        recipient = OpenResponses(p.store, assembly)
+        await recipient.deliver(END)
+        assert cancelled(server) == 0
+        await cancel(p)
+        await recipient.deliver(RunEnd("r1", 2))
+        assert cancelled(server) == 1
+
+
 async def test_a_worker_that_cannot_cancel_the_call_leaves_it_to_others(redis_url: str) -> None:
     """It does not know the agent, or does not reach the provider. A call of another provider is none of its
     business."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.store import scripts
+from openagents_worker.store.listing import RunFilter, RunFilters, list_runs
 from tests.support.scripts import Hand
 
 TTL_MS = 60_000
@@ -18,7 +20,7 @@ class Lists(Hand):
     """Runs and times that the test controls: a run that has ended is old immediately, and its record has
     expired."""
 
-    def accept(self, run_id: str, session_id: str) -> None:
+    def accept(self, run_id: str, session_id: str, label: str = LABEL) -> None:
         self.store.run(
             scripts.submit(
                 run_id=run_id,
@@ -28,13 +30,13 @@ class Lists(Hand):
                 default_queue="agents",
                 digest=run_id,
                 uid="u",
-                request="{}",
+                request=dumps({"agent_id": "a", "session_id": session_id, "input_text": "x"}),
                 canvas="",
                 durable=True,
                 delay_ms=0,
                 reject_if_busy=False,
                 parent_run_id="",
-                lists=[LABEL],
+                lists=[label],
             )
         )
 
@@ -42,6 +44,9 @@ class Lists(Hand):
         """As if the entries had been added long ago."""
         key = self.store.keys("index", of)
         self.store.redis.zadd(key, dict.fromkeys(ids, self.now_ms() - 2 * TTL_MS), xx=True)
+        for id_ in ids:
+            if self.store.redis.exists(record := self.store.keys("run", id_)):
+                self.store.redis.hset(record, "created", 1)
 
     def expire(self, run_id: str, session_id: str) -> None:
         """The run was accepted long ago and has ended; it and its session have expired."""
@@ -156,6 +161,28 @@ def test_an_index_with_old_live_runs_is_pruned_again_in_time(lists: Lists) -> No
     again = dict(lists.store.redis.zrange(lists.store.keys("indexes"), 0, -1, withscores=True))
     assert all(again[name] <= lists.now_ms() + TTL_MS for name in lists.lists("s1"))
     lists.expire("r1", "s1")
+
+
+def test_a_run_is_not_in_the_lists_of_an_earlier_run_with_its_id(lists: Lists) -> None:
+    """They are those of another session and label. No list shows it there, and a prune removes the entry."""
+    lists.accept("r1", "s1")
+    lists.expire("r1", "s1")
+    lists.accept("r1", "s2", "label=env=test")
+
+    assert listed(lists, session_id="s1") == listed(lists, labels={"env": "prod"}) == []
+    assert listed(lists, session_id="s2") == listed(lists, labels={"env": "test"}) == listed(lists) == ["r1"]
+
+    lists.make_due()
+    while lists.prune(limit=500).looked:
+        pass
+    assert (lists.size("session=s1"), lists.size(LABEL)) == (0, 0)
+    assert (lists.size("session=s2"), lists.size("label=env=test"), lists.size("all")) == (1, 1, 1)
+    lists.expire("r1", "s2")
+
+
+def listed(lists: Lists, **filters: Unpack[RunFilters]) -> list[str]:
+    plan = list_runs(lists.store.keys, RunFilter.of(filters), limit=10, cursor=None)
+    return [record.run_id for record in lists.store.execute(plan).items]
 
 
 def test_entries_of_really_expired_runs_are_removed_under_load(redis_url: str) -> None:

@@ -11,6 +11,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.notice import (
     CANCEL,
+    FACT,
     MAX_NOTICE_CHARS,
     Notice,
     NoticeUnreadable,
@@ -119,6 +120,31 @@ def test_a_notice_is_handled_once_and_a_cancel_request_each_time(handled: Handle
 
     assert handled.notices == [STEER, Notice(CANCEL, "r1"), Notice(CANCEL, "r1")]
     assert handled.confirmed == [STEER.text, STEER.text]
+
+
+def test_a_notice_of_a_fact_is_handled_each_time(cell: Cell, redis_url: str) -> None:
+    """After a run is deleted, its id may be used again. The notice of the first fact of the new run has the
+    text of an earlier one, and must reach the worker that has handled that."""
+    numbers: list[object] = []
+    confirmed: list[str] = []
+    table = {FACT: lambda notice: numbers.append(notice.fields["number"])}
+    handle = NoticeHandlers(table, confirm=confirmed.append).handle
+    with Hand(redis_url) as hand:
+        for _ in range(2):
+            hand.submit("r1")
+            hand.claim("r1")
+            fact = scripts.fact(
+                run_id="r1", name="steer:", value="1", message_id="", max_facts=10, max_bytes=1_000
+            )
+            hand.store.run(fact)
+            [text] = hand.store.run(scripts.renew(incarnation=hand.incarnation, lease_ms=60_000)).notices
+            handle(text)
+            hand.store.run(scripts.confirm_notices(incarnation=hand.incarnation, notices=confirmed[-1:]))
+            hand.finish("r1")
+            delete = scripts.delete_session(session_id="s1", limit=10, even_if_not_notified=True)
+            assert hand.store.run(delete).answer == "DELETED"
+
+    assert (numbers, len(confirmed)) == ([1, 1], 2)
 
 
 async def test_a_notice_reaches_a_worker_and_leaves_its_box(cell: Cell, redis_url: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.llm.transcript import INTERRUPTED
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.roles import ROLES, RoleName, acl_line
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
 from openagents_worker.worker.local_processes import ProcessIdentity
@@ -130,6 +132,22 @@ async def test_the_runs_of_a_dead_worker_are_woken(running: Rescue, hand: Hand, 
     register_dying_worker(hand, "r1", "r2", "r3")
 
     await await_for(was_sent(sent, "r1", "r2", "r3"), "all three were woken once")
+
+
+async def test_the_runs_of_a_dead_worker_are_woken_by_a_user_without_optional_rights(
+    cell: Cell, hand: Hand, queues: Queues, sent: list[Wake]
+) -> None:
+    """Such as INFO: all that a worker may be refused is refused here."""
+    needed_only = replace(ROLES[RoleName.WORKER], optional=frozenset())
+    user, *words = acl_line(needed_only, password="pw", prefix=cell.prefix).split()[1:]
+    hand.store.redis.execute_command("ACL", "SETUSER", user, *words)
+    register_dying_worker(hand, "r1")
+    store = AsyncStore(replace(cell, url=cell.url.replace("://", f"://{user}:pw@")))
+    task = asyncio.create_task(new_rescue(store, queues, sent).run(), name="rescue")
+    await await_for(was_sent(sent, "r1"), "the run was woken")
+    await end_task(task)
+    await store.close()
+    hand.store.redis.execute_command("ACL", "DELUSER", user)
 
 
 HERE = ProcessIdentity("this host", "11 500")

@@ -25,14 +25,14 @@ while left > 0 do
     name, kept = redis.call('ZRANGEBYSCORE', k.indexes(), '-inf', digits(NOW_MS), 'LIMIT', 0, 1)[1], 0
     if not name then return reply{looked = false, name = '', kept = 0, removed = removed} end
   end
-  local old = redis.call('ZRANGEBYSCORE', k.index(name), '-inf', digits(NOW_MS - ttl_ms_of(name)), 'LIMIT', kept, left)
-  local gone = 0
-  for _, id in ipairs(old) do
-    if is_gone(name, id) then gone = gone + redis.call('ZREM', k.index(name), id) end
+  local old = redis.call('ZRANGEBYSCORE', k.index(name), '-inf', digits(NOW_MS - ttl_ms_of(name)), 'WITHSCORES', 'LIMIT', kept, left)
+  local examined, gone = #old / 2, 0
+  for i = 1, #old, 2 do
+    if is_gone(name, old[i], old[i + 1]) then gone = gone + redis.call('ZREM', k.index(name), old[i]) end
   end
-  removed, kept = removed + gone, kept + #old - gone
-  if #old == left then return reply{looked = true, name = name, kept = kept, removed = removed} end
+  removed, kept = removed + gone, kept + examined - gone
+  if examined == left then return reply{looked = true, name = name, kept = kept, removed = removed} end
   due_again(name, kept)
-  name, left = '', left - #old - LIST_COSTS
+  name, left = '', left - examined - LIST_COSTS
 end
 return reply{looked = true, name = '', kept = 0, removed = removed}

@@ -155,7 +155,8 @@ def decide(
 
 
 class DeleteAnswer(StrEnum):
-    """BUSY: a run of the session is live. NOT_NOTIFIED: Celery was not notified yet of the end of a run.
+    """BUSY: a run of the session is live. NOT_NOTIFIED: Celery was not notified yet of the end of a run, or
+    a worker must still cancel a job or a response that a run has left behind.
 
     MORE: runs were deleted, but the session still has runs: call it again.
     """
@@ -182,7 +183,8 @@ class Deleted:
 def delete_session(*, session_id: str, limit: int, even_if_not_notified: bool) -> Deleted:
     """Delete up to `limit` ended runs of a session, and the session itself with the last of them.
 
-    `even_if_not_notified`: do not wait until Celery was notified of the end of the runs.
+    `even_if_not_notified`: do not wait until Celery was notified of the end of the runs, and until what
+    they have left behind was cancelled.
     """
 
 

@@ -6,8 +6,14 @@ local LOOKED_AT = 2 -- entries that are examined when one is added: an index shr
 
 local function ttl_ms_of(name) return name == SESSIONS and SESSION_TTL_MS or RUN_TTL_MS end
 
--- is_gone(name, id): whether the record of this entry has expired
-local function is_gone(name, id) return redis.call('EXISTS', name == SESSIONS and k.session(id) or k.run(id)) == 0 end
+-- is_gone(name, id, added): whether the record of this entry, which was added at this time, has expired. If there is a record, it may be that of a
+-- later run with this id, which may be of another session or tenant
+local function is_gone(name, id, added)
+  if name == SESSIONS then return redis.call('EXISTS', k.session(id)) == 0 end
+  local created = redis.pcall('HGET', k.run(id), 'created') -- an error: a key of a wrong type
+  if not created then return redis.call('EXISTS', k.run(id)) == 0 end
+  return not created.err and tonumber(added) < (tonumber(created) or 0)
+end
 
 -- take_out_some(name): examines a few entries that are older than the TTL, and removes those that have expired.
 -- The last digits of the clock select them, so that old entries that still exist do not prevent the removal of others.
@@ -16,8 +22,9 @@ local function take_out_some(name)
   local old = redis.call('ZCOUNT', key, '-inf', digits(NOW_MS - ttl_ms_of(name)))
   if old == 0 then return end
   local first = NOW_US % math.max(old - LOOKED_AT + 1, 1)
-  for _, id in ipairs(redis.call('ZRANGE', key, first, math.min(first + LOOKED_AT, old) - 1)) do
-    if is_gone(name, id) then redis.call('ZREM', key, id) end
+  local found = redis.call('ZRANGE', key, first, math.min(first + LOOKED_AT, old) - 1, 'WITHSCORES')
+  for i = 1, #found, 2 do
+    if is_gone(name, found[i], found[i + 1]) then redis.call('ZREM', key, found[i]) end
   end
 end
 
