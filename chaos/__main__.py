@@ -74,7 +74,7 @@ def _merge(reports: Sequence[Path], path: Path) -> int:
 
 def _run(options: Options, log: Path) -> dict[str, Any]:
     head = {
-        "commit": _commit(),
+        "commit": commit_of(HERE),
         "began_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, Python {platform.python_version()}, redis-py {version('redis')}",
     }
@@ -86,8 +86,16 @@ def _run(options: Options, log: Path) -> dict[str, Any]:
         return head | run.report(found, endings)
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+def commit_of(folder: Path) -> str:
+    """The commit of the tree of this folder, with `-dirty` if other files than its report have changes."""
+    changes = _git(
+        folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)report.json"
+    )
+    return _git(folder, "describe", "--always") + ("-dirty" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 

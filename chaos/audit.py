@@ -8,7 +8,7 @@ flight when its worker died is not recorded, so it may be made again: that is th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 from chaos.effects import Execution
@@ -29,7 +29,8 @@ def audit(client: Client, evidence: Evidence) -> tuple[Audit, Counter[str]]:
     What was written during one of the data losses of Redis may be missing: the run then counts as the ending
     `lost with Redis's data`, and a call may have no record.
     """
-    found = Audit(stuck=[f"{run_id} has not ended" for run_id in evidence.stuck])
+    stuck = list(evidence.stuck)
+    found = Audit(stuck=[_not_ended(run_id) for run_id in stuck])
     waiting = WaitingAudit(evidence, found)
     by_serial = {each.serial: each for each in evidence.executions}
     by_key: dict[str, list[Execution]] = defaultdict(list)
@@ -41,7 +42,7 @@ def audit(client: Client, evidence: Evidence) -> tuple[Audit, Counter[str]]:
     interrupted = _may_be_interrupted(sessions)
     for accepted in evidence.accepted:
         excused = evidence.may_be_missing(accepted.at)
-        run = _read(client, accepted, found, endings if excused else None, waiting)
+        run = _read(client, accepted, found, endings if excused else None, waiting, stuck)
         if run is None:
             continue
         runs[accepted.run_id] = run
@@ -71,7 +72,9 @@ def _read(
     found: Audit,
     excused: Counter[str] | None,
     waiting: WaitingAudit,
+    stuck: Collection[str],
 ) -> ReadRun | None:
+    """What Redis says about a run that has ended. `stuck`: the runs that `found` names as such."""
     try:
         record = client.record(accepted.run_id)
     except RunNotFound:
@@ -81,8 +84,14 @@ def _read(
         found.lost.append(f"{accepted.run_id} was accepted and does not exist")
         return None
     if record.state not in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED):
-        return None  # it is in the list of the stuck ones
+        if accepted.run_id not in stuck:
+            found.stuck.append(_not_ended(accepted.run_id))
+        return None
     return read_run(client, accepted, record, waiting.was_steered(accepted.run_id))
+
+
+def _not_ended(run_id: str) -> str:
+    return f"{run_id} has not ended"
 
 
 def _ending(record: RunRecord) -> str:

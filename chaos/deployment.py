@@ -86,7 +86,7 @@ class Deployment:
         self._names = itertools.count(1)
         self._workers: dict[str, Worker] = {}
         self._log_lines: deque[str] = deque(maxlen=20_000)
-        self._blocks: deque[float] = deque()
+        self._blocks: deque[tuple[float, Callable[[], None]]] = deque()
         self._blocked_runs: set[str] = set()
         self._lock = threading.RLock()
         self._over = threading.Event()
@@ -101,7 +101,7 @@ class Deployment:
             held.callback(self._starter.close)
             held.enter_context(self.redis)
             self.network = held.enter_context(Network(0 if self.single is None else self.single.port))
-            self.effects = held.enter_context(Effects(self._answer_effect))
+            self.effects = held.enter_context(Effects(self.answer_effect))
             self.model = held.enter_context(ModelServer(self._reply).serve_in_thread())
             settings = load_settings(self._settings(self.redis.url))
             self.client = held.enter_context(Client(settings=settings))
@@ -225,16 +225,20 @@ class Deployment:
 
     # --- the model and the outside world ------------------------------------------------------------------
 
-    def block_next_effect(self, seconds: float) -> None:
-        """The next execution of a step blocks its event loop. A run is never blocked twice."""
-        self._blocks.append(seconds)
+    def block_next_effect(self, seconds: float, blocks: Callable[[], None]) -> None:
+        """The next execution of a step blocks its event loop; `blocks` is called then. A run is never blocked
+        twice."""
+        self._blocks.append((seconds, blocks))
 
-    def _answer_effect(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def answer_effect(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What an execution of a step is told beside its number: how long it must block its event loop, and
+        whether it is limited."""
         with self._lock:
             answer: dict[str, Any] = {}
             if self._blocks and entry["run"] not in self._blocked_runs:
                 self._blocked_runs.add(entry["run"])
-                answer["block_s"] = self._blocks.popleft()
+                answer["block_s"], blocks = self._blocks.popleft()
+                blocks()
             if limits := entry.get("limits"):
                 executions = sum(each.key == entry["key"] for each in self.effects.executions)
                 answer["limited"] = executions <= limits

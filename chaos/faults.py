@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 from chaos.deployment import Deployment, Worker
 from chaos.redis_servers import SingleRedis
@@ -26,12 +27,13 @@ BYTES_PER_COMMAND = 150  # of the append-only file, about
 
 
 class Faults:
-    """Injects faults into a deployment. `done` counts those that had an effect, by kind."""
+    """Injects faults into a deployment. `done` counts those that had an effect, by kind and length."""
 
     def __init__(self, deployment: Deployment, *, seed: int) -> None:
         self.done: Counter[str] = Counter()
         self.without_effect: Counter[str] = Counter()
-        """Faults that met nothing, such as the loss of messages of an empty queue."""
+        """Faults that met nothing, such as the loss of messages of an empty queue. A block of an event loop
+        belongs to them until a step gets it."""
         self.errors: list[str] = []
         self._data_losses: list[tuple[float, float]] = []
         """The deaths of a Redis that does not write to its disk at once, by the monotonic clock."""
@@ -54,8 +56,7 @@ class Faults:
             self.errors.append(f"{fault.kind}: {type(error).__name__}: {error}")
             return
         counter = self.done if had_effect else self.without_effect
-        length = "longer" if fault.longer_than_lease else "shorter"
-        counter[f"{fault.kind} ({length})" if fault.kind in WITH_LENGTH else fault.kind.value] += 1
+        counter[_name_of(fault)] += 1
 
     def _act(self, fault: Fault) -> bool:
         match fault.kind:
@@ -69,8 +70,8 @@ class Faults:
             case FaultKind.STALL_WORKER | FaultKind.CUT_WORKER:
                 return self._disconnect_worker(fault)
             case FaultKind.BLOCK_LOOP:
-                self._deployment.block_next_effect(self._seconds(fault))
-                return True
+                self._deployment.block_next_effect(self._seconds(fault), partial(self._has_effect, fault))
+                return False
             case FaultKind.MOVE_CLOCK:
                 return self._move_clock(fault)
             case FaultKind.LOSE_MESSAGES | FaultKind.DOUBLE_MESSAGES | FaultKind.REORDER_MESSAGES:
@@ -79,6 +80,11 @@ class Faults:
             case _:
                 with self._redis_lock:
                     return self._disturb_redis(fault)
+
+    def _has_effect(self, fault: Fault) -> None:
+        """A fault that was injected before has met something now."""
+        self.without_effect[_name_of(fault)] -= 1
+        self.done[_name_of(fault)] += 1
 
     def _seconds(self, fault: Fault) -> float:
         """The length of a fault: from 0.2 to 0.7 leases, or from 1.2 to 1.9."""
@@ -202,6 +208,13 @@ WITH_LENGTH = {
     FaultKind.UNSAVED_REDIS,
     FaultKind.PAUSE_CLIENTS,
 }
+
+
+def _name_of(fault: Fault) -> str:
+    """The name under which a fault is counted."""
+    length = "longer" if fault.longer_than_lease else "shorter"
+    return f"{fault.kind} ({length})" if fault.kind in WITH_LENGTH else fault.kind.value
+
 
 ON_QUEUE = """
 local waiting = redis.call('LRANGE', KEYS[1], 0, -1)

@@ -103,6 +103,10 @@ class Load:
             self._ended |= {run_id for run_id, state in states.items() if state is None or state in OVER}
         return [run_id for run_id in ids if run_id not in self._ended]
 
+    def ask_again(self) -> None:
+        """Forget which runs have ended: Redis may have lost the end of a run since."""
+        self._ended.clear()
+
     # --- producers ---------------------------------------------------------------------------------------
 
     def _submit_all(self) -> None:

@@ -37,7 +37,8 @@ PUBLISHED: Mapping[str, tuple[int, Sequence[str]]] = {
     "doubled messages": (1, ["double_messages"]),
     "reordered messages": (1, ["reorder_messages"]),
 }
-"""What a published report contains at least: how many faults of which kinds together."""
+"""What a published report contains at least: how many faults of which kinds together. Failovers are only
+required if one of its runs has Sentinel."""
 
 
 def total(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -60,10 +61,11 @@ def total(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def missing(entries: Sequence[Entry]) -> list[str]:
     """What a published report with these entries lacks, each as a sentence."""
+    with_sentinel = any(entry["options"].get("sentinel") for entry in entries)
     found = [
         f"{name}: {count} of {least}"
         for name, (least, kinds) in PUBLISHED.items()
-        if (count := _count(entries, kinds)) < least
+        if (count := _count(entries, kinds)) < least and (with_sentinel or name != "failovers")
     ]
     for mode in ("everysec", "always"):
         if not any(_count([e], ["kill_redis"]) for e in entries if e["options"]["appendfsync"] == mode):
@@ -73,7 +75,8 @@ def missing(entries: Sequence[Entry]) -> list[str]:
 
 
 def merged(paths: Sequence[Path]) -> list[Entry]:
-    """The entries of several reports. Raises `ValueError` unless all are of one commit without changes."""
+    """The entries of several reports. Raises `ValueError` for a run that occurs twice, and unless all are of
+    one commit without changes."""
     entries = [entry for path in paths for entry in json.loads(path.read_text())["runs"]]
     commits = {entry["commit"] for entry in entries}
     if len(commits) != 1:
@@ -81,6 +84,10 @@ def merged(paths: Sequence[Path]) -> list[Entry]:
     (commit,) = commits
     if commit.endswith("-dirty"):
         raise ValueError(f"the reports are of the commit {commit}: commit the changes first")
+    runs = Counter((entry["began_at"], entry["options"]["seed"]) for entry in entries)
+    for (began_at, seed), times in runs.items():
+        if times > 1:
+            raise ValueError(f"the run of the seed {seed} that began at {began_at} is in the reports twice")
     return entries
 
 

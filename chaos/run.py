@@ -159,6 +159,7 @@ class ChaosRun:
 
     def _settle(self) -> None:
         """Wait until all runs have ended, at most `SETTLE_S`."""
+        self.load.ask_again()
         began = time.monotonic()
         while (open_runs := self.load.open_runs()) and time.monotonic() - began < SETTLE_S:
             time.sleep(0.3)

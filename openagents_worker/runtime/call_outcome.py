@@ -49,6 +49,9 @@ class Outcome:
     """Whether value, state and artifacts are already as they are stored, see `storable`."""
     waits_for: LimitWait | None = None
     """The limit of the fleet for which the run must wait; then the call has no outcome yet."""
+    report: Callable[[OpenAgentsError | None], None] | None = None
+    """Reports how the call ended, just before its record is stored. Its argument is the error that is
+    recorded because the outcome cannot be stored, else None."""
 
 
 MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
@@ -78,6 +81,15 @@ class NewRecords:
         self, query: CallQuery, info: CallInfo, outcome: Outcome, *, took_ms: int, model_calls: int
     ) -> tuple[Record, str]:
         """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
+        record, text, not_stored = self._storable(query, info, outcome, took_ms, model_calls)
+        if outcome.report is not None:
+            outcome.report(not_stored)
+        return record, text
+
+    def _storable(
+        self, query: CallQuery, info: CallInfo, outcome: Outcome, took_ms: int, model_calls: int
+    ) -> tuple[Record, str, OpenAgentsError | None]:
+        """Like `of`. The third value is the error that is recorded instead of the outcome."""
         usage = outcome.usage.counted()
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
@@ -102,7 +114,7 @@ class NewRecords:
                 text = record.to_json()
                 size = len(text.encode())
             if size <= self._max_bytes or size <= self._max_bytes + _accepted_bytes(outcome, size):
-                return record, text
+                return record, text, None
             problem = f"the outcome of {call} has {size:,} bytes, {self._max_bytes:,} are allowed"
             not_stored: OpenAgentsError = StepTooLarge(
                 problem, hint="return less, or a reference to the data"
@@ -115,7 +127,7 @@ class NewRecords:
             )
         not_stored.run_id = self._run_id
         record = self.new(query, info, {"error": not_stored.to_dict()}, took_ms, **more)
-        return record, record.to_json()
+        return record, record.to_json(), not_stored
 
     def new(
         self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], took_ms: int = 0, **more: Any

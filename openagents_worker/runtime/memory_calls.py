@@ -8,7 +8,8 @@ memory are recorded like those of the pattern.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -115,12 +116,16 @@ class MemberCalls:
         if self.is_external:
             await self._record_call("inject", self._make_inject_call)
             return
+        emit = self._emit if is_first else _emit_nothing
         try:
-            changes = await self._fill_view(self._emit if is_first else _emit_nothing)
+            with self._calling("inject", emit), _Overlaid(self._context) as overlay:
+                await self._memory.inject(self._context)
+                changes = overlay.changes()
         except Exception:
             if self._fails_run:
                 raise
             return
+        self._emit_injected(emit, len(self._context.memory_view))
         apply_changes(self._context.run_state, changes)
 
     async def call(self, step: str) -> None:
@@ -131,23 +136,6 @@ class MemberCalls:
             await self._record_call(step, partial(self._make_step_call, step))
         else:
             await self._run_step_unrecorded(step)
-
-    async def _fill_view(self, emit: Callable[..., None]) -> dict[str, Any]:
-        """Let the memory fill the view. Returns its changes to the state."""
-        emit("memory.inject.started")
-        try:
-            with (
-                _Overlaid(self._context) as overlay,
-                executing("memory", self._path, wrap=PatternError, prefix="memory inject: "),
-            ):
-                await self._memory.inject(self._context)
-        except Exception as error:
-            emit("memory.inject_failed", error=str(error), error_details=_details(error))
-            self._log_failure("inject", error)
-            raise
-        emit("memory.injected")
-        emit("memory.inject.completed", view_size=len(self._context.memory_view))
-        return overlay.changes()
 
     async def _record_call(self, step: str, make: Callable[[CallInfo], Any]) -> None:
         """Make a recorded call of the memory. Its errors are ignored with `on_error: continue`."""
@@ -163,15 +151,19 @@ class MemberCalls:
     async def _make_inject_call(self, _: CallInfo) -> Outcome:
         """The view of this memory is recorded, without what others have added to it before."""
         before = self._context.memory_view
-        self._context.memory_view = copy.deepcopy(before)
         try:
-            changes = await self._fill_view(self._emit)
+            with self._calling("inject", self._emit), _Overlaid(self._context) as overlay:
+                self._context.memory_view = copy.deepcopy(before)
+                await self._memory.inject(self._context)
+                view = self._context.memory_view
+                own = {key: value for key, value in view.items() if key not in before or value != before[key]}
+                changes = overlay.changes()
         except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
-            self._context.memory_view = before
             return Outcome(error=coded(error, PatternError))
-        view, self._context.memory_view = self._context.memory_view, before
-        own = {key: value for key, value in view.items() if key not in before or value != before[key]}
-        return Outcome(value=own, state=changes)
+        finally:
+            self._context.memory_view = before
+        succeeded = partial(self._emit_injected, self._emit, len(view))
+        return Outcome(value=own, state=changes, report=partial(self._report, "inject", succeeded))
 
     def _implements(self, step: str) -> bool:
         """Whether the memory overrides this method of `MemoryPlugin`."""
@@ -180,28 +172,52 @@ class MemberCalls:
 
     async def _make_step_call(self, step: str, _: CallInfo) -> Outcome:
         try:
-            with _Overlaid(self._context) as overlay:
-                await self._run_step(step)
+            with self._calling(step, self._emit), _Overlaid(self._context) as overlay:
+                await getattr(self._memory, step)(self._context)
+                changes = overlay.changes()
         except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
             return Outcome(error=coded(error, PatternError))
-        return Outcome(state=overlay.changes())
+        return Outcome(state=changes, report=partial(self._report, step, partial(self._emit_succeeded, step)))
 
     async def _run_step_unrecorded(self, step: str) -> None:
         try:
-            await self._run_step(step)
+            with self._calling(step, self._emit):
+                await getattr(self._memory, step)(self._context)
         except Exception:
             if self._fails_run:
                 raise
+            return
+        self._emit_succeeded(step)
 
-    async def _run_step(self, step: str) -> None:
-        self._emit(f"memory.{step}.started")
+    # --- events ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _calling(self, step: str, emit: Callable[..., None]) -> Iterator[None]:
+        """A block of code of the memory. Its errors become coded errors, and are reported."""
+        emit(f"memory.{step}.started")
         try:
             with executing("memory", self._path, wrap=PatternError, prefix=f"memory {step}: "):
-                await getattr(self._memory, step)(self._context)
+                yield
         except Exception as error:
-            self._emit(f"memory.{step}_failed", error=str(error), error_details=_details(error))
-            self._log_failure(step, error)
+            self._report_failure(step, error, emit)
             raise
+
+    def _report(self, step: str, succeeded: Callable[[], None], not_stored: OpenAgentsError | None) -> None:
+        """Report the end of a recorded call: it has failed if what the memory gives cannot be stored."""
+        if not_stored is None:
+            succeeded()
+        else:
+            self._report_failure(step, not_stored, self._emit)
+
+    def _report_failure(self, step: str, error: Exception, emit: Callable[..., None]) -> None:
+        emit(f"memory.{step}_failed", error=str(error), error_details=_details(error))
+        self._log_failure(step, error)
+
+    def _emit_injected(self, emit: Callable[..., None], view_size: int) -> None:
+        emit("memory.injected")
+        emit("memory.inject.completed", view_size=view_size)
+
+    def _emit_succeeded(self, step: str) -> None:
         self._emit(f"memory.{step}_succeeded")
         self._emit(f"memory.{step}.completed")
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaos.__main__ import main
+from chaos.__main__ import commit_of, main
 from chaos.report import PUBLISHED, merged, missing, total
 
+numbers = itertools.count(1)
 
-def entry(commit: str = "abc", appendfsync: str = "everysec", **faults: int) -> dict[str, Any]:
+
+def entry(
+    commit: str = "abc", appendfsync: str = "everysec", *, sentinel: bool = False, **faults: int
+) -> dict[str, Any]:
+    """A run of a seed that no other entry has."""
     return {
         "commit": commit,
-        "options": {"seed": 1, "appendfsync": appendfsync},
+        "began_at": "2026-11-27T10:01:44Z",
+        "options": {"seed": next(numbers), "appendfsync": appendfsync, "sentinel": sentinel},
         "faults": {"total": sum(faults.values()), **faults, "without effect": 2, "not injected": []},
         "runs": {"accepted": 10, "completed": 10},
         "executions": 50,
@@ -64,8 +72,45 @@ def test_what_a_published_report_lacks_is_said(tmp_path: Path) -> None:
     assert "faults: 79 of 1000" in lacks
     assert "SIGKILL to workers: 59 of 60" in lacks
     assert "no Redis with appendfsync always was killed" in lacks
-    assert "seed 1: fail_over: it was slow" in lacks
+    assert f"seed {few['options']['seed']}: fail_over: it was slow" in lacks
     assert not any(text.startswith("restarts of Redis") for text in lacks)
+
+
+def test_failovers_are_required_of_a_report_with_sentinel_only() -> None:
+    """A deployment with one Redis cannot have any."""
+    assert "failovers: 0 of 1" not in missing([entry()])
+    assert "failovers: 0 of 1" in missing([entry(), entry(sentinel=True)])
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    """A report that is named twice, or is already part of another one, is refused."""
+    again = written(tmp_path / "1.json", entry(kill_worker=40))
+
+    with pytest.raises(ValueError, match="is in the reports twice"):
+        merged([again, again])
+
+
+def test_the_report_itself_is_no_change_of_the_tree(tmp_path: Path) -> None:
+    """The second seed of a command must not be of another commit than the first one."""
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    folder = tmp_path / "chaos"
+    folder.mkdir()
+    for name in ("report.json", "run.py"):
+        (folder / name).write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    commit = git("describe", "--always")
+
+    (folder / "report.json").write_text("of the first seed")
+    assert commit_of(folder) == commit
+    (folder / "run.py").write_text("changed")
+    assert commit_of(folder) == f"{commit}-dirty"
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,19 +238,61 @@ async def test_the_pattern_gets_the_stored_result_of_a_tool(redis_url: str, what
         assert session.state["plan"] == stored
 
 
-@pytest.mark.parametrize("where", ["view", "state"])
-@pytest.mark.parametrize("what", OUTCOMES)
-async def test_a_memory_view_that_cannot_be_stored_ends_the_run(
+# --- what a memory gives ----------------------------------------------------------------------------------
+
+STEPS = {"view": "inject", "state": "inject", "writeback": "writeback"}
+"""The step of the memory that puts a value at this place."""
+SUCCEEDED = {"inject": "memory.injected", "writeback": "memory.writeback_succeeded"}
+
+
+def remembering(what: str, where: str, on_error: str) -> dict[str, Any]:
+    """An agent with a memory that puts this value there."""
+    memory = {"impl": f"{HERE}.Views", "config": {"what": what, "where": where}, "on_error": on_error}
+    return agent(on_error, memory=memory, pattern={"impl": "tests.runtime.plugins.Silent"})
+
+
+@pytest.mark.parametrize("where", STEPS)
+@pytest.mark.parametrize("what", [*UNSTORABLE, "large"])
+async def test_a_memory_that_gives_what_cannot_be_stored_has_failed(
+    redis_url: str, what: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event and a line of the log say so; `on_error` decides whether the run fails."""
+    monkeypatch.setitem(unstorable.VALUES, "large", lambda: "x" * 2_000_000)
+    failed, succeeded = f"memory.{STEPS[where]}_failed", SUCCEEDED[STEPS[where]]
+    rules = ("continue", "fail")
+    async with process(redis_url, *(remembering(what, where, rule) for rule in rules)) as p:
+        records = [await p.run(rule, agent_id=rule, session_id=rule) for rule in rules]
+        names = {rule: await p.event_names(rule) for rule in rules}
+        sessions = [await aread_session(p.store, rule) for rule in rules]
+
+    assert [record.state for record in records] == [RunState.COMPLETED, RunState.FAILED]
+    assert error_of(records[1])[0] == code_of(what)
+    for rule in rules:
+        assert names[rule].count(failed) == 1
+        assert succeeded not in names[rule]
+    assert caplog.text.count(failed) == len(rules)
+    assert not any("plan" in session.state for session in sessions)
+
+
+@pytest.mark.parametrize("where", STEPS)
+@pytest.mark.parametrize("what", list(unstorable.REPLACED))
+async def test_values_of_a_memory_that_json_cannot_represent_are_replaced(
     redis_url: str, what: str, where: str
 ) -> None:
-    """The run fails and is not retried."""
-    memory = {"impl": f"{HERE}.Views", "config": {"what": what, "where": where}}
-    pattern = {"impl": "tests.runtime.plugins.Silent"}
-    async with process(redis_url, agent(memory=memory, pattern=pattern)) as p:
-        record = await ended(p)
+    """That is no failure of the memory."""
+    async with process(redis_url, remembering(what, where, "fail")) as p:
+        record = await p.run(agent_id="fail")
+        names = await p.event_names()
+        session = await aread_session(p.store, "s1")
+        [stored] = [one for one in await p.journal() if one["name"] == STEPS[where]]
 
-    if record.state is not RunState.COMPLETED:
-        assert error_of(record)[0] in {"step.too_large", "pattern.error"}
+    assert record.state is RunState.COMPLETED
+    assert names.count(SUCCEEDED[STEPS[where]]) == 1
+    assert f"memory.{STEPS[where]}_failed" not in names
+    if where == "view":
+        assert stored["outcome"]["ok"] == {"plan": unstorable.REPLACED[what]}
+    else:
+        assert session.state["plan"] == unstorable.REPLACED[what]
 
 
 # --- errors of the library, raised by plugins ------------------------------------------------------------

@@ -285,12 +285,18 @@ KINDS = (
 
 
 class Views(MemoryPlugin):
-    """An external memory whose view cannot be stored."""
+    """An external memory that puts the value `what` at the place `where` of the run."""
 
     class Config(MemoryPlugin.Config):
         what: str
-        where: str = "view"
+        where: str
 
     async def inject(self, context: Any) -> None:
-        place = context.memory_view if self.cfg.where == "view" else context.state
-        place["plan"] = VALUES[self.cfg.what]()
+        if self.cfg.where == "view":
+            context.memory_view["plan"] = VALUES[self.cfg.what]()
+        if self.cfg.where == "state":
+            context.state["plan"] = VALUES[self.cfg.what]()
+
+    async def writeback(self, context: Any) -> None:
+        if self.cfg.where == "writeback":
+            context.state["plan"] = VALUES[self.cfg.what]()
