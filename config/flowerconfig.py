@@ -13,6 +13,7 @@ from openagents_worker.dashboard.fleet_metrics import serve_fleet_metrics as _se
 from openagents_worker.dashboard.flower_options import (
     control_from_this_machine,
     format_task,  # noqa: F401 - read by Flower
+    is_false,
     is_this_machine,
     is_true,
     tasks_columns,  # noqa: F401 - read by Flower
@@ -30,12 +31,12 @@ _check_listening(_options)
 address, basic_auth = _options.address, _options.basic_auth
 
 # By default, users of Flower can only read. FLOWER_READ_ONLY=0 allows them to revoke runs and to shut down
-# workers. The buttons need Flower's API, which requires a password or FLOWER_UNAUTHENTICATED_API. If the API
-# is not available, the buttons are hidden.
+# workers; only a value that says no does. The buttons need Flower's API, which requires a password or
+# FLOWER_UNAUTHENTICATED_API. If the API is not available, the buttons are hidden.
 _is_local = is_this_machine(address) and not _options.unix_socket
 _has_password = bool(basic_auth or _options.auth)
 _api_is_open = is_true(os.environ.get("FLOWER_UNAUTHENTICATED_API", ""))
-read_only = is_true(os.environ.get("FLOWER_READ_ONLY", "1"))
+read_only = not is_false(os.environ.get("FLOWER_READ_ONLY", ""))
 if not read_only and not _has_password and _is_local:
     control_from_this_machine()
 elif not _has_password and not _api_is_open:

@@ -14,7 +14,14 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["control_from_this_machine", "format_task", "is_this_machine", "is_true", "tasks_columns"]
+__all__ = [
+    "control_from_this_machine",
+    "format_task",
+    "is_false",
+    "is_this_machine",
+    "is_true",
+    "tasks_columns",
+]
 
 tasks_columns = "args,state,exception,uuid,received,runtime,worker,name"
 """`args` contains agent, session and run. `exception` contains why a run waits or why it failed."""
@@ -52,7 +59,12 @@ def _reason(exception: str) -> str:
 
 def is_true(value: str) -> bool:
     """Whether a variable with this value switches an option of Flower on."""
-    return value.strip().lower() in ("1", "true", "yes", "on")
+    return value.strip().lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def is_false(value: str) -> bool:
+    """Whether a variable with this value switches an option of Flower off. Any other text does not."""
+    return value.strip().lower() in ("0", "false", "f", "no", "n", "off")
 
 
 def is_this_machine(host: str) -> bool:

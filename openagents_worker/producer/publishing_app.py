@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from celery import Celery
 
 from openagents_worker.errors import ConfigError
-from openagents_worker.producer.app_binding import binding_of, real_app, registered_app
+from openagents_worker.producer.app_binding import binding_of, find_binding, real_app, registered_app
 from openagents_worker.producer.publisher import close_producers, make_app, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.keys import Keys
@@ -49,10 +49,10 @@ class PublishingApp:
     def to_submit(self) -> tuple[Celery, Settings]:
         """The app that publishes a new run, and its settings. Raises `ConfigError` if two apps are
         registered."""
-        registered = registered_app() if self._follows else None
-        if registered is None:
-            return self._given or self.own_app, self.given_settings
-        return registered, _with_queue_of(registered, self.given_settings)
+        app = registered_app() if self._follows else self._given
+        if app is None:
+            return self.own_app, self.given_settings
+        return app, _with_queue_of(app, self.given_settings)
 
     @property
     def settings(self) -> Settings:
@@ -106,7 +106,11 @@ class PublishingApp:
 
 
 def _with_queue_of(app: Celery, settings: Settings) -> Settings:
-    return settings.model_copy(update={"queue": binding_of(app).settings.queue})
+    """The settings with the queue of `register(app, queue=...)`, which the workers of the app consume."""
+    binding = find_binding(app)
+    if binding is None or not binding.kind.has_tasks:
+        return settings
+    return settings.model_copy(update={"queue": binding.settings.queue})
 
 
 def _settings(redis_url: str | None, settings: Settings | None) -> Settings:

@@ -23,6 +23,7 @@ from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.connection import default_connection
 from openagents_worker.producer.task import AgentTask
+from openagents_worker.settings import load_settings
 from tests.support.deployment import agent
 
 
@@ -86,9 +87,37 @@ def test_it_publishes_to_the_broker_and_queue_of_the_registered_app(
     assert all(isinstance(run_agent.AsyncResult(handle.id), RunHandle) for handle in handles)
 
 
-async def _submit(fields: dict[str, Any]) -> Any:
-    async with AsyncClient() as client:
+async def _submit(fields: dict[str, Any], app: Celery | None = None) -> Any:
+    async with AsyncClient(app=app) as client:
         return await client.submit(fields)
+
+
+def test_a_client_of_an_app_uses_the_queue_of_the_app(
+    app: Celery, broker: EmbeddedRedis, environment: str
+) -> None:
+    """`Client(app=app)` is what an error recommends where two apps are registered."""
+    with Celery("bakery", broker=f"{environment[:-1]}1", set_as_current=False) as other:
+        register(other)
+        with Client(app=app) as client:
+            sent = [client.submit(request()), asyncio.run(_submit(request(), app))]
+            set_by_caller = client.submit(request(), queue="slow")
+        client_of(other).close()
+
+    assert messages(broker.url, "thoughts") == sorted(handle.id for handle in sent)
+    assert messages(broker.url, "slow") == [set_by_caller.id]
+    assert messages(broker.url, "agents") == []
+
+
+def test_a_client_of_an_app_without_runs_uses_the_queue_of_the_settings(
+    environment: str, broker: EmbeddedRedis
+) -> None:
+    """A web process has an app that only publishes; the workers are processes of another app."""
+    with Celery("web", broker=broker.url, set_as_current=False) as web:
+        with Client(settings=load_settings().model_copy(update={"queue": "reports"}), app=web) as client:
+            handle = client.submit(request())
+        client_of(web).close()
+
+    assert messages(broker.url, "reports") == [handle.id]
 
 
 def test_what_was_made_before_the_app_was_registered_goes_out_by_it(

@@ -102,6 +102,28 @@ def test_a_filter_needs_a_confirmation(command: Command, hand: Hand, client: Cli
         client.cancel(run_id)
 
 
+def test_two_values_for_one_name_are_refused(command: Command, client: Client) -> None:
+    """No run has both labels. Before, the last one was taken, and the runs of the test were resumed."""
+    labels = {"env": "test"}
+    client.submit({"agent_id": "a", "session_id": "s", "input_text": "hi", "run_id": "r1", "labels": labels})
+    client.cancel("r1")
+    both = ("--label", "env=prod", "--label", "env=test")
+
+    refused = [
+        command("resume", "--state", "cancelled", *both, "--yes"),
+        command("runs", *both),
+        command("run", "a", "hi", *both, "--detach"),
+        command("run", "a", "hi", "--budget", "max_steps=1", "--budget", "max_steps=2", "--detach"),
+        command("extend", "r1", "max_steps=1", "max_steps=2"),
+    ]
+    twice = command("runs", "--label", "env=test", "--label", "env=test", "--json")
+
+    assert [done.code for done in refused] == [1] * 5
+    assert "Invalid value for --label: 'env' has two values: 'prod' and 'test'" in refused[0].err
+    assert client.record("r1").state is RunState.CANCELLED
+    assert [run["run_id"] for run in twice.json["items"]] == ["r1"]
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "state"), [("y\n", 0, "queued"), ("n\n", 1, "failed"), ("", 1, "failed")]
 )

@@ -255,6 +255,27 @@ def test_flowers_buttons_are_there_where_they_work() -> None:
     assert json.loads(said_to_be_open.stdout)["read_only"] is False
 
 
+def test_flower_is_read_only_unless_the_variable_says_no() -> None:
+    """`y` and `t` are a yes for Flower, and a misspelled word must not open anything."""
+    shown = flower(FLOWER_READ_ONLY="y")
+
+    assert json.loads(shown.stdout)["read_only"] is True, shown.stderr
+
+
+def test_flower_starts_with_an_empty_variable_and_names_a_wrong_value() -> None:
+    """A line of `.env.example` without its `#`. Where Flower would listen is checked after the variables."""
+    command = "from celery.__main__ import main; main()"
+    arguments = ("-A", "tasks", "flower", "--conf=config/flowerconfig.py", "--address=0.0.0.0")
+
+    empty = flower(*arguments, show=command, FLOWER_READ_ONLY="", FLOWER_PORT="")
+    wrong = flower(*arguments, show=command, FLOWER_READ_ONLY="ture")
+
+    assert empty.returncode == wrong.returncode == 2
+    assert empty.stderr.startswith("Flower would listen on 0.0.0.0 without a password."), empty.stderr
+    assert "has a value that Flower cannot read: invalid truth value 'ture'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
 def test_flowers_rows_show_agent_session_run_and_reason() -> None:
     """Every column is one that Flower knows, or it would leave it out without a word."""
     shown = flower(show=SHOW_FLOWER_COLUMNS).stdout.split()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from flower.utils import strtobool
 
-from openagents_worker.dashboard.flower_options import format_task, is_this_machine
+from openagents_worker.dashboard.flower_options import format_task, is_false, is_this_machine, is_true
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,16 @@ def test_other_tasks_stay_as_they_are() -> None:
 )
 def test_what_this_machine_is(host: str, is_ours: bool) -> None:
     assert is_this_machine(host) is is_ours
+
+
+@pytest.mark.parametrize("value", ["y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0"])
+def test_words_for_yes_and_no_are_those_of_flower(value: str) -> None:
+    """Else Flower would do one thing, and what is checked here would say another."""
+    assert is_true(value.upper()) == bool(strtobool(value))
+    assert is_false(value.upper()) == (not strtobool(value))
+
+
+@pytest.mark.parametrize("value", ["", "ture", "2", "none"])
+def test_another_word_is_neither_yes_nor_no(value: str) -> None:
+    assert not is_true(value)
+    assert not is_false(value)

@@ -96,13 +96,16 @@ def to_run_filters(options: dict[str, Any]) -> RunFilters:
 def parse_pairs(
     arguments: tuple[str, ...], option: str = "--label", form: str = "NAME=VALUE"
 ) -> dict[str, str]:
-    """Parse `NAME=VALUE` arguments of this option. Raises `click.BadParameter`."""
-    pairs = {}
+    """Parse `NAME=VALUE` arguments of this option. Raises `click.BadParameter`, also for a name with two
+    values."""
+    pairs: dict[str, str] = {}
     for argument in arguments:
         name, separator, value = argument.partition("=")
         if not separator:
             raise click.BadParameter(f"{argument!r} is not of the form {form}", param_hint=option)
-        pairs[name] = value
+        if pairs.setdefault(name, value) != value:
+            message = f"{name!r} has two values: {pairs[name]!r} and {value!r}"
+            raise click.BadParameter(message, param_hint=option)
     return pairs
 
 
