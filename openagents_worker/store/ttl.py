@@ -13,20 +13,8 @@ from openagents_worker.store.keys import Keys, KeySpec, spec_of
 __all__ = ["ALWAYS_EXPIRING", "PERMANENT", "ttl_violations"]
 
 PERMANENT = frozenset(
-    {
-        "workers",
-        "watched",
-        "silent",
-        "agents",
-        "fleet",
-        "fleet_lag",
-        "sent_again",
-        "data_id",
-        "due",
-        "sent",
-        "index",
-    }
-    | {"indexes", "timeouts", "stopping", "stopping_children"}
+    {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
+    | {"indexes", "timeouts", "stopping", "stopping_children", "data_id"}
 )
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
