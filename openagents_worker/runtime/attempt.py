@@ -312,6 +312,9 @@ class Attempt:
         """Write how the run ends, or how this worker leaves it. In both cases its code has stopped."""
         try:
             if self.latch.reason is None and (ending := self._ending_of(execution)) is not None:
+                if self._code.tasks():
+                    await self._stopper.stop_left(execution, self._recorder)
+                    ending = replace(ending, usage=usage_so_far(self._claimed, self._recorder))
                 return await self._finish(ending)
             await self._stopper.stop(execution, self._recorder)
             return await self._leave()

@@ -50,7 +50,7 @@ def _awaited_by(task: asyncio.Task[Any], tasks: Collection[Any]) -> Collection[A
         frame = step.cr_frame if inspect.iscoroutine(step) else step.gi_frame
         if found := _awaited_in(frame, tasks):
             return found
-        if _name_of(frame) in STEPPING:
+        if frame is not None and _name_of(frame) in STEPPING:
             step = frame.f_locals.get("work")
         else:
             step = step.cr_await if inspect.iscoroutine(step) else step.gi_yieldfrom

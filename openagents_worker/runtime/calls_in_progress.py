@@ -33,6 +33,8 @@ class CallInProgress:
         self._token: Token[CallInProgress | None] | None = None
 
     def __enter__(self) -> None:
+        if self._calls.is_closed and not self._calls.goes_on:
+            raise asyncio.CancelledError
         self._token = _innermost_call.set(self)
         self._calls.add(self)
 
@@ -57,6 +59,8 @@ class CallsInProgress:
         self._none_blocks = asyncio.Event()
         self.begun = 0
         """How many calls were begun so far."""
+        self.is_closed = False
+        """Whether no call begins any more, but inside a call that goes on."""
         self.when_none_can_end: Callable[[], object] = lambda: None
         """Called each time when calls are in progress and none of them can end by itself."""
         self.when_blocked: Callable[[], object] = lambda: None
@@ -71,6 +75,13 @@ class CallsInProgress:
     def discard(self, call: CallInProgress) -> None:
         self._calls.discard(call)
         self._signal_if_none_can_end()
+
+    def close(self) -> None:
+        """The program has ended. Calls with effects go on, with the calls inside them. No other call begins:
+        `CancelledError` is raised in its place."""
+        self.is_closed = True
+        for call in self.with_effects():
+            call.goes_on = True
 
     def unblocked(self) -> int:
         """The number of calls that can end by themselves."""

@@ -180,6 +180,7 @@ class Children:
                 await self._runs.begin(call, info, child_id)
                 return self._in_background(call, info, child_id)
             text = await self._result_of(call, info, child_id)
+            held, changes = await self._left_by(call, info)
         except asyncio.CancelledError:
             if info.is_given_up is not None and info.is_given_up():
                 await self._give_up(info.call_id, child_id)
@@ -193,7 +194,6 @@ class Children:
             result = loads(text)
             usage = RunUsage.model_validate(result.get("usage") or {})
             beside_answer = {"artifacts": result.get("artifacts")}
-        held, changes = await self._left_by(call, info)
         return Outcome(
             value={"result": result, **held},
             usage=self._given_up.not_counted(child_id, usage),

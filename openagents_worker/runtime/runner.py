@@ -87,20 +87,20 @@ class Runner:
 
         `format_` is the record format that the wake-up message asks for.
         """
-        with _CountedClaim(self._claiming, run_id):
+        with _CountedClaim(self._claiming, run_id, self._early_facts):
             lease, claimed = await self._claim(run_id, format_)
             count_claim(claimed.answer)
             if claimed.answer is not ClaimAnswer.CLAIMED:
-                self._early_facts.pop(run_id, None)
                 return await self._skip(run_id, claimed)
-            # After the end of the lease, another worker may recover the run at any moment.
-            if lease.remaining_s() <= 0 or not self.accepting:
-                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
             try:
                 attempt = await self._new_attempt(run_id, lease, claimed)
             except Exception:  # for example, Redis cannot be reached
                 log.exception("run.not_begun", run_id=run_id)
                 return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
+            # Without an await before `_own`: a worker that stops, or loses its lease, knows owned runs only.
+            if lease.remaining_s() <= 0 or not self.accepting:
+                self._services.assembly.keeper.release(attempt.agent.kept)
+                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
             self._own(run_id, attempt)
             try:
                 began_s = time.monotonic()
@@ -385,10 +385,10 @@ def _log_end_without_worker(run_id: str, claimed: Claimed, attempt_result: Attem
 
 
 class _CountedClaim:
-    """Counts a run as known inside the block. Two messages may claim the same run at the same time."""
+    """Counts a run as known inside the block, also for two messages at once. The last one clears `early`."""
 
-    def __init__(self, counts: dict[str, int], run_id: str) -> None:
-        self._counts, self._run_id = counts, run_id
+    def __init__(self, counts: dict[str, int], run_id: str, early: dict[str, int]) -> None:
+        self._counts, self._run_id, self._early = counts, run_id, early
 
     def __enter__(self) -> None:
         self._counts[self._run_id] = self._counts.get(self._run_id, 0) + 1
@@ -397,3 +397,4 @@ class _CountedClaim:
         self._counts[self._run_id] -= 1
         if self._counts[self._run_id] == 0:
             del self._counts[self._run_id]
+            self._early.pop(self._run_id, None)

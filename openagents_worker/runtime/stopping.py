@@ -1,4 +1,4 @@
-"""Stopping: the only place that ends the code of a run that must not continue."""
+"""Stopping: the only place that ends the code of a run that must not continue, or has left tasks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["EX_DOES_NOT_STOP", "CodeStopper"]
 log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
+MAX_NAMED = 5  # of the tasks that a run has left
 
 
 class CodeStopper:
-    """Stops the code of one attempt whose latch is set."""
+    """Stops the code of one attempt whose latch is set, or whose program has ended."""
 
     def __init__(
         self, code: RunCode, latch: Latch, settings: Settings, leave: Callable[[int], object]
@@ -42,15 +43,45 @@ class CodeStopper:
             await self._let_calls_end(recorder)
         if recorder is not None:
             await recorder.in_progress.wait_for_blocking(self._grace_s / 3)
-        began = time.monotonic()
-        pause_limit_s = self._settings.time_limits.cancel_grace_s / 3  # a pattern may swallow a cancellation
+        began_s = time.monotonic()
         if recorder is not None and self._is_outcome_wanted(recorder):
             await self._let_calls_end(recorder, at_most_s=self._grace_s / 3)
+        if await self._cancel_all(execution, recorder, began_s):
+            _retrieve_exceptions({execution})
+        else:
+            self._exit()
+
+    async def stop_left(self, execution: asyncio.Task[Any], recorder: Recorder | None) -> None:
+        """The program has ended and has left tasks: cancel them, as `asyncio.run` does, and wait for them.
+
+        Calls with effects that are in progress may end before, and are recorded: a later life of the run
+        would have to ask a person about them. No other call begins. Tasks that do not stop end the process.
+        Their threads cannot be stopped: after the grace period, they continue.
+        """
+        names = self.in_progress()["tasks"][:MAX_NAMED]
+        run_id, agent_id = self._code.run_id, self._code.agent_id
+        log.warning("run.tasks_left", run_id=run_id, agent_id=agent_id, tasks=names)
+        if recorder is not None:
+            recorder.in_progress.close()
+            if not recorder.in_progress.may_repeat():
+                await self._let_calls_end(recorder, at_most_s=self._grace_s / 3)
+        if await self._cancel_all(execution, recorder, time.monotonic()):
+            return
+        if self._unfinished_tasks(execution):
+            self._exit()
+        else:
+            log.warning("run.threads_left", after_s=self._grace_s, **self.in_progress())
+
+    async def _cancel_all(
+        self, execution: asyncio.Task[Any], recorder: Recorder | None, began_s: float
+    ) -> bool:
+        """Cancel the code of the run again and again until nothing of it executes. False: it still does after
+        the grace period."""
+        pause_limit_s = self._settings.time_limits.cancel_grace_s / 3  # a pattern may swallow a cancellation
         while self._executes(execution):
-            left_s = self._grace_s - (time.monotonic() - began)
+            left_s = self._grace_s - (time.monotonic() - began_s)
             if left_s <= 0:
-                self._exit()
-                return
+                return False
             if recorder is not None:
                 recorder.in_progress.cancel()
             tasks = self._unfinished_tasks(execution)
@@ -62,7 +93,7 @@ class CodeStopper:
                 _retrieve_exceptions(done)
             else:
                 await self._code.off_loop.wait(pause_s)
-        _retrieve_exceptions({execution})
+        return True
 
     def in_progress(self) -> dict[str, Any]:
         """The code of the run that still executes: fields of a log line."""

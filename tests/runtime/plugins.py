@@ -396,6 +396,17 @@ class NeverLetsGo(_Pattern):
                 await GATES["let go"].wait()
 
 
+class LeavesACall(_Pattern):
+    """Ends while a task of it still calls a tool."""
+
+    async def execute(self) -> Any:
+        self.left = asyncio.create_task(self.context.tools["blocking"].invoke({}))
+        while ("blocked",) not in LOG:
+            await asyncio.sleep(0)
+        LOG.append(("ends",))
+        return "done"
+
+
 class LeavesItsTools(_Pattern):
     async def execute(self) -> Any:
         LOG.append(("left", self.context.tools["charge"]))

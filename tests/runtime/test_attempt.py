@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
+from openagents_worker.worker.drain import drain
 from tests.runtime import plugins
 from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 from tests.support.runner import Process, agent, calls, crash, due, process, scripted
@@ -237,6 +239,35 @@ async def test_a_worker_that_stops_releases_claimed_runs(redis_url: str) -> None
         assert (await p.execute()).reason == "handover"
         assert [wake.run_id for wake in p.wakes] == ["r1"]
         assert (await p.record()).state is RunState.QUEUED
+
+
+@pytest.mark.parametrize("how", ["the worker stops", "the lease ends"])
+async def test_a_worker_that_stops_while_a_run_is_prepared_does_not_begin_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Here it stops while it reads the definition of the agent that the run has kept."""
+    async with process(redis_url, patterned("Silent")) as p:
+        keeper = p.runner._services.assembly.keeper
+        of_run, reads, read = keeper.of_run, asyncio.Event(), asyncio.Event()
+
+        async def slow(*args: Any, **more: Any) -> Any:
+            reads.set()
+            await read.wait()
+            return await of_run(*args, **more)
+
+        monkeypatch.setattr(keeper, "of_run", slow)
+        await p.submit()
+        executing = asyncio.create_task(p.execute())
+        await reads.wait()
+        if how == "the worker stops":
+            assert await drain(p.runner, load_settings({"OPENAGENTS_REDIS_URL": redis_url}).time_limits)
+        else:
+            p.lease.left_s = 0.0
+            await p.runner.latch_all(LatchReason.FENCED)
+        read.set()
+        assert (await executing).reason in ("handover", "given_back")
+        assert (await p.record()).state is RunState.QUEUED
+        assert "context.created" not in await p.event_names()
 
 
 async def test_the_duration_limit_also_ends_a_call(redis_url: str) -> None:
