@@ -55,7 +55,7 @@ _READS = {
     "EXISTS", "GET", "GETRANGE", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSTRLEN", "HVALS",
     "LINDEX", "LLEN", "LRANGE", "MEMORY|USAGE", "PTTL", "SCARD", "SISMEMBER", "SMEMBERS",
     "SRANDMEMBER", "STRLEN", "TTL", "TYPE", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZCOUNT",
-    "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
+    "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZREVRANGEBYSCORE", "ZSCORE",
 }  # fmt: skip
 _CALL = re.compile(r"redis\.(p?)call\(\s*'(\w+)'\s*(?:,\s*('\w+'|k\.\w+)?)?")
 _KEY = re.compile(r"\bk\.(\w+)")

@@ -280,7 +280,8 @@ FLEET_SERIES = (
     _gauge(
         "openagents_fleet_runs",
         "Runs by state: `running`; `queued`; `due_later` (delayed, or suspended for a retry); "
-        "`awaiting_approval`; `waiting_with_timeout` (parked with a time-out); `waiting_for_limit`.",
+        "`awaiting_approval`; `waiting_with_timeout` (parked with a time-out); `waiting_for_limit`. A run "
+        "that expires, and was not started yet, counts in `due_later`, too.",
         "state",
     ),
     _gauge("openagents_fleet_loop_lag_seconds", "The longest lag of the event loop of a live worker."),

@@ -319,6 +319,12 @@ class ChildrenStories(_Words):
         self.m.messages.remove(run)
         self.m.claim(self.worker, run)
         assert (run in self.worker.carries, self.state(run)) == (False, "queued")
+        self.m.holds()
+        self.m.let_pass(2)
+        self.m.resend(None, lost=False)
+        assert run not in self.m.messages
+        self.m.messages.remove(shared)  # which was sent again
+        self.m.beat(-1)
         self.claim(shared)
         self.works(shared, "finish")
         self.claim(run)

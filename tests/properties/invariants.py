@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from typing import Any
 from urllib.parse import unquote
@@ -187,6 +188,8 @@ def _check_place(cell: _Cell, run: Run) -> None:
     }
     where = {name for name, there in places.items() if there}
     wanted = {"scheduled": {"due"}, "retrying": {"due"}}.get(run.state, set() if run.over else {run.state})
+    if run.state == "queued" and run.since == math.inf:
+        wanted = set()  # it is woken when it has its session again
     if run.state in PARKED:
         assert run.waits or run.until, f"{run.id} is parked and waits for nothing"
         wanted = {"timeouts"} if run.until else set()

@@ -682,6 +682,15 @@ class Stories(_Words):
         self.cancel(force=True)
         self._decide("deny")
 
+    def a_question_is_given_up(self) -> None:
+        """The pattern has cancelled the call that waits for an approval, and the run goes on."""
+        self.submit()
+        self.deliver(NEW)
+        self.work("question")
+        self.m.workers[NEW].carries[self.only_run].facts = ("ask:z",)
+        self.work("commit")
+        self._decide("approve")
+
     def a_run_with_an_open_question_is_cancelled(self) -> None:
         self.submit()
         self.deliver(NEW)

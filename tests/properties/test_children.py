@@ -138,6 +138,11 @@ GUARDS = (
         story="a_parent_is_woken_while_its_session_is_lent",
     ),
     Guard(
+        "no message is sent again of a parent that has lent its session",
+        ("if has_lent_to(held_by, run) then", "if false then"),
+        story="a_parent_is_woken_while_its_session_is_lent",
+    ),
+    Guard(
         "a parent that was woken meanwhile gets a wake-up with its session",
         ("return run, run.state == STATE.queued and wake_of(run) or nil", "return run, nil"),
         story="a_parent_is_woken_while_its_session_is_lent",

@@ -871,7 +871,7 @@ GUARDS = (
     ),
     Guard(
         "a record takes its facts",
-        ("for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end\n", ""),
+        ("take_facts(run_id, taken)\n", ""),
         story="a_value_wakes_a_parked_run",
     ),
     Guard(
@@ -930,8 +930,13 @@ GUARDS += (
     ),
     Guard(
         "a decided approval is not listed",
-        ("if kind == 'approval' and not waits_for_approval() then", "if false then"),
+        ("if kind == 'approval' and not waits_for_approval(run_id) then", "if false then"),
         story="an_approval_is_decided_once",
+    ),
+    Guard(
+        "a run whose question is given up is not listed",
+        ("if has_taken_question and not waits_for_approval(R) then", "if false then"),
+        story="a_question_is_given_up",
     ),
     Guard(
         "a run that has ended is not listed",

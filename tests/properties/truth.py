@@ -534,6 +534,8 @@ class Truth(PaymentsTruth):
         woken = self._enter(run) if run.state == "scheduled" else set()
         woken |= self._repaired(run.session)
         if self.holder(run.session) != run_id:
+            if run.state == "queued" and self._has_lent(run):
+                run.since = math.inf  # until it has its session again
             return "WAITING", woken
         needs = max(run.format, self.formats.get(run.session, 0))
         if run.state in PARKED:
@@ -1097,6 +1099,12 @@ class Truth(PaymentsTruth):
             places = self.places[session]
             return self._queued(self.runs[places[0]]) if places else set()
         return woken or self._begin_shared(self.runs[self.places[session][0]])
+
+    def _has_lent(self, run: Run) -> bool:
+        above = self.holder(run.session)
+        while above is not None and above != run.id:
+            above = self.below.get(above)
+        return above is not None
 
     def _given_back(self, session: str, gone: str) -> Wakes | None:
         """The run below the holder holds the session again. None: no run has lent it."""

@@ -92,6 +92,21 @@ def test_the_first_decision_counts_and_is_kept(bench: Bench) -> None:
     assert (last.answer, last.decision) == (DecideAnswer.GONE, SKIP)
 
 
+def test_a_run_that_has_given_up_its_questions_is_not_listed(bench: Bench) -> None:
+    """As long as another call of it waits for an approval, it is. Records and events take questions."""
+    fence = bench.do("claim").fence
+    for number, call in enumerate((CALL, "pay:bb:1", "pay:cc:1"), start=1):
+        bench.do("ask", fence=fence, call=call, batch_no=number)
+    bench.do("decide", kind="approval", call="pay:cc:1")
+    index = bench.store.keys("index", "approvals")
+
+    bench.do("commit", fence=fence, batch_no=4, taken=[f"ask:{CALL}"])
+    assert bench.redis.zrange(index, 0, -1) == ["r1"]
+    bench.do("emit", fence=fence, batch_no=5, taken=["ask:pay:bb:1"])
+    assert bench.redis.zrange(index, 0, -1) == []
+    assert list(facts(bench)) == ["ask:pay:cc:1", "approval:pay:cc:1"]
+
+
 def test_a_call_that_was_not_begun_cannot_be_decided(bench: Bench) -> None:
     assert bench.do("decide").answer is DecideAnswer.NOT_PENDING
     assert bench.do("decide", kind="approval").answer is DecideAnswer.NOT_PENDING

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from openagents_worker.errors import RedisWrongType
-from openagents_worker.store.formats import DELEGATES
-from tests.store.test_scripts import Bench, bench
+from openagents_worker.store.formats import DELEGATES, HOLDS_TURNS
+from tests.store.test_scripts import HOUR_MS, Bench, bench
 
 __all__ = ["bench"]  # a fixture
 
@@ -77,6 +77,28 @@ def test_a_child_in_the_background_outlives_the_record_of_its_parent(bench: Benc
     bench.redis.delete(bench.store.keys("run", "r1"))
     bench.do("cancel", run_id="r5")
     assert not bench.redis.exists(bench.store.keys("children", "r1"))
+
+
+def test_a_parent_whose_wait_is_over_gets_no_messages_until_its_child_has_ended(bench: Bench) -> None:
+    """It has lent its session, so it cannot continue. Its messages do not count as lost ones."""
+    fence = bench.claimed()
+    bench.do("commit", fence=fence)
+    shared = {"child_id": "r5", "session_id": "s1", "mode": "shared", "format": HOLDS_TURNS}
+    bench.do("delegate", fence=fence, batch_no=2, stored=1, **shared)
+    parked = {"kind": "park", "park_state": "waiting_child", "waiting_payload": "{}", "batch_no": 3}
+    waits = json.dumps([{"kind": "child", "name": "r5", "fact": "child:helper:aa:1", "until_ms": 1}])
+    bench.do("suspend", fence=fence, waits=waits, due_ms=1, **parked)
+    child = bench.do("claim", run_id="r5").fence
+    assert [wake.run_id for wake in bench.do("wake").wakes] == ["r1"]
+
+    assert bench.do("claim").answer == "WAITING"
+    bench.lab.let_pass(HOUR_MS)
+    assert bench.do("resend", grace_ms=0) == ()
+
+    bench.do("register")
+    ended = bench.do("finish", run_id="r5", fence=child)
+    assert [wake.run_id for wake in ended.wakes] == ["r1"]
+    assert bench.do("claim").answer == "CLAIMED"
 
 
 def test_only_the_owner_of_the_whole_journal_delegates(bench: Bench) -> None:

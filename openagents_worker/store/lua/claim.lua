@@ -76,6 +76,15 @@ local function later(run, delay_ms)
   redis.call('ZREM', k.sent(run.queue), run_id)
 end
 
+-- has_lent_to(R, run): whether the run is below the holder R, so that `given_back` wakes it: no message of it must be sent again until then
+local function has_lent_to(R, run)
+  if R == run_id then return false end
+  for _, id in ipairs(stack_of({id = R, session = run.session})) do
+    if id == run_id then return true end
+  end
+  return false
+end
+
 local function is_read(format) return format >= oldest and format <= newest end
 
 local run = load(run_id)
@@ -120,6 +129,7 @@ if not held_by then -- the record of the holder is deleted: this claim repairs t
     held_by = run_id
   end
 end
+if has_lent_to(held_by, run) then redis.call('ZREM', k.sent(run.queue), run_id) end -- it is woken when it gets the session back
 if held_by ~= run_id then return reply{answer = 'WAITING', wakes = wakes} end
 local format = math.max(run.format, session_format(run.session), message_format)
 if not (is_read(run.format) and is_read(format)) then

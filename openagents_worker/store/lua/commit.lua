@@ -3,6 +3,7 @@
 -- at this position: two programs use the same fence)
 --#include run
 --#include records
+--#include index
 local run = live(run_id, fence)
 if not run then return 'FENCED' end
 if #taken > 0 then needs(k.facts(run_id), 'hash') end
@@ -18,7 +19,7 @@ end
 if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, unpack(records))
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
-for _, fact in ipairs(taken) do redis.call('HDEL', k.facts(run_id), fact) end
+take_facts(run_id, taken)
 redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
 if run.suspicion ~= '' or run.stuck >= 2 then -- the process has survived this run, so the run is not a suspect any more
   redis.call('HDEL', k.run(run_id), 'suspicion')

@@ -18,15 +18,6 @@ local function is_pending()
   return not (run.state == STATE.running and begun_by == run.fence)
 end
 
--- waits_for_approval(): whether a call of the run was asked about and not decided
-local function waits_for_approval()
-  for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
-    local asked = string.match(fact, '^' .. FACT.ask .. '(.*)$')
-    if asked and redis.call('HEXISTS', facts, FACT.approval .. asked) == 0 then return true end
-  end
-  return false
-end
-
 if kind ~= 'approval' and kind ~= 'resolution' then return redis.error_reply('ERR decide has no kind ' .. kind) end
 local name = kind .. ':' .. call
 local decision = redis.call('HGET', facts, name)
@@ -36,5 +27,5 @@ if not is_pending() then return reply{answer = 'NOT_PENDING', decision = redis.c
 redis.call('HSET', kept, call, value)
 append(run, {event, payload})
 local wakes = store_fact(run, name, value)
-if kind == 'approval' and not waits_for_approval() then redis.call('ZREM', k.index(APPROVALS), run_id) end
+if kind == 'approval' and not waits_for_approval(run_id) then redis.call('ZREM', k.index(APPROVALS), run_id) end
 return reply{answer = 'OK', wakes = wakes}

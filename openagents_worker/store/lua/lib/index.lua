@@ -34,6 +34,25 @@ local function list_in(name, id)
   take_out_some(name)
 end
 
+-- waits_for_approval(R): whether a call of the run was asked about and not decided
+local function waits_for_approval(R)
+  for _, fact in ipairs(redis.call('HKEYS', k.facts(R))) do
+    local asked = string.match(fact, '^' .. FACT.ask .. '(.*)$')
+    if asked and redis.call('HEXISTS', k.facts(R), FACT.approval .. asked) == 0 then return true end
+  end
+  return false
+end
+
+-- take_facts(R, names): removes the facts that records replace. A run of which no other call waits for an approval is not listed any more
+local function take_facts(R, names)
+  local has_taken_question = false
+  for _, fact in ipairs(names) do
+    redis.call('HDEL', k.facts(R), fact)
+    has_taken_question = has_taken_question or string.sub(fact, 1, #FACT.ask) == FACT.ask
+  end
+  if has_taken_question and not waits_for_approval(R) then redis.call('ZREM', k.index(APPROVALS), R) end
+end
+
 -- lists_of(run, more): the indexes of a run; `more` are those of its tenant and labels
 local function lists_of(run, more)
   local lists = {'all', 'agent=' .. run.agent, 'session=' .. run.session}
