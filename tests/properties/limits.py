@@ -93,6 +93,8 @@ class LimitedTruth(Truth):
         if is_full or others or not is_soon:
             is_busy = is_full and not others and is_soon
             return "BUSY" if is_busy else "LATER", self._serve(limit, name)
+        if not limit.at_once:
+            limit.calls = {each: run for each, run in limit.calls.items() if self.holds(each, run)}
         limit.reserved_at = self.now
         limit.calls[id_] = run_id
         limit.called.pop(run_id, None)

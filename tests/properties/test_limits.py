@@ -34,8 +34,12 @@ GUARDS = {
         "at = math.max(at, 0)",
     ),
     "the share of an attempt that has ended comes back": (
-        "      if not holds(oldest[i]) then",
+        "    if not holds(oldest[i]) then",
         "      if false then",
+    ),
+    "without a limit of concurrent requests, those of attempts that have ended are not in use": (
+        "  if limit.max_concurrency == 0 then forget_ended(limit) end",
+        "",
     ),
     "the share of an attempt that owns its run is kept": (
         "return state == STATE.running and fence == F",

@@ -149,6 +149,20 @@ def test_the_share_of_an_attempt_that_has_ended_comes_back(bench: Bench, end: st
     assert fleet.take("r2").answer == "OK"
 
 
+def test_requests_of_an_attempt_that_has_ended_are_not_in_use(bench: Bench) -> None:
+    """Also without a limit of concurrent requests: lists show how many are in use."""
+    fleet = Fleet(bench, requests_per_minute=6_000)
+    fleet.take("r1")
+    fleet.take("r2")
+    calls = bench.store.keys("limit_calls", "k")
+
+    bench.do("cancel", force=True)
+    assert bench.redis.zcard(calls) == 2
+    fleet.take("r3", may_park=False, wait_ms=MINUTE_MS)
+
+    assert {id_.rpartition(" ")[2] for id_ in bench.redis.zrange(calls, 0, -1)} == {"r2", "r3"}
+
+
 def _claimed_by_second_worker(bench: Bench) -> str:
     bench.do("submit", run_id="r2", session_id="r2")
     return bench.claim("r2", "w2")
@@ -310,7 +324,7 @@ def test_a_pause_that_a_provider_asks_for_holds_for_all(bench: Bench) -> None:
 
 
 def test_what_dead_workers_and_cancelled_runs_leave_is_removed_some_day(bench: Bench) -> None:
-    """Without a limit of concurrent requests, nobody looks for their reservations."""
+    """Also if there are too many of them to examine each."""
     fleet = Fleet(bench, requests_per_minute=600)
     fleet.take("r1")
     calls, called = (bench.store.keys(kind, "k") for kind in ("limit_calls", "limit_called"))

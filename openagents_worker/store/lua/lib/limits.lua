@@ -69,20 +69,22 @@ local function holds(id)
   return state == STATE.running and fence == F
 end
 
--- in_use(limit): the number of concurrent requests. If there is no room, reservations of attempts that have ended are removed: those that were
--- examined the longest time ago
-local function in_use(limit)
-  local key = k.limit_calls(limit.name)
-  if redis.call('ZCARD', key) >= limit.max_concurrency then
-    local oldest = redis.call('ZRANGE', key, 0, EXAMINED - 1, 'WITHSCORES')
-    for i = 1, #oldest, 2 do
-      if not holds(oldest[i]) then
-        redis.call('ZREM', k.limit_calls(limit.name), oldest[i])
-      elseif tonumber(oldest[i + 1]) < NOW_MS then
-        redis.call('ZADD', k.limit_calls(limit.name), digits(NOW_MS), oldest[i])
-      end
+-- forget_ended(limit): removes reservations of attempts that have ended, among those that were examined the longest time ago
+local function forget_ended(limit)
+  local oldest = redis.call('ZRANGE', k.limit_calls(limit.name), 0, EXAMINED - 1, 'WITHSCORES')
+  for i = 1, #oldest, 2 do
+    if not holds(oldest[i]) then
+      redis.call('ZREM', k.limit_calls(limit.name), oldest[i])
+    elseif tonumber(oldest[i + 1]) < NOW_MS then
+      redis.call('ZADD', k.limit_calls(limit.name), digits(NOW_MS), oldest[i])
     end
   end
+end
+
+-- in_use(limit): the number of concurrent requests. If there is no room, reservations of attempts that have ended are removed
+local function in_use(limit)
+  local key = k.limit_calls(limit.name)
+  if redis.call('ZCARD', key) >= limit.max_concurrency then forget_ended(limit) end
   return redis.call('ZCARD', key)
 end
 
@@ -91,6 +93,7 @@ local function expected(limit) return redis.call('ZCOUNT', k.limit_called(limit.
 
 -- reserve(limit, tokens, id): the time of this request, ms
 local function reserve(limit, tokens, id)
+  if limit.max_concurrency == 0 then forget_ended(limit) end -- lists show how many are in use
   local at = slot(limit)
   if limit.requests_per_minute > 0 then limit.next_us = math.max(at, limit.next_us) + interval_us(limit) end
   if limit.tokens_per_minute > 0 then limit.next_tokens_us = math.max(at, limit.next_tokens_us) + cost_us(limit, tokens) end
