@@ -55,7 +55,7 @@ def agents() -> list[dict[str, Any]]:
 
 
 async def measure(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
-    """Print the table. Returns whether the costs are flat."""
+    """Print the table. Returns whether the costs are flat; true if no session is long enough to tell."""
     print(
         f"\nA run without tools, by the number of messages ({MESSAGE_CHARS} characters each) in its session: "
         f"medians of {ROUNDS} rounds of {RUNS} runs. The ratios are to the row before\n"
@@ -67,6 +67,7 @@ async def measure(store: AsyncStore, runner: Runner, settings: Settings, most: i
         costs = await _costs(store, runner, settings, kind, [each for each in LENGTHS if each <= most])
         ratios += _print_rows(kind, costs)
     if not ratios:
+        print(f"\nNo ratio is judged: that takes sessions of more than {LENGTHS[1]:,} messages")
         return True
     cpu, sent = max(ratio for ratio, _ in ratios), max(ratio for _, ratio in ratios)
     print(

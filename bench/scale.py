@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
     parser.add_argument("--only", choices=list(SECTIONS))
     parser.add_argument("--most", type=int, default=100_000, help="steps, sessions or queued runs")
-    parser.add_argument("--short", action="store_true", help="at most 1,000 of anything, two processes")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="at most 1,000 of anything, two processes; no ratio of transcripts is judged",
+    )
     options = parser.parse_args(arguments)
     most = min(options.most, 1_000) if options.short else options.most
     sections = [options.only] if options.only else list(SECTIONS)
@@ -187,7 +191,10 @@ async def _sessions(store: AsyncStore, runner: Runner, settings: Settings, most:
 
 
 async def _copy_sessions(store: AsyncStore, have: int, want: int) -> None:
-    """Copy the stored session of a finished run, byte for byte, until there are `want` sessions."""
+    """Copy the stored session of a finished run, byte for byte, until there are `want` sessions.
+
+    The indexes of runs and sessions do not grow: `bench lists` measures those.
+    """
     names = ("session", "transcript", "run", "journal", "events")
     made: Any = store.redis
     dumps = {}

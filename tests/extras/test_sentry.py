@@ -113,7 +113,7 @@ def is_the_users(event: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("which", ["ours", "registered"])
-@pytest.mark.parametrize("pool", ["", "prefork", "threads"])
+@pytest.mark.parametrize("pool", ["", "processes", "threads"])
 def test_each_failure_is_one_event_whose_exception_is_the_users(
     python: Path, redis_url: str, tmp_path: Path, which: str, pool: str
 ) -> None:

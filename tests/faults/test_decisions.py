@@ -17,6 +17,7 @@ from tests.support.waiting import wait_for
 KILLED_IN_A_CALL = 0.1  # of the runs: while their payment is in flight
 KILLED_AT_RANDOM = 0.05  # workers for each run
 KILL_CHANCE = 0.1  # each time the person looks at what waits
+STORM_S = 600  # within which all runs of a storm end
 
 
 @pytest.fixture(scope="module")
@@ -146,17 +147,19 @@ class Storm:
 def storm(world: World, count: int, seed: int) -> None:
     told = Storm(world, count, seed)
     told.begin()
-    wait_for(told.go_on, f"{count} runs have ended", 600)
+    wait_for(told.go_on, f"{count} runs have ended", STORM_S)
     told.check()
 
 
 @pytest.mark.long
+@pytest.mark.timeout(STORM_S + 60)
 def test_each_effect_is_as_decided_whatever_dies_meanwhile(world: World) -> None:
     """60 approvals, decided at random moments around kills and time-outs."""
     storm(world, 60, seed=1)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(STORM_S + 60)
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_thousand_effects_are_as_decided(world: World, seed: int) -> None:
     """1,000 approvals in ten storms."""

@@ -107,6 +107,7 @@ def _check(world: World, rounds: int, runs: int) -> None:
     rows = [_pause_one(world, round_no, runs) for round_no in range(rounds)]
     table(f"SIGSTOP for three leases of {world.lease_s:g} s, then SIGCONT", rows)
     assert all(row["stale writes"] == 0 for row in rows)
+    assert all(row["keys compared"] > runs for row in rows), "several keys of each run"
 
 
 def test_a_worker_that_was_paused_writes_nothing(make_world: MakeWorld) -> None:

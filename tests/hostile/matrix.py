@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "CODE", "COMPUTATION", "ELEMENT", "FEWEST", "IMPOSSIBLE", "KEY", "LIBRARY", "MOST", "SAMPLE", "SECRETS",
-    "TEXT",
-    "TYPE",
-    "UNBOUND", "missing",
+    "CODE", "COMPUTATION", "ELEMENT", "FEWEST", "IMPOSSIBLE", "KEY", "LIBRARY", "SAMPLE", "SECRETS", "TEXT",
+    "TYPE", "UNBOUND", "missing",
 ]  # fmt: skip
 
 FEWEST = 20
 SAMPLE = 2
 """Of each pair in `make test`, which has to be short; `make test-long` takes the others."""
-
-MOST = 24
-"""Inputs per table and entry point. More than these are tried only with the slow tests."""
 
 COMPUTATION = "foreign computation"
 KEY = "a name that is a key"

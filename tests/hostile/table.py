@@ -12,15 +12,14 @@ def test_foreign_computation(case: Case, attack: Attack) -> None:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
 
 from tests.hostile.entry_points import ENTRY_POINTS
-from tests.hostile.matrix import FEWEST, IMPOSSIBLE, MOST
-from tests.support.sampling import spread
+from tests.hostile.matrix import IMPOSSIBLE
 
 __all__ = ["TRIED", "Attack", "Case", "cases", "hostile", "lines_of"]
 
@@ -66,34 +65,12 @@ def hostile(kind: str, table: Iterable[Case]) -> Callable[[Test], Test]:
 
     def marked(test: Test) -> Test:
         found = list(table)
-        rare = set(_rare(found))
-        TRIED.update((kind, case.entry_point) for case in found if id(case) not in rare)
-        parametrized = pytest.mark.parametrize(
-            "case",
-            [
-                pytest.param(case, id=case.id, marks=[pytest.mark.slow] if id(case) in rare else [])
-                for case in found
-            ],
-        )
+        TRIED.update((kind, case.entry_point) for case in found)
+        parametrized = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in found])
         named: Test = pytest.mark.hostile(kind=kind)(parametrized(test))
         return named
 
     return marked
-
-
-def _rare(found: Iterable[Case]) -> Iterator[int]:
-    """The ids of the objects that only `make chaos` tries.
-
-    For an entry point with many inputs of one kind, `FEWEST` of them, over its whole table, are always tried.
-    """
-    by_entry_point: dict[str, list[Case]] = {}
-    for case in found:
-        by_entry_point.setdefault(case.entry_point, []).append(case)
-    for all_of_it in by_entry_point.values():
-        count = len(all_of_it)
-        if count > MOST:
-            kept = spread(count, FEWEST)
-            yield from (id(case) for number, case in enumerate(all_of_it) if number not in kept)
 
 
 def lines_of(reports: Iterable[pytest.TestReport]) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.hostile.entry_points import ENTRY_POINTS
 from tests.hostile.matrix import missing
@@ -68,7 +71,32 @@ def test_each_entry_point_is_tried() -> None:
 
 def test_each_kind_comes_through_each_possible_entry_point() -> None:
     """At least twenty inputs each. For every other combination the matrix says why it is impossible."""
-    for file in Path(__file__).parent.glob("test_*.py"):
-        importlib.import_module(f"tests.hostile.{file.stem}")
+    assert len(list(all_marks())) > 10
 
     assert list(missing(TRIED)) == []
+
+
+def test_no_input_is_left_to_the_slow_tests() -> None:
+    """`make test` and `make test-long` try all of them, and so does `make hostile`."""
+    slow = [
+        name
+        for name, marks in all_marks()
+        for mark in marks
+        if mark.name == "slow"
+        or (
+            mark.name == "parametrize"
+            and any(one.name == "slow" for case in mark.args[1] for one in case.marks)
+        )
+    ]
+
+    assert slow == []
+
+
+def all_marks() -> Iterator[tuple[str, list[pytest.Mark]]]:
+    """Each test of hostile inputs, with its marks."""
+    for file in Path(__file__).parent.glob("test_*.py"):
+        module = importlib.import_module(f"tests.hostile.{file.stem}")
+        for name, value in vars(module).items():
+            marks: list[pytest.Mark] = getattr(value, "pytestmark", []) if callable(value) else []
+            if any(mark.name == "hostile" for mark in marks):
+                yield f"{file.stem}.{name}", marks

@@ -31,22 +31,39 @@ AGENTS = [
     ),
 ]
 
+IMPLEMENTATIONS = {
+    "ours": "openagents_worker.celery.pool.task_pool:TaskPool",
+    "threads": "celery.concurrency.thread:TaskPool",
+    "solo": "celery.concurrency.solo:TaskPool",
+    "processes": "celery.concurrency.prefork:TaskPool",
+}
+"""Celery's name of each pool."""
+
 
 @pytest.fixture(
     scope="module",
-    params=["ours", *(pytest.param(name, marks=pytest.mark.slow) for name in ("threads", "solo", "prefork"))],
+    params=[
+        "ours",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("threads", "solo", "processes")),
+    ],
 )
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
     pool = [] if request.param == "ours" else ["--pool", request.param]
     folder = tmp_path_factory.mktemp(request.param)
     with EmbeddedRedis() as server, open_shop(folder, server.url, "-c", "4", *pool, agents=AGENTS) as shop:
         shop.pool = request.param
+        assert shop.stats()["pool"]["implementation"] == IMPLEMENTATIONS[shop.pool]
         yield shop
 
 
 def submit(shop: Shop, agent_id: str, text: str = "go", **fields: Any) -> RunHandle[Any]:
     request = {"agent_id": agent_id, "session_id": new_tag(), "input_text": text, **fields}
     return shop.client.submit(request)
+
+
+def processes_of(shop: Shop) -> set[int]:
+    """The processes of the worker that execute runs, and the one that Celery has started."""
+    return {shop.process.pid, *shop.stats()["pool"].get("processes", ())}
 
 
 def ended(handle: RunHandle[Any]) -> RunResult[Any]:
@@ -58,21 +75,23 @@ def ended(handle: RunHandle[Any]) -> RunResult[Any]:
 @pytest.mark.parametrize("kind", list(EXITS))
 def test_no_exception_of_a_tool_ends_the_worker(shop: Shop, kind: str) -> None:
     """From a coroutine, a thread or an asyncio task: it is the outcome of one call, which is made once."""
+    processes = processes_of(shop)
     for name in ("leave_in_coroutine", "leave_in_thread", "leave_in_task"):
         result = ended(submit(shop, "leaver", f"{name} {kind}"))
         assert kind in result.final_output["error"], name
-    assert shop.process.poll() is None
+    assert processes_of(shop) == processes
 
 
 @pytest.mark.parametrize("kind", list(EXITS))
 def test_no_exception_of_a_pattern_ends_the_worker(shop: Shop, kind: str) -> None:
     """It fails its run only."""
+    processes = processes_of(shop)
     result = ended(submit(shop, "leaver", f"pattern {kind}"))
 
     assert result.error_details is not None
     assert result.error_details.code == "pattern.error"
     assert kind in result.error_details.message
-    assert shop.process.poll() is None
+    assert processes_of(shop) == processes
 
 
 @pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt"])

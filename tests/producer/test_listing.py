@@ -82,7 +82,7 @@ def test_a_run_is_found_by_everything_that_its_request_says(client: Client) -> N
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])
 def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where more runs than a chunk were accepted in one millisecond, and while new ones come in."""
-    monkeypatch.setattr(index_pages, "CHUNK", 4)
+    monkeypatch.setattr(listing, "CHUNK", 4)
     known = [f"r{number:02}" for number in range(20)]
     for run_id in known:
         submit(client, run_id, session_id=run_id)

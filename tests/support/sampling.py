@@ -86,10 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("hostile")
         if marker is None or not isinstance(item, pytest.Function):
             continue
-        if item.get_closest_marker("slow") is None:
-            case: Any = item.callspec.params["case"]
-            pair = (marker.kwargs["kind"], case.entry_point)
-            by_pair.setdefault(pair, []).append(item)
+        case: Any = item.callspec.params["case"]
+        pair = (marker.kwargs["kind"], case.entry_point)
+        by_pair.setdefault(pair, []).append(item)
     for tried in by_pair.values():
         kept = spread(len(tried), SAMPLE)
         for number, item in enumerate(tried):

@@ -313,21 +313,25 @@ def nested(levels: int) -> Any:
 
 
 BROKEN = {
-    "not JSON": "{",
-    "a list": "[]",
-    "a text": '"oa:zstd:x"',
-    "no definition": '{"v": 1}',
-    "another version": dumps({"v": 2, "agent": AGENT}),
-    "too large": dumps({"v": 1, "agent": {**AGENT, "name": "x" * MAX_BYTES}}),
-    "300 levels": dumps({"v": 1, "agent": {**AGENT, "limits": nested(300)}}),
-    "50,000 levels": '{"v":1,"agent":' + '{"x":' * 50_000 + "1" + "}" * 50_001,
-    "an integer beyond 64 bits": dumps({"v": 1, "agent": {**AGENT, "limits": 2**70}}),
-    "another content": dumps({"v": 1, "agent": changed(name="B")}),
-    "in Python": dumps({"v": 1, "in_code": True, "agent": AGENT}),
+    "not JSON": ("{", "Expecting property name"),
+    "a list": ("[]", "not an object with a definition"),
+    "a text": ('"oa:zstd:x"', "not an object with a definition"),
+    "no definition": ('{"v": 1}', "not an object with a definition"),
+    "another version": (dumps({"v": 2, "agent": AGENT}), "another version of this library"),
+    "too large": (
+        dumps({"v": 1, "agent": {**AGENT, "name": "x" * MAX_BYTES}}),
+        f"more than {MAX_BYTES:,} bytes",
+    ),
+    "300 levels": (dumps({"v": 1, "agent": {**AGENT, "limits": nested(300)}}), "levels"),
+    "50,000 levels": ('{"v":1,"agent":' + '{"x":' * 50_000 + "1" + "}" * 50_001, "too many levels"),
+    "an integer beyond 64 bits": (dumps({"v": 1, "agent": {**AGENT, "limits": 2**70}}), "beyond 64 bits"),
+    "another content": (dumps({"v": 1, "agent": changed(name="B")}), "does not have the hash"),
+    "in Python": (dumps({"v": 1, "in_code": True, "agent": AGENT}), "does not have the hash"),
 }
+"""A text, and why it is refused."""
 
 
-@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
-def test_a_text_that_is_not_this_definition_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+@pytest.mark.parametrize(("text", "why"), BROKEN.values(), ids=BROKEN)
+def test_a_text_that_is_not_this_definition_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         StoredDefinition.of(text, source().content_hash)

@@ -167,7 +167,7 @@ def test_a_redis_that_loses_runs_ends_the_start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "processes"])
 def test_a_run_is_executed_under_every_pool(
     pool: str, tmp_path: Path, agents_file: str, redis_server: EmbeddedRedis, redis_url: str
 ) -> None:
