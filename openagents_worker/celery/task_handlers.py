@@ -34,7 +34,7 @@ from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
 from openagents_worker.store.dead_letters import item_as_text
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import put_aside, reject
-from openagents_worker.submission.submit import asubmit
+from openagents_worker.submission.submit import SubmitOptions, asubmit
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = [
@@ -186,16 +186,12 @@ async def _accept(process: CeleryProcess, request: RunRequest, message: TaskMess
     refuses is stored as a dead letter, so that it does not occupy a slot for ever. Raises `RedisRefused`
     then, and `Ignore` if another request has the same id.
     """
+    options: SubmitOptions = {"canvas": canvas}
+    if request.resume_from_checkpoint is None:  # else the run stays in its queue, not in that of the message
+        options |= {"queue": message.queue or None, "expires_ms": message.expires_ms}
     while True:
         try:
-            accepted = await asubmit(
-                process.store,
-                request,
-                settings=process.settings,
-                queue=message.queue or None,
-                expires_ms=message.expires_ms,
-                canvas=canvas,
-            )
+            accepted = await asubmit(process.store, request, settings=process.settings, **options)
         except RedisRefused as error:
             await _store_dead_letter(process, request, message, error)
             raise

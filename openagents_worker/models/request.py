@@ -73,7 +73,8 @@ class RunRequest(RequestModel):
     resume_from_checkpoint: CheckpointId | None = None
     """The last checkpoint, `{run_id}:step:{n}`, of a failed or cancelled run. That run continues.
 
-    Agent and session must be those of the run, and `input_text` must be the same or empty.
+    Agent and session must be those of the run, and `input_text` must be the same or empty. The run keeps its
+    request: any other field must be left out or have the value of the run.
     """
 
     @model_validator(mode="before")

@@ -19,7 +19,7 @@ from openagents_worker.store.scripts import ScriptCall
 from openagents_worker.submission.accepted import Accepted, error_of
 from openagents_worker.submission.fork import fork_of
 from openagents_worker.submission.new_run import NewRun, SubmitOptions
-from openagents_worker.submission.resumption import Resumption
+from openagents_worker.submission.resumption import Resumption, requested_resumption
 
 __all__ = [
     "Accepted",
@@ -76,7 +76,8 @@ def submission(request: Request, settings: Settings, **options: Unpack[SubmitOpt
     new_run = NewRun(parsed, settings, **options)
     if parsed.resume_from_checkpoint is None:
         return (yield from _repeated(new_run, settings))
-    return (yield from _repeated(Resumption(parsed, new_run.canvas), settings))
+    resumed = yield from requested_resumption(new_run)
+    return (yield from _repeated(resumed, settings))
 
 
 def resumption(run: RunRecord, settings: Settings, *, by: str = "") -> Plan[Accepted]:

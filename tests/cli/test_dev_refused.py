@@ -47,6 +47,35 @@ def test_the_data_of_a_redis_that_is_not_started_is_kept_nowhere(command: Comman
     assert not (tmp_path / "data").exists()
 
 
+def test_a_port_of_a_redis_that_is_not_started_is_refused(command: Command) -> None:
+    done = command("dev", "--redis-port", "7000")
+
+    assert (done.code, "unset it, or leave --redis-port out" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_BASE_URL"])
+def test_a_script_beside_a_real_model_is_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """The real model would answer, and cost money."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+
+    done = command("dev", "--model", "replies.json")
+
+    assert done.code == 1
+    assert f"{variable} is set, so dev starts no scripted model" in done.err
+
+
+def test_the_variable_for_concurrency_counts_if_the_option_is_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAGENTS_CONCURRENCY", "7")
+
+    found = [processes.dev.make_context("dev", [*given]) for given in ((), ("--concurrency", "9"))]
+
+    assert [context.params["concurrency"] for context in found] == [7, 9]
+
+
 def test_dev_says_why_it_starts_no_redis(tmp_path: Path) -> None:
     """The variable may be left from an earlier `dev`, which has printed it."""
     env = {**os.environ, "OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0", "OPENAI_API_KEY": "sk-1"}

@@ -40,8 +40,8 @@ class Example:
 @contextmanager
 def _running(name: str, env: dict[str, str], real_model: bool) -> Generator[Development]:
     env |= {"OPENAGENTS_CONFIG": f"examples/{name}/agents.json"}
-    options = ("--model", f"examples.{name}.model:reply", "--no-reload")
-    with developing(ROOT, *options, env=env, real_model=real_model) as dev:
+    script = () if real_model else ("--model", f"examples.{name}.model:reply")
+    with developing(ROOT, *script, "--no-reload", env=env, real_model=real_model) as dev:
         yield dev
 
 

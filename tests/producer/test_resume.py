@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
+from celery import Celery
+from pydantic import BaseModel
 
 from openagents_worker.errors import ConfigError, LLMResponseError, RequestInvalid, RunConflict, RunNotFound
-from openagents_worker.models import RunRequest, RunState, parse_request
+from openagents_worker.models import RunBudget, RunRequest, RunState, parse_request
 from openagents_worker.producer.client import Client
 from tests.support.scripts import Hand
 
 
-def resume(step: int = 1, **fields: str) -> dict[str, str]:
+def resume(step: int = 1, **fields: Any) -> dict[str, Any]:
     return {
         "agent_id": "assistant",
         "session_id": "s1",
@@ -18,6 +23,17 @@ def resume(step: int = 1, **fields: str) -> dict[str, str]:
         "resume_from_checkpoint": f"r1:step:{step}",
         **fields,
     }
+
+
+class Answer(BaseModel):
+    text: str
+
+
+def task_options(client: Client) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(
+        str(client.store.redis.hget(client.store.keys("run", "r1"), "canvas"))
+    )
+    return stored
 
 
 def test_a_failed_run_goes_on_under_its_own_id(redis_url: str, hand: Hand, client: Client) -> None:
@@ -56,6 +72,64 @@ def test_what_is_not_that_run_is_refused(
     with pytest.raises(error, match=hint):
         client.submit(resume(**fields))
     assert client.record("r1").state is RunState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "named"),
+    [
+        ({"budget": {"max_steps": 99}}, {}, "budget"),
+        ({"labels": {"env": "prod"}, "metadata": {"a": 1}}, {}, "labels, metadata"),
+        ({"durable": False}, {}, "durable"),
+        ({"on_busy": "reject"}, {}, "on_busy"),
+        ({"queue": "slow"}, {}, "queue"),
+        ({}, {"queue": "slow"}, "queue"),
+        ({}, {"delay_ms": 3_600_000}, "delay_ms"),
+        ({}, {"expires_ms": 5_000_000}, "expires_ms"),
+    ],
+)
+def test_what_a_resumption_cannot_change_is_refused(
+    hand: Hand, client: Client, fields: dict[str, Any], options: dict[str, Any], named: str
+) -> None:
+    """A resumed run keeps its request and its queue. Before, these were ignored."""
+    hand.end("r1", steps=1, error=LLMResponseError("no"))
+    with pytest.raises(RequestInvalid, match=f"which cannot change {named}\n"):
+        client.submit(resume(**fields), **options)
+    assert client.record("r1").state is RunState.FAILED
+
+
+def test_a_request_may_be_repeated_with_its_checkpoint(client: Client) -> None:
+    """All of its fields are those of the run, whether they were set or are defaults."""
+    request = RunRequest(
+        agent_id="assistant",
+        session_id="s1",
+        input_text="hi",
+        run_id="r1",
+        budget=RunBudget(max_steps=3),
+        labels={"env": "prod"},
+        output_type=Answer,
+    )
+    client.submit(request)
+    client.cancel("r1")
+
+    again = request.model_copy(update={"resume_from_checkpoint": "r1:step:0", "durable": True})
+    client.submit(again, queue="agents")
+
+    assert client.record("r1").state is RunState.QUEUED
+    client.cancel("r1")
+
+
+def test_a_resumed_run_keeps_the_tasks_that_are_linked_to_it(client: Client) -> None:
+    """Each option replaces only the one of its name. Before, a priority or a trace erased the link."""
+    link, first = Celery().signature("shop.pay", args=[]), resume() | {"run_id": "r1", "input_text": "hi"}
+    del first["resume_from_checkpoint"]
+    client.submit(first, canvas={"link": [link]}, headers={"a": "1", "b": "1"})
+    before = task_options(client)
+    client.cancel("r1")
+
+    client.submit(resume(step=0), priority=3, headers={"b": "2"})
+
+    assert task_options(client) == {**before, "priority": 3, "headers": {"a": "1", "b": "2"}}
+    client.cancel("r1")
 
 
 def test_a_completed_run_is_not_resumed(redis_url: str, hand: Hand, client: Client) -> None:

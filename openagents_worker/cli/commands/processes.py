@@ -72,7 +72,11 @@ def flower(port: int) -> None:
 
 @click.command()
 @click.option(
-    "--concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Runs at the same time."
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=50,
+    envvar=f"{PREFIX}CONCURRENCY",
+    help=f"Runs at the same time. Default: {PREFIX}CONCURRENCY, or 50.",
 )
 @click.option(
     "--redis-port",
@@ -90,7 +94,7 @@ def flower(port: int) -> None:
 @click.option(
     "--model",
     "script",
-    default=DEV_MODEL,
+    default=None,
     metavar="FILE|MODULE:FUNCTION",
     help="The scripted model: a JSON file with its replies, or a function. Default: it does arithmetic.",
 )
@@ -101,7 +105,7 @@ def dev(
     redis_port: int | None,
     flower_port: int | None,
     data_dir: Path | None,
-    script: str,
+    script: str | None,
     reload: bool,
     as_json: bool,
 ) -> Exit:
@@ -117,8 +121,12 @@ def dev(
     """
     require_extras("worker", "flower")
     redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
-    if redis_url is not None and data_dir is not None:
-        text = f"{PREFIX}REDIS_URL is set, so dev starts no Redis: unset it, or leave --data-dir out"
+    if redis_url is not None and (data_dir is not None or redis_port):
+        option = "--data-dir" if data_dir is not None else "--redis-port"
+        text = f"{PREFIX}REDIS_URL is set, so dev starts no Redis: unset it, or leave {option} out"
+        raise click.UsageError(text)
+    if script is not None and _names_a_model():
+        text = f"{_model_variable()} is set, so dev starts no scripted model: unset it, or leave --model out"
         raise click.UsageError(text)
     signal.signal(signal.SIGTERM, _interrupt)
     print_line = None if as_json else _line_printer()
@@ -126,7 +134,7 @@ def dev(
     flower_port = port_or_free(DEFAULT_FLOWER_PORT) if flower_port is None else flower_port
     try:
         with Stack(redis_url=redis_url, data_dir=data_dir, redis_port=redis_port, say=print_line) as stack:
-            model_url = _start_model(stack, script)
+            model_url = _start_model(stack, script or DEV_MODEL)
             is_example = _use_example_agents(stack)
             worker = stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
@@ -187,7 +195,7 @@ def _names_of(paths: Sequence[Path]) -> str:
 
 def _start_model(stack: Stack, script: str) -> str | None:
     """Start a scripted model unless the environment names a model. Return its URL, or None."""
-    if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
+    if _names_a_model():
         return None
     url = stack.start_model_server(script)
     stack.set_env(OPENAI_BASE_URL=url, OPENAI_API_KEY="no-key-needed")
@@ -240,6 +248,11 @@ def _end_lines(stack: Stack, ended: ChildProcess, *, keeps_data: bool) -> Iterat
         yield "start dev again: the runs continue"
     else:
         yield "the runs end with the data of Redis: --data-dir DIR keeps them for the next start"
+
+
+def _names_a_model() -> bool:
+    """Whether the environment names a model, which may cost money."""
+    return bool(os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"))
 
 
 def _model_variable() -> str:
