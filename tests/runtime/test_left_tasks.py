@@ -121,10 +121,10 @@ async def test_tasks_that_a_completed_run_leaves_are_cancelled(
     async def program(context: RunContext) -> str:
         async def tick() -> None:
             try:
-                while True:
-                    await asyncio.sleep(0.001)
+                await asyncio.Event().wait()
             finally:
-                await asyncio.sleep(0.01)
+                for _ in range(20):
+                    await asyncio.sleep(0)
                 LOG.append("cleaned up")
 
         start(tick())
@@ -181,7 +181,9 @@ async def test_children_that_a_run_leaves_are_cancelled_but_those_in_the_backgro
         assert states == {"one": RunState.QUEUED, "two": RunState.CANCELLED}
 
 
-async def test_a_thread_of_a_left_task_ends_before_its_run(redis_url: str) -> None:
+async def test_a_thread_of_a_left_task_ends_before_its_run(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A thread cannot be stopped: the run keeps its session meanwhile."""
     blocking = {"id": "blocking", "impl": "tests.runtime.plugins.block_a_thread"}
     left = {**patterned("LeavesACall"), "tools": [blocking]}
@@ -190,8 +192,9 @@ async def test_a_thread_of_a_left_task_ends_before_its_run(redis_url: str) -> No
         await p.submit()
         await p.submit("r2", agent_id="b")
         executing = await executed_until(p, lambda: plugins.LOG == [("blocked",), ("ends",)], "it ends")
-        for _ in range(50):
-            await asyncio.sleep(0.001)
+        await await_for(lambda: "run.tasks_left" in caplog.text, "the task is cancelled")
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert not executing.done()
         assert await claimable(p) == "waiting"
         plugins.Blocking.free.set()
