@@ -19,6 +19,7 @@ log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
 MAX_NAMED = 5  # of the tasks that a run has left
+LEFT_HINT = "await or cancel them; open a client of several runs outside of runs (docs/pools.md)"
 
 
 class CodeStopper:
@@ -55,22 +56,18 @@ class CodeStopper:
         """The program has ended and has left tasks: cancel them, as `asyncio.run` does, and wait for them.
 
         Calls with effects that are in progress may end before, and are recorded: a later life of the run
-        would have to ask a person about them. No other call begins. Tasks that do not stop end the process.
-        Their threads cannot be stopped: after the grace period, they continue.
+        would have to ask a person about them. No other call begins. What does not stop within the grace
+        period continues without calls, because the process has other runs.
         """
         names = self.in_progress()["tasks"][:MAX_NAMED]
         run_id, agent_id = self._code.run_id, self._code.agent_id
-        log.warning("run.tasks_left", run_id=run_id, agent_id=agent_id, tasks=names)
+        log.warning("run.tasks_left", run_id=run_id, agent_id=agent_id, tasks=names, hint=LEFT_HINT)
         if recorder is not None:
             recorder.in_progress.close()
             if not recorder.in_progress.may_repeat():
                 await self._let_calls_end(recorder, at_most_s=self._grace_s / 3)
-        if await self._cancel_all(execution, recorder, time.monotonic()):
-            return
-        if self._unfinished_tasks(execution):
-            self._exit()
-        else:
-            log.warning("run.threads_left", after_s=self._grace_s, **self.in_progress())
+        if not await self._cancel_all(execution, recorder, time.monotonic()):
+            log.error("run.code_left", after_s=self._grace_s, **self.in_progress())
 
     async def _cancel_all(
         self, execution: asyncio.Task[Any], recorder: Recorder | None, began_s: float

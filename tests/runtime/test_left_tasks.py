@@ -11,7 +11,6 @@ import pytest
 
 from openagents_worker import Agent, RunContext
 from openagents_worker.models import RunState
-from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
 from tests.runtime.test_replay import executed_until, patterned
 from tests.runtime.test_stop import worker
@@ -143,8 +142,10 @@ async def test_tasks_that_a_completed_run_leaves_are_cancelled(
         assert "run_id=r1" in line
 
 
-async def test_a_left_task_that_swallows_its_cancellation_ends_the_process(redis_url: str) -> None:
-    """The next run of the session must not execute beside it. Others recover the run."""
+async def test_a_left_task_that_swallows_its_cancellation_is_named(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run ends and the process goes on: its other runs shall not be recovered for a task of this one."""
 
     async def program(context: RunContext) -> str:
         async def stays() -> None:
@@ -158,11 +159,12 @@ async def test_a_left_task_that_swallows_its_cancellation_ends_the_process(redis
 
     async with worker(redis_url, shop(program), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
-        attempt_result = await p.execute()
+        await p.execute()
 
-        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SKIPPED, "fenced")
-        assert p.left == [70]
-        assert (await p.record()).state is RunState.RUNNING
+        assert p.left == []
+        assert (await p.record()).state is RunState.COMPLETED
+        [line] = [each.getMessage() for each in caplog.records if "run.code_left" in each.getMessage()]
+        assert "stays" in line
         GATES["let go"].set()
         await asyncio.wait(TASKS)
 
