@@ -16,12 +16,16 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
 from celery import Celery, signals
+from redis.client import Monitor
 
 from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker.celery.app import make_worker_app
@@ -41,7 +45,7 @@ NOISE_CPU = 0.2  # percent of a core: two idle measurements of one worker differ
 MIN_SHOWN = 0.0005  # percent of a core
 LIVE, DELAYED, PARKED, QUEUED = 1_000, 1_000, 10_000, 10_000
 HOUR_MS = 3_600_000
-OWN = ("info", "config|resetstat", "ping")
+END = "bench: the measurement ends"
 THREADS = "bench:threads"
 
 
@@ -107,6 +111,7 @@ class _Bench:
     def __init__(self, client: Client, worker: Worker, url: str, seconds: float) -> None:
         self._client = client
         self._worker = worker
+        self._url = url
         self._redis = redis.Redis.from_url(url)
         self._seconds = seconds
         self._live: list[str] = []
@@ -118,20 +123,15 @@ class _Bench:
 
     def measure(self, what: str) -> Second:
         time.sleep(2.0)  # let the preceding submissions settle
-        self._redis.config_resetstat()
-        before, began = self._worker.cpu_s_by_thread(), time.monotonic()
-        time.sleep(self._seconds)
-        took = time.monotonic() - began
+        with _sent(self._url) as sent:
+            before, began = self._worker.cpu_s_by_thread(), time.monotonic()
+            time.sleep(self._seconds)
+            took = time.monotonic() - began
         children = self._worker.children()
         threads = dict.fromkeys([HEARTBEAT, STALL_MONITOR_PROCESS], 0.0)
         for number, used_s in self._worker.cpu_s_by_thread().items():
             name = self._names.get(number, STALL_MONITOR_PROCESS if number in children else "others")
             threads[name] = threads.get(name, 0.0) + 100 * (used_s - before.get(number, 0.0)) / took
-        counts = {
-            name.removeprefix("cmdstat_"): stat["calls"]
-            for name, stat in self._redis.info("commandstats").items()
-        }
-        sent = _sent(counts)
         second = Second(threads, {name: count / took for name, count in sent.items()})
         often = sorted(second.commands.items(), key=lambda one: -one[1])[:5]
         named = ", ".join(f"{name} {count:.1f}" for name, count in often)
@@ -193,12 +193,25 @@ class _Bench:
         return RunRequest(agent_id="waits", session_id=uuid.uuid4().hex, input_text="go")
 
 
-def _sent(counts: Mapping[str, Any]) -> dict[str, int]:
-    """The commands that clients sent. The counters of Redis also include the commands inside of scripts."""
-    inside = {"time", "hmget", "hget", "hset", "zscore", "zrangebyscore", "scard", "smembers", "exists"}
-    inside |= {"zadd", "persist", "zcard", "xadd", "hincrby", "srandmember", "hvals", "hgetall", "zrem"}
-    inside |= {"pubsub|numsub", "pexpire", "set", "hlen", "hdel"}
-    return {name: count for name, count in counts.items() if name not in inside and name not in OWN}
+@contextmanager
+def _sent(url: str) -> Generator[Counter[str]]:
+    """Counts the commands that clients send during the block, by name, without those that scripts execute."""
+    sent: Counter[str] = Counter()
+    with redis.Redis.from_url(url) as marker, redis.Redis.from_url(url) as client:
+        marker.echo(END)  # connects, before anything is counted
+        with client.monitor() as monitor, ThreadPoolExecutor(1) as thread:
+            counting = thread.submit(_count_until_the_end, monitor, sent)
+            try:
+                yield sent
+            finally:
+                marker.echo(END)
+            counting.result()
+
+
+def _count_until_the_end(monitor: Monitor, sent: Counter[str]) -> None:
+    while (said := monitor.next_command())["command"] != f"ECHO {END}":
+        if said["client_type"] != "lua":
+            sent[said["command"].partition(" ")[0].lower()] += 1
 
 
 # --- what the worker runs: this module is its application ------------------------------------------------
