@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         frozen=True,
-        extra="ignore",
+        extra="forbid",
         env_ignore_empty=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,  # a wrong URL may contain a password anywhere

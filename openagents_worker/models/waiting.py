@@ -27,13 +27,15 @@ class Waiting(StoredModel):
     """One thing that a parked run waits for.
 
     `name` is the name of the signal, tool, budget or limit. `until` is the time (UTC) at which the run
-    continues without it; None: it has no time-out.
+    continues without it; None: it has no time-out. `limit` is the limit of a budget that is used up; None
+    for other waits, and for runs that a worker of an earlier version has parked.
     """
 
     kind: WaitKind
     name: str = ""
     call_id: str = ""
     until: datetime | None = None
+    limit: float | None = None
 
     def __str__(self) -> str:
         """The kind and the name: `signal paid`."""

@@ -45,7 +45,8 @@ class Client(Operations, Decisions):
     With `app`, messages are sent through that Celery app, which the client does not close. Without arguments
     they are sent through the app that is registered in this process (`register(app)`). Without a registered
     app, or with `redis_url`, the client makes its own app from the settings of the environment. Through an
-    app with runs they go to the queue of `register(app, queue=...)`.
+    app with runs they go to the queue of `register(app, queue=...)`. Raises `ConfigError` if `redis_url` is
+    not that of `settings`.
     """
 
     def __init__(

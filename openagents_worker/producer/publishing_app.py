@@ -116,9 +116,15 @@ def _with_queue_of(app: Celery, settings: Settings) -> Settings:
 def _settings(redis_url: str | None, settings: Settings | None) -> Settings:
     """The given settings, or those of the environment with `redis_url`, if it is set.
 
-    Without a broker URL in the environment, `redis_url` is also the URL of the broker.
+    Raises `ConfigError` if both are given and differ. Without a broker URL in the environment, `redis_url` is
+    also the URL of the broker.
     """
-    if settings is not None and redis_url is None:
+    if settings is not None:
+        if redis_url not in (None, settings.redis_url):
+            raise ConfigError(
+                "redis_url and settings name two Redis servers",
+                hint="leave redis_url out: the settings name the Redis of the client",
+            )
         return settings
     env = dict(os.environ) if redis_url is None else {**os.environ, f"{PREFIX}REDIS_URL": redis_url}
     return load_settings(env)

@@ -20,7 +20,7 @@ from openagents_worker.arguments import (
 )
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, RunConflict
 from openagents_worker.jsontext import dumps
-from openagents_worker.models import EXTENDABLE, RunBudget, RunRecord
+from openagents_worker.models import EXTENDABLE, RunBudget, RunRecord, WaitKind
 from openagents_worker.producer.plans import Sending
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.redaction import shown_reason
@@ -89,7 +89,7 @@ def extend(
     by: str | None = None,
 ) -> Plan[None]:
     """Extend the budget of the run: limits of steps, tool calls, cost, tokens or duration, none
-    of them smaller.
+    of them smaller. The limit for which a paused run waits must become larger.
 
     A run that waits because its budget is used up (`on_breach="pause"`) continues. Any other run uses the
     extension when it needs it. Raises as `send` does.
@@ -97,10 +97,17 @@ def extend(
     limits = _extension_of(budget)
     by = optional_text("by", by)
     run: RunRecord = yield from record_plan(publishing.keys, text_of_caller("run_id", run_id))
+    used_up = {each.name: each.limit for each in run.waiting if each.kind is WaitKind.BUDGET and each.limit}
     before = (run.request.budget if run.request else None) or RunBudget()
     for name, limit in limits.items():
-        old = getattr(before, name)
-        if old is not None and limit < old:
+        if name in used_up:
+            if limit <= used_up[name]:
+                raise RequestInvalid(
+                    f"{name}: the new limit {limit} is not larger than the limit {used_up[name]:g}, which is "
+                    "used up",
+                    run_id=run_id,
+                )
+        elif (old := getattr(before, name)) is not None and limit < old:
             raise RequestInvalid(
                 f"{name}: the new limit {limit} is smaller than the limit {old} of the run", run_id=run_id
             )

@@ -90,6 +90,7 @@ class Waits:
         fact: str = "",
         timeout_ms: int | None = None,
         needs_all: bool = False,
+        limit: float = 0,
         begins_again: bool = False,
         must_park: bool = False,
         shown_as: str = "",
@@ -110,6 +111,7 @@ class Waits:
             fact=fact,
             timeout_ms=timeout_ms,
             needs_all=needs_all,
+            limit=limit,
         )
         checks = self._checked_again[kind]
         found = self.facts.take(fact) or await self._look_again(wait)

@@ -27,7 +27,7 @@ class Wait:
     `until_ms` is a time by the clock of Redis, in ms since 1970; 0: no time-out. `fact` is the name of the
     fact that ends the wait, such as `approval:pay:1`; if facts of this kind are numbered, it ends with a
     colon, such as `signal:payment:`. '' if only the time ends it. `needs_all`: the run continues when all of
-    its waits of this kind that say so have their facts.
+    its waits of this kind that say so have their facts. `limit` is the limit of a budget that is used up.
     """
 
     kind: WaitKind
@@ -36,6 +36,7 @@ class Wait:
     until_ms: int = 0
     fact: str = ""
     needs_all: bool = False
+    limit: float = 0
 
     def to_json(self) -> dict[str, Any]:
         """The entry of the field `waits`. Values that are empty are left out."""
@@ -46,6 +47,7 @@ class Wait:
             "until_ms": self.until_ms,
             "fact": self.fact,
             "needs_all": self.needs_all,
+            "limit": self.limit,
         }
         return {key: value for key, value in fields.items() if value}
 

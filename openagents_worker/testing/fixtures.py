@@ -12,7 +12,7 @@ from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.app_binding import without_registered_apps
 from openagents_worker.producer.client import default_client
 from openagents_worker.producer.connection import default_connection
-from openagents_worker.settings import PREFIX, load_settings
+from openagents_worker.settings import PREFIX, load_settings, unknown_variables
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.testing.model_server import ModelServer, ReplyFunction
 from openagents_worker.testing.scripted_model import ScriptedModel
@@ -80,7 +80,10 @@ def agents_worker(agents_redis: str, request: pytest.FixtureRequest) -> Generato
     with ExitStack() as stack:
 
         def start(agents: Agents | None = None, **settings: str) -> AgentsWorker:
-            env = {f"{PREFIX}{name}": value for name, value in settings.items()}
+            env = {f"{PREFIX}{name.upper()}": value for name, value in settings.items()}
+            for name, near in unknown_variables(env):
+                guess = f"; did you mean {near.removeprefix(PREFIX)}?" if near else ""
+                raise TypeError(f"agents_worker() has no setting {name.removeprefix(PREFIX)}{guess}")
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in env.items():
                     patch.setenv(name, value)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.arguments import TEN_YEARS_MS
-from openagents_worker.errors import OpenAgentsError, RequestInvalid
+from openagents_worker.errors import ConfigError, OpenAgentsError, RequestInvalid
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
@@ -118,6 +118,18 @@ def test_every_argument_is_one_that_is_tested_here(kind: type) -> None:
 
 
 # --- clients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_redis_beside_settings_of_another_one_is_refused(
+    kind: type[Client | AsyncClient], settings: Settings
+) -> None:
+    """Before, the settings were dropped: with another key prefix, no worker would see the run."""
+    own = settings.model_copy(update={"key_prefix": "shop:"})
+
+    with pytest.raises(ConfigError, match="two Redis servers"):
+        kind("redis://127.0.0.1:1/0", settings=own)
+    assert Client(settings.redis_url, settings=own).store.keys("run", "r1").startswith("shop:")
 
 
 @pytest.mark.parametrize(("method", "parameter"), doors_of(Client))

@@ -24,7 +24,7 @@ def test_a_products_suite_passes_on_the_fixtures_of_the_plugin() -> None:
     done = pytest_in(SHOP)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 passed" in done.stdout
+    assert "13 passed" in done.stdout
 
 
 def test_what_a_models_function_raises_fails_its_test(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import Agent, RunContext
+from openagents_worker import Agent, AsyncClient, RunContext
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import dumps
 from openagents_worker.models import RunBudget, RunState, StopReason, WaitKind
 from openagents_worker.runtime.waits import Waits
@@ -171,6 +172,37 @@ async def test_the_limit_of_the_agent_can_be_extended(redis_url: str) -> None:
         await extend(p, max_steps=9)
         await p.execute()
         assert (await p.record()).state is RunState.COMPLETED
+
+
+async def test_an_extension_is_compared_with_the_limit_that_is_used_up(redis_url: str) -> None:
+    """It is the limit of the agent here, not the one of the request. Before, an extension to 30 was refused
+    and one that raises nothing was accepted and announced."""
+    async with (
+        worker(redis_url, limits={"max_steps": 1, "on_breach": "pause"}) as (p, _),
+        AsyncClient(redis_url) as client,
+    ):
+        await p.submit(budget={"max_steps": 40})
+        await p.execute()
+        [waiting] = (await p.record()).waiting
+        with pytest.raises(RequestInvalid, match=r"is not larger than the limit 1, which is used up"):
+            await client.extend("r1", {"max_steps": 1})
+        await client.extend("r1", {"max_steps": 30})
+        await p.execute()
+
+        assert waiting.limit == 1
+        assert (await p.record()).state is RunState.COMPLETED
+        assert len(await payloads(p, "run.budget_extended")) == 1
+
+
+async def test_an_extension_that_raises_nothing_is_not_announced(redis_url: str) -> None:
+    """It may have been sent before the limit was used up."""
+    async with worker(redis_url) as (p, _):
+        await p.submit(budget={"max_steps": 2, "on_breach": "pause"})
+        await extend(p, max_steps=2)
+        await p.execute()
+
+        assert (await p.record()).state is RunState.PAUSED
+        assert await payloads(p, "run.budget_extended") == []
 
 
 async def test_a_pattern_uses_the_steps_of_an_extension(redis_url: str) -> None:

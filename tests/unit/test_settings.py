@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.settings import Settings, env_example, load_settings, unknown_variables
@@ -120,6 +121,12 @@ def test_settings_cannot_be_changed() -> None:
     """Two parts of a process can never see different settings."""
     with pytest.raises(ValueError, match="frozen"):
         load_settings({}).queue = "other"  # type: ignore[misc]
+
+
+def test_there_are_no_other_settings() -> None:
+    """A misspelled name would leave the default in place."""
+    with pytest.raises(ValidationError, match="key_prefx"):
+        Settings(key_prefx="shop:")  # type: ignore[call-arg]
 
 
 def test_a_misspelt_variable_is_found_and_its_name_suggested() -> None:

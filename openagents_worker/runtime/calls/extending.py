@@ -62,12 +62,19 @@ async def _take_extension(
             info.emit("run.budget_exceeded", {"kind": name, "limit": limit, "current": current})
         while budget.extended.get(name, limit) <= limit:
             fact = await waits.until(
-                info, WaitKind.BUDGET, name=name, fact=f"{FactKind.EXTEND}:", timeout_ms=timeout_ms
+                info,
+                WaitKind.BUDGET,
+                name=name,
+                fact=f"{FactKind.EXTEND}:",
+                timeout_ms=timeout_ms,
+                limit=max(limit, budget.extended.get(name, 0)),
             )
             if fact is not None:  # else another call has taken an extension
                 value = fact.value(run_id=recorder.run_id)
-                extended = {"budget": limits_in(value.get("budget")), "by": str(value.get("by") or "")}
-                return Outcome(value=extended["budget"], events=[("run.budget_extended", extended)])
+                limits = limits_in(value.get("budget"))
+                extended = {"budget": limits, "by": str(value.get("by") or "")}
+                is_larger = any(each != name or limits[each] > limit for each in limits)
+                return Outcome(value=limits, events=[("run.budget_extended", extended)] if is_larger else [])
             if not budget.pauses:  # an earlier attempt has taken one of another limit here
                 return Outcome(error=exhausted, may_retry=False)
         return Outcome(value={})

@@ -151,6 +151,12 @@ def test_settings_are_those_of_the_environment(
     assert result.error_details.code == "step.too_large"
 
 
+def test_a_misspelled_setting_is_refused(agents_worker: StartWorker) -> None:
+    """The worker would have the default."""
+    with pytest.raises(TypeError, match="has no setting LEASE; did you mean LEASE_MS"):
+        agents_worker([shop.AGENT], lease="8000")
+
+
 def test_a_model_behind_http_can_be_had_too(
     agents_worker: StartWorker, agents_model_server: StartModelServer
 ) -> None:
