@@ -60,7 +60,7 @@ async def test_a_task_of_flower_leads_to_its_run(server: Server) -> None:
 
 def test_flower_is_replaced_only_in_commands_of_celery(monkeypatch: pytest.MonkeyPatch) -> None:
     """A web process that makes an app imports nothing of Flower."""
-    command: Any = SimpleNamespace(Flower=None)
+    command: Any = SimpleNamespace(Flower=None, apply_env_options=lambda: None)
     monkeypatch.setitem(sys.modules, "flower.command", command)
     show_pages_in_flower()
     assert command.Flower.__name__ == "_flower"

@@ -160,13 +160,13 @@ async def test_a_left_task_that_swallows_its_cancellation_is_named(
     async with worker(redis_url, shop(program), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
         await p.execute()
+        GATES["let go"].set()
+        await asyncio.wait(TASKS)
 
         assert p.left == []
         assert (await p.record()).state is RunState.COMPLETED
         [line] = [each.getMessage() for each in caplog.records if "run.code_left" in each.getMessage()]
-        assert "stays" in line
-        GATES["let go"].set()
-        await asyncio.wait(TASKS)
+        assert "run_id=r1" in line
 
 
 async def test_children_that_a_run_leaves_are_cancelled_but_those_in_the_background(redis_url: str) -> None:
