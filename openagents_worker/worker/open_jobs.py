@@ -19,6 +19,7 @@ from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.runtime.assembly import AgentParts, Assembly
 from openagents_worker.runtime.context import ContextOfRequest
 from openagents_worker.runtime.deps import opened_deps
+from openagents_worker.runtime.user_code import is_runtime_signal
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.facts import Fact, FactKind
 from openagents_worker.store.records import aread_facts, aread_record
@@ -80,7 +81,7 @@ class OpenJobs:
             cancelling = (_cancel(record, record.request, job, parts, deps, at_once) for job in jobs)
             errors = [error for error in await asyncio.gather(*cancelling) if error is not None]
         if errors:
-            raise errors[0] if len(errors) == 1 else ExceptionGroup("several jobs", errors)
+            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("several jobs", errors)
 
 
 async def _cancel(
@@ -90,7 +91,7 @@ async def _cancel(
     parts: AgentParts,
     deps: Any,
     at_once: asyncio.Semaphore,
-) -> Exception | None:
+) -> BaseException | None:
     """Cancel one job. Returns the error for a new try."""
     try:
         note = job.value(run_id=record.run_id)
@@ -105,7 +106,9 @@ async def _cancel(
         async with at_once:
             context = EndedRunContext(request, str(note.get("key") or ""), deps)
             was_running = await cancel(handle, context)
-    except Exception as error:  # noqa: BLE001 - code of a tool may raise anything; the others are cancelled
+    except BaseException as error:
+        if is_runtime_signal(error):
+            raise
         return error
     log.info(
         "tool.job_cancelled",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from openagents_worker.concurrency import end_task
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.runtime.user_code import is_runtime_signal
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import RunEnd, outbox_done, outbox_take
 from openagents_worker.telemetry.logs import get_logger
@@ -34,7 +35,8 @@ class Recipient(Protocol):
     def name(self) -> str: ...
 
     async def deliver(self, end: RunEnd) -> None:
-        """Notify the recipient; it may be notified of the same end again. Any exception means a new try."""
+        """Notify the recipient; it may be notified of the same end again. Any exception means a new try, also
+        one with which the recipient would end its task or the process."""
         ...
 
 
@@ -137,7 +139,9 @@ class Outbox:
         try:
             async with asyncio.timeout(self._limits.deliver_s):
                 await recipient.deliver(end)
-        except Exception as error:  # noqa: BLE001 - a recipient may raise anything
+        except BaseException as error:
+            if is_runtime_signal(error):
+                raise
             problem = f"{type(error).__name__}: {error}"
             self.health.failed(f"{recipient.name}: {problem}", code=type(error).__name__)
             where: dict[str, Any] = {"recipient": recipient.name, "run_id": end.run_id, "tries": end.tries}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ TAKE: dict[str, Any] = {"limit": 10, "retry_ms": 0, "max_retry_ms": 0}
 class Recipient:
     """Records the ends; raises `error` at each delivery if it is set."""
 
-    def __init__(self, name: str, error: Exception | None = None) -> None:
+    def __init__(self, name: str, error: BaseException | None = None) -> None:
         self.name = name
         self.ends: list[RunEnd] = []
         self.error = error
@@ -112,6 +113,34 @@ async def test_a_recipient_that_fails_does_not_stop_the_others(
 
     assert sorted(broken.run_ids) == ["r1"] * 3 + ["r2"] * 3
     assert outbox.health.report().last_error == "broken: ConnectionError: nobody answers"
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
+)
+async def test_a_recipient_that_raises_what_ends_a_task_is_served_again(
+    cell: Cell, redis_url: str, error: BaseException
+) -> None:
+    """The code of a tool cancels its job, and may await something that was cancelled. A worker must not stop
+    serving the recipient for that."""
+    broken, exits = Recipient("broken", error), list[int]()
+    store = AsyncStore(cell)
+    limits = OutboxLimits(poll_s=0.01, retry_s=0.01, max_retry_s=0.01, max_tries=100)
+    outbox = Outbox(store, Recipients(all=(broken,), limits=limits), leave=exits.append)
+    await outbox.start()
+    try:
+        await await_for(lambda: outbox.health.report().rounds >= 1, "the recipient is registered")
+        with Hand(redis_url) as hand:
+            end_run(hand, "r1")
+            await await_for(lambda: len(broken.ends) >= 2, "it is delivered again")
+            assert type(error).__name__ in outbox.health.report().last_error
+            broken.error = None
+            await await_for(lambda: take(hand, "broken") == [], "nothing is left")
+    finally:
+        await outbox.aclose()
+        await store.close()
+
+    assert exits == []
 
 
 def test_two_recipients_of_one_name_are_refused() -> None:
