@@ -57,7 +57,7 @@ class StrictForm(StrEnum):
     NO_IMAGES_IN_RESULTS = "no_images_in_results"
 
 
-_REFUSALS = {
+_ERROR_TEXTS = {
     StrictForm.ROLES_IN_ORDER: (
         r"unexpected role .{1,20} after role|roles must alternate"
         r"|system messages? (must|should|can only) be .{0,20}(beginning|first|start)"
@@ -75,7 +75,7 @@ _REFUSALS = {
         r"|content' : value must be a string"
     ),
 }
-_PATTERNS = {form: re.compile(text, re.IGNORECASE | re.DOTALL) for form, text in _REFUSALS.items()}
+_PATTERNS = {form: re.compile(text, re.IGNORECASE | re.DOTALL) for form, text in _ERROR_TEXTS.items()}
 
 
 def forms_in(error: str) -> frozenset[StrictForm]:

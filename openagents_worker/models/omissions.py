@@ -11,7 +11,7 @@ NAME = "omitted_messages"
 
 
 def omission_note(text: str) -> dict[str, Any]:
-    """The message that tells a model how many messages are left out at its place.
+    """The message for a model with the number of messages that are left out at its place.
 
     A provider gets its text at the beginning of the next user message. Many chat servers refuse a second
     system message. And the number changes in every run: a system prompt with it could not be cached.
