@@ -81,7 +81,7 @@ local function forget_ended(limit)
   end
 end
 
--- in_use(limit): the number of concurrent requests. If there is no room, reservations of attempts that have ended are removed
+-- in_use(limit): the number of concurrent requests. If the limit is full, reservations of attempts that have ended are removed
 local function in_use(limit)
   local key = k.limit_calls(limit.name)
   if redis.call('ZCARD', key) >= limit.max_concurrency then forget_ended(limit) end
